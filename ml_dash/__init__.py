@@ -1,0 +1,85 @@
+"""ml-dash records machine-learning experiments, and can prove that it has the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+from .config import OperationMode
+from .decorator import ml_dash_experiment
+from .errors import (
+    AlreadyExists,
+    ChecksumMismatch,
+    Damaged,
+    ForeignFolder,
+    InvalidInput,
+    InvalidName,
+    InvalidValue,
+    JournalError,
+    MLDashError,
+    NewerFormat,
+    NotFound,
+    NotOpen,
+    ReadOnly,
+    StillOpen,
+    StorageError,
+    UnsupportedType,
+    WriteProtected,
+)
+from .experiment import Experiment
+from .files import FileBuilder, FileEntry
+from .log import LogBuilder, LogHandler, LogLevel
+from .metric import MetricBuilder, MetricsBuilder
+from .parameters import ParametersBuilder
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from .records import ExperimentRecord
+
+__all__ = [
+    "AlreadyExists",
+    "ChecksumMismatch",
+    "Damaged",
+    "Experiment",
+    "FileBuilder",
+    "FileEntry",
+    "ForeignFolder",
+    "InvalidInput",
+    "InvalidName",
+    "InvalidValue",
+    "JournalError",
+    "LogBuilder",
+    "LogHandler",
+    "LogLevel",
+    "MLDashError",
+    "MetricBuilder",
+    "MetricsBuilder",
+    "NewerFormat",
+    "NotFound",
+    "NotOpen",
+    "OperationMode",
+    "ParametersBuilder",
+    "ReadOnly",
+    "StillOpen",
+    "StorageError",
+    "UnsupportedType",
+    "WriteProtected",
+    "__version__",
+    "experiments",
+    "ml_dash_experiment",
+]
+
+
+def experiments(path: str | PathLike[str] | None = None, project: str | None = None) -> list[ExperimentRecord]:
+    """The experiments that exist, by project and name: what `experiment.json` of each holds, up to date.
+
+    `path` is a root, store, project or experiment folder; without one, where the environment says, else `.ml-dash`.
+    """
+    from pathlib import Path
+
+    from . import read
+
+    found = read.find(Path(path) if path is not None else None, project)
+    return [read.record(located) for located in found]

@@ -1,0 +1,60 @@
+"""The command `ml-dash`: runs one command, and turns what goes wrong into a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+OK = 0
+FAILURE = 1
+USAGE = 2
+DAMAGE = 4
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs `ml-dash` with `argv` (default: the program's arguments) and exits."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; whatever it has to say about an error is on stderr."""
+    try:
+        code = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has all it wants. The interpreter's own flush at exit must not complain.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - pathlib is slower to import than this
+            os.dup2(nowhere.fileno(), 1)
+        return BROKEN_PIPE
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    import click
+
+    from ml_dash.cli import app, console
+    from ml_dash.errors import JournalError, MLDashError, NewerFormat
+
+    console.prepare_streams()
+    try:
+        code = app.ml_dash.main(list(argv), prog_name="ml-dash", standalone_mode=False)
+    except click.Abort:  # click's word for Ctrl-C and for the end of input at a question
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except MLDashError as error:
+        console.complain(str(error))
+        return DAMAGE if isinstance(error, JournalError) and not isinstance(error, NewerFormat) else FAILURE
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        console.complain(str(error))
+        return FAILURE
+    return code if isinstance(code, int) else OK

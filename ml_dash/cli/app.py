@@ -1,0 +1,81 @@
+"""The list of commands, each loaded from its own module when it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+import click
+
+COMMANDS: Final[dict[str, str]] = {
+    "demo": "Train a small model, kill it half-way, resume it, and show that nothing was lost.",
+    "ls": "List experiments.",
+    "show": "Show one experiment: what it is, how it ended, what it holds.",
+    "logs": "Print log entries, and follow them.",
+    "params": "Print parameters.",
+    "metrics": "List metrics, or show the points of one, as numbers or as a plot.",
+    "files": "List files.",
+    "diff": "Compare parameters and final values of two experiments.",
+    "export": "Write points, logs or experiments as CSV or JSON lines.",
+    "verify": "Check every frame, blob and file of an experiment.",
+    "rebuild": "Make the documented folder again from the journal.",
+    "dump": "Print the frames of a journal, for people.",
+    "rm": "Remove experiments, journal and folder together.",
+    "completion": "Print the script that completes this command in your shell.",
+}
+"""Name → what it does, here and not in the modules: `ml-dash --help` loads none of them."""
+
+
+class Commands(click.Group):
+    """A group whose commands are modules of this package."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"ml_dash.cli.{cmd_name}").command
+        command.help = command.help or COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"ml-dash {version('ml-dash')}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="EXPERIMENT is a path, project/name, or a name that only one experiment has; left out, the latest "
+    "written. Without a command: ls.",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
+@click.pass_context
+def ml_dash(ctx: click.Context) -> None:
+    """Experiments, recorded in plain folders."""
+    if ctx.invoked_subcommand is None:
+        from ml_dash.cli import ls
+
+        if not ls.list_found():
+            click.echo(ctx.get_help())

@@ -1,0 +1,142 @@
+"""`ml-dash demo`: a training that is killed and resumed, told step by step."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import DAMAGE, FAILURE, console
+from ml_dash.cli.plot import plot
+from ml_dash.demo import story
+from ml_dash.demo.train import EPOCHS
+from ml_dash.verify import verify
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+PLOT_HEIGHT = 9
+
+
+@click.command()
+@click.option(
+    "--path",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where to record it. Default: as any other.",
+)
+@click.pass_context
+def command(ctx: click.Context, path: Path | None) -> None:
+    """Train a small model, kill it half-way, resume it, and show that nothing was lost.
+
+    The data are the 150 iris flowers of R. A. Fisher (1936; UCI Machine Learning Repository, CC BY 4.0).
+    """
+    name = story.free_name(path)
+    console.say(f"Training a network on {_bold('150 iris flowers')}: {EPOCHS} epochs in plain Python.")
+    with _epochs("training") as progress:
+        first = story.run(name, path, kill_after=EPOCHS // 2 + 7, progress=progress)
+    located = read.locate(f"{story.PROJECT}/{name}", path)
+    after_kill = story.count(read.view(located), [first])
+    killed = console.styled("Killed it", "bold red")
+    status = console.styled(read.record(located)["status"], "yellow")
+    console.say(
+        f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}."
+    )
+    with _epochs("resumed", first.epochs) as progress:
+        second = story.run(name, path, kill_after=None, progress=progress)
+    view = read.view(located)
+    in_all = story.count(view, [first, second])
+    resumed, status = (
+        console.styled("Resumed it", "bold green"),
+        console.styled(view.record()["status"], "green"),
+    )
+    start = EPOCHS - second.epochs
+    console.say(
+        f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}."
+    )
+    console.say()
+    _say_counts({"when it was killed": after_kill, "at the end": in_all})
+    report = verify(located)
+    verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
+    console.say(f"Every frame and file checked (ml-dash verify): {verdict}.")
+    console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
+    points = view.series("loss", "loss", 8 * console.width())
+    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
+    console.say(_next_steps(name, path))
+    if report.damaged:
+        ctx.exit(DAMAGE)
+    if not (after_kill.complete and in_all.complete):
+        ctx.exit(FAILURE)
+
+
+def _bold(text: str) -> str:
+    return console.styled(text, "bold")
+
+
+@contextmanager
+def _epochs(title: str, first: int = 0) -> Iterator[story.Progress]:
+    with console.progress(title) as show:
+        yield lambda epoch: show(epoch, EPOCHS) if show is not None else None
+
+
+def _say_counts(counts: dict[str, story.Count]) -> None:
+    """The acknowledgements were counted outside the victims, from what their calls had returned."""
+    rows: list[list[console.Cell]] = [
+        [
+            when,
+            f"{count.acknowledged:,}",
+            f"{count.recovered:,}",
+            console.Styled("nothing lost", "green")
+            if count.complete
+            else console.Styled(f"{count.acknowledged - count.recovered:,} LOST", "bold red"),
+        ]
+        for when, count in counts.items()
+    ]
+    console.say_table(["calls", ">acknowledged", ">found on disk", ""], rows)
+    beyond = max(count.beyond for count in counts.values())
+    if beyond:
+        console.note(
+            f"({console.plural(beyond, 'call')} more had written, but not yet returned, when the kill came)"
+        )
+
+
+def _tree(located: read.Located) -> str:
+    from rich.tree import Tree
+
+    tree = Tree(console.safe(os.path.relpath(located.folder)))
+    _grow(tree, located.folder)
+    return console.rendered(tree)
+
+
+def _grow(tree: Tree, folder: Path) -> None:
+    """The folder as a user sees it, and one line for the journal."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        if path.name == ".journal":
+            files = [file for file in path.rglob("*") if file.is_file()]
+            total = console.size(sum(file.stat().st_size for file in files))
+            what = f".journal/  {console.plural(len(files), 'file')}, {total}: what ml-dash trusts"
+            tree.add(what, style="dim")
+        elif path.is_dir():
+            _grow(tree.add(console.safe(path.name) + "/"), path)
+        else:
+            tree.add(f"{console.safe(path.name)}  {console.size(path.stat().st_size)}")
+
+
+def _next_steps(name: str, path: Path | None) -> str:
+    where = f" --path {shlex.quote(str(path))}" if path is not None else ""
+    full = f"{story.PROJECT}/{name}"
+    steps = {
+        f"ml-dash ls{where}": "all experiments",
+        f"ml-dash show {full}{where}": "this one: both processes, parameters, series, files",
+        f"ml-dash metrics {full} accuracy --plot{where}": "another plot",
+        f"ml-dash logs {full}{where}": "what was logged",
+        f"ml-dash rebuild {full}{where}": "make the folder again from the journal",
+    }
+    wide = max(map(len, steps))
+    lines = [f"  {_bold(f'{command:<{wide}}')}  {what}" for command, what in steps.items()]
+    return "\n".join(["\nTry next:", *lines, "The training script: python -m ml_dash.demo.train"])

@@ -1,0 +1,149 @@
+"""`ml-dash export`: points, logs or experiments, for other programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import console, options
+from ml_dash.cli.look import json_point, look
+from ml_dash.cli.summary import final_values, summary
+from ml_dash.errors import NotFound
+from ml_dash.values import flatten, to_json
+
+Line = Mapping[str, Any]
+Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
+Source = tuple[Callable[[], Iterable[Line]], Callable[[], Table]]
+"""What to write, as lines of JSON and as a table: one of them is asked for."""
+
+_LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
+
+
+@click.command()
+@options.experiment_argument
+@click.option(
+    "--what",
+    type=click.Choice(["points", "logs", "experiments"]),
+    default="points",
+    show_default=True,
+    help="experiments: one row for each that is found, with its parameters and final values.",
+)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
+@click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output."
+)
+@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+@options.path_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiment: str | None,
+    what: str,
+    metrics: tuple[str, ...],
+    form: str,
+    output: Path | None,
+    as_json: bool,
+    path: Path | None,
+) -> None:
+    """Write points, logs or experiments as CSV or JSON lines."""
+    if metrics and what != "points":
+        raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
+    if what == "experiments" and experiment is not None:
+        raise click.UsageError("--what experiments takes all that are found: give no EXPERIMENT.", ctx)
+    lines, table = _experiments(path) if what == "experiments" else _of_one(experiment, path, what, metrics)
+    with _stream(output) as stream:
+        if as_json or form == "jsonl":
+            for line in lines():
+                stream.write(console.json_text(line) + "\n")
+        else:
+            _write_csv(*table(), stream)
+
+
+def _of_one(experiment: str | None, path: Path | None, what: str, metrics: tuple[str, ...]) -> Source:
+    _, view = look(experiment, path)
+    if what == "logs":
+        return view.each_log, lambda: (_LOG, ([entry[key] for key in _LOG] for entry in view.each_log()))
+    names = _names(view, metrics)
+    return lambda: _points(view, names), lambda: _points_table(view, names)
+
+
+def _names(view: read.View, wanted: tuple[str, ...]) -> list[str]:
+    known = [entry["name"] for entry in view.metrics()]
+    for name in wanted:
+        if name not in known:
+            raise NotFound(f"no metric {name!r}", hint="see: ml-dash metrics")
+    return list(wanted) or known
+
+
+def _points(view: read.View, names: list[str]) -> Iterator[Line]:
+    for name in names:
+        for point in view.each_point(name):
+            yield {"metric": name, **json_point(point)}
+
+
+def _points_table(view: read.View, names: list[str]) -> Table:
+    """Reads all points first, for the columns: they may not fit into memory, their names do."""
+    fields: dict[str, None] = {}
+    for name in names:
+        for point in view.each_point(name):
+            fields.update(dict.fromkeys(point["data"]))
+    fixed = ["metric", "index", "createdAt"]
+    header = fixed + [f"data.{field}" if field in fixed else field for field in fields]
+    rows = (
+        [line["metric"], line["index"], line["createdAt"], *(line["data"].get(field) for field in fields)]
+        for line in _points(view, names)
+    )
+    return header, rows
+
+
+def _experiments(path: Path | None) -> Source:
+    found = read.find(path)
+
+    def lines() -> Iterator[Line]:
+        for located in found:
+            view = read.view(located)
+            facts = summary(located, view.record())
+            yield {**facts, "parameters": view.parameters(), "metrics": final_values(view)}
+
+    def table() -> Table:
+        """Nested mappings become columns: `parameters.lr`, `metrics.loss`."""
+        flat = [flatten(line) for line in lines()]
+        header = list(dict.fromkeys(key for line in flat for key in line))
+        return header, ([line.get(key) for key in header] for line in flat)
+
+    return lines, table
+
+
+@contextmanager
+def _stream(output: Path | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    with output.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
+    # A program gets every character as it was recorded; a terminal would obey some of them.
+    clean: Callable[[str], str] = console.safe if console.on_terminal(stream) else str
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(map(clean, header))
+    for row in rows:
+        writer.writerow(clean(_cell(value)) for value in row)
+
+
+def _cell(value: Any) -> str:
+    """Text as it is, None as nothing, and everything else as JSON: floats with all their digits."""
+    if value is None:
+        return ""
+    shown = to_json(value)
+    return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)

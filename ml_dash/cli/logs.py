@@ -1,0 +1,85 @@
+"""`ml-dash logs`: the log of an experiment, and what is added to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import console, options
+from ml_dash.cli.look import look
+from ml_dash.journal.segment import list_segments
+from ml_dash.records import LogEntry
+
+LEVELS = ("debug", "info", "warn", "error", "fatal")
+POLL_S = 0.5
+
+_STYLES = {"debug": "dim", "info": "green", "warn": "yellow", "error": "red", "fatal": "bold red"}
+
+
+@click.command()
+@options.experiment_argument
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until interrupted.")
+@click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), help="Only entries of this level.")
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the last N entries.")
+@options.path_option
+@options.json_option
+def command(
+    experiment: str | None,
+    follow: bool,
+    level: str | None,
+    last: int | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Print log entries, oldest first. With --json one object a line, as in logs.jsonl."""
+    located, _ = look(experiment, path)
+    start = 0
+    while True:
+        known = _sizes(located)
+        view = read.view(located)
+        if last is not None:
+            start, last = _start_of_last(view, level, last), None
+        for entry in _entries(view, start, level):
+            console.say(console.json_text(entry) if as_json else _line(entry))
+        if not follow:
+            return
+        start = view.state.logs
+        console.flush()
+        while _sizes(located) == known:
+            time.sleep(POLL_S)
+
+
+def _entries(view: read.View, start: int, level: str | None) -> Iterator[LogEntry]:
+    while True:
+        page = view.logs(start, read.MAX_LIMIT)
+        yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
+        start = page["endIndex"] + 1
+        if not page["hasMore"]:
+            return
+
+
+def _start_of_last(view: read.View, level: str | None, count: int) -> int:
+    """The number of the first of the last `count` entries of a level."""
+    if count == 0:
+        return view.state.logs
+    page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
+    return page[0]["sequenceNumber"] if page else view.state.logs
+
+
+def _sizes(located: read.Located) -> dict[str, int]:
+    """How long every segment is. Asked before the view is taken: what comes after it makes a difference."""
+    return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
+
+
+def _line(entry: LogEntry) -> str:
+    level = f"{entry['level']:<5}"
+    level = console.styled(console.safe(level), _STYLES.get(entry["level"], "bold"))
+    text = f"{console.moment(entry['timestamp'])} {level} "
+    text += console.safe_lines(entry["message"], indent=" " * 4)
+    extras = entry["metadata"] or {}
+    pairs = "  ".join(f"{console.safe(key)}={console.number(value)}" for key, value in extras.items())
+    return f"{text}  {console.styled(pairs, 'dim')}" if pairs else text

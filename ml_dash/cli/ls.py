@@ -1,0 +1,114 @@
+"""`ml-dash ls`: the experiments that are found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import DAMAGE, FAILURE, OK, console, options
+from ml_dash.cli.summary import status_cell, summary
+from ml_dash.errors import JournalError, MLDashError, NewerFormat
+from ml_dash.values import utc_text
+
+Entry = dict[str, Any]
+
+STATUSES = ("running", "completed", "failed", "interrupted")
+_SORTS: dict[str, Callable[[Entry], Any]] = {
+    "updated": lambda entry: entry["updatedAt"] or "",
+    "created": lambda entry: entry["createdAt"] or "",
+    "name": lambda entry: (entry["project"], entry["name"]),
+    "points": lambda entry: entry["counts"]["points"],
+}
+
+
+@click.command()
+@click.option("--project", help="Only experiments of this project.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only experiments with this status.")
+@click.option("--tag", "tags", multiple=True, help="Only experiments with this tag; if repeated, with all.")
+@click.option("--folder", help="Only experiments with this folder label, or one below it.")
+@click.option(
+    "--since",
+    callback=options.moment,
+    metavar="TIME",
+    help="Only what was written since: 2025-10-29T10:30, 90min, 12h, 7d.",
+)
+@click.option("--sort", type=click.Choice(list(_SORTS)), default="updated", show_default=True)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
+@options.path_option
+@options.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    project: str | None,
+    status: str | None,
+    tags: tuple[str, ...],
+    folder: str | None,
+    since: int | None,
+    sort: str,
+    limit: int | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """List experiments, the latest first (--sort name: by name)."""
+
+    def wanted(entry: Entry) -> bool:
+        label = (entry["folder"] or "").strip("/")
+        return (
+            (status is None or entry["status"] == status)
+            and set(tags) <= set(entry["tags"] or ())
+            and (folder is None or label == folder.strip("/") or label.startswith(folder.strip("/") + "/"))
+            and (since is None or (entry["updatedAt"] or "") >= utc_text(since))
+        )
+
+    entries, code = _entries(read.find(path, project))
+    entries = sorted(filter(wanted, entries), key=_SORTS[sort], reverse=sort != "name")[:limit]
+    if as_json:
+        console.say_json(entries)
+    elif entries:
+        _say(entries)
+    else:
+        console.note("no experiments" if code == OK else "no experiment that can be read")
+    ctx.exit(code)
+
+
+def list_found() -> bool:
+    """Lists what bare `ml-dash` finds; False if there is nothing."""
+    found = read.find(None)
+    if found:
+        click.get_current_context().invoke(command)
+    return bool(found)
+
+
+def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
+    """What can be shown, and the exit code: one experiment that cannot be read does not hide the others."""
+    entries, code = [], OK
+    for located in found:
+        try:
+            entries.append(summary(located, read.record(located)))
+        except (MLDashError, OSError) as error:
+            console.complain(f"{located.project}/{located.name}: {error}")
+            damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
+            code = max(code, DAMAGE if damaged else FAILURE)
+    return entries, code
+
+
+def _say(entries: list[Entry]) -> None:
+    console.say_table(
+        ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
+        [
+            (
+                console.safe(f"{entry['project']}/{entry['name']}"),
+                status_cell(entry["status"]),
+                f"{entry['counts']['points']:,}",
+                f"{entry['counts']['logs']:,}",
+                f"{entry['counts']['files']:,}",
+                console.moment(entry["updatedAt"]),
+                console.safe(", ".join(map(str, entry["tags"] or ()))),
+            )
+            for entry in entries
+        ],
+    )

@@ -1,0 +1,140 @@
+"""`ml-dash metrics`: the metrics of an experiment, or the points of one, as numbers or as a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import console, options
+from ml_dash.cli.look import json_point, look
+from ml_dash.cli.plot import plot
+from ml_dash.errors import NotFound
+from ml_dash.records import MetricStats, Point
+
+LAST = 10
+PLOT_HEIGHT = 12
+MAX_PLOTS = 6
+_ALL = 1 << 62
+
+
+def complete_metric(ctx: click.Context, _param: click.Parameter, typed: str) -> list[str]:
+    from ml_dash.errors import MLDashError
+
+    try:
+        view = read.view(read.locate(ctx.params.get("experiment"), ctx.params.get("path")))
+        return [metric["name"] for metric in view.metrics() if metric["name"].startswith(typed)]
+    except (MLDashError, OSError):
+        return []
+
+
+@click.command()
+@options.experiment_argument
+@click.argument("metric", required=False, shell_complete=complete_metric)
+@click.option(
+    "--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST})."
+)
+@click.option("--plot", "as_plot", is_flag=True, help="Draw the series over their steps.")
+@options.path_option
+@options.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiment: str | None,
+    metric: str | None,
+    last: int | None,
+    as_plot: bool,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """List metrics with the statistics of each series, or show the last points of METRIC.
+
+    All points, as CSV or JSON lines: ml-dash export.
+    """
+    if as_plot and as_json:
+        raise click.UsageError("Give --plot or --json, not both.", ctx)
+    _, view = look(experiment, path)
+    names = [entry["name"] for entry in view.metrics()]
+    if metric is not None and metric not in names:
+        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        raise NotFound(f"no metric {metric!r}", hint=f"it has: {known}" if names else "it has no metrics")
+    if as_plot:
+        _plot(view, names if metric is None else [metric], last)
+    elif metric is not None:
+        _say_points(view, metric, LAST if last is None else last, as_json)
+    else:
+        _say_all(view, names, as_json)
+
+
+def _say_all(view: read.View, names: list[str], as_json: bool) -> None:
+    all_stats = [view.metric_stats(name) for name in names]
+    if as_json:
+        console.say_json(all_stats)
+    elif not names:
+        console.note("no metrics")
+    else:
+        console.say_table(*series_table(all_stats))
+
+
+def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str]]]:
+    """The headers and rows of a table of all series of some metrics."""
+    rows = []
+    for stats in all_stats:
+        for name, series in stats["series"].items():
+            numbers = (series["first"], series["last"], series["min"], series["max"], series["mean"])
+            texts = ["-" if number is None else console.number(number) for number in numbers]
+            rows.append([console.safe(name), f"{series['count']:,}", *texts])
+        if not stats["series"]:
+            rows.append([console.safe(stats["name"]), f"{stats['totalDataPoints']:,}", *"-----"])
+    return ["series", ">points", ">first", ">last", ">min", ">max", ">mean"], rows
+
+
+def _say_points(view: read.View, name: str, last: int, as_json: bool) -> None:
+    stats = view.metric_stats(name)
+    points = _last_points(view, name, last)
+    if as_json:
+        console.say_json({**stats, "data": [json_point(point) for point in points]})
+        return
+    console.say_table(*series_table([stats]))
+    if not points:
+        return
+    console.say()
+    fields = list(dict.fromkeys(field for point in points for field in point["data"]))
+    rows = [
+        [
+            f"{point['index']:,}",
+            *(console.number(point["data"][field]) if field in point["data"] else "" for field in fields),
+            console.moment(point["createdAt"]),
+        ]
+        for point in points
+    ]
+    console.say_table([">index", *(f">{console.safe(field)}" for field in fields), "time (UTC)"], rows)
+
+
+def _last_points(view: read.View, name: str, count: int) -> list[Point]:
+    points: list[Point] = []
+    while count > len(points):
+        page = view.metric_page(name, len(points) - count, min(count - len(points), read.MAX_LIMIT))
+        points += page["data"]
+        if not page["hasMore"]:
+            break
+    return points
+
+
+def _plot(view: read.View, names: list[str], last: int | None) -> None:
+    wanted = [(name, series) for name in names for series in view.metric_stats(name)["series"]]
+    drawn = 0
+    for name, series in wanted[:MAX_PLOTS]:
+        points = view.series(name, series, 8 * console.width() if last is None else _ALL)
+        if last is not None:
+            points = points[max(len(points) - last, 0) :]
+        lines = plot(points, console.width(), PLOT_HEIGHT)
+        if lines:
+            drawn += 1
+            console.say(console.styled(console.safe(series), "bold"))
+            console.say("\n".join(lines))
+    if not drawn:
+        console.note("nothing to plot: no numbers")
+    if len(wanted) > MAX_PLOTS:
+        console.note(f"{len(wanted) - MAX_PLOTS} more series: ml-dash metrics EXPERIMENT METRIC --plot")

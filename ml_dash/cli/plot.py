@@ -1,0 +1,89 @@
+"""A line plot in text: each character cell of the terminal shows 2 x 4 dots of a Braille pattern."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+
+Point = tuple[float, float]
+
+# The bit of each dot of a Braille character, by row and column (Unicode, block U+2800).
+_BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+
+
+def plot(points: Sequence[Point], width: int, height: int) -> list[str]:
+    """`points`, joined by lines, on `height` lines and two more for the x axis, at most `width` columns wide.
+
+    What is not finite leaves a gap. Empty if there is nothing to draw.
+    """
+    finite = [point for point in points if all(map(math.isfinite, point))]
+    if not finite:
+        return []
+    left, right = _range([x for x, _ in finite])
+    low, high = _range([y for _, y in finite])
+    labels = _labels([high * (1 - row / (height - 1)) + low * (row / (height - 1)) for row in range(height)])
+    margin = max(map(len, labels))
+    columns = max(width - margin - 2, 10)
+    cells = [[0] * columns for _ in range(height)]
+    for x, y in _dots(points, (left, right, columns * 2 - 1), (low, high, height * 4 - 1)):
+        cells[height - 1 - y // 4][x // 2] |= _BITS[3 - y % 4][x % 2]
+    lines = []
+    for row, (label, line) in enumerate(zip(labels, cells, strict=True)):
+        shown = label if row in (0, height // 2, height - 1) else ""
+        lines.append(f"{shown:>{margin}} {'┤' if shown else '│'}{_text(line)}".rstrip())
+    start, end = _labels([left, right])
+    lines.append(" " * (margin + 1) + "└" + "─" * columns)
+    lines.append(" " * (margin + 2) + start + f"{end:>{max(columns - len(start), len(end) + 1)}}")
+    return lines
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        half = abs(low) / 2 or 0.5
+        return max(low - half, -sys.float_info.max), min(high + half, sys.float_info.max)
+    return low, high
+
+
+def _dots(
+    points: Sequence[Point], across: tuple[float, float, int], up: tuple[float, float, int]
+) -> Iterator[tuple[int, int]]:
+    """Every dot on the lines between consecutive finite points."""
+    before: tuple[int, int] | None = None
+    for x, y in points:
+        if not (math.isfinite(x) and math.isfinite(y)):
+            before = None
+            continue
+        here = _place(x, *across), _place(y, *up)
+        yield from _line(before or here, here)
+        before = here
+
+
+def _place(value: float, low: float, high: float, last: int) -> int:
+    # Scaled first: the difference of two floats of 1e308 would be infinite.
+    scale = max(abs(low), abs(high))
+    share = (value / scale - low / scale) / (high / scale - low / scale)
+    return round(min(max(share, 0.0), 1.0) * last)
+
+
+def _line(start: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]), 1)
+    for step in range(steps + 1):
+        yield (
+            start[0] + round((end[0] - start[0]) * step / steps),
+            start[1] + round((end[1] - start[1]) * step / steps),
+        )
+
+
+def _text(cells: list[int]) -> str:
+    return "".join(chr(0x2800 + bits) if bits else " " for bits in cells)
+
+
+def _labels(values: list[float]) -> list[str]:
+    """With as many digits as it takes to tell the first from the last."""
+    for digits in range(4, 17):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if texts[0] != texts[-1]:
+            break
+    return texts

@@ -1,0 +1,73 @@
+"""`ml-dash verify`: is everything still there, and still what was written?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import DAMAGE, console, options
+from ml_dash.verify import VerifyReport, verify
+
+_STYLES = {"torn": "yellow", "released": "dim"}
+
+
+@click.command()
+@options.experiment_argument
+@click.option("--all", "everything", is_flag=True, help="Every experiment that is found.")
+@options.path_option
+@options.json_option
+@click.pass_context
+def command(
+    ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool
+) -> None:
+    """Check every frame, blob and file of an experiment.
+
+    Exit code 4 if anything is damaged or lost. What is merely torn (a write cut off by a kill, never
+    acknowledged) or released (content of a file that was replaced or deleted) is told, and is no damage.
+    """
+    if everything and experiment is not None:
+        raise click.UsageError("Give an EXPERIMENT or --all, not both.", ctx)
+    chosen = read.find(path) if everything else [read.locate(experiment, path)]
+    reports = []
+    for located in chosen:
+        with console.progress(f"verify {located.project}/{located.name}") as progress:
+            reports.append((located, verify(located, progress)))
+    if as_json:
+        shown = [_as_json(located, report) for located, report in reports]
+        console.say_json(shown if everything else shown[0])
+    else:
+        for located, report in reports:
+            _say(located, report)
+    if any(report.damaged for _, report in reports):
+        ctx.exit(DAMAGE)
+
+
+def _as_json(located: read.Located, report: VerifyReport) -> dict[str, Any]:
+    facts = asdict(report)
+    facts["findings"] = list(facts["findings"])
+    return {"project": located.project, "name": located.name, "damaged": report.damaged, **facts}
+
+
+def _say(located: read.Located, report: VerifyReport) -> None:
+    name = console.styled(console.safe(f"{located.project}/{located.name}"), "bold")
+    verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
+    console.say(
+        f"{name}: {verdict}; {console.plural(report.events, 'event')} in "
+        f"{console.plural(report.segments, 'segment')}, {console.size(report.bytes)}, "
+        f"{console.plural(report.blobs, 'blob')}"
+    )
+    if report.findings:
+        console.say_table(
+            ["finding", "where", "what"],
+            [
+                (
+                    console.Styled(one.kind, _STYLES.get(one.kind, "red")),
+                    *map(console.safe, (one.where, one.what)),
+                )
+                for one in report.findings
+            ],
+        )

@@ -1,0 +1,335 @@
+"""The settings of an experiment: what arguments and environment ask for, checked, each with its source.
+
+An argument wins, then the variable `ML_DASH_<NAME>`, then the default; an empty variable counts as unset.
+The two paths go together: where one is an argument, the other is not taken from the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from ml_dash.errors import InvalidValue, UnsupportedType
+
+PREFIX: Final = "ML_DASH_"
+DEFAULT_LOCAL_PATH: Final = ".ml-dash"
+DEFAULT_DURABILITY: Final = "interval"
+DURABILITIES: Final = ("always", "interval", "os")
+
+ARGUMENT: Final = "argument"
+LOGIN: Final = "login"
+DEFAULT: Final = "default"
+
+PathText = str | os.PathLike[str]
+Environment = Mapping[str, str]
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
+
+
+class OperationMode(Enum):
+    """Whether a run is kept here, sent to a server, or both. Its journal is written here in each of them."""
+
+    LOCAL = "local"
+    REMOTE = "remote"
+    HYBRID = "hybrid"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings, fixed when the experiment object is made.
+
+    `root` holds the documented folders and `store` the journals; both are absolute. `sources` tells for
+    each setting: `argument`, `environment ML_DASH_...`, `login` or `default`.
+    """
+
+    root: Path
+    store: Path
+    mode: OperationMode
+    durability: str
+    local_path: str
+    local_prefix: str | None = None
+    remote: str | None = None
+    user_name: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be written anywhere."""
+        return (self.api_key,) if self.api_key else ()
+
+
+def resolve(
+    local_path: PathText | None = None,
+    local_prefix: PathText | None = None,
+    remote: str | None = None,
+    user_name: str | None = None,
+    api_key: str | None = None,
+    durability: str | None = None,
+    env: Environment | None = None,
+    cwd: PathText | None = None,
+) -> Settings:
+    """The settings that arguments and environment ask for.
+
+    Raises `InvalidValue` that names the argument or the variable, and `UnsupportedType`. Never contacts a
+    server; reads no file but the stored login, and that only for a remote without an api_key.
+    """
+    environment = os.environ if env is None else env
+    choice = _Choice(environment)
+    alone = local_path is None and local_prefix is None
+    path = choice.path("local_path", local_path, from_environment=alone)
+    prefix = choice.path("local_prefix", local_prefix, from_environment=alone)
+    where = path or DEFAULT_LOCAL_PATH
+    base = os.fspath(cwd) if cwd is not None else None
+    if prefix is None:
+        root = store = _absolute(where, base, choice.label("local_path"))
+    else:
+        root = _absolute(prefix, base, choice.label("local_prefix"))
+        store = _absolute(where, str(root), choice.label("local_path"))
+    url = choice.text("remote", remote)
+    if url is not None:
+        url = remote_url(url, choice.label("remote"))
+    name = choice.user_name(user_name)
+    key = choice.api_key(api_key)
+    if url is not None and key is None:
+        key = _login(url, name, environment, choice.sources)
+    return Settings(
+        root=root,
+        store=store,
+        mode=_mode(url, path or prefix),
+        durability=choice.durability(durability),
+        local_path=where,
+        local_prefix=prefix,
+        remote=url,
+        user_name=name,
+        api_key=key,
+        sources=choice.sources,
+    )
+
+
+def remote_url(text: str, label: str = "remote") -> str:
+    """A server's URL in one spelling: scheme and host in lower case, no default port, no slash at the end.
+
+    Raises `InvalidValue` unless it is an http or https URL with a host, without user info, query and
+    fragment.
+    """
+    from urllib.parse import urlsplit
+
+    hint = "write it like http://localhost:3000 or https://dash.example.org"
+    shown = _without_secrets(text)
+    if any(character <= " " or not character.isprintable() or character == "\\" for character in text):
+        raise InvalidValue(f"{label} {shown!a} contains a space, backslash or control character", hint=hint)
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise InvalidValue(f"{label} {shown!a} is not a URL", hint=hint) from None
+    if "@" in parts.netloc:
+        hint = "take the part before @ away, and give the token as api_key="
+        raise InvalidValue(f"{label} {shown!a} contains user info", hint=hint)
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise InvalidValue(f"{label} {shown!a} does not begin with http:// or https://", hint=hint)
+    if not parts.hostname or port == 0:
+        raise InvalidValue(f"{label} {shown!a} names no host, or a port that cannot be", hint=hint)
+    if "?" in text or "#" in text:
+        raise InvalidValue(f"{label} {shown!a} contains a query or a fragment", hint=hint)
+    host = parts.netloc.lower().removesuffix(_DEFAULT_PORTS[parts.scheme]).removesuffix(":")
+    return f"{parts.scheme}://{host}{parts.path.rstrip('/')}"
+
+
+def is_loopback(url: str) -> bool:
+    """Does the URL name this machine, whatever the network says?"""
+    from urllib.parse import urlsplit
+
+    host = urlsplit(url).hostname or ""
+    if host in ("localhost", "::1") or host.endswith(".localhost"):
+        return True
+    numbers = host.split(".")
+    is_address = len(numbers) == 4 and all(number.isdecimal() and int(number) < 256 for number in numbers)
+    return is_address and numbers[0] == "127"
+
+
+def config_folder(env: Environment | None = None) -> Path:
+    """The user's configuration folder for ml-dash; it may not exist."""
+    environment = os.environ if env is None else env
+    base = environment.get("XDG_CONFIG_HOME", "")
+    # The base directory specification says to ignore a relative one.
+    if not Path(base).is_absolute():
+        base = str(Path(environment.get("HOME") or os.path.expanduser("~"), ".config"))  # noqa: PTH111
+    return Path(base, "ml-dash")
+
+
+def stored_login(url: str, env: Environment | None = None) -> str | None:
+    """The token that a login stored for this server; None without one, and where it cannot be read."""
+    import json
+
+    try:
+        content = json.loads((config_folder(env) / "credentials.json").read_bytes())
+        wanted = remote_url(url)
+    except (OSError, ValueError, RecursionError):
+        return None
+    remotes = content.get("remotes") if isinstance(content, dict) else None
+    for known, entry in remotes.items() if isinstance(remotes, dict) else ():
+        if known.rstrip("/") in (url.rstrip("/"), wanted) and isinstance(entry, dict):
+            token = entry.get("token")
+            return token if isinstance(token, str) and _is_token(token) else None
+    return None
+
+
+def disabled(env: Environment | None = None) -> bool:
+    """Is recording switched off by `ML_DASH_DISABLED`?"""
+    return flag("DISABLED", env)
+
+
+def quiet(env: Environment | None = None) -> bool:
+    """Should nothing be printed: asked for, disabled, a child process, or not the first rank of a job?"""
+    environment = os.environ if env is None else env
+    if flag("QUIET", env) or disabled(env):
+        return True
+    return any(_is_positive(environment.get(rank, "")) for rank in ("RANK", "SLURM_PROCID")) or _is_child()
+
+
+def flag(name: str, env: Environment | None = None) -> bool:
+    """The switch `ML_DASH_<name>`: 1, true, yes, on against 0, false, no, off, empty or unset."""
+    variable = PREFIX + name
+    text = (os.environ if env is None else env).get(variable, "")
+    if text.strip().lower() in _TRUE:
+        return True
+    if text.strip().lower() in _FALSE:
+        return False
+    raise InvalidValue(f"{variable} is {text[:80]!a}", hint="set it to 1 or 0")
+
+
+class _Choice:
+    """Takes each setting from its argument or its variable, and remembers from which."""
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.sources: dict[str, str] = {}
+
+    def take(self, name: str, argument: Any, from_environment: bool = True) -> Any:
+        """The argument, else the variable's text, else None."""
+        variable = PREFIX + name.upper()
+        if argument is not None:
+            self.sources[name] = ARGUMENT
+            return argument
+        found = self.environment.get(variable) if from_environment else None
+        self.sources[name] = f"environment {variable}" if found else DEFAULT
+        return found or None
+
+    def label(self, name: str) -> str:
+        """What a message calls the setting: the argument, or the variable it came from."""
+        source = self.sources[name]
+        return source.removeprefix("environment ") if source.startswith("environment") else name
+
+    def text(self, name: str, argument: object) -> str | None:
+        value = self.take(name, argument)
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise UnsupportedType(f"{self.label(name)} is {type(value).__name__}, expected str")
+        text = str.__str__(value)
+        if not text:
+            raise InvalidValue(f"{self.label(name)} is empty", hint="leave it out for the default")
+        return text
+
+    def path(self, name: str, argument: object, from_environment: bool) -> str | None:
+        value = self.take(name, argument, from_environment)
+        if value is None:
+            return None
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(text, str):
+            raise UnsupportedType(f"{self.label(name)} is {type(value).__name__}, expected str or a path")
+        if not text or "\0" in text:
+            raise InvalidValue(f"{self.label(name)} is {text[:80]!a}", hint="give the path of a folder")
+        return str.__str__(text)
+
+    def user_name(self, argument: object) -> str | None:
+        text = self.text("user_name", argument)
+        if text is not None and (len(text) > 200 or not text.isprintable() or not text.strip()):
+            hint = "use up to 200 characters of text, without control characters"
+            raise InvalidValue(f"{self.label('user_name')} is {text[:80]!a}", hint=hint)
+        return text
+
+    def api_key(self, argument: object) -> str | None:
+        text = self.text("api_key", argument)
+        if text is not None and not _is_token(text):
+            # The key itself is never shown.
+            found = "contains a space or a non-ASCII character"
+            raise InvalidValue(f"{self.label('api_key')} {found}", hint="give the token as it was issued")
+        return text
+
+    def durability(self, argument: object) -> str:
+        text = self.text("durability", argument) or DEFAULT_DURABILITY
+        if text not in DURABILITIES:
+            hint = 'use "always", "interval" or "os"'
+            raise InvalidValue(f"{self.label('durability')} is {text[:80]!a}", hint=hint)
+        return text
+
+
+def _login(url: str, name: str | None, env: Environment, sources: dict[str, str]) -> str | None:
+    """The stored token where it is needed: the development login is for servers on this machine."""
+    if name is not None and is_loopback(url):
+        return None
+    token = stored_login(url, env)
+    if token is not None:
+        sources["api_key"] = LOGIN
+    elif name is None:
+        hint = "give user_name= or api_key=, or set ML_DASH_USER_NAME or ML_DASH_API_KEY"
+        raise InvalidValue(f'remote "{url}" needs a login, and none is stored for it', hint=hint)
+    return token
+
+
+def _mode(url: str | None, path: str | None) -> OperationMode:
+    if url is None:
+        return OperationMode.LOCAL
+    return OperationMode.REMOTE if path is None else OperationMode.HYBRID
+
+
+def _absolute(text: str, base: str | None, label: str) -> Path:
+    expanded = os.path.expanduser(text)  # noqa: PTH111 - Path.expanduser raises where there is no home
+    if expanded.startswith("~"):
+        hint = f"write ./{text[:80]} for a folder of that name" if text != "~" else "set HOME"
+        raise InvalidValue(f"{label} {text[:80]!a} has no home folder to stand for", hint=hint)
+    full = Path(base or _working_directory(expanded, label), expanded)
+    # `a/../b` is another folder than `b` where `a` is a link: only the file system can tell.
+    return Path(os.path.realpath(full)) if ".." in full.parts else full
+
+
+def _working_directory(path: str, label: str) -> str:
+    if Path(path).is_absolute():
+        return path
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        found = "is relative, and the working directory is gone"
+        raise InvalidValue(f"{label} {path[:80]!a} {found}", hint="give an absolute path") from error
+
+
+def _without_secrets(text: str) -> str:
+    """The URL for a message: no user info, and nothing of a query, which often holds a token."""
+    before, at, after = text.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    shown = f"{scheme if separator else ''}{separator}***@{after}" if at else text
+    return shown.partition("?")[0]
+
+
+def _is_token(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
+
+
+def _is_positive(text: str) -> bool:
+    return text.strip().isdecimal() and int(text) > 0
+
+
+def _is_child() -> bool:
+    """Was this process started by `multiprocessing`? Then that module is loaded."""
+    process = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None

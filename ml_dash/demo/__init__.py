@@ -1,0 +1,1 @@
+"""A real training run that is killed half-way and resumed: what `ml-dash demo` shows."""

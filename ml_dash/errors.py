@@ -1,0 +1,101 @@
+"""Every exception that ml-dash raises on purpose.
+
+    MLDashError
+    ├── InvalidInput            ValueError         an argument's value is not acceptable
+    │   ├── InvalidName                            a project, experiment, metric or file name
+    │   ├── InvalidValue                           a number, text or setting out of range
+    │   ├── ForeignFolder                          the folder belongs to something else
+    │   └── ChecksumMismatch                       bytes differ from what was recorded
+    ├── UnsupportedType         TypeError          an argument's type is not acceptable
+    ├── NotOpen                 RuntimeError       the experiment is not open
+    ├── ReadOnly                RuntimeError       the experiment was opened with read_only=True
+    ├── WriteProtected          RuntimeError       the experiment is write-protected
+    ├── StillOpen               RuntimeError       a live writer has the experiment open
+    ├── NotFound                FileNotFoundError  no such experiment, metric or file
+    ├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
+    ├── StorageError            OSError            the disk refused; says what was kept and what was lost
+    └── JournalError            Exception          bytes on disk are not what a journal should hold
+        ├── NewerFormat                            written by a newer ml-dash
+        └── Damaged                                a checksum or a length does not hold
+"""
+
+from __future__ import annotations
+
+
+class MLDashError(Exception):
+    """Base of all errors of ml-dash.
+
+    `hint` is the next step for the person who reads it; it is part of the text.
+    """
+
+    def __init__(self, message: str = "", *, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class InvalidInput(MLDashError, ValueError):
+    """An argument's value is not acceptable; nothing was recorded."""
+
+
+class InvalidName(InvalidInput):
+    """A project, experiment, metric or file name is not acceptable."""
+
+
+class InvalidValue(InvalidInput):
+    """A number, a text or a setting is out of range."""
+
+
+class ForeignFolder(InvalidInput):
+    """The folder holds something that is not this experiment; it was left alone."""
+
+
+class ChecksumMismatch(InvalidInput):
+    """Bytes differ from the SHA-256 recorded for them."""
+
+
+class UnsupportedType(MLDashError, TypeError):
+    """An argument's type is not acceptable; nothing was recorded."""
+
+
+class NotOpen(MLDashError, RuntimeError):
+    """The experiment is not open."""
+
+
+class ReadOnly(MLDashError, RuntimeError):
+    """The experiment was opened for reading only."""
+
+
+class WriteProtected(MLDashError, RuntimeError):
+    """The experiment is write-protected: parameters and files are final."""
+
+
+class StillOpen(MLDashError, RuntimeError):
+    """A live writer has the experiment open."""
+
+
+class NotFound(MLDashError, FileNotFoundError):
+    """No such experiment, metric or file."""
+
+
+class AlreadyExists(MLDashError, FileExistsError):
+    """The experiment exists, and `resume="never"` was asked for."""
+
+
+class StorageError(MLDashError, OSError):
+    """The disk refused. The text says what was kept and what was lost."""
+
+
+class JournalError(MLDashError):
+    """Bytes on disk are not what a journal should hold."""
+
+
+class NewerFormat(JournalError):
+    """The file was written by a newer ml-dash; it was not changed."""
+
+
+class Damaged(JournalError):
+    """A checksum or a length does not hold."""

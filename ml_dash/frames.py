@@ -1,0 +1,199 @@
+"""Bytes and frames: the layout of a segment, its header and its frames. Knows no files.
+
+A segment is a header followed by frames. All integers are little-endian.
+
+    header   magic 8 | version u16 | length u16 | body (msgpack array, `length` bytes) | crc32 u32 of all before it
+    frame    length u32 | crc32 u32 | payload (msgpack array [seq, kind, time_ns, body], `length` bytes)
+
+A frame's CRC covers its length and its payload and starts from the header's CRC, so that a frame of one segment is
+never taken for a frame of another. CRC-32 is the one of zlib (ISO 3309); it does not detect deliberate forgery.
+docs/format.md draws the same bytes, with an example that a test decodes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from typing import Any, Final
+from zlib import crc32
+
+import msgpack
+
+from .errors import Damaged, NewerFormat
+
+MAGIC: Final = b"\x89MLDASH\n"
+ORDER_MAGIC: Final = b"\x89MLDORD\n"
+VERSION: Final = 1
+MAX_PAYLOAD: Final = 1 << 20
+HEAD: Final = struct.Struct("<II")
+PREFIX: Final = struct.Struct("<8sHH")
+CRC: Final = struct.Struct("<I")
+SPILLED: Final = 1
+"""msgpack ext type of a body that is kept as a blob: SHA-256 (32 bytes), size u64."""
+SPILL: Final = struct.Struct("<32sQ")
+
+assert HEAD.size == 8
+assert PREFIX.size == 12
+
+# A frame starts with a length of at most 1 MiB and, behind its CRC, an array of four. One compiled look-ahead finds
+# every such place; the CRC decides.
+_CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
+
+Event = tuple[int, int, int, Any]
+"""(seq, kind, time_ns, body)"""
+Decode = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Who wrote a segment, and of which journal: ids are 16 random bytes, times ns since the epoch."""
+
+    journal: bytes
+    segment: bytes
+    writer: bytes
+    n: int
+    first_seq: int
+    created_ns: int
+    project: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderHeader:
+    """Which journal an `order` file belongs to."""
+
+    journal: bytes
+    project: str
+    name: str
+
+
+class LengthCrcs(dict[int, int]):
+    """length → CRC of its four bytes, started from the header's CRC; filled as lengths appear."""
+
+    def __init__(self, header_crc: int) -> None:
+        super().__init__()
+        self.header_crc = header_crc
+
+    def __missing__(self, length: int) -> int:
+        self[length] = crc = crc32(length.to_bytes(4, "little"), self.header_crc)
+        return crc
+
+
+def encode_header(header: Header | OrderHeader) -> bytes:
+    """The bytes a segment (or `order`) starts with; their last four are the CRC that frames start from."""
+    magic = MAGIC if isinstance(header, Header) else ORDER_MAGIC
+    body: bytes = msgpack.packb(list(astuple(header)))
+    head = PREFIX.pack(magic, VERSION, len(body)) + body
+    return head + CRC.pack(crc32(head))
+
+
+def header_size(start: bytes) -> int:
+    """How many bytes the header at the start of `start` takes; 0 if there are too few to tell."""
+    if len(start) < PREFIX.size:
+        return 0
+    return PREFIX.size + int(PREFIX.unpack_from(start)[2]) + CRC.size
+
+
+def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], int, int]:
+    size = header_size(start)
+    if not size or len(start) < size:
+        raise Damaged(f"the header is cut off after {len(start)} bytes")
+    found, version, length = PREFIX.unpack_from(start)
+    if found != magic:
+        raise Damaged(f"the file starts with {found!r}, expected {magic!r}")
+    if version > VERSION:
+        raise NewerFormat(
+            f"the file is format {version}, this ml-dash reads up to {VERSION}",
+            hint="upgrade ml-dash (the file was not changed)",
+        )
+    (crc,) = CRC.unpack_from(start, size - CRC.size)
+    expected = crc32(start[: size - CRC.size])
+    if crc != expected:
+        raise Damaged(f"header checksum {crc:08x}, expected {expected:08x}")
+    fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
+    if not isinstance(fields, list) or len(fields) < count:
+        raise Damaged("the header does not hold the fields of its format")
+    return fields[:count], size, crc
+
+
+def decode_header(start: bytes) -> tuple[Header, int, int]:
+    """(header, its size in bytes, its CRC). Raises Damaged or NewerFormat."""
+    fields, size, crc = _header_fields(start, MAGIC, 8)
+    return Header(*fields), size, crc
+
+
+def decode_order_header(start: bytes) -> tuple[OrderHeader, int, int]:
+    """The same for the head of an `order` file."""
+    fields, size, crc = _header_fields(start, ORDER_MAGIC, 3)
+    return OrderHeader(*fields), size, crc
+
+
+def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
+    """The frame that holds `payload` (at most 1 MiB)."""
+    length = len(payload)
+    assert length <= MAX_PAYLOAD
+    return HEAD.pack(length, crc32(payload, crcs[length])) + payload
+
+
+def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: list[Any]) -> int:
+    """Append the decoded payloads of the unbroken run of frames at `start` to `found`; where the run ends.
+
+    `decode` raises ValueError for a payload that is not an event; the run ends before it.
+    """
+    size, position = len(buffer), start
+    unpack, append, head, largest = HEAD.unpack_from, found.append, HEAD.size, MAX_PAYLOAD
+    try:
+        while position + head <= size:
+            length, crc = unpack(buffer, position)
+            end = position + head + length
+            if length > largest or end > size:
+                break
+            payload = buffer[position + head : end]
+            if crc32(payload, crcs[length]) != crc:
+                break
+            append(decode(payload))
+            position = end
+    except ValueError:
+        pass
+    return position
+
+
+def might_grow(buffer: bytes, position: int) -> bool:
+    """Could the bytes from `position` on be the start of a frame that is not all there yet?"""
+    rest = len(buffer) - position
+    if rest < HEAD.size:
+        return True
+    length = int(HEAD.unpack_from(buffer, position)[0])
+    return length <= MAX_PAYLOAD and rest < HEAD.size + length
+
+
+def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> int:
+    """The first offset from `start` on at which a whole frame holds, or -1."""
+    size = len(buffer)
+    for match in _CANDIDATE.finditer(buffer, start):
+        position = match.start()
+        length, crc = HEAD.unpack_from(buffer, position)
+        end = position + HEAD.size + length
+        if length > MAX_PAYLOAD or end > size:
+            continue
+        payload = buffer[position + HEAD.size : end]
+        if crc32(payload, crc32(length.to_bytes(4, "little"), crcs.header_crc)) != crc:
+            continue
+        if _decodes(payload, decode):
+            return position
+    return -1
+
+
+def _decodes(payload: bytes, decode: Decode) -> bool:
+    try:
+        decode(payload)
+    except ValueError:
+        return False
+    return True
+
+
+def spilled(digest: bytes, size: int) -> msgpack.ExtType:
+    """What stands in a frame for a body that is kept as a blob."""
+    return msgpack.ExtType(SPILLED, SPILL.pack(digest, size))

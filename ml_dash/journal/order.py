@@ -1,0 +1,149 @@
+"""The order of a journal: the append-only record of how its segments were merged, and of what observers found out.
+
+Each record is a frame of the same form as an event's, its payload an array of four:
+
+    [1, segment id, start, end]   the frames in bytes [start, end) of that segment come next
+    [2, writer id, segment, end]  that writer's lock was free although its segments, read to `end`, hold no closing event
+
+Readers follow the records, skip what they have seen, and pass over records that are damaged: what those named is then
+found as not yet covered, and sequenced again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+import msgspec
+
+from ..durable import data_sync, fail_point, read_at, write_all
+from ..errors import Damaged
+from ..frames import LengthCrcs, decode_order_header, encode_frame, encode_header, find_frame, header_size, walk
+from .segment import ORDER, read_identity
+
+STRETCH: Final = 1
+DEATH: Final = 2
+
+_CHUNK: Final = 4 << 20
+_decode: Final = msgspec.msgpack.Decoder(tuple[int, bytes, Any, int]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Bytes [start, end) of a segment come next."""
+
+    segment: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A writer was found dead."""
+
+    writer: str
+
+
+Record = Stretch | Death
+
+
+def stretch_payload(segment: str, start: int, end: int) -> bytes:
+    """The record of a stretch."""
+    packed: bytes = msgpack.packb([STRETCH, bytes.fromhex(segment), start, end])
+    return packed
+
+
+def death_payload(writer: str, segment: str, end: int) -> bytes:
+    """The record of a death: what had been read when the lock was found free."""
+    packed: bytes = msgpack.packb([DEATH, bytes.fromhex(writer), bytes.fromhex(segment), end])
+    return packed
+
+
+class Order:
+    """The `order` file of a journal. Appended to only by whoever has the turn; read by anyone."""
+
+    def __init__(self, journal: Path) -> None:
+        self.path = journal / ORDER
+        self._fd = -1
+        self._crcs = LengthCrcs(0)
+        self.first = 0
+
+    def open(self, *, write: bool) -> None:
+        """Open and check it; with `write` a missing or headless file is begun anew, under the journal's identity."""
+        flags = (os.O_RDWR | os.O_APPEND if write else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
+        flags |= getattr(os, "O_BINARY", 0)
+        try:
+            self._fd = os.open(self.path, flags)
+            self._read_header()
+        except (FileNotFoundError, Damaged):
+            self.close()
+            if not write:
+                return
+            self._begin_anew()
+            self._fd = os.open(self.path, flags)
+            self._read_header()
+
+    def _read_header(self) -> None:
+        start = read_at(self._fd, 4096, 0)
+        size = header_size(start)
+        if size > len(start):
+            start = read_at(self._fd, size, 0)
+        _, self.first, crc = decode_order_header(start)
+        self._crcs = LengthCrcs(crc)
+
+    def _begin_anew(self) -> None:
+        """The old file stays beside it as evidence; its records were lost with its header."""
+        identity = read_identity(self.path.parent)
+        if self.path.exists():
+            os.replace(self.path, self.path.with_name(f"{ORDER}.damaged.{os.urandom(4).hex()}"))
+        temporary = self.path.with_name(f".{ORDER}.{os.urandom(4).hex()}.tmp")
+        temporary.write_bytes(encode_header(identity))
+        os.replace(temporary, self.path)
+
+    @property
+    def identity(self) -> str:
+        """What tells this file from another one at the same path: its header's CRC, in hex."""
+        return f"{self._crcs.header_crc:08x}"
+
+    def read(self, start: int) -> Iterator[tuple[Record, int]]:
+        """The records from byte `start` on, each with the offset behind it; damaged ones are passed over."""
+        if self._fd < 0:
+            return
+        position = max(start, self.first)
+        size = os.fstat(self._fd).st_size
+        while position < size:
+            buffer = read_at(self._fd, min(_CHUNK, size - position), position)
+            found: list[tuple[int, bytes, Any, int]] = []
+            stop = walk(buffer, 0, self._crcs, _decode, found)
+            if not stop:
+                at = find_frame(buffer, 1, self._crcs, _decode)
+                if at < 0:
+                    return
+                position += at
+                continue
+            position += stop
+            for kind, who, third, end in found:
+                if kind == STRETCH and isinstance(third, int):
+                    yield Stretch(who.hex(), third, end), position
+                elif kind == DEATH:
+                    yield Death(who.hex()), position
+
+    def append(self, payloads: list[bytes]) -> int:
+        """Write records; the offset behind them. On return they are with the operating system."""
+        fail_point("order-append")
+        write_all(self._fd, b"".join(encode_frame(payload, self._crcs) for payload in payloads))
+        return os.fstat(self._fd).st_size
+
+    def sync(self) -> None:
+        """Make the records survive a power cut."""
+        data_sync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,236 @@
+"""Read segments: from any position, tell frames from gaps, and a torn end from damage.
+
+A scan of checked frames is the truth. At the end of a segment anything odd means "not yet": a frame may be on its way.
+It is damage only once a later frame holds. Damage costs the frames it touches; the reader goes on at the next offset
+at which length, CRC and number hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ..durable import read_at
+from ..errors import Damaged, NewerFormat
+from ..frames import HEAD, MAX_PAYLOAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, find_frame, header_size, might_grow, walk
+from .segment import SegmentName, list_segments, parse_name
+
+CHUNK_BYTES: Final = 2 << 20
+_TAIL_BYTES: Final = 64 << 10
+_LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
+
+Resolve = Callable[[bytes, int], Any]
+"""(sha256, size) → the body kept in that blob; raises Damaged or FileNotFoundError."""
+
+decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Frames that follow each other without a gap: bytes [start, end) of a segment, and what they hold."""
+
+    start: int
+    end: int
+    events: list[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes [start, end) of a segment that hold no frame although later ones do."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Bytes [start, end) at the end of a segment that are no whole frame: on their way, or torn by a crash."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment file whose header has been read and checked."""
+
+    path: Path
+    name: SegmentName
+    header: Header
+    first: int
+    crcs: LengthCrcs
+
+    @property
+    def id(self) -> str:
+        """The segment's random id, in hex."""
+        return self.header.segment.hex()
+
+    @property
+    def writer(self) -> str:
+        """The writer's id, in hex."""
+        return self.header.writer.hex()
+
+
+def open_segment(path: Path) -> Segment | None:
+    """The segment at `path`; None while its header is not all there yet. Raises Damaged, NewerFormat or OSError."""
+    name = parse_name(path.name)
+    if name is None:
+        raise Damaged(f"{path.name} is not the name of a segment")
+    with path.open("rb") as file:
+        start = file.read(4096)
+        size = header_size(start)
+        if size > len(start):
+            start += file.read(size - len(start))
+    if not size or len(start) < size:
+        return None
+    try:
+        header, first, crc = decode_header(start)
+    except NewerFormat as error:
+        raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
+    except Damaged as error:
+        raise Damaged(f"segment {path.name}: {error.message}") from None
+    return Segment(path, name, header, first, LengthCrcs(crc))
+
+
+def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
+    """Runs and gaps of a segment from byte `start` on, in order; a Tail last if bytes are left over.
+
+    With `end` nothing at or behind that byte is read. Memory is bounded by `chunk` bytes and one frame.
+    """
+    chunk = max(chunk, _LARGEST_FRAME)
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        size = os.fstat(fd).st_size if end is None else min(os.fstat(fd).st_size, end)
+        buffer, base, position = b"", start, start
+        while position < size:
+            offset = position - base
+            if len(buffer) - offset < _LARGEST_FRAME and (not buffer or base + len(buffer) < size):
+                buffer, base, offset = read_at(fd, min(chunk, size - position), position), position, 0
+                if not buffer:
+                    return
+            events: list[Event] = []
+            stop = walk(buffer, offset, segment.crcs, decode_event, events)
+            if stop > offset:
+                yield Run(position, base + stop, events)
+                position = base + stop
+                continue
+            found = find_frame(buffer, offset + 1, segment.crcs, decode_event)
+            found = base + found if found >= 0 else _search(fd, segment, base + len(buffer), position, size)
+            if found < 0:
+                yield Tail(position, size)
+                return
+            yield Gap(position, found)
+            position = found
+
+
+def _search(fd: int, segment: Segment, searched: int, position: int, size: int) -> int:
+    """The offset of the next frame behind `position`, where none was found that ends before `searched`; or -1."""
+    base = max(position + 1, searched - _LARGEST_FRAME + 1)
+    while searched < size:
+        buffer = read_at(fd, min(2 * CHUNK_BYTES, size - base), base)
+        at = find_frame(buffer, 0, segment.crcs, decode_event)
+        if at >= 0:
+            return base + at
+        if not buffer:
+            return -1
+        searched = base + len(buffer)
+        base = max(base + 1, searched - _LARGEST_FRAME + 1)
+    return -1
+
+
+def is_partial(segment: Segment, tail: Tail) -> bool:
+    """Do the bytes of a tail look like the start of a frame (a torn write), not like damage?"""
+    with segment.path.open("rb") as file:
+        buffer = read_at(file.fileno(), min(tail.end - tail.start, HEAD.size + MAX_PAYLOAD), tail.start)
+    return might_grow(buffer, 0)
+
+
+def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
+    """The newest event time in a journal, at a cost that does not grow with it.
+
+    `known` maps segment file names to sizes that a checkpoint has already accounted for. For the others the last
+    frames are looked at: a writer's times never decrease.
+    """
+    newest = 0
+    latest: dict[str, tuple[SegmentName, Path]] = {}
+    for name, path in list_segments(journal):
+        if name.writer not in latest or name > latest[name.writer][0]:
+            latest[name.writer] = (name, path)
+    for name, path in latest.values():
+        newest = max(newest, name.created_ns)
+        try:
+            if path.stat().st_size != known.get(path.name, -1):
+                newest = max(newest, _last_time_ns(path))
+        except (OSError, Damaged):
+            continue
+    return newest
+
+
+def _last_time_ns(path: Path) -> int:
+    segment = open_segment(path)
+    if segment is None:
+        return 0
+    size = path.stat().st_size
+    window = _TAIL_BYTES
+    with path.open("rb") as file:
+        while True:
+            start = max(segment.first, size - window)
+            buffer = read_at(file.fileno(), size - start, start)
+            times = [event[2] for event in _frames_within(buffer, segment.crcs)]
+            if times:
+                return max(times)
+            if start == segment.first or window > 2 * MAX_PAYLOAD:
+                return 0
+            window *= 8
+
+
+def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
+    found: list[Event] = []
+    position = 0
+    while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
+        position = walk(buffer, position, crcs, decode_event, found)
+    return found
+
+
+def resolve_body(body: Any, fetch: Resolve) -> Any:
+    """The body itself, or the one that a blob keeps for it."""
+    if isinstance(body, msgspec.msgpack.Ext) and body.code == SPILLED and len(data := bytes(body.data)) == SPILL.size:
+        digest, size = SPILL.unpack(data)
+        return fetch(digest, size)
+    return body
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as it lies in a segment: `offset` and `size` in bytes, header of the frame included."""
+
+    offset: int
+    size: int
+    seq: int
+    kind: int
+    time_ns: int
+    body: Any
+
+
+def scan(path: Path) -> Iterator[Frame | Gap | Tail]:
+    """Every frame of a segment with its place, and what lies between. Raises Damaged or NewerFormat for its header."""
+    segment = open_segment(path)
+    if segment is None:
+        yield Tail(0, path.stat().st_size)
+        return
+    for item in read(segment, segment.first):
+        if not isinstance(item, Run):
+            yield item
+            continue
+        with path.open("rb") as file:
+            buffer = read_at(file.fileno(), item.end - item.start, item.start)
+        position = 0
+        for seq, kind, time_ns, body in item.events:
+            length = int(HEAD.unpack_from(buffer, position)[0]) + HEAD.size
+            yield Frame(item.start + position, length, seq, kind, time_ns, body)
+            position += length

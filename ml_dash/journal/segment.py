@@ -1,0 +1,187 @@
+"""Where a journal's files are, what they are called, and how a new journal comes to be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..durable import replace_file, sync_folder
+from ..errors import Damaged, JournalError
+from ..frames import OrderHeader, decode_order_header, encode_header, header_size
+
+JOURNAL: Final = ".journal"
+SEGMENTS: Final = "segments"
+BLOBS: Final = "blobs"
+ORDER: Final = "order"
+CHECKPOINT: Final = "checkpoint"
+TURN: Final = "turn.lock"
+ROLL_BYTES: Final = 64 << 20
+
+_NAME: Final = re.compile(r"(\d{20})-([0-9a-f]{32})-(\d{6})\.seg")
+_BLOB: Final = re.compile(r"([0-9a-f]{64})-([0-9a-f]{32})-(\d+)")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SegmentName:
+    """A segment's file name; names sort by creation, then writer, then number."""
+
+    created_ns: int
+    writer: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.created_ns:020d}-{self.writer}-{self.n:06d}.seg"
+
+    @property
+    def lock(self) -> str:
+        """The lock file of a writer whose first segment this is."""
+        return lock_name(self.created_ns, self.writer)
+
+
+def lock_name(created_ns: int, writer: str) -> str:
+    """The name of the lock that a writer holds for life."""
+    return f"{created_ns:020d}-{writer}.lock"
+
+
+def parse_name(text: str) -> SegmentName | None:
+    """The parts of a segment's file name; None for any other file."""
+    match = _NAME.fullmatch(text)
+    return SegmentName(int(match[1]), match[2], int(match[3])) if match else None
+
+
+def parse_blob(text: str) -> tuple[str, str, int] | None:
+    """(digest, writer, seq) of a blob's file name; None for any other file."""
+    match = _BLOB.fullmatch(text)
+    return (match[1], match[2], int(match[3])) if match else None
+
+
+def list_segments(journal: Path) -> list[tuple[SegmentName, Path]]:
+    """The segments of a journal, oldest first."""
+    folder = journal / SEGMENTS
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    parsed = [(name, folder / text) for text in names if (name := parse_name(text)) is not None]
+    return sorted(parsed, key=lambda pair: pair[0])
+
+
+def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderHeader:
+    """Make `<home>/.journal`, or find the one that another process made at the same time; its identity.
+
+    The folder appears whole, by one rename. With `sync` it also survives a power cut on return.
+    """
+    journal = home / JOURNAL
+    home.mkdir(parents=True, exist_ok=True)
+    header = OrderHeader(os.urandom(16), project, name)
+    temporary = home / f"{JOURNAL}.{os.urandom(6).hex()}.tmp"
+    (temporary / SEGMENTS).mkdir(parents=True)
+    (temporary / BLOBS).mkdir()
+    replace_file(temporary / ORDER, encode_header(header), sync=sync)
+    try:
+        os.rename(temporary, journal)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) or not journal.is_dir():
+            raise
+        return read_identity(journal)
+    if sync:
+        for folder in (journal, home, home.parent, home.parent.parent):
+            sync_folder(folder)
+    return header
+
+
+def read_identity(journal: Path) -> OrderHeader:
+    """Which experiment a journal belongs to, from its `order`; from a segment where that is lost."""
+    from ..frames import decode_header
+
+    try:
+        with (journal / ORDER).open("rb") as file:
+            start = file.read(4096)
+            start += file.read(max(0, header_size(start) - len(start)))
+        return decode_order_header(start)[0]
+    except (OSError, Damaged) as error:
+        for _, path in list_segments(journal):
+            try:
+                with path.open("rb") as file:
+                    found = decode_header(file.read(1 << 16))[0]
+            except (OSError, Damaged):
+                continue
+            return OrderHeader(found.journal, found.project, found.name)
+        raise JournalError(
+            f"{journal} does not say which experiment it holds ({error})",
+            hint="if nothing in it is needed, remove that folder",
+        ) from error
+
+
+class SegmentFolder:
+    """The open `segments/` folder of a journal: new segments follow it when it is renamed; no symlink leads away."""
+
+    # Below this a descriptor number may be one that the program closes and opens again as its own (0 to 2 above all).
+    _LOWEST_FD: Final = 64
+
+    def __init__(self, journal: Path, identity: OrderHeader) -> None:
+        self.journal = journal
+        self.identity = identity
+        self._fd = -1
+
+    def open(self) -> None:
+        """Open it; raises OSError if it is not there or is not a folder of its own."""
+        if os.name != "nt":
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = self._raise_fd(os.open(self.journal / SEGMENTS, flags))
+
+    def ensure(self) -> None:
+        """Open it if it is not open; make it again, under the same identity, if it was removed."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
+            return
+        self.close()
+        if not self.journal.parent.is_symlink() and not self.journal.is_symlink():
+            (self.journal / SEGMENTS).mkdir(parents=True, exist_ok=True)
+            (self.journal / BLOBS).mkdir(exist_ok=True)
+            if not (self.journal / ORDER).exists():
+                replace_file(self.journal / ORDER, encode_header(self.identity))
+        self.open()
+
+    def create(self, name: SegmentName) -> int:
+        """A new empty segment, open for append; never an existing file."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
+        for extra in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
+            flags |= getattr(os, extra, 0)
+        if self._fd >= 0:
+            return self._raise_fd(os.open(str(name), flags, 0o644, dir_fd=self._fd))
+        return os.open(self.journal / SEGMENTS / str(name), flags, 0o644)
+
+    def sync(self) -> None:
+        """Make the names in it, and the folders above it, durable."""
+        if self._fd >= 0:
+            os.fsync(self._fd)
+        home = self.journal.parent
+        for folder in (self.journal, home, home.parent, home.parent.parent):
+            # A folder above that is not ours to open, or has moved, does not hold this sync up.
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                sync_folder(folder)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _raise_fd(self, fd: int) -> int:
+        import fcntl
+
+        try:
+            higher = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self._LOWEST_FD)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EMFILE):
+                return fd
+            raise
+        os.close(fd)
+        return higher

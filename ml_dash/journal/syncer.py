@@ -1,0 +1,113 @@
+"""The one thread of a process that syncs its writers, and writes again what the disk refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from time import monotonic
+from typing import Final
+
+from .writer import Writer
+
+SYNC_AFTER_S: Final = 0.8
+
+log = logging.getLogger("ml_dash")
+
+
+class Syncer:
+    """Serves any number of writers with one thread, started when first needed, gone when the last one leaves."""
+
+    def __init__(self) -> None:
+        self._writers: set[Writer] = set()
+        self._event = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._guard = threading.Lock()
+
+    def add(self, writer: Writer) -> None:
+        """Serve this writer from now on."""
+        with self._guard:
+            self._writers.add(writer)
+        if writer.dirty_since or writer.retry_at:
+            self.wake()
+
+    def remove(self, writer: Writer) -> None:
+        """Serve it no longer; the thread ends with the last one."""
+        with self._guard:
+            self._writers.discard(writer)
+            thread = None if self._writers else self._thread
+            if not self._writers:
+                self._thread = None
+        if thread is not None:
+            self._event.set()
+            if thread is not threading.current_thread():
+                thread.join(5.0)
+
+    def wake(self) -> None:
+        """Something is to be synced or written again."""
+        if self._thread is None:
+            self._start()
+        self._event.set()
+
+    def _start(self) -> None:
+        # Without the lock's help two calls could start two threads; never wait for it, the caller is training.
+        if not self._guard.acquire(blocking=False):
+            return
+        try:
+            if self._thread is None and self._writers:
+                self._event = threading.Event()
+                thread = threading.Thread(target=self._run, args=(self._event,), name="ml-dash-sync", daemon=True)
+                thread.start()
+                self._thread = thread
+        except RuntimeError as error:
+            # No more threads, or the interpreter is ending: close() syncs and retries by itself.
+            log.warning("ml-dash: no thread to sync with (%s); data is synced at close()", error)
+        finally:
+            self._guard.release()
+
+    def _run(self, event: threading.Event) -> None:
+        pid = os.getpid()
+        while self._thread is None or self._thread is threading.current_thread():
+            with self._guard:
+                writers = list(self._writers)
+            if not writers or os.getpid() != pid:
+                return
+            pause = min((self._serve(writer) for writer in writers), default=60.0)
+            event.wait(pause)
+            event.clear()
+
+    def _serve(self, writer: Writer) -> float:
+        """Do what is due; seconds until something is due again."""
+        now = monotonic()
+        due = 60.0
+        if writer.retry_at:
+            if now >= writer.retry_at:
+                writer.retry_at = 0.0
+                writer.recover()
+            due = max(0.01, (writer.retry_at or now + 60.0) - now)
+        if writer.dirty_since and writer.durability == "interval":
+            wait = 0.0 if writer.urgent else writer.dirty_since + SYNC_AFTER_S - now
+            if wait > 0:
+                return min(due, wait)
+            self._sync(writer)
+            return min(due, 0.05 if writer.urgent else SYNC_AFTER_S)
+        return due
+
+    def _sync(self, writer: Writer) -> None:
+        try:
+            writer.sync()
+        except OSError as error:
+            # A thread hangs inside the kernel: nothing is lost, the frames are kept and synced at the next round.
+            writer.dirty_since = writer.dirty_since or monotonic()
+            log.warning("ml-dash: could not sync %s: %s; trying again", writer.journal, error)
+
+    def after_fork(self) -> None:
+        """In a forked child: no thread, no writers."""
+        self._writers = set()
+        self._thread = None
+        self._guard = threading.Lock()
+        self._event = threading.Event()
+
+
+syncer = Syncer()
+"""The syncer of this process."""

@@ -1,0 +1,143 @@
+"""A file lock held for life, and the probe: is that writer alive?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+class Liveness(Enum):
+    """What a lock tells of its writer."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    UNKNOWN = "unknown"
+
+
+def hold(path: Path) -> BaseFileLock | None:
+    """Take the lock that a writer holds for as long as it lives; None where this file system has no locks.
+
+    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other
+    trouble. `filelock` is imported here, at the first open(): it costs more than the rest of the library.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        # A prober may hold it shared for some microseconds.
+        lock.acquire(timeout=2.0, poll_interval=0.001)
+    except filelock.Timeout:
+        return None
+    except NotImplementedError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL):
+            return None
+        raise
+    return lock
+
+
+def probe(path: Path) -> Liveness:
+    """Does a process hold the lock at `path`? A lock file that is not there was removed by a clean close."""
+    try:
+        import fcntl
+    except ImportError:
+        return _probe_by_taking(path)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Liveness.GONE
+    except OSError:
+        return Liveness.UNKNOWN
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return Liveness.ALIVE
+    except OSError:
+        return Liveness.UNKNOWN
+    finally:
+        os.close(fd)
+    return Liveness.GONE
+
+
+def _probe_by_taking(path: Path) -> Liveness:
+    import filelock
+
+    if not path.exists():
+        return Liveness.GONE
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return Liveness.GONE
+    except filelock.Timeout:
+        return Liveness.ALIVE
+    except OSError:
+        return Liveness.UNKNOWN
+
+
+class Turn:
+    """One process at a time may sequence and project a journal. Taken for one pass, by any number of processes.
+
+    Where locks do not work everyone gets a turn: lines are written by offset, so that costs work, not data.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def take(self, wait_s: float = 0.0) -> bool:
+        """True once this process has the turn; waits for at most `wait_s` seconds."""
+        deadline = time.monotonic() + wait_s
+        pause = 0.0005
+        while not self._try():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 2, 0.02)
+        return True
+
+    def _try(self) -> bool:
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            import fcntl
+        except ImportError:
+            self._fd = fd
+            return _take_on_windows(fd, self)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL):
+                os.close(fd)
+                raise
+        self._fd = fd
+        return True
+
+    def give_back(self) -> None:
+        """Let the next one; closing the descriptor releases the lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _take_on_windows(fd: int, turn: Turn) -> bool:
+    try:
+        import msvcrt
+    except ImportError:
+        return True
+    locking: Any = msvcrt
+    try:
+        locking.locking(fd, locking.LK_NBLCK, 1)
+    except OSError:
+        os.close(fd)
+        turn._fd = -1
+        return False
+    return True

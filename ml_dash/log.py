@@ -1,0 +1,152 @@
+"""Log entries: one call, one event."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from .errors import InvalidValue, UnsupportedType
+from .events import LOG
+from .values import PLAIN, lenient_values
+
+if TYPE_CHECKING:
+    from .experiment import Experiment
+    from .records import LogPage
+
+logger = logging.getLogger("ml_dash")
+
+
+class LogLevel(Enum):
+    """The five levels."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+    FATAL = "fatal"
+
+    @staticmethod
+    def validate(text: str) -> str:
+        """The level in lower case; `warning` and `critical` are taken as `warn` and `fatal`. Raises InvalidValue."""
+        level = _LEVELS.get(text) if isinstance(text, str) else None
+        if level is None and isinstance(text, str):
+            level = _LEVELS.get(text.strip().lower())
+        if level is None:
+            raise InvalidValue(f"log level {text!r} is unknown", hint="use debug, info, warn, error or fatal")
+        return level
+
+
+_LEVELS: Final = {level.value: level.value for level in LogLevel} | {"warning": "warn", "critical": "fatal"}
+
+
+def append_log(
+    handle: Experiment, message: str, level: str, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
+) -> None:
+    """Record one entry."""
+    if type(message) is not str:
+        message = _checked_message(message)
+    known = _LEVELS.get(level) or LogLevel.validate(level)
+    if metadata is None:
+        joined = extra or None
+    else:
+        if not isinstance(metadata, Mapping):
+            raise UnsupportedType(f"metadata is {type(metadata).__name__}, expected a mapping")
+        joined = {**metadata, **extra}
+    if joined:
+        for key, value in joined.items():
+            if type(value) not in PLAIN or type(key) is not str:
+                joined = lenient_values(joined, handle._warn)
+                break
+    try:
+        handle._append(LOG, (known, message, joined))
+    except InvalidValue:
+        # The fast path lets long integers and lone surrogates through; this names the culprit.
+        _checked_message(message)
+        lenient_values(joined or {}, handle._warn)
+        raise
+
+
+def _checked_message(message: object) -> str:
+    if not isinstance(message, str):
+        raise UnsupportedType(f"message is {type(message).__name__}, expected text", hint="use str(...)")
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(f"message {message[:80]!a} holds a lone surrogate", hint="encode it with errors='replace'") from None
+    return str(message)
+
+
+class LogBuilder:
+    """Entries that share metadata, and the reader of all entries."""
+
+    def __init__(self, handle: Experiment, metadata: dict[str, Any]) -> None:
+        self._handle = handle
+        self._metadata = metadata
+
+    def _log(self, level: str, message: str, extra: dict[str, Any]) -> None:
+        append_log(self._handle, message, level, self._metadata or None, extra)
+
+    def debug(self, message: str, **extra: Any) -> None:
+        """One entry of level debug."""
+        self._log("debug", message, extra)
+
+    def info(self, message: str, **extra: Any) -> None:
+        """One entry of level info."""
+        self._log("info", message, extra)
+
+    def warn(self, message: str, **extra: Any) -> None:
+        """One entry of level warn."""
+        self._log("warn", message, extra)
+
+    def error(self, message: str, **extra: Any) -> None:
+        """One entry of level error."""
+        self._log("error", message, extra)
+
+    def fatal(self, message: str, **extra: Any) -> None:
+        """One entry of level fatal."""
+        self._log("fatal", message, extra)
+
+    def read(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
+        """A page of entries: `{logs, startIndex, endIndex, total, hasMore}`; a negative start counts from the end.
+
+        With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue.
+        """
+        wanted = LogLevel.validate(level) if level is not None else None
+        with self._handle._looking() as view:
+            return view.logs(start_index, limit, wanted)
+
+
+class LogHandler(logging.Handler):
+    """Sends records of the standard library's `logging` to an experiment.
+
+    `logging.getLogger().addHandler(LogHandler(experiment))`. Extra fields of a record become metadata.
+    """
+
+    _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def __init__(self, experiment: Experiment, level: int | str = logging.NOTSET) -> None:
+        super().__init__(level)
+        self._experiment = experiment
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Record one entry; our own messages are left out, or trouble with the disk would log itself."""
+        if record.name == logger.name or record.name.startswith(logger.name + "."):
+            return
+        try:
+            metadata = {key: value for key, value in vars(record).items() if key not in self._PLAIN_RECORD}
+            metadata |= {"logger": record.name}
+            if record.exc_info:
+                metadata["exception"] = logging.Formatter().formatException(record.exc_info)
+            text = record.getMessage().encode("utf-8", "replace").decode()
+            append_log(self._experiment, text, _level_of(record.levelno), metadata, {})
+        except Exception:  # noqa: BLE001 - what logging.Handler asks of emit: errors go to handleError
+            self.handleError(record)
+
+
+def _level_of(number: int) -> str:
+    for limit, level in ((logging.CRITICAL, "fatal"), (logging.ERROR, "error"), (logging.WARNING, "warn")):
+        if number >= limit:
+            return level
+    return "info" if number >= logging.INFO else "debug"

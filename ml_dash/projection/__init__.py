@@ -1,0 +1,1 @@
+"""Projections of a journal: the documented folder, and the same content in memory."""

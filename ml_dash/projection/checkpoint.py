@@ -1,0 +1,98 @@
+"""How far a projection has folded, with what it needs to go on. It may always be deleted.
+
+    magic 8 | crc32 u32 of the rest | msgpack of `Checkpoint`
+
+A checkpoint that is damaged, of another version or of another journal is not used: folding starts at the beginning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from ..durable import fail_point, replace_file
+from ..fold import FOLD_VERSION, State
+from ..journal.segment import CHECKPOINT
+
+LAYOUT_VERSION: Final = 1
+LINES_PER_MARK: Final = 1000
+_MAGIC: Final = b"\x89MLDCHK\n"
+
+
+@dataclass(slots=True)
+class LineFile:
+    """A file of lines: how long it is, how many lines, and where every 1,000th line starts."""
+
+    size: int = 0
+    lines: int = 0
+    marks: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Layout:
+    """What the documented folder holds."""
+
+    logs: LineFile = field(default_factory=LineFile)
+    metrics: dict[str, LineFile] = field(default_factory=dict)
+    placed: dict[str, str] = field(default_factory=dict)
+    stale: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A moment of a projection."""
+
+    fold_version: int = FOLD_VERSION
+    layout_version: int = LAYOUT_VERSION
+    order_identity: str = ""
+    order_position: int = 0
+    folder: str = ""
+    # Segment id (hex) → the bytes of it that were folded, as ranges [start, end).
+    covered: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    # Segment file name → its size when nothing was left to read in it.
+    settled: dict[str, int] = field(default_factory=dict)
+    state: State = field(default_factory=State)
+    layout: Layout = field(default_factory=Layout)
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
+
+
+def save(journal: Path, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint. Not synced: after a power cut an older one, or none, does as well."""
+    fail_point("checkpoint-before")
+    body = _encoder.encode(checkpoint)
+    replace_file(journal / CHECKPOINT, _MAGIC + crc32(body).to_bytes(4, "little") + body)
+    fail_point("checkpoint-after")
+
+
+def load(journal: Path) -> Checkpoint | None:
+    """The checkpoint of a journal; None if there is none that can be used."""
+    try:
+        content = (journal / CHECKPOINT).read_bytes()
+    except OSError:
+        return None
+    body = content[12:]
+    if content[:8] != _MAGIC or content[8:12] != crc32(body).to_bytes(4, "little"):
+        return None
+    try:
+        checkpoint = _decoder.decode(body)
+    except msgspec.MsgspecError:
+        return None
+    if checkpoint.fold_version != FOLD_VERSION or checkpoint.layout_version != LAYOUT_VERSION:
+        return None
+    return checkpoint
+
+
+def signature(journal: Path) -> tuple[int, int, int] | None:
+    """What tells one checkpoint from the next: another process may have written it."""
+    try:
+        found = (journal / CHECKPOINT).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size

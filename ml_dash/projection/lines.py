@@ -1,0 +1,108 @@
+"""The lines of `data.jsonl` and `logs.jsonl`: from folded points and log entries, and back."""
+
+from __future__ import annotations
+
+from typing import Any, Final, cast
+
+import msgspec
+
+from ..fold import Block, LogLine
+from ..records import LogEntry, Point
+from ..values import from_json, texts_like_numbers, to_json, utc_text
+
+_encoder: Final = msgspec.json.Encoder()
+_decode: Final = msgspec.json.Decoder().decode
+# What a plain encoding may have got wrong: null may stand for NaN, and a text may look like a number's name.
+_SUSPECT: Final = (b"null", b'NaN"', b'Infinity"')
+
+
+def point_lines(block: Block) -> bytes:
+    """The lines of consecutive points."""
+    start, rows, times = block.start, block.rows, block.times
+    if isinstance(times, int):
+        text = utc_text(times)
+        lines = [{"index": index, "data": row, "createdAt": text} for index, row in enumerate(rows, start)]
+    else:
+        lines = [
+            {"index": index, "data": row, "createdAt": text}
+            for index, (row, text) in enumerate(zip(rows, map(utc_text, times), strict=True), start)
+        ]
+    try:
+        encoded = _encoder.encode_lines(lines)
+    except (TypeError, ValueError, RecursionError):
+        return _careful(lines, "data")
+    if any(suspect in encoded for suspect in _SUSPECT):
+        return _careful(lines, "data")
+    return encoded
+
+
+def log_lines(entries: list[LogLine]) -> bytes:
+    """The lines of consecutive log entries."""
+    lines = [
+        {
+            "timestamp": utc_text(entry.time_ns),
+            "level": entry.level,
+            "message": entry.message,
+            "metadata": entry.metadata,
+            "sequenceNumber": entry.number,
+        }
+        for entry in entries
+    ]
+    return _careful(lines, "metadata")
+
+
+def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
+    """Strict JSON, NaN and infinities as text, and texts that look like those named in `text`."""
+    encoded = bytearray()
+    for line in lines:
+        data = line[key]
+        if data:
+            texts = texts_like_numbers(data)
+            line = {**line, key: to_json(data)} | ({"text": texts} if texts else {})
+        encoded += encode_any(line) + b"\n"
+    return bytes(encoded)
+
+
+def encode_any(document: Any) -> bytes:
+    """JSON of a document; what JSON cannot hold (only a hostile journal brings that) as its `repr`."""
+    try:
+        return _encoder.encode(document)
+    except (TypeError, ValueError, RecursionError):
+        return _encoder.encode(_harmless(document, 64))
+
+
+def _harmless(value: Any, depth: int) -> Any:
+    if depth == 0:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key): _harmless(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_harmless(item, depth - 1) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and -(2**63) <= value < 2**64):
+        return value
+    return repr(value)[:1000]
+
+
+def document(content: Any) -> bytes:
+    """A whole JSON document, indented for people, ending in a newline."""
+    return msgspec.json.format(encode_any(to_json(content)), indent=2) + b"\n"
+
+
+def read_point(line: bytes) -> Point:
+    """The point of a line, values as they were appended. Raises ValueError for a line that is not one."""
+    raw = _decode(line)
+    return cast(
+        "Point",
+        {"index": raw["index"], "data": from_json(raw["data"], raw.get("text", ())), "createdAt": raw["createdAt"]},
+    )
+
+
+def read_log(line: bytes) -> LogEntry:
+    """The log entry of a line. Raises ValueError for a line that is not one."""
+    raw = _decode(line)
+    texts = raw.pop("text", ())
+    if raw["metadata"] is not None:
+        raw["metadata"] = from_json(raw["metadata"], texts)
+    return cast("LogEntry", raw)

@@ -1,0 +1,403 @@
+"""The mappings that callers, files and the REST API show, and how they come from the state."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypedDict
+
+from .fold import File, Metric, Series, State, WriterState
+from .names import clash_key, experiment_id, file_path, metric_id
+from .values import utc_text
+
+CHUNK_SIZE: Final = 10_000
+"""Points of a metric that a server moves to object storage together; here it only groups the counts."""
+
+
+class LogEntry(TypedDict):
+    """One line of `logs/logs.jsonl`."""
+
+    timestamp: str
+    level: str
+    message: str
+    metadata: dict[str, Any] | None
+    sequenceNumber: int
+
+
+class LogPage(TypedDict):
+    """A page of log entries; `total` counts this answer."""
+
+    logs: list[LogEntry]
+    startIndex: int
+    endIndex: int
+    total: int
+    hasMore: bool
+
+
+class Point(TypedDict):
+    """One line of `metrics/<metric>/data.jsonl`."""
+
+    index: int
+    data: dict[str, Any]
+    createdAt: str
+
+
+class PointPage(TypedDict):
+    """A page of points; `total` counts this answer."""
+
+    data: list[Point]
+    startIndex: int
+    endIndex: int
+    total: int
+    hasMore: bool
+
+
+class AppendResult(TypedDict):
+    """What `append` returns."""
+
+    metricId: str
+    index: int
+    bufferedDataPoints: int
+    chunkSize: int
+
+
+class AppendBatchResult(TypedDict):
+    """What `append_batch` returns."""
+
+    metricId: str
+    startIndex: int
+    endIndex: int
+    count: int
+    bufferedDataPoints: int
+    chunkSize: int
+
+
+class SeriesStats(TypedDict):
+    """Statistics of one numeric field."""
+
+    count: int
+    first: float | int | None
+    last: float | int | None
+    min: float | int | None
+    max: float | int | None
+    mean: float | None
+
+
+class MetricSummary(TypedDict):
+    """One entry of `list_all()`."""
+
+    metricId: str
+    name: str
+    description: str | None
+    tags: list[str] | None
+    totalDataPoints: int
+    createdAt: str
+
+
+class MetricStats(TypedDict):
+    """What `stats()` returns."""
+
+    metricId: str
+    name: str
+    description: str | None
+    tags: list[str] | None
+    metadata: dict[str, Any] | None
+    totalDataPoints: int
+    bufferedDataPoints: int
+    chunkedDataPoints: int
+    totalChunks: int
+    chunkSize: int
+    firstDataAt: str | None
+    lastDataAt: str | None
+    createdAt: str
+    updatedAt: str
+    series: dict[str, SeriesStats]
+
+
+class FileRecord(TypedDict):
+    """One added file, as listed and as kept in `.files_metadata.json`."""
+
+    id: str
+    experimentId: str
+    path: str
+    prefix: str
+    filename: str
+    description: str | None
+    tags: list[str] | None
+    contentType: str
+    sizeBytes: int
+    checksum: str
+    metadata: dict[str, Any] | None
+    uploadedAt: str
+    updatedAt: str
+    deletedAt: str | None
+
+
+class ExperimentRecord(TypedDict):
+    """`experiment.json`. Further fields: `afterProtection`, `malformedEvents`, where they apply."""
+
+    id: str
+    name: str
+    project: str
+    description: str | None
+    tags: list[str] | None
+    folder: str | None
+    metadata: dict[str, Any] | None
+    writeProtected: bool
+    status: str
+    createdAt: str
+    updatedAt: str
+    endedAt: str | None
+    error: dict[str, Any] | None
+    counts: dict[str, int]
+    journal: str | None
+    writers: list[dict[str, Any]]
+
+
+class DeletedFile(TypedDict):
+    """What `delete()` of a file returns."""
+
+    id: str
+    deletedAt: str
+
+
+class DurableState(TypedDict):
+    """Counts of events by how safe they are."""
+
+    accepted: int
+    written: int
+    synced: int
+    remote: int
+    lost: int
+
+
+def log_page(logs: list[LogEntry], start: int, *, more: bool) -> LogPage:
+    """A page that begins with entry `start`."""
+    return LogPage(logs=logs, startIndex=start, endIndex=start + len(logs) - 1, total=len(logs), hasMore=more)
+
+
+def point_page(data: list[Point], start: int, *, more: bool) -> PointPage:
+    """A page that begins with point `start`."""
+    return PointPage(data=data, startIndex=start, endIndex=start + len(data) - 1, total=len(data), hasMore=more)
+
+
+def _time(time_ns: int) -> str | None:
+    return utc_text(time_ns) if time_ns else None
+
+
+def series_stats(series: Series) -> SeriesStats:
+    """Statistics of a series; the mean leaves NaN out."""
+    mean = series.total / series.counted if series.counted else None
+    return SeriesStats(
+        count=series.count, first=series.first, last=series.last, min=series.min, max=series.max, mean=mean
+    )
+
+
+def series_name(metric: str, field: str) -> str:
+    """The metric's own name for `value`, `metric.field` for the rest."""
+    return metric if field == "value" else f"{metric}.{field}"
+
+
+def all_series(metric: Metric) -> dict[str, SeriesStats]:
+    """The statistics of every numeric field of a metric."""
+    return {series_name(metric.name, field): series_stats(series) for field, series in metric.series.items()}
+
+
+def metric_id_of(state: State, name: str) -> str:
+    """The stable id of a metric."""
+    return metric_id(experiment_id(state.project, state.name), name)
+
+
+def buffered(count: int) -> int:
+    """How many of `count` points are not in a full chunk."""
+    return count % CHUNK_SIZE
+
+
+def metric_summary(state: State, metric: Metric) -> MetricSummary:
+    """One entry of `list_all()`."""
+    return MetricSummary(
+        metricId=metric_id_of(state, metric.name),
+        name=metric.name,
+        description=metric.description.value,
+        tags=metric.tags.value,
+        totalDataPoints=metric.count,
+        createdAt=utc_text(metric.created_ns),
+    )
+
+
+def metric_stats(state: State, metric: Metric) -> MetricStats:
+    """What `stats()` returns."""
+    return MetricStats(
+        metricId=metric_id_of(state, metric.name),
+        name=metric.name,
+        description=metric.description.value,
+        tags=metric.tags.value,
+        metadata=metric.metadata.value,
+        totalDataPoints=metric.count,
+        bufferedDataPoints=buffered(metric.count),
+        chunkedDataPoints=metric.count - buffered(metric.count),
+        totalChunks=metric.count // CHUNK_SIZE,
+        chunkSize=CHUNK_SIZE,
+        firstDataAt=_time(metric.first_ns),
+        lastDataAt=_time(metric.last_ns),
+        createdAt=utc_text(metric.created_ns),
+        updatedAt=utc_text(metric.updated_ns),
+        series=all_series(metric),
+    )
+
+
+def metric_document(state: State, metric: Metric) -> dict[str, Any]:
+    """`metrics/<metric>/metadata.json`."""
+    document: dict[str, Any] = {
+        "metricId": metric_id_of(state, metric.name),
+        "name": metric.name,
+        "description": metric.description.value,
+        "tags": metric.tags.value,
+        "metadata": metric.metadata.value,
+        "totalDataPoints": metric.count,
+        "nextIndex": metric.count,
+        "firstDataAt": _time(metric.first_ns),
+        "lastDataAt": _time(metric.last_ns),
+        "createdAt": utc_text(metric.created_ns),
+        "updatedAt": utc_text(metric.updated_ns),
+        "series": all_series(metric),
+    }
+    return document
+
+
+def file_record(state: State, file: File) -> FileRecord:
+    """One file as callers see it."""
+    ended = [time for time in (file.deleted_ns, file.replaced_ns) if time]
+    record = FileRecord(
+        id=file.id,
+        experimentId=experiment_id(state.project, state.name),
+        path=file.path,
+        prefix=file.path.rstrip("/") + "/",
+        filename=file.filename,
+        description=file.description.value,
+        tags=file.tags.value,
+        contentType=file.content_type,
+        sizeBytes=file.size_bytes,
+        checksum=file.checksum,
+        metadata=file.metadata.value,
+        uploadedAt=utc_text(file.added_ns),
+        updatedAt=utc_text(file.updated_ns),
+        deletedAt=utc_text(min(ended)) if ended else None,
+    )
+    if _after_protection(state, (file.added_ns, file.writer, file.seq)):
+        record["afterProtection"] = True  # type: ignore[typeddict-unknown-key]  # only where it applies
+    return record
+
+
+def _after_protection(state: State, stamp: tuple[int, str, int]) -> bool:
+    return state.protected is not None and stamp > state.protected
+
+
+def files_in_order(state: State) -> list[File]:
+    """All files ever added, oldest first."""
+    return sorted(state.files.values(), key=lambda file: (file.added_ns, file.writer, file.seq))
+
+
+def live_files(state: State, prefix: str = "", tags: list[str] | None = None) -> list[File]:
+    """Files that are listed, oldest first: below a canonical prefix, with any of the tags."""
+    wanted = set(tags or ())
+    return [
+        file
+        for file in files_in_order(state)
+        if file.live
+        and (not prefix or file.prefix == prefix or file.prefix.startswith(prefix + "/"))
+        and (not wanted or wanted & set(file.tags.value or ()))
+    ]
+
+
+def shown_paths(state: State) -> dict[str, File]:
+    """Where each live file is shown under `files/`; a later one whose path clashes is shown as `<name>%<id>`."""
+    shown: dict[str, File] = {}
+    taken: set[str] = set()
+    folders: set[str] = set()
+    for file in live_files(state):
+        path = file_path(file.prefix, file.filename)
+        parents = _parents(clash_key(path))
+        if clash_key(path) in taken | folders or taken.intersection(parents):
+            path = f"{file_path('', file.filename)}%{file.id}"
+            parents = []
+        shown[path] = file
+        taken.add(clash_key(path))
+        folders.update(parents)
+    return shown
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def writer_record(writer: WriterState) -> dict[str, Any]:
+    """One entry of `writers` in `experiment.json`."""
+    place = dict(writer.place or {})
+    ended = writer.ended or ("died" if writer.dead else None)
+    record: dict[str, Any] = {
+        "id": writer.id,
+        **place,
+        "startedAt": _time(writer.first_ns),
+        "lastEventAt": _time(writer.last_ns),
+        "ended": ended,
+        "endedAt": _time(writer.ended_ns),
+    }
+    if writer.child:
+        record["child"] = True
+    if writer.error:
+        record["error"] = writer.error
+    if writer.lost:
+        record["lost"] = writer.lost
+    if gaps := writer.gaps():
+        record["missing"] = [[first, end - 1] for first, end in gaps]
+    return record
+
+
+def experiment_document(state: State) -> ExperimentRecord:
+    """`experiment.json`: everything here comes from events and from what `order` records."""
+    writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
+    session = [state.writers[writer] for writer in state.session if writer in state.writers]
+    ended = max((writer.ended_ns for writer in session), default=0)
+    error = next((writer.error for writer in reversed(session) if writer.error), None)
+    document: ExperimentRecord = {
+        "id": experiment_id(state.project, state.name),
+        "name": state.name,
+        "project": state.project,
+        "description": state.description.value,
+        "tags": state.tags.value,
+        "folder": state.folder.value,
+        "metadata": state.metadata.value,
+        "writeProtected": state.protected is not None,
+        "status": state.status,
+        "createdAt": utc_text(state.created_ns),
+        "updatedAt": utc_text(state.updated_ns),
+        "endedAt": _time(ended) if state.status != "running" else None,
+        "error": error if state.status == "failed" else None,
+        "counts": {
+            "events": state.events,
+            "logs": state.logs,
+            "points": state.points,
+            "metrics": len(state.metrics),
+            "parameters": len(state.parameters),
+            "files": sum(file.live for file in state.files.values()),
+            "lost": sum(writer.lost for writer in writers),
+        },
+        "journal": state.journal_path.value,
+        "writers": [writer_record(writer) for writer in writers],
+    }
+    late = [key for key, register in state.parameters.items() if _after_protection(state, register.stamp)]
+    if late:
+        document["afterProtection"] = {"parameters": late}  # type: ignore[typeddict-unknown-key]
+    if state.malformed:
+        document["malformedEvents"] = state.malformed  # type: ignore[typeddict-unknown-key]
+    return document
+
+
+def parameters_document(state: State) -> dict[str, Any]:
+    """`parameters.json`: flat, in the order of first setting."""
+    return {key: register.value for key, register in state.parameters.items()}
+
+
+def files_document(state: State) -> dict[str, Any]:
+    """`files/.files_metadata.json`, deleted ones included."""
+    return {"files": [file_record(state, file) for file in files_in_order(state)]}

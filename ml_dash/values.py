@@ -1,0 +1,433 @@
+"""What a recorded value may be: users' objects to plain values, and plain values to strict JSON and back.
+
+A plain value is None, bool, int (-2^63 to 2^64-1), float, str (no lone surrogates), bytes, or a list or a
+text-keyed dict of plain values: what msgpack packs and gives back bit for bit. JSON knows neither NaN and
+the infinities, which become the texts in `NUMBER_TEXTS`, nor bytes, which become base64 text.
+"""
+
+from __future__ import annotations
+
+import time
+from binascii import b2a_base64
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Final
+
+from ml_dash.errors import InvalidValue, UnsupportedType
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+PLAIN: Final[frozenset[type]] = frozenset({float, int, str, bool, type(None)})
+"""Exact types that need no conversion. An int may still be out of range, and a text hold a lone surrogate."""
+
+INT_MIN: Final = -(2**63)
+INT_MAX: Final = 2**64 - 1
+MAX_ELEMENTS: Final = 1024
+MAX_DEPTH: Final = 64
+MAX_TEXT: Final = 1000
+
+INFINITY: Final = float("inf")
+NUMBER_TEXTS: Final = {"NaN": float("nan"), "Infinity": INFINITY, "-Infinity": -INFINITY}
+
+ACCEPTED: Final = (
+    "use None, bool, int, float, str, bytes, datetime, Path, Enum, dataclasses, lists, tuples, mappings with "
+    f"text keys, or scalars and arrays of up to {MAX_ELEMENTS:,} elements"
+)
+
+_UNCHECKED: Final[frozenset[type]] = frozenset({float, bool, type(None)})
+
+Unknown = Callable[[str, object, str], object]
+"""Called with key, value and reason for what cannot be recorded; its result is recorded instead."""
+
+
+def field_values(fields: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a metric's point as plain values.
+
+    Raises `UnsupportedType` naming the key and the type of what cannot be recorded, `InvalidValue` for
+    integers out of range, lone surrogates and what is nested deeper than 64 levels or contains itself.
+    """
+    return {_key(key): _plain(value, key, 1, _refuse) for key, value in fields.items()}
+
+
+def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -> dict[str, object]:
+    """Parameters or metadata as plain values; anything else is kept as `str(value)`, cut at 1,000 characters.
+
+    `warn` gets one text for each key that is kept so; the key of a value in a nested mapping is its dotted
+    path. Raises `InvalidValue` as `field_values` does, and `UnsupportedType` for a key that is not text.
+    """
+    warned: set[str] = set()
+
+    def describe(key: str, value: object, reason: str) -> str:
+        if key not in warned:
+            warned.add(key)
+            warn(f'"{key}" {reason}; it is kept as text, str(value)')
+        return _described(value)
+
+    return {_key(key): _plain(value, key, 1, describe) for key, value in mapping.items()}
+
+
+def _refuse(key: str, _value: object, reason: str) -> object:
+    raise UnsupportedType(f'"{key}" {reason}', hint=ACCEPTED)
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise UnsupportedType(f"the key {_described(key)[:80]} is {_type_name(key)}, expected str")
+    return _text(key, key)
+
+
+def _plain(value: object, key: str, depth: int, unknown: Unknown) -> object:
+    """One value; `key` is for messages. Exact types first: they are nearly all there is."""
+    kind = type(value)
+    if kind in _UNCHECKED:
+        return value
+    if kind is int:
+        return _integer(value, key)  # type: ignore[arg-type]
+    if kind is str:
+        return _text(value, key)  # type: ignore[arg-type]
+    if kind is dict:
+        return _mapping(value, key, depth, unknown)  # type: ignore[arg-type]
+    if kind is list or kind is tuple:
+        return _sequence(value, key, depth, unknown)  # type: ignore[arg-type]
+    if kind is bytes:
+        return value
+    return _other(value, key, depth, unknown)
+
+
+def _integer(value: int, key: str) -> int:
+    if not INT_MIN <= value <= INT_MAX:
+        found = str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
+        hint = "record it as a float or as text"
+        raise InvalidValue(f'"{key}" is {found}, outside -2**63 to 2**64-1', hint=hint)
+    return value
+
+
+def _text(value: str, key: str) -> str:
+    text = value if type(value) is str else str.__str__(value)
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            name = ascii(key)[1:-1]
+            found = f'"{name}" holds a lone surrogate {code} at position {error.start:,}'
+            raise InvalidValue(f"{found}, which is not valid Unicode") from None
+    return text
+
+
+def _mapping(value: Mapping[Any, object], key: str, depth: int, unknown: Unknown) -> object:
+    _check_depth(depth, key)
+    result: dict[str, object] = {}
+    for name, item in value.items():
+        if not isinstance(name, str):
+            reason = f"has the key {_described(name)[:80]}, which is {_type_name(name)}, expected str"
+            return unknown(key, value, reason)
+        result[_text(name, key)] = _plain(item, f"{key}.{name}", depth + 1, unknown)
+    return result
+
+
+def _sequence(value: Iterable[object], key: str, depth: int, unknown: Unknown) -> list[object]:
+    _check_depth(depth, key)
+    items = list(value)
+    if _UNCHECKED.issuperset(map(type, items)):
+        return items
+    return [_plain(item, key, depth + 1, unknown) for item in items]
+
+
+def _check_depth(depth: int, key: str) -> None:
+    if depth > MAX_DEPTH:
+        shown = key if len(key) <= 80 else key[:77] + "..."
+        raise InvalidValue(f'"{shown}" is nested deeper than {MAX_DEPTH} levels, or contains itself')
+
+
+def _other(value: object, key: str, depth: int, unknown: Unknown) -> object:
+    """A value whose exact type says nothing: subclasses, the standard library's types, arrays."""
+    if isinstance(value, float):
+        return float(value)
+    kind = type(value)
+    # Asked of the type: an object that makes up attributes as they are asked for is no array.
+    if hasattr(kind, "tolist") and hasattr(kind, "dtype") and not isinstance(value, str | bytes):
+        return _array(value, key, depth, unknown)
+    from datetime import datetime
+    from enum import Enum
+
+    if isinstance(value, Enum):
+        _check_depth(depth, key)
+        return _plain(value.value, key, depth + 1, unknown)
+    if isinstance(value, str):
+        return _text(value, key)
+    if isinstance(value, int):
+        return _integer(int(value), key)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, datetime):
+        return _moment(value, key, unknown)
+    if isinstance(value, Mapping):
+        return _mapping(value, key, depth, unknown)
+    if isinstance(value, list | tuple):
+        return _sequence(value, key, depth, unknown)
+    if isinstance(value, PathLike):
+        return _plain(fspath(value), key, depth, unknown)
+    if hasattr(kind, "__dataclass_fields__") and not isinstance(value, type):
+        return _mapping(dict(_dataclass_items(value)), key, depth, unknown)
+    if hasattr(kind, "tolist") or hasattr(kind, "item"):
+        return _array(value, key, depth, unknown)
+    return unknown(key, value, f"is {_type_name(value)}, which cannot be recorded")
+
+
+def _moment(value: datetime, key: str, unknown: Unknown) -> object:
+    """UTC text. A time without a zone is local time, as everywhere in the standard library."""
+    from datetime import timezone
+
+    if value != value:  # the "not a time" of table libraries
+        return None
+    try:
+        moment = value.astimezone(timezone.utc)
+    except (OverflowError, ValueError, OSError):
+        return unknown(key, value, "is a datetime without a UTC time")
+    return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def _dataclass_items(value: object) -> Iterator[tuple[str, object]]:
+    from dataclasses import fields
+
+    for field in fields(value):  # type: ignore[arg-type]
+        if hasattr(value, field.name):
+            yield field.name, getattr(value, field.name)
+
+
+def _array(value: object, key: str, depth: int, unknown: Unknown) -> object:
+    """A scalar or an array of NumPy, PyTorch, JAX or alike, by the methods they share."""
+    _check_depth(depth, key)
+    plain: object = None
+    try:
+        reason = _too_large(value)
+        if not reason:
+            plain = _listed(value)
+    except Exception as error:  # noqa: BLE001 - the array's own code: traced, without data, on a lost device, ...
+        reason = f"could not be read ({_type_name(error)})"
+    if not reason and type(plain) is type(value):
+        reason = "cannot be recorded"
+    if reason:
+        return unknown(key, value, f"is {_type_name(value)}, which {reason}")
+    return _plain(plain, key, depth + 1, unknown)
+
+
+def _too_large(array: object) -> str:
+    count = _count(array)
+    if count is None:
+        return "does not tell its size"
+    return f"has {count:,} elements, more than {MAX_ELEMENTS:,}" if count > MAX_ELEMENTS else ""
+
+
+def _count(array: Any) -> int | None:
+    """How many elements an array has: `size` where that is a number, else `numel()`, else its length."""
+    size = getattr(array, "size", None)
+    if isinstance(size, int):
+        return size
+    if hasattr(array, "numel"):
+        return int(array.numel())
+    if hasattr(array, "__len__"):
+        return len(array)
+    return 1 if hasattr(type(array), "item") else None
+
+
+def _listed(array: Any) -> object:
+    kind = getattr(getattr(array, "dtype", None), "kind", "")
+    if kind == "M":
+        return _in_utc(array.astype("datetime64[us]").tolist())
+    if kind == "m":
+        return array  # a duration has no plain value, and nanoseconds would pass for an int
+    plain = array.tolist() if hasattr(type(array), "tolist") else array.item()
+    # A scalar wider than a double gives itself.
+    return float(plain) if kind == "f" and type(plain) is type(array) else plain
+
+
+def _in_utc(times: Any) -> object:
+    from datetime import timezone
+
+    if isinstance(times, list):
+        return [_in_utc(item) for item in times]
+    return times.replace(tzinfo=timezone.utc) if hasattr(times, "tzinfo") else times
+
+
+def _type_name(value: object) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _described(value: object) -> str:
+    try:
+        text = str(value)[:MAX_TEXT]
+    except Exception:  # noqa: BLE001 - the value's own code; that it has no text must not stop the program
+        return f"<{type(value).__name__}: unprintable>"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")[:MAX_TEXT]
+
+
+def to_json(value: Any) -> Any:
+    """A plain value as strict JSON can say it: NaN and infinities as texts, bytes as base64 text."""
+    kind = type(value)
+    if kind is float:
+        return value if -INFINITY < value < INFINITY else _number_text(value)
+    if kind is dict:
+        return {name: to_json(item) for name, item in value.items()}
+    if kind is list:
+        return [to_json(item) for item in value]
+    if kind is bytes:
+        return b2a_base64(value, newline=False).decode("ascii")
+    return value
+
+
+def _number_text(value: float) -> str:
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def texts_like_numbers(data: Mapping[str, Any]) -> list[str]:
+    """The keys whose *text* a reader of JSON would take for NaN or an infinity, for the extra field `text`.
+
+    A text inside a mapping or a list is named by its path: keys and positions joined by `.`, where `.` in a
+    key is written `~1` and `~` is written `~0`. So a key without these two stands for itself.
+    """
+    found: list[str] = []
+    for name, value in data.items():
+        kind = type(value)
+        if kind is str:
+            if value in NUMBER_TEXTS:
+                found.append(_step(name))
+        elif kind is dict or kind is list:
+            _find_texts(value, _step(name), found)
+    return found
+
+
+def _find_texts(container: Any, path: str, found: list[str]) -> None:
+    for name, value in _members(container):
+        if type(value) is str:
+            if value in NUMBER_TEXTS:
+                found.append(f"{path}.{_step(name)}")
+        elif type(value) in (dict, list):
+            _find_texts(value, f"{path}.{_step(name)}", found)
+
+
+def from_json(data: Mapping[str, Any], text_keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The values that `to_json` was given: "NaN" and alike as floats, but for those that `text_keys` name.
+
+    Base64 text stays text: JSON does not tell it from other text.
+    """
+    texts = frozenset(text_keys)
+    return {name: _read(value, _step(name), texts) for name, value in data.items()}
+
+
+def _read(value: Any, path: str, texts: frozenset[str]) -> Any:
+    kind = type(value)
+    if kind is str:
+        return NUMBER_TEXTS[value] if value in NUMBER_TEXTS and path not in texts else value
+    if kind is dict:
+        return {name: _read(item, f"{path}.{_step(name)}", texts) for name, item in value.items()}
+    if kind is list:
+        return [_read(item, f"{path}.{position}", texts) for position, item in enumerate(value)]
+    return value
+
+
+def _members(container: Any) -> Iterable[tuple[str, Any]]:
+    if type(container) is dict:
+        return container.items()
+    return ((str(position), item) for position, item in enumerate(container))
+
+
+def _step(name: str) -> str:
+    return name.replace("~", "~0").replace(".", "~1")
+
+
+def flatten(d: Mapping[str, Any], parent_key: str = "", sep: str = ".") -> dict[str, Any]:
+    """One flat mapping: nested mappings become joined keys; lists and empty mappings stay whole.
+
+    The key `""` of an inner mapping stands for that mapping's own key: see `unflatten`. Where two ways lead
+    to one key, the last wins.
+    """
+    flat: dict[str, Any] = {}
+    _flatten(d, parent_key or None, sep, flat)
+    return flat
+
+
+def _flatten(d: Mapping[str, Any], parent: str | None, sep: str, flat: dict[str, Any]) -> None:
+    for name, value in d.items():
+        key = str(name) if parent is None else f"{parent}{sep}{name}" if name != "" else parent
+        if isinstance(value, Mapping) and value:
+            _flatten(value, key, sep, flat)
+        else:
+            flat[key] = value
+
+
+def unflatten(d: Mapping[str, Any], sep: str = ".") -> dict[str, Any]:
+    """The nested mappings that a flat one stands for; `flatten` gives the flat one back.
+
+    A key that is both a value and a prefix (`a` and `a.b`) is kept under the key `""` of the inner mapping.
+    A key with an empty part (`a..b`, `.a`, `a.`) is not split: it would not come back.
+    """
+    parts_of = {key: _split(key, sep) for key in d}
+    inner = {sep.join(parts[:end]) for parts in parts_of.values() for end in range(1, len(parts))}
+    nested: dict[str, Any] = {}
+    for key, value in d.items():
+        *path, last = [*parts_of[key], ""] if key in inner else parts_of[key]
+        mapping = nested
+        for part in path:
+            mapping = mapping.setdefault(part, {})
+        mapping[last] = value
+    return nested
+
+
+def _split(key: str, sep: str) -> list[str]:
+    parts = key.split(sep)
+    return parts if all(parts) else [key]
+
+
+_DAY_S: Final = 86_400
+_second: tuple[int, str] = (0, "1970-01-01T00:00:00.")
+
+
+def utc_text(time_ns: int) -> str:
+    """Nanoseconds since 1970 as UTC text, cut to microseconds: `2025-10-29T10:30:00.000000Z`."""
+    global _second  # the last second asked for: most calls are for the same one
+    second, rest = divmod(time_ns, 1_000_000_000)
+    known, text = _second  # one tuple, so that threads never see half of it
+    if second != known:
+        now = time.gmtime(second)
+        text = f"{now[0]:04d}-{now[1]:02d}-{now[2]:02d}T{now[3]:02d}:{now[4]:02d}:{now[5]:02d}."
+        _second = (second, text)
+    return text + str(rest // 1000).zfill(6) + "Z"
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since 1970 of an ISO 8601 text; without a zone it is UTC, without a time midnight.
+
+    Raises `InvalidValue` for anything else.
+    """
+    from datetime import datetime, timezone
+
+    try:
+        moment, nanoseconds = _parsed(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=timezone.utc)
+        since = moment - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    except (ValueError, OverflowError):
+        hint = "write it like 2025-10-29T10:30:00.000000Z"
+        raise InvalidValue(f"{text[:80]!a} is not a time", hint=hint) from None
+    return (since.days * _DAY_S + since.seconds) * 1_000_000_000 + nanoseconds
+
+
+def _parsed(text: str) -> tuple[datetime, int]:
+    """The time to the second, and the rest in nanoseconds: `datetime` knows only microseconds."""
+    import re
+    from datetime import datetime
+
+    form = r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?)?"
+    match = re.fullmatch(form, text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(text)
+    day, minute, second, fraction, zone = match.groups()
+    if fraction and not second:
+        raise ValueError(text)
+    zone = "+00:00" if not zone or zone in "Zz" else f"{zone[:3]}:{zone[-2:]}"
+    moment = datetime.fromisoformat(f"{day}T{minute or '00:00'}{second or ':00'}{zone}")
+    return moment, int((fraction or "").ljust(9, "0"))

@@ -1,0 +1,232 @@
+"""What a row of the fault matrix is, how its trials are numbered, seeded, run and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+_KEPT_FAILURES: Final = 20
+
+
+class Unavailable(Exception):
+    """This environment cannot inject the fault; the message says what is missing."""
+
+
+@dataclass
+class RowReport:
+    """What a row found: N trials, how many failed and why, and what was seen on the way."""
+
+    row: str
+    seed: str
+    trials: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    unavailable: str = ""
+
+    @property
+    def bound(self) -> float:
+        """With 95 % confidence the failure rate is below this, when no trial failed (rule of three)."""
+        return 3 / self.trials if self.trials else 1.0
+
+    def add(self, other: RowReport) -> None:
+        """Put the report of another share of the trials to this one."""
+        self.trials += other.trials
+        self.failed += other.failed
+        self.failures = (self.failures + other.failures)[:_KEPT_FAILURES]
+        self.counts.update(other.counts)
+        self.seconds = max(self.seconds, other.seconds)
+        self.unavailable = self.unavailable or other.unavailable
+
+    def __str__(self) -> str:
+        if self.unavailable:
+            return f"{self.row:4} NOT RUN: {self.unavailable}"
+        seen = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
+        verdict = f"{self.failed:,} FAILED" if self.failed else f"none failed (rate < {self.bound:.2g})"
+        text = f"{self.row:4} {self.trials:>7,} trials, {verdict}, {self.seconds:.1f} s, seed {self.seed}"
+        return "\n".join([text + (f"; {seen}" if seen else ""), *(f"     {failure}" for failure in self.failures)])
+
+    def to_json(self) -> str:
+        """For the process that started this share."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> RowReport:
+        """The inverse of `to_json`."""
+        values = json.loads(text)
+        return cls(**{**values, "counts": Counter(values["counts"])})
+
+
+class Trial:
+    """One numbered trial: its own randomness, its own folder, and what it found wrong."""
+
+    def __init__(self, row: str, index: int, seed: str, workdir: Path, shared: Any, counts: Counter[str]) -> None:
+        self.index = index
+        self.rng = random.Random(f"{seed}:{row}:{index}")
+        self.shared = shared
+        self.counts = counts
+        self.problems: list[str] = []
+        self._folder = workdir / f"{row}-{index}"
+
+    @property
+    def folder(self) -> Path:
+        """An empty folder that is removed after a trial without problems."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder
+
+    def check(self, holds: object, problem: str) -> bool:
+        """Note a problem unless it holds."""
+        if not holds:
+            self.problems.append(problem)
+        return bool(holds)
+
+    def fail(self, *problems: str) -> None:
+        """Note problems."""
+        self.problems += problems
+
+    def done(self) -> None:
+        """Remove the folder, or leave it as evidence."""
+        if not self.problems and self._folder.exists():
+            remove_tree(self._folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder, also where a trial took our permissions away."""
+
+    def allow(function: Callable[..., Any], path: str, _: Any) -> None:
+        with contextlib.suppress(OSError):
+            os.chmod(os.path.dirname(path), 0o700)  # noqa: PTH101, PTH120 - paths come as text
+            function(path)
+
+    shutil.rmtree(folder, onerror=allow)
+
+
+Body = Callable[[Trial], None]
+Setup = Callable[[Path], contextlib.AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def nothing(_: Path) -> Iterator[None]:
+    """The setup of rows that need none."""
+    yield None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the fault matrix."""
+
+    id: str
+    title: str
+    full: int
+    sample: int
+    trial: Body
+    setup: Setup = nothing
+    # Runs in a process with mounts of its own (`unshare`).
+    mounts: bool = False
+
+    def run(self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None) -> RowReport:
+        """Run `count` of the `full` trials, in this process. `share` (j, n): every n-th of them, from the j-th on."""
+        if self.mounts and os.environ.get("ML_DASH_TEST_MOUNTS") != "1":
+            return run_apart(self, count, seed, workdir, share=share, only=only)
+        report = RowReport(self.id, seed)
+        begun = time.monotonic()
+        workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.setup(workdir) as shared:
+                for index in [only] if only is not None else self.indices(count, seed)[share[0] :: share[1]]:
+                    self._one(index, seed, workdir, shared, report)
+        except Unavailable as reason:
+            report.unavailable = str(reason)
+        report.seconds = time.monotonic() - begun
+        return report
+
+    def indices(self, count: int, seed: str) -> Sequence[int]:
+        """Which trials are run: all, or a seeded choice."""
+        if count >= self.full:
+            return range(count)
+        return sorted(random.Random(f"{seed}:{self.id}").sample(range(self.full), count))
+
+    def _one(self, index: int, seed: str, workdir: Path, shared: Any, report: RowReport) -> None:
+        trial = Trial(self.id, index, seed, workdir, shared, report.counts)
+        try:
+            self.trial(trial)
+        except Unavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a trial raises is what it found
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            trial.fail(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
+        trial.done()
+        report.trials += 1
+        if trial.problems:
+            report.failed += 1
+            if len(report.failures) < _KEPT_FAILURES:
+                what = "; ".join(problem[:600] for problem in trial.problems[:5])
+                again = f"python -m tests.crash --row {self.id} --seed {seed} --only {index}"
+                report.failures.append(f"trial {index}: {what}\n        again: {again}")
+
+
+# -- rows in processes of their own ----------------------------------------------------------------------------------
+
+
+def own_mounts() -> list[str]:
+    """The command that gives a process its own mounts. Raises Unavailable."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        raise Unavailable("no `unshare` on the PATH")
+    for options in (["-m"], ["-Urm"]):
+        probe = "mount -t tmpfs -o size=64k none /tmp"
+        tried = subprocess.run([unshare, *options, "sh", "-c", probe], capture_output=True, check=False)
+        if tried.returncode == 0:
+            return [unshare, *options]
+    raise Unavailable(f"`unshare` may not mount here: {tried.stderr.decode(errors='replace').strip()}")
+
+
+def run_apart(
+    row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
+) -> RowReport:
+    """`row.run` in another process, with mounts of its own if the row needs them."""
+    process = start_apart(row, count, seed, workdir, share=share, only=only)
+    return process if isinstance(process, RowReport) else finish_apart(row, seed, process)
+
+
+def start_apart(
+    row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
+) -> subprocess.Popen[str] | RowReport:
+    """Start a share of a row's trials; a report at once if the environment cannot."""
+    prefix: list[str] = []
+    environment = dict(os.environ)
+    if row.mounts:
+        try:
+            prefix = own_mounts()
+        except Unavailable as reason:
+            return RowReport(row.id, seed, unavailable=str(reason))
+        environment["ML_DASH_TEST_MOUNTS"] = "1"
+    command = [*prefix, sys.executable, "-m", "tests.crash", "--row", row.id, "--count", str(count), "--seed", seed]
+    command += ["--workdir", str(workdir), "--share", f"{share[0]}/{share[1]}", "--json"]
+    if only is not None:
+        command += ["--only", str(only)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish_apart(row: Row, seed: str, process: subprocess.Popen[str]) -> RowReport:
+    """The report of a started share."""
+    output, _ = process.communicate()
+    last = output.strip().rpartition("\n")[2]
+    if process.returncode not in (0, 1) or not last.startswith("{"):
+        failure = f"the process that ran the trials ended with {process.returncode}: {output[-500:]}"
+        return RowReport(row.id, seed, trials=1, failed=1, failures=[failure])
+    return RowReport.from_json(last)

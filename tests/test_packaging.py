@@ -1,0 +1,134 @@
+"""What a user installs: the wheel's contents, that its declared requirements suffice, and that it runs."""
+
+from __future__ import annotations
+
+import email
+import importlib.metadata
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXTRAS = {"server", "mongo", "s3", "dev", "all"}
+
+TRAIN = """
+from ml_dash import Experiment
+with Experiment(name="first", project="installed") as experiment:
+    experiment.metric("loss").append(value=0.5, step=0)
+    print(experiment.metric("loss").read()["data"][0]["data"]["value"])
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    program = f"import hatchling.build as b; print(b.build_wheel({str(folder)!r}))"
+    done = _run([sys.executable, "-c", program], ROOT)
+    return folder / done.split()[-1]
+
+
+def _run(command: list[str], cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def _metadata(wheel: Path) -> email.message.Message:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return email.message_from_string(archive.read(name).decode())
+
+
+def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"ml_dash"}
+    assert len(tops) == 2
+    shipped = {name for name in names if name.startswith("ml_dash/")}
+    assert "ml_dash/py.typed" in shipped
+    assert any(name.endswith("/licenses/LICENSE") for name in names)
+    in_tree = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "ml_dash").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert shipped == in_tree
+
+
+def test_metadata_says_what_the_documentation_says(wheel: Path) -> None:
+    metadata = _metadata(wheel)
+    assert metadata["Name"] == "ml-dash"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["License-Expression"] == "MIT"
+    assert set(metadata.get_all("Provides-Extra") or []) == EXTRAS
+    assert f"## {metadata['Version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_extra_all_holds_the_other_extras_of_a_user(wheel: Path) -> None:
+    requirements = _metadata(wheel).get_all("Requires-Dist") or []
+
+    def of(extra: str) -> set[str]:
+        return {r.split(";")[0].strip() for r in requirements if f"extra == '{extra}'" in r.replace('"', "'")}
+
+    assert of("server")
+    assert of("all") == of("server") | of("mongo") | of("s3")
+
+
+def test_the_editable_install_shows_the_package_only(tmp_path: Path) -> None:
+    program = """
+import importlib.util, ml_dash
+print([n for n in ("daemon", "docs", "tests") if importlib.util.find_spec(n)])
+"""
+    assert _run([sys.executable, "-I", "-c", program], tmp_path).strip() == "[]"
+
+
+def test_wheel_runs_in_an_environment_that_has_only_what_it_declares(wheel: Path, tmp_path: Path) -> None:
+    """Installed by pip, offline: what it requires is copied over from here, and nothing else."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for name in _closure(_metadata(wheel).get_all("Requires-Dist") or []):
+        _copy_distribution(name, site)
+    _run([str(python), "-m", "pip", "install", "--no-index", "--quiet", str(wheel)], tmp_path)
+    assert "No broken requirements" in _run([str(python), "-m", "pip", "check"], tmp_path)
+
+    work = tmp_path / "work"
+    work.mkdir()
+    assert _run([str(python), "-I", "-c", TRAIN], work).strip() == "0.5"
+    command = str(python.parent / "ml-dash")
+    assert "first" in _run([command, "ls"], work)
+    _run([command, "verify", "installed/first"], work)
+    assert "first" in _run([str(python), "-m", "ml_dash", "ls"], work)
+
+
+def _closure(requirements: list[str]) -> set[str]:
+    """The names of all distributions that these need here, without extras."""
+    found: set[str] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement, _, marker = waiting.pop().partition(";")
+        name = re.split(r"[\s<>=!~\[(]", requirement.strip())[0]
+        if name in found or "extra ==" in marker.replace("'", "").replace('"', ""):
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            assert marker, f"{name} is required but not installed"  # for another system or Python
+            continue
+        found.add(name)
+        waiting += distribution.requires or []
+    return found
+
+
+def _copy_distribution(name: str, site: Path) -> None:
+    for file in importlib.metadata.distribution(name).files or []:
+        source, target = Path(str(file.locate())), site / file
+        if ".." not in file.parts and source.is_file() and source.suffix != ".pyc":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
