@@ -131,15 +131,10 @@ def on_local_disk(path: Path) -> bool:
     return False
 
 
-def releasing_write(fd: int, data: bytes, size: int) -> int:
-    """write(2) that lets other Python threads run: 0.65 µs alone, but beside a busy thread it waits for its turn."""
-    return os.write(fd, data)
-
-
 def keeping_write() -> Write:
     """write(2) that keeps the interpreter's lock: 0.2 µs dearer alone, but never waits for another thread.
 
-    Only for local disks: a hung network mount would freeze the interpreter.
+    After `os.write`, which lets go of it, a busy thread may take it for a whole switch interval (5 ms). Only for local disks: a hung network mount would freeze the interpreter.
     """
     import ctypes
     import platform

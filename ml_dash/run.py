@@ -10,12 +10,12 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
-from .durable import Write, keeping_write, on_local_disk, releasing_write
+from .durable import Write, keeping_write, on_local_disk
 from .errors import StorageError
 from .frames import OrderHeader
 from .journal.syncer import syncer
@@ -34,6 +34,8 @@ FOLDER_AT_CLOSE_S: Final = 5.0
 _TELL_AFTER_S: Final = 2.0
 _SLICE_EVENTS: Final = 256
 _NAP_S: Final = 0.0015
+# The main one, the one that syncs, the one that projects.
+_OUR_THREADS: Final = 3
 _READ_WAIT_S: Final = 2.0
 
 
@@ -80,13 +82,13 @@ class Run:
 
     # -- projecting --------------------------------------------------------------------------------------------------
 
-    def project(self) -> None:
+    def project(self, nap: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
         seq = self.writer.seq
         if seq == self.projected_seq:
             return
         try:
-            if self.projector.advance(pace=Pace(_SLICE_EVENTS, _nap), complete=False):
+            if self.projector.advance(pace=Pace(_SLICE_EVENTS, nap), complete=False):
                 self.projected_seq = seq
             self.projection_trouble = None
         except OSError as error:
@@ -137,10 +139,6 @@ class Run:
             self.finish_folder(quiet)
 
 
-def _nap() -> None:
-    sleep(_NAP_S)
-
-
 def _is_local(journal: Path) -> bool:
     try:
         return on_local_disk(journal)
@@ -169,6 +167,8 @@ class Keeper:
 
     def add(self, run: Run) -> None:
         """Keep this run's folder up to date from now on."""
+        if run.local:
+            run.writer.when_contended = self._keeping_write()
         with self._guard:
             self._runs.append(run)
             if self._thread is None:
@@ -213,17 +213,22 @@ class Keeper:
             self._pass(runs)
 
     def _pass(self, runs: list[Run]) -> None:
-        due = [run for run in runs if run.writer.seq != run.projected_seq]
         local = [run.writer for run in runs if run.local]
+        # Any busy thread, this one too, takes the interpreter's lock from a write that lets go of it.
+        busy = threading.active_count() > _OUR_THREADS
+        at_rest = self._keeping_write() if busy and local else None
+
+        def nap() -> None:
+            self._use(local, at_rest)
+            sleep(_NAP_S)
+            self._use(local, self._keeping_write() if local else None)
+
+        due = [run for run in runs if run.writer.seq != run.projected_seq]
         if due and local:
-            # While this thread works, a write that lets go of the interpreter would have to wait for it.
             self._use(local, self._keeping_write())
         for run in due:
-            run.project()
-        # Any other busy thread would do the same to every write.
-        ours = 3
-        busy = threading.active_count() > ours
-        self._use(local, self._keeping_write() if busy else releasing_write)
+            run.project(nap)
+        self._use(local, at_rest)
 
     def _keeping_write(self) -> Write:
         if self._keeping is None:
@@ -231,7 +236,7 @@ class Keeper:
         return self._keeping
 
     @staticmethod
-    def _use(writers: list[Writer], write: Write) -> None:
+    def _use(writers: list[Writer], write: Write | None) -> None:
         for writer in writers:
             writer.use_write(write)
 

@@ -14,7 +14,8 @@ sys.modules["fcntl"] = None
 del os.fork, os.fdatasync
 """
 
-# What else Windows lacks, as far as an interpreter that runs on POSIX can do without it.
+# What else Windows lacks and the library asks for by name. (What it does only where `os.name` is not "nt" cannot be
+# taken away here: the interpreter itself is a POSIX one.)
 REMOVE_MORE = (
     REMOVE
     + """
@@ -22,14 +23,12 @@ for module in ("grp", "pwd", "resource", "termios", "syslog"):
     sys.modules[module] = None
 for name in (
     "pread", "pwrite", "preadv", "pwritev", "writev", "readv", "register_at_fork", "fchmod", "fchown",
-    "chown", "lchown", "getuid", "geteuid", "getgid", "getegid", "statvfs", "fstatvfs", "sync", "sendfile",
+    "chown", "lchown", "getuid", "geteuid", "getgid", "getegid", "statvfs", "fstatvfs", "sync",
     "posix_fadvise", "posix_fallocate", "copy_file_range", "mkfifo", "getpgid", "setsid", "uname", "nice",
-    "sched_getaffinity", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK", "O_SYNC", "O_DSYNC",
-    "WNOHANG",
+    "sched_getaffinity", "O_NONBLOCK", "O_SYNC", "O_DSYNC",
 ):
     if hasattr(os, name):
         delattr(os, name)
-os.supports_dir_fd.clear()
 import signal
 del signal.SIGKILL, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.pthread_sigmask
 """

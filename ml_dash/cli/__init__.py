@@ -43,7 +43,7 @@ def _run(argv: Sequence[str]) -> int:
 
     console.prepare_streams()
     try:
-        code = app.ml_dash.main(list(argv), prog_name="ml-dash", standalone_mode=False)
+        return app.invoke(argv)
     except click.Abort:  # click's word for Ctrl-C and for the end of input at a question
         return INTERRUPTED
     except click.ClickException as error:
@@ -57,4 +57,3 @@ def _run(argv: Sequence[str]) -> int:
     except OSError as error:
         console.complain(str(error))
         return FAILURE
-    return code if isinstance(code, int) else OK

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Final
 
 import click
+from click.shell_completion import shell_complete
+
+COMPLETE: Final = "_ML_DASH_COMPLETE"
+"""The variable by which a shell asks for completions."""
 
 COMMANDS: Final[dict[str, str]] = {
     "demo": "Train a small model, kill it half-way, resume it, and show that nothing was lost.",
@@ -79,3 +85,19 @@ def ml_dash(ctx: click.Context) -> None:
 
         if not ls.list_found():
             click.echo(ctx.get_help())
+
+
+def invoke(argv: Sequence[str]) -> int:
+    """Runs the command that `argv` names; its exit code.
+
+    Not click's own `main`: that one answers a broken pipe and Ctrl-C in its own way.
+    """
+    asked = os.environ.get(COMPLETE)
+    if asked:
+        return shell_complete(ml_dash, {}, "ml-dash", COMPLETE, asked)
+    try:
+        with ml_dash.make_context("ml-dash", list(argv)) as ctx:
+            ml_dash.invoke(ctx)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    return 0

@@ -168,7 +168,7 @@ def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for header in headers:
         table.add_column(
-            Text(header.removeprefix(">")), justify="right" if header[0] == ">" else "left", overflow="fold"
+            Text(header.removeprefix(">")), justify="right" if header.startswith(">") else "left", overflow="fold"
         )
     for row in rows:
         table.add_row(*(Text(c) if isinstance(c, str) else Text(c.text, style=c.style) for c in row))
@@ -200,7 +200,7 @@ def _plain_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
         cells = []
         for header, text, wide in zip(headers, texts_of_row, widths, strict=True):
             space = " " * (wide - _columns(text))
-            cells.append(space + text if header[0] == ">" else text + space)
+            cells.append(space + text if header.startswith(">") else text + space)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -209,9 +209,7 @@ def _columns(text: str) -> int:
     """How many columns of a terminal `text` takes."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text
-    )
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 @contextmanager

@@ -37,16 +37,15 @@ def command(ctx: click.Context, path: Path | None) -> None:
     The data are the 150 iris flowers of R. A. Fisher (1936; UCI Machine Learning Repository, CC BY 4.0).
     """
     name = story.free_name(path)
-    console.say(f"Training a network on {_bold('150 iris flowers')}: {EPOCHS} epochs in plain Python.")
+    full = f"{story.PROJECT}/{name}"
+    console.say(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
     with _epochs("training") as progress:
         first = story.run(name, path, kill_after=EPOCHS // 2 + 7, progress=progress)
-    located = read.locate(f"{story.PROJECT}/{name}", path)
+    located = read.locate(full, path)
     after_kill = story.count(read.view(located), [first])
     killed = console.styled("Killed it", "bold red")
     status = console.styled(read.record(located)["status"], "yellow")
-    console.say(
-        f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}."
-    )
+    console.say(f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}.")
     with _epochs("resumed", first.epochs) as progress:
         second = story.run(name, path, kill_after=None, progress=progress)
     view = read.view(located)
@@ -56,9 +55,7 @@ def command(ctx: click.Context, path: Path | None) -> None:
         console.styled(view.record()["status"], "green"),
     )
     start = EPOCHS - second.epochs
-    console.say(
-        f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}."
-    )
+    console.say(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
     console.say()
     _say_counts({"when it was killed": after_kill, "at the end": in_all})
     report = verify(located)
@@ -67,7 +64,7 @@ def command(ctx: click.Context, path: Path | None) -> None:
     console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
     points = view.series("loss", "loss", 8 * console.width())
     console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
-    console.say(_next_steps(name, path))
+    console.say(_next_steps(full, path))
     if report.damaged:
         ctx.exit(DAMAGE)
     if not (after_kill.complete and in_all.complete):
@@ -100,9 +97,7 @@ def _say_counts(counts: dict[str, story.Count]) -> None:
     console.say_table(["calls", ">acknowledged", ">found on disk", ""], rows)
     beyond = max(count.beyond for count in counts.values())
     if beyond:
-        console.note(
-            f"({console.plural(beyond, 'call')} more had written, but not yet returned, when the kill came)"
-        )
+        console.note(f"({console.plural(beyond, 'call')} more had written, but not yet returned, when the kill came)")
 
 
 def _tree(located: read.Located) -> str:
@@ -127,9 +122,8 @@ def _grow(tree: Tree, folder: Path) -> None:
             tree.add(f"{console.safe(path.name)}  {console.size(path.stat().st_size)}")
 
 
-def _next_steps(name: str, path: Path | None) -> str:
+def _next_steps(full: str, path: Path | None) -> str:
     where = f" --path {shlex.quote(str(path))}" if path is not None else ""
-    full = f"{story.PROJECT}/{name}"
     steps = {
         f"ml-dash ls{where}": "all experiments",
         f"ml-dash show {full}{where}": "this one: both processes, parameters, series, files",

@@ -24,9 +24,7 @@ _BODY_COLUMN = 66
 
 @click.command()
 @click.argument("experiment", required=False, shell_complete=options.complete_experiment)
-@click.option(
-    "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N frames of each segment."
-)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N frames of each segment.")
 @click.option("--full", is_flag=True, help="Whole bodies; in a terminal they are cut to its width.")
 @options.path_option
 @options.json_option
@@ -42,9 +40,7 @@ def command(experiment: str | None, limit: int | None, full: bool, path: Path | 
             if as_json:
                 console.say_json(entry, indent=None)
             else:
-                console.say(
-                    _line(entry, console.width() if console.on_terminal(sys.stdout) and not full else None)
-                )
+                console.say(_line(entry, console.width() if console.on_terminal(sys.stdout) and not full else None))
 
 
 def _segments(experiment: str | None, path: Path | None) -> list[Path]:
@@ -122,7 +118,5 @@ def _line(entry: Entry, width: int | None) -> str:
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"
     if entry["what"] == "header":
         name = console.safe(f"{entry['project']}/{entry['name']}")
-        return console.styled(
-            f"{entry['segment']}\n{where} header of {name}, writer {entry['writer']}", "bold"
-        )
+        return console.styled(f"{entry['segment']}\n{where} header of {name}, writer {entry['writer']}", "bold")
     return f"{where} {console.styled(entry['what'], 'red' if entry['what'] == 'gap' else 'yellow')}"

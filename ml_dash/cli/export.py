@@ -38,9 +38,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
 @options.path_option
 @click.pass_context

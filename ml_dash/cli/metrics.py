@@ -32,9 +32,7 @@ def complete_metric(ctx: click.Context, _param: click.Parameter, typed: str) -> 
 @click.command()
 @options.experiment_argument
 @click.argument("metric", required=False, shell_complete=complete_metric)
-@click.option(
-    "--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST})."
-)
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST}).")
 @click.option("--plot", "as_plot", is_flag=True, help="Draw the series over their steps.")
 @options.path_option
 @options.json_option

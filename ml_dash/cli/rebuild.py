@@ -17,9 +17,7 @@ from ml_dash.projection import project
 @options.path_option
 @options.json_option
 @click.pass_context
-def command(
-    ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool
-) -> None:
+def command(ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool) -> None:
     """Make the documented folder again from the journal, byte for byte as it was.
 
     Only derived files are replaced; the journal is not changed.

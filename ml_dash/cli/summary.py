@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_dash import read
@@ -15,7 +16,7 @@ _SHOWN = (
 _STATUS_STYLES = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
 
 
-def summary(located: read.Located, record: dict[str, Any]) -> dict[str, Any]:
+def summary(located: read.Located, record: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `experiment.json` that a list shows, and where the experiment is."""
     facts = {key: record.get(key) for key in _SHOWN}
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}

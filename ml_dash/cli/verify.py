@@ -12,7 +12,7 @@ from ml_dash import read
 from ml_dash.cli import DAMAGE, console, options
 from ml_dash.verify import VerifyReport, verify
 
-_STYLES = {"torn": "yellow", "released": "dim"}
+_STYLES = {"torn": "yellow"}
 
 
 @click.command()
@@ -21,9 +21,7 @@ _STYLES = {"torn": "yellow", "released": "dim"}
 @options.path_option
 @options.json_option
 @click.pass_context
-def command(
-    ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool
-) -> None:
+def command(ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool) -> None:
     """Check every frame, blob and file of an experiment.
 
     Exit code 4 if anything is damaged or lost. What is merely torn (a write cut off by a kill, never
@@ -60,7 +58,11 @@ def _say(located: read.Located, report: VerifyReport) -> None:
         f"{console.plural(report.segments, 'segment')}, {console.size(report.bytes)}, "
         f"{console.plural(report.blobs, 'blob')}"
     )
-    if report.findings:
+    released = sum(finding.kind == "released" for finding in report.findings)
+    if released:
+        console.say(f"  content of {console.plural(released, 'replaced or deleted file')} was released")
+    findings = [finding for finding in report.findings if finding.kind != "released"]
+    if findings:
         console.say_table(
             ["finding", "where", "what"],
             [
@@ -68,6 +70,6 @@ def _say(located: read.Located, report: VerifyReport) -> None:
                     console.Styled(one.kind, _STYLES.get(one.kind, "red")),
                     *map(console.safe, (one.where, one.what)),
                 )
-                for one in report.findings
+                for one in findings
             ],
         )

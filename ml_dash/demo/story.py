@@ -94,7 +94,7 @@ def run(name: str, path: Path | None, *, kill_after: int | None, progress: Progr
     resume = "must" if kill_after is None else "never"
     command = [sys.executable, str(Path(__file__).with_name("victim.py")), name, str(path or ""), resume]
     told = Acknowledged()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment()) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment(), start_new_session=True) as process:
         watchdog = threading.Timer(SILENCE_S, process.kill)
         watchdog.start()
         try:
@@ -113,9 +113,7 @@ def _environment() -> dict[str, str]:
     return {**kept, "ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def _listen(
-    process: subprocess.Popen[bytes], told: Acknowledged, kill_after: int | None, progress: Progress
-) -> None:
+def _listen(process: subprocess.Popen[bytes], told: Acknowledged, kill_after: int | None, progress: Progress) -> None:
     """Notes every line up to the end of the pipe: what was said before the kill counts, if read later too."""
     assert process.stdout is not None
     for line in process.stdout:
@@ -143,8 +141,7 @@ def count(view: read.View, told: list[Acknowledged]) -> Count:
     """Compares what is on disk, in order and value by value, with what these processes were told."""
     metrics = {name for part in told for name in part.points}
     pairs: list[tuple[Sequence[object], Sequence[object]]] = [
-        (_points(view, name), [point for part in told for point in part.points.get(name, ())])
-        for name in metrics
+        (_points(view, name), [point for part in told for point in part.points.get(name, ())]) for name in metrics
     ]
     messages = [entry["message"] for entry in view.logs()["logs"]]
     pairs.append((messages, [message for part in told for message in part.logs]))

@@ -20,7 +20,7 @@ from ..errors import Damaged, NewerFormat
 from ..frames import HEAD, MAX_PAYLOAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, find_frame, header_size, might_grow, walk
 from .segment import SegmentName, list_segments, parse_name
 
-CHUNK_BYTES: Final = 2 << 20
+CHUNK_BYTES: Final = 512 << 10
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 
@@ -100,24 +100,26 @@ def open_segment(path: Path) -> Segment | None:
 def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
     """Runs and gaps of a segment from byte `start` on, in order; a Tail last if bytes are left over.
 
-    With `end` nothing at or behind that byte is read. Memory is bounded by `chunk` bytes and one frame.
+    With `end` nothing at or behind that byte is read. Memory is bounded by `chunk` bytes or one frame.
     """
-    chunk = max(chunk, _LARGEST_FRAME)
     with segment.path.open("rb") as file:
         fd = file.fileno()
         size = os.fstat(fd).st_size if end is None else min(os.fstat(fd).st_size, end)
         buffer, base, position = b"", start, start
         while position < size:
             offset = position - base
-            if len(buffer) - offset < _LARGEST_FRAME and (not buffer or base + len(buffer) < size):
-                buffer, base, offset = read_at(fd, min(chunk, size - position), position), position, 0
-                if not buffer:
-                    return
             events: list[Event] = []
             stop = walk(buffer, offset, segment.crcs, decode_event, events)
             if stop > offset:
                 yield Run(position, base + stop, events)
                 position = base + stop
+                continue
+            wanted = min(size - position, chunk if offset or not buffer else _LARGEST_FRAME)
+            if len(buffer) - offset < wanted:
+                # A frame may go on behind this buffer: read on from its start, and then as far as a frame can reach.
+                buffer, base = read_at(fd, wanted, position), position
+                if not buffer:
+                    return
                 continue
             found = find_frame(buffer, offset + 1, segment.crcs, decode_event)
             found = base + found if found >= 0 else _search(fd, segment, base + len(buffer), position, size)
@@ -132,7 +134,7 @@ def _search(fd: int, segment: Segment, searched: int, position: int, size: int) 
     """The offset of the next frame behind `position`, where none was found that ends before `searched`; or -1."""
     base = max(position + 1, searched - _LARGEST_FRAME + 1)
     while searched < size:
-        buffer = read_at(fd, min(2 * CHUNK_BYTES, size - base), base)
+        buffer = read_at(fd, min(2 * _LARGEST_FRAME, size - base), base)
         at = find_frame(buffer, 0, segment.crcs, decode_event)
         if at >= 0:
             return base + at

@@ -175,8 +175,10 @@ class SegmentFolder:
             os.close(fd)
 
     def _raise_fd(self, fd: int) -> int:
-        import fcntl
-
+        try:
+            import fcntl
+        except ImportError:
+            return fd
         try:
             higher = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, self._LOWEST_FD)
         except OSError as error:

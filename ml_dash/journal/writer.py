@@ -16,9 +16,9 @@ import hashlib
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from os import write as os_write
 from pathlib import Path
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -27,7 +27,7 @@ from zlib import crc32
 import msgspec
 
 from .. import events
-from ..durable import STORAGE_TROUBLE, Write, data_sync, fail_point, releasing_write, sync_folder
+from ..durable import STORAGE_TROUBLE, Write, data_sync, fail_point, sync_folder
 from ..errors import InvalidValue, StorageError
 from ..frames import HEAD, MAX_PAYLOAD, Header, LengthCrcs, OrderHeader, encode_frame, encode_header, spilled
 from ..lock import hold
@@ -84,6 +84,46 @@ class Writer:
     start, or raises StorageError with `strict`.
     """
 
+    # Slots, because `append` reads and writes twenty of these.
+    __slots__ = (
+        "_acquire",
+        "_backlog",
+        "_crcs",
+        "_fd",
+        "_folder",
+        "_folders_synced",
+        "_gone",
+        "_in_doubt",
+        "_inside",
+        "_keeping_write",
+        "_kept",
+        "_last_ns",
+        "_limit",
+        "_lock",
+        "_n",
+        "_pack",
+        "_release",
+        "_retired",
+        "_retry_s",
+        "_seq",
+        "_size",
+        "_stuck",
+        "_sync_turn",
+        "_synced",
+        "_syncer",
+        "created_ns",
+        "degraded",
+        "dirty_since",
+        "durability",
+        "id",
+        "identity",
+        "journal",
+        "retry_at",
+        "strict",
+        "urgent",
+        "when_contended",
+    )
+
     def __init__(
         self, journal: Path, identity: OrderHeader, syncer: Wakes, *, durability: str, strict: bool, floor_ns: int
     ) -> None:
@@ -98,9 +138,11 @@ class Writer:
         self.urgent = False
         self.retry_at = 0.0
         self.degraded: str | None = None
+        # The write to use once threads get into each other's way; None where it may hang (see `keeping_write`).
+        self.when_contended: Write | None = None
         self._syncer = syncer
         self._pack: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
-        self._write: Write = _write_function(releasing_write)
+        self._keeping_write: Write | None = _failing_write() if _fails_at_write() else None
         self._new_lock()
         self._last_ns = self.created_ns
         self._seq = 0
@@ -163,13 +205,15 @@ class Writer:
             frame = HEAD.pack(length, crc32(payload, self._crcs[length])) + payload
             length += 8
             self._in_doubt = True
-            if self._write(self._fd, frame, length) != length:
+            # Whether the interpreter's lock is let go of meanwhile: see `use_write`.
+            write = self._keeping_write
+            if (os_write(self._fd, frame) if write is None else write(self._fd, frame, length)) != length:
                 return self._finish(frame, payload, tally, count)
             # No call stands between these lines: an interrupt cannot part them.
             self._size += length
             self._seq = seq + 1
             self._in_doubt = False
-            self._keep(frame)
+            self._kept += frame
             if tally is None:
                 return seq
             ordinal = tally.total
@@ -201,6 +245,9 @@ class Writer:
 
     def _wait_for_turn(self) -> bool:
         """True once this thread is inside; False if the one inside seems to hang in the kernel."""
+        if self.when_contended is not None and self._keeping_write is None:
+            # The one inside let go of the interpreter's lock while it wrote, and this thread woke for nothing.
+            self._keeping_write = self.when_contended
         if self._stuck:
             return False
         for _ in range(2):
@@ -284,7 +331,7 @@ class Writer:
             return self._give_up(payload, error, tally, count)
         self._size += written
         self._seq += 1
-        self._keep(frame)
+        self._kept += frame
         return self._count(tally, count, self._seq - 1)
 
     def _give_up(self, payload: bytes, error: OSError, tally: Tally | None, count: int) -> int | None:
@@ -403,7 +450,7 @@ class Writer:
             self._retire()
             raise
         self._size += done
-        self._keep(frame)
+        self._kept += frame
 
     def _tell_lost(self) -> None:
         body = self._backlog.untold()
@@ -472,8 +519,7 @@ class Writer:
 
     def _keep_anew(self) -> None:
         """Frames since the last sync are kept, to be written again should the sync fail."""
-        self._kept = bytearray()
-        self._keep = deque[Any](maxlen=0).extend if self.durability == "os" else self._kept.extend
+        self._kept = _Forgetful() if self.durability == "os" else bytearray()
 
     def _spill(self, seq: int, kind: int, now: int, body: Any) -> bytes:
         """A body over 1 MiB: store it as a blob, synced, and name it in its place."""
@@ -621,9 +667,10 @@ class Writer:
         """Does anything wait in memory for the disk?"""
         return bool(self._backlog) or self.degraded is not None
 
-    def use_write(self, write: Write) -> None:
-        """From now on write through this function (see `durable.keeping_write`)."""
-        self._write = _write_function(write)
+    def use_write(self, write: Write | None) -> None:
+        """From now on write through this function (see `durable.keeping_write`); None for the usual `os.write`."""
+        if not _fails_at_write():
+            self._keeping_write = write
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -696,6 +743,8 @@ class Writer:
 class AlwaysDurable(Writer):
     """`durability="always"`: each event is synced before `append` returns."""
 
+    __slots__ = ()
+
     def append(self, kind: int, body: Any, tally: Tally | None = None, count: int = 1) -> int | None:
         """As Writer.append, and synced."""
         result = super().append(kind, body, tally, count)
@@ -726,18 +775,27 @@ def open_writer(
     return kind(journal, identity, syncer, durability=durability, strict=strict, floor_ns=floor_ns)
 
 
-def _write_function(write: Write) -> Write:
-    """`write` itself, or one that dies at a fail point where a crash test asks for that."""
-    if not os.environ.get("ML_DASH_FAIL", "").startswith("frame-write"):
-        return write
+class _Forgetful(bytearray):
+    """Keeps nothing: nobody will sync, so nothing will be written again."""
 
-    def failing(fd: int, data: bytes, size: int) -> int:
+    def __iadd__(self, data: object) -> _Forgetful:
+        return self
+
+
+def _fails_at_write() -> bool:
+    return os.environ.get("ML_DASH_FAIL", "").startswith("frame-write")
+
+
+def _failing_write() -> Write:
+    """A write that dies at a fail point, where a crash test asks for that."""
+
+    def write(fd: int, data: bytes, size: int) -> int:
         fail_point("frame-write-before")
-        count = write(fd, data, size)
+        count = os.write(fd, data)
         fail_point("frame-write-after")
         return count
 
-    return failing
+    return write
 
 
 def _payloads(frames: bytearray) -> Iterator[bytearray]:

@@ -21,7 +21,7 @@ from ..errors import Damaged, JournalError
 from ..fold import Edits, fold, fold_death
 from ..frames import Event
 from ..journal.order import Death, Order, Stretch, death_payload, stretch_payload
-from ..journal.reader import Run, Segment, Tail, open_segment, read, resolve_body
+from ..journal.reader import CHUNK_BYTES, Run, Segment, Tail, open_segment, read, resolve_body
 from ..journal.segment import SEGMENTS, SegmentName, list_segments
 from ..lock import Liveness, probe
 from .checkpoint import Checkpoint
@@ -114,7 +114,7 @@ class Replay:
         if segment is None:
             return
         for start, end in _holes(self.at.covered.get(segment.id, []), max(stretch.start, segment.first), stretch.end):
-            for item in read(segment, start, end):
+            for item in read(segment, start, end, _chunk(pace)):
                 if isinstance(item, Run):
                     self._fold_run(segment, item, sink, pace)
 
@@ -143,7 +143,7 @@ class Replay:
         if not self._thorough:
             holes = holes[-1:]
         for start, end in holes:
-            for item in read(segment, start, end):
+            for item in read(segment, start, end, _chunk(pace)):
                 if isinstance(item, Run):
                     if record:
                         self._record([stretch_payload(segment.id, item.start, item.end)])
@@ -238,6 +238,11 @@ class Replay:
             with path.open("rb") as file:
                 data_sync(file.fileno())
         self._order.sync()
+
+
+def _chunk(pace: Pace | None) -> int:
+    """How many bytes to read at once: with a pace, little, so that memory stays flat beside training."""
+    return CHUNK_BYTES if pace is None else 128 * pace.slice_events
 
 
 def _continues(first: Stretch, second: Stretch) -> bool:

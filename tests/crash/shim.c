@@ -353,8 +353,10 @@ int close(int fd) {
     char path[PATH_MAX];
     long result;
     if (fd >= 0 && fd == log_fd) return 0;
-    if (rule_count && fd_concerned(fd, path) && ends(due("close", path), &result)) {
-        /* As on NFS: the descriptor is gone, the error tells of the data. */
+    struct stat found;
+    if (rule_count && fd_concerned(fd, path) && !fstat(fd, &found) && found.st_size &&
+        (syscall(SYS_fcntl, fd, F_GETFL, 0) & O_ACCMODE) != O_RDONLY && ends(due("close", path), &result)) {
+        /* As on NFS: the descriptor is gone, the error tells of the data that was written through it. */
         int error = errno;
         syscall(SYS_close, fd);
         errno = error;
