@@ -13,8 +13,24 @@ from .projection.checkpoint import LINES_PER_MARK, Layout, LineFile
 from .projection.folder import LOGS
 from .projection.lines import log_lines, point_lines, read_log, read_point
 from .records import (
-    ExperimentRecord, FileRecord, LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage, experiment_document, file_record,
-    files_in_order, live_files, log_page, metric_stats, metric_summary, parameters_document, point_page, series_name,
+    ExperimentRecord,
+    FileRecord,
+    LogEntry,
+    LogPage,
+    MetricStats,
+    MetricSummary,
+    Point,
+    PointPage,
+    experiment_document,
+    file_record,
+    files_in_order,
+    live_files,
+    log_page,
+    metric_stats,
+    metric_summary,
+    parameters_document,
+    point_page,
+    series_name,
 )  # fmt: skip
 
 MAX_LIMIT: Final = 10_000

@@ -96,7 +96,7 @@ class Backlog:
         """The body of a `LOST` event for what no such event has told yet."""
         if not self._untold:
             return None
-        body: dict[str, Any] = {"count": self._untold, "reason": "the disk refused writes and the memory buffer was full"}
+        body: dict[str, Any] = {"count": self._untold, "reason": "the disk refused, and the memory buffer was full"}
         if self._from >= 0:
             body |= {"from": self._from, "to": self._to}
         return body

@@ -3,7 +3,7 @@
 Each record is a frame of the same form as an event's, its payload an array of four:
 
     [1, segment id, start, end]   the frames in bytes [start, end) of that segment come next
-    [2, writer id, segment, end]  that writer's lock was free although its segments, read to `end`, hold no closing event
+    [2, writer id, segment, end]  that writer's lock was free, and its segments, read to `end`, hold no closing event
 
 Readers follow the records, skip what they have seen, and pass over records that are damaged: what those named is then
 found as not yet covered, and sequenced again.

@@ -17,7 +17,20 @@ import msgspec
 
 from ..durable import read_at
 from ..errors import Damaged, NewerFormat
-from ..frames import HEAD, MAX_PAYLOAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, find_frame, header_size, might_grow, walk
+from ..frames import (
+    HEAD,
+    MAX_PAYLOAD,
+    SPILL,
+    SPILLED,
+    Event,
+    Header,
+    LengthCrcs,
+    decode_header,
+    find_frame,
+    header_size,
+    might_grow,
+    walk,
+)
 from .segment import SegmentName, list_segments, parse_name
 
 CHUNK_BYTES: Final = 512 << 10

@@ -152,7 +152,7 @@ def close_fails_late(trial: Trial) -> None:
     """W14. close() of a segment fails, as on NFS: told, nothing else."""
     with ear() as listener:
         number = trial.rng.choice((errno.EIO, errno.ENOSPC, errno.EDQUOT))
-        rule = shim.rule("close", match=".seg", nth=trial.rng.randrange(1, 6), count=0, errno=number)
+        rule = shim.rule("close", match=".seg", nth=trial.rng.randrange(1, 3), count=0, errno=number)
         victim = trial.shared.start(
             "victims_disk:faulty", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", count=120,
             settings={"durability": trial.rng.choice(("interval", "os", "always"))},

@@ -17,7 +17,7 @@ import msgspec
 
 import ml_dash
 
-from . import victims, victims_disk, victims_special
+from . import victims, victims_disk, victims_processes, victims_special
 
 for module in pkgutil.walk_packages(ml_dash.__path__, "ml_dash."):
     if not module.name.startswith(("ml_dash.cli", "ml_dash.demo", "ml_dash.__main__")):
@@ -25,5 +25,5 @@ for module in pkgutil.walk_packages(ml_dash.__path__, "ml_dash."):
 
 __all__ = [
     "ctypes", "filelock", "hashlib", "json", "mimetypes", "msgpack", "msgspec", "platform", "shutil", "socket", "traceback",
-    "victims", "victims_disk", "victims_special",
+    "victims", "victims_disk", "victims_processes", "victims_special",
 ]  # fmt: skip
