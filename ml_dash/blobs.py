@@ -158,7 +158,8 @@ class _Copy:
         try:
             while True:
                 with self._progress:
-                    self._progress.wait_for(lambda: self._done or self._stored > hashed)
+                    while not self._done and self._stored == hashed:
+                        self._progress.wait()
                     stored = self._stored
                 if stored == hashed:
                     return

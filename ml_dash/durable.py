@@ -134,7 +134,8 @@ def on_local_disk(path: Path) -> bool:
 def keeping_write() -> Write:
     """write(2) that keeps the interpreter's lock: 0.2 µs dearer alone, but never waits for another thread.
 
-    After `os.write`, which lets go of it, a busy thread may take it for a whole switch interval (5 ms). Only for local disks: a hung network mount would freeze the interpreter.
+    `os.write` lets go of that lock, and a busy thread may then take it for a whole switch interval (5 ms). Only for
+    local disks: a hung network mount would freeze the interpreter.
     """
     import ctypes
     import platform

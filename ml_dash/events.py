@@ -105,7 +105,7 @@ def file_added(
     content_type: str,
     given: Given,
 ) -> Given:
-    """The body of `FILE`: the prefix as given and in canonical form, and the content by its SHA-256 in lower-case hex."""
+    """The body of `FILE`: the prefix as given and in canonical form, the content's SHA-256 in lower-case hex."""
     return {
         "path": path,
         "prefix": prefix,

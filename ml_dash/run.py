@@ -55,6 +55,7 @@ class Run:
         self.protected = False
         self.secrets: set[str] = set()
         self.projected_seq = -1
+        self.wanted = 0
         self.projection_trouble: str | None = None
         self.local = _is_local(located.journal)
 
@@ -63,8 +64,17 @@ class Run:
     @contextlib.contextmanager
     def looking(self) -> Iterator[View]:
         """A view that holds everything this process has written, while the block runs."""
-        with self.projector.guard:
+        with self._wanted(), self.projector.guard:
             yield self._view()
+
+    @contextlib.contextmanager
+    def _wanted(self) -> Iterator[None]:
+        """While the block runs, the background pass stops at its next slice and lets others go on from there."""
+        self.wanted += 1
+        try:
+            yield
+        finally:
+            self.wanted -= 1
 
     def _view(self) -> View:
         try:
@@ -87,10 +97,19 @@ class Run:
         seq = self.writer.seq
         if seq == self.projected_seq:
             return
+
+        def step() -> None:
+            if self.wanted:
+                raise Enough
+            nap()
+
         try:
-            if self.projector.advance(pace=Pace(_SLICE_EVENTS, nap), complete=False):
+            if self.projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
                 self.projected_seq = seq
             self.projection_trouble = None
+        except Enough:
+            # Whoever wants it goes on from here, at full speed.
+            return
         except OSError as error:
             if self.projection_trouble is None:
                 log.warning(
@@ -128,6 +147,7 @@ class Run:
 
     def close(self, status: str, error: dict[str, Any] | None, *, quiet: bool) -> None:
         """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
+        self.wanted += 1
         keeper.remove(self)
         body: dict[str, Any] = {"status": status}
         if error is not None:

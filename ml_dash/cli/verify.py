@@ -47,7 +47,7 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
 def _as_json(located: read.Located, report: VerifyReport) -> dict[str, Any]:
     facts = asdict(report)
     facts["findings"] = list(facts["findings"])
-    return {"project": located.project, "name": located.name, "damaged": report.damaged, **facts}
+    return {"project": located.project, "name": located.name, "ok": report.ok, "damaged": report.damaged, **facts}
 
 
 def _say(located: read.Located, report: VerifyReport) -> None:

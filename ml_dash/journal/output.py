@@ -186,6 +186,13 @@ class Output:
         if self._lock is None:
             self._lock = hold(self.journal / SEGMENTS / lock_name(self.created_ns, self.id))
 
+    def _lose_lock(self) -> None:
+        """The folder is another one now: a lock on a file that was removed with the old one says nothing."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                lock.release()
+
     def _start_segment(self, first_seq: int) -> None:
         fail_point("segment-create")
         n, self._n = self._n, self._n + 1

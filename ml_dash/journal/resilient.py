@@ -112,7 +112,8 @@ class Resilient(Output):
     def _empty_backlog(self) -> bool:
         """Write what waits in memory; False, and degraded, if the disk refuses."""
         try:
-            self._folder.ensure()
+            if self._folder.ensure():
+                self._lose_lock()
             self._hold_lock()
             while self._backlog.payloads:
                 self._write_first_waiting()

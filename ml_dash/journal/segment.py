@@ -133,21 +133,29 @@ class SegmentFolder:
 
     def open(self) -> None:
         """Open it; raises OSError if it is not there or is not a folder of its own."""
-        if os.name != "nt":
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = self._raise_fd(os.open(self.journal / SEGMENTS, flags))
-
-    def ensure(self) -> None:
-        """Open it if it is not open; make it again, under the same identity, if it was removed."""
-        if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
+        if os.open not in os.supports_dir_fd:
             return
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        above = os.open(self.journal, flags)
+        try:
+            self._fd = self._raise_fd(os.open(SEGMENTS, flags, dir_fd=above))
+        finally:
+            os.close(above)
+
+    def ensure(self) -> bool:
+        """Open it if it is not open; made again, under the same identity, if it was removed: True then."""
+        if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
+            return False
         self.close()
-        if not self.journal.parent.is_symlink() and not self.journal.is_symlink():
-            (self.journal / SEGMENTS).mkdir(parents=True, exist_ok=True)
-            (self.journal / BLOBS).mkdir(exist_ok=True)
-            if not (self.journal / ORDER).exists():
-                replace_file(self.journal / ORDER, encode_header(self.identity))
+        for path in (self.journal.parent, self.journal):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, f"{path} was replaced by a symbolic link")
+        (self.journal / SEGMENTS).mkdir(parents=True, exist_ok=True)
+        (self.journal / BLOBS).mkdir(exist_ok=True)
+        if not (self.journal / ORDER).exists():
+            replace_file(self.journal / ORDER, encode_header(self.identity))
         self.open()
+        return True
 
     def create(self, name: SegmentName) -> int:
         """A new empty segment, open for append; never an existing file."""

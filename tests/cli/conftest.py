@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +96,16 @@ class Shell:
             stderr=theirs,
         )
         os.close(theirs)
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
         os.write(ours, typed.encode())
         shown = b""
         while block := _read(ours):
             shown += block
         os.close(ours)
-        return Result(process.wait(timeout=60), shown.decode().replace("\r\n", "\n"), "")
+        code = process.wait()
+        watchdog.cancel()
+        return Result(code, shown.decode().replace("\r\n", "\n"), "")
 
 
 def _read(terminal: int) -> bytes:

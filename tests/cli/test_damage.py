@@ -224,9 +224,10 @@ def test_rm_refuses_while_a_writer_lives(shell: Shell, tmp_path: Path, monkeypat
     assert not experiment.path.exists()
 
 
-def test_an_interrupted_question_removes_nothing(shell: Shell, record: Record) -> None:
+def test_a_question_without_an_answer_removes_nothing(shell: Shell, record: Record) -> None:
     folder = record("first")
-    assert shell.in_terminal("rm", "first", typed="\x03").code == 130
+    end_of_input = "\x04"
+    assert shell.in_terminal("rm", "first", typed=end_of_input).code == 130
     assert folder.exists()
 
 
