@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, Final
 from zlib import crc32
@@ -184,6 +184,23 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
         if _decodes(payload, decode):
             return position
     return -1
+
+
+def frame_candidates(buffer: bytes, end: int) -> Iterator[int]:
+    """Offsets below `end` at which a frame may start behind a header."""
+    for match in _CANDIDATE.finditer(buffer, PREFIX.size + CRC.size, min(len(buffer), end + HEAD.size + 1)):
+        yield match.start()
+
+
+def salvaged_segment_id(start: bytes) -> bytes | None:
+    """The segment's id from a header whose checksum does not hold, if the body still looks like one."""
+    try:
+        length = PREFIX.unpack_from(start)[2]
+        fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
+        segment = fields[1]
+    except (ValueError, TypeError, IndexError, struct.error, msgpack.UnpackException):
+        return None
+    return segment if isinstance(segment, bytes) and len(segment) == 16 else None
 
 
 def _decodes(payload: bytes, decode: Decode) -> bool:

@@ -7,11 +7,13 @@ at which length, CRC and number hold.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 
@@ -27,8 +29,10 @@ from ..frames import (
     LengthCrcs,
     decode_header,
     find_frame,
+    frame_candidates,
     header_size,
     might_grow,
+    salvaged_segment_id,
     walk,
 )
 from .segment import SegmentName, list_segments, parse_name
@@ -36,6 +40,7 @@ from .segment import SegmentName, list_segments, parse_name
 CHUNK_BYTES: Final = 512 << 10
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
+_LARGEST_HEADER: Final = 8 << 10
 
 Resolve = Callable[[bytes, int], Any]
 """(sha256, size) → the body kept in that blob; raises Damaged or FileNotFoundError."""
@@ -70,13 +75,14 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment file whose header has been read and checked."""
+    """A segment file whose header has been read and checked, or salvaged if it is `damaged`."""
 
     path: Path
     name: SegmentName
     header: Header
     first: int
     crcs: LengthCrcs
+    damaged: bool = False
 
     @property
     def id(self) -> str:
@@ -100,14 +106,35 @@ def open_segment(path: Path) -> Segment | None:
         if size > len(start):
             start += file.read(size - len(start))
     if not size or len(start) < size:
-        return None
+        # Not all there yet; or its length is damaged, and frames follow.
+        return _salvage(path, name)
     try:
         header, first, crc = decode_header(start)
-    except NewerFormat as error:
-        raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
-    except Damaged as error:
-        raise Damaged(f"segment {path.name}: {error.message}") from None
+    except (NewerFormat, Damaged) as error:
+        salvaged = _salvage(path, name)
+        if salvaged is None:
+            raise type(error)(f"segment {path.name}: {error.message}", hint=error.hint) from None
+        return salvaged
     return Segment(path, name, header, first, LengthCrcs(crc))
+
+
+def _salvage(path: Path, name: SegmentName) -> Segment | None:
+    """A segment whose header is damaged, if its first frame shows where frames start and what their CRC starts from.
+
+    The file name says whose it is. The CRC is the stored one (the body is damaged) or the computed one (the CRC is).
+    """
+    with path.open("rb") as file:
+        start = file.read(_LARGEST_HEADER + _LARGEST_FRAME)
+    for first in frame_candidates(start, _LARGEST_HEADER):
+        stored, computed = int.from_bytes(start[first - 4 : first], "little"), crc32(start[: first - 4])
+        for crc in (stored, computed):
+            crcs = LengthCrcs(crc)
+            events: list[Event] = []
+            if walk(start, first, crcs, decode_event, events) > first:
+                segment = salvaged_segment_id(start) or hashlib.sha256(path.name.encode()).digest()[:16]
+                header = Header(bytes(16), segment, bytes.fromhex(name.writer), name.n, events[0][0], name.created_ns, "", "")
+                return Segment(path, name, header, first, crcs, damaged=True)
+    return None
 
 
 def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
@@ -127,12 +154,15 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
                 yield Run(position, base + stop, events)
                 position = base + stop
                 continue
-            wanted = min(size - position, chunk if offset or not buffer else _LARGEST_FRAME)
-            if len(buffer) - offset < wanted:
+            reach = min(size - position, _LARGEST_FRAME)
+            if len(buffer) - offset < reach:
                 # A frame may go on behind this buffer: read on from its start, and then as far as a frame can reach.
-                buffer, base = read_at(fd, wanted, position), position
-                if not buffer:
+                wanted = reach if buffer and not offset else min(size - position, chunk)
+                longer = read_at(fd, wanted, position)
+                if len(longer) <= len(buffer) - offset:
+                    # The file has become shorter than it was.
                     return
+                buffer, base = longer, position
                 continue
             found = find_frame(buffer, offset + 1, segment.crcs, decode_event)
             found = base + found if found >= 0 else _search(fd, segment, base + len(buffer), position, size)

@@ -193,5 +193,7 @@ class SegmentFolder:
             if error.errno in (errno.EINVAL, errno.EMFILE):
                 return fd
             raise
-        os.close(fd)
+        # A late error of close (NFS) is of no interest: nothing was written through this number.
+        with contextlib.suppress(OSError):
+            os.close(fd)
         return higher

@@ -81,6 +81,8 @@ class Trial:
         self.counts = counts
         self.problems: list[str] = []
         self._folder = workdir / f"{row}-{index}"
+        if self._folder.exists():
+            remove_tree(self._folder)
 
     @property
     def folder(self) -> Path:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from pathlib import Path
 
+from ml_dash import Experiment
+
 from . import oracle_reader as disk
+from . import shim
 from .oracle import Reporter
-from .victims import Caller, close_and_report, experiment, sources_of
+from .victims import Caller, close_and_report, experiment, hurry, sources_of
 
 
 def large(pipe: int, folder: Path, *, seed: str, size: int, kind: str) -> None:
@@ -54,3 +58,46 @@ def files(pipe: int, folder: Path, *, seed: str, count: int) -> None:
         caller.file()
         caller.point()
     close_and_report(report, target)
+
+
+def recorded(
+    pipe: int, folder: Path, *, seed: str, durability: str, count: int, resumes: int, files: bool = True, settle: bool = False
+) -> None:
+    """Calls under the shim's record, with marks that say how many of them were said to be synced.
+
+    The experiment is opened anew `resumes` times in between. With `settle` the end waits until all is said to be synced.
+    """
+    hurry(SYNC_AFTER_S=0.002, ROLL_BYTES=4_000)
+    report = Reporter(pipe)
+    rng = random.Random(seed)
+    sources = sources_of(folder.parent) if files else None
+    done = 0
+    for _ in range(resumes + 1):
+        target = experiment(folder, durability=durability).open()
+        caller = Caller(target, report, rng, sources=sources, big=6_000)
+        # What `durable_state` counts of this writer beside the calls: its opening event.
+        before, own = done, 1
+        for _ in range(count):
+            caller.any()
+            done += 1
+            if rng.random() < 0.3:
+                _wait_for_some_sync(target, rng)
+            shim.mark(str(before + max(0, target.durable_state()["synced"] - own)))
+        if settle:
+            deadline = time.monotonic() + 20
+            while target.durable_state()["synced"] < target.durable_state()["accepted"]:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("not synced within 20 s")
+                time.sleep(0.001)
+            shim.mark(str(done))
+        target.close()
+        shim.mark(str(done))
+    report.value("closed", 1)
+
+
+def _wait_for_some_sync(target: Experiment, rng: random.Random) -> None:
+    """Let the syncer come in now and then, so that states between syncs are of every length."""
+    goal = rng.randrange(target.durable_state()["accepted"] + 1)
+    deadline = time.monotonic() + 0.02
+    while target.durable_state()["synced"] < goal and time.monotonic() < deadline:
+        time.sleep(0.0005)
