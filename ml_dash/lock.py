@@ -7,10 +7,14 @@ import os
 import time
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+
+# What file systems answer that have no locks, or have lost them.
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL)
 
 
 class Liveness(Enum):
@@ -38,7 +42,7 @@ def hold(path: Path) -> BaseFileLock | None:
     except NotImplementedError:
         return None
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL):
+        if error.errno in _NO_LOCKS:
             return None
         raise
     return lock
@@ -115,17 +119,36 @@ class Turn:
             os.close(fd)
             return False
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL):
+            if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
         self._fd = fd
         return True
 
     def give_back(self) -> None:
-        """Let the next one; closing the descriptor releases the lock."""
+        """Let the next one."""
+        if self._fd >= 0:
+            # Closing alone would not do while a child that was just forked still has a copy of the descriptor.
+            _unlock(self._fd)
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the descriptor: all that a forked child may do with its copy of its parent's turn."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _unlock(fd: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def _take_on_windows(fd: int, turn: Turn) -> bool:

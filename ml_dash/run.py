@@ -287,6 +287,7 @@ class Registry:
         for path, run in self.runs.items():
             self.parent_writers[path] = run.writer.id
             run.writer.abandon()
+            run.projector.abandon()
         self.runs = {}
         self.told = True
         for handle in list(self.handles):

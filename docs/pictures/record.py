@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pty
-import shutil
+import re
 import struct
 import subprocess
 import sys
@@ -48,18 +48,20 @@ FRAME = """<svg class="{unique_id}" viewBox="0 0 {width} {height}" xmlns="http:/
 <g class="{unique_id}-matrix">
 {matrix}
 </g>
+DOTS
 </g>
 </svg>
 """
+
+# How rich lays characters out: 20 high, 0.61 of that wide, lines 1.22 of it apart.
+CELL_WIDTH, LINE_HEIGHT, TOP = 12.2, 24.4, 1.5
 
 
 def in_terminal(command: str, folder: Path) -> str:
     """What `command` prints to a terminal of our width. Its stderr, where bars move, is not recorded."""
     ours, theirs = pty.openpty()
     ioctl(theirs, TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("ML_DASH_", "NO_COLOR"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ML_DASH_", "NO_COLOR"))}
     environment = {**kept, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     process = subprocess.Popen(
@@ -82,15 +84,38 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
+def dots(lines: list[str]) -> str:
+    """The Braille patterns of a plot as circles: few fonts have them, and fewer in the width of their letters."""
+    circles = []
+    for row, line in enumerate(lines):
+        for column, character in enumerate(line):
+            for bit in range(8 if "\u2800" <= character <= "\u28ff" else 0):
+                if (ord(character) - 0x2800) >> bit & 1:
+                    right, down = (bit // 3, bit % 3) if bit < 6 else (bit - 6, 3)
+                    x = (column + 0.25 + 0.5 * right) * CELL_WIDTH
+                    y = (row + 0.125 + 0.25 * down) * LINE_HEIGHT + TOP
+                    circles.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>')
+    return '<g fill="#c5c8c6">' + "".join(circles) + "</g>"
+
+
+def picture(commands: list[str], folder: Path, name: str) -> str:
+    """The SVG of a terminal in which `commands` were typed."""
+    console = Console(record=True, width=COLUMNS, file=StringIO(), markup=False, highlight=False)
+    lines: list[str] = []
+    for command in commands:
+        shown = Text.from_ansi(in_terminal(command, folder))
+        typed = Text(f"$ {command}", style="bold cyan")
+        lines += [typed.plain, *shown.plain.split("\n")]
+        console.print(typed)
+        console.print(shown)
+    svg = console.export_svg(title=commands[0], code_format=FRAME, unique_id=name)
+    return re.sub("[\u2800-\u28ff]", "&#160;", svg).replace("DOTS", dots(lines))
+
+
 def main() -> None:
-    folder = Path(tempfile.mkdtemp())
-    for name, commands in PICTURES.items():
-        console = Console(record=True, width=COLUMNS, file=StringIO(), markup=False, highlight=False)
-        for command in commands:
-            console.print(Text(f"$ {command}", style="bold cyan"))
-            console.print(Text.from_ansi(in_terminal(command, folder)))
-        console.save_svg(str(HERE / name), title=commands[0], code_format=FRAME, unique_id=name.split(".")[0])
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, commands in PICTURES.items():
+            (HERE / name).write_text(picture(commands, Path(folder), name.split(".")[0]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for header in headers:
         table.add_column(
             Text(header.removeprefix(">")), justify="right" if header.startswith(">") else "left", overflow="fold"

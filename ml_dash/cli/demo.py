@@ -60,7 +60,7 @@ def command(ctx: click.Context, path: Path | None) -> None:
     _say_counts({"when it was killed": after_kill, "at the end": in_all})
     report = verify(located)
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
-    console.say(f"Every frame and file checked (ml-dash verify): {verdict}.")
+    console.say(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
     console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
     points = view.series("loss", "loss", 8 * console.width())
     console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
@@ -126,7 +126,7 @@ def _next_steps(full: str, path: Path | None) -> str:
     where = f" --path {shlex.quote(str(path))}" if path is not None else ""
     steps = {
         f"ml-dash ls{where}": "all experiments",
-        f"ml-dash show {full}{where}": "this one: both processes, parameters, series, files",
+        f"ml-dash show {full}{where}": "this one, and the two processes that wrote it",
         f"ml-dash metrics {full} accuracy --plot{where}": "another plot",
         f"ml-dash logs {full}{where}": "what was logged",
         f"ml-dash rebuild {full}{where}": "make the folder again from the journal",

@@ -162,6 +162,10 @@ class Projector:
             if name not in live:
                 blobs.release(self.journal, name)
 
+    def abandon(self) -> None:
+        """In a forked child: the turn is the parent's."""
+        self._turn.drop()
+
     @contextmanager
     def having_turn(self, wait_s: float) -> Iterator[bool]:
         """Keep every other projector out for a while; yields whether that succeeded."""

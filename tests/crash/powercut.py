@@ -84,9 +84,13 @@ def _enter(content: dict[str, File | Folder], entries: Iterable[tuple[str, File 
 class Disk:
     """The model, fed with operations."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *folders: str) -> None:
+        """`folders` were there, and safe, before."""
         self.root = root
         self.top = Folder()
+        for name in folders:
+            self.top.change((name, Folder()))
+        self.top.sync()
         self.marks: list[str] = []
         self._open: dict[int, File] = {}
 

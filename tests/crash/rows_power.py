@@ -30,7 +30,7 @@ class Recording:
     operations: list[Operation]
     ledger: Ledger
     root: Path
-    states: int = 0
+    store_existed: bool
     # For each operation: how many calls had returned, and how many events were said to be synced.
     safe: list[int] = field(default_factory=list)
 
@@ -46,7 +46,9 @@ def _record(trial: Trial, zygote: Zygote) -> Recording:
         _recordings.clear()
         folder = trial.folder
         root = folder / "root"
-        root.mkdir()
+        # In half of the runs the store was there before, and safe.
+        (root / "store").mkdir(parents=True) if trial.rng.random() < 0.5 else root.mkdir()
+        existed = (root / "store").exists()
         with ear() as listener:
             victim = zygote.start(
                 "victims_special:recorded", root, pipe=listener.write, seed=f"{trial.rng.random()}",
@@ -54,7 +56,7 @@ def _record(trial: Trial, zygote: Zygote) -> Recording:
                 resumes=trial.rng.randrange(2), program=shim.program(root, log=folder / "operations"),
             )  # fmt: skip
             ended(trial, listener, victim)
-            known = Recording(list(shim.read_log(folder / "operations")), listener.ledger, root)
+            known = Recording(list(shim.read_log(folder / "operations")), listener.ledger, root, existed)
         safe = 0
         for operation in known.operations:
             if operation.kind == shim.MARK:
@@ -69,7 +71,7 @@ def power_cut(trial: Trial) -> None:
     recording = _record(trial, trial.shared)
     at = trial.rng.randrange(len(recording.operations))
     damage = trial.index % len(DAMAGES)
-    model = Disk(recording.root)
+    model = Disk(recording.root, *(["store"] if recording.store_existed else []))
     for operation in recording.operations[: at + 1]:
         model.feed(operation)
     left = trial.folder / "left"
