@@ -25,6 +25,7 @@ from .journal.segment import BLOBS, parse_blob
 
 MAX_FILE_BYTES: Final = 5_000_000_000
 _BLOCK: Final = 4 << 20
+_HASH_BLOCK: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,6 @@ def _copy_to(reading: int, temporary: Path) -> tuple[str, int]:
     writing = os.open(temporary, flags, 0o644)
     try:
         result = _Copy(reading, writing).run()
-        os.fsync(writing)
         if hasattr(os, "fchmod"):
             os.fchmod(writing, 0o444)
         return result
@@ -85,7 +85,7 @@ def _copy_to(reading: int, temporary: Path) -> tuple[str, int]:
 
 
 class _Copy:
-    """Copies in one thread and hashes what has been stored in another: both are bound by memory, not by each other."""
+    """Copies and syncs in one thread, and hashes what has been stored in another."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
@@ -99,13 +99,17 @@ class _Copy:
     def run(self) -> tuple[str, int]:
         if os.fstat(self._reading).st_size <= _BLOCK or not hasattr(os, "preadv"):
             self._copy_and_hash()
+            os.fsync(self._writing)
             return self._digest.hexdigest(), self._stored
         hasher = threading.Thread(target=self._hash, name="ml-dash-hash", daemon=True)
         hasher.start()
         try:
-            self._copy()
+            try:
+                self._copy()
+            finally:
+                self._tell(self._stored, done=True)
+            os.fsync(self._writing)
         finally:
-            self._tell(self._stored, done=True)
             hasher.join()
         if self._error is not None:
             raise self._error
@@ -152,8 +156,8 @@ class _Copy:
             self._progress.notify()
 
     def _hash(self) -> None:
-        block = bytearray(_BLOCK)
-        view = memoryview(block)
+        # Small enough to be hashed while it is still in the processor's cache.
+        view = memoryview(bytearray(_HASH_BLOCK))
         hashed = 0
         try:
             while True:
@@ -164,7 +168,7 @@ class _Copy:
                 if stored == hashed:
                     return
                 while hashed < stored:
-                    count = os.preadv(self._writing, [view[: min(_BLOCK, stored - hashed)]], hashed)
+                    count = os.preadv(self._writing, [view[: min(_HASH_BLOCK, stored - hashed)]], hashed)
                     if not count:
                         raise OSError(errno.EIO, "the copy is shorter than what was written to it")
                     self._digest.update(view[:count])
