@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,15 +38,15 @@ class Stored:
     size_bytes: int
 
 
-def store(source: Path, journal: Path) -> Stored:
-    """Copy `source` into the journal's blobs, hashed as stored and synced, under a temporary name.
+def store(source: Path, journal: Path, writer: str = "") -> Stored:
+    """Copy `source` into the journal's blobs, hashed as stored and synced, under a temporary name of this writer.
 
     Raises InvalidValue if it is no regular file or over 5 GB; OSError if the disk refuses. Nothing is left then.
     """
     fail_point("blob-temp")
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     reading = _open_source(source, flags)
-    temporary = journal / BLOBS / f".{os.urandom(8).hex()}.tmp"
+    temporary = journal / BLOBS / f".{writer}-{os.urandom(8).hex()}.tmp"
     try:
         found = os.fstat(reading)
         if not stat.S_ISREG(found.st_mode):
@@ -218,10 +219,20 @@ def digest_of(path: Path) -> str:
 def fetch_body(journal: Path, writer: str, seq: int, digest: bytes, size: int) -> Any:
     """An event's body that was too long for a frame. Raises FileNotFoundError or Damaged."""
     path = path_of(journal, digest.hex(), writer, seq)
+    if path.stat().st_size != size:
+        raise Damaged(f"blob {path.name} has {path.stat().st_size} bytes, recorded were {size}")
     content = path.read_bytes()
-    if len(content) != size or hashlib.sha256(content).digest() != digest:
+    if hashlib.sha256(content).digest() != digest:
         raise Damaged(f"blob {path.name}: the content is not what was recorded")
     return msgpack.unpackb(content, strict_map_key=False)
+
+
+def sweep(journal: Path, lives: Callable[[str], bool]) -> None:
+    """Remove what writers left half-copied that do not live any more."""
+    for path in (journal / BLOBS).glob(".*.tmp"):
+        writer = path.name[1:].partition("-")[0]
+        if len(writer) == 32 and not lives(writer):
+            path.unlink(missing_ok=True)
 
 
 def release(journal: Path, name: str) -> None:

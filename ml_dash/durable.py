@@ -116,6 +116,17 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def boot_id() -> str:
+    """What tells this boot of the machine from others; empty where the system does not say.
+
+    After another boot, nothing that was not synced can be relied on.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
 def on_local_disk(path: Path) -> bool:
     """Is this folder on a file system known to be local? Unknown counts as not."""
     if not sys.platform.startswith("linux"):

@@ -22,7 +22,8 @@ small integers; a reader passes on kinds it does not know. Bodies are plain msgp
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Final
 
 OPEN: Final = 1
 CLOSE: Final = 2
@@ -59,14 +60,6 @@ Body = Any
 
 Given = dict[str, Any]
 """Only what the caller gave: absent means "leave as it is", None means "no value"."""
-
-
-class Stamp(NamedTuple):
-    """What decides between two values of one register: the greatest stamp wins."""
-
-    time_ns: int
-    writer: str
-    seq: int
 
 
 def opening(
@@ -125,3 +118,72 @@ def given(**arguments: Any) -> Given:
 def blob_name(digest: str, writer: str, seq: int) -> str:
     """The name of the content that event (writer, seq) brought: its SHA-256 in hex, and the event's identity."""
     return f"{digest}-{writer}-{seq}"
+
+
+# -- reading: bodies come from disk, and a checksum does not say that they make sense ---------------------------------
+
+MAX_DEPTH: Final = 100
+"""Deeper values were never recorded (`values.MAX_DEPTH` is less), and would exhaust what handles them."""
+
+_LEAVES: Final = frozenset((type(None), bool, int, float, str, bytes))
+_TEXT: Final = frozenset((str,))
+_LARGEST: Final = (1 << 63) - 1
+
+
+class Malformed(ValueError):  # noqa: N818 - counted by the fold, never seen by users
+    """The body is not what its kind asks for."""
+
+
+def plain(value: Any, depth: int = MAX_DEPTH) -> bool:
+    """Is this a value that a caller can have recorded: None, bool, int, float, text, bytes, lists and mappings of them?"""
+    kind = type(value)
+    if kind in _LEAVES:
+        return True
+    if not depth:
+        return False
+    if kind is list:
+        return all_leaves(value) or all(plain(item, depth - 1) for item in value)
+    if kind is dict:
+        items = value.values()
+        return set(map(type, value)) <= _TEXT and (all_leaves(items) or all(plain(item, depth - 1) for item in items))
+    return False
+
+
+def all_leaves(values: Iterable[Any]) -> bool:
+    """Is none of them a list, a mapping, or something that was never recorded?"""
+    return set(map(type, values)) <= _LEAVES
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """The value, a mapping of text to plain values. Raises Malformed."""
+    if type(value) is not dict or not plain(value):
+        raise Malformed
+    return value
+
+
+def text(value: Any) -> str:
+    """The value, a text. Raises Malformed."""
+    if type(value) is not str:
+        raise Malformed
+    return value
+
+
+def natural(value: Any) -> int:
+    """The value, an integer from 0 to 2**63 - 1. Raises Malformed."""
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise Malformed
+    return value
+
+
+def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """What a body gives of `description`, `tags`, `folder` and `metadata`. Raises Malformed if one is not what it should be."""
+    found = {key: body[key] for key in keys if key in body}
+    for key, value in found.items():
+        if value is None:
+            continue
+        if key == "tags":
+            if type(value) is not list or not set(map(type, value)) <= _TEXT:
+                raise Malformed
+        elif type(value) is not (dict if key == "metadata" else str):
+            raise Malformed
+    return found

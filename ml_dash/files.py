@@ -116,7 +116,7 @@ class FileBuilder:
         from . import blobs
 
         try:
-            stored = blobs.store(source, run.located.journal)
+            stored = blobs.store(source, run.located.journal, run.writer.id)
         except OSError as error:
             if isinstance(error, InvalidInput):
                 raise

@@ -3,232 +3,259 @@
 The folder, the server's tables and the readers in memory all fold with this code. The state holds no points and no log
 lines, but for each writer the ranges of numbers it has seen: an event may come any number of times and counts once.
 Registers (parameters, metadata, the file at a path) go to the greatest stamp, whatever the order of arrival; series
-(logs, points) are numbered in the order of folding.
+(logs, points) are numbered in the order of folding. Folding a stretch at once or in parts gives the same state.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any, Final
 
 from . import events as ev
+from .events import Malformed
 from .frames import Event
 from .names import check_filename, check_metric_name, check_prefix, file_id
+from .state import (
+    FOLD_VERSION, RUNNING, RUNS_KEPT, Block, Edits, File, LogLine, Metric, Range, Register, Series, StampTuple, State,
+    WriterState, index_of,
+)  # fmt: skip
 
-FOLD_VERSION: Final = 1
-RUNNING: Final = "running"
+__all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
+
 NO_SERIES: Final = frozenset(("step", "epoch", "timestamp"))
-_RUNS_KEPT: Final = 64
-_ERRORS: Final = (TypeError, ValueError, KeyError, AttributeError, IndexError)
+ENDINGS: Final = frozenset(("completed", "failed", "interrupted"))
+_ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _NUMBERS: Final = frozenset((int, float))
+_TEXT: Final = {str}
+_LARGEST: Final = (1 << 63) - 1
 
-StampTuple = tuple[int, str, int]
-_BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
-
-
-@dataclass(slots=True)
-class Register:
-    """A value that a later event replaces."""
-
-    value: Any = None
-    stamp: StampTuple = _BEFORE_ALL
-
-    def offer(self, value: Any, stamp: StampTuple) -> bool:
-        """Take the value if its stamp is the greatest so far."""
-        if stamp <= self.stamp:
-            return False
-        self.value, self.stamp = value, stamp
-        return True
+Rows = list[dict[str, Any]]
+Columns = dict[str, list[Any]]
 
 
-@dataclass(slots=True)
-class Series:
-    """Statistics of one numeric field. NaN is counted, but is neither minimum nor maximum nor part of the mean."""
-
-    count: int = 0
-    first: float | int | None = None
-    last: float | int | None = None
-    min: float | int | None = None
-    max: float | int | None = None
-    total: float = 0.0
-    counted: int = 0
+# -- the fold ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Metric:
-    """One metric: how many points, when, and the statistics of its series."""
+def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> None:
+    """Fold a stretch of one writer's events into the state, and note in `edits` what a sink has to do.
 
-    name: str
-    created_ns: int
-    count: int = 0
-    first_ns: int = 0
-    last_ns: int = 0
-    updated_ns: int = 0
-    description: Register = field(default_factory=Register)
-    tags: Register = field(default_factory=Register)
-    metadata: Register = field(default_factory=Register)
-    series: dict[str, Series] = field(default_factory=dict)
-    # Which index a writer's ordinals start at, newest last: (writer, ordinal, index). Bounded; a hint for callers.
-    runs: list[tuple[str, int, int]] = field(default_factory=list)
-    tallies: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class File:
-    """One added file. It is live until it is deleted or another one is added at its path."""
-
-    id: str
-    writer: str
-    seq: int
-    added_ns: int
-    path: str
-    prefix: str
-    filename: str
-    size_bytes: int
-    checksum: str
-    content_type: str
-    description: Register = field(default_factory=Register)
-    tags: Register = field(default_factory=Register)
-    metadata: Register = field(default_factory=Register)
-    updated_ns: int = 0
-    deleted_ns: int = 0
-    replaced_ns: int = 0
-
-    @property
-    def live(self) -> bool:
-        """Is it listed?"""
-        return not self.deleted_ns and not self.replaced_ns
-
-    @property
-    def blob(self) -> str:
-        """The name of its content in the journal."""
-        return ev.blob_name(self.checksum, self.writer, self.seq)
-
-    @property
-    def place(self) -> str:
-        """What two files share that replace each other."""
-        return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
+    Events seen before are passed over, a gap is accepted and may be filled later. An event whose body is not what its
+    kind asks for changes nothing; it is counted.
+    """
+    writer = state.writers.get(writer_id)
+    if writer is None:
+        writer = state.writers[writer_id] = WriterState(writer_id)
+        state.alive.append(writer_id)
+    if writer.dead:
+        batch = list(batch)
+        if any(writer.is_new(event[0]) for event in batch):
+            _void_death(state, writer)
+    work = _Batch(state, writer, edits)
+    rows = work.rows
+    expected = first = writer.seen[-1][1] if writer.seen else 0
+    folded, last_ns = 0, 0
+    for number, kind, time_ns, body in batch:
+        if number == expected:
+            expected += 1
+        else:
+            _extend(writer, first, expected)
+            admitted = writer.admit(number)
+            expected = first = writer.seen[-1][1] if writer.seen else 0
+            if not admitted:
+                continue
+        folded += 1
+        if not writer.first_ns:
+            writer.first_ns = time_ns
+        last_ns = time_ns
+        try:
+            if kind == ev.POINT:
+                name, data = body
+                if type(data) is not dict:
+                    raise Malformed
+                waiting = rows.get(name) or work.start(name)
+                waiting[0].append(data)
+                waiting[1].append(time_ns)
+            else:
+                handler = _HANDLERS.get(kind)
+                if handler is None:
+                    state.unknown += 1
+                else:
+                    handler(work, body, (time_ns, writer_id, number))
+        except _ERRORS:
+            state.malformed += 1
+    for name in list(rows):
+        work.flush(name)
+    _extend(writer, first, expected)
+    if folded:
+        _note_progress(state, writer, folded, last_ns, edits)
 
 
-@dataclass(slots=True)
-class WriterState:
-    """One process that wrote: what it said of itself, what it ended as, which of its numbers were seen."""
-
-    id: str
-    seen: list[tuple[int, int]] = field(default_factory=list)
-    first_ns: int = 0
-    last_ns: int = 0
-    place: dict[str, Any] | None = None
-    child: bool = False
-    ended: str | None = None
-    ended_ns: int = 0
-    error: dict[str, Any] | None = None
-    dead: bool = False
-    lost: int = 0
-    unused: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def alive(self) -> bool:
-        """Neither closed nor found dead."""
-        return self.ended is None and not self.dead
-
-    def gaps(self) -> list[tuple[int, int]]:
-        """Numbers [a, b) that are missing between those seen, and that no `lost` event explains."""
-        missing: list[tuple[int, int]] = []
-        expected = 0
-        for start, end in self.seen:
-            if start > expected and not any(a <= expected and start <= b for a, b in self.unused):
-                missing.append((expected, start))
-            expected = end
-        return missing
-
-    def admit(self, number: int) -> bool:
-        """Note that a number was seen; False if it was seen before."""
-        position = len(self.seen)
-        while position and self.seen[position - 1][0] > number:
-            position -= 1
-        if position and number < self.seen[position - 1][1]:
-            return False
-        start, end = number, number + 1
-        if position and self.seen[position - 1][1] == number:
-            position -= 1
-            start = self.seen.pop(position)[0]
-        if position < len(self.seen) and self.seen[position][0] == end:
-            end = self.seen.pop(position)[1]
-        self.seen.insert(position, (start, end))
-        return True
+def _extend(writer: WriterState, first: int, expected: int) -> None:
+    """Numbers [first, expected) follow the last range seen."""
+    if expected == first:
+        return
+    if writer.seen:
+        writer.seen[-1] = (writer.seen[-1][0], expected)
+    else:
+        writer.seen.append((first, expected))
 
 
-@dataclass(slots=True)
-class State:
-    """All of an experiment but its points and log lines."""
-
-    version: int = FOLD_VERSION
-    project: str = ""
-    name: str = ""
-    events: int = 0
-    malformed: int = 0
-    unknown: int = 0
-    created_ns: int = 0
-    updated_ns: int = 0
-    status: str = RUNNING
-    session: list[str] = field(default_factory=list)
-    protected: StampTuple | None = None
-    description: Register = field(default_factory=Register)
-    tags: Register = field(default_factory=Register)
-    folder: Register = field(default_factory=Register)
-    metadata: Register = field(default_factory=Register)
-    folder_path: Register = field(default_factory=Register)
-    journal_path: Register = field(default_factory=Register)
-    parameters: dict[str, Register] = field(default_factory=dict)
-    logs: int = 0
-    points: int = 0
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    files: dict[str, File] = field(default_factory=dict)
-    places: dict[str, list[str]] = field(default_factory=dict)
-    early: dict[str, list[tuple[int, StampTuple, dict[str, Any]]]] = field(default_factory=dict)
-    writers: dict[str, WriterState] = field(default_factory=dict)
+def _note_progress(state: State, writer: WriterState, folded: int, last_ns: int, edits: Edits) -> None:
+    state.events += folded
+    writer.last_ns = max(writer.last_ns, last_ns)
+    state.updated_ns = max(state.updated_ns, writer.last_ns)
+    state.created_ns = min(state.created_ns or writer.first_ns, writer.first_ns)
+    edits.experiment = True
 
 
-@dataclass(slots=True)
-class LogLine:
-    """One numbered log entry."""
-
-    number: int
-    time_ns: int
-    level: str
-    message: str
-    metadata: dict[str, Any] | None
+# -- writers, and the status ------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Block:
-    """Consecutive points of a metric: their first index, their fields, and a time for each (or one for all)."""
+def fold_death(state: State, writer_id: str, edits: Edits) -> None:
+    """An observer found that a writer without a closing event holds its lock no longer."""
+    writer = state.writers.get(writer_id)
+    if writer is None or not writer.alive:
+        return
+    writer.dead = True
+    _retire(state, writer)
+    edits.experiment = True
 
-    start: int
-    rows: list[dict[str, Any]]
-    times: list[int] | int
+
+def _void_death(state: State, writer: WriterState) -> None:
+    """The note was wrong: an event of this writer came later."""
+    writer.dead = False
+    state.alive.append(writer.id)
+    writer.uncounted = True
+    for metric in state.metrics.values():
+        metric.runs = [run for run in metric.runs if run[0] != writer.id]
+    if not writer.child and writer.id not in state.session:
+        state.session.append(writer.id)
+    _decide_status(state)
 
 
-@dataclass(slots=True)
-class Edits:
-    """What a sink has to do: lines and points to add, and which registers to write anew."""
+def _retire(state: State, writer: WriterState) -> None:
+    """It has closed, or was found dead."""
+    if writer.id in state.alive:
+        state.alive.remove(writer.id)
+    for metric in state.metrics.values():
+        metric.tallies.pop(writer.id, None)
+    if writer.place is None and writer.id not in state.session:
+        # Its opening event is lost. It counts like any other.
+        _join_session(state, writer)
+    if not writer.child:
+        _decide_status(state)
 
-    logs: list[LogLine] = field(default_factory=list)
-    points: dict[str, list[Block]] = field(default_factory=dict)
-    metrics: set[str] = field(default_factory=set)
-    released: list[str] = field(default_factory=list)
-    parameters: bool = False
-    files: bool = False
-    experiment: bool = False
 
-    def clear(self) -> None:
-        """Forget lines and points that were applied; what is dirty stays so."""
-        self.logs = []
-        self.points = {}
+def _join_session(state: State, writer: WriterState) -> None:
+    if state.status != RUNNING:
+        state.session = []
+    state.session.append(writer.id)
+
+
+def _decide_status(state: State) -> None:
+    writers = [state.writers[writer] for writer in state.session]
+    if not writers or any(writer.alive for writer in writers):
+        state.status = RUNNING
+    elif any(writer.ended == "failed" for writer in writers):
+        state.status = "failed"
+    elif any(writer.ended in (None, "interrupted") for writer in writers):
+        state.status = "interrupted"
+    else:
+        state.status = "completed"
+
+
+_NOT_OF_THE_WRITER: Final = frozenset((
+    "id", "project", "name", "description", "tags", "folder", "metadata", "folderPath", "journalPath", "writeProtected",
+    "child",
+))  # fmt: skip
+
+
+def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    state, writer = work.state, work.writer
+    body = ev.mapping(body)
+    project, name = ev.text(body["project"]), ev.text(body["name"])
+    given = ev.changes(body, "description", "tags", "folder", "metadata")
+    paths = [(key, ev.text(body[key])) for key in ("folderPath", "journalPath") if key in body]
+    if writer.place is not None:
+        raise Malformed
+    writer.child = body.get("child") is True
+    writer.place = {key: value for key, value in body.items() if key not in _NOT_OF_THE_WRITER}
+    state.project, state.name = state.project or project, state.name or name
+    _offer(state, given, stamp)
+    if not writer.child:
+        for key, path in paths:
+            (state.folder_path if key == "folderPath" else state.journal_path).offer(path, stamp)
+    _protect(state, body, stamp)
+    if writer.child and writer.id in state.session:
+        # It came late, and the writer was taken for one that opened by itself.
+        state.session.remove(writer.id)
+    elif not writer.child and writer.id not in state.session:
+        _join_session(state, writer)
+    _decide_status(state)
+
+
+def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    writer, body = work.writer, ev.mapping(body)
+    error = body.get("error")
+    if body["status"] not in ENDINGS or writer.ended is not None:
+        raise Malformed
+    writer.error = None if error is None else ev.mapping(error)
+    writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
+    work.flush_all()
+    _retire(work.state, writer)
+
+
+def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    body = ev.mapping(body)
+    _offer(work.state, ev.changes(body, "description", "tags", "folder", "metadata"), stamp)
+    _protect(work.state, body, stamp)
+
+
+def _protect(state: State, body: dict[str, Any], stamp: StampTuple) -> None:
+    if body.get("writeProtected") is True:
+        state.protected = min(state.protected or stamp, stamp)
+
+
+def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    writer, body = work.writer, ev.mapping(body)
+    count = ev.natural(body["count"])
+    unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
+    writer.lost = min(writer.lost + count, _LARGEST)
+    writer.unused += unused
+
+
+def _offer(target: State | Metric | File, given: dict[str, Any], stamp: StampTuple) -> None:
+    for key, value in given.items():
+        getattr(target, key).offer(value, stamp)
+
+
+# -- logs and parameters ----------------------------------------------------------------------------------------------
+
+
+def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    if type(body) is not list:
+        raise Malformed
+    level, message, metadata = body
+    if metadata is not None:
+        ev.mapping(metadata)
+    work.edits.logs.append(LogLine(work.state.logs, stamp[0], ev.text(level), ev.text(message), metadata))
+    work.state.logs += 1
+
+
+def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    registers = work.state.parameters
+    for key, value in ev.mapping(body).items():
+        register = registers.get(key)
+        if register is None:
+            register = registers[key] = Register()
+        register.offer(value, stamp)
+    work.edits.parameters = True
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 class _Batch:
@@ -240,56 +267,86 @@ class _Batch:
         self.state = state
         self.writer = writer
         self.edits = edits
-        self.rows: dict[str, tuple[list[dict[str, Any]], list[int]]] = {}
+        self.rows: dict[str, tuple[Rows, list[int]]] = {}
 
-    def start(self, name: Any) -> tuple[list[dict[str, Any]], list[int]]:
+    def start(self, name: Any) -> tuple[Rows, list[int]]:
         """Where the single points of a metric wait."""
         check_metric_name(name)
-        waiting: tuple[list[dict[str, Any]], list[int]] = ([], [])
+        waiting: tuple[Rows, list[int]] = ([], [])
         self.rows[name] = waiting
         return waiting
 
+    def flush_all(self) -> None:
+        """Count all points that wait."""
+        for name in list(self.rows):
+            self.flush(name)
+
     def flush(self, name: str) -> None:
-        """Count the single points of a metric that wait."""
+        """Count the points of a metric that wait, if any do."""
+        if name not in self.rows:
+            return
         rows, times = self.rows.pop(name)
-        fields: set[Any] = set().union(*rows)
-        if set(map(type, fields)) - {str}:
-            kept = [(row, time) for row, time in zip(rows, times, strict=True) if set(map(type, row)) <= {str}]
+        columns = _columns(rows)
+        if columns is None:
+            kept = [(row, time) for row, time in zip(rows, times, strict=True) if _is_point(row)]
             self.state.malformed += len(rows) - len(kept)
             rows, times = [row for row, _ in kept], [time for _, time in kept]
-            fields = set().union(*rows)
-        if not rows:
-            return
-        columns = {name: [row[name] for row in rows if name in row] for name in rows[0]}
-        for extra in sorted(fields - columns.keys()):
-            columns[extra] = [row[extra] for row in rows if extra in row]
-        self.add(name, rows, times, columns)
+            columns = _columns(rows, checked=True)
+        if rows and columns is not None:
+            self.add(name, rows, times, columns)
 
-    def add(
-        self, name: str, rows: list[dict[str, Any]], times: list[int] | int, columns: dict[str, list[Any]]
-    ) -> None:
+    def add(self, name: str, rows: Rows, times: list[int] | int, columns: Columns) -> None:
         """Number points that follow each other and count their columns."""
-        state, writer_id = self.state, self.writer.id
         first_ns, last_ns = (times, times) if isinstance(times, int) else (times[0], times[-1])
-        metric = state.metrics.get(name)
-        if metric is None:
-            metric = state.metrics[name] = Metric(name, first_ns)
+        metric = self.metric(name, first_ns)
         if not metric.count:
             metric.first_ns = first_ns
         start, count = metric.count, len(rows)
-        tally = metric.tallies.get(writer_id, 0)
-        if not metric.runs or metric.runs[-1][0] != writer_id:
-            metric.runs = [*metric.runs[1 - _RUNS_KEPT :], (writer_id, tally, start)]
-        metric.tallies[writer_id] = tally + count
+        if not self.writer.uncounted:
+            self._tell_run(metric, start, count)
         metric.count = start + count
         metric.last_ns = last_ns
         metric.updated_ns = max(metric.updated_ns, last_ns)
-        state.points += count
+        self.state.points += count
         for field_name, values in columns.items():
             if field_name not in NO_SERIES:
                 _count_values(metric.series, field_name, values)
         self.edits.points.setdefault(name, []).append(Block(start, rows, times))
         self.edits.metrics.add(name)
+
+    def metric(self, name: str, time_ns: int) -> Metric:
+        """The metric of that name."""
+        metric = self.state.metrics.get(name)
+        if metric is None:
+            metric = self.state.metrics[name] = Metric(name, time_ns)
+        return metric
+
+    def _tell_run(self, metric: Metric, start: int, count: int) -> None:
+        writer = self.writer.id
+        tally = metric.tallies.get(writer, 0)
+        if not metric.runs or metric.runs[-1][0] != writer:
+            metric.runs = [*metric.runs[1 - RUNS_KEPT :], (writer, tally, start)]
+        metric.tallies[writer] = tally + count
+
+
+def _is_point(row: dict[Any, Any]) -> bool:
+    return set(map(type, row)) <= _TEXT and all(map(ev.plain, row.values()))
+
+
+def _columns(rows: Rows, *, checked: bool = False) -> Columns | None:
+    """The points by field; None if one of them holds what no caller can have appended."""
+    names: set[Any] = set().union(*rows)
+    if not checked and set(map(type, names)) - _TEXT:
+        return None
+    if set(map(len, rows)) == {len(names)}:
+        columns = {name: [row[name] for row in rows] for name in names}
+    else:
+        columns = {name: [row[name] for row in rows if name in row] for name in names}
+    return columns if checked or all(map(_all_plain, columns.values())) else None
+
+
+def _all_plain(values: list[Any]) -> bool:
+    return ev.all_leaves(values) or all(map(ev.plain, values))
 
 
 def _count_values(all_series: dict[str, Series], name: str, values: list[Any]) -> None:
@@ -326,196 +383,22 @@ def _without_nan(total: float, values: list[Any]) -> tuple[float, list[Any]]:
     return reduce(add, map(float, kept), total), kept
 
 
-def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> None:
-    """Fold a stretch of one writer's events into the state, and note in `edits` what a sink has to do.
-
-    Events seen before are passed over, a gap is accepted and may be filled later. An event whose body is not what its
-    kind asks for is counted and passed over.
-    """
-    writer = state.writers.get(writer_id)
-    if writer is None:
-        writer = state.writers[writer_id] = WriterState(writer_id)
-    work = _Batch(state, writer, edits)
-    rows = work.rows
-    expected = first = writer.seen[-1][1] if writer.seen else 0
-    folded, last_ns = 0, 0
-    for number, kind, time_ns, body in batch:
-        if number == expected:
-            expected += 1
-        else:
-            _extend(writer, first, expected)
-            admitted = writer.admit(number)
-            expected = first = writer.seen[-1][1]
-            if not admitted:
-                continue
-        folded += 1
-        if not writer.first_ns:
-            writer.first_ns = time_ns
-        last_ns = time_ns
-        try:
-            if kind == ev.POINT:
-                name, data = body
-                if type(data) is not dict:
-                    raise TypeError
-                waiting = rows.get(name) or work.start(name)
-                waiting[0].append(data)
-                waiting[1].append(time_ns)
-            else:
-                handler = _HANDLERS.get(kind)
-                if handler is None:
-                    state.unknown += 1
-                else:
-                    handler(work, body, (time_ns, writer_id, number))
-        except _ERRORS:
-            state.malformed += 1
-    for name in list(rows):
-        work.flush(name)
-    _extend(writer, first, expected)
-    if folded:
-        _note_progress(state, writer, folded, last_ns, edits)
-
-
-def _extend(writer: WriterState, first: int, expected: int) -> None:
-    """Numbers [first, expected) follow the last range seen."""
-    if expected == first:
-        return
-    if writer.seen:
-        writer.seen[-1] = (writer.seen[-1][0], expected)
-    else:
-        writer.seen.append((first, expected))
-
-
-def _note_progress(state: State, writer: WriterState, folded: int, last_ns: int, edits: Edits) -> None:
-    state.events += folded
-    writer.last_ns = max(writer.last_ns, last_ns)
-    state.updated_ns = max(state.updated_ns, writer.last_ns)
-    state.created_ns = min(state.created_ns or writer.first_ns, writer.first_ns)
-    edits.experiment = True
-    if writer.dead and writer.ended is None:
-        # The note was wrong, or is of an earlier silence: this writer lives.
-        writer.dead = False
-        _decide_status(state)
-
-
-def fold_death(state: State, writer_id: str, edits: Edits) -> None:
-    """An observer found that a writer without a closing event holds its lock no longer."""
-    writer = state.writers.get(writer_id)
-    if writer is None or not writer.alive:
-        return
-    writer.dead = True
-    _forget_tallies(state, writer_id)
-    _decide_status(state)
-    edits.experiment = True
-
-
-def _decide_status(state: State) -> None:
-    writers = [state.writers[writer] for writer in state.session if writer in state.writers]
-    if not writers or any(writer.alive for writer in writers):
-        state.status = RUNNING
-    elif any(writer.ended == "failed" for writer in writers):
-        state.status = "failed"
-    elif any(writer.ended in (None, "interrupted") for writer in writers):
-        state.status = "interrupted"
-    else:
-        state.status = "completed"
-
-
-def _forget_tallies(state: State, writer_id: str) -> None:
-    for metric in state.metrics.values():
-        metric.tallies.pop(writer_id, None)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or set(map(type, value)) - {str}:
-        raise TypeError
-    return value
-
-
-def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    state, writer = work.state, work.writer
-    body = _mapping(body)
-    if writer.place is not None:
-        return
-    writer.child = body.get("child") is True
-    state.project = state.project or _text(body.get("project", ""))
-    state.name = state.name or _text(body.get("name", ""))
-    _offer_given(state, body, stamp, work.edits)
-    for key, register in (("folderPath", state.folder_path), ("journalPath", state.journal_path)):
-        if key in body and not writer.child:
-            register.offer(_text(body[key]), stamp)
-    if body.get("writeProtected") is True:
-        state.protected = min(state.protected or stamp, stamp)
-    writer.place = {key: value for key, value in body.items() if key not in _NOT_OF_THE_WRITER}
-    if writer.child:
-        return
-    if state.status != RUNNING:
-        state.session = []
-    state.session.append(writer.id)
-    _decide_status(state)
-
-
-_NOT_OF_THE_WRITER: Final = frozenset(
-    ("project", "name", "description", "tags", "folder", "metadata", "folderPath", "journalPath", "writeProtected", "child")
-)
-
-
-def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    writer = work.writer
-    body = _mapping(body)
-    status = _text(body["status"])
-    if writer.ended is not None:
-        return
-    writer.ended, writer.ended_ns = status, stamp[0]
-    error = body.get("error")
-    writer.error = _mapping(error) if error is not None else None
-    writer.dead = False
-    for name in list(work.rows):
-        work.flush(name)
-    _forget_tallies(work.state, writer.id)
-    if not writer.child:
-        _decide_status(work.state)
-
-
-def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    level, message, metadata = body
-    line = LogLine(work.state.logs, stamp[0], _text(level), _text(message), None if metadata is None else _mapping(metadata))
-    work.edits.logs.append(line)
-    work.state.logs += 1
-
-
-def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    registers = work.state.parameters
-    for key, value in _mapping(body).items():
-        register = registers.get(key)
-        if register is None:
-            register = registers[key] = Register()
-        register.offer(value, stamp)
-    work.edits.parameters = True
-
-
 def _points(work: _Batch, body: Any, stamp: StampTuple) -> None:
     name, fields, columns = body
     check_metric_name(name)
+    if type(fields) is not list or type(columns) is not list or set(map(type, fields)) != _TEXT:
+        raise Malformed
     count = len(columns[0])
-    if not fields or set(map(type, fields)) != {str} or len(set(fields)) != len(columns):
-        raise ValueError
-    if any(type(column) is not list or len(column) != count for column in columns):
-        raise ValueError
-    if name in work.rows:
-        work.flush(name)
-    if not count:
-        return
-    named = dict(zip(fields, columns, strict=True))
-    work.add(name, _rows(fields, columns), stamp[0], named)
+    if not count or len(set(fields)) != len(fields) or len(fields) != len(columns):
+        raise Malformed
+    for column in columns:
+        if type(column) is not list or len(column) != count or not _all_plain(column):
+            raise Malformed
+    work.flush(name)
+    work.add(name, _rows(fields, columns), stamp[0], dict(zip(fields, columns, strict=True)))
 
 
-def _rows(fields: Sequence[str], columns: Sequence[list[Any]]) -> list[dict[str, Any]]:
+def _rows(fields: Sequence[str], columns: Sequence[list[Any]]) -> Rows:
     # The displays for one and two fields are three times as fast as dict(zip()).
     if len(fields) == 1:
         (a,) = fields
@@ -529,8 +412,10 @@ def _rows(fields: Sequence[str], columns: Sequence[list[Any]]) -> list[dict[str,
 def _ragged_rows(work: _Batch, body: Any, stamp: StampTuple) -> None:
     name, rows = body
     check_metric_name(name)
+    if type(rows) is not list or not rows:
+        raise Malformed
     for row in rows:
-        _mapping(row)
+        ev.mapping(row)
     waiting = work.rows.get(name) or work.start(name)
     waiting[0].extend(rows)
     waiting[1].extend([stamp[0]] * len(rows))
@@ -539,103 +424,88 @@ def _ragged_rows(work: _Batch, body: Any, stamp: StampTuple) -> None:
 def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
     name, given = body
     check_metric_name(name)
-    given = _mapping(given)
-    metric = work.state.metrics.get(name)
-    if metric is None:
-        metric = work.state.metrics[name] = Metric(name, stamp[0])
-    _offer_given(metric, given, stamp, None)
+    given = ev.changes(ev.mapping(given), "description", "tags", "metadata")
+    work.flush(name)
+    metric = work.metric(name, stamp[0])
+    _offer(metric, given, stamp)
     metric.updated_ns = max(metric.updated_ns, stamp[0])
     work.edits.metrics.add(name)
 
 
-def _offer_given(target: Any, given: dict[str, Any], stamp: StampTuple, edits: Edits | None) -> None:
-    for key in ("description", "tags", "folder", "metadata"):
-        if key in given and hasattr(target, key):
-            getattr(target, key).offer(given[key], stamp)
-            if edits is not None:
-                edits.experiment = True
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    state, body = work.state, _mapping(body)
+    state, body = work.state, ev.mapping(body)
     time_ns, writer, number = stamp
-    checksum = _text(body["checksum"])
+    given = ev.changes(body, "description", "tags", "metadata")
+    checksum = ev.text(body["checksum"])
     if len(checksum) != 64 or set(checksum) - set("0123456789abcdef"):
-        raise ValueError
+        raise Malformed
     added = File(
         id=file_id(bytes.fromhex(writer), number),
         writer=writer,
         seq=number,
         added_ns=time_ns,
-        path=_text(body["path"]),
-        prefix=check_prefix(body["prefix"]),
+        path=ev.text(body["path"]),
+        prefix=check_prefix(ev.text(body["prefix"])),
         filename=check_filename(body["filename"]),
-        size_bytes=int(body["sizeBytes"]),
+        size_bytes=ev.natural(body["sizeBytes"]),
         checksum=checksum,
-        content_type=_text(body["contentType"]),
-        updated_ns=time_ns,
+        content_type=ev.text(body["contentType"]),
+        changed=stamp,
     )
-    _offer_given(added, body, stamp, None)
+    _offer(added, given, stamp)
     state.files[added.id] = added
-    same_place = state.places.setdefault(added.place, [])
-    same_place.append(added.id)
-    same_place.sort(key=lambda file: _file_stamp(state.files[file]))
-    for older, newer in zip(same_place, same_place[1:], strict=False):
-        if not state.files[older].replaced_ns:
-            _end_file(work, state.files[older], replaced_ns=state.files[newer].added_ns)
+    _take_place(work, added)
     for kind, later, change in state.early.pop(added.id, []):
         (_file_delete if kind == ev.FILE_DELETE else _file_update)(work, change, later)
     work.edits.files = True
 
 
-def _file_stamp(file: File) -> StampTuple:
-    return file.added_ns, file.writer, file.seq
+def _take_place(work: _Batch, added: File) -> None:
+    """Among the files of one path each is replaced by the next one, by their stamps."""
+    files = work.state.files
+    same_place = work.state.places.setdefault(added.place, [])
+    position = bisect_right(same_place, added.stamp, key=lambda file: files[file].stamp)
+    if position:
+        _end_file(work, files[same_place[position - 1]], replaced_ns=added.added_ns)
+    if position < len(same_place):
+        _end_file(work, added, replaced_ns=files[same_place[position]].added_ns)
+    same_place.insert(position, added.id)
 
 
 def _end_file(work: _Batch, file: File, *, replaced_ns: int = 0, deleted_ns: int = 0) -> None:
     if file.live:
         work.edits.released.append(file.blob)
-    file.replaced_ns = file.replaced_ns or replaced_ns
-    file.deleted_ns = file.deleted_ns or deleted_ns
+    file.replaced_ns = replaced_ns or file.replaced_ns
+    file.deleted_ns = min(file.deleted_ns or deleted_ns, deleted_ns or file.deleted_ns)
     work.edits.files = True
 
 
 def _file_update(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    body = _mapping(body)
-    file = work.state.files.get(_text(body["id"]))
-    if file is None:
-        work.state.early.setdefault(body["id"], []).append((ev.FILE_UPDATE, stamp, body))
-        return
-    _offer_given(file, body, stamp, None)
-    file.updated_ns = max(file.updated_ns, stamp[0])
-    work.edits.files = True
+    body = ev.mapping(body)
+    given = ev.changes(body, "description", "tags", "metadata")
+    file = _file_of(work, ev.FILE_UPDATE, body, stamp)
+    if file is not None:
+        _offer(file, given, stamp)
 
 
 def _file_delete(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    body = _mapping(body)
-    file = work.state.files.get(_text(body["id"]))
+    file = _file_of(work, ev.FILE_DELETE, ev.mapping(body), stamp)
+    if file is not None:
+        _end_file(work, file, deleted_ns=stamp[0])
+
+
+def _file_of(work: _Batch, kind: int, body: dict[str, Any], stamp: StampTuple) -> File | None:
+    """The file that a change is about; a change that comes before its file waits."""
+    file = work.state.files.get(ev.text(body["id"]))
     if file is None:
-        work.state.early.setdefault(body["id"], []).append((ev.FILE_DELETE, stamp, body))
-        return
-    _end_file(work, file, deleted_ns=stamp[0])
-    file.updated_ns = max(file.updated_ns, stamp[0])
-
-
-def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    body = _mapping(body)
-    _offer_given(work.state, body, stamp, work.edits)
-    if body.get("writeProtected") is True:
-        work.state.protected = min(work.state.protected or stamp, stamp)
-
-
-def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    body = _mapping(body)
-    count = body["count"]
-    if not isinstance(count, int) or count < 0:
-        raise ValueError
-    work.writer.lost += count
-    if isinstance(body.get("from"), int) and isinstance(body.get("to"), int):
-        work.writer.unused.append((body["from"], body["to"] + 1))
+        work.state.early.setdefault(body["id"], []).append((kind, stamp, body))
+        return None
+    file.changed = max(file.changed, stamp)
+    work.edits.files = True
+    return file
 
 
 _HANDLERS: Final[dict[int, Callable[[_Batch, Any, StampTuple], None]]] = {
@@ -652,11 +522,3 @@ _HANDLERS: Final[dict[int, Callable[[_Batch, Any, StampTuple], None]]] = {
     ev.UPDATE: _update,
     ev.LOST: _lost,
 }
-
-
-def index_of(metric: Metric, writer_id: str, ordinal: int) -> int | None:
-    """The index of a writer's `ordinal`-th point of a metric; None if that was too long ago to be remembered."""
-    for writer, first_ordinal, first_index in reversed(metric.runs):
-        if writer == writer_id and first_ordinal <= ordinal:
-            return first_index + ordinal - first_ordinal
-    return None

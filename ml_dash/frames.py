@@ -67,6 +67,8 @@ class OrderHeader:
     journal: bytes
     project: str
     name: str
+    # Tells an `order` that was begun anew from the one before it.
+    nonce: bytes = b""
 
 
 class LengthCrcs(dict[int, int]):
@@ -103,31 +105,49 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
     found, version, length = PREFIX.unpack_from(start)
     if found != magic:
         raise Damaged(f"the file starts with {found!r}, expected {magic!r}")
+    (crc,) = CRC.unpack_from(start, size - CRC.size)
+    expected = crc32(start[: size - CRC.size])
+    if crc != expected:
+        raise Damaged(f"header checksum {crc:08x}, expected {expected:08x}")
+    # Every version keeps this frame around its header, so that "newer" is never a flipped bit.
     if version > VERSION:
         raise NewerFormat(
             f"the file is format {version}, this ml-dash reads up to {VERSION}",
             hint="upgrade ml-dash (the file was not changed)",
         )
-    (crc,) = CRC.unpack_from(start, size - CRC.size)
-    expected = crc32(start[: size - CRC.size])
-    if crc != expected:
-        raise Damaged(f"header checksum {crc:08x}, expected {expected:08x}")
-    fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
+    try:
+        fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Damaged(f"the header is no msgpack: {error}") from None
     if not isinstance(fields, list) or len(fields) < count:
         raise Damaged("the header does not hold the fields of its format")
-    return fields[:count], size, crc
+    return fields, size, crc
 
 
 def decode_header(start: bytes) -> tuple[Header, int, int]:
     """(header, its size in bytes, its CRC). Raises Damaged or NewerFormat."""
     fields, size, crc = _header_fields(start, MAGIC, 8)
-    return Header(*fields), size, crc
+    ids, numbers, texts = fields[:3], fields[3:6], fields[6:8]
+    _check_types(ids, numbers, texts)
+    return Header(*fields[:8]), size, crc
 
 
 def decode_order_header(start: bytes) -> tuple[OrderHeader, int, int]:
     """The same for the head of an `order` file."""
     fields, size, crc = _header_fields(start, ORDER_MAGIC, 3)
-    return OrderHeader(*fields), size, crc
+    _check_types(fields[:1], [], fields[1:3])
+    nonce = fields[3] if len(fields) > 3 and isinstance(fields[3], bytes) else b""
+    return OrderHeader(fields[0], fields[1], fields[2], nonce), size, crc
+
+
+def _check_types(ids: list[Any], numbers: list[Any], texts: list[Any]) -> None:
+    good = (
+        all(isinstance(value, bytes) and len(value) == 16 for value in ids)
+        and all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in numbers)
+        and all(isinstance(value, str) for value in texts)
+    )
+    if not good:
+        raise Damaged("the header does not hold the fields of its format")
 
 
 def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
@@ -155,7 +175,7 @@ def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: lis
                 break
             append(decode(payload))
             position = end
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return position
 
@@ -206,7 +226,7 @@ def salvaged_segment_id(start: bytes) -> bytes | None:
 def _decodes(payload: bytes, decode: Decode) -> bool:
     try:
         decode(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

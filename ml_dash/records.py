@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypedDict
 
-from .fold import File, Metric, Series, State, WriterState
+from .state import File, Metric, Series, State, WriterState
 from .names import clash_key, experiment_id, file_path, metric_id
 from .values import utc_text
 
@@ -197,8 +197,8 @@ def series_name(metric: str, field: str) -> str:
 
 
 def all_series(metric: Metric) -> dict[str, SeriesStats]:
-    """The statistics of every numeric field of a metric."""
-    return {series_name(metric.name, field): series_stats(series) for field, series in metric.series.items()}
+    """The statistics of every numeric field of a metric, by name: which field was met first depends on the stretches."""
+    return {series_name(metric.name, field): series_stats(series) for field, series in sorted(metric.series.items())}
 
 
 def metric_id_of(state: State, name: str) -> str:
@@ -279,10 +279,10 @@ def file_record(state: State, file: File) -> FileRecord:
         checksum=file.checksum,
         metadata=file.metadata.value,
         uploadedAt=utc_text(file.added_ns),
-        updatedAt=utc_text(file.updated_ns),
+        updatedAt=utc_text(file.changed[0]),
         deletedAt=utc_text(min(ended)) if ended else None,
     )
-    if _after_protection(state, (file.added_ns, file.writer, file.seq)):
+    if _after_protection(state, file.changed):
         record["afterProtection"] = True  # type: ignore[typeddict-unknown-key]  # only where it applies
     return record
 
@@ -293,7 +293,7 @@ def _after_protection(state: State, stamp: tuple[int, str, int]) -> bool:
 
 def files_in_order(state: State) -> list[File]:
     """All files ever added, oldest first."""
-    return sorted(state.files.values(), key=lambda file: (file.added_ns, file.writer, file.seq))
+    return sorted(state.files.values(), key=lambda file: file.stamp)
 
 
 def live_files(state: State, prefix: str = "", tags: list[str] | None = None) -> list[File]:
@@ -309,18 +309,24 @@ def live_files(state: State, prefix: str = "", tags: list[str] | None = None) ->
 
 
 def shown_paths(state: State) -> dict[str, File]:
-    """Where each live file is shown under `files/`; a later one whose path clashes is shown as `<name>%<id>`."""
+    """Where each live file is shown under `files/`. One that clashes with an older one is shown as `<name>%<id>`:
+    in its own folder, or, where a file stands in the place of that, at the top.
+    """
     shown: dict[str, File] = {}
     taken: set[str] = set()
     folders: set[str] = set()
     for file in live_files(state):
         path = file_path(file.prefix, file.filename)
-        parents = _parents(clash_key(path))
-        if clash_key(path) in taken | folders or taken.intersection(parents):
-            path = f"{file_path('', file.filename)}%{file.id}"
-            parents = []
+        key = clash_key(path)
+        parents = _parents(key)
+        if not taken.isdisjoint(parents):
+            path, parents = f"{file_path('', file.filename)}%{file.id}", []
+            key = clash_key(path)
+        elif key in taken or key in folders:
+            path = f"{path}%{file.id}"
+            key = clash_key(path)
         shown[path] = file
-        taken.add(clash_key(path))
+        taken.add(key)
         folders.update(parents)
     return shown
 
@@ -332,11 +338,10 @@ def _parents(path: str) -> list[str]:
 
 def writer_record(writer: WriterState) -> dict[str, Any]:
     """One entry of `writers` in `experiment.json`."""
-    place = dict(writer.place or {})
     ended = writer.ended or ("died" if writer.dead else None)
     record: dict[str, Any] = {
         "id": writer.id,
-        **place,
+        **(writer.place or {}),
         "startedAt": _time(writer.first_ns),
         "lastEventAt": _time(writer.last_ns),
         "ended": ended,
@@ -356,8 +361,8 @@ def writer_record(writer: WriterState) -> dict[str, Any]:
 def experiment_document(state: State) -> ExperimentRecord:
     """`experiment.json`: everything here comes from events and from what `order` records."""
     writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
-    session = [state.writers[writer] for writer in state.session if writer in state.writers]
-    ended = max((writer.ended_ns for writer in session), default=0)
+    session = [state.writers[writer] for writer in state.session]
+    ended = max((writer.ended_ns or writer.last_ns for writer in session), default=0)
     error = next((writer.error for writer in reversed(session) if writer.error), None)
     document: ExperimentRecord = {
         "id": experiment_id(state.project, state.name),

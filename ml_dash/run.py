@@ -110,11 +110,12 @@ class Run:
         except Enough:
             # Whoever wants it goes on from here, at full speed.
             return
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - a folder that cannot be written, for whatever reason, never ends training
             if self.projection_trouble is None:
                 log.warning(
                     "ml-dash: the folder %s cannot be brought up to date (%s); the journal is not touched by that. "
                     "It is tried again; or run: ml-dash rebuild", self.located.folder, error,
+                    exc_info=not isinstance(error, OSError),
                 )  # fmt: skip
             self.projection_trouble = str(error)
 
@@ -140,8 +141,11 @@ class Run:
                 _say(f"ml-dash: the folder is not complete yet; ml-dash show {self.identity.name} finishes it")
         except KeyboardInterrupt:
             _say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
-        except OSError as error:
-            log.warning("ml-dash: the folder %s is not up to date: %s", self.located.folder, error)
+        except Exception as error:  # noqa: BLE001 - the journal is complete; the folder never makes a run fail
+            log.warning(
+                "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self.located.folder, error,
+                exc_info=not isinstance(error, OSError),
+            )  # fmt: skip
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import re
+import select
 import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO, TextIOWrapper
 from typing import Any, NamedTuple, TextIO
 
 MAX_RICH_ROWS = 300
@@ -39,7 +41,7 @@ Cell = str | Styled
 def prepare_streams() -> None:
     """Lets a terminal that cannot show a character show its code, where Python would raise."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -89,6 +91,15 @@ def flush() -> None:
         sys.stdout.flush()
 
 
+def reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more. Writing would tell, but there may be nothing to write for long."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def note(text: str) -> None:
     """A line on stderr: not a result, and not an error either."""
     if sys.stderr is not None:
@@ -97,7 +108,7 @@ def note(text: str) -> None:
 
 def complain(text: str) -> None:
     if sys.stderr is not None:
-        sys.stdout and sys.stdout.flush()
+        flush()
         sys.stderr.write(f"{styled('ml-dash:', 'red', sys.stderr)} {safe(text)}\n")
 
 
@@ -177,8 +188,6 @@ def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
 
 def rendered(thing: Any) -> str:
     """What rich makes of `thing` for this terminal, as text: all output takes one way out."""
-    from io import StringIO
-
     from rich.console import Console
 
     ours = coloured(sys.stdout)

@@ -57,10 +57,10 @@ def _entries(path: Path) -> Iterator[Entry]:
         return
     header = segment.header
     yield {
-        "segment": path.name, "what": "header", "offset": 0, "size": segment.first, "project": header.project,
-        "name": header.name, "writer": header.writer.hex(), "number": header.n,
-        "firstSequence": header.first_seq,
-        "createdAt": utc_text(header.created_ns), "journalId": header.journal.hex(), "segmentId": segment.id,
+        "segment": path.name, "what": "damaged header" if segment.damaged else "header", "offset": 0,
+        "size": segment.first, "project": header.project, "name": header.name, "writer": header.writer.hex(),
+        "number": header.n, "firstSequence": header.first_seq, "createdAt": utc_text(header.created_ns),
+        "journalId": header.journal.hex(), "segmentId": segment.id,
     }  # fmt: skip
     with path.open("rb") as file:
         for part in reader.read(segment, segment.first):
@@ -116,7 +116,8 @@ def _line(entry: Entry, width: int | None) -> str:
         if width is not None and len(body) > max(width - _BODY_COLUMN, 20):
             body = body[: max(width - _BODY_COLUMN, 20) - 1] + "…"
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"
-    if entry["what"] == "header":
+    if entry["what"].endswith("header") and "writer" in entry:
         name = console.safe(f"{entry['project']}/{entry['name']}")
-        return console.styled(f"{entry['segment']}\n{where} header of {name}, writer {entry['writer']}", "bold")
+        what = f"{entry['what']} of {name}, writer {entry['writer']}"
+        return console.styled(f"{entry['segment']}\n{where} {what}", "bold")
     return f"{where} {console.styled(entry['what'], 'red' if entry['what'] == 'gap' else 'yellow')}"

@@ -50,6 +50,8 @@ def command(
         start = view.state.logs
         console.flush()
         while _sizes(located) == known:
+            if console.reader_is_gone():
+                raise BrokenPipeError
             time.sleep(POLL_S)
 
 

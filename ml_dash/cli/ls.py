@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from ml_dash import read
 from ml_dash.cli import DAMAGE, FAILURE, OK, console, options
+from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.values import utc_text
@@ -88,12 +90,22 @@ def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
     entries, code = [], OK
     for located in found:
         try:
-            entries.append(summary(located, read.record(located)))
+            entries.append(summary(located, _record(located)))
         except (MLDashError, OSError) as error:
             console.complain(f"{located.project}/{located.name}: {error}")
             damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
             code = max(code, DAMAGE if damaged else FAILURE)
     return entries, code
+
+
+def _record(located: read.Located) -> Mapping[str, Any]:
+    """The record, and where a killed process left its folder behind, that too: the next list is fast again."""
+    record = read.record(located)
+    if record["status"] == "interrupted":
+        shown = located.folder / "experiment.json"
+        if not shown.exists() or json.loads(shown.read_bytes()).get("status") != "interrupted":
+            bring_up_to_date(located)
+    return record
 
 
 def _say(entries: list[Entry]) -> None:

@@ -82,8 +82,7 @@ def _text(cells: list[int]) -> str:
 
 def _labels(values: list[float]) -> list[str]:
     """With as many digits as it takes to tell the first from the last."""
-    for digits in range(4, 17):
-        texts = [f"{value:.{digits}g}" for value in values]
-        if texts[0] != texts[-1]:
-            break
-    return texts
+    digits = 4
+    while digits < 17 and f"{values[0]:.{digits}g}" == f"{values[-1]:.{digits}g}":
+        digits += 1
+    return [f"{value:.{digits}g}" for value in values]

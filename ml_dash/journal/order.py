@@ -12,8 +12,9 @@ found as not yet covered, and sequenced again.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,7 +76,8 @@ class Order:
     def open(self, *, write: bool) -> None:
         """Open and check it; with `write` a missing or headless file is begun anew, under the journal's identity."""
         flags = (os.O_RDWR | os.O_APPEND if write else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
-        flags |= getattr(os, "O_BINARY", 0)
+        for extra in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"):
+            flags |= getattr(os, extra, 0)
         try:
             self._fd = os.open(self.path, flags)
             self._read_header()
@@ -88,6 +90,8 @@ class Order:
             self._read_header()
 
     def _read_header(self) -> None:
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise Damaged(f"{self.path} is not a regular file")
         start = read_at(self._fd, 4096, 0)
         size = header_size(start)
         if size > len(start):
@@ -97,7 +101,7 @@ class Order:
 
     def _begin_anew(self) -> None:
         """The old file stays beside it as evidence; its records were lost with its header."""
-        identity = read_identity(self.path.parent)
+        identity = replace(read_identity(self.path.parent), nonce=os.urandom(8))
         if self.path.exists():
             os.replace(self.path, self.path.with_name(f"{ORDER}.damaged.{os.urandom(4).hex()}"))
         temporary = self.path.with_name(f".{ORDER}.{os.urandom(4).hex()}.tmp")

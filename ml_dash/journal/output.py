@@ -255,7 +255,7 @@ class Output:
         content = self._pack(body)
         digest = hashlib.sha256(content).digest()
         path = self.journal / BLOBS / events.blob_name(digest.hex(), self.id, seq)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = path.with_name(f".{self.id}-{seq}.tmp")
         try:
             with temporary.open("wb") as file:
                 file.write(content)

@@ -41,6 +41,7 @@ CHUNK_BYTES: Final = 512 << 10
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER: Final = 8 << 10
+_LATEST_NS: Final = 1 << 62
 
 Resolve = Callable[[bytes, int], Any]
 """(sha256, size) → the body kept in that blob; raises Damaged or FileNotFoundError."""
@@ -110,10 +111,12 @@ def open_segment(path: Path) -> Segment | None:
         return _salvage(path, name)
     try:
         header, first, crc = decode_header(start)
-    except (NewerFormat, Damaged) as error:
+    except NewerFormat as error:
+        raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
+    except Damaged as error:
         salvaged = _salvage(path, name)
         if salvaged is None:
-            raise type(error)(f"segment {path.name}: {error.message}", hint=error.hint) from None
+            raise Damaged(f"segment {path.name}: {error.message}") from None
         return salvaged
     return Segment(path, name, header, first, LengthCrcs(crc))
 
@@ -207,10 +210,11 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
         if name.writer not in latest or name > latest[name.writer][0]:
             latest[name.writer] = (name, path)
     for name, path in latest.values():
-        newest = max(newest, name.created_ns)
+        newest = max(newest, min(name.created_ns, _LATEST_NS))
         try:
             if path.stat().st_size != known.get(path.name, -1):
-                newest = max(newest, _last_time_ns(path))
+                # No clock says this: a time beyond it was made up, and would leave no room for later ones.
+                newest = max(newest, min(_last_time_ns(path), _LATEST_NS))
         except (OSError, Damaged):
             continue
     return newest

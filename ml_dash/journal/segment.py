@@ -65,7 +65,8 @@ def list_segments(journal: Path) -> list[tuple[SegmentName, Path]]:
     """The segments of a journal, oldest first."""
     folder = journal / SEGMENTS
     try:
-        names = os.listdir(folder)
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return []
     parsed = [(name, folder / text) for text in names if (name := parse_name(text)) is not None]
@@ -130,6 +131,7 @@ class SegmentFolder:
         self.journal = journal
         self.identity = identity
         self._fd = -1
+        self._above_is_synced = False
 
     def open(self) -> None:
         """Open it; raises OSError if it is not there or is not a folder of its own."""
@@ -154,6 +156,7 @@ class SegmentFolder:
         (self.journal / BLOBS).mkdir(exist_ok=True)
         if not (self.journal / ORDER).exists():
             replace_file(self.journal / ORDER, encode_header(self.identity))
+        self._above_is_synced = False
         self.open()
         return True
 
@@ -170,11 +173,18 @@ class SegmentFolder:
         """Make the names in it, and the folders above it, durable."""
         if self._fd >= 0:
             os.fsync(self._fd)
-        home = self.journal.parent
-        for folder in (self.journal, home, home.parent, home.parent.parent):
-            # A folder above that is not ours to open, or has moved, does not hold this sync up.
+        if self._above_is_synced:
+            return
+        # Up to the top of the file system: which of these folders are new is not known here, and syncing an old one
+        # costs next to nothing.
+        device = os.stat(self.journal.parent).st_dev if self.journal.parent.exists() else None
+        for folder in (self.journal, *self.journal.parents):
+            # One that is not ours to open, or has moved, does not hold this sync up.
             with contextlib.suppress(PermissionError, FileNotFoundError):
+                if folder.stat().st_dev != device:
+                    break
                 sync_folder(folder)
+        self._above_is_synced = True
 
     def close(self) -> None:
         """Close the descriptor."""

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ml_dash import Experiment
+from ml_dash.frames import LengthCrcs, encode_frame, header_size
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Record, Shell
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 VICTIM = """
 import os, signal
 from ml_dash import Experiment
+from ml_dash.frames import LengthCrcs, encode_frame, header_size
 experiment = Experiment("killed", "cv").open()
 for step in range(100):
     experiment.metric("loss").append(value=1 / (step + 1), step=step)
@@ -174,16 +178,31 @@ def test_dump_shows_what_lies_in_a_blob(shell: Shell, record: Record) -> None:
     assert set(entry["body"]) == {"blob", "size"}
 
 
-def test_a_header_of_a_newer_format_is_told_and_not_taken_for_damage(shell: Shell, record: Record) -> None:
+def test_a_newer_format_is_refused_and_not_taken_for_damage(shell: Shell, record: Record) -> None:
     segment = _segment(record("first"))
-    content = bytearray(segment.read_bytes())
-    content[8] = 99
-    segment.write_bytes(content)
+    content = segment.read_bytes()
+    size = header_size(content)
+    header = content[:8] + b"\x02\x00" + content[10 : size - 4]
+    crc = zlib.crc32(header)
+    newer = header + crc.to_bytes(4, "little")
+    while size < len(content):
+        (length,) = struct.unpack_from("<I", content, size)
+        newer += encode_frame(content[size + 8 : size + 8 + length], LengthCrcs(crc))
+        size += 8 + length
+    segment.write_bytes(newer)
     result = shell("dump", str(segment))
     assert result.code == 1
     assert "upgrade" in result.err
+
+
+def test_frames_behind_a_damaged_header_are_shown(shell: Shell, record: Record) -> None:
+    segment = _segment(record("first"))
+    before = shell.ok("dump", str(segment), "--json").json_lines
     _flip(segment, 2)
-    assert shell("dump", str(segment)).code == 4
+    header, *frames = shell.ok("dump", str(segment), "--json").json_lines
+    assert header["what"] == "damaged header"
+    assert frames == before[1:]
+    assert shell("verify").code == 4
 
 
 def test_rm_asks_and_removes_journal_and_folder(shell: Shell, record: Record) -> None:

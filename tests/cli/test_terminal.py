@@ -154,6 +154,18 @@ def test_logs_are_followed_across_processes_until_interrupted(shell: Shell, reco
         process.communicate()
 
 
+def test_following_ends_when_nobody_reads_any_more(shell: Shell, record: Record) -> None:
+    record("first", logs=("one",))
+    process = shell.start("logs", "-f")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().endswith("one\n")
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
 def test_what_was_there_is_not_followed_when_only_the_last_is_asked_for(shell: Shell, record: Record) -> None:
     record("first", logs=("one", "two"))
     process = shell.start("logs", "-f", "--last", "1", "--json")

@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
 from . import oracle_reader as disk
 
 Tree = dict[str, str]
@@ -59,8 +61,8 @@ class Expected:
     """What the folder must hold, from the events alone: about as simple as it can be said."""
 
     def __init__(self, journal: disk.Journal) -> None:
-        self.logs: dict[str, list[str]] = {}
-        self.points: dict[str, dict[str, list[str]]] = {}
+        self.logs: dict[str, list[bytes]] = {}
+        self.points: dict[str, dict[str, list[bytes]]] = {}
         self.parameters: dict[str, Any] = {}
         self.files: dict[tuple[str, str], tuple[Any, str]] = {}
         stamps: dict[str, tuple[int, str, int]] = {}
@@ -101,21 +103,22 @@ def points_of(kind: int, body: Any) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _key(value: Any) -> bytes:
+    key: bytes = msgpack.packb(value)
+    return key
 
 
-def _check_merge(what: str, found: list[str], parts: dict[str, list[str]]) -> list[str]:
+def _check_merge(what: str, found: list[bytes], parts: dict[str, list[bytes]]) -> list[str]:
     """`found` must be the parts of all writers, each in its own order, nothing more and nothing twice."""
     expected = Counter(key for part in parts.values() for key in part)
     actual = Counter(found)
     problems = []
     if missing := expected - actual:
-        problems.append(f"{what}: {missing.total()} missing, such as {next(iter(missing))[:120]}")
+        problems.append(f"{what}: {missing.total()} missing, such as {next(iter(missing))[:120]!r}")
     if extra := actual - expected:
-        problems.append(f"{what}: {extra.total()} too many, such as {next(iter(extra))[:120]}")
+        problems.append(f"{what}: {extra.total()} too many, such as {next(iter(extra))[:120]!r}")
     if not problems:
-        places: dict[str, list[int]] = {}
+        places: dict[bytes, list[int]] = {}
         for place, key in enumerate(found):
             places.setdefault(key, []).append(place)
         for writer, part in parts.items():

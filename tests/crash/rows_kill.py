@@ -46,7 +46,7 @@ def killed_at_random(trial: Trial) -> None:
             ledgers.append(listener.ledger)
     trial.counts["acknowledged"] += sum(len(ledger.acked) for ledger in ledgers)
     trial.counts["kills"] += runs
-    journal = recovered(trial, *ledgers, reads=trial.index % 4 == 0, rebuild=trial.index % 8 == 1)
+    journal = recovered(trial, *ledgers, reads=trial.index % 16 == 0, rebuild=trial.index % 16 == 1)
     trial.counts["torn tails"] += sum(segment.tail is not None for segment in journal.segments)
     if journal.damaged_bytes:
         trial.fail(f"{journal.damaged_bytes} damaged bytes in the middle of segments after a mere SIGKILL")

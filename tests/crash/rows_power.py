@@ -125,7 +125,7 @@ def sync_fails_once(trial: Trial) -> None:
     """W13. The n-th fdatasync fails and the next one succeeds: what it did not write must be written elsewhere."""
     nth, error = _SYNC_CASES[trial.index % len(_SYNC_CASES)]
     root = trial.folder / "root"
-    root.mkdir()
+    (root / "store").mkdir(parents=True)
     count = 1 if trial.rng.random() < 0.7 else trial.rng.randrange(2, 5)
     durability = "always" if nth > 4 or trial.rng.random() < 0.5 else "interval"
     rule = shim.rule("fdatasync", match="/segments/", nth=nth, count=count, errno=getattr(errno, error))
@@ -140,7 +140,7 @@ def sync_fails_once(trial: Trial) -> None:
     failed = [n for n, operation in enumerate(operations) if operation.kind == shim.SYNC_FAILED]
     trial.counts["failed syncs"] += len(failed)
     trial.check(failed, "no sync failed")
-    safe, model = 0, Disk(root)
+    safe, model = 0, Disk(root, "store")
     for number, operation in enumerate(operations):
         model.feed(operation)
         if operation.kind == shim.MARK:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from . import rows_away, rows_bytes, rows_disk, rows_kill, rows_power, rows_processes
+from . import rows_away, rows_bytes, rows_disk, rows_exit, rows_files, rows_kill, rows_power, rows_processes
 from .harness import Row
 
-ROWS: Final[dict[str, Row]] = {row.id: row for module in (rows_kill, rows_power, rows_bytes, rows_disk, rows_away, rows_processes) for row in module.ROWS}
+_MODULES: Final = (rows_kill, rows_power, rows_bytes, rows_disk, rows_away, rows_processes, rows_exit, rows_files)
+ROWS: Final[dict[str, Row]] = {row.id: row for row in sorted((row for module in _MODULES for row in module.ROWS), key=lambda row: (row.id[0], int(row.id[1:])))}

@@ -22,18 +22,21 @@ def forks(pipe: int, folder: Path, *, seed: str, children: int, count: int, how:
     target = experiment(folder).open()
     report = Reporter(pipe)
     caller = Caller(target, report, rng)
-    stop = threading.Event()
+    stop, forked = threading.Event(), threading.Event()
 
     def busy() -> None:
         own = Caller(target, Reporter(pipe, 1), random.Random(seed + "busy"))
         while not stop.is_set():
             own.any()
+            if forked.is_set():
+                stop.wait(0.005)
 
     thread = threading.Thread(target=busy)
     thread.start()
     for _ in range(5):
         caller.any()
     running = [_start(pipe, target, seed, 2 + child, count, how, nested) for child in range(children)]
+    forked.set()
     for _ in range(20):
         caller.any()
     statuses = [_wait(child) for child in running]

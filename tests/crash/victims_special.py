@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import resource
 import time
 from pathlib import Path
 
@@ -101,3 +102,37 @@ def _wait_for_some_sync(target: Experiment, rng: random.Random) -> None:
     deadline = time.monotonic() + 0.02
     while target.durable_state()["synced"] < goal and time.monotonic() < deadline:
         time.sleep(0.0005)
+
+
+def starved(pipe: int, folder: Path, *, seed: str, megabytes: int) -> None:
+    """Calls with ever larger content until memory runs out, then, with the limit gone, some more."""
+    report = Reporter(pipe)
+    target = experiment(folder).open()
+    caller = Caller(target, report, random.Random(seed), big=2_000)
+    for _ in range(10):
+        caller.any()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), hard))
+    size = 1 << 18
+    while size < 1 << 28:
+        try:
+            text = f"{size} " + "m" * size
+            body = ["info", text, None]
+            report.before(disk.LOG, body)
+        except MemoryError:
+            break
+        try:
+            target.log(text)
+        except MemoryError:
+            report.raised()
+        else:
+            report.after()
+        del text, body
+        size = size * 3 // 2
+    for _ in range(10):
+        caller.any()
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    for _ in range(10):
+        caller.any()
+    close_and_report(report, target)

@@ -1,0 +1,243 @@
+"""What is known of an experiment after folding its events, and the edits that a sink is handed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from . import events as ev
+
+FOLD_VERSION: Final = 1
+RUNNING: Final = "running"
+RUNS_KEPT: Final = 64
+_NUMBERS: Final = 1 << 63
+
+StampTuple = tuple[int, str, int]
+Range = tuple[int, int]
+_BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
+
+
+@dataclass(slots=True)
+class Register:
+    """A value that a later event replaces."""
+
+    value: Any = None
+    stamp: StampTuple = _BEFORE_ALL
+
+    def offer(self, value: Any, stamp: StampTuple) -> None:
+        """Take the value if its stamp is the greatest so far."""
+        if stamp > self.stamp:
+            self.value, self.stamp = value, stamp
+
+
+@dataclass(slots=True)
+class Series:
+    """Statistics of one numeric field. NaN is counted, but is neither minimum nor maximum nor part of the mean."""
+
+    count: int = 0
+    first: float | int | None = None
+    last: float | int | None = None
+    min: float | int | None = None
+    max: float | int | None = None
+    total: float = 0.0
+    counted: int = 0
+
+
+@dataclass(slots=True)
+class Metric:
+    """One metric: how many points, when, and the statistics of its series."""
+
+    name: str
+    created_ns: int
+    count: int = 0
+    first_ns: int = 0
+    last_ns: int = 0
+    updated_ns: int = 0
+    description: Register = field(default_factory=Register)
+    tags: Register = field(default_factory=Register)
+    metadata: Register = field(default_factory=Register)
+    series: dict[str, Series] = field(default_factory=dict)
+    # Which index a writer's ordinals start at, newest last: (writer, ordinal, index). Bounded; a hint for callers.
+    runs: list[tuple[str, int, int]] = field(default_factory=list)
+    # How many points each writer that has not ended brought.
+    tallies: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class File:
+    """One added file. It is live until it is deleted or a later one is added at its path."""
+
+    id: str
+    writer: str
+    seq: int
+    added_ns: int
+    path: str
+    prefix: str
+    filename: str
+    size_bytes: int
+    checksum: str
+    content_type: str
+    changed: StampTuple
+    description: Register = field(default_factory=Register)
+    tags: Register = field(default_factory=Register)
+    metadata: Register = field(default_factory=Register)
+    deleted_ns: int = 0
+    replaced_ns: int = 0
+
+    @property
+    def stamp(self) -> StampTuple:
+        """The stamp of the event that added it."""
+        return self.added_ns, self.writer, self.seq
+
+    @property
+    def live(self) -> bool:
+        """Is it listed?"""
+        return not self.deleted_ns and not self.replaced_ns
+
+    @property
+    def blob(self) -> str:
+        """The name of its content in the journal."""
+        return ev.blob_name(self.checksum, self.writer, self.seq)
+
+    @property
+    def place(self) -> str:
+        """What two files share that replace each other."""
+        return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
+
+
+@dataclass(slots=True)
+class WriterState:
+    """One process that wrote: what it said of itself, what it ended as, which of its numbers were seen."""
+
+    id: str
+    seen: list[Range] = field(default_factory=list)
+    first_ns: int = 0
+    last_ns: int = 0
+    place: dict[str, Any] | None = None
+    child: bool = False
+    ended: str | None = None
+    ended_ns: int = 0
+    error: dict[str, Any] | None = None
+    dead: bool = False
+    # A death note was void: what was forgotten with it cannot be counted on.
+    uncounted: bool = False
+    lost: int = 0
+    unused: list[Range] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        """Neither closed nor found dead."""
+        return self.ended is None and not self.dead
+
+    def gaps(self) -> list[Range]:
+        """Numbers [a, b) that are missing before the last one seen, and that no `lost` event explains."""
+        missing: list[Range] = []
+        expected, last = 0, self.seen[-1][1] if self.seen else 0
+        for start, end in sorted([*self.seen, *self.unused]):
+            if start >= last:
+                break
+            if start > expected:
+                missing.append((expected, start))
+            expected = max(expected, end)
+        return missing
+
+    def is_new(self, number: int) -> bool:
+        """Is this a number that an event may have, and not seen yet?"""
+        after = bisect_right(self.seen, (number, _NUMBERS))
+        return 0 <= number < _NUMBERS - 1 and not (after and number < self.seen[after - 1][1])
+
+    def admit(self, number: int) -> bool:
+        """Note that a number was seen; False if it was seen before, or is none that an event may have."""
+        if not self.is_new(number):
+            return False
+        seen = self.seen
+        after = bisect_right(seen, (number, _NUMBERS))
+        joins_last = after > 0 and seen[after - 1][1] == number
+        joins_next = after < len(seen) and seen[after][0] == number + 1
+        start = seen[after - 1][0] if joins_last else number
+        end = seen[after][1] if joins_next else number + 1
+        seen[after - joins_last : after + joins_next] = [(start, end)]
+        return True
+
+
+@dataclass(slots=True)
+class State:
+    """All of an experiment but its points and log lines."""
+
+    version: int = FOLD_VERSION
+    project: str = ""
+    name: str = ""
+    events: int = 0
+    malformed: int = 0
+    unknown: int = 0
+    created_ns: int = 0
+    updated_ns: int = 0
+    status: str = RUNNING
+    # The writers that decide the status: those that opened since it was last not `running`.
+    session: list[str] = field(default_factory=list)
+    # The writers that are neither closed nor found dead.
+    alive: list[str] = field(default_factory=list)
+    protected: StampTuple | None = None
+    description: Register = field(default_factory=Register)
+    tags: Register = field(default_factory=Register)
+    folder: Register = field(default_factory=Register)
+    metadata: Register = field(default_factory=Register)
+    folder_path: Register = field(default_factory=Register)
+    journal_path: Register = field(default_factory=Register)
+    parameters: dict[str, Register] = field(default_factory=dict)
+    logs: int = 0
+    points: int = 0
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    files: dict[str, File] = field(default_factory=dict)
+    # Path → ids of the files added there, by their stamps.
+    places: dict[str, list[str]] = field(default_factory=dict)
+    # File id → changes of a file that is not there yet.
+    early: dict[str, list[tuple[int, StampTuple, dict[str, Any]]]] = field(default_factory=dict)
+    writers: dict[str, WriterState] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class LogLine:
+    """One numbered log entry."""
+
+    number: int
+    time_ns: int
+    level: str
+    message: str
+    metadata: dict[str, Any] | None
+
+
+@dataclass(slots=True)
+class Block:
+    """Consecutive points of a metric: their first index, their fields, and a time for each (or one for all)."""
+
+    start: int
+    rows: list[dict[str, Any]]
+    times: list[int] | int
+
+
+@dataclass(slots=True)
+class Edits:
+    """What a sink has to do: lines and points to add, and which registers to write anew."""
+
+    logs: list[LogLine] = field(default_factory=list)
+    points: dict[str, list[Block]] = field(default_factory=dict)
+    metrics: set[str] = field(default_factory=set)
+    released: list[str] = field(default_factory=list)
+    parameters: bool = False
+    files: bool = False
+    experiment: bool = False
+
+    def clear(self) -> None:
+        """Forget lines and points that were applied; what is dirty stays so."""
+        self.logs = []
+        self.points = {}
+
+
+def index_of(metric: Metric, writer_id: str, ordinal: int) -> int | None:
+    """The index of a writer's `ordinal`-th point of a metric; None if that is not remembered."""
+    for writer, first_ordinal, first_index in reversed(metric.runs):
+        if writer == writer_id and first_ordinal <= ordinal:
+            return first_index + ordinal - first_ordinal
+    return None
