@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, overload
+from inspect import Parameter, Signature
+from typing import Any, Final, Protocol, TypeVar, overload
 
 from .errors import UnsupportedType
 from .experiment import Experiment
 
 _R = TypeVar("_R")
-_KEYWORD = "experiment"
+_R_co = TypeVar("_R_co", covariant=True)
+_KEYWORD: Final = "experiment"
+_POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-class _Decorated(Protocol[_R]):
+class _Decorated(Protocol[_R_co]):
     """A decorated function: called with or without the experiment, which is filled in."""
 
     __name__: str
-    __wrapped__: Callable[..., _R]
+    __wrapped__: Callable[..., Any]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _R: ...
-
-    @overload
-    def __get__(self, instance: None, owner: type | None = None) -> _Decorated[_R]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> _R_co: ...
 
     @overload
-    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., _R]: ...
+    def __get__(self, instance: None, owner: type | None = None) -> _Decorated[_R_co]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., _R_co]: ...
 
 
 class _Decorator(Protocol):
@@ -42,127 +46,157 @@ def ml_dash_experiment(
     `experiment` if it takes it; a caller's own `experiment=` is used as it is, and nothing is opened. Coroutine
     functions are awaited, and generators run, inside. Raises UnsupportedType without arguments, or on a class.
     """
-    if name is None or project is None or (callable(name) and inspect.isclass(name)):
+    if name is None or project is None or inspect.isclass(name):
         raise UnsupportedType(
-            "ml_dash_experiment needs arguments", hint='use @ml_dash_experiment(name="my-experiment", project="project")'
+            "ml_dash_experiment needs a name and a project",
+            hint='use @ml_dash_experiment(name="my-experiment", project="project")',
+        )
+    known = inspect.signature(Experiment).parameters
+    unknown = sorted(keywords.keys() - known.keys())
+    if unknown:
+        raise UnsupportedType(
+            f"ml_dash_experiment has no keyword {unknown[0]!r}",
+            hint=f"it takes those of Experiment: {', '.join(known)}",
         )
 
-    def decorate(function: Callable[..., Any]) -> Any:
+    def decorate(function: Any) -> Any:
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(decorate(function.__func__))
         if inspect.isclass(function) or not callable(function):
-            raise UnsupportedType("ml_dash_experiment decorates functions and methods, not classes")
-        return _wrap(function, name, project, keywords)
+            raise UnsupportedType(
+                f"ml_dash_experiment was put on {function!r:.80}, and decorates functions and methods only",
+                hint="put it on the method that trains",
+            )
+        return _wrapped(function, _Call(function, name, project, keywords))
 
     return decorate
 
 
-def _wrap(function: Callable[..., Any], name: Any, project: str, keywords: dict[str, Any]) -> Any:
-    signature = inspect.signature(function)
-    takes = _takes_experiment(signature)
-    shown = signature.replace(parameters=[p for p in signature.parameters.values() if p.name != _KEYWORD])
+class _Call:
+    """What each call of a decorated function begins with: an experiment, and the arguments with it among them."""
 
-    def prepare(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Experiment | None, tuple[Any, ...], dict[str, Any]]:
-        """(the experiment to open, or None where the caller brought one; arguments)."""
+    def __init__(
+        self, function: Callable[..., Any], name: str | Callable[..., str], project: str, keywords: dict[str, Any]
+    ) -> None:
+        self._signature = inspect.signature(function)
+        parameters = list(self._signature.parameters.values())
+        self.shown = self._signature.replace(parameters=[p for p in parameters if p.name != _KEYWORD])
+        self._takes_it = _takes_experiment(self._signature)
+        positional = [p.name for p in parameters if p.kind in _POSITIONAL]
+        self._place = positional.index(_KEYWORD) if _KEYWORD in positional else None
+        self._name = name
+        self._project = project
+        self._keywords = keywords
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """(a context to run the call in: the experiment to open, or nothing; positional and named arguments)."""
+        if self._is_complete(args, kwargs):
+            return contextlib.nullcontext(), args, kwargs
+        named = {key: value for key, value in kwargs.items() if key != _KEYWORD}
         given = kwargs.get(_KEYWORD)
         if given is not None:
-            if takes:
-                return None, *_placed(signature, args, kwargs, given)
-            return None, args, {key: value for key, value in kwargs.items() if key != _KEYWORD}
-        kwargs = {key: value for key, value in kwargs.items() if key != _KEYWORD}
-        if not callable(name):
-            opened = Experiment(name, project, **keywords)
-        else:
-            opened = Experiment(_called_with_what_it_takes(name, shown, args, kwargs), project, **keywords)
-        return (opened, *_placed(signature, args, kwargs, opened)) if takes else (opened, args, kwargs)
+            return contextlib.nullcontext(), *self._with_experiment(args, named, given)
+        experiment = Experiment(self._name_of(args, named), self._project, **self._keywords)
+        return experiment, *self._with_experiment(args, named, experiment)
 
+    def _is_complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Does the call bring an experiment by position, with all else that the function needs?"""
+        place = self._place
+        return (
+            place is not None
+            and len(args) > place
+            and isinstance(args[place], Experiment)
+            and _binds(self._signature, args, kwargs) is not None
+        )
+
+    def _with_experiment(
+        self, args: tuple[Any, ...], named: dict[str, Any], experiment: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """By position where positional arguments would run into it, else by name."""
+        if not self._takes_it:
+            return args, named
+        if self._place is not None and len(args) >= self._place:
+            return (*args[: self._place], experiment, *args[self._place :]), named
+        return args, {**named, _KEYWORD: experiment}
+
+    def _name_of(self, args: tuple[Any, ...], named: dict[str, Any]) -> str:
+        """A function gets the call's arguments by name where it names them, else all of them as they are."""
+        if isinstance(self._name, str):
+            return self._name
+        bound = _binds(self.shown, args, named)
+        if bound is not None:
+            bound.apply_defaults()
+            wanted = inspect.signature(self._name).parameters
+            if wanted and wanted.keys() <= bound.arguments.keys():
+                return self._name(**{key: bound.arguments[key] for key in wanted})
+        return self._name(*args, **named)
+
+
+def _binds(signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments | None:
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
+
+
+def _takes_experiment(signature: Signature) -> bool:
+    parameter = signature.parameters.get(_KEYWORD)
+    if parameter is not None:
+        return parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return any(p.kind is Parameter.VAR_KEYWORD for p in signature.parameters.values())
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Is it a function of that kind, or an object that is called like one?"""
+    return kind(function) or kind(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called
+
+
+def _wrapped(function: Callable[..., Any], call: _Call) -> Any:
     wrapper: Any
-    if inspect.iscoroutinefunction(function):
+    if _is(inspect.iscoroutinefunction, function):
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            experiment, args, kwargs = prepare(args, kwargs)
-            if experiment is None:
-                return await function(*args, **kwargs)
-            with experiment:
+            context, args, kwargs = call.begin(args, kwargs)
+            with context:
                 return await function(*args, **kwargs)
 
-    elif inspect.isasyncgenfunction(function):
+    elif _is(inspect.isasyncgenfunction, function):
 
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            experiment, args, kwargs = prepare(args, kwargs)
-            with experiment or _Nothing():
+            context, args, kwargs = call.begin(args, kwargs)
+            with context:
                 inner = function(*args, **kwargs)
                 try:
-                    sent = None
+                    # What `yield from` does for generators: values and exceptions that are sent in go on to `inner`.
+                    value = await anext(inner)
                     while True:
                         try:
-                            sent = yield await inner.asend(sent)
-                        except StopAsyncIteration:
-                            return
+                            sent = yield value
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:  # noqa: BLE001 - it is the function's to handle
+                            value = await inner.athrow(error)
+                        else:
+                            value = await inner.asend(sent)
+                except StopAsyncIteration:
+                    return
                 finally:
                     await inner.aclose()
 
-    elif inspect.isgeneratorfunction(function):
+    elif _is(inspect.isgeneratorfunction, function):
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            experiment, args, kwargs = prepare(args, kwargs)
-            with experiment or _Nothing():
+            context, args, kwargs = call.begin(args, kwargs)
+            with context:
                 return (yield from function(*args, **kwargs))
 
     else:
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            experiment, args, kwargs = prepare(args, kwargs)
-            with experiment or _Nothing():
+            context, args, kwargs = call.begin(args, kwargs)
+            with context:
                 return function(*args, **kwargs)
 
     wrapper = functools.wraps(function)(wrapper)
-    wrapper.__signature__ = shown
+    wrapper.__signature__ = call.shown
     return wrapper
-
-
-class _Nothing:
-    """Stands where the caller's own experiment is used: nothing is opened or closed."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _takes_experiment(signature: inspect.Signature) -> bool:
-    parameter = signature.parameters.get(_KEYWORD)
-    if parameter is not None:
-        return parameter.kind is not inspect.Parameter.VAR_POSITIONAL
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
-
-
-def _placed(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], experiment: Any
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with the experiment among them: by position where positional ones would run into it."""
-    rest = {key: value for key, value in kwargs.items() if key != _KEYWORD}
-    positional = [
-        p.name
-        for p in signature.parameters.values()
-        if p.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if _KEYWORD in positional:
-        place = positional.index(_KEYWORD)
-        if len(args) >= place:
-            if len(args) > place and isinstance(args[place], Experiment):
-                return args, rest
-            return (*args[:place], experiment, *args[place:]), rest
-    return args, {**rest, _KEYWORD: experiment}
-
-
-def _called_with_what_it_takes(name: Callable[..., str], shown: inspect.Signature, args: Any, kwargs: Any) -> str:
-    """`name=` as a function: it gets the call's arguments by name where it names them, else all of them."""
-    wanted = inspect.signature(name).parameters
-    try:
-        bound = shown.bind(*args, **kwargs)
-    except TypeError:
-        return name(*args, **kwargs)
-    bound.apply_defaults()
-    if wanted and set(wanted) <= set(bound.arguments):
-        return name(**{key: bound.arguments[key] for key in wanted})
-    return name(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any, Final
@@ -10,9 +11,13 @@ from .errors import InvalidValue
 
 STATUSES: Final = ("completed", "failed", "interrupted")
 _TRACEBACK_CHARACTERS: Final = 20_000
+_SECRET_VARIABLES: Final = ("ML_DASH_API_KEY", "ML_DASH_JWT_SECRET")
 
 Ending = tuple[str, dict[str, Any] | None]
 """Status, and what went wrong where it is `failed`."""
+
+Before = tuple[BaseException | None, BaseException | None]
+"""What was there at `open()`: the exception being handled, and the last one that nobody handled."""
 
 
 def check_status(status: str | None) -> str | None:
@@ -33,14 +38,24 @@ def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
     return "failed", _described(error, secrets)
 
 
-def passing(at_open: BaseException | None) -> BaseException | None:
+def before() -> Before:
+    """What went wrong before `open()`: none of this run's business."""
+    return sys.exc_info()[1], _last_unhandled()
+
+
+def passing(seen: Before) -> BaseException | None:
     """The exception being handled now, unless it was being handled when the experiment was opened."""
     error = sys.exc_info()[1]
-    return None if error is at_open else error
+    return None if error is seen[0] else error
 
 
-def unhandled() -> BaseException | None:
-    """At interpreter exit: the exception that ended the program."""
+def unhandled(seen: Before) -> BaseException | None:
+    """At interpreter exit: the exception that ended the program, unless it was there at `open()`."""
+    error = _last_unhandled()
+    return None if error is seen[1] else error
+
+
+def _last_unhandled() -> BaseException | None:
     error = getattr(sys, "last_value", None)
     return error if isinstance(error, BaseException) else None
 
@@ -48,10 +63,12 @@ def unhandled() -> BaseException | None:
 def _described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
     import traceback
 
+    hidden = {*secrets, *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
+
     def clean(text: str) -> str:
-        for secret in secrets:
-            if secret:
-                text = text.replace(secret, "***")
+        # The longest first: one may be a part of another.
+        for secret in sorted(hidden, key=len, reverse=True):
+            text = text.replace(secret, "***")
         return text.encode("utf-8", "replace").decode()
 
     try:

@@ -130,7 +130,7 @@ _TEXT: Final = frozenset((str,))
 _LARGEST: Final = (1 << 63) - 1
 
 
-class Malformed(ValueError):  # noqa: N818 - counted by the fold, never seen by users
+class Malformed(ValueError):
     """The body is not what its kind asks for."""
 
 

@@ -6,25 +6,27 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from .errors import ChecksumMismatch, InvalidInput, InvalidValue, NotFound, StorageError, UnsupportedType
+from .errors import ChecksumMismatch, InvalidValue, NotFound, StorageError, UnsupportedType
 from .events import FILE, FILE_DELETE, FILE_UPDATE, file_added
-from .names import check_filename, check_prefix, shown
+from .handle import checked_tags, log
+from .names import check_filename, check_prefix, experiment_id, file_id, shown
 from .values import utc_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .blobs import Stored
-    from .experiment import Experiment
+    from .handle import Handle
     from .records import DeletedFile, FileRecord
     from .run import Run
     from .view import View
 
 PathText = str | os.PathLike[str]
-_ARGUMENTS = frozenset(("file_path", "file_prefix", "file_id", "dest_path", "description", "tags", "metadata"))
-_DEFAULT_TYPE = "application/octet-stream"
+_DEFAULT_TYPE: Final = "application/octet-stream"
+_SEPARATORS: Final = ("/", os.sep)
 
 
 def compute_sha256(path: PathText) -> str:
@@ -56,21 +58,11 @@ class FileEntry(dict[str, Any]):
         return self
 
 
-def file_builder(
-    handle: Experiment, source: PathText | None, prefix: str | None, arguments: dict[str, Any]
-) -> FileEntry | FileBuilder:
-    """What `experiment.file(...)` returns: a record when a path was given by position, else a builder."""
-    unknown = arguments.keys() - _ARGUMENTS
-    if unknown:
-        raise UnsupportedType(f"file() has no argument {sorted(unknown)[0]!r}", hint=f"it has {sorted(_ARGUMENTS)}")
-    second = arguments.pop("file_prefix", None)
-    if prefix is not None and second is not None and prefix != second:
-        raise InvalidValue(f"prefix is {prefix!r} and file_prefix is {second!r}", hint="they are one argument: give one")
-    named = arguments.pop("file_path", None)
-    if source is not None and named is not None:
-        raise InvalidValue(f"two sources were given: {source!r} and file_path={named!r}", hint="give one")
-    builder = FileBuilder(handle, source if source is not None else named, prefix if prefix is not None else second, **arguments)
-    return builder.save() if source is not None else builder
+def one_of(first: str, a: PathText | None, second: str, b: PathText | None) -> PathText | None:
+    """Two arguments that are one: whichever was given."""
+    if a is not None and b is not None and a != b:
+        raise InvalidValue(f"both {first} ({a!r}) and {second} ({b!r}) were given", hint="give one of them")
+    return a if a is not None else b
 
 
 class FileBuilder:
@@ -78,22 +70,23 @@ class FileBuilder:
 
     def __init__(
         self,
-        handle: Experiment,
+        handle: Handle,
         source: PathText | None,
-        prefix: str | None,
-        *,
-        file_id: str | None = None,
-        dest_path: PathText | None = None,
-        description: str | None = None,
-        tags: list[str] | None = None,
-        metadata: Mapping[str, Any] | None = None,
+        prefix: PathText | None,
+        file_id: str | None,
+        dest_path: PathText | None,
+        description: str | None,
+        tags: list[str] | None,
+        metadata: Mapping[str, Any] | None,
     ) -> None:
+        if source is not None and file_id is not None:
+            raise InvalidValue(f"two sources were given: {source!r} and file_id={file_id!r}", hint="give one")
         self._handle = handle
         self._source = source
-        self._prefix = prefix
+        self._prefix = os.fspath(prefix) if isinstance(prefix, os.PathLike) else prefix
         self._file_id = file_id
         self._dest_path = dest_path
-        self._tags = tags
+        self._tags = checked_tags(tags)
         self._given = handle._checked_given(description, tags, None, metadata)
 
     # -- add ---------------------------------------------------------------------------------------------------------
@@ -108,7 +101,7 @@ class FileBuilder:
         run = self._handle._changeable_run()
         if self._source is None:
             raise InvalidValue("no file was named", hint='use experiment.file("model.pth", prefix="/models")')
-        source = _source_path(self._source)
+        source = _path("the file", self._source)
         path = "/" if self._prefix is None else self._prefix
         prefix, filename = check_prefix(path), check_filename(source.name)
         with self._handle._looking() as view:
@@ -118,19 +111,18 @@ class FileBuilder:
         try:
             stored = blobs.store(source, run.located.journal, run.writer.id)
         except OSError as error:
-            if isinstance(error, InvalidInput):
-                raise
             return self._not_stored(run, path, filename, error)
         try:
             return self._record(run, stored, path, prefix, filename)
         except OSError as error:
             return self._not_stored(run, path, filename, error)
+        except self._handle._gone:
+            self._handle._not_open()
         finally:
             blobs.discard(stored)
 
     def _record(self, run: Run, stored: Stored, path: str, prefix: str, filename: str) -> FileEntry:
         from .blobs import publish
-        from .names import file_id
 
         body = file_added(
             path=path,
@@ -144,30 +136,47 @@ class FileBuilder:
         writer = run.writer
         seq, _ = writer.append_with_blob(FILE, body, lambda seq: publish(stored, run.located.journal, writer.id, seq))
         identity = file_id(bytes.fromhex(writer.id), seq)
-        with self._handle._looking() as view:
-            return FileEntry(_find(view, identity, deleted=True))
+        try:
+            with self._handle._looking() as view:
+                return FileEntry(_find(view, identity, deleted=True))
+        except NotFound:
+            # The disk did not take the event; it waits in memory, beside a content that is stored.
+            return self._entry(run, path, filename, id=identity, sizeBytes=stored.size_bytes, checksum=stored.digest)
 
     def _not_stored(self, run: Run, path: str, filename: str, error: OSError) -> FileEntry:
         """The disk refused: in strict mode raise, else tell, count, and let training go on."""
         reason = error.strerror or str(error)
         if self._handle._strict:
-            raise StorageError(
+            failure = StorageError(
                 f"could not store file {shown(filename)} in {run.located.journal}: {reason}; nothing was recorded",
                 hint="free space or mend the disk, then add it again",
-            ) from error
+            )
+            failure.errno = error.errno
+            raise failure from error
         run.writer.count_lost()
-        from .run import log
-
         log.warning(
-            "ml-dash: file %s was NOT recorded: %s. Training goes on; add it again once the disk takes it.", filename, reason
-        )
-        now = utc_text(run.writer.created_ns)
-        return FileEntry(
-            id="", experimentId=self._handle.id, path=path, prefix=path.rstrip("/") + "/", filename=filename,
-            description=self._given.get("description"), tags=self._given.get("tags"), contentType=get_mime_type(filename),
-            sizeBytes=0, checksum="", metadata=self._given.get("metadata"), uploadedAt=now, updatedAt=now, deletedAt=now,
-            lost=True,
+            "ml-dash: file %s was NOT recorded: %s. Training goes on; add it again once the disk takes it.",
+            shown(filename), reason,
         )  # fmt: skip
+        return self._entry(run, path, filename, id="", sizeBytes=0, checksum="", lost=True)
+
+    def _entry(self, run: Run, path: str, filename: str, **known: Any) -> FileEntry:
+        """The record of a file that is not in the journal, or not yet."""
+        now = utc_text(time_ns())
+        given: dict[str, Any] = dict.fromkeys(("description", "tags", "metadata")) | self._given
+        return FileEntry(
+            id=known.pop("id"),
+            experimentId=experiment_id(self._handle._project, self._handle._name),
+            path=path,
+            prefix=path.rstrip("/") + "/",
+            filename=filename,
+            contentType=get_mime_type(filename),
+            uploadedAt=now,
+            updatedAt=now,
+            deletedAt=now if "lost" in known else None,
+            **given,
+            **known,
+        )
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
@@ -175,46 +184,50 @@ class FileBuilder:
         """Records of files that are not deleted, oldest first; of a prefix (whole path parts), with any of the tags."""
         prefix = check_prefix(self._prefix) if self._prefix is not None else ""
         with self._handle._looking() as view:
-            return view.files(prefix=prefix, tags=_tag_list(self._tags))
+            return view.files(prefix=prefix, tags=self._tags)
 
     def download(self) -> str:
         """Copy the content to `dest_path` (default: its name in the working directory); the path of the copy.
 
         SHA-256 is checked; a bad copy is removed and ChecksumMismatch raised. NotFound for an unknown or deleted file.
         """
-        with self._handle._looking() as view:
-            record = _find(view, self._wanted_id())
-            file = view.state.files[record["id"]]
-        target = Path(self._dest_path).expanduser() if self._dest_path is not None else Path(record["filename"])
-        if target.is_dir():
-            target = target / record["filename"]
-        run, reading = self._handle._run, self._handle._reading
-        located = run.located if run is not None else reading
-        assert located is not None
         from .journal.segment import BLOBS
 
-        _copy_checked(located.journal / BLOBS / file.blob, target, record["checksum"])
+        identity = self._wanted_id()
+        with self._handle._looking() as view:
+            record = _find(view, identity)
+            blob = self._handle._located().journal / BLOBS / view.state.files[identity].blob
+        target = _path("dest_path", self._dest_path) if self._dest_path is not None else Path(record["filename"])
+        if target.is_dir() or (self._dest_path is not None and os.fspath(self._dest_path).endswith(_SEPARATORS)):
+            target = target / record["filename"]
+        _copy_checked(blob, target, record["checksum"])
         return str(target)
 
     def delete(self) -> DeletedFile:
         """Delete the file: `{id, deletedAt}`. NotFound for an unknown or deleted one; WriteProtected."""
-        run = self._handle._changeable_run()
+        self._change(FILE_DELETE, {})
         with self._handle._looking() as view:
-            identity = _find(view, self._wanted_id())["id"]
-        run.writer.append(FILE_DELETE, {"id": identity})
-        with self._handle._looking() as view:
-            record = _find(view, identity, deleted=True)
-        return cast("DeletedFile", {"id": identity, "deletedAt": record["deletedAt"]})
+            record = _find(view, self._wanted_id(), deleted=True)
+        return {"id": record["id"], "deletedAt": record["deletedAt"] or utc_text(time_ns())}
 
     def update(self) -> FileRecord:
         """Change description, tags or metadata; what is not given stays. The new record."""
         run = self._handle._changeable_run()
+        self._change(FILE_UPDATE, self._given)
         with self._handle._looking() as view:
-            identity = _find(view, self._wanted_id())["id"]
-        if self._given:
-            run.writer.append(FILE_UPDATE, {"id": identity, **self._given})
+            record = _find(view, self._wanted_id())
+        if run.writer.waiting:
+            # The change is in memory, and not in what can be read.
+            return cast("FileRecord", {**record, **self._given})
+        return record
+
+    def _change(self, kind: int, change: dict[str, Any]) -> None:
+        self._handle._changeable_run()
+        identity = self._wanted_id()
         with self._handle._looking() as view:
-            return _find(view, identity)
+            _find(view, identity)
+        if change or kind == FILE_DELETE:
+            self._handle._record(kind, {"id": identity, **change})
 
     def _wanted_id(self) -> str:
         if not isinstance(self._file_id, str) or not self._file_id:
@@ -222,20 +235,13 @@ class FileBuilder:
         return self._file_id
 
 
-def _tag_list(tags: Any) -> list[str] | None:
-    return [tags] if isinstance(tags, str) else tags
-
-
-def _source_path(source: object) -> Path:
-    if not isinstance(source, (str, os.PathLike)):
-        raise UnsupportedType(f"the file is {type(source).__name__}, expected a path")
-    text = os.fspath(source)
+def _path(argument: str, value: object) -> Path:
+    if not isinstance(value, (str, os.PathLike)):
+        raise UnsupportedType(f"{argument} is {type(value).__name__}, expected a path")
+    text = os.fspath(value)
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InvalidValue(f"file {text!r} is not a path")
-    path = Path(text).expanduser().absolute()
-    if path.is_dir():
-        raise InvalidValue(f"file {text!r} is a folder", hint="add the files in it one by one")
-    return path
+        raise InvalidValue(f"{argument} is {text[:80]!a}, which is no path", hint="give the path of a file")
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises where there is no home
 
 
 def _find(view: View, identity: str, *, deleted: bool = False) -> FileRecord:
@@ -260,19 +266,21 @@ def _refuse_clash(view: View, prefix: str, filename: str) -> None:
 
 def _copy_checked(blob: Path, target: Path, checksum: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.part")
+    temporary = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
         shutil.copyfile(blob, temporary)
         found = compute_sha256(temporary)
         if found != checksum:
             raise ChecksumMismatch(
-                f"the content of {shown(target.name)} has SHA-256 {found}, recorded was {checksum}; the copy was removed",
+                f"the content of {shown(target.name)} has SHA-256 {found}, recorded was {checksum}; the copy was "
+                "removed",
                 hint="run: ml-dash verify",
             )
         os.replace(temporary, target)
     except FileNotFoundError as error:
         if blob.exists():
             raise
-        raise NotFound(f"the content of {shown(target.name)} is not in the journal", hint="run: ml-dash verify") from error
+        what = f"the content of {shown(target.name)} is not in the journal"
+        raise NotFound(what, hint="run: ml-dash verify") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -19,8 +19,21 @@ from .events import Malformed
 from .frames import Event
 from .names import check_filename, check_metric_name, check_prefix, file_id
 from .state import (
-    FOLD_VERSION, RUNNING, RUNS_KEPT, Block, Edits, File, LogLine, Metric, Range, Register, Series, StampTuple, State,
-    WriterState, index_of,
+    FOLD_VERSION,
+    RUNNING,
+    RUNS_KEPT,
+    Block,
+    Edits,
+    File,
+    LogLine,
+    Metric,
+    Range,
+    Register,
+    Series,
+    StampTuple,
+    State,
+    WriterState,
+    index_of,
 )  # fmt: skip
 
 __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
@@ -178,16 +191,15 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
     body = ev.mapping(body)
     project, name = ev.text(body["project"]), ev.text(body["name"])
     given = ev.changes(body, "description", "tags", "folder", "metadata")
-    paths = [(key, ev.text(body[key])) for key in ("folderPath", "journalPath") if key in body]
+    journal_path = ev.text(body["journalPath"]) if "journalPath" in body else None
     if writer.place is not None:
         raise Malformed
     writer.child = body.get("child") is True
     writer.place = {key: value for key, value in body.items() if key not in _NOT_OF_THE_WRITER}
     state.project, state.name = state.project or project, state.name or name
     _offer(state, given, stamp)
-    if not writer.child:
-        for key, path in paths:
-            (state.folder_path if key == "folderPath" else state.journal_path).offer(path, stamp)
+    if journal_path is not None and not writer.child:
+        state.journal_path.offer(journal_path, stamp)
     _protect(state, body, stamp)
     if writer.child and writer.id in state.session:
         # It came late, and the writer was taken for one that opened by itself.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from .errors import InvalidValue, UnsupportedType
+from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType
 from .events import LOG
+from .handle import Handle, checked_mapping
+from .metric import page_of
+from .names import shown
 from .values import PLAIN, lenient_values
 
 if TYPE_CHECKING:
     from .experiment import Experiment
     from .records import LogPage
 
-logger = logging.getLogger("ml_dash")
+# Records of these are not sent to experiments: to write one may be what they tell about.
+_OURS: Final = ("ml_dash", "filelock")
 
 
 class LogLevel(Enum):
@@ -28,32 +33,38 @@ class LogLevel(Enum):
     FATAL = "fatal"
 
     @staticmethod
-    def validate(text: str) -> str:
+    def validate(text: str | LogLevel) -> str:
         """The level in lower case; `warning` and `critical` are taken as `warn` and `fatal`. Raises InvalidValue."""
-        level = _LEVELS.get(text) if isinstance(text, str) else None
-        if level is None and isinstance(text, str):
+        level = text.value if isinstance(text, LogLevel) else None
+        if isinstance(text, str):
             level = _LEVELS.get(text.strip().lower())
         if level is None:
-            raise InvalidValue(f"log level {text!r} is unknown", hint="use debug, info, warn, error or fatal")
+            raise InvalidValue(f"log level {text!r:.80} is unknown", hint="use debug, info, warn, error or fatal")
         return level
 
 
-_LEVELS: Final = {level.value: level.value for level in LogLevel} | {"warning": "warn", "critical": "fatal"}
+_LEVELS: Final[dict[object, str]] = {
+    **{level.value: level.value for level in LogLevel},
+    **{level: level.value for level in LogLevel},
+    "warning": "warn",
+    "critical": "fatal",
+}
 
 
 def append_log(
-    handle: Experiment, message: str, level: str, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
+    handle: Handle, message: str, level: str | LogLevel, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
 ) -> None:
     """Record one entry."""
     if type(message) is not str:
         message = _checked_message(message)
-    known = _LEVELS.get(level) or LogLevel.validate(level)
+    try:
+        known = _LEVELS[level]
+    except (KeyError, TypeError):
+        known = LogLevel.validate(level)
     if metadata is None:
         joined = extra or None
     else:
-        if not isinstance(metadata, Mapping):
-            raise UnsupportedType(f"metadata is {type(metadata).__name__}, expected a mapping")
-        joined = {**metadata, **extra}
+        joined = {**(metadata if type(metadata) is dict else checked_mapping("metadata", metadata)), **extra}
     if joined:
         for key, value in joined.items():
             if type(value) not in PLAIN or type(key) is not str:
@@ -66,6 +77,8 @@ def append_log(
         _checked_message(message)
         lenient_values(joined or {}, handle._warn)
         raise
+    except handle._gone:
+        handle._not_open()
 
 
 def _checked_message(message: object) -> str:
@@ -74,54 +87,65 @@ def _checked_message(message: object) -> str:
     try:
         message.encode()
     except UnicodeEncodeError:
-        raise InvalidValue(f"message {message[:80]!a} holds a lone surrogate", hint="encode it with errors='replace'") from None
+        raise InvalidValue(
+            f"message {shown(message)} holds a lone surrogate, which is not valid Unicode",
+            hint="encode it with errors='replace'",
+        ) from None
     return str(message)
 
 
 class LogBuilder:
     """Entries that share metadata, and the reader of all entries."""
 
-    def __init__(self, handle: Experiment, metadata: dict[str, Any]) -> None:
+    def __init__(self, handle: Handle, metadata: dict[str, Any] | None) -> None:
         self._handle = handle
         self._metadata = metadata
 
     def _log(self, level: str, message: str, extra: dict[str, Any]) -> None:
-        append_log(self._handle, message, level, self._metadata or None, extra)
+        append_log(self._handle, message, level, self._metadata, extra)
 
-    def debug(self, message: str, **extra: Any) -> None:
+    def debug(self, message: str, /, **extra: Any) -> None:
         """One entry of level debug."""
         self._log("debug", message, extra)
 
-    def info(self, message: str, **extra: Any) -> None:
+    def info(self, message: str, /, **extra: Any) -> None:
         """One entry of level info."""
         self._log("info", message, extra)
 
-    def warn(self, message: str, **extra: Any) -> None:
+    def warn(self, message: str, /, **extra: Any) -> None:
         """One entry of level warn."""
         self._log("warn", message, extra)
 
-    def error(self, message: str, **extra: Any) -> None:
+    def error(self, message: str, /, **extra: Any) -> None:
         """One entry of level error."""
         self._log("error", message, extra)
 
-    def fatal(self, message: str, **extra: Any) -> None:
+    def fatal(self, message: str, /, **extra: Any) -> None:
         """One entry of level fatal."""
         self._log("fatal", message, extra)
 
-    def read(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
+    def read(self, start_index: int = 0, limit: int = 1000, level: str | LogLevel | None = None) -> LogPage:
         """A page of entries: `{logs, startIndex, endIndex, total, hasMore}`; a negative start counts from the end.
 
         With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue.
         """
         wanted = LogLevel.validate(level) if level is not None else None
+        start, count = page_of(start_index, limit)
         with self._handle._looking() as view:
-            return view.logs(start_index, limit, wanted)
+            try:
+                return view.logs(start, count, wanted)
+            except Damaged:
+                # Somebody edited the folder: the journal still knows.
+                from .read import fresh_view
+
+                return fresh_view(self._handle._located()).logs(start, count, wanted)
 
 
 class LogHandler(logging.Handler):
     """Sends records of the standard library's `logging` to an experiment.
 
-    `logging.getLogger().addHandler(LogHandler(experiment))`. Extra fields of a record become metadata.
+    `logging.getLogger().addHandler(LogHandler(experiment))`. Extra fields of a record become metadata. While the
+    experiment is not open, records are passed over.
     """
 
     _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -132,17 +156,25 @@ class LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record one entry; our own messages are left out, or trouble with the disk would log itself."""
-        if record.name == logger.name or record.name.startswith(logger.name + "."):
+        if record.name.partition(".")[0] in _OURS or not self._experiment.is_open:
             return
         try:
             metadata = {key: value for key, value in vars(record).items() if key not in self._PLAIN_RECORD}
-            metadata |= {"logger": record.name}
-            if record.exc_info:
-                metadata["exception"] = logging.Formatter().formatException(record.exc_info)
-            text = record.getMessage().encode("utf-8", "replace").decode()
-            append_log(self._experiment, text, _level_of(record.levelno), metadata, {})
+            metadata["logger"] = _clean(record.name)
+            if record.exc_info and record.exc_info[0] is not None:
+                metadata["exception"] = _clean(logging.Formatter().formatException(record.exc_info))
+            if record.stack_info:
+                metadata["stack"] = _clean(record.stack_info)
+            text = _clean(self.format(record) if self.formatter is not None else record.getMessage())
+            with contextlib.suppress(NotOpen):  # closed by another thread meanwhile
+                append_log(self._experiment, text, _level_of(record.levelno), metadata, {})
         except Exception:  # noqa: BLE001 - what logging.Handler asks of emit: errors go to handleError
             self.handleError(record)
+
+
+def _clean(text: str) -> str:
+    """What comes from elsewhere may hold what is no Unicode."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _level_of(number: int) -> str:

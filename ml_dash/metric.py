@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from operator import index, itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .errors import Damaged, InvalidValue, NotFound, StorageError, UnsupportedType
+from .errors import Damaged, InvalidValue, UnsupportedType
 from .events import METRIC, POINT, POINTS, ROWS
 from .names import check_metric_name, experiment_id, metric_id
-from .values import PLAIN, field_values
+from .values import INT_MAX, INT_MIN, PLAIN, field_values
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from .handle import Handle
     from .records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, PointPage
+    from .run import MetricTally
+
+Rows = list[dict[str, Any]]
+Table = tuple[list[str], list[list[Any]]]
 
 CHUNK_SIZE: Final = 10_000
 _FRAME_BUDGET: Final = 900_000
@@ -21,69 +25,31 @@ _BYTES_PER_NUMBER: Final = 9
 
 
 class _Lazy(dict[str, Any]):
-    """A mapping whose numbers are computed when somebody asks for them: who does not ask pays nothing."""
+    """What `append` returns: its numbers are computed when somebody looks, and who does not look pays nothing."""
 
-    __slots__ = ("_compute", "_ordinal")
+    __slots__ = ("_ordinal", "_tally")
 
-    _compute: Any
+    _tally: MetricTally | None
     _ordinal: int | None
 
     def _fill(self) -> None:
-        compute = self._compute
-        if compute is not None:
-            compute._index(self)
-            self._compute = None
+        tally = self._tally
+        if tally is not None:
+            index = tally.index_of(self._ordinal)
+            self._set(index, index=index)
+            self._tally = None
+
+    def _set(self, last: int, **numbers: int) -> None:
+        dict.update(self, numbers, bufferedDataPoints=(last + 1) % CHUNK_SIZE)
 
     def __missing__(self, key: str) -> Any:
-        if self._compute is None:
+        if self._tally is None:
             raise KeyError(key)
         self._fill()
         return self[key]
 
-    def get(self, key: str, default: Any = None) -> Any:
-        self._fill()
-        return super().get(key, default)
-
-    def __contains__(self, key: object) -> bool:
-        self._fill()
-        return super().__contains__(key)
-
-    def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return super().__iter__()
-
-    def __len__(self) -> int:
-        self._fill()
-        return super().__len__()
-
-    def keys(self) -> Any:
-        self._fill()
-        return super().keys()
-
-    def values(self) -> Any:
-        self._fill()
-        return super().values()
-
-    def items(self) -> Any:
-        self._fill()
-        return super().items()
-
-    def __eq__(self, other: object) -> bool:
-        self._fill()
-        return super().__eq__(other)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None
-
-    def __repr__(self) -> str:
-        self._fill()
-        return super().__repr__()
-
     def __reduce__(self) -> Any:
-        self._fill()
-        return dict, (dict(super().items()),)
+        return dict, (self.copy(),)
 
     def copy(self) -> dict[str, Any]:
         """A plain dict of it."""
@@ -91,10 +57,43 @@ class _Lazy(dict[str, Any]):
         return dict(super().items())
 
 
+def _filled(name: str) -> Any:
+    """A method of dict that looks at what is there: so the numbers are filled in first."""
+    inherited = getattr(dict, name)
+
+    def method(self: _Lazy, *arguments: Any) -> Any:
+        self._fill()
+        return inherited(self, *arguments)
+
+    return method
+
+
+for _name in (
+    "get", "keys", "values", "items", "pop", "popitem", "setdefault", "__contains__", "__iter__", "__reversed__",
+    "__len__", "__eq__", "__ne__", "__repr__", "__or__", "__ror__", "__ior__",
+):  # fmt: skip
+    setattr(_Lazy, _name, _filled(_name))
+
+
+class _LazyBatch(_Lazy):
+    """What `append_batch` returns."""
+
+    __slots__ = ("_last",)
+
+    _last: int | None
+
+    def _fill(self) -> None:
+        tally = self._tally
+        if tally is not None:
+            last = tally.index_of(self._last)
+            self._set(last, startIndex=tally.index_of(self._ordinal), endIndex=last)
+            self._tally = None
+
+
 class MetricsBuilder:
     """All metrics of an experiment."""
 
-    def __init__(self, handle: Experiment) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def list_all(self) -> list[MetricSummary]:
@@ -106,22 +105,24 @@ class MetricsBuilder:
 class MetricBuilder:
     """One metric of an experiment."""
 
-    __slots__ = ("_handle", "_name", "_template", "given")
+    __slots__ = ("_given", "_handle", "_name", "_template")
 
-    def __init__(self, handle: Experiment, name: str, given: dict[str, Any]) -> None:
+    def __init__(self, handle: Handle, name: str, given: dict[str, Any]) -> None:
         self._handle = handle
-        self._name = check_metric_name(name)
+        self._name = name = check_metric_name(name)
         self._template = {
-            "metricId": metric_id(experiment_id(handle.project, handle.name), name),
+            "metricId": metric_id(experiment_id(handle._project, handle._name), name),
             "chunkSize": CHUNK_SIZE,
         }
-        self.given = given
+        # What is recorded with the next append.
+        self._given = given
 
-    def append(self, *arguments: Any, **fields: Any) -> AppendResult:
+    def append(self, /, *arguments: Any, **fields: Any) -> AppendResult:
         """Record one point with any fields; on return it survives the death of this process.
 
-        Returns `{metricId, index, bufferedDataPoints, chunkSize}`; the numbers are computed when asked for. Raises
-        InvalidValue or UnsupportedType naming the field; nothing is recorded then.
+        Returns `{metricId, index, bufferedDataPoints, chunkSize}`; the numbers are computed when asked for (an index
+        is -1 if the disk refused the point). Raises InvalidValue or UnsupportedType naming the field; nothing is
+        recorded then.
         """
         if arguments or not fields:
             _refuse_slip(arguments)
@@ -130,16 +131,20 @@ class MetricBuilder:
                 fields = field_values(fields)
                 break
         handle = self._handle
-        if self.given:
+        if self._given:
+            field_values(fields)
             self._describe()
         try:
-            ordinal = handle._append(POINT, (self._name, fields), handle._tallies[self._name])
+            tally = handle._tallies[self._name]
+            ordinal = handle._append(POINT, (self._name, fields), tally)
         except InvalidValue:
             # The fast path lets long integers and lone surrogates through; this names the culprit.
             field_values(fields)
             raise
+        except handle._gone:
+            handle._not_open()
         result = _Lazy(self._template)
-        result._compute = self
+        result._tally = tally
         result._ordinal = ordinal
         return cast("AppendResult", result)
 
@@ -154,48 +159,50 @@ class MetricBuilder:
             raise InvalidValue("append_batch() was given no points", hint="give at least one, like [{'value': 0.5}]")
         table = _columns(rows)
         plain = None if table is not None else [_checked_point(row) for row in rows]
-        if self.given:
-            self._handle._check_open()
+        handle = self._handle
+        if self._given:
+            for row in rows:
+                _checked_point(row)
             self._describe()
         try:
-            first, last = self._append_table(table) if table is not None else self._append_rows(plain or [])
+            tally = handle._tallies[self._name]
+            first, last = self._append_rows(plain, tally) if table is None else self._append_table(table, tally, rows)
         except InvalidValue:
             for row in rows:
                 _checked_point(row)
             raise
-        result = _Lazy({**self._template, "count": len(rows)})
-        result._compute = _Batch(self, first, last)
+        except handle._gone:
+            handle._not_open()
+        result = _LazyBatch(self._template, count=len(rows))
+        result._tally = tally
+        result._ordinal = first
+        result._last = last
         return cast("AppendBatchResult", result)
 
-    def _append_table(self, table: tuple[list[str], list[list[Any]]]) -> tuple[int | None, int | None]:
+    def _append_table(self, table: Table, tally: Any, rows: Rows) -> tuple[int | None, int | None]:
         names, columns = table
         count = len(columns[0])
         most = max(1, _FRAME_BUDGET // (_BYTES_PER_NUMBER * len(names)))
-        handle = self._handle
-        tally = handle._tallies[self._name]
+        append = self._handle._append
         if count <= most:
-            first = handle._append(POINTS, (self._name, names, columns), tally, count)
-            return first, first if first is None else first + count - 1
-        ordinals: list[int | None] = []
+            first = append(POINTS, (self._name, names, columns), tally, count)
+            return first, None if first is None else first + count - 1
+        _check_encodable(columns, rows)
+        begun: list[tuple[int | None, int]] = []
         for start in range(0, count, most):
             part = [column[start : start + most] for column in columns]
             size = len(part[0])
-            begun = handle._append(POINTS, (self._name, names, part), tally, size)
-            ordinals += [begun, None if begun is None else begun + size - 1]
-        return ordinals[0], ordinals[-1]
+            begun.append((append(POINTS, (self._name, names, part), tally, size), size))
+        return _ends(begun)
 
-    def _append_rows(self, rows: list[dict[str, Any]]) -> tuple[int | None, int | None]:
-        handle = self._handle
-        tally = handle._tallies[self._name]
-        ordinals: list[int | None] = []
-        for part in _parts(rows):
-            begun = handle._append(ROWS, (self._name, part), tally, len(part))
-            ordinals += [begun, None if begun is None else begun + len(part) - 1]
-        return ordinals[0], ordinals[-1]
+    def _append_rows(self, rows: Rows | None, tally: Any) -> tuple[int | None, int | None]:
+        append = self._handle._append
+        return _ends([(append(ROWS, (self._name, part), tally, len(part)), len(part)) for part in _parts(rows or [])])
 
     def _describe(self) -> None:
-        self._handle._append(METRIC, (self._name, self.given))
-        self.given = {}
+        """Record the description and alike. The points that follow must be acceptable, or nothing may be recorded."""
+        self._handle._record(METRIC, (self._name, self._given))
+        self._given = {}
 
     def read(self, start_index: int = 0, limit: int = 1000) -> PointPage:
         """A page of points: `{data: [{index, data, createdAt}], startIndex, endIndex, total, hasMore}`.
@@ -203,20 +210,15 @@ class MetricBuilder:
         A negative start counts from the end; `total` counts this answer; `limit` is at most 10,000, else InvalidValue;
         an unknown metric gives an empty page. Sees every append of this process.
         """
+        start, count = page_of(start_index, limit)
         with self._handle._looking() as view:
             try:
-                return view.metric_page(self._name, start_index, limit)
+                return view.metric_page(self._name, start, count)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
-                return self._fresh_page(start_index, limit)
+                from .read import fresh_view
 
-    def _fresh_page(self, start_index: int, limit: int) -> PointPage:
-        from .read import Located, fresh_view
-
-        run, reading = self._handle._run, self._handle._reading
-        located: Located | None = run.located if run is not None else reading
-        assert located is not None
-        return fresh_view(located).metric_page(self._name, start_index, limit)
+                return fresh_view(self._handle._located()).metric_page(self._name, start, count)
 
     def stats(self) -> MetricStats:
         """Totals, times and the statistics of each series. Raises NotFound for a metric without points."""
@@ -227,47 +229,27 @@ class MetricBuilder:
         """All metrics of the experiment, by name."""
         return MetricsBuilder(self._handle).list_all()
 
-    def _index(self, result: _Lazy) -> None:
-        index = self._index_of(result._ordinal)
-        dict.__setitem__(result, "index", index)
-        dict.__setitem__(result, "bufferedDataPoints", (index + 1) % CHUNK_SIZE)
 
-    def _index_of(self, ordinal: int | None) -> int:
-        if ordinal is None:
-            raise StorageError("this point has no index: the disk refused it, and it is not in the journal (yet)")
-        from .fold import index_of
-
-        run = self._handle._run
-        if run is None:
-            raise NotFound("the index of a point is known while its experiment is open", hint="ask before close()")
-        with run.looking() as view:
-            metric = view.state.metrics.get(self._name)
-            index = index_of(metric, run.writer.id, ordinal) if metric is not None else None
-        if index is None:
-            raise NotFound("the index of this point is no longer known", hint="ask sooner, or use read()")
-        return index
-
-
-class _Batch:
-    """Computes the numbers of a batch when they are asked for."""
-
-    def __init__(self, metric: MetricBuilder, first: int | None, last: int | None) -> None:
-        self._metric = metric
-        self._first = first
-        self._last = last
-
-    def _index(self, result: _Lazy) -> None:
-        end = self._metric._index_of(self._last)
-        dict.__setitem__(result, "startIndex", self._metric._index_of(self._first))
-        dict.__setitem__(result, "endIndex", end)
-        dict.__setitem__(result, "bufferedDataPoints", (end + 1) % CHUNK_SIZE)
+def page_of(start_index: Any, limit: Any) -> tuple[int, int]:
+    """The two bounds of a page as plain ints; how long a page may be, its reader checks."""
+    bounds = []
+    for argument, value in (("start_index", start_index), ("limit", limit)):
+        try:
+            bounds.append(index(value))
+        except TypeError:
+            found = type(value).__name__
+            raise UnsupportedType(f"{argument} is {found}, expected int", hint="like 0, or -100") from None
+    return bounds[0], bounds[1]
 
 
 def _refuse_slip(arguments: tuple[Any, ...]) -> None:
     if not arguments:
         raise InvalidValue("append() was given no fields", hint="name them, like append(value=0.5, step=1)")
-    shown = arguments[0] if isinstance(arguments[0], (int, float)) else "0.5"
-    raise UnsupportedType("append() takes named fields only", hint=f"use append(value={shown})")
+    first = arguments[0]
+    if isinstance(first, Mapping):
+        raise UnsupportedType("append() takes named fields, not a mapping", hint="use append(**{...}), or append_batch")
+    given = repr(first) if isinstance(first, (int, float)) else "0.5"
+    raise UnsupportedType("append() takes named fields only", hint=f"use append(value={given})")
 
 
 def _listed(points: Iterable[Mapping[str, Any]]) -> list[Any]:
@@ -276,7 +258,7 @@ def _listed(points: Iterable[Mapping[str, Any]]) -> list[Any]:
     return list(points)
 
 
-def _columns(rows: list[Any]) -> tuple[list[str], list[list[Any]]] | None:
+def _columns(rows: list[Any]) -> Table | None:
     """The points as columns if all have the same fields and plain values; else None."""
     if set(map(type, rows)) != {dict}:
         return None
@@ -298,7 +280,27 @@ def _checked_point(row: object) -> dict[str, Any]:
     return field_values(row)
 
 
-def _parts(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _check_encodable(columns: list[list[Any]], rows: Rows) -> None:
+    """Of a batch that takes several events, the last must be as acceptable as the first before any is recorded."""
+    for column in columns:
+        kinds = set(map(type, column))
+        if str in kinds or (int in kinds and not _in_range([value for value in column if type(value) is int])):
+            for row in rows:
+                field_values(row)
+            return
+
+
+def _in_range(integers: list[int]) -> bool:
+    return min(integers) >= INT_MIN and max(integers) <= INT_MAX
+
+
+def _ends(begun: list[tuple[int | None, int]]) -> tuple[int | None, int | None]:
+    """The ordinals of the first and the last of points that were recorded in parts of such sizes."""
+    last, size = begun[-1]
+    return begun[0][0], None if last is None else last + size - 1
+
+
+def _parts(rows: Rows) -> Iterator[Rows]:
     """Rows in parts of about a frame's size."""
     import msgspec
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from . import __version__, events
-from .config import Settings, quiet
+from .config import ARGUMENT, Settings, quiet
 from .durable import replace_file
 from .errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
 from .frames import OrderHeader
@@ -23,26 +22,46 @@ from .lock import Liveness, probe
 from .place import describe
 from .projection import checkpoint as checkpoints
 from .read import Located, at, view
-from .run import Run, _say, keeper, registry
+from .run import Run, registry, say
+from .state import State
 
 log = logging.getLogger("ml_dash")
 
-_TAIL_TO_FOLD: int = 2 << 20
+_TAIL_TO_FOLD: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a caller asks of `open()`."""
+    """What a caller asks of `open()`.
+
+    `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
+    others have changed since.
+    """
 
     project: str
     name: str
     settings: Settings
     given: dict[str, Any]
+    given_anew: bool
     write_protected: bool
     resume: str
     strict: bool
     child: bool
     parent: str | None
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
+
+    state: State | None = None
+    complete: bool = True
+    settled: dict[str, int] | None = None
+
+    @property
+    def protected(self) -> bool:
+        return self.state is not None and self.state.protected is not None
 
 
 def find(wish: Wish) -> Located | None:
@@ -70,7 +89,8 @@ def _check_identity(located: Located) -> None:
         raise ForeignFolder(f"{located.journal} cannot be continued: {error.message}", hint=error.hint) from error
     if (identity.project, identity.name) != (located.project, located.name):
         raise ForeignFolder(
-            f"{located.folder} holds experiment {identity.project}/{identity.name}, not {located.project}/{located.name}",
+            f"{located.folder} holds experiment {identity.project}/{identity.name}, "
+            f"not {located.project}/{located.name}",
             hint=f"open it as project={identity.project!r}, name={identity.name!r}, or use another local_path",
         )
 
@@ -93,98 +113,136 @@ def _check_not_foreign(folder: Path) -> None:
 
 def open_run(wish: Wish) -> tuple[Run, bool]:
     """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
-    located = find(wish)
-    _check_resume(wish, located)
-    if located is not None:
-        run = registry.runs.get(located.journal)
-        if run is not None:
-            _join(run, wish)
-            return run, True
-    return _start(wish, located), located is not None
+    try:
+        located = find(wish)
+    except OSError as error:
+        if wish.strict:
+            raise _cannot_write(wish.settings.root, error) from error
+        # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
+        located = None
+    journal = located.journal if located is not None else wish.settings.store / wish.project / wish.name / JOURNAL
+    run = registry.run_of(journal)
+    existing = located is not None or run is not None
+    _check_resume(wish, existing)
+    if run is not None:
+        _join(run, wish)
+    else:
+        run = _start(wish, located)
+    return run, existing
 
 
-def _check_resume(wish: Wish, located: Located | None) -> None:
+def _check_resume(wish: Wish, existing: bool) -> None:
     where = wish.settings.root / wish.project / wish.name
-    if wish.resume == "must" and located is None:
-        raise NotFound(f"there is no experiment {wish.project}/{wish.name} in {where} to resume")
-    if wish.resume == "never" and located is not None:
-        raise AlreadyExists(f"experiment {wish.project}/{wish.name} exists in {where}", hint="use another name")
+    if wish.resume == "must" and not existing:
+        raise NotFound(
+            f'resume="must", but there is no experiment {wish.project}/{wish.name} in {where}',
+            hint='use resume="allow" to begin one',
+        )
+    if wish.resume == "never" and existing:
+        raise AlreadyExists(
+            f'resume="never", but experiment {wish.project}/{wish.name} exists in {where}',
+            hint='use another name, or resume="allow" to continue it',
+        )
 
 
 def _join(run: Run, wish: Wish) -> None:
     """Another handle to the same writer: what it brings anew is an update."""
-    protect = {"writeProtected": True} if wish.write_protected and not run.protected else {}
-    if wish.given or protect:
-        run.writer.append(events.UPDATE, {**wish.given, **protect})
-    run.protected = run.protected or wish.write_protected
+    given = dict(wish.given) if wish.given_anew else {}
+    if wish.write_protected and not run.protected:
+        given["writeProtected"] = True
+    if given:
+        run.writer.append(events.UPDATE, given)
+    if wish.write_protected:
+        run.protect()
+    asked = wish.settings.durability
+    if asked != run.writer.durability and wish.settings.sources.get("durability") == ARGUMENT:
+        log.warning(
+            "ml-dash: %s/%s is open in this process with durability=%r already; that goes on, %r is not used",
+            wish.project, wish.name, run.writer.durability, asked,
+        )  # fmt: skip
 
 
 def _start(wish: Wish, located: Located | None) -> Run:
     settings = wish.settings
-    folder = settings.root / wish.project / wish.name
     home = located.journal.parent if located is not None else settings.store / wish.project / wish.name
-    known = checkpoints.load(home / JOURNAL) if located is not None else None
-    protected, tail = _known_protection(located, known)
+    place = Located(wish.project, wish.name, settings.root / wish.project / wish.name, home / JOURNAL)
+    body = _opening(wish, place, anew=wish.given_anew or located is None)
+    known = _Known()
     try:
         if located is None:
             _ignore(settings.store)
             identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
         else:
             identity = read_identity(home / JOURNAL)
-        floor = newest_time_ns(home / JOURNAL, known.settled if known is not None else {})
-        if known is not None:
+            known = _known(located)
+        floor = newest_time_ns(home / JOURNAL, known.settled or {})
+        if known.state is not None:
             floor = max(floor, known.state.updated_ns)
     except OSError as error:
         if wish.strict:
-            raise StorageError(f"{home} cannot be written: {error.strerror or error}", hint="choose a local_path") from error
+            raise _cannot_write(home, error) from error
         identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
     writer = open_writer(
         home / JOURNAL, identity, syncer, durability=settings.durability, strict=wish.strict, floor_ns=floor
     )
-    run = Run(Located(wish.project, wish.name, folder, home / JOURNAL), identity, writer, child=wish.child)
-    run.protected = protected or wish.write_protected
+    run = Run(place, identity, writer, child=wish.child)
+    if known.protected or wish.write_protected:
+        run.protect()
     syncer.add(writer)
-    writer.append(events.OPEN, _opening(wish, run))
-    registry.runs[run.located.journal] = run
-    keeper.add(run)
-    _announce(run, known, tail, new=located is None)
+    try:
+        writer.append(events.OPEN, body)
+    except BaseException:
+        # Strict, and the disk refused after all: this run has not begun.
+        with contextlib.suppress(StorageError):
+            writer.close({"status": "failed"})
+        syncer.remove(writer)
+        raise
+    registry.enter(run)
+    if not wish.silent:
+        _announce(run, known, new=located is None)
     return run
 
 
-def _opening(wish: Wish, run: Run) -> dict[str, Any]:
-    store, home = run.located.journal.parents[3], run.located.journal.parent
+def _cannot_write(folder: Path, error: OSError) -> StorageError:
+    failure = StorageError(
+        f"{folder} cannot be used: {error.strerror or error}; nothing was recorded", hint="choose another local_path"
+    )
+    failure.errno = error.errno
+    return failure
+
+
+def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
+    store = place.journal.parents[2]
     body = events.opening(
-        given=wish.given,
+        given=wish.given if anew else {},
         project=wish.project,
         name=wish.name,
         protected=wish.write_protected,
-        folder_path=Path(os.path.relpath(run.located.folder, store)).as_posix(),
+        folder_path=Path(os.path.relpath(place.folder, store)).as_posix(),
         remote=wish.settings.remote,
         user_name=wish.settings.user_name,
         place=describe(__version__),
         parent=wish.parent,
         child=wish.child,
     )
-    body["journalPath"] = Path(os.path.relpath(home / JOURNAL, run.located.folder)).as_posix()
+    body["journalPath"] = Path(os.path.relpath(place.journal, place.folder)).as_posix()
     return body
 
 
-def _known_protection(located: Located | None, known: checkpoints.Checkpoint | None) -> tuple[bool, bool]:
-    """(is it write-protected as far as can be known cheaply?, is there more than the checkpoint has seen?)"""
-    if located is None:
-        return False, False
-    settled = known.settled if known is not None else {}
+def _known(located: Located) -> _Known:
+    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that."""
+    found = checkpoints.load(located.journal)
+    settled = found.settled if found is not None else {}
     unread = 0
     for _, path in list_segments(located.journal):
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             if settled.get(path.name) != size:
                 unread += size
-    if not unread:
-        return known is not None and known.state.protected is not None, False
-    if unread <= _TAIL_TO_FOLD:
-        return view(located).state.protected is not None, True
-    return known is not None and known.state.protected is not None, True
+    if 0 < unread <= _TAIL_TO_FOLD:
+        with contextlib.suppress(OSError, JournalError):
+            return _Known(view(located).state, True, settled)
+    return _Known(found.state if found is not None else None, not unread, settled)
 
 
 def _ignore(store: Path) -> None:
@@ -194,20 +252,18 @@ def _ignore(store: Path) -> None:
         replace_file(store / ".gitignore", b"*\n")
 
 
-def _announce(run: Run, known: checkpoints.Checkpoint | None, tail: bool, *, new: bool) -> None:
+def _announce(run: Run, known: _Known, *, new: bool) -> None:
     """One line on stderr, once per process."""
-    if registry.told or quiet() or run.child:
+    if registry.told or run.child or quiet():
         return
     registry.told = True
     what = "new"
     if not new:
-        state = known.state if known is not None else None
-        more = "at least " if tail else ""
-        points, logs = (state.points, state.logs) if state is not None else (0, 0)
-        what = f"continued: {more}{points:,} points, {logs:,} logs"
+        points, logs = (known.state.points, known.state.logs) if known.state is not None else (0, 0)
+        what = f"continued: {'' if known.complete else 'at least '}{points:,} points, {logs:,} logs"
         if others := _others(run):
             what += f"; also open in {others}"
-    _say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
+    say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
 
 
 def _others(run: Run) -> str:
@@ -229,9 +285,3 @@ def _others(run: Run) -> str:
         if (place := (places[writer].place if writer in places else None)) is not None
     ]
     return ", ".join(shown) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "") or f"{len(alive)} processes"
-
-
-def say_unless_quiet(text: str) -> None:
-    """A line on stderr for trouble."""
-    if not quiet() and sys.stderr is not None:
-        _say(text)

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import UnsupportedType
 from .events import PARAMETERS
+from .handle import checked_mapping
 from .values import flatten, lenient_values, unflatten
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .experiment import Experiment
+    from .handle import Handle
 
 
 class ParametersBuilder:
     """Sets and reads the parameters of one experiment."""
 
-    def __init__(self, handle: Experiment) -> None:
+    def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def set(self, parameters: Mapping[str, Any] | None = None, /, **more: Any) -> Self:
@@ -26,15 +26,12 @@ class ParametersBuilder:
 
         Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
         """
-        run = self._handle._changeable_run()
-        if parameters is not None and not isinstance(parameters, Mapping):
-            raise UnsupportedType(
-                f"parameters are {type(parameters).__name__}, expected a mapping", hint="use set(learning_rate=0.001)"
-            )
-        plain = lenient_values({**(parameters or {}), **more}, self._handle._warn)
-        flat = flatten(plain)
+        self._handle._changeable_run()
+        if parameters is not None:
+            more = {**checked_mapping("the parameters", parameters), **more}
+        flat = flatten(lenient_values(more, self._handle._warn))
         if flat:
-            run.writer.append(PARAMETERS, flat)
+            self._handle._record(PARAMETERS, flat)
         return self
 
     def get(self, flatten: bool = True) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -26,10 +27,12 @@ def describe(version: str) -> dict[str, Any]:
         "platform": sys.platform,
         "mlDash": version,
     }
-    script = _script()
-    if script:
-        place["script"] = script
-    place.update(_git(Path.cwd() if not script else Path(script).parent))
+    # The working directory may be gone, and anything may be wrong with a repository: the run starts all the same.
+    with contextlib.suppress(OSError, ValueError):
+        script = _script()
+        if script:
+            place["script"] = script
+        place.update(_git(Path.cwd() if not script else Path(script).parent))
     for variable, key in _SCHEDULER.items():
         value = os.environ.get(variable)
         if value:
@@ -74,11 +77,11 @@ def _head(git: Path) -> dict[str, Any]:
     reference = head.removeprefix("ref: ")
     found = {"gitBranch": _clean(reference.removeprefix("refs/heads/"))}
     common = git / "commondir"
-    shared = (git / common.read_text(encoding="utf-8").strip()) if common.exists() else git
+    shared = (git / common.read_text(encoding="utf-8", errors="replace").strip()) if common.exists() else git
     for base in (git, shared):
         loose = base / reference
         if loose.is_file():
-            return {**found, "gitCommit": loose.read_text(encoding="utf-8").strip()[:64]}
+            return {**found, "gitCommit": loose.read_text(encoding="utf-8", errors="replace").strip()[:64]}
     packed = shared / "packed-refs"
     if packed.is_file():
         for line in packed.read_text(encoding="utf-8", errors="replace").splitlines():

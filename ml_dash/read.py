@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Final
+
+import msgspec
 
 from .config import resolve
 from .errors import InvalidValue, JournalError, NotFound
-from .journal.segment import CHECKPOINT, JOURNAL, SEGMENTS, list_segments, read_identity
+from .events import OPEN
+from .journal.reader import Run, open_segment, read
+from .journal.segment import JOURNAL, SEGMENTS, list_segments, read_identity
 from .projection import checkpoint as checkpoints
-from .projection.checkpoint import Checkpoint
-from .projection.folder import EXPERIMENT, LOGS, Folder
-from .projection.replay import Replay
+from .projection import trust
+from .projection.folder import EXPERIMENT, Folder
+from .projection.replay import OrderChanged
 from .records import ExperimentRecord
-from .view import MAX_LIMIT, Memory, View, check_limit
+from .view import MAX_LIMIT, Memory, View, check_limit, look, look_anew
+
+__all__ = [
+    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back", "record", "view",
+]  # fmt: skip
+
+_STORE: Final = ".ml-dash"
+_OPENING_BYTES: Final = 64 << 10
+_OPENINGS_READ: Final = 256
+_MOST_PARENTS: Final = 3
+_record: Final = msgspec.json.Decoder(ExperimentRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,130 +49,167 @@ class Located:
 def view(located: Located) -> View:
     """A consistent look at an experiment; reads the folder as far as it is projected, and folds the rest in memory."""
     found = checkpoints.load(located.journal)
-    if found is not None and _folder_holds(located, found):
-        return _look(located, found)
+    if found is not None and trust.holds(found, Folder(located.folder, located.journal, found.layout)):
+        try:
+            return look(located.journal, located.folder, found)
+        except OrderChanged:
+            return fresh_view(located)
     return fresh_view(located)
 
 
 def fresh_view(located: Located) -> View:
     """The same, from the journal alone: for a folder that is not there, or not what it should be."""
-    return _look(located, Checkpoint())
-
-
-def _look(located: Located, found: Checkpoint) -> View:
-    memory = Memory()
-    replay = Replay(located.journal, found)
-    replay.catch_up(memory, record=False)
-    fold_case = (located.journal.parent / located.journal.name.upper()).exists()
-    return View(replay.state, found.layout, located.folder, memory, fold_case=fold_case)
-
-
-def _folder_holds(located: Located, found: Checkpoint) -> bool:
-    """Is the folder at least as far as the checkpoint says?"""
-    folder = Folder(located.folder, located.journal, found.layout)
-    files = [(located.folder / LOGS, found.layout.logs)]
-    files += [(folder.metric_folder(name) / "data.jsonl", lines) for name, lines in found.layout.metrics.items()]
-    try:
-        return all(path.stat().st_size >= lines.size for path, lines in files)
-    except OSError:
-        return False
+    return look_anew(located.journal, located.folder)
 
 
 def record(located: Located) -> ExperimentRecord:
     """The `experiment.json` mapping, up to date: from the file where it surely is, else from the journal."""
-    import msgspec
-
+    path = located.folder / EXPERIMENT
     try:
-        document = cast("ExperimentRecord", msgspec.json.decode((located.folder / EXPERIMENT).read_bytes()))
-        projected = (located.journal / CHECKPOINT).stat().st_mtime_ns
-        written = (located.journal / SEGMENTS).stat().st_mtime_ns
+        document = _record.decode(path.read_bytes())
+        if _is_final(document, located, path):
+            return document
     except (OSError, ValueError):
-        return view(located).record()
-    if document.get("status") == "running" or projected <= written:
-        return view(located).record()
-    return document
+        pass
+    return view(located).record()
+
+
+def _is_final(document: ExperimentRecord, located: Located, path: Path) -> bool:
+    """Is this all there is to say? Every writer of the journal is in it, and ended: who has closed writes no more."""
+    ends = {writer.get("id"): writer.get("ended") for writer in document["writers"]}
+    if document["status"] == "running" or None in ends.values():
+        return False
+    if (document["project"], document["name"]) != (located.project, located.name):
+        return False
+    written_ns = path.stat().st_mtime_ns
+    for name, segment in list_segments(located.journal):
+        end = ends.get(name.writer)
+        # Where locks do not work, one that was taken for dead may go on.
+        if end is None or (end == "died" and segment.stat().st_mtime_ns >= written_ns):
+            return False
+    return True
+
+
+# -- from a folder to an experiment ----------------------------------------------------------------------------------
+
+
+def at(path: Path) -> Located | None:
+    """The experiment whose documented folder, home in the store, or `.journal` this is; None if it is none."""
+    home = path.parent if path.name == JOURNAL else path
+    journal = home / JOURNAL
+    if os.path.isdir(f"{journal}/{SEGMENTS}"):  # noqa: PTH112 - asked of every folder in a store
+        return _located(journal)
+    pointed = _pointed_to(home)
+    return _located(pointed, folder=home) if pointed is not None else None
+
+
+def _pointed_to(folder: Path) -> Path | None:
+    """The journal that a documented folder's `experiment.json` points to."""
+    path = folder / EXPERIMENT
+    try:
+        pointer = _pointer.decode(path.read_bytes()).journal if path.is_file() else None
+    except (OSError, ValueError):
+        return None
+    if not pointer or "\0" in pointer:
+        return None
+    journal = Path(os.path.normpath(folder / pointer))
+    return journal if journal.name == JOURNAL and (journal / SEGMENTS).is_dir() else None
+
+
+class _Pointer(msgspec.Struct):
+    journal: str | None = None
+
+
+_pointer: Final = msgspec.json.Decoder(_Pointer)
+
+
+def points_back(folder: Path, journal: Path) -> bool:
+    """Does a documented folder say that this is its journal?"""
+    pointed = _pointed_to(folder)
+    try:
+        return pointed is not None and pointed.samefile(journal)
+    except OSError:
+        return False
+
+
+def _located(journal: Path, folder: Path | None = None) -> Located:
+    home = journal.parent
+    try:
+        identity = read_identity(journal)
+        project, name = identity.project, identity.name
+    except (OSError, JournalError):
+        project, name = home.parent.name, home.name
+    return Located(project, name, folder or _folder_of(journal, project, name), journal)
+
+
+def _folder_of(journal: Path, project: str, name: str) -> Path:
+    """Where the documented folder of a journal is: beside it, or where its newest opening event says.
+
+    A journal may come from anywhere, so what it says is believed only of a folder that points back, or of one that is
+    not there yet and is `<project>/<name>` in the store or in a folder that holds the store.
+    """
+    home = journal.parent
+    if (home / EXPERIMENT).exists():
+        return home
+    store = home.parent.parent
+    for path in _folder_paths(journal):
+        folder = Path(os.path.normpath(store / path))
+        above = path.split("/")[:-2]
+        expected = path.split("/")[-2:] == [project, name] and above == [".."] * len(above)
+        is_new = expected and len(above) <= _MOST_PARENTS and not os.path.lexists(folder)
+        return folder if is_new or points_back(folder, journal) else home
+    return home
+
+
+def _folder_paths(journal: Path) -> Iterator[str]:
+    """What opening events say of where the folder is, the newest first."""
+    firsts = [path for name, path in list_segments(journal) if name.n == 0]
+    for path in firsts[: -_OPENINGS_READ - 1 : -1]:
+        try:
+            segment = open_segment(path)
+            items = read(segment, segment.first, segment.first + _OPENING_BYTES) if segment is not None else ()
+            for _, kind, _, body in (event for item in items if isinstance(item, Run) for event in item.events[:1]):
+                if kind == OPEN and isinstance(body, dict) and body.get("child") is not True:
+                    stated = body.get("folderPath")
+                    if isinstance(stated, str) and "\0" not in stated:
+                        yield stated
+        except (OSError, JournalError):
+            continue
 
 
 # -- finding experiments ---------------------------------------------------------------------------------------------
 
 
-def at(path: Path) -> Located | None:
-    """The experiment whose documented folder, home in the store, or `.journal` this is; None if it is none."""
-    if path.name == JOURNAL:
-        path = path.parent
-    if (path / JOURNAL / SEGMENTS).is_dir():
-        return _located(path / JOURNAL)
-    journal = _pointed_to(path)
-    return _located(journal, folder=path) if journal is not None else None
-
-
-def _pointed_to(folder: Path) -> Path | None:
-    """The journal that a documented folder's `experiment.json` points to."""
-    import json
-
-    try:
-        pointer = json.loads((folder / EXPERIMENT).read_bytes()).get("journal")
-    except (OSError, ValueError, AttributeError):
-        return None
-    if not isinstance(pointer, str):
-        return None
-    journal = Path(os.path.normpath(folder / pointer))
-    return journal if (journal / SEGMENTS).is_dir() else None
-
-
-def _located(journal: Path, folder: Path | None = None) -> Located | None:
-    home = journal.parent
-    try:
-        identity = read_identity(journal)
-    except (OSError, JournalError):
-        return Located(home.parent.name, home.name, folder or home, journal)
-    return Located(identity.project, identity.name, folder or _folder_of(journal), journal)
-
-
-def _folder_of(journal: Path) -> Path:
-    """Where the documented folder of a journal is: beside it, or where its opening event says."""
-    home = journal.parent
-    if (home / EXPERIMENT).exists():
-        return home
-    found = checkpoints.load(journal)
-    state = found.state if found is not None and found.state.events else None
-    if state is None:
-        replay = Replay(journal, Checkpoint())
-        replay.catch_up(Memory(), record=False)
-        state = replay.state
-    path = state.folder_path.value
-    return Path(os.path.normpath(home.parent.parent / path)) if path else home
-
-
 def _children(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir())
+            return sorted(folder / entry.name for entry in entries if entry.name[0] != "." and entry.is_dir())
     except OSError:
         return []
 
 
-def _below(folder: Path) -> list[Located]:
+def _below(folder: Path) -> Iterator[Located]:
     """Experiments in a root, a store or a project, or the experiment that this is."""
     own = at(folder)
     if own is not None:
-        return [own]
-    children = _children(folder)
-    found = [located for child in children if (located := at(child)) is not None]
-    found += [
-        located for child in children for grandchild in _children(child) if (located := at(grandchild)) is not None
-    ]
-    return found
+        yield own
+        return
+    for child in _children(folder):
+        located = at(child)
+        if located is not None:
+            yield located
+            continue
+        yield from filter(None, map(at, _children(child)))
 
 
 def _places(path: Path | None) -> list[Path]:
     if path is not None:
         base = Path(path).expanduser().absolute()
-        return [base, *sorted(base.glob(".ml-dash"))] if (base / ".ml-dash").is_dir() else [base]
+        return [base, base / _STORE] if (base / _STORE).is_dir() else [base]
     settings = resolve()
     if settings.store.is_dir():
         return [settings.store]
-    return sorted(Path.cwd().glob("*/.ml-dash"))
+    return sorted(Path.cwd().glob(f"*/{_STORE}"))
 
 
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
@@ -165,12 +217,13 @@ def find(path: Path | None = None, project: str | None = None) -> list[Located]:
 
     Without a path: where the environment says, else `.ml-dash`, else `*/.ml-dash`.
     """
-    found: dict[Path, Located] = {}
+    found: dict[tuple[int, int], Located] = {}
     for place in _places(path):
         for located in _below(place):
             if project is None or located.project == project:
-                found.setdefault(located.journal.resolve(), located)
-    return sorted(found.values(), key=lambda located: (located.project, located.name))
+                entry = os.stat(located.journal)  # noqa: PTH116 - once for each experiment of a store
+                found.setdefault((entry.st_dev, entry.st_ino), located)
+    return sorted(found.values(), key=lambda located: (located.project, located.name, str(located.journal)))
 
 
 def locate(text: str | None, path: Path | None = None) -> Located:
@@ -178,13 +231,11 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 
     Raises NotFound, or InvalidValue where a name is ambiguous.
     """
-    if text is not None:
-        direct = Path(text).expanduser()
-        located = at(direct.absolute()) if direct.is_dir() else None
-        if located is not None:
-            return located
+    located = _at_text(text) if text is not None else None
+    if located is not None:
+        return located
     known = find(path)
-    where = ", ".join(str(place) for place in _places(path)) or f"{resolve().store}, */.ml-dash"
+    where = ", ".join(str(place) for place in _places(path)) or f"{resolve().store}, */{_STORE}"
     if not known:
         raise NotFound(f"no experiments in {where}", hint="name the folder with --path")
     if text is None:
@@ -198,9 +249,20 @@ def locate(text: str | None, path: Path | None = None) -> Located:
     return matching[0]
 
 
+def _at_text(text: str) -> Located | None:
+    try:
+        direct = Path(text).expanduser().absolute()
+        return at(direct) if direct.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        # Too long, not text for this system, or of no such user: no path, maybe a name.
+        return None
+
+
 def _last_written(located: Located) -> int:
-    times = [path.stat().st_mtime_ns for _, path in list_segments(located.journal)[-8:]]
-    return max(times, default=0)
-
-
-__all__ = ["MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "record", "view"]
+    newest = 0
+    for _, path in list_segments(located.journal)[-8:]:
+        try:
+            newest = max(newest, path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            continue
+    return newest

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from typing import Any, Final, TypedDict
 
-from .state import File, Metric, Series, State, WriterState
 from .names import clash_key, experiment_id, file_path, metric_id
+from .state import RUNNING, File, Metric, Series, State, WriterState
 from .values import utc_text
 
 CHUNK_SIZE: Final = 10_000
@@ -131,8 +132,13 @@ class FileRecord(TypedDict):
     deletedAt: str | None
 
 
-class ExperimentRecord(TypedDict):
-    """`experiment.json`. Further fields: `afterProtection`, `malformedEvents`, where they apply."""
+class _WhereItApplies(TypedDict, total=False):
+    afterProtection: dict[str, list[str]]
+    malformedEvents: int
+
+
+class ExperimentRecord(_WhereItApplies):
+    """`experiment.json`. Times are null, and the status `interrupted`, while there is no event."""
 
     id: str
     name: str
@@ -143,8 +149,8 @@ class ExperimentRecord(TypedDict):
     metadata: dict[str, Any] | None
     writeProtected: bool
     status: str
-    createdAt: str
-    updatedAt: str
+    createdAt: str | None
+    updatedAt: str | None
     endedAt: str | None
     error: dict[str, Any] | None
     counts: dict[str, int]
@@ -177,6 +183,16 @@ def log_page(logs: list[LogEntry], start: int, *, more: bool) -> LogPage:
 def point_page(data: list[Point], start: int, *, more: bool) -> PointPage:
     """A page that begins with point `start`."""
     return PointPage(data=data, startIndex=start, endIndex=start + len(data) - 1, total=len(data), hasMore=more)
+
+
+def _readable(value: Any) -> Any:
+    """A value as callers read it: bytes as base64 text."""
+    kind = type(value)
+    if kind is bytes:
+        return b2a_base64(value, newline=False).decode("ascii")
+    if kind is dict:
+        return {key: _readable(item) for key, item in value.items()}
+    return [_readable(item) for item in value] if kind is list else value
 
 
 def _time(time_ns: int) -> str | None:
@@ -230,7 +246,7 @@ def metric_stats(state: State, metric: Metric) -> MetricStats:
         name=metric.name,
         description=metric.description.value,
         tags=metric.tags.value,
-        metadata=metric.metadata.value,
+        metadata=_readable(metric.metadata.value),
         totalDataPoints=metric.count,
         bufferedDataPoints=buffered(metric.count),
         chunkedDataPoints=metric.count - buffered(metric.count),
@@ -251,7 +267,7 @@ def metric_document(state: State, metric: Metric) -> dict[str, Any]:
         "name": metric.name,
         "description": metric.description.value,
         "tags": metric.tags.value,
-        "metadata": metric.metadata.value,
+        "metadata": _readable(metric.metadata.value),
         "totalDataPoints": metric.count,
         "nextIndex": metric.count,
         "firstDataAt": _time(metric.first_ns),
@@ -277,7 +293,7 @@ def file_record(state: State, file: File) -> FileRecord:
         contentType=file.content_type,
         sizeBytes=file.size_bytes,
         checksum=file.checksum,
-        metadata=file.metadata.value,
+        metadata=_readable(file.metadata.value),
         uploadedAt=utc_text(file.added_ns),
         updatedAt=utc_text(file.changed[0]),
         deletedAt=utc_text(min(ended)) if ended else None,
@@ -371,12 +387,12 @@ def experiment_document(state: State) -> ExperimentRecord:
         "description": state.description.value,
         "tags": state.tags.value,
         "folder": state.folder.value,
-        "metadata": state.metadata.value,
+        "metadata": _readable(state.metadata.value),
         "writeProtected": state.protected is not None,
-        "status": state.status,
-        "createdAt": utc_text(state.created_ns),
-        "updatedAt": utc_text(state.updated_ns),
-        "endedAt": _time(ended) if state.status != "running" else None,
+        "status": state.status if state.events else "interrupted",
+        "createdAt": _time(state.created_ns),
+        "updatedAt": _time(state.updated_ns),
+        "endedAt": _time(ended) if state.status != RUNNING else None,
         "error": error if state.status == "failed" else None,
         "counts": {
             "events": state.events,
@@ -385,22 +401,22 @@ def experiment_document(state: State) -> ExperimentRecord:
             "metrics": len(state.metrics),
             "parameters": len(state.parameters),
             "files": sum(file.live for file in state.files.values()),
-            "lost": sum(writer.lost for writer in writers),
+            "lost": min(sum(writer.lost for writer in writers), 2**63 - 1),
         },
         "journal": state.journal_path.value,
         "writers": [writer_record(writer) for writer in writers],
     }
     late = [key for key, register in state.parameters.items() if _after_protection(state, register.stamp)]
     if late:
-        document["afterProtection"] = {"parameters": late}  # type: ignore[typeddict-unknown-key]
+        document["afterProtection"] = {"parameters": late}
     if state.malformed:
-        document["malformedEvents"] = state.malformed  # type: ignore[typeddict-unknown-key]
+        document["malformedEvents"] = state.malformed
     return document
 
 
 def parameters_document(state: State) -> dict[str, Any]:
     """`parameters.json`: flat, in the order of first setting."""
-    return {key: register.value for key, register in state.parameters.items()}
+    return {key: _readable(register.value) for key, register in state.parameters.items()}
 
 
 def files_document(state: State) -> dict[str, Any]:

@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import os
 import sys
 import threading
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from .durable import Write, keeping_write, on_local_disk
+from .config import quiet
+from .durable import on_local_disk
 from .errors import StorageError
 from .frames import OrderHeader
 from .journal.syncer import syncer
 from .journal.writer import Tally, Writer
+from .keeper import keeper
+from .projection.checkpoint import Checkpoint
 from .projection.project import Projector
-from .projection.replay import Enough, Pace
-from .read import Located, View, fresh_view, view
+from .projection.replay import Enough, Pace, Replay
+from .read import Located, View, view
+from .state import Edits, State, index_of
 
 if TYPE_CHECKING:
-    from .experiment import Experiment
+    from .handle import Handle
+    from .records import DurableState
 
 log = logging.getLogger("ml_dash")
 
-PROJECT_EVERY_S: Final = 0.5
 FOLDER_AT_CLOSE_S: Final = 5.0
 _TELL_AFTER_S: Final = 2.0
 _SLICE_EVENTS: Final = 256
-_NAP_S: Final = 0.0015
-# The main one, the one that syncs, the one that projects.
-_OUR_THREADS: Final = 3
 _READ_WAIT_S: Final = 2.0
+
+
+class MetricTally(Tally):
+    """How many points of one metric this run has appended, and what their indices are."""
+
+    __slots__ = ("metric", "run")
+
+    def __init__(self, run: Run, metric: str) -> None:
+        super().__init__()
+        self.run = run
+        self.metric = metric
+
+    def index_of(self, ordinal: int | None) -> int:
+        """The index of this run's `ordinal`-th point; -1 for a point that the disk refused."""
+        index = self.run.index_of(self.metric, ordinal) if ordinal is not None else None
+        return -1 if index is None else index
+
+
+class _Tallies(dict[str, MetricTally]):
+    """The tallies of one run, made as they are asked for."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def __missing__(self, metric: str) -> MetricTally:
+        # Two threads may come here at once; both get the same one.
+        return self.setdefault(metric, MetricTally(self._run, metric))
 
 
 class Run:
@@ -47,16 +74,19 @@ class Run:
         self.identity = identity
         self.writer = writer
         self.child = child
-        self.tallies: defaultdict[str, Tally] = defaultdict(Tally)
+        self.pid = os.getpid()
+        self.tallies = _Tallies(self)
         self.projector = Projector(located.journal, located.folder)
         self.handles = 0
         self.failed: dict[str, Any] | None = None
         self.interrupted = False
-        self.protected = False
+        self.ended = False
         self.secrets: set[str] = set()
         self.projected_seq = -1
-        self.wanted = 0
         self.projection_trouble: str | None = None
+        self._protected = False
+        self._readers = 0
+        self._readers_guard = threading.Lock()
         self.local = _is_local(located.journal)
 
     # -- reading -----------------------------------------------------------------------------------------------------
@@ -70,25 +100,65 @@ class Run:
     @contextlib.contextmanager
     def _wanted(self) -> Iterator[None]:
         """While the block runs, the background pass stops at its next slice and lets others go on from there."""
-        self.wanted += 1
+        self._want(1)
         try:
             yield
         finally:
-            self.wanted -= 1
+            self._want(-1)
+
+    def _want(self, more: int) -> None:
+        with self._readers_guard:
+            self._readers += more
 
     def _view(self) -> View:
         try:
             seq = self.writer.seq
             if self.projector.advance(wait_s=_READ_WAIT_S, complete=False):
                 self.projected_seq = seq
+                self._learn(self.projector.state)
                 return self.projector.view()
         except OSError as error:
             log.debug("ml-dash: reading %s in memory: %s", self.located.journal, error)
-        return view(self.located)
+        found = view(self.located)
+        self._learn(found.state)
+        return found
 
-    def fresh(self) -> View:
-        """A view from the journal alone, when the folder is not what it should be."""
-        return fresh_view(self.located)
+    def index_of(self, metric: str, ordinal: int) -> int | None:
+        """The index of this run's `ordinal`-th point of a metric, also when it has ended; None if it is not there.
+
+        Exact in the journal; for a point that waits in memory for the disk, what it will be if no other writer comes
+        between.
+        """
+        if self.ended or self.pid != os.getpid():
+            found = self._index_in(view(self.located).state, metric, ordinal)
+        else:
+            with self.looking() as look:
+                found = self._index_in(look.state, metric, ordinal)
+        return found if found is not None else _Seeker(self.located.journal, self.writer.id, metric, ordinal).seek()
+
+    def _index_in(self, state: State, name: str, ordinal: int) -> int | None:
+        metric, writer = state.metrics.get(name), state.writers.get(self.writer.id)
+        if writer is not None and writer.uncounted:
+            return None
+        count, folded = (metric.count, metric.tallies.get(self.writer.id, 0)) if metric is not None else (0, 0)
+        if not self.ended and ordinal >= folded and (writer is None or writer.alive):
+            return count + ordinal - folded
+        return index_of(metric, self.writer.id, ordinal) if metric is not None else None
+
+    # -- protection --------------------------------------------------------------------------------------------------
+
+    @property
+    def protected(self) -> bool:
+        """Are parameters and files final, as far as this process knows?"""
+        return self._protected
+
+    def protect(self) -> None:
+        """They are, from now on."""
+        self._protected = True
+
+    def _learn(self, state: State) -> None:
+        """Another process may have protected the experiment."""
+        self._protected = self._protected or state.protected is not None
 
     # -- projecting --------------------------------------------------------------------------------------------------
 
@@ -99,18 +169,20 @@ class Run:
             return
 
         def step() -> None:
-            if self.wanted:
+            if self._readers:
                 raise Enough
             nap()
 
         try:
             if self.projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
                 self.projected_seq = seq
+                with self.projector.guard:
+                    self._learn(self.projector.state)
             self.projection_trouble = None
         except Enough:
             # Whoever wants it goes on from here, at full speed.
             return
-        except Exception as error:  # noqa: BLE001 - a folder that cannot be written, for whatever reason, never ends training
+        except Exception as error:
             if self.projection_trouble is None:
                 log.warning(
                     "ml-dash: the folder %s cannot be brought up to date (%s); the journal is not touched by that. "
@@ -119,7 +191,7 @@ class Run:
                 )  # fmt: skip
             self.projection_trouble = str(error)
 
-    def finish_folder(self, quiet: bool) -> None:
+    def _finish_folder(self, silent: bool) -> None:
         """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
         begun = monotonic()
         told = False
@@ -127,9 +199,9 @@ class Run:
         def step() -> None:
             nonlocal told
             spent = monotonic() - begun
-            if spent > _TELL_AFTER_S and not told and not quiet:
+            if spent > _TELL_AFTER_S and not told and not silent:
                 told = True
-                _say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
+                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
             if spent > FOLDER_AT_CLOSE_S:
                 raise Enough
 
@@ -137,11 +209,9 @@ class Run:
             if not self.projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
                 log.debug("ml-dash: another process is projecting %s", self.located.folder)
         except Enough:
-            if not quiet:
-                _say(f"ml-dash: the folder is not complete yet; ml-dash show {self.identity.name} finishes it")
-        except KeyboardInterrupt:
-            _say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
-        except Exception as error:  # noqa: BLE001 - the journal is complete; the folder never makes a run fail
+            if not silent:
+                say(f"ml-dash: the folder is not complete yet; ml-dash show {self.identity.name} finishes it")
+        except Exception as error:
             log.warning(
                 "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self.located.folder, error,
                 exc_info=not isinstance(error, OSError),
@@ -149,18 +219,66 @@ class Run:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def close(self, status: str, error: dict[str, Any] | None, *, quiet: bool) -> None:
+    def durable_state(self) -> DurableState:
+        """How safe this process's events are."""
+        return cast("DurableState", {**self.writer.durable_counts(), "remote": 0})
+
+    def close(self, status: str, error: dict[str, Any] | None) -> None:
         """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
-        self.wanted += 1
+        silent = self.child or quiet()
+        self._want(1)
         keeper.remove(self)
         body: dict[str, Any] = {"status": status}
         if error is not None:
             body["error"] = error
+        skipped = False
         try:
             self.writer.close(body)
+        except KeyboardInterrupt:
+            skipped = True
+            raise
         finally:
-            syncer.remove(self.writer)
-            self.finish_folder(quiet)
+            self.ended = True
+            try:
+                syncer.remove(self.writer)
+                if not skipped:
+                    self._finish_folder(silent)
+            except KeyboardInterrupt:
+                if not silent:
+                    say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
+
+    def abandon(self) -> None:
+        """In a child process that got it by a fork: it is the parent's. Let go of it, and touch nothing."""
+        self.writer.abandon()
+        self.projector.abandon()
+
+
+class _Seeker:
+    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
+
+    def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
+        self._replay = Replay(journal, Checkpoint())
+        self._writer = writer
+        self._metric = metric
+        self._ordinal = ordinal
+        self._found: int | None = None
+
+    def seek(self) -> int | None:
+        """The index; None if the journal does not have the point."""
+        with contextlib.suppress(Enough, OSError):
+            self._replay.catch_up(self, record=False)
+        return self._found
+
+    def apply(self, edits: Edits) -> None:
+        """Called after each stretch; the point is among the newest once its writer has brought that many."""
+        edits.clear()
+        state = self._replay.state
+        metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)
+        if metric is None or writer is None:
+            return
+        if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
+            self._found = index_of(metric, self._writer, self._ordinal)
+            raise Enough
 
 
 def _is_local(journal: Path) -> bool:
@@ -170,7 +288,8 @@ def _is_local(journal: Path) -> bool:
         return False
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on stderr, if there is one."""
     stream = sys.stderr
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -178,136 +297,69 @@ def _say(text: str) -> None:
             stream.flush()
 
 
-class Keeper:
-    """The one thread of a process that keeps the folders of its runs up to date."""
-
-    def __init__(self) -> None:
-        self._runs: list[Run] = []
-        self._guard = threading.Lock()
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._lost: list[Experiment] = []
-        self._keeping: Write | None = None
-
-    def add(self, run: Run) -> None:
-        """Keep this run's folder up to date from now on."""
-        if run.local:
-            run.writer.when_contended = self._keeping_write()
-        with self._guard:
-            self._runs.append(run)
-            if self._thread is None:
-                self._wake = threading.Event()
-                thread = threading.Thread(target=self._loop, args=(self._wake,), name="ml-dash-project", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:
-                    # No more threads: close() and every reader bring the folder up to date by themselves.
-                    log.debug("ml-dash: no thread to project with: %s", error)
-                    return
-                self._thread = thread
-
-    def remove(self, run: Run) -> None:
-        """Keep it no longer; the thread ends with the last one."""
-        with self._guard:
-            if run in self._runs:
-                self._runs.remove(run)
-            thread = None if self._runs else self._thread
-            if not self._runs:
-                self._thread = None
-        if thread is not None:
-            self._wake.set()
-            if thread is not threading.current_thread():
-                thread.join(FOLDER_AT_CLOSE_S)
-
-    def collect(self, handle: Experiment) -> None:
-        """A handle was lost while open: close it, but not inside the garbage collector."""
-        self._lost.append(handle)
-        self._wake.set()
-
-    def _loop(self, wake: threading.Event) -> None:
-        while True:
-            wake.wait(PROJECT_EVERY_S)
-            wake.clear()
-            while self._lost:
-                self._lost.pop().close()
-            with self._guard:
-                runs = list(self._runs)
-                if not runs or self._thread not in (None, threading.current_thread()):
-                    return
-            self._pass(runs)
-
-    def _pass(self, runs: list[Run]) -> None:
-        local = [run.writer for run in runs if run.local]
-        # Any busy thread, this one too, takes the interpreter's lock from a write that lets go of it.
-        busy = threading.active_count() > _OUR_THREADS
-        at_rest = self._keeping_write() if busy and local else None
-
-        def nap() -> None:
-            self._use(local, at_rest)
-            sleep(_NAP_S)
-            self._use(local, self._keeping_write() if local else None)
-
-        due = [run for run in runs if run.writer.seq != run.projected_seq]
-        if due and local:
-            self._use(local, self._keeping_write())
-        for run in due:
-            run.project(nap)
-        self._use(local, at_rest)
-
-    def _keeping_write(self) -> Write:
-        if self._keeping is None:
-            self._keeping = keeping_write()
-        return self._keeping
-
-    @staticmethod
-    def _use(writers: list[Writer], write: Write | None) -> None:
-        for writer in writers:
-            writer.use_write(write)
-
-    def after_fork(self) -> None:
-        """In a forked child: no thread, no runs."""
-        self._runs = []
-        self._lost = []
-        self._thread = None
-        self._guard = threading.Lock()
-        self._wake = threading.Event()
-
-
 class Registry:
     """The runs and handles of this process."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.runs: dict[Path, Run] = {}
-        self.handles: weakref.WeakSet[Experiment] = weakref.WeakSet()
+        self.pid = os.getpid()
+        self.handles: weakref.WeakSet[Handle] = weakref.WeakSet()
         self.told = False
-        self.parent_writers: dict[Path, str] = {}
+        self._runs: dict[str, Run] = {}
+        self._ends_with_child = False
+
+    def run_of(self, journal: Path) -> Run | None:
+        """The run that this process has of a journal, whatever links lead there."""
+        return self._runs.get(os.path.realpath(journal))
+
+    def enter(self, run: Run) -> None:
+        """A run begins."""
+        self._runs[os.path.realpath(run.located.journal)] = run
+        keeper.add(run)
+        self._end_with_child()
+
+    def leave(self, run: Run) -> None:
+        """A run ends."""
+        self._runs = {path: other for path, other in self._runs.items() if other is not run}
+
+    def _end_with_child(self) -> None:
+        """Children of `multiprocessing` do not run the exit functions of their parent, some run none at all."""
+        process = sys.modules.get("multiprocessing.process")
+        if self._ends_with_child or process is None or process.parent_process() is None:
+            return
+        from multiprocessing.util import Finalize
+
+        self._ends_with_child = True
+        Finalize(None, self.close_all, exitpriority=-100)
 
     def after_fork(self) -> None:
         """In a forked child: the parent's runs are not ours; handles that log again get writers of their own."""
         self.lock = threading.RLock()
+        self.pid = os.getpid()
         keeper.after_fork()
         syncer.after_fork()
-        for path, run in self.runs.items():
-            self.parent_writers[path] = run.writer.id
-            run.writer.abandon()
-            run.projector.abandon()
-        self.runs = {}
+        runs, self._runs = self._runs, {}
+        for run in runs.values():
+            run.abandon()
         self.told = True
+        self._ends_with_child = False
         for handle in list(self.handles):
             handle._forked()
 
     def close_all(self) -> None:
-        """At interpreter exit: close what is still open."""
+        """At the end of the process: close what is still open."""
+        if os.getpid() != self.pid:
+            return  # forked behind the interpreter's back: all of it is the parent's
+        keeper.close_lost()
         for handle in list(self.handles):
             try:
                 handle._close_at_exit()
             except StorageError as error:
-                _say(f"ml-dash: {error}")
+                say(f"ml-dash: {error}")
 
 
-keeper = Keeper()
 registry = Registry()
-atexit.register(registry.close_all)
+"""The runs of this process."""
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=registry.after_fork)

@@ -183,7 +183,6 @@ class State:
     tags: Register = field(default_factory=Register)
     folder: Register = field(default_factory=Register)
     metadata: Register = field(default_factory=Register)
-    folder_path: Register = field(default_factory=Register)
     journal_path: Register = field(default_factory=Register)
     parameters: dict[str, Register] = field(default_factory=dict)
     logs: int = 0

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from . import blobs
 from .errors import JournalError
-from .fold import Edits, State
+from .frames import LengthCrcs, decode_order_header, find_frame, walk
 from .journal.order import Order, Stretch
-from .journal.reader import Gap, Tail, is_partial, open_segment, read
-from .journal.segment import BLOBS, SEGMENTS, list_segments
+from .journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
+from .journal.segment import BLOBS, ORDER, SEGMENTS, list_segments
 from .lock import Liveness, probe
-from .names import metric_path
 from .projection import checkpoint as checkpoints
-from .projection.checkpoint import Checkpoint
-from .projection.folder import EXPERIMENT, FILES, LOGS, PARAMETERS
+from .projection.checkpoint import Checkpoint, Layout
+from .projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder
 from .projection.lines import document, log_lines, point_lines
-from .projection.replay import Replay
+from .projection.replay import Replay, holes
 from .read import Located
 from .records import experiment_document, files_document, metric_document, parameters_document, shown_paths
+from .state import Edits, File, Range, State
 
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]
+_BLOCK: Final = 1 << 20
+_decode_record: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +69,49 @@ class VerifyReport:
 
 
 def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
-    """Check an experiment; reads everything, writes nothing. `progress(bytes checked, bytes in all)` now and then."""
-    return _Check(located, progress).run()
+    """Check an experiment; reads everything, writes nothing. `progress(bytes checked, bytes in all)` now and then.
+
+    A run may go on meanwhile: what is only under way is no finding.
+    """
+    for _ in range(2):
+        before = checkpoints.signature(located.journal)
+        report = _Check(located, progress).run()
+        differs = any(finding.kind == "projection" for finding in report.findings)
+        if not differs or checkpoints.signature(located.journal) == before:
+            break
+        # The folder was being written while it was compared.
+    return report
+
+
+class _Nowhere:
+    """A sink for what nobody has numbered yet."""
+
+    def apply(self, edits: Edits) -> None:
+        edits.clear()
 
 
 class _Compare:
     """A sink that compares lines with the documented folder instead of writing them."""
 
-    def __init__(self, folder: Path, *, fold_case: bool, tell: Callable[[], None]) -> None:
+    def __init__(self, folder: Folder, tell: Callable[[], None]) -> None:
         self.folder = folder
-        self.fold_case = fold_case
-        self.positions: dict[Path, int] = {}
+        # How long each file of lines has to be, where it is something else, and where it ends too early.
+        self.sizes: dict[Path, int] = {folder.path / LOGS: 0}
         self.wrong: dict[Path, int] = {}
         self.short: dict[Path, int] = {}
         self._tell = tell
 
-    def path_of(self, metric: str) -> Path:
-        """Where the lines of a metric are."""
-        return self.folder / "metrics" / metric_path(metric, fold_case=self.fold_case) / "data.jsonl"
-
     def apply(self, edits: Edits) -> None:
-        """Compare the lines of some edits."""
         if edits.logs:
-            self._compare(self.folder / LOGS, log_lines(edits.logs))
+            self._compare(self.folder.path / LOGS, log_lines(edits.logs))
         for name, blocks in edits.points.items():
-            self._compare(self.path_of(name), b"".join(map(point_lines, blocks)))
+            self._compare(self.folder.points_file(name), b"".join(map(point_lines, blocks)))
         edits.clear()
         self._tell()
 
     def _compare(self, path: Path, expected: bytes) -> None:
-        position = self.positions.get(path, 0)
-        self.positions[path] = position + len(expected)
+        position = self.sizes.get(path, 0)
+        self.sizes[path] = position + len(expected)
         try:
             with path.open("rb") as file:
                 file.seek(position)
@@ -107,165 +122,235 @@ class _Compare:
             return
         if expected.startswith(found):
             self.short.setdefault(path, position + len(found))
-        elif path not in self.wrong:
-            same = os.path.commonprefix([found, expected])
-            self.wrong[path] = position + len(same)
-
+        else:
+            same = next(i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b)
+            self.wrong.setdefault(path, position + same)
 
 
 class _Check:
+    """One look at everything. What may be under way is looked at before what it follows from."""
+
     def __init__(self, located: Located, progress: Progress | None) -> None:
-        self.located = located
         self.journal = located.journal
+        self.folder = Folder(located.folder, located.journal, Layout())
         self.findings: list[Finding] = []
-        self.total = sum(path.stat().st_size for _, path in list_segments(self.journal))
         self.live = self._live_writers()
+        self.checkpoint = checkpoints.load(self.journal)
+        self.segments = list_segments(self.journal)
+        self.total = sum(path.stat().st_size for _, path in self.segments)
+        self.replay = Replay(self.journal, Checkpoint())
+        # By segment id: what `order` says are frames.
+        self.merged: dict[str, list[Range]] = {}
         self._progress = progress or (lambda done, total: None)
-        self._segment_ids: set[str] = set()
 
     def run(self) -> VerifyReport:
-        segments = list_segments(self.journal)
-        checkpoint = checkpoints.load(self.journal)
-        fold_case = (self.journal.parent / self.journal.name.upper()).exists()
-        compare = _Compare(self.located.folder, fold_case=fold_case, tell=self._tell)
-        self.replay = Replay(self.journal, Checkpoint())
-        self.replay.catch_up(compare, record=False)
-        for _, path in segments:
-            self._segment(path)
-        self._order()
-        for where, what in self.replay.troubles.items():
-            if not any(finding.where == where for finding in self.findings):
-                self.add("damaged", where, what)
+        compare = _Compare(self.folder, self._tell)
+        self.replay.catch_up(compare, record=False, unordered=_Nowhere())
         state = self.replay.state
+        self._order()
+        ids = {self._segment(path) for _, path in self.segments}
+        for segment in sorted(self.merged.keys() - ids):
+            self.add("damaged", f"segment {segment}", "order names it, but it is not in the journal")
+        self._bodies()
         self._writers(state)
         checked = self._blobs(state)
-        self._projection(state, compare, checkpoint, fold_case)
-        return VerifyReport(state.events, len(segments), self.total, checked, tuple(self.findings))
+        self._projection(state, compare)
+        return VerifyReport(state.events, len(self.segments), self.total, checked, tuple(self.findings))
 
     def add(self, kind: str, where: str, what: str, events: int = 0) -> None:
         self.findings.append(Finding(kind, where, what, events))
 
     def _tell(self) -> None:
-        done = sum(end - start for ranges in self.replay.at.covered.values() for start, end in ranges)
+        done = sum(ranges[-1][1] for ranges in self.replay.at.covered.values())
         self._progress(done, self.total)
 
     def _live_writers(self) -> set[str]:
-        folder = self.journal / SEGMENTS
+        """Writers that may be writing: where locks do not work, nobody can say that they are not."""
         return {
             name.writer
             for name, _ in list_segments(self.journal)
-            if (folder / name.lock).exists() and probe(folder / name.lock) is Liveness.ALIVE
+            if probe(self.journal / SEGMENTS / name.lock) is not Liveness.GONE
         }
 
-    def _segment(self, path: Path) -> None:
-        """What of a segment the replay could not read: the rest is checked already."""
+    # -- the journal -------------------------------------------------------------------------------------------------
+
+    def _segment(self, path: Path) -> str:
+        """What of a segment the replay could not read: the rest is checked already. The segment's id."""
         try:
             segment = open_segment(path)
+            if segment is None:
+                self.add("torn", path.name, "the header was never written whole; it held no event")
+                return ""
+            if segment.damaged:
+                self.add("damaged", path.name, "its header is damaged; the frames behind it were read")
+            size = path.stat().st_size
+            for start, end in holes(self.replay.at.covered.get(segment.id, []), segment.first, size):
+                for item in read(segment, start, end):
+                    if isinstance(item, Gap) or (isinstance(item, Tail) and item.end < size):
+                        self.add("damaged", path.name, f"bytes {item.start} to {item.end} hold no frame")
+                    elif isinstance(item, Tail):
+                        self._tail(segment, item)
         except (OSError, JournalError) as error:
             self.add("damaged", path.name, str(error))
-            return
-        if segment is None:
-            self.add("torn", path.name, "the header was never written whole; it held no event")
-            return
-        self._segment_ids.add(segment.id)
-        position = segment.first
-        for start, end in [*self.replay.at.covered.get(segment.id, []), (path.stat().st_size,) * 2]:
-            if start <= position:
-                position = max(position, end)
-                continue
-            for item in read(segment, position, start if start != end else None):
-                if isinstance(item, Gap):
-                    self.add("damaged", path.name, f"bytes {item.start} to {item.end} hold no frame")
-                elif isinstance(item, Tail):
-                    self._tail(segment.writer, path, item, is_partial(segment, item), last=start == end)
-            position = end
+            return ""
+        cut = max((end for _, end in self.merged.get(segment.id, [])), default=0) - size
+        if cut > 0:
+            self.add("damaged", path.name, f"{cut} bytes of frames that were there are cut off its end")
+        return segment.id
 
-    def _tail(self, writer: str, path: Path, tail: Tail, partial: bool, *, last: bool) -> None:
+    def _tail(self, segment: Segment, tail: Tail) -> None:
         size = tail.end - tail.start
-        if not last:
-            self.add("damaged", path.name, f"bytes {tail.start} to {tail.end} hold no frame")
-        elif writer in self.live:
+        if any(start < tail.end and tail.start < end for start, end in self.merged.get(segment.id, [])):
+            self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame although they did")
+        elif segment.writer in self.live:
+            # It may be on its way.
             return
-        elif partial:
-            self.add("torn", path.name, f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged")
+        elif is_partial(segment, tail):
+            what = f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged"
+            self.add("torn", segment.path.name, what)
+        elif _is_empty(segment.path, tail.start, tail.end):
+            self.add("torn", segment.path.name, f"the last {size} bytes were never written: the machine lost its power")
         else:
-            self.add("damaged", path.name, f"the last {size} bytes hold no frame")
+            self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame")
 
     def _order(self) -> None:
         order = Order(self.journal)
         try:
             order.open(write=False)
-            named = {record.segment for record, _ in order.read(0) if isinstance(record, Stretch)}
+            for record, _ in order.read(0):
+                if isinstance(record, Stretch):
+                    self.merged.setdefault(record.segment, []).append((record.start, record.end))
+            content = order.path.read_bytes()
+            for start, end in _no_records(content):
+                torn = end == len(content) or not content[start:end].strip(b"\0")
+                what = f"bytes {start} to {end} hold no record; what they merged is merged again"
+                self.add("torn" if torn else "damaged", ORDER, what)
         except (OSError, JournalError) as error:
-            self.add("damaged", "order", str(error))
-            return
+            self.add("damaged", ORDER, f"{error}; segments are merged by their times")
         finally:
             order.close()
-        for segment in sorted(named - self._segment_ids):
-            self.add("damaged", f"segment {segment}", "order names it, but it is not in the journal")
+
+    def _bodies(self) -> None:
+        for where, error in self.replay.troubles.items():
+            if "#" in where:
+                kind = "missing-blob" if isinstance(error, FileNotFoundError) else "changed-blob"
+                self.add(kind, where, f"the body of this event is lost: {error}")
 
     def _writers(self, state: State) -> None:
         for writer in state.writers.values():
             for first, end in writer.gaps():
                 self.add("gap", f"writer {writer.id}", f"events {first} to {end - 1} are missing", end - first)
             if writer.lost:
-                self.add("lost", f"writer {writer.id}", f"{writer.lost:,} events were lost: the disk refused them", writer.lost)
+                self.add("lost", f"writer {writer.id}", f"{writer.lost:,} events: the disk refused them", writer.lost)
+        if state.malformed:
+            what = "events are whole, but do not hold what their kind asks for"
+            self.add("damaged", "events", f"{state.malformed:,} {what}", state.malformed)
 
     def _blobs(self, state: State) -> int:
         present = blobs.names(self.journal)
-        checked = 0
-        for file in state.files.values():
-            label = f"{file.place} (file {file.id})"
-            if file.blob not in present:
-                if file.live:
-                    self.add("missing-blob", label, "its content is not in the journal")
-                else:
-                    self.add("released", label, "replaced or deleted; its content was released")
-                continue
-            checked += 1
-            if blobs.digest_of(self.journal / BLOBS / file.blob) != file.checksum:
-                self.add("changed-blob", label, "its content is not what was recorded")
-        return checked
+        gone = [file for file in state.files.values() if file.blob not in present]
+        if self.live and any(file.live for file in gone):
+            # It may have been replaced, and its content released, since the journal was read.
+            self.replay.catch_up(_Nowhere(), record=False)
+        for file in gone:
+            if file.live:
+                self.add("missing-blob", _label(file), "its content is not in the journal")
+            else:
+                self.add("released", _label(file), "replaced or deleted; its content was released")
+        there = [file for file in state.files.values() if file.blob in present]
+        for file in there:
+            if not _holds(self.journal / BLOBS / file.blob, file):
+                self.add("changed-blob", _label(file), "its content is not what was recorded")
+        return len(there)
 
-    def _projection(self, state: State, compare: _Compare, checkpoint: Checkpoint | None, fold_case: bool) -> None:
+    # -- the folder --------------------------------------------------------------------------------------------------
+
+    def _projection(self, state: State, compare: _Compare) -> None:
         for path, offset in compare.wrong.items():
             self._differs(path, f"differs from the journal at byte {offset}")
-        behind = checkpoint is None or checkpoint.state.events < state.events
-        if behind:
-            # Not projected yet: the next reader does it. What is there was compared.
+        known, at = self.checkpoint, self.replay.at
+        if known is None or self.replay.assumed:
+            # Not projected yet: the next reader does that. What is there was compared.
+            return
+        if (known.order_identity, known.order_position) != (at.order_identity, at.order_position):
             return
         for path, offset in compare.short.items():
             if path not in compare.wrong:
                 self._differs(path, f"ends at byte {offset}, lines are missing")
-        for path, size in compare.positions.items():
-            if path.exists() and path.stat().st_size > size:
+        for path, size in compare.sizes.items():
+            if not path.exists():
+                self._differs(path, "is missing")
+            elif path.stat().st_size > size:
                 self._differs(path, f"has {path.stat().st_size - size} bytes behind its last line")
-        self._documents(state, compare)
+        if not self.live:
+            self._documents(state, known.layout)
 
-    def _documents(self, state: State, compare: _Compare) -> None:
-        folder = self.located.folder
-        expected = {
-            folder / EXPERIMENT: document(experiment_document(state)),
-            folder / PARAMETERS: document(parameters_document(state)),
-            folder / FILES: document(files_document(state)),
-        }
-        for name, metric in state.metrics.items():
-            expected[compare.path_of(name).with_name("metadata.json")] = document(metric_document(state, metric))
-        if self.live:
-            # A live run's documents may be a moment behind.
-            expected = {}
-        for path, content in expected.items():
+    def _documents(self, state: State, layout: Layout) -> None:
+        for path, content in self._expected(state, layout):
             try:
                 same = path.read_bytes() == content
             except OSError:
                 same = False
             if not same:
                 self._differs(path, "differs from the journal" if path.exists() else "is missing")
+        present = blobs.names(self.journal)
         for shown, file in shown_paths(state).items():
-            target = folder / "files" / shown
-            if not target.exists() or target.stat().st_size != file.size_bytes:
+            target = self.folder.path / "files" / shown
+            if file.blob in present and not self._shows(target, file):
                 self._differs(target, "is not the file that was added")
 
+    def _expected(self, state: State, layout: Layout) -> Iterator[tuple[Path, bytes]]:
+        """Every document that should be up to date."""
+        folder = self.folder
+        if not layout.stale_experiment:
+            yield folder.path / EXPERIMENT, document(experiment_document(state))
+        yield folder.path / PARAMETERS, document(parameters_document(state))
+        yield folder.path / FILES, document(files_document(state))
+        for name, metric in state.metrics.items():
+            if name not in layout.stale:
+                yield folder.metric_folder(name) / METADATA, document(metric_document(state, metric))
+
+    def _shows(self, target: Path, file: File) -> bool:
+        try:
+            return target.samefile(self.journal / BLOBS / file.blob) or _holds(target, file)
+        except OSError:
+            return False
+
     def _differs(self, path: Path, what: str) -> None:
-        shown = path.relative_to(self.located.folder) if path.is_relative_to(self.located.folder) else path
+        shown = path.relative_to(self.folder.path)
         self.add("projection", str(shown), f"{what}; run: ml-dash rebuild")
+
+
+def _no_records(order: bytes) -> Iterator[Range]:
+    """Bytes [start, end) of an `order` file that hold no record. Raises Damaged for its header."""
+    _, position, crc = decode_order_header(order)
+    crcs = LengthCrcs(crc)
+    while (end := walk(order, position, crcs, _decode_record, [])) < len(order):
+        position = find_frame(order, end + 1, crcs, _decode_record)
+        if position < 0:
+            yield end, len(order)
+            return
+        yield end, position
+
+
+def _label(file: File) -> str:
+    return f"{file.place} (file {file.id})"
+
+
+def _holds(path: Path, file: File) -> bool:
+    """Is this a regular file with the content that was added?"""
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size_bytes:
+        return False
+    return blobs.digest_of(path) == file.checksum
+
+
+def _is_empty(path: Path, start: int, end: int) -> bool:
+    """Are all bytes [start, end) zero?"""
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < end:
+            block = file.read(min(_BLOCK, end - start))
+            if not block or block.strip(b"\0"):
+                return False
+            start += len(block)
+    return True

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 from .errors import Damaged, InvalidValue, NotFound
-from .fold import Edits, Metric, State
-from .names import check_prefix, metric_path
-from .projection.checkpoint import LINES_PER_MARK, Layout, LineFile
-from .projection.folder import LOGS
+from .names import check_prefix
+from .projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
+from .projection.folder import LOGS, Folder
 from .projection.lines import log_lines, point_lines, read_log, read_point
+from .projection.replay import Replay
 from .records import (
     ExperimentRecord,
     FileRecord,
@@ -32,8 +32,12 @@ from .records import (
     point_page,
     series_name,
 )  # fmt: skip
+from .state import Edits, Metric, State
 
 MAX_LIMIT: Final = 10_000
+# What reading lines raises that somebody has edited, removed, or is writing again.
+_UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
+_Entry = TypeVar("_Entry", LogEntry, Point)
 
 
 class Memory:
@@ -54,15 +58,41 @@ class Memory:
         edits.clear()
 
 
-class View:
-    """A consistent look at one experiment: the state, the folder's lines, and the lines beyond them in memory."""
+def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
+    """What a checkpoint knows and the folder holds, with all that came later folded in memory.
 
-    def __init__(self, state: State, layout: Layout, folder: Path, memory: Memory, *, fold_case: bool) -> None:
+    Raises OrderChanged if the checkpoint is of no use.
+    """
+    memory = Memory()
+    replay = Replay(journal, checkpoint)
+    replay.catch_up(memory, record=False)
+    return View(replay.state, Folder(folder, journal, checkpoint.layout), memory, lambda: look_anew(journal, folder))
+
+
+def look_anew(journal: Path, folder: Path) -> View:
+    """The same from the journal alone: for a folder that is not there, or not what it should be."""
+    return look(journal, folder, Checkpoint())
+
+
+class View:
+    """A consistent look at one experiment: the state, the folder's lines, and the lines beyond them in memory.
+
+    Where the folder does not hold what it should (somebody edits it, or it is being rebuilt), `again` gives the view
+    to read from instead.
+    """
+
+    def __init__(self, state: State, folder: Folder, memory: Memory, again: Callable[[], View]) -> None:
         self.state = state
-        self._layout = layout
         self._folder = folder
         self._memory = memory
-        self._fold_case = fold_case
+        self._again = again
+        self._replacement: View | None = None
+
+    def _elsewhere(self) -> View:
+        """The view to read from where this one cannot."""
+        if self._replacement is None:
+            self._replacement = self._again()
+        return self._replacement
 
     def record(self) -> ExperimentRecord:
         """The mapping that `experiment.json` holds."""
@@ -75,20 +105,21 @@ class View:
     def logs(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
         """A page of log entries. With `level` only entries of that level count; `start_index` counts those then."""
         check_limit(limit)
-        total = self.state.logs
         if level is not None:
             return self._logs_of(level, start_index, limit)
-        start = _start(start_index, total)
-        lines = self._lines(self._folder / LOGS, self._layout.logs, self._memory.logs, start, min(total, start + limit))
-        entries = [read_log(line) for line in lines]
-        if entries and entries[0]["sequenceNumber"] != start:
-            raise Damaged(f"{self._folder / LOGS} does not hold entry {start} where it should")
-        return log_page(entries, start, more=start + len(entries) < total)
+        start, stop = _bounds(start_index, limit, self.state.logs)
+        known = self._folder.layout.logs
+        try:
+            lines = _lines(self._folder.path / LOGS, known, self._memory.logs, start, stop)
+            entries = _checked([read_log(line) for line in lines], "sequenceNumber", start, stop)
+        except _UNREADABLE:
+            return self._elsewhere().logs(start_index, limit)
+        return log_page(entries, start, more=stop < self.state.logs)
 
     def _logs_of(self, level: str, start_index: int, limit: int) -> LogPage:
         matching = [entry for entry in self.each_log() if entry["level"] == level]
-        start = _start(start_index, len(matching))
-        return log_page(matching[start : start + limit], start, more=start + limit < len(matching))
+        start, stop = _bounds(start_index, limit, len(matching))
+        return log_page(matching[start:stop], start, more=stop < len(matching))
 
     def each_log(self) -> Iterator[LogEntry]:
         """All log entries, in flat memory."""
@@ -105,14 +136,14 @@ class View:
         metric = self.state.metrics.get(name)
         if metric is None:
             return point_page([], max(0, start_index), more=False)
-        start = _start(start_index, metric.count)
-        stop = min(metric.count, start + limit)
-        path = self._folder / "metrics" / metric_path(name, fold_case=self._fold_case) / "data.jsonl"
-        known = self._layout.metrics.get(name, LineFile())
-        points = [read_point(line) for line in self._lines(path, known, self._memory.metrics.get(name, []), start, stop)]
-        if points and points[0]["index"] != start:
-            raise Damaged(f"{path} does not hold point {start} where it should")
-        return point_page(points, start, more=start + len(points) < metric.count)
+        start, stop = _bounds(start_index, limit, metric.count)
+        known = self._folder.layout.metrics.get(name, LineFile())
+        try:
+            lines = _lines(self._folder.points_file(name), known, self._memory.metrics.get(name, []), start, stop)
+            points = _checked([read_point(line) for line in lines], "index", start, stop)
+        except _UNREADABLE:
+            return self._elsewhere().metric_page(name, start_index, limit)
+        return point_page(points, start, more=stop < metric.count)
 
     def each_point(self, name: str) -> Iterator[Point]:
         """All points of a metric, in flat memory."""
@@ -154,14 +185,6 @@ class View:
                 waiting = []
         return thinned + _extremes(waiting)
 
-    def _lines(self, path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
-        found: list[bytes] = []
-        if start < known.lines:
-            found = _file_lines(path, known, start, min(stop, known.lines))
-        if stop > known.lines:
-            found += memory[max(0, start - known.lines) : stop - known.lines]
-        return found
-
 
 def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= 2:
@@ -178,24 +201,36 @@ def _x(point: Point) -> float:
     return float(point["index"])
 
 
+def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
+    """Lines [start, stop): what the folder is known to hold from there, the rest from memory."""
+    found = _file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
+    return found + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
+
+
 def _file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
     """Lines [start, stop) of a file, read from the last mark before them."""
     first = start // LINES_PER_MARK
     last = -(-stop // LINES_PER_MARK)
     begin = known.marks[first]
     end = known.marks[last] if last < len(known.marks) else known.size
-    try:
-        with path.open("rb") as file:
-            file.seek(begin)
-            lines = file.read(end - begin).splitlines()
-    except FileNotFoundError:
-        raise Damaged(f"{path} is not there", hint="run: ml-dash rebuild") from None
+    with path.open("rb") as file:
+        file.seek(begin)
+        lines = file.read(end - begin).splitlines()
     skip = start - first * LINES_PER_MARK
     return lines[skip : skip + stop - start]
 
 
-def _start(start_index: int, total: int) -> int:
-    return max(0, total + start_index) if start_index < 0 else start_index
+def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_Entry]:
+    """What was read; raises Damaged if it is not entries [start, stop)."""
+    if [cast("dict[str, Any]", entry)[number] for entry in found] != list(range(start, stop)):
+        raise Damaged(f"the folder does not hold entries {start} to {stop - 1} where it should")
+    return found
+
+
+def _bounds(start_index: int, limit: int, total: int) -> tuple[int, int]:
+    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
+    start = max(0, total + start_index) if start_index < 0 else start_index
+    return start, max(start, min(total, start + limit))
 
 
 def check_limit(limit: int) -> int:

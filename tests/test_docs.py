@@ -209,6 +209,17 @@ def test_every_test_named_in_the_safety_page_exists() -> None:
     assert not missing
 
 
+def test_the_safety_page_names_the_rows_that_there_are() -> None:
+    """Every row of the fault matrix that can be run is on the page; every row on the page is in some test."""
+    page = (DOCS / "safety.md").read_text(encoding="utf-8").split("| promise | rows |")[1]
+    named = set(re.findall(r"\b[WPX]\d+\b", page))
+    command = [sys.executable, "-m", "tests.crash", "--list"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert set(re.findall(r"^([WPX]\d+) ", listed, re.MULTILINE)) - named == set()
+    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*/**/*.py"))
+    assert [row for row in sorted(named) if not re.search(rf"\b{row}\b", texts)] == []
+
+
 def test_every_environment_variable_of_the_code_is_documented() -> None:
     page = (DOCS / "environment.md").read_text(encoding="utf-8")
     used: set[str] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,9 @@ def command(ctx: click.Context, path: Path | None) -> None:
     name = story.free_name(path)
     full = f"{story.PROJECT}/{name}"
     console.say(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
+    kill_after = story.POINTS // 2 + random.randrange(story.POINTS // 20)
     with _epochs("training") as progress:
-        first = story.run(name, path, kill_after=EPOCHS // 2 + 7, progress=progress)
+        first = story.run(name, path, kill_after=kill_after, progress=progress)
     located = read.locate(full, path)
     after_kill = story.count(read.view(located), [first])
     killed = console.styled("Killed it", "bold red")
@@ -90,7 +92,7 @@ def _say_counts(counts: dict[str, story.Count]) -> None:
             f"{count.recovered:,}",
             console.Styled("nothing lost", "green")
             if count.complete
-            else console.Styled(f"{count.acknowledged - count.recovered:,} LOST", "bold red"),
+            else console.Styled(f"{count.acknowledged - count.recovered:,} LOST, {count.beyond:,} extra", "bold red"),
         ]
         for when, count in counts.items()
     ]

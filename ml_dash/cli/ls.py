@@ -101,11 +101,16 @@ def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
 def _record(located: read.Located) -> Mapping[str, Any]:
     """The record, and where a killed process left its folder behind, that too: the next list is fast again."""
     record = read.record(located)
-    if record["status"] == "interrupted":
-        shown = located.folder / "experiment.json"
-        if not shown.exists() or json.loads(shown.read_bytes()).get("status") != "interrupted":
-            bring_up_to_date(located)
+    if record["status"] == "interrupted" and _status_in_folder(located) != "interrupted":
+        bring_up_to_date(located)
     return record
+
+
+def _status_in_folder(located: read.Located) -> object:
+    try:
+        return json.loads((located.folder / "experiment.json").read_bytes())["status"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _say(entries: list[Entry]) -> None:

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash import read
+from ml_dash.demo.train import BATCH, EPOCHS, HELD_OUT
 from ml_dash.errors import MLDashError, NotFound
 from ml_dash.values import flatten
 
 SILENCE_S = 60.0
 PROJECT = "demo"
+POINTS = EPOCHS * ((150 - HELD_OUT) // BATCH + 2)
+"""How many points a training records that is not interrupted."""
 
 Progress = Callable[[int], None]
 """Called with the number of the epoch that has just ended."""
@@ -63,7 +66,10 @@ class Acknowledged:
 
 @dataclass(frozen=True)
 class Count:
-    """Acknowledged by calls, found again as it was, and found although its call had not returned."""
+    """Acknowledged by calls, found again as it was, and found beyond that.
+
+    Beyond may be one for each kill: what the call had written that was going on. More would be doubled.
+    """
 
     acknowledged: int
     recovered: int
@@ -71,7 +77,7 @@ class Count:
 
     @property
     def complete(self) -> bool:
-        return self.acknowledged == self.recovered
+        return self.acknowledged == self.recovered and self.beyond <= 1
 
 
 def free_name(path: Path | None) -> str:
@@ -87,7 +93,7 @@ def free_name(path: Path | None) -> str:
 
 
 def run(name: str, path: Path | None, *, kill_after: int | None, progress: Progress) -> Acknowledged:
-    """Trains in a process of its own, and kills it after `kill_after` epochs; what it was told until then.
+    """Trains in a process of its own, and kills it after `kill_after` calls; what it was told until then.
 
     Without `kill_after` the experiment must exist, and training goes on to its end.
     """
@@ -123,7 +129,7 @@ def _listen(process: subprocess.Popen[bytes], told: Acknowledged, kill_after: in
         told.note(kind, facts)
         if kind == "point" and facts[0] == "loss":
             progress(facts[1]["epoch"] + 1)
-        if kill_after is not None and told.epochs >= kill_after and not told.killed:
+        if kill_after is not None and told.count >= kill_after and not told.killed:
             process.kill()
             told.killed = True
 

@@ -23,7 +23,7 @@ import msgspec
 
 from ..durable import data_sync, fail_point, read_at, write_all
 from ..errors import Damaged
-from ..frames import LengthCrcs, decode_order_header, encode_frame, encode_header, find_frame, header_size, walk
+from ..frames import HEAD, LengthCrcs, decode_order_header, encode_frame, encode_header, find_frame, header_size, walk
 from .segment import ORDER, read_identity
 
 STRETCH: Final = 1
@@ -129,12 +129,14 @@ class Order:
                     return
                 position += at
                 continue
-            position += stop
+            offset = 0
             for kind, who, third, end in found:
+                offset += HEAD.size + int(HEAD.unpack_from(buffer, offset)[0])
                 if kind == STRETCH and isinstance(third, int):
-                    yield Stretch(who.hex(), third, end), position
+                    yield Stretch(who.hex(), third, end), position + offset
                 elif kind == DEATH:
-                    yield Death(who.hex()), position
+                    yield Death(who.hex()), position + offset
+            position += stop
 
     def append(self, payloads: list[bytes]) -> int:
         """Write records; the offset behind them. On return they are with the operating system."""

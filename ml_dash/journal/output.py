@@ -79,6 +79,7 @@ class Output:
         "_stuck",
         "_sync_turn",
         "_synced",
+        "_unproven",
         "_syncer",
         "created_ns",
         "degraded",
@@ -127,6 +128,8 @@ class Output:
         self._crcs = LengthCrcs(0)
         self._keep_anew()
         self._retired: list[Retired] = []
+        # What a failed sync left, while it could not be written again; touched only in the sync's turn.
+        self._unproven: list[Retired] = []
         self._synced = 0
         self._folders_synced = False
         self._sync_turn = threading.Lock()

@@ -157,12 +157,12 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
                 yield Run(position, base + stop, events)
                 position = base + stop
                 continue
-            reach = min(size - position, _LARGEST_FRAME)
-            if len(buffer) - offset < reach:
-                # A frame may go on behind this buffer: read on from its start, and then as far as a frame can reach.
-                wanted = reach if buffer and not offset else min(size - position, chunk)
-                longer = read_at(fd, wanted, position)
-                if len(longer) <= len(buffer) - offset:
+            left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME)
+            if left < reach:
+                # A frame may go on behind this buffer: read a chunk from its start, and then as far as a frame can reach.
+                wanted = min(size - position, chunk)
+                longer = read_at(fd, wanted if left < wanted else reach, position)
+                if len(longer) <= left:
                     # The file has become shorter than it was.
                     return
                 buffer, base = longer, position

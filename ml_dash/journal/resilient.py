@@ -15,7 +15,7 @@ from ..durable import STORAGE_TROUBLE
 from ..errors import StorageError
 from ..frames import HEAD, MAX_PAYLOAD
 from .backlog import Aside
-from .output import FIRST_RETRY_S, PATIENCE_S, Output, close_quietly, log
+from .output import FIRST_RETRY_S, PATIENCE_S, Output, Retired, close_quietly, log
 from .segment import ROLL_BYTES
 
 LAST_RETRY_S: Final = 5.0
@@ -173,7 +173,10 @@ class Resilient(Output):
     def _write_again(self, fd: int, kept: bytearray, failure: OSError) -> None:
         """What `fd` does not hold safely goes to a new segment, under the old numbers."""
         if not self._enter(PATIENCE_S):
-            raise failure
+            # A thread hangs inside the kernel. A later sync of this descriptor would prove nothing: this comes first then.
+            self._unproven.append(Retired(fd, kept))
+            self.dirty_since = self.dirty_since or monotonic()
+            return
         try:
             log.warning(
                 "ml-dash: could not sync %s: %s. Its last %d bytes are written again to a new segment.",

@@ -211,11 +211,15 @@ class Writer(Resilient):
         finally:
             self._leave()
         fail_point("sync-before")
-        good = True
+        unproven, self._unproven = self._unproven, []
+        for lost in unproven:
+            self._write_again(lost.fd, lost.kept, OSError(errno.EIO, "an earlier sync failed"))
+        good = not unproven
+        # A segment of which nothing is kept was synced to its end before.
         for segment in retired:
-            good = self._sync_one(segment.fd, segment.kept) and good
+            good = (not segment.kept or self._sync_one(segment.fd, segment.kept)) and good
             close_quietly(segment.fd)
-        if fd >= 0:
+        if fd >= 0 and kept:
             good = self._sync_one(fd, kept) and good
         fail_point("sync-after")
         if good:
@@ -226,11 +230,13 @@ class Writer(Resilient):
         try:
             data_sync(fd)
             if not self._folders_synced:
-                self._folder.sync()
+                # First the mark, then the sync: a segment that is begun meanwhile takes the mark away again.
                 self._folders_synced = True
+                self._folder.sync()
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, "the segment was removed")
         except OSError as failure:
+            self._folders_synced = False
             self._write_again(fd, kept, failure)
             return False
         return True

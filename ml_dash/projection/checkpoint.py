@@ -3,6 +3,7 @@
     magic 8 | crc32 u32 of the rest | msgpack of `Checkpoint`
 
 A checkpoint that is damaged, of another version or of another journal is not used: folding starts at the beginning.
+`trust` says whether what it counts is still there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from zlib import crc32
 
 import msgspec
 
-from ..durable import fail_point, replace_file
-from ..fold import FOLD_VERSION, State
+from ..durable import boot_id, fail_point, replace_file
 from ..journal.segment import CHECKPOINT
+from ..state import FOLD_VERSION, Range, State
 
 LAYOUT_VERSION: Final = 1
 LINES_PER_MARK: Final = 1000
@@ -25,11 +26,16 @@ _MAGIC: Final = b"\x89MLDCHK\n"
 
 @dataclass(slots=True)
 class LineFile:
-    """A file of lines: how long it is, how many lines, and where every 1,000th line starts."""
+    """A file of lines: how long it is, how many lines, and where every 1,000th line starts.
+
+    Of its bytes, the first `safe` were seen on disk after a boot of the machine; `crc` is the CRC-32 of the others.
+    """
 
     size: int = 0
     lines: int = 0
     marks: list[int] = field(default_factory=list)
+    safe: int = 0
+    crc: int = 0
 
 
 @dataclass(slots=True)
@@ -38,8 +44,11 @@ class Layout:
 
     logs: LineFile = field(default_factory=LineFile)
     metrics: dict[str, LineFile] = field(default_factory=dict)
+    # Path under files/ → the blob that is shown there.
     placed: dict[str, str] = field(default_factory=dict)
+    # What is behind the state: metadata of these metrics, and experiment.json.
     stale: list[str] = field(default_factory=list)
+    stale_experiment: bool = False
 
 
 @dataclass(slots=True)
@@ -48,13 +57,17 @@ class Checkpoint:
 
     fold_version: int = FOLD_VERSION
     layout_version: int = LAYOUT_VERSION
+    boot: str = ""
     order_identity: str = ""
     order_position: int = 0
-    folder: str = ""
+    # What of `order` is checked after another boot.
+    order: LineFile = field(default_factory=LineFile)
     # Segment id (hex) → the bytes of it that were folded, as ranges [start, end).
-    covered: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    covered: dict[str, list[Range]] = field(default_factory=dict)
     # Segment file name → its size when nothing was left to read in it.
     settled: dict[str, int] = field(default_factory=dict)
+    # Segment file name → up to where its frames were seen on disk after a boot of the machine.
+    safe: dict[str, int] = field(default_factory=dict)
     state: State = field(default_factory=State)
     layout: Layout = field(default_factory=Layout)
 
@@ -66,6 +79,7 @@ _decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 def save(journal: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint. Not synced: after a power cut an older one, or none, does as well."""
     fail_point("checkpoint-before")
+    checkpoint.boot = boot_id()
     body = _encoder.encode(checkpoint)
     replace_file(journal / CHECKPOINT, _MAGIC + crc32(body).to_bytes(4, "little") + body)
     fail_point("checkpoint-after")
@@ -73,8 +87,9 @@ def save(journal: Path, checkpoint: Checkpoint) -> None:
 
 def load(journal: Path) -> Checkpoint | None:
     """The checkpoint of a journal; None if there is none that can be used."""
+    path = journal / CHECKPOINT
     try:
-        content = (journal / CHECKPOINT).read_bytes()
+        content = path.read_bytes() if path.is_file() else b""
     except OSError:
         return None
     body = content[12:]
@@ -82,7 +97,7 @@ def load(journal: Path) -> Checkpoint | None:
         return None
     try:
         checkpoint = _decoder.decode(body)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
         return None
     if checkpoint.fold_version != FOLD_VERSION or checkpoint.layout_version != LAYOUT_VERSION:
         return None

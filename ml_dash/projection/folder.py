@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
+from zlib import crc32
 
 from ..durable import fail_point, read_at, replace_file, write_all
-from ..fold import Block, Edits, State
-from ..journal.segment import BLOBS
-from ..names import metric_path
+from ..journal.segment import BLOBS, parse_blob
+from ..names import file_path, metric_path
 from ..records import experiment_document, files_document, metric_document, parameters_document, shown_paths
+from ..state import Block, Edits, LogLine, State
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
 from .lines import document, log_lines, point_lines
 
 LOGS: Final = "logs/logs.jsonl"
+POINTS: Final = "data.jsonl"
+METADATA: Final = "metadata.json"
 PARAMETERS: Final = "parameters.json"
 EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
 
+# What `replace_file` and `_show` leave behind when they are killed.
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+
 
 class FolderChanged(Exception):  # noqa: N818 - tells the projector to write everything again, never seen by users
     """A derived file is shorter than what was written to it: somebody removed or cut it."""
+
+
+def folds_case(journal: Path) -> bool:
+    """Are `a` and `A` one file there? Upper-case letters of metric names are escaped then."""
+    return (journal.parent / journal.name.upper()).exists()
 
 
 class Folder:
@@ -37,74 +51,144 @@ class Folder:
         self.path = path
         self.journal = journal
         self.layout = layout
-        # Where `a` and `A` are one file, upper-case letters of metric names are escaped.
-        self.fold_case = (journal.parent / journal.name.upper()).exists()
+        self._fold_case = folds_case(journal)
 
-    def prepare(self) -> None:
-        """Make what is there from the beginning."""
-        for part in ("logs", "metrics", "files"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
-        logs = self.path / LOGS
-        if not logs.exists():
-            logs.touch()
+    # -- where things are --------------------------------------------------------------------------------------------
 
     def metric_folder(self, name: str) -> Path:
         """Where a metric's files are."""
-        return self.path / "metrics" / metric_path(name, fold_case=self.fold_case)
+        return self.path / "metrics" / metric_path(name, fold_case=self._fold_case)
+
+    def points_file(self, name: str) -> Path:
+        """Where a metric's lines are."""
+        return self.metric_folder(name) / POINTS
+
+    def line_files(self) -> Iterator[tuple[Path, LineFile]]:
+        """Every file of lines, and what is known of it."""
+        yield self.path / LOGS, self.layout.logs
+        for name, lines in self.layout.metrics.items():
+            yield self.points_file(name), lines
+
+    # -- when a projector begins -------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make what is there from the beginning, and remove what a projector that was killed has left half-made."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for part in ("logs", "metrics", "files"):
+            self._make(self.path / part)
+        logs = self.path / LOGS
+        if not logs.exists():
+            logs.touch()
+        shown = {(self.path / "files" / path).parent for path in self.layout.placed}
+        metrics = map(self.metric_folder, self.layout.metrics)
+        for folder in {self.path, self.path / "files", *metrics, *shown}:
+            _sweep(folder)
+
+    def _make(self, folder: Path) -> None:
+        """A folder of ours: a symbolic link in its place would lead what is written elsewhere."""
+        for part in [*reversed(folder.relative_to(self.path).parents), folder.relative_to(self.path)]:
+            if (self.path / part).is_symlink() and part.parts:
+                (self.path / part).unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def mark_missing(self, state: State, edits: Edits) -> None:
+        """Note in `edits` which documents are not there."""
+        edits.experiment |= not (self.path / EXPERIMENT).exists()
+        edits.parameters |= not (self.path / PARAMETERS).exists()
+        edits.files |= not (self.path / FILES).exists()
+        edits.metrics.update(name for name in state.metrics if not (self.metric_folder(name) / METADATA).exists())
+
+    # -- lines -------------------------------------------------------------------------------------------------------
 
     def apply(self, edits: Edits) -> None:
         """Write the lines of some edits."""
         if edits.logs:
-            _append_lines(self.path / LOGS, self.layout.logs, [log_lines(part) for part in _parts(edits)])
+            parts = _log_parts(edits.logs)
+            _append(self.path / LOGS, self.layout.logs, map(log_lines, parts), map(len, parts))
         for name, blocks in edits.points.items():
-            self._append_points(name, blocks)
+            known = self.layout.metrics.get(name)
+            if known is None:
+                self._make(self.metric_folder(name))
+                known = self.layout.metrics[name] = LineFile()
+            pieces = [piece for block in blocks for piece in _pieces(block)]
+            _append(self.points_file(name), known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
         edits.clear()
         fail_point("project-lines")
 
-    def _append_points(self, name: str, blocks: list[Block]) -> None:
-        known = self.layout.metrics.get(name)
-        if known is None:
-            self.metric_folder(name).mkdir(parents=True, exist_ok=True)
-            known = self.layout.metrics[name] = LineFile()
-        pieces = [point_lines(piece) for block in blocks for piece in _pieces(block)]
-        _append_lines(self.metric_folder(name) / "data.jsonl", known, pieces, [len(p.rows) for b in blocks for p in _pieces(b)])
+    def trim(self) -> None:
+        """Cut what lies behind the last line: left by a crash between writing and its checkpoint, or by an editor."""
+        for path, lines in self.line_files():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_size > lines.size:
+                    os.truncate(path, lines.size)
 
-    def write_documents(self, state: State, edits: Edits, metrics: set[str]) -> None:
-        """Replace the documents that edits made stale; `metrics` says whose metadata."""
-        for name in sorted(metrics):
-            if name in state.metrics:
-                folder = self.metric_folder(name)
-                folder.mkdir(parents=True, exist_ok=True)
-                _replace(folder / "metadata.json", document(metric_document(state, state.metrics[name])))
-        if edits.parameters or not (self.path / PARAMETERS).exists():
+    # -- documents ---------------------------------------------------------------------------------------------------
+
+    def write_documents(self, state: State, edits: Edits) -> None:
+        """Replace the documents that edits made stale."""
+        for name in sorted(edits.metrics & state.metrics.keys()):
+            folder = self.metric_folder(name)
+            if name not in self.layout.metrics:
+                self._make(folder)
+            _replace(folder / METADATA, document(metric_document(state, state.metrics[name])))
+        if edits.parameters:
             _replace(self.path / PARAMETERS, document(parameters_document(state)))
-        if edits.files or not (self.path / FILES).exists():
+        if edits.files:
             self._place_files(state)
             _replace(self.path / FILES, document(files_document(state)))
-        if edits.experiment or not (self.path / EXPERIMENT).exists():
+        if edits.experiment:
             _replace(self.path / EXPERIMENT, document(experiment_document(state)))
         fail_point("project-replace")
+
+    # -- files -------------------------------------------------------------------------------------------------------
 
     def _place_files(self, state: State) -> None:
         wanted = {path: file.blob for path, file in shown_paths(state).items()}
         placed = self.layout.placed
-        for path in [path for path in placed if path not in wanted]:
-            self._remove_file(path)
+        for path in placed.keys() - wanted.keys():
+            self._remove_file(self.path / "files", path)
             del placed[path]
         for path, blob in wanted.items():
             target = self.path / "files" / path
-            if placed.get(path) != blob or not target.exists():
-                if _show(self.journal / BLOBS / blob, target):
-                    placed[path] = blob
-                else:
-                    placed.pop(path, None)
+            if placed.get(path) == blob and target.exists():
+                continue
+            self._make(target.parent)
+            if _show(self.journal / BLOBS / blob, target):
+                placed[path] = blob
+            else:
+                placed.pop(path, None)
 
-    def _remove_file(self, path: str) -> None:
-        target = self.path / "files" / path
+    def forget_unsure_files(self) -> None:
+        """After another boot only what is one file with its blob is surely whole; the rest is placed again."""
+        for path, blob in list(self.layout.placed.items()):
+            if not _is_one_file(self.path / "files" / path, self.journal / BLOBS / blob):
+                del self.layout.placed[path]
+
+    def remove_leftovers(self, state: State) -> None:
+        """What is shown no more, where the projector that showed it died before it could note that."""
+        placed = self.layout.placed
+        for file in state.files.values():
+            path, at_top = file_path(file.prefix, file.filename), file_path("", file.filename)
+            for shown in (path, f"{path}%{file.id}", f"{at_top}%{file.id}"):
+                if shown not in placed and (self.path / "files" / shown).is_file():
+                    self._remove_file(self.path / "files", shown)
+
+    def remove_unknown(self, state: State) -> None:
+        """Files of metrics that are in no event: of a journal that has lost some since this folder was written."""
+        top = self.path / "metrics"
+        known = set(map(self.metric_folder, state.metrics))
+        for name in (POINTS, METADATA):
+            for path in [path for path in top.rglob(name) if path.parent not in known and path.is_file()]:
+                self._remove_file(top, str(path.relative_to(top)))
+
+    @staticmethod
+    def _remove_file(top: Path, path: str) -> None:
+        """Remove a file, and the folders up to `top` that are empty then."""
+        target = top / path
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
         for parent in target.parents:
-            if parent == self.path / "files":
+            if parent == top:
                 return
             try:
                 parent.rmdir()
@@ -112,65 +196,47 @@ class Folder:
                 # Not empty, or gone already.
                 return
 
-    def trim(self) -> None:
-        """Cut what lies behind the last line: left by a crash between writing and its checkpoint, or by an editor."""
-        files = [(self.path / LOGS, self.layout.logs)]
-        files += [(self.metric_folder(name) / "data.jsonl", lines) for name, lines in self.layout.metrics.items()]
-        for path, lines in files:
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_size > lines.size:
-                    os.truncate(path, lines.size)
 
-    def check(self) -> None:
-        """Raise FolderChanged if a file of lines is shorter than it should be, or a document is missing."""
-        for path, lines in [
-            (self.path / LOGS, self.layout.logs),
-            *((self.metric_folder(name) / "data.jsonl", lines) for name, lines in self.layout.metrics.items()),
-        ]:
-            if not path.exists() or path.stat().st_size < lines.size:
-                raise FolderChanged(path)
-        for name in self.layout.metrics:
-            if name not in self.layout.stale and not (self.metric_folder(name) / "metadata.json").exists():
-                raise FolderChanged(name)
-        for text in (PARAMETERS, EXPERIMENT, FILES):
-            if not (self.path / text).exists():
-                raise FolderChanged(text)
-
-
-def _parts(edits: Edits) -> list[list]:  # type: ignore[type-arg]
+def _log_parts(entries: list[LogLine]) -> list[list[LogLine]]:
     """Log entries, parted before every number that gets a mark."""
-    entries = edits.logs
-    cuts = [0, *(i for i, entry in enumerate(entries) if i and entry.number % LINES_PER_MARK == 0), len(entries)]
+    cuts = _cuts(entries[0].number, len(entries))
     return [entries[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 def _pieces(block: Block) -> list[Block]:
     """The block, parted before every index that gets a mark."""
-    first_cut = -block.start % LINES_PER_MARK
-    if first_cut >= len(block.rows) or (first_cut == 0 and len(block.rows) <= LINES_PER_MARK):
+    cuts = _cuts(block.start, len(block.rows))
+    if len(cuts) == 2:
         return [block]
-    cuts = [0, *range(first_cut or LINES_PER_MARK, len(block.rows), LINES_PER_MARK), len(block.rows)]
     return [
         Block(block.start + a, block.rows[a:b], block.times if isinstance(block.times, int) else block.times[a:b])
         for a, b in zip(cuts, cuts[1:], strict=False)
     ]
 
 
-def _append_lines(path: Path, known: LineFile, pieces: list[bytes], counts: list[int] | None = None) -> None:
-    size = known.size
-    for number, piece in enumerate(pieces):
+def _cuts(start: int, count: int) -> list[int]:
+    first = -start % LINES_PER_MARK or LINES_PER_MARK
+    return [0, *range(first, count, LINES_PER_MARK), count]
+
+
+def _append(path: Path, known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> None:
+    size, written = known.size, bytearray()
+    for piece, count in zip(pieces, counts, strict=True):
         if known.lines % LINES_PER_MARK == 0:
-            known.marks.append(size)
-        known.lines += counts[number] if counts is not None else piece.count(b"\n")
-        size += len(piece)
-    _write_missing(path, known.size, b"".join(pieces))
-    known.size = size
+            known.marks.append(size + len(written))
+        known.lines += count
+        written += piece
+    data = bytes(written)
+    _write_missing(path, size, data)
+    known.size = size + len(data)
+    known.crc = crc32(data, known.crc)
 
 
 def _write_missing(path: Path, offset: int, data: bytes) -> None:
     """Write `data` at `offset`, but only what is not there already."""
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_CREAT
+    for extra in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, extra, 0)
     fd = os.open(path, flags, 0o666)
     try:
         size = os.fstat(fd).st_size
@@ -185,18 +251,29 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     try:
-        if path.stat().st_size == len(content) and path.read_bytes() == content:
+        found = path.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_size == len(content) and path.read_bytes() == content:
             return
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
 
 
+def _sweep(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(entry.path)
+
+
 def _show(blob: Path, target: Path) -> bool:
-    """Make `target` the content of a blob; False if the blob is not there."""
-    if not blob.exists():
+    """Make `target` the content of a blob; False if the blob is not there, or is something else than a file."""
+    try:
+        if parse_blob(blob.name) is None or not stat.S_ISREG(blob.lstat().st_mode):
+            return False
+    except FileNotFoundError:
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
@@ -207,6 +284,13 @@ def _show(blob: Path, target: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     return True
+
+
+def _is_one_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False
 
 
 def _link(blob: Path, target: Path) -> bool:

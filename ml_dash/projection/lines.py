@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ..fold import Block, LogLine
+from ..state import Block, LogLine
 from ..records import LogEntry, Point
 from ..values import from_json, texts_like_numbers, to_json, utc_text
 
@@ -27,10 +27,7 @@ def point_lines(block: Block) -> bytes:
             {"index": index, "data": row, "createdAt": text}
             for index, (row, text) in enumerate(zip(rows, map(utc_text, times), strict=True), start)
         ]
-    try:
-        encoded = _encoder.encode_lines(lines)
-    except (TypeError, ValueError, RecursionError):
-        return _careful(lines, "data")
+    encoded = _encoder.encode_lines(lines)
     if any(suspect in encoded for suspect in _SUSPECT):
         return _careful(lines, "data")
     return encoded
@@ -59,35 +56,13 @@ def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
         if data:
             texts = texts_like_numbers(data)
             line = {**line, key: to_json(data)} | ({"text": texts} if texts else {})
-        encoded += encode_any(line) + b"\n"
+        encoded += _encoder.encode(line) + b"\n"
     return bytes(encoded)
-
-
-def encode_any(document: Any) -> bytes:
-    """JSON of a document; what JSON cannot hold (only a hostile journal brings that) as its `repr`."""
-    try:
-        return _encoder.encode(document)
-    except (TypeError, ValueError, RecursionError):
-        return _encoder.encode(_harmless(document, 64))
-
-
-def _harmless(value: Any, depth: int) -> Any:
-    if depth == 0:
-        return "..."
-    if isinstance(value, dict):
-        return {str(key): _harmless(item, depth - 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_harmless(item, depth - 1) for item in value]
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and -(2**63) <= value < 2**64):
-        return value
-    return repr(value)[:1000]
 
 
 def document(content: Any) -> bytes:
     """A whole JSON document, indented for people, ending in a newline."""
-    return msgspec.json.format(encode_any(to_json(content)), indent=2) + b"\n"
+    return msgspec.json.format(_encoder.encode(to_json(content)), indent=2) + b"\n"
 
 
 def read_point(line: bytes) -> Point:

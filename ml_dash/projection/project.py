@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -13,18 +14,22 @@ from time import monotonic
 from typing import Final, Protocol
 
 from .. import blobs
-from ..fold import State
-from ..journal.segment import SEGMENTS, TURN, list_segments
-from ..lock import Turn
-from ..view import Memory, View
+from ..durable import boot_id
+from ..errors import JournalError, StorageError
+from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
+from ..lock import Liveness, Turn, probe
+from ..state import Edits, State
+from ..view import Memory, View, look_anew
 from . import checkpoint as checkpoints
+from . import trust
 from .checkpoint import Checkpoint, Layout
-from .folder import Folder, FolderChanged
-from .replay import Enough, Pace, Replay
+from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
+from .replay import Enough, OrderChanged, Pace, Replay
 
-# While training, metadata of metrics is rewritten for at most this share of the time.
-_METADATA_SHARE: Final = 0.02
+# While training, documents that change with every pass are rewritten for at most this share of the time.
+_DOCUMENTS_SHARE: Final = 0.02
 _REBUILD_SLICE: Final = 50_000
+_WAIT_S: Final = 30.0
 
 
 class Place(Protocol):
@@ -59,7 +64,13 @@ class Projector:
         self._replay: Replay | None = None
         self._folder: Folder | None = None
         self._signature: tuple[int, int, int] | None = None
-        self._metadata_due = 0.0
+        self._documents_due = 0.0
+        # Has no pass come to its end yet since this process began, or since another one wrote the checkpoint?
+        self._fresh = True
+        # In the passes until then: did it begin at the beginning, were files added or removed?
+        self._anew = False
+        self._files_changed = False
+        self._keeps = False
 
     @property
     def state(self) -> State:
@@ -74,97 +85,30 @@ class Projector:
     def view(self) -> View:
         """What was projected; hold `guard` while reading from it."""
         assert self._folder is not None
-        return View(self.state, self.layout, self.folder_path, Memory(), fold_case=self._folder.fold_case)
+        return View(self.state, self._folder, Memory(), self._mended)
+
+    def _mended(self) -> View:
+        """The folder is not what it should be: write it again, or look at the journal alone."""
+        self._start_anew()
+        try:
+            if self.advance(wait_s=1.0, complete=False):
+                return self.view()
+        except OSError:
+            self._replay = self._folder = None
+        return look_anew(self.journal, self.folder_path)
+
+    # -- bringing the folder up to date ------------------------------------------------------------------------------
 
     def advance(self, *, wait_s: float = 0.0, pace: Pace | None = None, complete: bool = True) -> bool:
         """Bring the folder up to date; False if another process has the turn for longer than `wait_s` seconds.
 
-        With `complete=False` the metadata of metrics may lag behind for some passes. Raises OSError if the disk
-        refuses (the next call begins at the last checkpoint then), and Enough if `pace` does.
+        With `complete=False` experiment.json and the metadata of metrics may lag behind for some passes. Raises
+        OSError if the disk refuses (the next call begins at the last checkpoint then), and Enough if `pace` does.
         """
-        with self.guard:
-            if not self._turn.take(wait_s):
-                return False
-            try:
+        with self.having_turn(wait_s) as taken:
+            if taken:
                 self._advance_in_turn(pace, complete)
-            except Enough:
-                raise
-            except BaseException:
-                # What is in memory may be ahead of the folder.
-                self._replay = self._folder = None
-                raise
-            finally:
-                self._turn.give_back()
-            return True
-
-    def _advance_in_turn(self, pace: Pace | None, complete: bool) -> None:
-        for _ in range(3):
-            try:
-                replay, folder, fresh = self._resume()
-                try:
-                    changed = replay.catch_up(folder, record=True, pace=pace)
-                except Enough:
-                    self._finish(replay, folder, complete, trim=False)
-                    raise
-                if changed or fresh or (complete and folder.layout.stale) or _dirty(replay):
-                    self._finish(replay, folder, complete, trim=fresh)
-                return
-            except FolderChanged:
-                self._start_anew()
-        raise OSError(f"{self.folder_path} changes while it is being written")
-
-    def _resume(self) -> tuple[Replay, Folder, bool]:
-        """Go on where this process, or the last one, has stopped; (replay, folder, is it new in memory?)."""
-        if self._replay is not None and self._folder is not None:
-            if checkpoints.signature(self.journal) == self._signature:
-                return self._replay, self._folder, False
-        found = checkpoints.load(self.journal)
-        if found is None or not self._same_folder(found):
-            found = Checkpoint(folder=os.fspath(self.folder_path))
-        self._replay = Replay(self.journal, found)
-        self._folder = Folder(self.folder_path, self.journal, found.layout)
-        if found.state.events:
-            self._folder.check()
-        self._folder.prepare()
-        return self._replay, self._folder, True
-
-    def _same_folder(self, found: Checkpoint) -> bool:
-        """A journal may be moved with its folder; but a folder that was never written is begun anew."""
-        return not found.state.events or (self.folder_path / "logs").is_dir()
-
-    def _start_anew(self) -> None:
-        (self.journal / "checkpoint").unlink(missing_ok=True)
-        self._replay = self._folder = None
-
-    def _finish(self, replay: Replay, folder: Folder, complete: bool, *, trim: bool) -> None:
-        edits, layout = replay.edits, folder.layout
-        stale = edits.metrics | set(layout.stale)
-        due = complete or monotonic() >= self._metadata_due
-        begun = monotonic()
-        folder.write_documents(replay.state, edits, stale if due else set())
-        layout.stale = [] if due else sorted(stale)
-        if due:
-            now = monotonic()
-            self._metadata_due = now + (now - begun) / _METADATA_SHARE
-        if trim:
-            folder.trim()
-        self._release(replay)
-        edits.metrics, edits.released = set(), []
-        edits.parameters = edits.files = edits.experiment = False
-        checkpoints.save(self.journal, replay.at)
-        self._signature = checkpoints.signature(self.journal)
-
-    def _release(self, replay: Replay) -> None:
-        if os.environ.get("ML_DASH_KEEP_VERSIONS") == "1":
-            return
-        live = {file.blob for file in replay.state.files.values() if file.live}
-        for name in replay.edits.released:
-            if name not in live:
-                blobs.release(self.journal, name)
-
-    def abandon(self) -> None:
-        """In a forked child: the turn is the parent's."""
-        self._turn.drop()
+            return taken
 
     @contextmanager
     def having_turn(self, wait_s: float) -> Iterator[bool]:
@@ -177,37 +121,159 @@ class Projector:
                 if taken:
                     self._turn.give_back()
 
+    def abandon(self) -> None:
+        """In a forked child: the turn is the parent's."""
+        self._turn.drop()
+
+    def _advance_in_turn(self, pace: Pace | None, complete: bool) -> None:
+        for _ in range(3):
+            try:
+                self._pass(pace, complete)
+                return
+            except Enough:
+                raise
+            except (FolderChanged, OrderChanged, RecursionError):
+                # What the checkpoint counts is not there, or is not what this code would have written.
+                self._start_anew()
+            except JournalError as error:
+                self._forget()
+                raise StorageError(f"{self.journal} cannot be projected: {error.message}", hint=error.hint) from error
+            except BaseException:
+                # What is in memory may be ahead of the folder.
+                self._forget()
+                raise
+        raise OSError(f"{self.folder_path} changes while it is being written")
+
+    def _pass(self, pace: Pace | None, complete: bool) -> None:
+        replay, folder = self._resume()
+        try:
+            changed = replay.catch_up(folder, record=True, pace=pace)
+        except Enough:
+            self._finish(replay, folder, complete, last=False)
+            raise
+        if complete:
+            folder.mark_missing(replay.state, replay.edits)
+        if changed or (self.lagging and (complete or monotonic() >= self._documents_due)):
+            self._finish(replay, folder, complete, last=True)
+        elif self._fresh:
+            self._settle(replay.state, folder)
+
+    @property
+    def lagging(self) -> bool:
+        """Are there documents that were not written when their time had not come yet? Another pass writes them."""
+        edits = self._replay.edits if self._replay is not None else Edits()
+        return bool(edits.experiment or edits.metrics or edits.parameters or edits.files)
+
+    def _resume(self) -> tuple[Replay, Folder]:
+        """Go on where this process, or the last one, has stopped."""
+        replay, folder = self._replay, self._folder
+        if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
+            return replay, folder
+        found = checkpoints.load(self.journal)
+        rebooted = found is not None and found.boot != boot_id()
+        if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
+            found = Checkpoint()
+        self._fresh, self._anew, self._files_changed = True, not found.state.events, False
+        folder = Folder(self.folder_path, self.journal, found.layout)
+        replay = Replay(self.journal, found)
+        replay.edits.metrics.update(found.layout.stale)
+        replay.edits.experiment = found.layout.stale_experiment
+        if rebooted:
+            replay.edits.metrics.update(found.state.metrics)
+            replay.edits.experiment = replay.edits.parameters = replay.edits.files = True
+            folder.forget_unsure_files()
+        folder.prepare()
+        if found.state.events:
+            folder.mark_missing(found.state, replay.edits)
+        with contextlib.suppress(OSError):
+            blobs.sweep(self.journal, self._may_live)
+        self._replay, self._folder = replay, folder
+        self._signature = checkpoints.signature(self.journal)
+        return replay, folder
+
+    def _may_live(self, writer: str) -> bool:
+        first = next((name for name, _ in list_segments(self.journal) if name.writer == writer), None)
+        return first is not None and probe(self.journal / SEGMENTS / first.lock) is not Liveness.GONE
+
+    def _forget(self) -> None:
+        self._replay = self._folder = None
+
+    def _start_anew(self) -> None:
+        (self.journal / CHECKPOINT).unlink(missing_ok=True)
+        self._forget()
+
+    def _finish(self, replay: Replay, folder: Folder, complete: bool, *, last: bool) -> None:
+        """Write the documents that are due, release blobs, and note how far all is."""
+        edits, layout = replay.edits, folder.layout
+        later = Edits()
+        begun = monotonic()
+        if not complete and begun < self._documents_due:
+            later = Edits(metrics=edits.metrics, experiment=edits.experiment)
+            edits.metrics, edits.experiment = set(), False
+        folder.write_documents(replay.state, edits)
+        self._files_changed |= edits.files
+        if last and self._fresh:
+            self._settle(replay.state, folder)
+        if not later.metrics and not later.experiment:
+            self._documents_due = monotonic() + (monotonic() - begun) / _DOCUMENTS_SHARE
+        self._release(replay)
+        replay.edits = later
+        layout.stale, layout.stale_experiment = sorted(later.metrics), later.experiment
+        trust.seal(replay.at, self.journal)
+        checkpoints.save(self.journal, replay.at)
+        self._signature = checkpoints.signature(self.journal)
+
+    def _settle(self, state: State, folder: Folder) -> None:
+        """Remove what an earlier projector left in the folder and what is not, or no more, in the journal."""
+        folder.trim()
+        if self._files_changed:
+            folder.remove_leftovers(state)
+        if self._anew:
+            folder.remove_unknown(state)
+        self._fresh = False
+
+    def _release(self, replay: Replay) -> None:
+        """Unlink the contents of files that were replaced or deleted, once that cannot be lost any more."""
+        released = replay.edits.released
+        if not released or self._keeps or os.environ.get("ML_DASH_KEEP_VERSIONS") == "1":
+            return
+        replay.sync()
+        for name in released:
+            if parse_blob(name) is not None:
+                blobs.release(self.journal, name)
+
+    # -- rebuilding --------------------------------------------------------------------------------------------------
+
     def rebuild(self, progress: Callable[[int, int], None] | None = None) -> RebuildReport:
-        """Write every derived file again from the journal and `order`; what is right already is left as it is.
+        """Remove every derived file and write it again from the journal and `order`, byte-identical.
 
         `progress(events, bytes_of_segments)` is called now and then. Waits for up to 30 s for the turn.
         """
-        with self.having_turn(30.0) as taken:
+        with self.having_turn(_WAIT_S) as taken:
             if not taken:
-                raise OSError(f"{self.journal}: another process has been projecting it for 30 s")
+                raise OSError(f"{self.journal}: another process has been projecting it for {_WAIT_S:.0f} s")
             begun = monotonic()
             size = sum(path.stat().st_size for _, path in list_segments(self.journal))
             self._start_anew()
             _remove_derived(self.folder_path)
             pace = None if progress is None else Pace(_REBUILD_SLICE, lambda: progress(self.state.events, size))
-            self._advance_in_turn(pace, complete=True)
+            # Versions of files that were kept when they were replaced are kept now.
+            self._keeps = True
+            try:
+                self._advance_in_turn(pace, complete=True)
+            finally:
+                self._keeps = False
             return RebuildReport(self.state.events, size, monotonic() - begun)
-
-
-def _dirty(replay: Replay) -> bool:
-    edits = replay.edits
-    return bool(edits.parameters or edits.files or edits.experiment or edits.metrics)
 
 
 def _remove_derived(folder: Path) -> None:
     """Remove what a projection writes, and nothing else."""
-    for name in ("experiment.json", "parameters.json"):
-        (folder / name).unlink(missing_ok=True)
-    for name in ("logs", "metrics", "files"):
-        if (folder / name).is_symlink():
-            (folder / name).unlink()
+    for name in (EXPERIMENT, PARAMETERS, "logs", "metrics", "files"):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            path.unlink(missing_ok=True)
 
 
 def journal_is_there(journal: Path) -> bool:
@@ -217,7 +283,7 @@ def journal_is_there(journal: Path) -> bool:
 
 def catch_up(located: Place) -> None:
     """Bring the documented folder up to date, as readers do for runs that were killed. Waits for up to 30 s."""
-    Projector(located.journal, located.folder).advance(wait_s=30.0)
+    Projector(located.journal, located.folder).advance(wait_s=_WAIT_S)
 
 
 def rebuild(located: Place, progress: Callable[[int, int], None] | None = None) -> RebuildReport:

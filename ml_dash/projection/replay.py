@@ -16,20 +16,20 @@ from typing import Final, Protocol
 import msgspec
 
 from .. import blobs
-from ..durable import data_sync
+from ..durable import data_sync, read_at, sync_folder
 from ..errors import Damaged, JournalError
-from ..fold import Edits, fold, fold_death
-from ..frames import Event
-from ..journal.order import Death, Order, Stretch, death_payload, stretch_payload
-from ..journal.reader import CHUNK_BYTES, Run, Segment, Tail, open_segment, read, resolve_body
+from ..fold import fold, fold_death
+from ..frames import HEAD, Event
+from ..journal.order import Order, Stretch, death_payload, stretch_payload
+from ..journal.reader import Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
 from ..journal.segment import SEGMENTS, SegmentName, list_segments
 from ..lock import Liveness, probe
+from ..state import Edits, Range
 from .checkpoint import Checkpoint
 
 _MERGE_BYTES: Final = 8 << 20
 
 log = logging.getLogger("ml_dash")
-Range = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class Pace:
 
 class Enough(Exception):  # noqa: N818 - control flow between a pace and its projector, never seen by users
     """The time given to a pass is over; what is done so far is consistent."""
+
+
+class OrderChanged(Exception):  # noqa: N818 - tells the projector to begin anew, never seen by users
+    """`order` is not the one that the checkpoint followed, or ends before where it had come to."""
 
 
 class Sink(Protocol):
@@ -59,28 +63,32 @@ class Replay:
         self.at = checkpoint
         self.state = checkpoint.state
         self.edits = Edits()
-        self.troubles: dict[str, str] = {}
-        self._segments: dict[str, Segment] = {}
-        self._names: dict[str, SegmentName] = {}
+        # What could not be read, and why: segment file names, or `<segment> #<number>` for a lost body.
+        self.troubles: dict[str, Exception] = {}
+        # Was anything folded that `order` does not record?
+        self.assumed = False
         self._order = Order(journal)
         self._thorough = True
-        self._read: set[Path] = set()
+        self._segments: dict[str, Segment] = {}
+        self._by_name: dict[str, Segment] = {}
+        self._unsynced: set[Path] = set()
+        # Segment file name → its size when there was a rest in it that is no whole frame.
         self._left: dict[str, int] = {}
 
-    def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None) -> bool:
-        """Fold all that is new; was there anything? Raises OSError if the journal or the sink cannot be used."""
+    def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None, unordered: Sink | None = None) -> bool:
+        """Fold all that is new; was there anything?
+
+        What `order` does not record yet goes to the sink `unordered`, if one is given. Raises OSError if the journal
+        or the sink cannot be used, OrderChanged if the checkpoint is of no use, and Enough if `pace` does.
+        """
         before = self.state.events, self.state.status
-        self._read = set()
+        self._order = Order(self.journal)
         self._order.open(write=record)
         try:
-            if self._order.identity != self.at.order_identity:
-                self.at.order_identity = self._order.identity
-                self.at.order_position = 0
+            self._check_order()
             self._follow_order(sink, pace)
-            self._find_new(sink, record, pace)
+            self._find_new(sink if unordered is None else unordered, record, pace)
             self._note_deaths(record)
-            if record and self.edits.released:
-                self._sync_what_was_read()
         finally:
             self._order.close()
         self._thorough = False
@@ -88,35 +96,42 @@ class Replay:
 
     # -- what order says ---------------------------------------------------------------------------------------------
 
+    def _check_order(self) -> None:
+        if not self._order.first:
+            # It is not there, and this reader may not make it: what is folded already is still right.
+            return
+        if not self.at.order_identity:
+            self.at.order_identity = self._order.identity
+        size = _size(self._order.path)
+        if self._order.identity != self.at.order_identity or (size is not None and size < self.at.order_position):
+            raise OrderChanged(self._order.path)
+
     def _follow_order(self, sink: Sink, pace: Pace | None) -> None:
+        """Fold what is recorded. The position in `order` moves only behind what is folded whole."""
         waiting: Stretch | None = None
+        behind = self.at.order_position
         for record, position in self._order.read(self.at.order_position):
-            self.at.order_position = position
-            if isinstance(record, Stretch):
-                if waiting is not None and _continues(waiting, record):
-                    waiting = Stretch(waiting.segment, waiting.start, record.end)
-                    continue
-                self._fold_stretch(waiting, sink, pace)
-                waiting = record
+            if isinstance(record, Stretch) and waiting is not None and _continues(waiting, record):
+                waiting = Stretch(waiting.segment, waiting.start, record.end)
             else:
                 self._fold_stretch(waiting, sink, pace)
-                waiting = None
-                fold_death(self.state, record.writer, self.edits)
+                self.at.order_position = behind
+                waiting = record if isinstance(record, Stretch) else None
+                if not isinstance(record, Stretch):
+                    fold_death(self.state, record.writer, self.edits)
+            behind = position
         self._fold_stretch(waiting, sink, pace)
+        self.at.order_position = behind
 
     def _fold_stretch(self, stretch: Stretch | None, sink: Sink, pace: Pace | None) -> None:
-        if stretch is None:
+        segment = self._segment_of(stretch.segment) if stretch is not None else None
+        if stretch is None or segment is None:
             return
-        segment = self._segments.get(stretch.segment)
-        if segment is None:
-            self._open_all()
-            segment = self._segments.get(stretch.segment)
-        if segment is None:
-            return
-        for start, end in _holes(self.at.covered.get(segment.id, []), max(stretch.start, segment.first), stretch.end):
-            for item in read(segment, start, end, _chunk(pace)):
+        for start, end in holes(self.at.covered.get(segment.id, []), max(stretch.start, segment.first), stretch.end):
+            for item in self._items(segment, start, end):
                 if isinstance(item, Run):
-                    self._fold_run(segment, item, sink, pace)
+                    for run in self._whole(segment, item):
+                        self._fold_run(segment, run, sink, pace)
 
     # -- what is new -------------------------------------------------------------------------------------------------
 
@@ -125,84 +140,85 @@ class Replay:
             size = _size(path)
             if size is None or self.at.settled.get(path.name) == size:
                 continue
-            if not self._thorough and self._left.get(path.name) == size:
+            if not self._thorough and self._left.get(path.name) == size and not self._lives(name.writer):
                 continue
-            segment = self._open(name, path)
+            segment = self._open(path)
             if segment is None:
                 self._left[path.name] = size
                 continue
             self._sequence(segment, size, sink, record, pace)
 
+    def _lives(self, writer: str) -> bool:
+        """The rest of a living writer's segment is looked at again: on a network file system its bytes may change."""
+        known = self.state.writers.get(writer)
+        return known is None or known.alive
+
     def _sequence(self, segment: Segment, size: int, sink: Sink, record: bool, pace: Pace | None) -> None:
         if segment.writer not in self.state.writers:
             # Whoever died before this writer came is noted first: the run it began is over.
             self._note_deaths(record)
-        complete = True
-        covered = self.at.covered.get(segment.id, [])
-        holes = list(_holes(covered, segment.first, size))
-        if not self._thorough:
-            holes = holes[-1:]
-        for start, end in holes:
-            for item in read(segment, start, end, _chunk(pace)):
+        torn = size
+        unread = list(holes(self.at.covered.get(segment.id, []), segment.first, size))
+        for start, end in unread if self._thorough else unread[-1:]:
+            for item in self._items(segment, start, end):
                 if isinstance(item, Run):
-                    if record:
-                        self._record([stretch_payload(segment.id, item.start, item.end)])
-                    self._fold_run(segment, item, sink, pace)
-                    size = max(size, item.end)
-                elif isinstance(item, Tail):
-                    complete = False
-        if complete and not list(_holes(self.at.covered.get(segment.id, []), segment.first, size)):
+                    for run in self._whole(segment, item):
+                        self._sequence_run(segment, run, sink, record, pace)
+                elif isinstance(item, Tail) and item.end == size and is_partial(segment, item):
+                    # The beginning of a frame: it takes more bytes to make it whole.
+                    torn = item.start
+        if not list(holes(self.at.covered.get(segment.id, []), segment.first, torn)):
             self.at.settled[segment.path.name] = size
         else:
             self._left[segment.path.name] = size
 
-    def _record(self, payloads: list[bytes]) -> None:
-        self.at.order_position = self._order.append(payloads)
+    def _sequence_run(self, segment: Segment, run: Run, sink: Sink, record: bool, pace: Pace | None) -> None:
+        if not record:
+            self.assumed = True
+            self._fold_run(segment, run, sink, pace)
+            return
+        behind = self._order.append([stretch_payload(segment.id, run.start, run.end)])
+        self._fold_run(segment, run, sink, pace)
+        self.at.order_position = behind
 
     def _fold_run(self, segment: Segment, run: Run, sink: Sink, pace: Pace | None) -> None:
-        events = self._resolved(segment, run.events)
-        size = len(events) if pace is None else pace.slice_events
-        for start in range(0, len(events), max(1, size)):
-            fold(self.state, segment.writer, events[start : start + size], self.edits)
+        state, header = self.state, segment.header
+        state.project, state.name = state.project or header.project, state.name or header.name
+        self._unsynced.add(segment.path)
+        size = len(run.events) if pace is None else pace.slice_events
+        for start in range(0, len(run.events), size):
+            fold(state, segment.writer, run.events[start : start + size], self.edits)
             sink.apply(self.edits)
             if pace is not None:
                 pace.step()
         self.at.covered[segment.id] = _with(self.at.covered.get(segment.id, []), run.start, run.end)
-        self._read.add(segment.path)
-
-    def _resolved(self, segment: Segment, events: list[Event]) -> list[Event]:
-        """The events, with bodies that were kept as blobs; one whose blob is lost stays unread, and is a gap."""
-        if not any(isinstance(event[3], msgspec.msgpack.Ext) for event in events):
-            return events
-        resolved: list[Event] = []
-        for seq, kind, time_ns, body in events:
-            try:
-                whole = resolve_body(body, partial(blobs.fetch_body, self.journal, segment.writer, seq))
-            except (OSError, Damaged, ValueError) as error:
-                self.troubles[f"{segment.path.name} #{seq}"] = f"the body of event {seq} is lost: {error}"
-                continue
-            resolved.append((seq, kind, time_ns, whole))
-        return resolved
 
     # -- who died ----------------------------------------------------------------------------------------------------
 
     def _note_deaths(self, record: bool) -> None:
-        alive = [writer for writer in self.state.writers.values() if writer.alive]
-        if not alive:
+        if not self.state.alive:
             return
         segments = list_segments(self.journal)
-        for writer in alive:
-            own = [(name, path) for name, path in segments if name.writer == writer.id]
-            if own and probe(self.journal / SEGMENTS / own[0][0].lock) is not Liveness.GONE:
-                continue
-            # It may have written and closed between our reading and our probing: then it is only not read yet.
-            if any(not self._is_read(path) for _, path in own):
+        gone = [writer for writer in self.state.alive if self._is_gone(writer, segments)]
+        if not gone:
+            return
+        # Listed again: it may have gone on in another segment, and closed, between our listing and our probing.
+        segments = list_segments(self.journal)
+        for writer in gone:
+            own = [path for name, path in segments if name.writer == writer]
+            if not all(map(self._is_read, own)):
                 continue
             if record:
-                last = self._open(*own[-1]) if own else None
-                end = last.first if last else 0
-                self._record([death_payload(writer.id, last.id if last else "00" * 16, end)])
-            fold_death(self.state, writer.id, self.edits)
+                last = self._open(own[-1]) if own else None
+                payload = death_payload(writer, last.id if last else "00" * 16, last.first if last else 0)
+                self.at.order_position = self._order.append([payload])
+            else:
+                self.assumed = True
+            fold_death(self.state, writer, self.edits)
+
+    def _is_gone(self, writer: str, segments: list[tuple[SegmentName, Path]]) -> bool:
+        first = next((name for name, _ in segments if name.writer == writer), None)
+        return first is None or probe(self.journal / SEGMENTS / first.lock) is Liveness.GONE
 
     def _is_read(self, path: Path) -> bool:
         size = _size(path)
@@ -210,39 +226,88 @@ class Replay:
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
-    def _open(self, name: SegmentName, path: Path) -> Segment | None:
-        for segment in self._segments.values():
-            if segment.path == path:
-                return segment
-        opened: Segment | None = None
-        try:
-            opened = open_segment(path)
-        except (OSError, JournalError) as error:
-            if path.name not in self.troubles:
-                log.warning("ml-dash: %s is set aside: %s", path.name, error)
-            self.troubles[path.name] = str(error)
-            return None
-        if opened is not None:
-            self._segments[opened.id] = opened
+    def _open(self, path: Path) -> Segment | None:
+        """The segment at a path; None if it cannot be read (yet)."""
+        opened = self._by_name.get(path.name)
+        if opened is None:
+            try:
+                opened = open_segment(path)
+            except (OSError, JournalError, ValueError) as error:
+                self._set_aside(path.name, error)
+                return None
+            if opened is not None:
+                self._by_name[path.name] = opened
+                self._segments.setdefault(opened.id, opened)
         return opened
 
-    def _open_all(self) -> None:
-        known = {segment.path for segment in self._segments.values()}
-        for name, path in list_segments(self.journal):
-            if path not in known:
-                self._open(name, path)
+    def _segment_of(self, identity: str) -> Segment | None:
+        """The segment with that id, which only headers tell; the newest are looked at first."""
+        if identity not in self._segments:
+            for _, path in reversed(list_segments(self.journal)):
+                opened = self._open(path) if path.name not in self._by_name else None
+                if opened is not None and opened.id == identity:
+                    break
+        return self._segments.get(identity)
 
-    def _sync_what_was_read(self) -> None:
-        """The events that released blobs, and their order, are on disk before the blobs go."""
-        for path in self._read:
+    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
+        """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
+        try:
+            yield from read(segment, start, end)
+        except OSError as error:
+            self._set_aside(segment.path.name, error)
+
+    def _set_aside(self, name: str, error: Exception) -> None:
+        if name not in self.troubles:
+            log.warning("ml-dash: %s is set aside: %s", name, error)
+        self.troubles[name] = error
+
+    def _whole(self, segment: Segment, run: Run) -> Iterator[Run]:
+        """The run with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
+        if msgspec.msgpack.Ext not in {type(event[3]) for event in run.events}:
+            yield run
+            return
+        begun, position = run.start, run.start
+        events: list[Event] = []
+        for event, size in zip(run.events, _frame_sizes(segment, run), strict=True):
+            seq, kind, time_ns, body = event
+            try:
+                body = resolve_body(body, partial(blobs.fetch_body, self.journal, segment.writer, seq))
+            except (OSError, Damaged, ValueError) as error:
+                self.troubles[f"{segment.path.name} #{seq}"] = error
+                if events:
+                    yield Run(begun, position, events)
+                begun, events = position + size, []
+            else:
+                events.append((seq, kind, time_ns, body))
+            position += size
+        if events:
+            yield Run(begun, position, events)
+
+    # -- before blobs are released -----------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """All events read so far, and their order, survive a power cut."""
+        for path in self._unsynced:
             with path.open("rb") as file:
                 data_sync(file.fileno())
-        self._order.sync()
+        sync_folder(self.journal / SEGMENTS)
+        self._unsynced = set()
+        order = Order(self.journal)
+        order.open(write=True)
+        try:
+            order.sync()
+        finally:
+            order.close()
 
 
-def _chunk(pace: Pace | None) -> int:
-    """How many bytes to read at once: with a pace, little, so that memory stays flat beside training."""
-    return CHUNK_BYTES if pace is None else 128 * pace.slice_events
+def _frame_sizes(segment: Segment, run: Run) -> Iterator[int]:
+    with segment.path.open("rb") as file:
+        buffer = read_at(file.fileno(), run.end - run.start, run.start)
+    position = 0
+    while position < len(buffer):
+        size = HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
+        yield size
+        position += size
 
 
 def _continues(first: Stretch, second: Stretch) -> bool:
@@ -258,7 +323,7 @@ def _size(path: Path) -> int | None:
         return None
 
 
-def _holes(covered: list[Range], start: int, end: int) -> Iterator[Range]:
+def holes(covered: list[Range], start: int, end: int) -> Iterator[Range]:
     """What of [start, end) is not covered."""
     for first, last in covered:
         if last <= start:

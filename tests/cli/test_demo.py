@@ -144,6 +144,18 @@ def test_the_count_tells_what_was_written_beyond_what_was_acknowledged(
     assert story.count(read.view(located), [told]) == story.Count(acknowledged=6, recovered=6, beyond=1)
 
 
+def test_the_count_notices_what_is_there_twice(
+    recorded: tuple[read.Located, story.Acknowledged], tmp_path: Path
+) -> None:
+    located, told = recorded
+    with Experiment("short", "demo", local_path=tmp_path) as experiment:
+        for point in told.points["loss"][:2]:
+            experiment.metric("loss").append(**point)
+    count = story.count(read.view(located), [told])
+    assert count == story.Count(acknowledged=7, recovered=7, beyond=2)
+    assert not count.complete
+
+
 def test_a_value_that_differs_in_its_last_bit_is_not_found(recorded: tuple[read.Located, story.Acknowledged]) -> None:
     located, told = recorded
     told.points["loss"][2]["value"] = 1 / 3 + 2**-54

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ml_dash.cli import DAMAGE, OK
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Record, Shell
 
@@ -72,16 +74,25 @@ def test_lists_are_sorted_and_cut(shell: Shell, record: Record) -> None:
 
 
 def test_one_unreadable_experiment_does_not_hide_the_others(shell: Shell, record: Record) -> None:
-    record("good")
+    good = record("good")
     bad = record("bad")
-    shutil.rmtree(bad / ".journal" / "segments")
-    (bad / ".journal" / "segments").mkdir()
-    (bad / ".journal" / "order").write_bytes(b"rubbish")
-    (bad / ".journal" / "checkpoint").unlink()
-    (bad / "experiment.json").unlink()
+    (bad / "experiment.json").write_text("[1, 2")
+    (bad / ".journal/checkpoint").write_bytes(b"rubbish")
+    shutil.rmtree(bad / ".journal/segments")
+    (bad / ".journal/segments").mkdir()
+    (segment,) = (good / ".journal/segments").glob("*.seg")
+    (bad / ".journal/segments" / segment.name).mkdir()
     result = shell("ls", "--json")
     assert "good" in [entry["name"] for entry in result.json]
-    assert result.code in (0, 1, 4)
+    assert result.code in (OK, DAMAGE)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "rubbish", '{"status": 3, "counts": []}'])
+def test_a_folder_that_was_edited_does_not_break_a_list(shell: Shell, record: Record, text: str) -> None:
+    (record("first") / "experiment.json").write_text(text)
+    (entry,) = shell.ok("ls", "--json").json
+    assert (entry["name"], entry["status"], entry["counts"]["points"]) == ("first", "completed", 2)
+    assert "cv/first  completed" in shell.ok("ls").out
 
 
 def test_without_an_experiment_the_one_written_last_is_meant(shell: Shell, record: Record) -> None:

@@ -32,11 +32,12 @@ def run_row(row: Row, count: int, seed: str, workdir: Path, *, jobs: int = 2, on
     """Run a row's trials in several processes."""
     jobs = 1 if only is not None else max(1, min(jobs, count))
     started = [
-        start_apart(row, count, seed, workdir / f"share-{share}", share=(share, jobs), only=only) for share in range(jobs)
+        start_apart(row, count, seed, workdir / f"share-{share}", share=(share, jobs), only=only)
+        for share in range(jobs)
     ]
     report = RowReport(row.id, seed)
     for process in started:
-        report.add(process if isinstance(process, RowReport) else finish_apart(row, seed, process))
+        report.add(finish_apart(row, seed, process))
     return report
 
 
@@ -82,7 +83,7 @@ def own_environment() -> None:
 
 def _fast_folder() -> str | None:
     """Memory, where there is some: the trials are about processes, not about this machine's disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 if __name__ == "__main__":

@@ -86,6 +86,7 @@ class Expected:
             elif kind == disk.FILE_DELETE:
                 deleted.add(body["id"])
         self.deleted = deleted
+        self.blobs = list(disk.blobs(journal.path).values())
 
     @property
     def total_logs(self) -> int:
@@ -165,7 +166,9 @@ def check_folder(folder: Path, journal: disk.Journal) -> list[str]:
         problems.append(f"metrics that nobody appended to: {sorted(unknown)[:3]}")
     parameters = json.loads((folder / "parameters.json").read_bytes())
     if parameters != want.parameters:
-        wrong = [key for key in parameters.keys() | want.parameters.keys() if parameters.get(key) != want.parameters.get(key)]
+        wrong = [
+            key for key in parameters.keys() | want.parameters.keys() if parameters.get(key) != want.parameters.get(key)
+        ]
         problems.append(f"parameters differ: {sorted(wrong)[:5]}")
     return problems + check_files(folder, want)
 
@@ -173,6 +176,7 @@ def check_folder(folder: Path, journal: disk.Journal) -> list[str]:
 def check_files(folder: Path, want: Expected) -> list[str]:
     """Are the files those that were added last?"""
     problems = []
+    present = {blob.name[:64] for blob in want.blobs}
     records = json.loads((folder / "files" / ".files_metadata.json").read_bytes())["files"]
     live = {(record["prefix"].strip("/"), record["filename"]): record for record in records if not record["deletedAt"]}
     for place, (_, checksum) in want.files.items():
@@ -184,6 +188,9 @@ def check_files(folder: Path, want: Expected) -> list[str]:
         if record["checksum"] != checksum:
             problems.append(f"file {place} is recorded with another content")
         path = folder / "files" / place[0] / place[1]
+        if checksum not in present and not path.exists():
+            # Damage has cost the event that replaced it; its own content was released before.
+            continue
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != checksum:
             problems.append(f"file {place} is missing or holds something else")
     return problems

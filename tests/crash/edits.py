@@ -1,4 +1,4 @@
-"""Random edits of bytes that remember where every byte came from: which frames are still whole is known, not guessed."""
+"""Random edits of bytes that remember where every byte came from, so that the frames that are still whole are known."""
 
 from __future__ import annotations
 

@@ -9,11 +9,13 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,12 +139,15 @@ class Row:
     sample: int
     trial: Body
     setup: Setup = nothing
-    # Runs in a process with mounts of its own (`unshare`).
-    mounts: bool = False
+    # Wants a process with mounts of its own: "" no, "root" if we are root, "any" also as root of a user name space.
+    # Where that cannot be had the row runs without: HAS_MOUNTS tells the trials.
+    mounts: str = ""
 
-    def run(self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None) -> RowReport:
+    def run(
+        self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
+    ) -> RowReport:
         """Run `count` of the `full` trials, in this process. `share` (j, n): every n-th of them, from the j-th on."""
-        if self.mounts and os.environ.get("ML_DASH_TEST_MOUNTS") != "1":
+        if self.mounts and "ML_DASH_TEST_MOUNTS" not in os.environ:
             return run_apart(self, count, seed, workdir, share=share, only=only)
         report = RowReport(self.id, seed)
         begun = time.monotonic()
@@ -184,39 +189,38 @@ class Row:
 # -- rows in processes of their own ----------------------------------------------------------------------------------
 
 
-def own_mounts() -> list[str]:
-    """The command that gives a process its own mounts. Raises Unavailable."""
+def has_mounts() -> bool:
+    """Has this process mounts of its own?"""
+    return os.environ.get("ML_DASH_TEST_MOUNTS") == "1"
+
+
+@cache
+def own_mounts(kind: str) -> tuple[str, ...]:
+    """The command that gives a process its own mounts; empty where there is none."""
     unshare = shutil.which("unshare")
-    if unshare is None:
-        raise Unavailable("no `unshare` on the PATH")
-    for options in (["-m"], ["-Urm"]):
-        probe = "mount -t tmpfs -o size=64k none /tmp"
-        tried = subprocess.run([unshare, *options, "sh", "-c", probe], capture_output=True, check=False)
-        if tried.returncode == 0:
-            return [unshare, *options]
-    raise Unavailable(f"`unshare` may not mount here: {tried.stderr.decode(errors='replace').strip()}")
+    choices = {"": (), "root": (["-m"],), "any": (["-m"], ["-Urm"])}[kind]
+    for options in choices if unshare is not None else ():
+        if options == ["-m"] and os.geteuid() != 0:
+            continue
+        probe = [str(unshare), *options, "mount", "-t", "tmpfs", "-o", "size=64k", "none", tempfile.gettempdir()]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return str(unshare), *options
+    return ()
 
 
 def run_apart(
     row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
 ) -> RowReport:
-    """`row.run` in another process, with mounts of its own if the row needs them."""
-    process = start_apart(row, count, seed, workdir, share=share, only=only)
-    return process if isinstance(process, RowReport) else finish_apart(row, seed, process)
+    """`row.run` in another process, with mounts of its own if the row wants them and they can be had."""
+    return finish_apart(row, seed, start_apart(row, count, seed, workdir, share=share, only=only))
 
 
 def start_apart(
     row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
-) -> subprocess.Popen[str] | RowReport:
-    """Start a share of a row's trials; a report at once if the environment cannot."""
-    prefix: list[str] = []
-    environment = dict(os.environ)
-    if row.mounts:
-        try:
-            prefix = own_mounts()
-        except Unavailable as reason:
-            return RowReport(row.id, seed, unavailable=str(reason))
-        environment["ML_DASH_TEST_MOUNTS"] = "1"
+) -> subprocess.Popen[str]:
+    """Start a share of a row's trials."""
+    prefix = own_mounts(row.mounts)
+    environment = {**os.environ, "ML_DASH_TEST_MOUNTS": "1" if prefix else "0"}
     command = [*prefix, sys.executable, "-m", "tests.crash", "--row", row.id, "--count", str(count), "--seed", seed]
     command += ["--workdir", str(workdir), "--share", f"{share[0]}/{share[1]}", "--json"]
     if only is not None:

@@ -86,7 +86,8 @@ def read_header(data: bytes) -> Header:
     if zlib.crc32(data[:end]) != crc:
         raise FormatError("header checksum")
     body = msgpack.unpackb(data[12:end])
-    return Header(*body[:8], size=end + 4, crc=crc)
+    journal, segment, writer, n, first_seq, created_ns, project, name = body[:8]
+    return Header(journal, segment, writer, n, first_seq, created_ns, project, name, end + 4, crc)
 
 
 def frame_at(data: bytes, position: int, crc: int) -> Frame | None:
@@ -120,14 +121,33 @@ def _next_frame(data: bytes, position: int, crc: int) -> Frame | None:
     return None
 
 
+def salvage_header(data: bytes, file_name: str) -> Header | None:
+    """What a damaged header was, if a frame holds behind it that starts from its checksum, stored or computed."""
+    match = _SEGMENT_NAME.fullmatch(file_name)
+    at = data.find(b"\x94", 24, 8192)
+    while match is not None and at >= 0:
+        start = at - 8
+        for crc in (int.from_bytes(data[start - 4 : start], "little"), zlib.crc32(data[: start - 4])):
+            frame = frame_at(data, start, crc)
+            if frame is not None:
+                writer, n, created = bytes.fromhex(match[2]), int(match[3]), int(match[1])
+                return Header(b"", file_name.encode(), writer, n, frame.seq, created, "", "", size=start, crc=crc)
+        at = data.find(b"\x94", at + 1, 8192)
+    return None
+
+
 def read_bytes(data: bytes, path: Path = Path("segment")) -> Segment:
     """All frames of a segment's content, what lies between them, and what is left at its end."""
     segment = Segment(path, len(data))
     try:
         segment.header = header = read_header(data)
     except (FormatError, IndexError):
-        segment.tail = (0, len(data))
-        return segment
+        salvaged = salvage_header(data, path.name)
+        if salvaged is None:
+            segment.tail = (0, len(data))
+            return segment
+        segment.header = header = salvaged
+        segment.damaged.append((0, header.size))
     position = header.size
     while position < len(data):
         frame = frame_at(data, position, header.crc)
@@ -262,12 +282,19 @@ def blobs(path: Path) -> dict[tuple[str, int], Path]:
 
 
 def make_header(
-    writer: bytes, *, journal: bytes = b"J" * 16, segment: bytes = b"S" * 16, n: int = 0, first_seq: int = 0,
-    created_ns: int = 1_700_000_000_000_000_000, project: str = "p", name: str = "e",
-) -> bytes:  # fmt: skip
+    writer: bytes,
+    *,
+    journal: bytes = b"J" * 16,
+    segment: bytes = b"S" * 16,
+    n: int = 0,
+    first_seq: int = 0,
+    created_ns: int = 1_700_000_000_000_000_000,
+    project: str = "p",
+    name: str = "e",
+) -> bytes:
     """The header of a segment."""
     body = msgpack.packb([journal, segment, writer, n, first_seq, created_ns, project, name])
-    head = struct.pack("<8sHH", MAGIC, 1, len(body)) + body
+    head: bytes = struct.pack("<8sHH", MAGIC, 1, len(body)) + body
     return head + struct.pack("<I", zlib.crc32(head))
 
 

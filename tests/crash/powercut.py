@@ -17,8 +17,15 @@ from . import shim
 from .shim import Operation
 
 DAMAGES: Final = (
-    "unsynced gone", "nothing gone", "zeros", "torn at 512", "torn at 4096", "pages at random", "sectors at random", "cut anywhere",
-)  # fmt: skip
+    "unsynced gone",
+    "nothing gone",
+    "zeros",
+    "torn at 512",
+    "torn at 4096",
+    "pages at random",
+    "sectors at random",
+    "cut anywhere",
+)
 PREFIX_KEPT: Final = frozenset((0, 1, 3, 4, 7))
 """Damages after which a file's content is a beginning of what was written."""
 
@@ -167,7 +174,7 @@ def _name(path: str) -> str:
 
 
 def _put(folder: Folder, target: Path, damage: int, names: float, rng: random.Random) -> None:
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     content = dict(folder.safe)
     kept = len(folder.pending) if names == 1 else 0 if names == 0 else rng.randrange(len(folder.pending) + 1)
     for entries in folder.pending[:kept]:
@@ -181,7 +188,8 @@ def _put(folder: Folder, target: Path, damage: int, names: float, rng: random.Ra
 
 def _content(file: File, damage: int, rng: random.Random) -> bytes:
     content = bytearray(file.safe)
-    doomed = file.doomed if damage == 1 or rng.random() < 0.3 else []
+    # What a failed sync left in memory may have been written by it all the same.
+    doomed = file.doomed if damage == 1 or (damage != 0 and rng.random() < 0.3) else []
     for offset, data in doomed:
         _apply(content, offset, data)
     safe = bytes(content)

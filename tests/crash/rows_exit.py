@@ -1,4 +1,4 @@
-"""Rows W27, W28, W31: every way for an interpreter to end, memory that runs out, and secrets that must not be written."""
+"""Rows W27, W28, W31: ways for an interpreter to end, memory that runs out, secrets that must not be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Final
 from . import oracle_reader as disk
 from .harness import ROOT, Row, Trial
 from .oracle import Ear, ear, gaps
-from .recovery import ended, hear_or_tell, recovered
+from .recovery import hear_or_tell, recovered
 from .victims import NAME, PROJECT, journal_of
 from .zygote import clean_environment, zygote
 
@@ -51,21 +51,61 @@ class Exit:
 EXITS: Final = (
     Exit("end of script", _CALLS, 0, "completed"),
     Exit("sys.exit(0)", _CALLS + "sys.exit(0)", 0, "completed"),
-    Exit("sys.exit(3)", _CALLS + "sys.exit(3)", 3, "failed"),
+    Exit(
+        "sys.exit(3) in with", "target, caller = make()\nwith target:\n    caller.any()\n    sys.exit(3)", 3, "failed"
+    ),
     Exit("os._exit", _CALLS + "os._exit(4)", 4, "interrupted"),
     Exit("unhandled exception", _CALLS + "raise ValueError('unhandled')", 1, "failed"),
-    Exit("exception in with", "target, caller = make()\nwith target:\n    caller.any()\n    raise ValueError('in with')", 1, "failed"),
-    Exit("SIGTERM", _CALLS + "report.value('ready', 1)\nsignal.pause()", -signal.SIGTERM, "interrupted", interrupt=signal.SIGTERM),
-    Exit("SIGINT twice", _CALLS + "report.value('ready', 1)\nsignal.pause()", -signal.SIGINT, "interrupted", interrupt=signal.SIGINT),
-    Exit("atexit before and after", "import atexit\natexit.register(lambda: caller.any())\n" + _CALLS
-         + "atexit.register(lambda: caller.any())", 0, "completed"),
-    Exit("standard descriptors closed", _CALLS + "for fd in (1, 2):\n    try: os.write(fd, b'x' * 5000)\n    except OSError: pass\n"
-         "for _ in range(20): caller.any()\ntarget.close()", 0, "completed", before="for fd in (0, 1, 2): os.close(fd)"),
-    Exit("no descriptors left", _CALLS + "kept = []\ntry:\n    while True: kept.append(os.open('/dev/null', os.O_RDONLY))\n"
-         "except OSError: pass\nfor _ in range(20): caller.any()\nfor fd in kept: os.close(fd)\ntarget.close()", 0, "completed"),
-    Exit("fork and exec", _CALLS + "subprocess.run([sys.executable, '-c', 'pass'], check=True)\n"
-         "late = subprocess.Popen(['sleep', '2'], close_fds=False)\ncaller.any()\ntarget.close()\nlate.kill()\nlate.wait()", 0, "completed"),
-)  # fmt: skip
+    Exit(
+        "exception in with",
+        "target, caller = make()\nwith target:\n    caller.any()\n    raise ValueError('in with')",
+        1,
+        "failed",
+    ),
+    Exit(
+        "SIGTERM",
+        _CALLS + "report.value('ready', 1)\nsignal.pause()",
+        -signal.SIGTERM,
+        "interrupted",
+        interrupt=signal.SIGTERM,
+    ),
+    Exit(
+        "SIGINT twice",
+        _CALLS + "report.value('ready', 1)\nsignal.pause()",
+        -signal.SIGINT,
+        "interrupted",
+        interrupt=signal.SIGINT,
+    ),
+    Exit(
+        "atexit before and after",
+        "import atexit\natexit.register(lambda: caller.any())\n" + _CALLS + "atexit.register(lambda: caller.any())",
+        0,
+        "completed",
+    ),
+    Exit(
+        "standard descriptors closed",
+        _CALLS + "for fd in (1, 2):\n    try: os.write(fd, b'x' * 5000)\n    except OSError: pass\n"
+        "for _ in range(20): caller.any()\ntarget.close()",
+        0,
+        "completed",
+        before="for fd in (0, 1, 2): os.close(fd)",
+    ),
+    Exit(
+        "no descriptors left",
+        _CALLS + "kept = []\ntry:\n    while True: kept.append(os.open('/dev/null', os.O_RDONLY))\n"
+        "except OSError: pass\nfor _ in range(20): caller.any()\nfor fd in kept: os.close(fd)\ntarget.close()",
+        0,
+        "completed",
+    ),
+    Exit(
+        "fork and exec",
+        _CALLS + "subprocess.run([sys.executable, '-c', 'pass'], check=True)\n"
+        "late = subprocess.Popen(['sleep', '2'], close_fds=False)\ncaller.any()\ntarget.close()\n"
+        "late.kill()\nlate.wait()",
+        0,
+        "completed",
+    ),
+)
 
 
 def ways_to_end(trial: Trial) -> None:
@@ -120,25 +160,40 @@ def _run_script(script: Path, listener: Ear, trial: Trial, home: Path) -> _Proce
     command.append(str(trial.rng.randrange(1, 40)))
     with (trial.folder / "stderr").open("wb") as errors:
         process = _Process(
-            command, cwd=ROOT, env=clean_environment(home), pass_fds=[listener.write], stdout=errors, stderr=errors,
+            command,
+            cwd=ROOT,
+            env=clean_environment(home),
+            pass_fds=[listener.write],
+            stdout=errors,
+            stderr=errors,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     process.errors = trial.folder / "stderr"
     listener.started()
     return process
 
 
 def memory_runs_out(trial: Trial) -> None:
-    """W28. Memory is limited: a call may raise MemoryError like any other code, what was acknowledged stays."""
+    """W28. Memory is limited: a call may raise MemoryError like any other code, what was acknowledged stays.
+
+    msgspec 0.22 ends the process by SIGSEGV when a buffer cannot grow; that is counted, and only the journal is judged.
+    """
     with ear() as listener:
         victim = trial.shared.start(
-            "victims_special:starved", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}",
+            "victims_special:starved",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
             megabytes=trial.rng.randrange(4, 64),
-        )  # fmt: skip
-        ended(trial, listener, victim)
-        ledger = listener.ledger
+        )
+        listener.started()
+        listener.listen(60.0)
+        status = victim.wait()
+        ledger = listener.finish()
         trial.counts["calls out of memory"] += len(ledger.raised)
-        trial.check("closed" in ledger.values, "the victim did not come to its end")
+        trial.counts["msgspec ended by SIGSEGV"] += status == -signal.SIGSEGV
+        if status != -signal.SIGSEGV:
+            trial.check(status == 0 and "closed" in ledger.values, f"the victim ended with {status}: {victim.told()}")
         journal = recovered(trial, ledger, rebuild=trial.index % 4 == 0)
         trial.check(not journal.damaged_bytes, f"{journal.damaged_bytes} bytes in the middle hold no frame")
 
@@ -152,6 +207,7 @@ key = canary
 settings = dict(local_path=folder + "/store", remote="http://localhost:3000", user_name="alice")
 if sink == "argument": settings["api_key"] = key
 if sink == "environment": os.environ["ML_DASH_API_KEY"] = key
+if sink == "login": settings["remote"] = "https://dash.example.org"
 if sink == "url":
     settings["remote"] = f"http://alice:{key}@localhost:3000"
 try:
@@ -186,20 +242,29 @@ def secrets_stay_out(trial: Trial) -> None:
     environment = clean_environment(home) | {"CANARY": canary}
     environment.pop("ML_DASH_QUIET")
     if sink == "login":
-        credentials = {"remotes": {"http://localhost:3000": {"token": canary}}}
+        credentials = {"remotes": {"https://dash.example.org": {"token": canary}}}
         (home / "ml-dash" / "credentials.json").write_text(json.dumps(credentials))
     if sink == "other environment":
         environment["AWS_SECRET_ACCESS_KEY"] = canary
     command = [sys.executable, str(script), str(folder), sink, *([canary] if sink == "argv" else [])]
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False)
     trial.counts[sink] += 1
-    forms = {canary.encode(), base64.b64encode(canary.encode())[:-4], canary.encode().hex().encode(), canary[::-1].encode()}
+    forms = {
+        canary.encode(),
+        base64.b64encode(canary.encode())[:-4],
+        canary.encode().hex().encode(),
+        canary[::-1].encode(),
+    }
     for path in folder.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
-            trial.check(not any(form in content for form in forms), f"{sink}: the secret is in {path.relative_to(folder)}")
+            trial.check(
+                not any(form in content for form in forms), f"{sink}: the secret is in {path.relative_to(folder)}"
+            )
     printed = made.stdout + made.stderr
-    own = b"\n".join(line for line in printed.splitlines() if b"server said 401" not in line and b"raise RuntimeError" not in line)
+    own = b"\n".join(
+        line for line in printed.splitlines() if b"server said 401" not in line and b"raise RuntimeError" not in line
+    )
     trial.check(canary.encode() not in own, f"{sink}: the secret was printed: {own[-400:]!r}")
     if sink == "url":
         trial.check(b"refused:" in printed, f"a URL with a password was accepted: {printed[-300:]!r}")

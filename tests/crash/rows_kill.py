@@ -17,12 +17,25 @@ from .zygote import zygote
 
 # Reached by a writer that adds files, syncs and closes.
 WRITER_POINTS: Final = (
-    "segment-create", "header-written", "frame-write-before", "frame-write-after", "roll", "sync-before", "sync-after",
-    "blob-temp", "blob-synced", "blob-renamed", "blob-event",
-)  # fmt: skip
+    "segment-create",
+    "header-written",
+    "frame-write-before",
+    "frame-write-after",
+    "roll",
+    "sync-before",
+    "sync-after",
+    "blob-temp",
+    "blob-synced",
+    "blob-renamed",
+    "blob-event",
+)
 PROJECTOR_POINTS: Final = (
-    "order-append", "project-lines", "project-replace", "checkpoint-before", "checkpoint-after",
-)  # fmt: skip
+    "order-append",
+    "project-lines",
+    "project-replace",
+    "checkpoint-before",
+    "checkpoint-after",
+)
 _ROLL_BYTES: Final = {"ROLL_BYTES": 40_000}
 _RUNS_OF_ONE: Final = 3
 
@@ -35,10 +48,15 @@ def killed_at_random(trial: Trial) -> None:
         with ear() as listener:
             rolls = _ROLL_BYTES if trial.rng.random() < 0.2 else {}
             victim = trial.shared.start(
-                "victims:mixed", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=run, files=trial.rng.random() < 0.4,
+                "victims:mixed",
+                trial.folder,
+                pipe=listener.write,
+                seed=f"{trial.rng.random()}",
+                worker=run,
+                files=trial.rng.random() < 0.4,
                 durability=trial.rng.choice(("interval", "interval", "os", "always")),
                 impatient=rolls | {"SYNC_AFTER_S": trial.rng.choice((0.8, 0.01))},
-            )  # fmt: skip
+            )
             if trial.rng.random() < 0.7:
                 listener.started()
                 listener.wait_for("open")
@@ -62,10 +80,16 @@ def killed_at_a_step(trial: Trial) -> None:
     for run, fail in enumerate((f"{point}:{nth}:kill", "")):
         with ear() as listener:
             victim = trial.shared.start(
-                "victims:mixed", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=run,
-                count=200 if fail else 20, durability="always" if point.startswith("sync") else "interval",
-                impatient={"ROLL_BYTES": 10_000, "SYNC_AFTER_S": 0.005}, env={"ML_DASH_FAIL": fail} if fail else {},
-            )  # fmt: skip
+                "victims:mixed",
+                trial.folder,
+                pipe=listener.write,
+                seed=f"{trial.rng.random()}",
+                worker=run,
+                count=200 if fail else 20,
+                durability="always" if point.startswith("sync") else "interval",
+                impatient={"ROLL_BYTES": 10_000, "SYNC_AFTER_S": 0.005},
+                env={"ML_DASH_FAIL": fail} if fail else {},
+            )
             kill_after(trial, listener, victim, 30.0)
             ledgers.append(listener.ledger)
             if fail:
@@ -81,9 +105,13 @@ def killed_in_a_large_write(trial: Trial) -> None:
     with ear() as listener:
         size = trial.rng.randrange(10, 65) << 20
         victim = trial.shared.start(
-            "victims_special:large", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", size=size,
+            "victims_special:large",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            size=size,
             kind=trial.rng.choice(("message", "parameter", "file")),
-        )  # fmt: skip
+        )
         listener.started()
         listener.wait_for("go")
         if trial.rng.random() < 0.9:
@@ -116,9 +144,13 @@ def killed_between_blob_and_event(trial: Trial) -> None:
     point = ("blob-temp", "blob-synced", "blob-renamed", "blob-event", "frame-write-before")[trial.index % 5]
     with ear() as listener:
         victim = trial.shared.start(
-            "victims_special:files", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", count=12,
+            "victims_special:files",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            count=12,
             env={"ML_DASH_FAIL": f"{point}:{trial.rng.randrange(1, 10)}:kill"},
-        )  # fmt: skip
+        )
         kill_after(trial, listener, victim, 30.0)
         path = journal_of(trial.folder)
         journal = disk.read_journal(path)

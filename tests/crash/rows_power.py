@@ -51,10 +51,15 @@ def _record(trial: Trial, zygote: Zygote) -> Recording:
         existed = (root / "store").exists()
         with ear() as listener:
             victim = zygote.start(
-                "victims_special:recorded", root, pipe=listener.write, seed=f"{trial.rng.random()}",
-                durability=trial.rng.choice(("always", "interval", "interval")), count=trial.rng.randrange(20, 80),
-                resumes=trial.rng.randrange(2), program=shim.program(root, log=folder / "operations"),
-            )  # fmt: skip
+                "victims_special:recorded",
+                root,
+                pipe=listener.write,
+                seed=f"{trial.rng.random()}",
+                durability=trial.rng.choice(("always", "interval", "interval")),
+                count=trial.rng.randrange(20, 80),
+                resumes=trial.rng.randrange(2),
+                program=shim.program(root, log=folder / "operations"),
+            )
             ended(trial, listener, victim)
             known = Recording(list(shim.read_log(folder / "operations")), listener.ledger, root, existed)
         safe = 0
@@ -131,9 +136,17 @@ def sync_fails_once(trial: Trial) -> None:
     rule = shim.rule("fdatasync", match="/segments/", nth=nth, count=count, errno=getattr(errno, error))
     with ear() as listener:
         victim = trial.shared.start(
-            "victims_special:recorded", root, pipe=listener.write, seed=f"{trial.rng.random()}", durability=durability,
-            count=nth + 15, resumes=0, files=False, settle=True, program=shim.program(root, rule, log=trial.folder / "log"),
-        )  # fmt: skip
+            "victims_special:recorded",
+            root,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            durability=durability,
+            count=nth + 15,
+            resumes=0,
+            files=False,
+            settle=True,
+            program=shim.program(root, rule, log=trial.folder / "log"),
+        )
         ended(trial, listener, victim)
         ledger = listener.ledger
     operations = list(shim.read_log(trial.folder / "log"))

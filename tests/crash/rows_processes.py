@@ -13,7 +13,7 @@ from . import shim
 from .harness import Row, Trial
 from .oracle import ear, gaps
 from .recovery import ended, hear_or_tell, recovered
-from .victims import NAME, PROJECT
+from .victims import NAME, PROJECT, located
 from .zygote import shimmed, zygote
 
 
@@ -37,10 +37,15 @@ def forks(trial: Trial) -> None:
     nested = trial.rng.random() < 0.2
     with ear() as listener:
         victim = trial.shared.start(
-            "victims_processes:forks", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}",
-            children=children, count=trial.rng.randrange(1, 30), how=trial.rng.choice(("raw", "multiprocessing")),
+            "victims_processes:forks",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            children=children,
+            count=trial.rng.randrange(1, 30),
+            how=trial.rng.choice(("raw", "multiprocessing")),
             nested=nested,
-        )  # fmt: skip
+        )
         ended(trial, listener, victim, timeout_s=60.0)
         trial.counts["forks"] += children * (2 if nested else 1)
         journal = recovered(trial, listener.ledger, reads=trial.index % 4 == 0)
@@ -76,12 +81,19 @@ def _beside(trial: Trial, processes: int, *, program: str = "", hosts: bool = Fa
     with ear() as listener:
         victims = [
             trial.shared.start(
-                "victims_processes:beside", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=worker,
-                count=trial.rng.randrange(1, 60 if processes < 8 else 15), host=f"node{worker % 2}" if hosts else "",
-                crash=trial.rng.random() < 0.3, go=str(go) if together else "", program=program,
+                "victims_processes:beside",
+                trial.folder,
+                pipe=listener.write,
+                seed=f"{trial.rng.random()}",
+                worker=worker,
+                count=trial.rng.randrange(1, 60 if processes < 8 else 15),
+                host=f"node{worker % 2}" if hosts else "",
+                crash=trial.rng.random() < 0.3,
+                go=str(go) if together else "",
+                program=program,
             )
             for worker in range(processes)
-        ]  # fmt: skip
+        ]
         listener.started()
         if together:
             hear_or_tell(listener, victims[0], "waiting", processes)
@@ -99,11 +111,13 @@ def _beside(trial: Trial, processes: int, *, program: str = "", hosts: bool = Fa
         _one_file_for_each_writer(trial, journal, at_least=processes)
         if not program:
             # One that died before the others came has ended a run of its own.
-            _status(trial, {"completed"} if not crashed else {"interrupted"} if together else {"interrupted", "completed"})
+            _status(
+                trial, {"completed"} if not crashed else {"interrupted"} if together else {"interrupted", "completed"}
+            )
 
 
 def processes(trial: Trial) -> None:
-    """W19. 2 processes (in 500 trials) or 64 (in 100), also as if from two hosts, in one experiment; some are killed."""
+    """W19. 2 processes (500 trials) or 64 (100), also as if from two hosts, in one experiment; some are killed."""
     _beside(trial, 2 if trial.index < 500 else 64, hosts=trial.rng.random() < 0.5, rebuild=trial.index % 4 == 1)
 
 
@@ -123,22 +137,39 @@ def broken_locks(trial: Trial) -> None:
 
 def old_writer_wakes(trial: Trial) -> None:
     """W21. A stopped process is given up, another one resumes, then the first goes on: both are kept."""
+    from ml_dash.read import view
+
     with ear() as listener:
         go = trial.folder / "go"
         old = trial.shared.start(
-            "victims_processes:beside", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=0,
-            count=2_000, go=str(go), host="node0",
-        )  # fmt: skip
+            "victims_processes:beside",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            worker=0,
+            count=2_000,
+            go=str(go),
+            host="node0",
+        )
         hear_or_tell(listener, old, "waiting")
         go.touch()
         listener.wait_for_acks(trial.rng.randrange(1, 300))
         old.kill(signal.SIGSTOP)
         new = trial.shared.start(
-            "victims_processes:beside", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=1,
-            count=trial.rng.randrange(1, 200), host="node1", crash=trial.rng.random() < 0.3,
-        )  # fmt: skip
+            "victims_processes:beside",
+            trial.folder,
+            pipe=listener.write,
+            seed=f"{trial.rng.random()}",
+            worker=1,
+            count=trial.rng.randrange(1, 200),
+            host="node1",
+            crash=trial.rng.random() < 0.3,
+        )
         status = new.wait()
         trial.check(status in (0, -signal.SIGKILL), f"the new process ended with {status}: {new.told()}")
+        # The old one still holds its lock: the experiment runs.
+        record = view(located(trial.folder)).record()
+        trial.check(record["status"] == "running", f"a process is alive, the status is {record['status']}")
         old.kill(signal.SIGCONT)
         ended(trial, listener, old)
         trial.check(listener.ledger.last("closed") == 1, "the old process did not close")
@@ -155,9 +186,14 @@ def wrong_clock(trial: Trial) -> None:
     with ear() as listener:
         for worker in range(2):
             victim = trial.shared.start(
-                "victims_processes:clocked", trial.folder, pipe=listener.write, seed=f"{trial.rng.random()}", worker=worker,
-                count=90, clock=clock,
-            )  # fmt: skip
+                "victims_processes:clocked",
+                trial.folder,
+                pipe=listener.write,
+                seed=f"{trial.rng.random()}",
+                worker=worker,
+                count=90,
+                clock=clock,
+            )
             status = victim.wait()
             trial.check(status == 0, f"the victim ended with {status}: {victim.told()}")
             listener.hear()

@@ -161,7 +161,7 @@ static int ends(rule *r, long *result) {
 
 long shim_hung(void) { return hung; }
 
-long shim_seen(int index) { return index < rule_count ? rules[index].seen : -1; }
+long shim_done(int index) { return index < rule_count ? rules[index].done : -1; }
 
 static void parse_rule(char *text) {
     if (rule_count == MAX_RULES) abort();
@@ -432,8 +432,11 @@ static int cut(int fd, off_t size) {
     long result;
     if (ends(due("truncate", path), &result)) return (int)result;
     pthread_mutex_lock(&guard);
+    struct stat found;
+    off_t before = fstat(fd, &found) ? size : found.st_size;
     result = syscall(SYS_ftruncate, fd, size);
     int error = errno;
+    if (!result && quota >= 0 && before > size) quota += before - size;
     if (!result) note(LOG_TRUNCATE, inode_of(fd), size, path, "", "", 0);
     pthread_mutex_unlock(&guard);
     errno = error;

@@ -102,9 +102,9 @@ def hung() -> int:
     return int(_loaded().shim_hung())
 
 
-def seen(index: int = 0) -> int:
-    """How many calls the rule number `index` has looked at."""
-    return int(_loaded().shim_seen(index))
+def done(index: int = 0) -> int:
+    """How often the rule number `index` has struck."""
+    return int(_loaded().shim_done(index))
 
 
 def read_log(path: Path) -> Iterator[Operation]:

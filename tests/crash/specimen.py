@@ -80,6 +80,7 @@ class Reading:
     found: list[tuple[Any, ...]] = None  # type: ignore[assignment]
     gaps: list[tuple[int, int]] = None  # type: ignore[assignment]
     tail: tuple[int, int] | None = None
+    header_damaged: bool = False
 
 
 def read_copy(path: Path) -> Reading:
@@ -93,6 +94,7 @@ def read_copy(path: Path) -> Reading:
     if segment is None:
         reading.refused = "not yet"
         return reading
+    reading.header_damaged = segment.damaged
     for item in read(segment, segment.first):
         if isinstance(item, Run):
             reading.found += item.events
@@ -115,7 +117,9 @@ def expect(reading: Reading, want: list[disk.Frame], *, damaged: bool) -> list[s
     if got != [identity(frame) for frame in want]:
         missing = sorted({identity(frame)[0] for frame in want} - {event[0] for event in got})
         invented = sorted({event[0] for event in got} - {frame.seq for frame in want})
-        problems.append(f"{len(want)} frames are whole, {len(got)} were read; missing {missing[:5]}, too many {invented[:5]}")
+        problems.append(
+            f"{len(want)} frames are whole, {len(got)} were read; missing {missing[:5]}, too many {invented[:5]}"
+        )
     if damaged != bool(reading.gaps or reading.tail):
         problems.append(f"damage: {damaged}, told: gaps {reading.gaps[:3]}, tail {reading.tail}")
     return problems

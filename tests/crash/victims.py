@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -63,7 +64,11 @@ class Caller:
         return f"{self.report.worker}:{self.report.ordinal + 1}"
 
     def _text(self) -> str:
-        size = self.rng.choice((0, 5, 40, 300, 3000)) if self.rng.random() < 0.9 else self.rng.randrange(self.big or 60_000)
+        size = (
+            self.rng.choice((0, 5, 40, 300, 3000))
+            if self.rng.random() < 0.9
+            else self.rng.randrange(self.big or 60_000)
+        )
         return self._tag() + " " + "x" * size
 
     def point(self) -> None:
@@ -128,10 +133,21 @@ def sources_of(folder: Path) -> Path:
 
 
 def mixed(
-    pipe: int, folder: Path, *, seed: str, count: int = 1 << 60, worker: int = 0, files: bool = True, big: int = 0,
-    durability: str = "interval", states: bool = False, close: bool = True, settings: dict[str, Any] | None = None,
-    impatient: dict[str, float] | None = None, pace: str = "",
-) -> None:  # fmt: skip
+    pipe: int,
+    folder: Path,
+    *,
+    seed: str,
+    count: int = 1 << 60,
+    worker: int = 0,
+    files: bool = True,
+    big: int = 0,
+    durability: str = "interval",
+    states: bool = False,
+    close: bool = True,
+    settings: dict[str, Any] | None = None,
+    impatient: dict[str, float] | None = None,
+    pace: str = "",
+) -> None:
     """Open the experiment and make calls of every kind, for ever or `count` of them, then close it.
 
     With `states` the counts of `durable_state` are reported after each call. With `pace` (a folder) the calls after the
@@ -207,14 +223,26 @@ def threads(pipe: int, folder: Path, *, seed: str, workers: int, count: int) -> 
     target.close()
 
 
-def project(pipe: int, folder: Path, *, rounds: int = 1) -> None:
-    """Bring the documented folder up to date, as a reader or `ml-dash` does."""
-    from ml_dash.projection.project import catch_up
+def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> None:
+    """Bring the documented folder up to date, as a reader or `ml-dash` does; with `slices` a few events at a time."""
+    from ml_dash.projection.project import Projector
+    from ml_dash.projection.replay import Enough, Pace
 
     report = Reporter(pipe)
     report.value("open", os.getpid())
-    for _ in range(rounds):
-        catch_up(located(folder))
+    place = located(folder)
+    projector = Projector(place.journal, place.folder)
+    passed = [0]
+
+    def stop() -> None:
+        passed[0] += 1
+        if passed[0] % 3 == 0:
+            raise Enough
+
+    for _ in range(rounds if slices else 0):
+        with contextlib.suppress(Enough):
+            projector.advance(wait_s=30.0, pace=Pace(slices, stop))
+    projector.advance(wait_s=30.0)
     report.value("projected", 1)
 
 
@@ -224,4 +252,5 @@ def located(folder: Path, name: str = NAME) -> Any:
 
     found = at(journal_of(folder, name))
     assert found is not None, f"no experiment in {journal_of(folder, name)}"
+    assert found.folder == journal_of(folder, name).parent, f"its documented folder is taken to be {found.folder}"
     return found

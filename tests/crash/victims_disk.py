@@ -1,4 +1,4 @@
-"""Programs of victims whose disk fills up, fails, hangs or goes away: they time every call and never expect an error."""
+"""Programs of victims whose disk fills up, fails, hangs or goes away: they time every call and expect no error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import resource
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from . import oracle_reader as disk
 from . import shim
@@ -61,7 +61,7 @@ def wait_until_written(report: Reporter, target: object, timeout_s: float = 20.0
 
 
 def fill_up(pipe: int, folder: Path, *, seed: str, padding: int, pages: int, free: bool, more: int) -> None:
-    """On a small file system: fill it with ballast but for some pages, call until it is full and beyond, then free it."""
+    """On a small file system: fill it with ballast but for some pages, call until it is full and on, then free it."""
     hurry(**IMPATIENT)
     report = Reporter(pipe)
     rng = random.Random(seed)
@@ -113,7 +113,7 @@ def limited(pipe: int, folder: Path, *, seed: str, room: int, more: int) -> None
     close_and_report(report, target)
 
 
-def faulty(pipe: int, folder: Path, *, seed: str, count: int, settings: dict[str, object] | None = None) -> None:
+def faulty(pipe: int, folder: Path, *, seed: str, count: int, settings: dict[str, Any] | None = None) -> None:
     """Calls while the shim lets some system calls fail."""
     hurry(**IMPATIENT, ROLL_BYTES=6_000)
     report = Reporter(pipe)
@@ -125,6 +125,30 @@ def faulty(pipe: int, folder: Path, *, seed: str, count: int, settings: dict[str
         report_state(report, target)
     caller.tell()
     close_and_report(report, target)
+
+
+def faulty_folder(pipe: int, folder: Path, *, seed: str, count: int, rule: str) -> None:
+    """Calls and reads while the folder cannot be written; the journal can."""
+    import ml_dash.run
+
+    assert hasattr(ml_dash.run, "PROJECT_EVERY_S")
+    ml_dash.run.PROJECT_EVERY_S = 0.005
+    report = Reporter(pipe)
+    target = experiment(folder).open()
+    shim.configure(rule)
+    caller = TimedCaller(target, report, random.Random(seed), big=2000)
+    for number in range(count):
+        caller.any()
+        if number % 40 == 10:
+            try:
+                report.value("read", sum(summary["totalDataPoints"] for summary in target.metric().list_all()))
+            except OSError as error:
+                report.value("read raised", error.errno or 0)
+        time.sleep(0.0002)
+    caller.tell()
+    report.value("hits", shim.done())
+    target.close()
+    report.value("closed", 1)
 
 
 def faulty_strict(pipe: int, folder: Path, *, seed: str, count: int) -> None:
@@ -176,9 +200,7 @@ def hanging(pipe: int, folder: Path, *, seed: str, op: str, nth: int, patience: 
     assert hasattr(ml_dash.run, "_is_local"), "the choice of write function has moved"
     ml_dash.run._is_local = lambda journal: False
     hurry(SYNC_AFTER_S=0.01, FIRST_RETRY_S=0.02, PATIENCE_S=patience)
-    shim.configure(
-        shim.program(folder / "store", shim.rule(op, match="/segments/", nth=nth, hang=folder / "release"))
-    )
+    shim.configure(shim.program(folder / "store", shim.rule(op, match="/segments/", nth=nth, hang=folder / "release")))
     first, second = Reporter(pipe, 1), Reporter(pipe, 2)
     target = experiment(folder).open()
     stop = threading.Event()

@@ -62,11 +62,19 @@ def files(pipe: int, folder: Path, *, seed: str, count: int) -> None:
 
 
 def recorded(
-    pipe: int, folder: Path, *, seed: str, durability: str, count: int, resumes: int, files: bool = True, settle: bool = False
+    pipe: int,
+    folder: Path,
+    *,
+    seed: str,
+    durability: str,
+    count: int,
+    resumes: int,
+    files: bool = True,
+    settle: bool = False,
 ) -> None:
     """Calls under the shim's record, with marks that say how many of them were said to be synced.
 
-    The experiment is opened anew `resumes` times in between. With `settle` the end waits until all is said to be synced.
+    The experiment is opened anew `resumes` times in between. With `settle` the end waits until all is synced.
     """
     hurry(SYNC_AFTER_S=0.002, ROLL_BYTES=4_000)
     report = Reporter(pipe)
@@ -136,3 +144,19 @@ def starved(pipe: int, folder: Path, *, seed: str, megabytes: int) -> None:
     for _ in range(10):
         caller.any()
     close_and_report(report, target)
+
+
+def projecting(pipe: int, folder: Path, *, seed: str, count: int, worker: int) -> None:
+    """Calls with a folder that is brought up to date all the time."""
+    import ml_dash.run
+
+    assert hasattr(ml_dash.run, "PROJECT_EVERY_S")
+    ml_dash.run.PROJECT_EVERY_S = 0.002
+    report = Reporter(pipe, worker)
+    target = experiment(folder).open()
+    report.value("open", 1)
+    caller = Caller(target, report, random.Random(seed))
+    for _ in range(count):
+        caller.any()
+        time.sleep(0.0005)
+    target.close()

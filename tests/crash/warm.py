@@ -24,6 +24,19 @@ for module in pkgutil.walk_packages(ml_dash.__path__, "ml_dash."):
         importlib.import_module(module.name)
 
 __all__ = [
-    "ctypes", "filelock", "hashlib", "json", "mimetypes", "msgpack", "msgspec", "platform", "shutil", "socket", "traceback",
-    "victims", "victims_disk", "victims_processes", "victims_special",
-]  # fmt: skip
+    "ctypes",
+    "filelock",
+    "hashlib",
+    "json",
+    "mimetypes",
+    "msgpack",
+    "msgspec",
+    "platform",
+    "shutil",
+    "socket",
+    "traceback",
+    "victims",
+    "victims_disk",
+    "victims_processes",
+    "victims_special",
+]

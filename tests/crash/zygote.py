@@ -90,7 +90,9 @@ class Zygote:
         environment = clean_environment(home)
         if with_shim:
             environment["LD_PRELOAD"] = str(shim.build())
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if _SEQPACKET else socket.SOCK_DGRAM)
+        self._socket, theirs = socket.socketpair(
+            socket.AF_UNIX, socket.SOCK_SEQPACKET if _SEQPACKET else socket.SOCK_DGRAM
+        )
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE * 4)
         command = [sys.executable, "-m", "tests.crash.zygote", str(theirs.fileno())]
@@ -99,18 +101,29 @@ class Zygote:
         self._ask({"op": "hello"})
 
     def start(
-        self, function: str, folder: Path, *, pipe: int | None = None, env: dict[str, str] | None = None,
-        program: str = "", **arguments: Any,
-    ) -> Victim:  # fmt: skip
+        self,
+        function: str,
+        folder: Path,
+        *,
+        pipe: int | None = None,
+        env: dict[str, str] | None = None,
+        program: str = "",
+        **arguments: Any,
+    ) -> Victim:
         """Fork a victim that runs `tests.crash.victims.<function>(pipe, folder, **arguments)`.
 
         `function` is "module:name"; `program` is one for the shim.
         """
         errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         request = {
-            "op": "start", "function": function, "folder": str(folder), "env": env or {}, "program": program,
-            "errors": str(errors), "arguments": arguments,
-        }  # fmt: skip
+            "op": "start",
+            "function": function,
+            "folder": str(folder),
+            "env": env or {},
+            "program": program,
+            "errors": str(errors),
+            "arguments": arguments,
+        }
         return Victim(self._ask(request, [] if pipe is None else [pipe])["pid"], self, errors)
 
     def reap(self, pid: int) -> int:
@@ -193,11 +206,11 @@ def _serve(ours: socket.socket) -> None:
                 os.close(descriptor)
             answer["pid"] = pid
         elif request["op"] == "reap":
-            pid = request["pid"]
+            pid = int(request["pid"])
             answer["status"] = ended.pop(pid) if pid in ended else os.waitpid(pid, 0)[1]
         elif request["op"] == "ended":
             if request["pid"] not in ended:
-                pid, status = os.waitpid(request["pid"], os.WNOHANG)
+                pid, status = os.waitpid(int(request["pid"]), os.WNOHANG)
                 if pid:
                     ended[pid] = status
             answer["ended"] = request["pid"] in ended

@@ -1,0 +1,134 @@
+"""May a checkpoint be relied on? What it counts must still lie in the journal and in the folder.
+
+Neither it nor the folder is ever synced. As long as the machine runs, or a process on it was killed, that does not
+matter; after another boot (or on another machine, over a network) what was written since it was last looked at on disk
+is read again: frames by their checksums, lines by the CRC that the checkpoint keeps. That costs what is new, where
+folding again would cost what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from zlib import crc32
+
+from ..durable import boot_id
+from ..errors import JournalError
+from ..events import Malformed, changes, mapping
+from ..journal.reader import Run, Segment, open_segment, read
+from ..journal.segment import ORDER, list_segments
+from ..state import State
+from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
+from .folder import Folder
+
+_BLOCK: Final = 1 << 20
+
+
+def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
+    """Is everything there that the checkpoint counts? Bytes that were checked are noted in it as safe."""
+    try:
+        return (
+            _is_consistent(checkpoint)
+            and all(path.stat().st_size >= lines.size for path, lines in folder.line_files())
+            and (checkpoint.boot == boot_id() or _survived(checkpoint, folder))
+        )
+    except (OSError, JournalError):
+        return False
+
+
+def _is_consistent(checkpoint: Checkpoint) -> bool:
+    """Do its parts agree? A CRC does not say so: whoever made it may have meant harm."""
+    state, layout = checkpoint.state, checkpoint.layout
+    counts = {name: metric.count for name, metric in state.metrics.items() if metric.count}
+    return (
+        layout.logs.lines == state.logs
+        and {name: lines.lines for name, lines in layout.metrics.items()} == counts
+        and all(_has_marks(lines) for lines in (layout.logs, *layout.metrics.values()))
+        and state.writers.keys() >= {*state.session, *state.alive}
+        and state.files.keys() >= set(chain.from_iterable(state.places.values()))
+        and all(map(_stays_inside, layout.placed))
+        and all(map(_may_be_recorded, _values(state)))
+    )
+
+
+def _values(state: State) -> Iterator[dict[str, Any]]:
+    """All that callers gave."""
+    for owner in (state, *state.metrics.values(), *state.files.values()):
+        keys = ("description", "tags", "metadata", *(("folder",) if owner is state else ()))
+        yield {key: getattr(owner, key).value for key in keys}
+    yield {"metadata": {key: register.value for key, register in state.parameters.items()}}
+    for writer in state.writers.values():
+        yield {"metadata": {"place": writer.place, "error": writer.error}}
+
+
+def _may_be_recorded(given: dict[str, Any]) -> bool:
+    try:
+        return changes(mapping(given), *given) == given
+    except Malformed:
+        return False
+
+
+def _has_marks(lines: LineFile) -> bool:
+    ends = [*lines.marks, lines.size]
+    return len(lines.marks) == -(-lines.lines // LINES_PER_MARK) and sorted(ends) == ends and ends[0] == 0
+
+
+def _stays_inside(path: str) -> bool:
+    parts = PurePosixPath(path).parts
+    return bool(parts) and not PurePosixPath(path).is_absolute() and ".." not in parts
+
+
+def _survived(checkpoint: Checkpoint, folder: Folder) -> bool:
+    """Read again what was written since it was last seen on disk."""
+    if not _segments_survived(checkpoint, folder.journal):
+        return False
+    for path, lines in [(folder.journal / ORDER, checkpoint.order), *folder.line_files()]:
+        if _crc(path, lines.safe, lines.size) != lines.crc:
+            return False
+        lines.safe, lines.crc = lines.size, 0
+    return True
+
+
+def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
+    for _, path in list_segments(journal):
+        safe = checkpoint.safe.get(path.name, 0)
+        if checkpoint.settled.get(path.name) == safe:
+            continue
+        segment = open_segment(path)
+        covered = checkpoint.covered.get(segment.id) if segment is not None else None
+        if segment is None or not covered:
+            continue
+        if not all(_is_all_frames(segment, max(start, safe), end) for start, end in covered if end > safe):
+            return False
+        checkpoint.safe[path.name] = covered[-1][1]
+    return True
+
+
+def _is_all_frames(segment: Segment, start: int, end: int) -> bool:
+    position = start
+    for item in read(segment, start, end):
+        if not isinstance(item, Run) or item.start != position:
+            return False
+        position = item.end
+    return position == end
+
+
+def seal(checkpoint: Checkpoint, journal: Path) -> None:
+    """Note the CRC of what `order` has become since the last time."""
+    known = checkpoint.order
+    crc = _crc(journal / ORDER, known.size, checkpoint.order_position, known.crc)
+    if crc is not None:
+        known.size, known.crc = checkpoint.order_position, crc
+
+
+def _crc(path: Path, start: int, end: int, crc: int = 0) -> int | None:
+    """The CRC-32 of bytes [start, end), going on from `crc`; None if they are not all there."""
+    rest = end - start
+    with path.open("rb") as file:
+        file.seek(start)
+        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
+            crc = crc32(block, crc)
+            rest -= len(block)
+    return crc if rest <= 0 else None

@@ -1,0 +1,1 @@
+"""The tests; those that share helpers import them by name."""

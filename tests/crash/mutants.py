@@ -1,0 +1,84 @@
+"""X4: break the library's rules one by one, and see the suite turn red for each: `python -m tests.crash.mutants`.
+
+A mutant is a text substitution in a copy of the source tree. The checks that must notice it run on that copy; if they
+all pass, the mutant has survived, and the suite has a hole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from .harness import ROOT, remove_tree
+from .mutant_table import MUTANTS, Mutant
+
+
+
+# An editable install finds the package by a hook of its own, before any path: on the copy it must not.
+_NO_HOOK: Final = (
+    "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__name__', '') != 'RedirectingFinder']\n"
+)
+
+
+def copy_tree(target: Path) -> None:
+    """The library and these tests, to be broken."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "ml_dash", target / "ml_dash", ignore=ignore)
+    shutil.copytree(ROOT / "tests" / "crash", target / "tests" / "crash", ignore=ignore)
+    (target / "sitecustomize.py").write_text(_NO_HOOK)
+
+
+def notice(mutant: Mutant, seed: str) -> str:
+    """The row that noticed the mutant, and what it said; empty if it survived."""
+    tree = Path(tempfile.mkdtemp(prefix="ml-dash-mutant-"))
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        copy_tree(tree)
+        mutant.apply(tree)
+        for row, count in mutant.rows:
+            command = [sys.executable, "-m", "tests.crash", "--row", row, "--count", str(count), "--seed", seed]
+            made = subprocess.run(
+                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False
+            )
+            if made.returncode:
+                said = [line.strip() for line in made.stdout.splitlines() if "trial" in line]
+                return f"{row}: {said[1][:150] if len(said) > 1 else (made.stdout + made.stderr)[-150:]}"
+    finally:
+        remove_tree(tree)
+    return ""
+
+
+def main() -> int:
+    """Exit code: 0 if every mutant was noticed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.mutants", description=__doc__)
+    parser.add_argument("--name", action="append", default=[], help="only mutants whose name contains this")
+    parser.add_argument("--seed", default=str(random.SystemRandom().randrange(1 << 32)))
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTANTS if not arguments.name or any(part in m.name for part in arguments.name)]
+    if arguments.list:
+        for mutant in chosen:
+            print(f"{mutant.name}: {mutant.file}, noticed by {', '.join(row for row, _ in mutant.rows)}")
+        return 0
+    survivors = 0
+    for mutant in chosen:
+        begun = time.monotonic()
+        said = notice(mutant, arguments.seed)
+        survivors += not said
+        print(
+            f"{'killed  ' if said else 'SURVIVED'} {mutant.name} ({time.monotonic() - begun:.0f} s) {said}", flush=True
+        )
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutants noticed, seed {arguments.seed}")
+    return int(bool(survivors))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
