@@ -35,7 +35,8 @@ log = logging.getLogger("ml_dash")
 FOLDER_AT_CLOSE_S: Final = 5.0
 _TELL_AFTER_S: Final = 2.0
 _SLICE_EVENTS: Final = 256
-_READ_WAIT_S: Final = 2.0
+# A read does not wait for other processes; this is what a projector needs for a pass while training.
+_READ_WAIT_S: Final = 0.25
 
 
 class MetricTally(Tally):

@@ -16,7 +16,7 @@ Tree = dict[str, str]
 
 
 def tree(folder: Path) -> Tree:
-    """Relative path → what is there, for the documented folder; the journal is left out."""
+    """Relative path → what is there, for the documented folder; the journal and empty folders are left out."""
     found: Tree = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -25,7 +25,8 @@ def tree(folder: Path) -> Tree:
         if path.is_symlink():
             found[str(relative)] = f"-> {path.readlink()}"
         elif path.is_dir():
-            found[str(relative)] = "/"
+            if any(path.iterdir()):
+                found[str(relative)] = "/"
         else:
             found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found

@@ -20,8 +20,6 @@ from typing import Final
 from .harness import ROOT, remove_tree
 from .mutant_table import MUTANTS, Mutant
 
-
-
 # An editable install finds the package by a hook of its own, before any path: on the copy it must not.
 _NO_HOOK: Final = (
     "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__name__', '') != 'RedirectingFinder']\n"

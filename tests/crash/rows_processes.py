@@ -46,7 +46,7 @@ def forks(trial: Trial) -> None:
             how=trial.rng.choice(("raw", "multiprocessing")),
             nested=nested,
         )
-        ended(trial, listener, victim, timeout_s=60.0)
+        ended(trial, listener, victim, timeout_s=120.0)
         trial.counts["forks"] += children * (2 if nested else 1)
         journal = recovered(trial, listener.ledger, reads=trial.index % 4 == 0)
         _one_file_for_each_writer(trial, journal, at_least=1 + children)

@@ -219,12 +219,13 @@ def edited_folder(trial: Trial) -> None:
 
 def _changed_without_a_checkpoint(trial: Trial, home: Path) -> None:
     """The checkpoint is lost, and what the folder shows is not so any more: nothing of it may stay."""
+    with experiment(trial.folder, read_only=True) as reader:
+        ids = [record["id"] for record in reader.file().list() if trial.rng.random() < 0.5]
+    victim = trial.shared.zygote.start("victims_special:delete_and_die", trial.folder, ids=ids)
+    status = victim.wait()
+    trial.check(status == 0, f"the victim ended with {status}: {victim.told()}")
     (home / ".journal" / "checkpoint").unlink()
-    with experiment(trial.folder) as target:
-        for record in target.file().list():
-            if trial.rng.random() < 0.5:
-                target.file(file_id=record["id"]).delete()
-        target.log("and on")
+    _catch_up(trial.folder)
     found = tree(home)
     _rebuild(trial.folder)
     difference = tree_difference(found, tree(home))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import resource
 import time
@@ -160,3 +161,12 @@ def projecting(pipe: int, folder: Path, *, seed: str, count: int, worker: int) -
         caller.any()
         time.sleep(0.0005)
     target.close()
+
+
+def delete_and_die(pipe: int, folder: Path, *, ids: list[str]) -> None:
+    """Delete files, and end before anything is projected."""
+    del pipe
+    target = experiment(folder).open()
+    for file_id in ids:
+        target.file(file_id=file_id).delete()
+    os._exit(0)
