@@ -164,7 +164,8 @@ def _retire(state: State, writer: WriterState) -> None:
 
 def _join_session(state: State, writer: WriterState) -> None:
     if state.status != RUNNING:
-        state.session = []
+        # Those that still wrote when this one began ran beside it, whenever their end was read.
+        state.session = [other for other in state.session if state.writers[other].last_ns > writer.first_ns]
     state.session.append(writer.id)
 
 

@@ -27,41 +27,54 @@ class Mutant:
         path.write_text(text, encoding="utf-8")
 
 
+WRITER: Final = "journal/writer.py"
+OUTPUT: Final = "journal/output.py"
+RESILIENT: Final = "journal/resilient.py"
+PROJECT: Final = "projection/project.py"
+REPLAY: Final = "projection/replay.py"
+FOLDER: Final = "projection/folder.py"
+
+
 def _one(name: str, file: str, old: str, new: str, *rows: tuple[str, int]) -> Mutant:
     return Mutant(name, file, ((old, new),), rows)
 
 
-MUTANTS: Final[tuple[Mutant, ...]] = (
-    # -- what is safe, and when
-    _one("skip the fsync", "durable.py", "        os.fdatasync(fd)\n", "        pass\n", ("W4", 120)),
+_SAFETY: Final = (
+    _one("skip the fsync", "durable.py", "        os.fdatasync(fd)\n", "        pass\n", ("W4", 160)),
     _one(
-        "do not sync the folder of a new segment",
-        "journal/writer.py",
-        "                self._folder.sync()\n",
+        "do not sync the names of new segments",
+        "journal/segment.py",
+        "        if self._fd >= 0:\n            os.fsync(self._fd)\n",
+        "",
+        ("W4", 400),
+    ),
+    _one(
+        "do not sync the folders above",
+        "journal/segment.py",
+        "                sync_folder(folder)\n",
         "                pass\n",
         ("W4", 160),
     ),
     _one(
         "trust a sync that is tried again",
-        "journal/writer.py",
-        "        except OSError as failure:\n            self._write_again(fd, kept, failure)\n            return False\n",
-        "        except OSError:\n            data_sync(fd)\n",
-        ("W13", 20),
+        WRITER,
+        "            self._write_again(fd, kept, failure)\n            return False\n",
+        "            del failure\n            data_sync(fd)\n",
+        ("W13", 30),
     ),
     _one(
         "count as synced what was written since",
-        "journal/writer.py",
+        WRITER,
         "self._synced = max(self._synced, written)",
         "self._synced = self._seq",
-        ("W4", 200),
-        ("W13", 20),
+        ("W4", 800),
     ),
     _one(
         "no sync at the end",
-        "journal/writer.py",
-        "        if fd >= 0:\n            good = self._sync_one(fd, kept) and good\n",
-        "",
-        ("W4", 120),
+        WRITER,
+        'synced = self.durability == "os" or self.sync() or self.sync()',
+        "synced = True",
+        ("W4", 400),
     ),
     _one(
         "do not sync a file's content",
@@ -70,41 +83,59 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "            self._copy_and_hash()\n",
         ("W4", 400),
     ),
-    # -- numbers and frames
+    _one(
+        "do not sync a large body",
+        OUTPUT,
+        "                os.fsync(file.fileno())\n",
+        "                pass\n",
+        ("W4", 400),
+    ),
+    Mutant(
+        "event before its blob",
+        WRITER,
+        (
+            ("            placed = place(seq)\n", ""),
+            ("            return seq, placed\n", "            return seq, place(seq)\n"),
+        ),
+        (("W4", 800),),
+    ),
+    _one("release a file before that is synced", PROJECT, "        replay.sync()\n", "", ("W4", 800)),
+)
+
+_FRAMES: Final = (
     _one(
         "reuse a number after trouble",
-        "journal/resilient.py",
+        RESILIENT,
         "        self._size += written\n        self._seq += 1\n",
         "        self._size += written\n",
         ("W12", 80),
     ),
     _one(
         "write behind a partial frame",
-        "journal/resilient.py",
+        RESILIENT,
         "            self._retire()\n            return self._give_up(payload, error, tally, count)\n",
         "            return self._give_up(payload, error, tally, count)\n",
         ("W11", 40),
-        ("W12", 80),
     ),
     _one(
-        "give up the event that the disk refused",
-        "journal/resilient.py",
+        "forget the event that the disk refused",
+        RESILIENT,
         "        self._backlog.push(payload)\n",
         "",
         ("W12", 60),
     ),
     _one(
         "raise into training",
-        "journal/resilient.py",
+        RESILIENT,
         "        if self.strict:\n            self._backlog.refuse(seq)\n",
         "        if True:\n            self._backlog.refuse(seq)\n",
         ("W12", 40),
     ),
     _one(
         "no word of what was lost",
-        "journal/closing.py",
-        "        if lost:\n",
-        "        if lost and False:\n",
+        WRITER,
+        "        if lost:\n            raise StorageError(\n",
+        "        if lost < 0:\n            raise StorageError(\n",
         ("W12", 60),
     ),
     _one(
@@ -119,48 +150,65 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "frames.py",
         "            if crc32(payload, crcs[length]) != crc:\n                break\n",
         "",
-        ("W7", 400),
+        ("W7", 1_000),
     ),
     _one(
-        "no resynchronisation",
+        "stop at the first damage",
         "journal/reader.py",
         "            found = find_frame(buffer, offset + 1, segment.crcs, decode_event)\n",
-        "            found = -1\n            return\n",
-        ("W7", 400),
+        "            return\n            found = -1\n",
+        ("W7", 1_000),
+    ),
+    _one(
+        "frames of any size",
+        "frames.py",
+        "MAX_PAYLOAD: Final = 1 << 20",
+        "MAX_PAYLOAD: Final = 1 << 26",
+        ("W26", 40),
     ),
     _one(
         "time may go back",
-        "journal/writer.py",
+        WRITER,
         "            if now < self._last_ns:\n",
         "            if now < 0:\n",
-        ("W22", 12),
+        ("W22", 16),
     ),
     _one(
-        "frames of any size", "frames.py", "MAX_PAYLOAD: Final = 1 << 20", "MAX_PAYLOAD: Final = 1 << 26", ("W26", 19)
+        "cut a live tail",
+        REPLAY,
+        "                    torn = item.start\n",
+        "                    torn = item.start\n                    segment.path.open('r+b').truncate(item.start)\n",
+        ("W11", 40),
     ),
-    # -- blobs
-    Mutant(
-        "event before its blob",
-        "journal/writer.py",
-        (
-            ("            placed = place(seq)\n", ""),
-            ("            return seq, placed\n", "            return seq, place(seq)\n"),
-        ),
-        (("W4", 400),),
+    _one(
+        "a torn tail is damage",
+        "verify.py",
+        '            self.add("torn", segment.path.name, what)\n',
+        '            self.add("damaged", segment.path.name, what)\n',
+        ("W11", 40),
     ),
+)
+
+_OTHERS: Final = (
     _one(
         "hard-link the user's file",
         "blobs.py",
         "        digest, size = _copy_to(reading, temporary)\n",
         "        os.link(source, temporary)\n        digest, size = digest_of(temporary), found.st_size\n",
-        ("W29", 28),
+        ("W29", 40),
     ),
-    # -- processes
     _one(
         "no lock is held",
-        "journal/output.py",
+        OUTPUT,
         "            self._lock = hold(",
         "            self._lock = None and hold(",
+        ("W21", 4),
+    ),
+    _one(
+        "the living are taken for dead",
+        "lock.py",
+        "    except BlockingIOError:\n        return Liveness.ALIVE\n",
+        "    except BlockingIOError:\n        return Liveness.GONE\n",
         ("W21", 4),
     ),
     _one(
@@ -170,7 +218,6 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "    pass\n",
         ("W17", 14),
     ),
-    # -- folding
     _one(
         "no event is known again",
         "fold.py",
@@ -180,7 +227,56 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("P8", 20),
     ),
     _one("the last to arrive wins", "state.py", "        if stamp > self.stamp:\n", "        if True:\n", ("P8", 40)),
-    # -- names and secrets
+    _one(
+        "fold before the order is recorded",
+        REPLAY,
+        "        if not record:\n            self.assumed = True\n",
+        "        if True:\n            self.assumed = True\n",
+        ("W19", 40),
+    ),
+    _one(
+        "checkpoint before the documents",
+        PROJECT,
+        "        folder.write_documents(replay.state, edits)\n",
+        "        checkpoints.save(self.journal, replay.at)\n        folder.write_documents(replay.state, edits)\n",
+        ("P1", 60),
+    ),
+    _one(
+        "lines go to the end, not to their place",
+        FOLDER,
+        "        write_all(fd, data, offset)\n",
+        "        write_all(fd, data, size)\n",
+        ("P1", 60),
+    ),
+    _one(
+        "documents are written in place",
+        "durable.py",
+        "        os.replace(temporary, path)\n",
+        "        path.write_bytes(data)\n        temporary.unlink()\n",
+        ("P6", 4),
+        ("P1", 100),
+    ),
+    _one(
+        "a checkpoint needs no checksum",
+        "projection/checkpoint.py",
+        '    if content[:8] != _MAGIC or content[8:12] != crc32(body).to_bytes(4, "little"):\n',
+        "    if content[:8] != _MAGIC:\n",
+        ("P3", 400),
+    ),
+    _one(
+        "a checkpoint is trusted after a power cut",
+        "projection/trust.py",
+        "(checkpoint.boot == boot_id() or _survived(checkpoint, folder))",
+        "True",
+        ("W4", 400),
+    ),
+    _one(
+        "a checkpoint of another journal will do",
+        REPLAY,
+        "self._order.identity != self.at.order_identity or ",
+        "",
+        ("P3", 400),
+    ),
     _one(
         "write our credentials",
         "ending.py",
@@ -188,4 +284,20 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         "            pass\n",
         ("W31", 12),
     ),
+    _one(
+        "a journal says where its folder is",
+        "read.py",
+        "        return folder if is_new or points_back(folder, journal) else home\n",
+        "        return folder\n",
+        ("P9", 400),
+    ),
+    _one(
+        "names are paths as they are",
+        "names.py",
+        "def metric_path(",
+        "def metric_path(name: str, fold_case: bool = False) -> str:\n    return name\n\n\ndef _unused_path(",
+        ("W25", 4),
+    ),
 )
+
+MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS)

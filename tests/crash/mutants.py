@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -34,24 +35,30 @@ def copy_tree(target: Path) -> None:
     (target / "sitecustomize.py").write_text(_NO_HOOK)
 
 
-def notice(mutant: Mutant, seed: str) -> str:
-    """The row that noticed the mutant, and what it said; empty if it survived."""
-    tree = Path(tempfile.mkdtemp(prefix="ml-dash-mutant-"))
+def run_rows(tree: Path, rows: Iterable[tuple[str, int]], seed: str) -> str:
+    """What the first of these rows that fails on that tree says; empty if none does."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    for row, count in rows:
+        command = [sys.executable, "-m", "tests.crash", "--row", row, "--count", str(count), "--seed", seed]
+        made = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False
+        )
+        if made.returncode:
+            said = [line.strip() for line in made.stdout.splitlines() if "trial" in line]
+            return f"{row}: {said[1][:150] if len(said) > 1 else (made.stdout + made.stderr)[-150:]}"
+    return ""
+
+
+def notice(mutant: Mutant | None, rows: Iterable[tuple[str, int]], seed: str) -> str:
+    """What the suite says of a mutant (or of the tree as it is); empty if it notices nothing."""
+    tree = Path(tempfile.mkdtemp(prefix="ml-dash-mutant-"))
     try:
         copy_tree(tree)
-        mutant.apply(tree)
-        for row, count in mutant.rows:
-            command = [sys.executable, "-m", "tests.crash", "--row", row, "--count", str(count), "--seed", seed]
-            made = subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False
-            )
-            if made.returncode:
-                said = [line.strip() for line in made.stdout.splitlines() if "trial" in line]
-                return f"{row}: {said[1][:150] if len(said) > 1 else (made.stdout + made.stderr)[-150:]}"
+        if mutant is not None:
+            mutant.apply(tree)
+        return run_rows(tree, rows, seed)
     finally:
         remove_tree(tree)
-    return ""
 
 
 def main() -> int:
@@ -66,10 +73,18 @@ def main() -> int:
         for mutant in chosen:
             print(f"{mutant.name}: {mutant.file}, noticed by {', '.join(row for row, _ in mutant.rows)}")
         return 0
+    # A suite that is red anyway notices nothing.
+    counts: dict[str, int] = {}
+    for row, count in (pair for mutant in chosen for pair in mutant.rows):
+        counts[row] = max(count, counts.get(row, 0))
+    red = notice(None, counts.items(), arguments.seed)
+    if red:
+        print(f"the suite is red without a mutant: {red}")
+        return 1
     survivors = 0
     for mutant in chosen:
         begun = time.monotonic()
-        said = notice(mutant, arguments.seed)
+        said = notice(mutant, mutant.rows, arguments.seed)
         survivors += not said
         print(
             f"{'killed  ' if said else 'SURVIVED'} {mutant.name} ({time.monotonic() - begun:.0f} s) {said}", flush=True

@@ -77,9 +77,10 @@ def recorded(
 
     The experiment is opened anew `resumes` times in between. With `settle` the end waits until all is synced.
     """
-    hurry(SYNC_AFTER_S=0.002, ROLL_BYTES=4_000)
-    report = Reporter(pipe)
     rng = random.Random(seed)
+    # Half of the time bodies over 3,000 bytes become blobs.
+    hurry(SYNC_AFTER_S=0.002, ROLL_BYTES=4_000, MAX_PAYLOAD=rng.choice((3_000, 1 << 20)))
+    report = Reporter(pipe)
     sources = sources_of(folder.parent) if files else None
     done = 0
     for _ in range(resumes + 1):
