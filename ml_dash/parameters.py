@@ -28,7 +28,7 @@ class ParametersBuilder:
         """
         self._handle._changeable_run()
         if parameters is not None:
-            more = {**checked_mapping("the parameters", parameters), **more}
+            more = {**checked_mapping("parameters", parameters), **more}
         flat = flatten(lenient_values(more, self._handle._warn))
         if flat:
             self._handle._record(PARAMETERS, flat)

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from .config import resolve
+from .config import Settings, resolve
 from .errors import InvalidValue, JournalError, NotFound
 from .events import OPEN
 from .journal.reader import Run, open_segment, read
@@ -202,11 +202,17 @@ def _below(folder: Path) -> Iterator[Located]:
         yield from filter(None, map(at, _children(child)))
 
 
+def _paths() -> Settings:
+    """Where the environment says that experiments are; reading needs no server and no login."""
+    local = {name: value for name, value in os.environ.items() if name.startswith("ML_DASH_LOCAL_")}
+    return resolve(env=local)
+
+
 def _places(path: Path | None) -> list[Path]:
     if path is not None:
         base = Path(path).expanduser().absolute()
         return [base, base / _STORE] if (base / _STORE).is_dir() else [base]
-    settings = resolve()
+    settings = _paths()
     if settings.store.is_dir():
         return [settings.store]
     return sorted(Path.cwd().glob(f"*/{_STORE}"))
@@ -235,7 +241,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
     if located is not None:
         return located
     known = find(path)
-    where = ", ".join(str(place) for place in _places(path)) or f"{resolve().store}, */{_STORE}"
+    where = ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{_STORE}"
     if not known:
         raise NotFound(f"no experiments in {where}", hint="name the folder with --path")
     if text is None:

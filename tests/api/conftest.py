@@ -137,7 +137,7 @@ def python(tmp_path: Path) -> Iterator[Python]:
 @pytest.fixture
 def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
     """The objects of a JSON-lines file."""
-    return lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lambda path: [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 @pytest.fixture

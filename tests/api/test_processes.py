@@ -217,7 +217,7 @@ import multiprocessing, os, sys
 from ml_dash import Experiment
 
 def work(experiment, number, queue=None):
-    assert experiment.is_open and experiment.resumed is (sys.argv[1] == "again")
+    assert experiment.is_open and not experiment.resumed
     experiment.metric("loss").append(value=float(number), worker=number)
     experiment.log("from a worker", worker=number)
     assert experiment.path.is_absolute() and experiment.path.is_dir()
@@ -227,7 +227,6 @@ def pooled(arguments):
     return os.getpid()
 
 if __name__ == "__main__":
-    os.environ["ML_DASH_API_KEY"] = "canary"
     for name in ("fork", "spawn", "forkserver"):
         context = multiprocessing.get_context(name)
         with Experiment(name, "cv", local_path="elsewhere", description="d") as experiment:
@@ -245,11 +244,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("env", [{}], ids=[""])
-def test_workers_of_multiprocessing_record_under_every_start_method(
-    python: Python, make: Make, env: dict[str, str]
-) -> None:
-    ended = python(WORKERS, "once", env=env)
+def test_workers_of_multiprocessing_record_under_every_start_method(python: Python, make: Make) -> None:
+    ended = python(WORKERS)
     assert ended.err == ""
     for method in ("fork", "spawn", "forkserver"):
         experiment = make(method, local_path="elsewhere")
@@ -379,27 +375,25 @@ def test_indices_are_exact_for_two_processes_at_once(make: Make, python: Python)
 
 def test_an_index_that_was_passed_by_many_turns_is_still_exact(make: Make, opened: Experiment, python: Python) -> None:
     """The folded state remembers the last 64 turns of the writers; before that, the journal is asked."""
-    first = opened.metric("loss").append(value=0)
-    second = opened.metric("loss").append(value=1)
-    python("""
-        import os
+    metric = opened.metric("loss")
+    results = [metric.append(value=number) for number in range(2)]
+    other = python.start("""
+        import sys
         from ml_dash import Experiment
-        experiment = Experiment("first", "cv").open()
-        other = Experiment("first", "cv", local_path=os.environ["ML_DASH_LOCAL_PATH"] + "/.")
-        for turn in range(70):
-            with Experiment("first", "cv", read_only=True) as reader:
-                pass
-            child = os.fork()
-            if child == 0:
-                experiment.metric("loss").append(turn=turn)
-                experiment.close()
-                os._exit(0)
-            os.waitpid(child, 0)
-            experiment.metric("loss").append(turn=turn)
-            experiment.metric("loss").read(limit=1)
+        with Experiment("first", "cv") as experiment:
+            for line in sys.stdin:
+                experiment.metric("loss").append(value=-1)
+                print("appended", flush=True)
     """)
-    assert opened.metric("loss").stats()["totalDataPoints"] == 142
-    assert (first["index"], second["index"]) == (0, 1)
+    for _ in range(70):
+        other.tell()
+        assert other.line() == "appended"
+        metric.read(limit=1)
+        metric.append(value=9)
+        metric.read(limit=1)
+    other.end()
+    assert metric.stats()["totalDataPoints"] == 142
+    assert [result["index"] for result in results] == [0, 1]
 
 
 def test_the_status_is_that_of_the_writers_together(make: Make, opened: Experiment, python: Python) -> None:
