@@ -206,21 +206,53 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
     return -1
 
 
-def frame_candidates(buffer: bytes, end: int) -> Iterator[int]:
-    """Offsets below `end` at which a frame may start behind a header."""
-    for match in _CANDIDATE.finditer(buffer, PREFIX.size + CRC.size, min(len(buffer), end + HEAD.size + 1)):
-        yield match.start()
+def mend_header(start: bytes) -> bytes | None:
+    """`start` with its header put right, if damage to one byte of it explains that its checksum does not hold.
+
+    Nothing is guessed: the checksum must hold afterwards. Damage to the checksum itself (up to four bytes) is told by
+    the first frame, which starts from the true one; a wrong length by the place at which everything holds.
+    """
+    for size in _possible_sizes(start):
+        head, stored = bytearray(start[: size - CRC.size]), int.from_bytes(start[size - CRC.size : size], "little")
+        head[PREFIX.size - 2 : PREFIX.size] = (size - PREFIX.size - CRC.size).to_bytes(2, "little")
+        computed = crc32(head)
+        if computed == stored or _frame_holds(start, size, computed):
+            return bytes(head) + CRC.pack(computed) + start[size:]
+        mended = _with_one_byte_changed(head, stored) if size == header_size(start) else None
+        if mended is not None:
+            return mended + start[size - CRC.size :]
+    return None
 
 
-def salvaged_segment_id(start: bytes) -> bytes | None:
-    """The segment's id from a header whose checksum does not hold, if the body still looks like one."""
-    try:
-        length = PREFIX.unpack_from(start)[2]
-        fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
-        segment = fields[1]
-    except (ValueError, TypeError, IndexError, struct.error, msgpack.UnpackException):
-        return None
-    return segment if isinstance(segment, bytes) and len(segment) == 16 else None
+def _possible_sizes(start: bytes) -> Iterator[int]:
+    """The size that the header states, then every other one that a frame may follow."""
+    stated = header_size(start)
+    if PREFIX.size + CRC.size <= stated <= len(start):
+        yield stated
+    for match in _CANDIDATE.finditer(start, PREFIX.size + CRC.size, 1 << 12):
+        if match.start() != stated:
+            yield match.start()
+
+
+def _frame_holds(buffer: bytes, position: int, header_crc: int) -> bool:
+    if position + HEAD.size > len(buffer):
+        return False
+    length, crc = HEAD.unpack_from(buffer, position)
+    payload = buffer[position + HEAD.size : position + HEAD.size + length]
+    if not length or len(payload) != length:
+        return False
+    return crc32(payload, crc32(length.to_bytes(4, "little"), header_crc)) == int(crc)
+
+
+def _with_one_byte_changed(head: bytearray, wanted: int) -> bytes | None:
+    """The only change of one byte after which the CRC is the one stored; None if there is none."""
+    for position, right in enumerate(bytes(head)):
+        before = crc32(head[:position])
+        rest = bytes(head[position + 1 :])
+        for value in range(256):
+            if value != right and crc32(rest, crc32(bytes((value,)), before)) == wanted:
+                return bytes(head[:position]) + bytes((value,)) + rest
+    return None
 
 
 def _decodes(payload: bytes, decode: Decode) -> bool:

@@ -23,7 +23,17 @@ import msgspec
 
 from ..durable import data_sync, fail_point, read_at, write_all
 from ..errors import Damaged
-from ..frames import HEAD, LengthCrcs, decode_order_header, encode_frame, encode_header, find_frame, header_size, walk
+from ..frames import (
+    HEAD,
+    LengthCrcs,
+    decode_order_header,
+    encode_frame,
+    encode_header,
+    find_frame,
+    header_size,
+    mend_header,
+    walk,
+)
 from .segment import ORDER, read_identity
 
 STRETCH: Final = 1
@@ -96,7 +106,13 @@ class Order:
         size = header_size(start)
         if size > len(start):
             start = read_at(self._fd, size, 0)
-        _, self.first, crc = decode_order_header(start)
+        try:
+            _, self.first, crc = decode_order_header(start)
+        except Damaged:
+            mended = mend_header(start)
+            if mended is None:
+                raise
+            _, self.first, crc = decode_order_header(mended)
         self._crcs = LengthCrcs(crc)
 
     def _begin_anew(self) -> None:

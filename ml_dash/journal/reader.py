@@ -7,13 +7,11 @@ at which length, CRC and number hold.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 
@@ -29,10 +27,9 @@ from ..frames import (
     LengthCrcs,
     decode_header,
     find_frame,
-    frame_candidates,
     header_size,
+    mend_header,
     might_grow,
-    salvaged_segment_id,
     walk,
 )
 from .segment import SegmentName, list_segments, parse_name
@@ -76,7 +73,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment file whose header has been read and checked, or salvaged if it is `damaged`."""
+    """A segment file whose header has been read and checked, or mended if it was `damaged`."""
 
     path: Path
     name: SegmentName
@@ -106,38 +103,26 @@ def open_segment(path: Path) -> Segment | None:
         size = header_size(start)
         if size > len(start):
             start += file.read(size - len(start))
-    if not size or len(start) < size:
-        # Not all there yet; or its length is damaged, and frames follow.
-        return _salvage(path, name)
     try:
         header, first, crc = decode_header(start)
     except NewerFormat as error:
         raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
     except Damaged as error:
-        salvaged = _salvage(path, name)
-        if salvaged is None:
-            raise Damaged(f"segment {path.name}: {error.message}") from None
-        return salvaged
+        return _mended(path, name, size, error)
     return Segment(path, name, header, first, LengthCrcs(crc))
 
 
-def _salvage(path: Path, name: SegmentName) -> Segment | None:
-    """A segment whose header is damaged, if its first frame shows where frames start and what their CRC starts from.
-
-    The file name says whose it is. The CRC is the stored one (the body is damaged) or the computed one (the CRC is).
-    """
+def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment | None:
     with path.open("rb") as file:
         start = file.read(_LARGEST_HEADER + _LARGEST_FRAME)
-    for first in frame_candidates(start, _LARGEST_HEADER):
-        stored, computed = int.from_bytes(start[first - 4 : first], "little"), crc32(start[: first - 4])
-        for crc in (stored, computed):
-            crcs = LengthCrcs(crc)
-            events: list[Event] = []
-            if walk(start, first, crcs, decode_event, events) > first:
-                segment = salvaged_segment_id(start) or hashlib.sha256(path.name.encode()).digest()[:16]
-                header = Header(bytes(16), segment, bytes.fromhex(name.writer), name.n, events[0][0], name.created_ns, "", "")
-                return Segment(path, name, header, first, crcs, damaged=True)
-    return None
+    mended = mend_header(start)
+    if mended is not None:
+        header, first, crc = decode_header(mended)
+        return Segment(path, name, header, first, LengthCrcs(crc), damaged=True)
+    if not size or len(start) < size:
+        # Not all there yet, or never written whole.
+        return None
+    raise Damaged(f"segment {path.name}: {error.message}")
 
 
 def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
@@ -159,7 +144,7 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
                 continue
             left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME)
             if left < reach:
-                # A frame may go on behind this buffer: read a chunk from its start, and then as far as a frame can reach.
+                # A frame may go on behind this buffer: read a chunk from its start, then as far as a frame can reach.
                 wanted = min(size - position, chunk)
                 longer = read_at(fd, wanted if left < wanted else reach, position)
                 if len(longer) <= left:

@@ -173,7 +173,7 @@ class Resilient(Output):
     def _write_again(self, fd: int, kept: bytearray, failure: OSError) -> None:
         """What `fd` does not hold safely goes to a new segment, under the old numbers."""
         if not self._enter(PATIENCE_S):
-            # A thread hangs inside the kernel. A later sync of this descriptor would prove nothing: this comes first then.
+            # A thread hangs inside the kernel. A later sync of this descriptor would prove nothing: this comes first.
             self._unproven.append(Retired(fd, kept))
             self.dirty_since = self.dirty_since or monotonic()
             return

@@ -177,7 +177,7 @@ class SegmentFolder:
             return
         # Up to the top of the file system: which of these folders are new is not known here, and syncing an old one
         # costs next to nothing.
-        device = os.stat(self.journal.parent).st_dev if self.journal.parent.exists() else None
+        device = self.journal.parent.stat().st_dev if self.journal.parent.exists() else None
         for folder in (self.journal, *self.journal.parents):
             # One that is not ours to open, or has moved, does not hold this sync up.
             with contextlib.suppress(PermissionError, FileNotFoundError):

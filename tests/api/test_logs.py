@@ -340,7 +340,7 @@ def test_a_handler_is_silent_once_its_experiment_is_closed(
 def test_a_record_that_cannot_be_formatted_is_told_as_logging_does(
     opened: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    LogHandler(opened).handle(logging.makeLogRecord({"msg": "%d", "args": ("no number",)}))
+    LogHandler(opened).handle(logging.makeLogRecord({"name": "x", "msg": "%d", "args": ("no number",)}))
     assert "--- Logging error ---" in capsys.readouterr().err
     assert _entries(opened) == []
 

@@ -178,7 +178,7 @@ _FRAMES: Final = (
         REPLAY,
         "                    torn = item.start\n",
         "                    torn = item.start\n                    segment.path.open('r+b').truncate(item.start)\n",
-        ("W11", 40),
+        ("P1", 60),
     ),
     _one(
         "a torn tail is damage",

@@ -55,21 +55,33 @@ def _make(workdir: Path, made_by: Zygote) -> Template:
             listener.hear()
         listener.finish()
     path = journal_of(folder)
-    home = path.parent
-    for entry in home.iterdir():
-        if entry.name != ".journal":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for name in ("checkpoint", "turn.lock"):
-        (path / name).unlink(missing_ok=True)
+    _tear_the_tail_of_the_killed(path)
+    segments = segment_hashes(path)
+    _forget_what_is_derived(path)
     # Contents are released when the folder is brought up to date: this one is the template of the template.
     _catch_up(folder)
-    wanted = tree(home)
-    for entry in home.iterdir():
+    wanted = tree(path.parent)
+    _forget_what_is_derived(path)
+    return Template(folder, disk.read_journal(path), segments, wanted, None)
+
+
+def _tear_the_tail_of_the_killed(path: Path) -> None:
+    """The beginning of a frame at the end of the segment without a closing event: it is to stay there for ever."""
+    for segment in disk.read_journal(path).segments:
+        assert segment.header is not None
+        if all(frame.kind != disk.CLOSE for frame in segment.frames):
+            header = segment.path.read_bytes()[: segment.header.size]
+            frame = disk.make_frame(header, segment.frames[-1].seq + 1, disk.LOG, 1, ["info", "torn", None])
+            with segment.path.open("ab") as file:
+                file.write(frame[:20])
+
+
+def _forget_what_is_derived(path: Path) -> None:
+    for entry in path.parent.iterdir():
         if entry.name != ".journal":
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for name in ("checkpoint", "turn.lock"):
         (path / name).unlink(missing_ok=True)
-    return Template(folder, disk.read_journal(path), segment_hashes(path), wanted, None)
 
 
 @contextlib.contextmanager

@@ -129,10 +129,7 @@ def faulty(pipe: int, folder: Path, *, seed: str, count: int, settings: dict[str
 
 def faulty_folder(pipe: int, folder: Path, *, seed: str, count: int, rule: str) -> None:
     """Calls and reads while the folder cannot be written; the journal can."""
-    import ml_dash.run
-
-    assert hasattr(ml_dash.run, "PROJECT_EVERY_S")
-    ml_dash.run.PROJECT_EVERY_S = 0.005
+    hurry(PROJECT_EVERY_S=0.005)
     report = Reporter(pipe)
     target = experiment(folder).open()
     shim.configure(rule)
