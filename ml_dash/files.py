@@ -104,11 +104,11 @@ class FileBuilder:
         source = _path("the file", self._source)
         path = "/" if self._prefix is None else self._prefix
         prefix, filename = check_prefix(path), check_filename(source.name)
-        with self._handle._looking() as view:
-            _refuse_clash(view, prefix, filename)
         from . import blobs
 
         try:
+            with self._handle._looking() as view:
+                _refuse_clash(view, prefix, filename)
             stored = blobs.store(source, run.located.journal, run.writer.id)
         except OSError as error:
             return self._not_stored(run, path, filename, error)

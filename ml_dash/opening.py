@@ -22,7 +22,7 @@ from .lock import Liveness, probe
 from .place import describe
 from .projection import checkpoint as checkpoints
 from .read import Located, at, view
-from .run import Run, registry, say
+from .run import Run, cannot, registry, say
 from .state import State
 
 log = logging.getLogger("ml_dash")
@@ -117,7 +117,7 @@ def open_run(wish: Wish) -> tuple[Run, bool]:
         located = find(wish)
     except OSError as error:
         if wish.strict:
-            raise _cannot_write(wish.settings.root, error) from error
+            raise cannot("use", wish.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
     journal = located.journal if located is not None else wish.settings.store / wish.project / wish.name / JOURNAL
@@ -180,7 +180,8 @@ def _start(wish: Wish, located: Located | None) -> Run:
             floor = max(floor, known.state.updated_ns)
     except OSError as error:
         if wish.strict:
-            raise _cannot_write(home, error) from error
+            raise cannot("use", home, error) from error
+        log.warning("ml-dash: cannot use %s: %s", home, error.strerror or error)
         identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
     writer = open_writer(
         home / JOURNAL, identity, syncer, durability=settings.durability, strict=wish.strict, floor_ns=floor
@@ -201,14 +202,6 @@ def _start(wish: Wish, located: Located | None) -> Run:
     if not wish.silent:
         _announce(run, known, new=located is None)
     return run
-
-
-def _cannot_write(folder: Path, error: OSError) -> StorageError:
-    failure = StorageError(
-        f"{folder} cannot be used: {error.strerror or error}; nothing was recorded", hint="choose another local_path"
-    )
-    failure.errno = error.errno
-    return failure
 
 
 def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:

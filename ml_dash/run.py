@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from .config import quiet
 from .durable import on_local_disk
-from .errors import StorageError
+from .errors import JournalError, StorageError
 from .frames import OrderHeader
 from .journal.syncer import syncer
 from .journal.writer import Tally, Writer
@@ -50,8 +50,11 @@ class MetricTally(Tally):
         self.metric = metric
 
     def index_of(self, ordinal: int | None) -> int:
-        """The index of this run's `ordinal`-th point; -1 for a point that the disk refused."""
-        index = self.run.index_of(self.metric, ordinal) if ordinal is not None else None
+        """The index of this run's `ordinal`-th point; -1 where the disk refused the point, or does not tell."""
+        index = None
+        if ordinal is not None:
+            with contextlib.suppress(OSError, JournalError):
+                index = self.run.index_of(self.metric, ordinal)
         return -1 if index is None else index
 
 
@@ -120,7 +123,10 @@ class Run:
                 return self.projector.view()
         except OSError as error:
             log.debug("ml-dash: reading %s in memory: %s", self.located.journal, error)
-        found = view(self.located)
+        try:
+            found = view(self.located)
+        except OSError as error:
+            raise cannot("read", self.located.journal, error) from error
         self._learn(found.state)
         return found
 
@@ -287,6 +293,15 @@ def _is_local(journal: Path) -> bool:
         return on_local_disk(journal)
     except OSError:
         return False
+
+
+def cannot(act: str, place: Path, error: OSError) -> StorageError:
+    """What is raised where the disk refuses to read or write a place."""
+    failure = StorageError(
+        f"cannot {act} {place}: {error.strerror or error}", hint="mend the disk or its permissions, or use another local_path"
+    )
+    failure.errno = error.errno
+    return failure
 
 
 def say(text: str) -> None:

@@ -21,6 +21,13 @@ from .segment import ROLL_BYTES
 LAST_RETRY_S: Final = 5.0
 
 
+_KEEPING: Final = (
+    "Training goes on; events are kept in memory (up to 64 MiB) and written as soon as the disk takes them. Should the "
+    "process die before that, they are lost: free space or mend the disk."
+)
+_REFUSING: Final = "Calls raise StorageError until the disk takes writes again: free space or mend it."
+
+
 class Tally:
     """How many points of one metric this writer has appended: the ordinal of the next one."""
 
@@ -76,11 +83,8 @@ class Resilient(Output):
     def _degrade(self, error: OSError) -> None:
         text = f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, error.errno)})"
         if self.degraded is None:
-            log.warning(
-                "ml-dash: cannot write %s: %s. Training goes on; events are kept in memory (up to 64 MiB) and written "
-                "as soon as the disk takes them. Should the process die before that, they are lost: free space or mend "
-                "the disk.", self.journal, text,
-            )  # fmt: skip
+            what = _REFUSING if self.strict else _KEEPING
+            log.warning("ml-dash: cannot write %s: %s. %s", self.journal, text, what)
             self._retry_s = FIRST_RETRY_S
         self.degraded = text
         self.retry_at = monotonic() + self._retry_s

@@ -142,12 +142,13 @@ class Writer(Resilient):
             except OSError as error:
                 self._degrade(error)
         if self.degraded is not None:
-            if self.strict:
+            if not self.strict:
+                return True
+            if not self._empty_backlog():
                 raise StorageError(
                     f"{self.journal} cannot be written ({self.degraded}); this event was not recorded",
                     hint="earlier events are kept; free space or mend the disk, then call again",
                 )
-            return True
         self._limit = min(ROLL_BYTES, self._size + SYNC_BYTES)
         if self.durability != "os":
             self.urgent = self.dirty_since > 0
@@ -274,6 +275,9 @@ class Writer(Resilient):
     def close(self, body: dict[str, Any]) -> None:
         """Write the closing event, sync, let the lock go. Raises StorageError if events could not be kept."""
         try:
+            # Before the closing event, so that it is not refused in strict mode; and behind it.
+            if self.waiting:
+                self.recover()
             with contextlib.suppress(WriterGone):
                 self.append(events.CLOSE, body)
             if self.waiting:

@@ -242,7 +242,7 @@ def test_an_experiment_killed_before_its_first_projection_is_found_in_its_place(
             Experiment("first", "cv", **keywords).open().metric("loss").append(value=1.0)
         os._exit(0)
     """)
-    for place in ("plain", "root", "root/store"):
+    for place in ("plain", "root/store"):
         (found,) = ml_dash.experiments(place)
         assert (found["name"], found["status"], found["counts"]["points"]) == ("first", "interrupted", 1)
     for keywords in ({"local_path": "plain"}, {"local_prefix": "root", "local_path": "store"}):
