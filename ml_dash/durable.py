@@ -83,9 +83,12 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
             offset += count
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
-    """Readers see the old content or the new, never a half. With `sync` it also survives a power cut on return."""
-    temporary = path.with_name(f".{path.name}.{os.getpid():x}.tmp")
+def replace_file(path: Path, data: bytes, *, sync: bool = False, scratch: Path | None = None) -> None:
+    """Readers see the old content or the new, never a half. With `sync` it also survives a power cut on return.
+
+    The new content is first written to `scratch` (default: beside `path`), which a crash may leave behind.
+    """
+    temporary = scratch or path.with_name(f".{path.name}.{os.getpid():x}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
     try:
         try:
@@ -95,9 +98,13 @@ def replace_file(path: Path, data: bytes, *, sync: bool = False) -> None:
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        if scratch is None or error.errno != errno.EXDEV:
+            raise
+        # The scratch file is on another file system.
+        replace_file(path, data, sync=sync)
+        return
     if sync:
         sync_folder(path.parent)
 

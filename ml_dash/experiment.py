@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from . import events
 from .config import OperationMode, Settings, disabled, remote_url, resolve
+from .discard import settings_of_nothing
 from .ending import check_status, passing
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
 from .files import FileBuilder, FileEntry, one_of
-from .handle import Handle, checked_mapping, log, settings_of_nothing
+from .handle import Handle, checked_mapping, log
 from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
 from .names import check_name, clash_key, experiment_id

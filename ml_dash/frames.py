@@ -41,6 +41,9 @@ assert PREFIX.size == 12
 # every such place; the CRC decides.
 _CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
 
+# Two names of at most 200 bytes each, three ids, three numbers.
+_LARGEST_HEADER: Final = 1 << 10
+
 Event = tuple[int, int, int, Any]
 """(seq, kind, time_ns, body)"""
 Decode = Callable[[bytes], Any]
@@ -227,9 +230,9 @@ def mend_header(start: bytes) -> bytes | None:
 def _possible_sizes(start: bytes) -> Iterator[int]:
     """The size that the header states, then every other one that a frame may follow."""
     stated = header_size(start)
-    if PREFIX.size + CRC.size <= stated <= len(start):
+    if PREFIX.size + CRC.size <= stated <= min(len(start), _LARGEST_HEADER):
         yield stated
-    for match in _CANDIDATE.finditer(start, PREFIX.size + CRC.size, 1 << 12):
+    for match in _CANDIDATE.finditer(start, PREFIX.size + CRC.size, _LARGEST_HEADER):
         if match.start() != stated:
             yield match.start()
 

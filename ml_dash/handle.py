@@ -9,12 +9,12 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, cast
 
-from . import events
+from . import discard, events
 from .config import Settings, disabled
 from .ending import Before, before, ending, unhandled
 from .errors import NotFound, NotOpen, ReadOnly, StorageError, UnsupportedType, WriteProtected
@@ -37,6 +37,9 @@ log = logging.getLogger("ml_dash")
 _FIRST_PROCESS: Final = os.getpid()
 _PROCESS: Final = os.urandom(8).hex()
 
+# Open or not: a forked child gives each of them a new lock, another thread may have held the old one.
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+
 
 class Handle:
     """One handle to an experiment. `Experiment` adds what its user calls."""
@@ -56,6 +59,7 @@ class Handle:
     """What a writer raises that was closed while another thread was about to call it; known once one was opened."""
 
     def _start_state(self) -> None:
+        _handles.add(self)
         self._guard = threading.RLock()
         self._warned: set[str] = set()
         self._run: Run | None = None
@@ -287,6 +291,7 @@ class Handle:
             self._await_first_call(run.writer.id)
 
     def _await_first_call(self, parent: str | None) -> None:
+        # There is nothing to close at exit before that call, and no run to be collected with.
         self._parent = (parent,)
         self._append = self._append_here
         self._tallies = _TalliesOfAnotherProcess(self)
@@ -303,6 +308,7 @@ class Handle:
     def __getstate__(self) -> dict[str, Any]:
         run, parent = self._run, self._parent
         return {
+            "own": {name: value for name, value in vars(self).items() if name not in _attributes()},
             "name": self._name,
             "project": self._project,
             "settings": dataclasses.replace(self._settings, api_key=None),
@@ -322,6 +328,7 @@ class Handle:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._start_state()
+        vars(self).update(state["own"])
         for argument in (
             "name", "project", "settings", "given", "write_protected", "resume", "resume_from_remote", "read_only",
             "strict", "recorded", "resumed",
@@ -334,10 +341,6 @@ class Handle:
         if here or self._read_only:
             self.open()
         else:
-            from .run import registry
-
-            registry.told = True
-            registry.handles.add(self)
             self._await_first_call(state["parent"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -369,6 +372,13 @@ def checked_mapping(argument: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise UnsupportedType(f"{argument} is {type(value).__name__}, expected a mapping", hint="like {'key': 'value'}")
     return value
+
+
+def _attributes() -> set[str]:
+    """The attributes of a handle; others are those of its user, or of a class derived from Experiment."""
+    blank = object.__new__(Handle)
+    blank._start_state()
+    return {*vars(blank), *Handle.__annotations__}
 
 
 class _NoTallies(dict[str, Any]):
@@ -412,32 +422,22 @@ def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None) 
     run.close(status, error)
 
 
-# -- what is thrown away ---------------------------------------------------------------------------------------------
-
-
-def settings_of_nothing(settings: Settings) -> Settings:
-    """Where records go that nobody wants (`ML_DASH_DISABLED`): a folder of this process, removed at its exit."""
-    global _thrown_away
-    if _thrown_away is None:
-        import tempfile
-
-        _thrown_away = Path(tempfile.mkdtemp(prefix="ml-dash-disabled-")), os.getpid()
-    folder = _thrown_away[0]
-    return dataclasses.replace(settings, root=folder, store=folder, local_path=os.fspath(folder), durability="os")
-
-
-_thrown_away: tuple[Path, int] | None = None
-
-
 def _at_exit() -> None:
     """Close what is open. Registered when the library is imported, so that exit functions of its user come before."""
     run = sys.modules.get("ml_dash.run")
     if run is not None:
         run.registry.close_all()
-    if _thrown_away is not None and _thrown_away[1] == os.getpid():
-        import shutil
-
-        shutil.rmtree(_thrown_away[0], ignore_errors=True)
+    discard.remove()
 
 
 atexit.register(_at_exit)
+
+
+def _after_fork() -> None:
+    """In a forked child: no handle has a run here yet."""
+    for handle in list(_handles):
+        handle._forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -298,7 +298,8 @@ def _is_local(journal: Path) -> bool:
 def cannot(act: str, place: Path, error: OSError) -> StorageError:
     """What is raised where the disk refuses to read or write a place."""
     failure = StorageError(
-        f"cannot {act} {place}: {error.strerror or error}", hint="mend the disk or its permissions, or use another local_path"
+        f"cannot {act} {place}: {error.strerror or error}",
+        hint="mend the disk or its permissions, or use another local_path",
     )
     failure.errno = error.errno
     return failure
@@ -349,7 +350,7 @@ class Registry:
         Finalize(None, self.close_all, exitpriority=-100)
 
     def after_fork(self) -> None:
-        """In a forked child: the parent's runs are not ours; handles that log again get writers of their own."""
+        """In a forked child: the parent's runs are not ours, and what its handles do is theirs to know."""
         self.lock = threading.RLock()
         self.pid = os.getpid()
         keeper.after_fork()
@@ -357,10 +358,9 @@ class Registry:
         runs, self._runs = self._runs, {}
         for run in runs.values():
             run.abandon()
+        self.handles = weakref.WeakSet()
         self.told = True
         self._ends_with_child = False
-        for handle in list(self.handles):
-            handle._forked()
 
     def close_all(self) -> None:
         """At the end of the process: close what is still open."""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import ml_dash
+
 ROOT = Path(__file__).parent.parent
 EXTRAS = {"server", "mongo", "s3", "dev", "all"}
 
@@ -66,6 +68,7 @@ def test_metadata_says_what_the_documentation_says(wheel: Path) -> None:
     assert metadata["Name"] == "ml-dash"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "MIT"
+    assert metadata["Version"] == ml_dash.__version__
     assert set(metadata.get_all("Provides-Extra") or []) == EXTRAS
     assert f"## {metadata['Version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 

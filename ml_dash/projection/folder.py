@@ -31,7 +31,8 @@ PARAMETERS: Final = "parameters.json"
 EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
 
-# What `replace_file` and `_show` leave behind when they are killed.
+# Where a projector prepares what it puts into the folder: in the journal, so that a crash leaves nothing in the folder.
+_SCRATCH: Final = ".project.{:x}.tmp"
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
@@ -52,6 +53,7 @@ class Folder:
         self.journal = journal
         self.layout = layout
         self._fold_case = folds_case(journal)
+        self._scratch = journal / _SCRATCH.format(os.getpid())
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -81,7 +83,8 @@ class Folder:
             logs.touch()
         shown = {(self.path / "files" / path).parent for path in self.layout.placed}
         metrics = map(self.metric_folder, self.layout.metrics)
-        for folder in {self.path, self.path / "files", *metrics, *shown}:
+        # In the folder only where it is on another file system than the journal.
+        for folder in {self.journal, self.path, self.path / "files", *metrics, *shown}:
             _sweep(folder)
 
     def _make(self, folder: Path) -> None:
@@ -130,14 +133,14 @@ class Folder:
             folder = self.metric_folder(name)
             if name not in self.layout.metrics:
                 self._make(folder)
-            _replace(folder / METADATA, document(metric_document(state, state.metrics[name])))
+            _replace(folder / METADATA, document(metric_document(state, state.metrics[name])), self._scratch)
         if edits.parameters:
-            _replace(self.path / PARAMETERS, document(parameters_document(state)))
+            _replace(self.path / PARAMETERS, document(parameters_document(state)), self._scratch)
         if edits.files:
             self._place_files(state)
-            _replace(self.path / FILES, document(files_document(state)))
+            _replace(self.path / FILES, document(files_document(state)), self._scratch)
         if edits.experiment:
-            _replace(self.path / EXPERIMENT, document(experiment_document(state)))
+            _replace(self.path / EXPERIMENT, document(experiment_document(state)), self._scratch)
         fail_point("project-replace")
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ class Folder:
             if placed.get(path) == blob and target.exists():
                 continue
             self._make(target.parent)
-            if _show(self.journal / BLOBS / blob, target):
+            if _show(self.journal / BLOBS / blob, target, self._scratch):
                 placed[path] = blob
             else:
                 placed.pop(path, None)
@@ -249,14 +252,14 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
         os.close(fd)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: bytes, scratch: Path) -> None:
     try:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_size == len(content) and path.read_bytes() == content:
             return
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, content)
+    replace_file(path, content, scratch=scratch)
 
 
 def _sweep(folder: Path) -> None:
@@ -267,14 +270,16 @@ def _sweep(folder: Path) -> None:
                     os.unlink(entry.path)
 
 
-def _show(blob: Path, target: Path) -> bool:
+def _show(blob: Path, target: Path, scratch: Path) -> bool:
     """Make `target` the content of a blob; False if the blob is not there, or is something else than a file."""
     try:
         if parse_blob(blob.name) is None or not stat.S_ISREG(blob.lstat().st_mode):
             return False
     except FileNotFoundError:
         return False
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
+    temporary = scratch
+    if scratch.parent.stat().st_dev != target.parent.stat().st_dev:
+        temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
     if os.environ.get("ML_DASH_FILES", "link") == "copy" or not _link(blob, temporary):

@@ -26,8 +26,8 @@ from .checkpoint import Checkpoint, Layout
 from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, OrderChanged, Pace, Replay
 
-# While training, documents that change with every pass are rewritten for at most this share of the time.
-_DOCUMENTS_SHARE: Final = 0.02
+# While training, what changes with every pass (documents, the checkpoint) is rewritten for at most this share of the time.
+_SHARE: Final = 0.02
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0
 
@@ -65,6 +65,7 @@ class Projector:
         self._folder: Folder | None = None
         self._signature: tuple[int, int, int] | None = None
         self._documents_due = 0.0
+        self._checkpoint_due = 0.0
         # Has no pass come to its end yet since this process began, or since another one wrote the checkpoint?
         self._fresh = True
         # In the passes until then: did it begin at the beginning, were files added or removed?
@@ -215,13 +216,16 @@ class Projector:
         if last and self._fresh:
             self._settle(replay.state, folder)
         if not later.metrics and not later.experiment:
-            self._documents_due = monotonic() + (monotonic() - begun) / _DOCUMENTS_SHARE
+            self._documents_due = monotonic() + (monotonic() - begun) / _SHARE
         self._release(replay)
         replay.edits = later
         layout.stale, layout.stale_experiment = sorted(later.metrics), later.experiment
-        trust.seal(replay.at, self.journal)
-        checkpoints.save(self.journal, replay.at)
-        self._signature = checkpoints.signature(self.journal)
+        begun = monotonic()
+        if complete or not last or begun >= self._checkpoint_due:
+            trust.seal(replay.at, self.journal)
+            checkpoints.save(self.journal, replay.at)
+            self._signature = checkpoints.signature(self.journal)
+            self._checkpoint_due = monotonic() + (monotonic() - begun) / _SHARE
 
     def _settle(self, state: State, folder: Folder) -> None:
         """Remove what an earlier projector left in the folder and what is not, or no more, in the journal."""

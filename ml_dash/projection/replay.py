@@ -7,10 +7,13 @@ not or cannot write) they are only assumed: the same code, nothing recorded.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
@@ -22,12 +25,13 @@ from ..fold import fold, fold_death
 from ..frames import HEAD, Event
 from ..journal.order import Order, Stretch, death_payload, stretch_payload
 from ..journal.reader import Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
-from ..journal.segment import SEGMENTS, SegmentName, list_segments
+from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name
 from ..lock import Liveness, probe
 from ..state import Edits, Range
 from .checkpoint import Checkpoint
 
 _MERGE_BYTES: Final = 8 << 20
+_ALL_EVERY_S: Final = 30.0
 
 log = logging.getLogger("ml_dash")
 
@@ -72,6 +76,10 @@ class Replay:
         self._segments: dict[str, Segment] = {}
         self._by_name: dict[str, Segment] = {}
         self._unsynced: set[Path] = set()
+        # Writer → the segments that were met, by their numbers.
+        self._paths: dict[str, dict[int, Path]] = {}
+        self._idle: set[str] = set()
+        self._look_at_all = 0.0
         # Segment file name → its size when there was a rest in it that is no whole frame.
         self._left: dict[str, int] = {}
 
@@ -136,17 +144,38 @@ class Replay:
     # -- what is new -------------------------------------------------------------------------------------------------
 
     def _find_new(self, sink: Sink, record: bool, pace: Pace | None) -> None:
-        for name, path in list_segments(self.journal):
+        for name, path in self._candidates():
             size = _size(path)
             if size is None or self.at.settled.get(path.name) == size:
+                self._skip(name, path)
                 continue
             if not self._thorough and self._left.get(path.name) == size and not self._lives(name.writer):
+                self._skip(name, path)
                 continue
             segment = self._open(path)
             if segment is None:
                 self._left[path.name] = size
                 continue
             self._sequence(segment, size, sink, record, pace)
+
+    def _candidates(self) -> list[tuple[SegmentName, Path]]:
+        """Segments in which there may be something new, oldest first; now and then all are looked at."""
+        if monotonic() >= self._look_at_all:
+            self._look_at_all = monotonic() + _ALL_EVERY_S
+            self._idle = set()
+            found = list_segments(self.journal)
+        else:
+            folder = self.journal / SEGMENTS
+            parsed = [(parse_name(text), text) for text in os.listdir(folder) if text not in self._idle]
+            found = sorted((name, folder / text) for name, text in parsed if name is not None)
+        for name, path in found:
+            self._paths.setdefault(name.writer, {})[name.n] = path
+        return found
+
+    def _skip(self, name: SegmentName, path: Path) -> None:
+        """Nothing is new there. Segments of writers that have ended are left alone for a while."""
+        if not self._lives(name.writer):
+            self._idle.add(path.name)
 
     def _lives(self, writer: str) -> bool:
         """The rest of a living writer's segment is looked at again: on a network file system its bytes may change."""
@@ -196,29 +225,27 @@ class Replay:
     # -- who died ----------------------------------------------------------------------------------------------------
 
     def _note_deaths(self, record: bool) -> None:
-        if not self.state.alive:
-            return
-        segments = list_segments(self.journal)
-        gone = [writer for writer in self.state.alive if self._is_gone(writer, segments)]
-        if not gone:
-            return
-        # Listed again: it may have gone on in another segment, and closed, between our listing and our probing.
-        segments = list_segments(self.journal)
-        for writer in gone:
-            own = [path for name, path in segments if name.writer == writer]
-            if not all(map(self._is_read, own)):
+        for writer in list(self.state.alive):
+            own = self._paths.get(writer, {})
+            if own and not self._is_gone(writer, own):
                 continue
             if record:
-                last = self._open(own[-1]) if own else None
-                payload = death_payload(writer, last.id if last else "00" * 16, last.first if last else 0)
+                last = self._open(own[max(own)]) if own else None
+                covered = self.at.covered.get(last.id) if last is not None else None
+                payload = death_payload(writer, last.id if last else "00" * 16, covered[-1][1] if covered else 0)
                 self.at.order_position = self._order.append([payload])
             else:
                 self.assumed = True
             fold_death(self.state, writer, self.edits)
 
-    def _is_gone(self, writer: str, segments: list[tuple[SegmentName, Path]]) -> bool:
-        first = next((name for name, _ in segments if name.writer == writer), None)
-        return first is None or probe(self.journal / SEGMENTS / first.lock) is Liveness.GONE
+    def _is_gone(self, writer: str, own: dict[int, Path]) -> bool:
+        """Is its lock free, and is there nothing of it that was not read?"""
+        folder, created_ns = self.journal / SEGMENTS, own[max(own)].name[:20]
+        if probe(folder / lock_name(int(created_ns), writer)) is not Liveness.GONE:
+            return False
+        # It may have written, gone on in another segment, and closed, between our reading and our probing.
+        following = folder / str(SegmentName(int(created_ns), writer, max(own) + 1))
+        return not following.exists() and all(map(self._is_read, own.values()))
 
     def _is_read(self, path: Path) -> bool:
         size = _size(path)
@@ -317,10 +344,12 @@ def _continues(first: Stretch, second: Stretch) -> bool:
 
 
 def _size(path: Path) -> int | None:
+    """The size of a regular file; None if it is gone, or is something that must not be opened."""
     try:
-        return path.stat().st_size
+        found = path.lstat()
     except FileNotFoundError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def holes(covered: list[Range], start: int, end: int) -> Iterator[Range]:

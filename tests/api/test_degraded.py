@@ -35,7 +35,9 @@ def accept():
 
 
 def test_every_call_goes_on_in_memory_and_is_kept_when_the_disk_takes_again(python: Python, make: Make) -> None:
-    ended = python(REFUSE + """
+    ended = python(
+        REFUSE
+        + """
 print(experiment.metric("loss").append(value=2)["index"])
 refuse(segment.stat().st_size)
 first = experiment.file("model.pth", prefix="/models", tags=["a"])
@@ -60,7 +62,8 @@ try:
     experiment.close()
 except OSError as error:
     print(error)
-""")
+"""
+    )
     lines = ended.out.splitlines()
     assert lines[0] == "10000"
     assert lines[1] == lines[4] == "[10001, 10002, 10003] 0 1"
@@ -80,7 +83,9 @@ except OSError as error:
 
 
 def test_strict_raises_at_the_call_and_says_what_holds(python: Python, make: Make) -> None:
-    ended = python(REFUSE + """
+    ended = python(
+        REFUSE
+        + """
 refuse()
 for call in (
     lambda: experiment.log("no"), lambda: experiment.metric("loss").append(value=1),
@@ -99,7 +104,9 @@ while True:
     except OSError:
         continue
 experiment.close()
-""", "strict")
+""",
+        "strict",
+    )
     assert ended.out.splitlines() == ["StorageError True"] * 6
     with make(read_only=True) as reader:
         assert [entry["message"] for entry in reader.log().read()["logs"]] == ["yes"]
@@ -126,10 +133,14 @@ os.setuid(65534)
 
 
 @pytest.mark.skipif("__import__('os').getuid() != 0", reason="only the superuser can become somebody else")
-def test_a_place_that_may_not_be_written_is_told_and_the_run_goes_on(python: Python, tmp_path: Path, runs: Path) -> None:
+def test_a_place_that_may_not_be_written_is_told_and_training_goes_on(
+    python: Python, tmp_path: Path, runs: Path
+) -> None:
     for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
         folder.chmod(0o755)
-    script = BECOME + """
+    script = (
+        BECOME
+        + """
 for strict in (False, True):
     try:
         experiment = Experiment("first", "cv", strict=strict).open()
@@ -139,6 +150,7 @@ for strict in (False, True):
     except OSError as error:
         print(error)
 """
+    )
     (tmp_path / "model.pth").write_bytes(b"weights")
     for mode, index in ((0o755, 0), (0o700, -1)):
         runs.mkdir(mode=mode)

@@ -71,7 +71,8 @@ def test_the_same_script_runs_records_nothing_and_leaves_nothing(python: Python,
 def test_children_of_a_disabled_process_leave_the_folder_to_it(python: Python, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    ended = python("""
+    ended = python(
+        """
         import multiprocessing, os, sys
         from ml_dash import Experiment
 
@@ -90,7 +91,9 @@ def test_children_of_a_disabled_process_leave_the_folder_to_it(python: Python, t
                     sys.exit(0)
                 os.wait()
                 print(experiment.metric("loss").read()["total"])
-    """, env={"ML_DASH_DISABLED": "1", "ML_DASH_QUIET": "", "TMPDIR": str(temporary)})
+    """,
+        env={"ML_DASH_DISABLED": "1", "ML_DASH_QUIET": "", "TMPDIR": str(temporary)},
+    )
     assert (ended.out, ended.err) == ("3\n", "")
     assert list(temporary.iterdir()) == []
 

@@ -66,7 +66,7 @@ def test_an_error_of_a_library_is_named_with_its_module(make: Make) -> None:
 
 
 def test_an_exception_without_a_text_is_a_failure_like_any_other(make: Make) -> None:
-    class Mute(Exception):  # noqa: N818
+    class Mute(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no text")
 
@@ -82,11 +82,10 @@ def test_our_credentials_are_hidden_in_what_is_kept_of_a_failure(
 ) -> None:
     monkeypatch.setenv("ML_DASH_JWT_SECRET", "canary-of-the-environment")
     experiment = make(remote="https://far.example", api_key="canary-of-the-argument")
+    error = OSError("neither is canary-of-the-environment")
+    error.__cause__ = ValueError("canary-of-the-argument is wrong")
     with pytest.raises(OSError, match="canary"), experiment:
-        try:
-            raise ValueError("canary-of-the-argument is wrong")
-        except ValueError as error:
-            raise OSError("neither is canary-of-the-environment") from error
+        raise error
     assert _error(experiment)["message"] == "neither is ***"
     assert "ValueError: *** is wrong" in _error(experiment)["traceback"]
     for path in runs.rglob("*"):
@@ -104,11 +103,15 @@ def test_close_while_an_exception_is_handled_is_a_failure(make: Make) -> None:
 
 def test_close_in_a_finally_that_an_exception_passes_is_a_failure(make: Make) -> None:
     experiment = make().open()
-    with pytest.raises(ValueError, match="wrong"):
+
+    def work() -> None:
         try:
             raise ValueError("wrong")
         finally:
             experiment.close()
+
+    with pytest.raises(ValueError, match="wrong"):
+        work()
     assert experiment.status == "failed"
 
 
@@ -175,7 +178,8 @@ WAYS_OUT = {
         "try: wait(signal.SIGINT)\nexcept KeyboardInterrupt: experiment.log('going on')", 0, "completed", "",
     ),
     "SystemExit of a handler for SIGTERM": (
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nwith experiment: wait(signal.SIGTERM)", 143, "failed", "143",
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nwith experiment: wait(signal.SIGTERM)",
+        143, "failed", "143",
     ),
     "a thread that fails": (
         "thread = threading.Thread(target=lambda: 1/0)\nthread.start()\nthread.join()", 0, "completed", "",
@@ -287,7 +291,8 @@ def test_no_signal_handler_and_no_hook_is_installed(python: Python) -> None:
 def test_an_interrupt_at_close_skips_only_the_folder(python: Python, make: Make, runs: Path, until: Any) -> None:
     """Another process is projecting; close() waits for it, and Ctrl-C ends the waiting, not the recording."""
     fcntl = pytest.importorskip("fcntl")
-    started = python.start("""
+    started = python.start(
+        """
         from ml_dash import Experiment
         experiment = Experiment("first", "cv").open()
         print("open", flush=True)
@@ -295,7 +300,9 @@ def test_an_interrupt_at_close_skips_only_the_folder(python: Python, make: Make,
         experiment.log("last")
         experiment.close()
         print("went on")
-    """, env={"ML_DASH_QUIET": ""})
+    """,
+        env={"ML_DASH_QUIET": ""},
+    )
     assert started.line() == "open"
     journal = runs / "cv" / "first" / ".journal"
     with (journal / "turn.lock").open("a") as turn:
@@ -313,7 +320,8 @@ def test_an_interrupt_at_close_skips_only_the_folder(python: Python, make: Make,
 
 def test_descriptors_0_to_2_are_never_written_to(python: Python, make: Make, tmp_path: Path) -> None:
     """A file that gets the number of a closed standard stream holds what its owner wrote, and nothing else."""
-    python("""
+    python(
+        """
         import os
         for number in (0, 1, 2):
             os.close(number)
@@ -326,7 +334,9 @@ def test_descriptors_0_to_2_are_never_written_to(python: Python, make: Make, tmp
         for step in range(100):
             experiment.metric("loss").append(value=step)
         experiment.close()
-    """, env={"ML_DASH_QUIET": ""})
+    """,
+        env={"ML_DASH_QUIET": ""},
+    )
     assert [(tmp_path / f"own{number}").read_bytes() for number in (0, 1, 2)] == [b"own"] * 3
     with make(read_only=True) as experiment:
         assert (experiment.status, experiment.metric("loss").stats()["totalDataPoints"]) == ("completed", 100)
@@ -371,7 +381,8 @@ def test_rank_0_tells(python: Python) -> None:
 
 def test_children_tell_nothing(python: Python) -> None:
     """Forked before anything was open, and by multiprocessing."""
-    ended = python("""
+    ended = python(
+        """
         import multiprocessing, os, sys
         from ml_dash import Experiment
 
@@ -390,7 +401,9 @@ def test_children_tell_nothing(python: Python) -> None:
                 process.join()
                 assert process.exitcode == 0
             work("parent")
-    """, env={"ML_DASH_QUIET": ""})
+    """,
+        env={"ML_DASH_QUIET": ""},
+    )
     assert ended.err.count("\n") == 1
     assert ended.err.startswith("ml-dash: cv/parent -> ")
 
@@ -443,12 +456,12 @@ def test_a_handle_lost_in_a_cycle_just_before_the_end_is_closed_too(python: Pyth
 
 def test_an_exception_goes_on_though_events_were_lost(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     """The disk's trouble must not take the place of the error that ended the run."""
-    experiment = make()
-    with pytest.raises(ValueError, match="the real one"), experiment:
+    failing, ending = make("failing").open(), make("ending").open()
+    for experiment in (failing, ending):
         assert experiment._run is not None
         experiment._run.writer.count_lost()
+    with pytest.raises(ValueError, match="the real one"), failing:
         raise ValueError("the real one")
-    assert "1 events of cv/first were lost" in caplog.text
-    with pytest.raises(ml_dash.StorageError, match="1 events of cv/second were lost"), make("second") as second:
-        assert second._run is not None
-        second._run.writer.count_lost()
+    assert "1 events of cv/failing were lost" in caplog.text
+    with pytest.raises(ml_dash.StorageError, match="1 events of cv/ending were lost"):
+        ending.close()

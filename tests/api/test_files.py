@@ -51,8 +51,8 @@ def test_a_file_is_added_at_once_and_its_record_says_all(opened: Experiment, mod
     assert list(record)[:14] == KEYS
     assert record["id"].isdecimal()
     assert {key: record[key] for key in KEYS if key not in ("id", "uploadedAt", "updatedAt")} == {
-        "experimentId": opened.id, "path": "/models", "prefix": "/models/", "filename": "model.pth", "description": "best",
-        "tags": ["best"], "contentType": get_mime_type("model.pth"), "sizeBytes": 7,
+        "experimentId": opened.id, "path": "/models", "prefix": "/models/", "filename": "model.pth",
+        "description": "best", "tags": ["best"], "contentType": get_mime_type("model.pth"), "sizeBytes": 7,
         "checksum": hashlib.sha256(b"weights").hexdigest(), "metadata": {"epoch": 3}, "deletedAt": None,
     }  # fmt: skip
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record["uploadedAt"])
@@ -103,7 +103,9 @@ def test_files_of_any_size_are_kept(opened: Experiment, tmp_path: Path, size: in
     assert verify_checksum(opened.file(file_id=record["id"], dest_path="copy").download(), record["checksum"])
 
 
-@pytest.mark.parametrize("name", ["a b.txt", "Größe.txt", "🚀", ".hidden", ".files_metadata.json", "x" * 250, "%41", "CON", "a."])
+@pytest.mark.parametrize(
+    "name", ["a b.txt", "Größe.txt", "🚀", ".hidden", ".files_metadata.json", "x" * 250, "%41", "CON", "a."]
+)
 def test_any_file_name_is_kept_and_comes_back_exactly(make: Make, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"content")
     with make() as experiment:
@@ -153,6 +155,20 @@ def test_a_file_whose_path_is_the_folder_of_another_is_refused(opened: Experimen
     adds[1]()
 
 
+def test_a_clash_met_only_at_a_merge_shows_the_later_under_another_name(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As two processes may do that cannot see each other: neither call was refused."""
+    (tmp_path / "a").write_bytes(b"file")
+    (tmp_path / "b").write_bytes(b"below")
+    monkeypatch.setattr("ml_dash.files._refuse_clash", lambda *_: None)
+    with make() as experiment:
+        experiment.file("a", prefix="/p")
+        later = experiment.file("b", prefix="/p/a")
+        assert len(experiment.file().list()) == 2
+    assert _shown(experiment) == {"p/a": b"file", f"b%{later['id']}": b"below"}
+
+
 def test_names_that_only_begin_alike_do_not_clash(opened: Experiment, model: Path, tmp_path: Path) -> None:
     (tmp_path / "models").write_bytes(b"a file")
     opened.file(model, prefix="/models-old")
@@ -196,7 +212,8 @@ def test_a_download_goes_to_its_name_in_the_working_directory_or_where_it_is_sen
     assert (tmp_path / "elsewhere" / "model.pth").read_bytes() == b"weights"
     target = tmp_path / "new" / "deep" / "best.pth"
     assert opened.file(file_id=identity, dest_path=target).download() == str(target)
-    assert opened.file(file_id=identity, dest_path=str(tmp_path / "new")).download() == str(tmp_path / "new" / "model.pth")
+    into = opened.file(file_id=identity, dest_path=str(tmp_path / "new")).download()
+    assert into == str(tmp_path / "new" / "model.pth")
     assert opened.file(file_id=identity, dest_path="made/").download() == "made/model.pth"
     assert all(path.read_bytes() == b"weights" for path in tmp_path.rglob("*.pth"))
 
@@ -265,7 +282,8 @@ def test_what_is_unknown_or_deleted_is_not_found(opened: Experiment, model: Path
     if identity == "deleted":
         wanted = opened.file(model)["id"]
         opened.file(file_id=wanted).delete()
-    with pytest.raises(FileNotFoundError, match=rf"file {wanted} (is unknown|was deleted).*; see file\(\)\.list\(\)") as caught:
+    text = rf"file {wanted} (is unknown|was deleted).*; see file\(\)\.list\(\)"
+    with pytest.raises(FileNotFoundError, match=text) as caught:
         getattr(opened.file(file_id=wanted, description="d"), act)()
     assert isinstance(caught.value, NotFound)
 
@@ -299,7 +317,9 @@ def _sparse(path: Path) -> None:
     ],
     ids=["nothing", "folder", "fifo", "loop", "too large", "device", "dangling"],
 )
-def test_what_is_no_file_is_refused_and_leaves_nothing(opened: Experiment, tmp_path: Path, prepare: Any, text: str) -> None:
+def test_what_is_no_file_is_refused_and_leaves_nothing(
+    opened: Experiment, tmp_path: Path, prepare: Any, text: str
+) -> None:
     if prepare is not None:
         prepare(tmp_path / "odd")
     with pytest.raises(ValueError, match=text):
@@ -312,9 +332,14 @@ def test_what_is_no_file_is_refused_and_leaves_nothing(opened: Experiment, tmp_p
     ("arguments", "keywords", "error", "text"),
     [
         ((), {}, InvalidValue, 'no file was named; use experiment.file("model.pth", prefix="/models")'),
-        (("model.pth",), {"file_path": "other"}, InvalidValue, r"both a path \('model.pth'\) and file_path \('other'\)"),
+        (("model.pth",), {"file_path": "other"}, InvalidValue, r"a path \('model.pth'\) and file_path \('other'\)"),
         (("model.pth",), {"file_id": "1"}, InvalidValue, "two sources were given"),
-        ((), {"file_path": "model.pth", "prefix": "/a", "file_prefix": "/b"}, InvalidValue, r"both prefix \('/a'\) and file_"),
+        (
+            (),
+            {"file_path": "model.pth", "prefix": "/a", "file_prefix": "/b"},
+            InvalidValue,
+            r"prefix \('/a'\) and file_pre",
+        ),
         (("model.pth",), {"prefix": "/a/../b"}, ValueError, r'prefix "/a/../b" contains "\.\."'),
         (("model.pth",), {"prefix": "/a\nb"}, ValueError, r"contains the control character U\+000A"),
         (("model.pth",), {"prefix": 5}, UnsupportedType, "prefix is int, expected str"),
@@ -401,7 +426,7 @@ def test_a_full_disk_raises_at_the_call_if_strict(
     with make(strict=True) as experiment:
         with monkeypatch.context() as patch:
             patch.setattr(blobs_module, step, _full)
-            with pytest.raises(OSError, match=r'could not store file "model.pth" .* No space left.*; free space') as caught:
+            with pytest.raises(OSError, match=r'not store file "model.pth" .* No space left.*; free space') as caught:
                 experiment.file(model)
         assert isinstance(caught.value, StorageError)
         assert caught.value.errno == errno.ENOSPC

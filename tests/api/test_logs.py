@@ -53,8 +53,8 @@ def test_empty_metadata_is_not_the_same_as_none(opened: Experiment) -> None:
 @pytest.mark.parametrize(
     ("given", "level"),
     [
-        ("debug", "debug"), ("INFO", "info"), ("Warn", "warn"), ("warning", "warn"), ("ERROR", "error"), ("fatal", "fatal"),
-        ("CRITICAL", "fatal"), (LogLevel.WARN, "warn"),
+        ("debug", "debug"), ("INFO", "info"), ("Warn", "warn"), ("warning", "warn"), ("ERROR", "error"),
+        ("fatal", "fatal"), ("CRITICAL", "fatal"), (LogLevel.WARN, "warn"),
     ],
 )  # fmt: skip
 def test_levels_are_taken_in_any_case_and_under_both_names(opened: Experiment, given: Any, level: str) -> None:
@@ -103,7 +103,7 @@ def test_a_builder_shares_metadata_between_entries(opened: Experiment) -> None:
         (lambda e: e.log("x", metadata=[1]), UnsupportedType, "metadata is list, expected a mapping"),
         (lambda e: e.log(metadata=5), UnsupportedType, "metadata is int, expected a mapping"),
         (lambda e: e.log("x", metadata={1: 2}), UnsupportedType, "the key 1 is int, expected str"),
-        (lambda e: e.log("x", big=2**64), InvalidValue, r'"big" is 18446744073709551616, outside -2\*\*63 to 2\*\*64-1'),
+        (lambda e: e.log("x", big=2**64), InvalidValue, r'"big" is 18446744073709551616, outside -2\*\*63 to'),
         (lambda e: e.log("x", text="\udfff"), InvalidValue, '"text" holds a lone surrogate'),
         (lambda e: e.log("x", **{"\udfff": 1}), InvalidValue, "holds a lone surrogate"),
         (lambda e: e.log(level="warn"), UnsupportedType, r"log\(\) was given level='warn' and no message"),
@@ -116,7 +116,8 @@ def test_bad_input_is_refused_and_nothing_is_recorded(opened: Experiment, call: 
 
 
 def test_values_of_metadata_come_back_as_they_were(opened: Experiment) -> None:
-    given = {"nan": float("nan"), "inf": float("-inf"), "text": "NaN", "zero": -0.0, "list": [1, [None, True]], "bytes": b"\0\xff"}
+    given = {"nan": float("nan"), "inf": float("-inf"), "text": "NaN", "zero": -0.0, "list": [1, [None, True]]}
+    given["bytes"] = b"\0\xff"
     opened.log("x", metadata={"deep": given}, **given)
     ((_, _, metadata),) = _entries(opened)
     expected = {**given, "bytes": "AP8="}

@@ -106,18 +106,20 @@ def test_the_result_answers_single_questions(opened: Experiment) -> None:
         (lambda e: e.metric("loss", 5), UnsupportedType, "description is int, expected text"),
         (lambda e: e.metric("loss", tags=5), UnsupportedType, "expected a list of text"),
         (lambda e: e.metric("loss", metadata=5), UnsupportedType, "metadata is int, expected a mapping"),
-        (lambda e: e.metric("loss").append(a_set={1}), UnsupportedType, '"a_set" is set, which cannot be recorded; use None'),
-        (lambda e: e.metric("loss").append(deep={"x": [object()]}), UnsupportedType, '"deep.x" is object, which cannot'),
+        (lambda e: e.metric("loss").append(a_set={1}), UnsupportedType, '"a_set" is set, which cannot be recorded'),
+        (lambda e: e.metric("loss").append(deep={"x": [object()]}), UnsupportedType, '"deep.x" is object, which'),
         (lambda e: e.metric("loss").append(big=2**64), InvalidValue, r'"big" is 18446744073709551616, outside'),
         (lambda e: e.metric("loss").append(big=2**64, x=[1]), InvalidValue, r'"big" is 18446744073709551616, outside'),
         (lambda e: e.metric("loss").append(text="\ud800"), InvalidValue, '"text" holds a lone surrogate'),
         (lambda e: e.metric("loss").append(**{"\ud800": 1}), InvalidValue, "holds a lone surrogate"),
-        (lambda e: e.metric("loss").append(array=np.zeros(1025)), UnsupportedType, '"array" is numpy.ndarray, which has 1,025'),
+        (lambda e: e.metric("loss").append(array=np.zeros(1025)), UnsupportedType, "numpy.ndarray, which has 1,025"),
         (lambda e: e.metric("loss").append(keys={1: 2}), UnsupportedType, '"keys" has the key 1, which is int'),
         (lambda e: e.metric("loss", "d").append(big=2**64), InvalidValue, '"big" is'),
     ],
 )  # fmt: skip
-def test_slips_are_refused_by_name_and_nothing_is_recorded(opened: Experiment, call: Any, error: Any, text: str) -> None:
+def test_slips_are_refused_by_name_and_nothing_is_recorded(
+    opened: Experiment, call: Any, error: Any, text: str
+) -> None:
     with pytest.raises(error, match=text):
         call(opened)
     assert opened.metric("loss").read()["data"] == []
@@ -152,7 +154,8 @@ def test_any_iterable_of_mappings_is_a_batch(opened: Experiment) -> None:
 def test_a_batch_of_any_size_is_whole(make: Make, text: int) -> None:
     """Over a frame's size it becomes several events, with one result."""
     count = 250_000 if not text else 2000
-    rows = [{"value": float(number), "text": "x" * text} if text else {"value": float(number)} for number in range(count)]
+    more = {"text": "x" * text} if text else {}
+    rows = [{"value": float(number), **more} for number in range(count)]
     with make() as experiment:
         experiment.metric("loss").append(value=-1.0)
         batch = experiment.metric("loss").append_batch(rows)
@@ -281,7 +284,8 @@ def test_stats_tell_all_of_a_metric(opened: Experiment) -> None:
         "metricId", "name", "description", "tags", "metadata", "totalDataPoints", "bufferedDataPoints",
         "chunkedDataPoints", "totalChunks", "chunkSize", "firstDataAt", "lastDataAt", "createdAt", "updatedAt",
     ]  # fmt: skip
-    assert (stats["name"], stats["description"], stats["tags"], stats["metadata"]) == ("loss", "d", ["a"], {"unit": "nats"})
+    assert (stats["name"], stats["description"], stats["tags"]) == ("loss", "d", ["a"])
+    assert stats["metadata"] == {"unit": "nats"}
     assert (stats["totalDataPoints"], stats["bufferedDataPoints"], stats["totalChunks"]) == (2, 2, 0)
     points = opened.metric("loss").read()["data"]
     assert (stats["firstDataAt"], stats["lastDataAt"]) == (points[0]["createdAt"], points[1]["createdAt"])
@@ -338,9 +342,10 @@ def test_statistics_are_those_of_all_points_across_reopenings(make: Make, rng: A
     values = [rng.uniform(-1e9, 1e9) for _ in range(3000)]
     for part in range(3):
         with make() as experiment:
-            for value in values[1000 * part : 1000 * part + 500]:
+            mine = values[1000 * part : 1000 * part + 1000]
+            for value in mine[:500]:
                 experiment.metric("loss").append(value=value)
-            experiment.metric("loss").append_batch([{"value": v} for v in values[1000 * part + 500 : 1000 * part + 1000]])
+            experiment.metric("loss").append_batch([{"value": value} for value in mine[500:]])
     with make(read_only=True) as reader:
         series: Any = reader.metric("loss").stats()["series"]["loss"]
     assert (series["count"], series["first"], series["last"]) == (3000, values[0], values[-1])
@@ -381,7 +386,8 @@ def test_integers_come_back_as_the_same_integers(make: Make, value: int) -> None
 
 
 def test_nan_and_infinities_are_told_from_texts_that_look_like_them(make: Make, read_lines: Any) -> None:
-    point = {"value": NAN, "inf": math.inf, "low": -math.inf, "text": "NaN", "list": [NAN, "Infinity"], "deep": {"x": "-Infinity"}}
+    point = {"value": NAN, "inf": math.inf, "low": -math.inf, "text": "NaN"}
+    point |= {"list": [NAN, "Infinity"], "deep": {"x": "-Infinity"}}
     with make() as experiment:
         experiment.metric("loss").append(**point)
         experiment.metric("loss").append_batch([point, {"other": 1}])
@@ -416,8 +422,9 @@ def test_steps_are_stored_as_given(opened: Experiment, value: Any) -> None:
 
 NAMES = [
     "loss", "train/loss", "train/loss/deep", "train", "val acc", "Größe", "🚀", "..", ".", "/abs", "a//b", "a/", "/",
-    "../../escape", "data.jsonl", "metadata.json", "a/data.jsonl", ".hidden", "a/.hidden", "trailing.", "trailing ", "%41",
-    "A", "a", "CON", "nul.txt", 'q"<>:|?*\\', "x" * 1000, "y" * 300, "/".join("z" * 100 for _ in range(9)), "e\u0301", "\u00e9",
+    "../../escape", "data.jsonl", "metadata.json", "a/data.jsonl", ".hidden", "a/.hidden", "trailing.", "trailing ",
+    "%41", "A", "a", "CON", "nul.txt", 'q"<>:|?*\\', "x" * 1000, "y" * 300, "/".join("z" * 100 for _ in range(9)),
+    "e\u0301", "\u00e9",
 ]  # fmt: skip
 
 
@@ -481,7 +488,7 @@ def test_lines_and_metadata_are_as_documented(make: Make, read_json: Any) -> Non
         key: document[key]
         for key in ("name", "description", "tags", "metadata", "totalDataPoints", "nextIndex", "createdAt", "updatedAt")
     } == {
-        "name": "loss", "description": "d", "tags": ["a"], "metadata": {"k": "NaN"}, "totalDataPoints": 2, "nextIndex": 2,
-        "createdAt": document["createdAt"], "updatedAt": points[1]["createdAt"],
+        "name": "loss", "description": "d", "tags": ["a"], "metadata": {"k": "NaN"}, "totalDataPoints": 2,
+        "nextIndex": 2, "createdAt": document["createdAt"], "updatedAt": points[1]["createdAt"],
     }  # fmt: skip
     assert document["metricId"].isdecimal()

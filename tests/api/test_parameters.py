@@ -225,7 +225,9 @@ def _cycle() -> Any:
         ([("a", 1)], UnsupportedType, "parameters is list, expected a mapping"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_recorded(opened: Experiment, parameters: Any, error: Any, text: str) -> None:
+def test_bad_input_is_refused_and_nothing_is_recorded(
+    opened: Experiment, parameters: Any, error: Any, text: str
+) -> None:
     with pytest.raises(error, match=text):
         opened.parameters().set(parameters, good=1)
     assert opened.parameters().get() == {}

@@ -49,7 +49,9 @@ def _writers(experiment: Experiment) -> dict[bool, list[dict[str, Any]]]:
 
 
 def test_a_forked_child_gets_a_writer_of_its_own_and_never_decides_the_status(python: Python, make: Make) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv", description="d").open()
 experiment.log("before")
 metric = experiment.metric("loss")
@@ -65,7 +67,8 @@ def work():
 wait(fork(work))
 experiment.log("after")
 assert metric.append(value=2.0)["index"] == 1
-""")
+"""
+    )
     with make(read_only=True) as experiment:
         assert experiment.status == "completed"
         assert [entry["message"] for entry in experiment.log().read()["logs"]] == ["before", "from the child", "after"]
@@ -75,7 +78,9 @@ assert metric.append(value=2.0)["index"] == 1
 
 
 def test_a_forked_child_that_records_nothing_leaves_no_trace(python: Python, make: Make) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv").open()
 experiment.log("one")
 closing = [lambda: None, experiment.close, lambda: experiment.__exit__(None, None, None), lambda: sys.exit(0)]
@@ -85,13 +90,17 @@ if (child := os.fork()) == 0:
 wait(*children, child)
 assert experiment.status == "running"
 experiment.log("two")
-""")
+"""
+    )
     experiment = make()
-    assert (experiment.status, len(experiment.data["writers"]), experiment.data["counts"]["logs"]) == ("completed", 1, 2)
+    assert (experiment.status, experiment.data["counts"]["logs"]) == ("completed", 2)
+    assert len(experiment.data["writers"]) == 1
 
 
 def test_a_child_that_dies_does_not_interrupt_the_run(python: Python, make: Make) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 import signal
 experiment = Experiment("first", "cv").open()
 
@@ -102,14 +111,17 @@ def work():
 child = fork(work)
 os.waitpid(child, 0)
 assert experiment.status == "running"
-""")
+"""
+    )
     experiment = make()
     assert (experiment.status, experiment.data["counts"]["logs"]) == ("completed", 1)
     assert _writers(experiment)[True][0]["ended"] == "died"
 
 
 def test_a_child_of_a_child_and_many_children_at_once(python: Python, make: Make) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv").open()
 
 def deep(level):
@@ -121,7 +133,8 @@ def deep(level):
 
 wait(*[fork(deep(3)) for _ in range(8)])
 assert experiment.metric("loss").read()["total"] == 32
-""")
+"""
+    )
     experiment = make()
     writers = _writers(experiment)[True]
     assert (experiment.status, len(writers)) == ("completed", 32)
@@ -130,17 +143,22 @@ assert experiment.metric("loss").read()["total"] == 32
 
 
 def test_a_child_does_not_undo_what_was_changed_since_the_opening(python: Python, make: Make) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv", description="old", tags=["old"]).open()
 experiment.update(description="new", tags=["new"])
 wait(fork(lambda: experiment.log("from the child")))
-""")
+"""
+    )
     assert (make().description, make().tags) == ("new", ["new"])
 
 
 def test_locks_that_threads_hold_at_the_fork_hang_nobody(python: Python, make: Make) -> None:
     """Forks beside threads that record, read, open and close all the time."""
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv").open()
 stop = threading.Event()
 
@@ -153,9 +171,11 @@ def read():
         experiment.metric("loss").read(start_index=-1)
         repr(experiment.metric("other").append(value=1))
 
+other = Experiment("other", "cv")
+
 def open_and_close():
-    while not stop.wait(0.001):
-        with Experiment("other", "cv") as other:
+    while not stop.is_set():
+        with other:
             other.log("x")
 
 threads = [threading.Thread(target=target) for target in (record, record, read, open_and_close)]
@@ -167,19 +187,25 @@ def work():
     assert experiment.log().read(limit=10_000)["logs"]
     with Experiment("third", "cv") as third:
         third.log("x")
+    other.close()
+    other.open().log("from the child")
+    other.close()
 
 for _ in range(15):
     wait(fork(work))
 stop.set()
 for thread in threads:
     thread.join()
-""")
+"""
+    )
     assert (make().data["counts"]["logs"], make().status) == (15, "completed")
     assert make("third").data["counts"]["logs"] == 15
 
 
 def test_results_of_before_the_fork_know_their_index_in_the_child(python: Python) -> None:
-    python(FORK + """
+    python(
+        FORK
+        + """
 experiment = Experiment("first", "cv").open()
 results = [experiment.metric("loss").append(value=number) for number in range(3)]
 
@@ -188,7 +214,8 @@ def work():
     assert [result["index"] for result in results] == [0, 1, 2]
 
 wait(fork(work))
-""")
+"""
+    )
 
 
 def test_a_fork_that_the_interpreter_does_not_see_decides_nothing(python: Python, make: Make) -> None:
@@ -207,7 +234,8 @@ def test_a_fork_that_the_interpreter_does_not_see_decides_nothing(python: Python
         experiment.log("two")
     """)
     experiment = make()
-    assert (experiment.status, len(experiment.data["writers"]), experiment.data["counts"]["logs"]) == ("completed", 1, 2)
+    assert (experiment.status, experiment.data["counts"]["logs"]) == ("completed", 2)
+    assert len(experiment.data["writers"]) == 1
 
 
 # -- multiprocessing, pickle ------------------------------------------------------------------------------------------
@@ -294,6 +322,22 @@ def test_a_copy_in_the_same_process_is_another_handle(make: Make, opened: Experi
     assert (len(opened.data["writers"]), opened.description) == (1, "changed")
 
 
+class Tracker(Experiment):
+    """A class of the user's, with an attribute of its own."""
+
+    def __init__(self, name: str, color: str, path: Any) -> None:
+        super().__init__(name, "cv", local_path=path)
+        self.color = color
+
+
+def test_attributes_of_a_derived_class_travel_too(runs: Any) -> None:
+    tracker = Tracker("first", "blue", runs)
+    for other in (copy.deepcopy(tracker), copy.copy(tracker)):
+        assert (type(other), other.color, other.name) == (Tracker, "blue", "first")
+        with other:
+            other.log("one")
+
+
 def test_a_model_that_holds_an_experiment_can_be_copied(make: Make) -> None:
     experiment = make(description="d")
     model = {"experiment": experiment, "again": experiment}
@@ -307,7 +351,8 @@ def test_a_read_only_one_travels_as_such(make: Make, python: Python) -> None:
         experiment.log("one")
     with make(read_only=True) as reader:
         pickled = pickle.dumps(reader)
-    ended = python("""
+    ended = python(
+        """
         import pickle, sys
         reader = pickle.loads(bytes.fromhex(sys.argv[1]))
         assert reader.is_open and reader.log().read()["total"] == 1
@@ -315,7 +360,9 @@ def test_a_read_only_one_travels_as_such(make: Make, python: Python) -> None:
             reader.log("no")
         except RuntimeError as error:
             print(error)
-    """, pickled.hex())
+    """,
+        pickled.hex(),
+    )
     assert "read_only=True" in ended.out
 
 
@@ -323,14 +370,19 @@ def test_an_unpickled_one_in_another_process_opens_itself_at_its_first_call(
     make: Make, opened: Experiment, python: Python
 ) -> None:
     before = len(opened.data["writers"])
-    ended = python("""
+    ended = python(
+        """
         import pickle, sys
         experiment = pickle.loads(bytes.fromhex(sys.argv[1]))
         print(experiment.is_open, len(list(experiment.path.glob(".journal/segments/*.seg"))))
         experiment.metric("loss").append(value=1.0)
         print(len(list(experiment.path.glob(".journal/segments/*.seg"))))
         sys.exit(1)
-    """, pickle.dumps(opened).hex(), code=1, env={"ML_DASH_QUIET": ""})
+    """,
+        pickle.dumps(opened).hex(),
+        code=1,
+        env={"ML_DASH_QUIET": ""},
+    )
     assert (ended.out.split(), ended.err) == (["True", str(before), str(before + 1)], "")
     assert opened.status == "running"
     assert _writers(opened)[True][0]["parent"] == _writers(opened)[False][0]["id"]

@@ -90,7 +90,7 @@ def test_a_store_inside_the_root_is_nobodys_folder(
     tmp_path: Path, local_path: str, project: str, name: str, argument: str
 ) -> None:
     value = project if argument == "project" else name
-    text = rf"{argument} '{value}' stands for the folder .*, which holds the journals \(local_path is '{local_path}'\); use another"
+    text = rf"{argument} '{value}' stands for the folder .*, which holds the journals .*'{local_path}'\); use another"
     with pytest.raises(InvalidName, match=text):
         Experiment(name, project, local_prefix="root", local_path=local_path)
     with Experiment("other", "other", local_prefix="root", local_path=local_path) as experiment:
@@ -132,8 +132,9 @@ def test_remote_user_and_durability_come_from_the_environment_too(make: Make, mo
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("ML_DASH_REMOTE", "localhost:3000"), ("ML_DASH_DURABILITY", "often"), ("ML_DASH_LOCAL_PATH", "~nobody-of-that-name/x"),
-        ("ML_DASH_API_KEY", "two words"), ("ML_DASH_USER_NAME", "\x01"), ("ML_DASH_DISABLED", "maybe"),
+        ("ML_DASH_REMOTE", "localhost:3000"), ("ML_DASH_DURABILITY", "often"),
+        ("ML_DASH_LOCAL_PATH", "~nobody-of-that-name/x"), ("ML_DASH_API_KEY", "two words"),
+        ("ML_DASH_USER_NAME", "\x01"), ("ML_DASH_DISABLED", "maybe"),
     ],
 )  # fmt: skip
 def test_a_bad_variable_raises_and_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
@@ -278,9 +279,8 @@ def test_an_opening_records_where_it_runs_and_never_its_arguments(python: Python
     assert (first["host"], first["script"]) == (os.uname().nodename, str(tmp_path / "script0.py"))
     assert re.fullmatch(r"3\.\d+\.\d+", first["python"])
     assert first["mlDash"] == ml_dash.__version__
-    assert [first[key] for key in ("rank", "localRank", "worldSize", "slurmJobId", "slurmArrayTaskId", "slurmRestartCount")] == [
-        "0", "1", "2", "3", "4", "5",
-    ]  # fmt: skip
+    keys = ("rank", "localRank", "worldSize", "slurmJobId", "slurmArrayTaskId", "slurmRestartCount")
+    assert [first[key] for key in keys] == ["0", "1", "2", "3", "4", "5"]
     for writer in (first, packed):
         assert (writer["gitCommit"], writer["gitBranch"]) == (commit, "work")
     assert (detached["gitCommit"], "gitBranch" in detached) == (commit, False)

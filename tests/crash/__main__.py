@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .harness import Row, RowReport, finish_apart, remove_tree, start_apart
+from .harness import Row, RowReport, fast_folder, finish_apart, remove_tree, start_apart
 from .table import ROWS
 
 
@@ -57,7 +57,7 @@ def main() -> int:
         report = row.run(arguments.count, seed, arguments.workdir, share=(int(j), int(n)), only=arguments.only)
         print(report.to_json())
         return int(bool(report.failed))
-    workdir = arguments.workdir or Path(tempfile.mkdtemp(prefix="ml-dash-crash-", dir=_fast_folder()))
+    workdir = arguments.workdir or Path(tempfile.mkdtemp(prefix="ml-dash-crash-", dir=fast_folder()))
     workdir.mkdir(parents=True, exist_ok=True)
     workdir.chmod(0o755)  # victims without rights have their folders here
     bad = 0
@@ -79,11 +79,6 @@ def own_environment() -> None:
         if name.startswith("ML_DASH_") and not name.startswith("ML_DASH_TEST_"):
             del os.environ[name]
     os.environ["ML_DASH_QUIET"] = "1"
-
-
-def _fast_folder() -> str | None:
-    """Memory, where there is some: the trials are about processes, not about this machine's disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 if __name__ == "__main__":

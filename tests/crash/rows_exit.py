@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from . import oracle_reader as disk
-from .harness import ROOT, Row, Trial
+from .harness import ROOT, Row, Trial, Unavailable
 from .oracle import Ear, ear, gaps
 from .recovery import hear_or_tell, recovered
 from .victims import NAME, PROJECT, journal_of
@@ -178,6 +178,8 @@ def memory_runs_out(trial: Trial) -> None:
 
     msgspec 0.22 ends the process by SIGSEGV when a buffer cannot grow; that is counted, and only the journal is judged.
     """
+    if not Path("/proc/self/statm").exists():
+        raise Unavailable("memory can be limited (RLIMIT_AS) on Linux only")
     with ear() as listener:
         victim = trial.shared.start(
             "victims_special:starved",

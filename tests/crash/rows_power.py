@@ -135,7 +135,9 @@ def _judge_folder(trial: Trial, place: Any, journal: disk.Journal) -> None:
 @contextlib.contextmanager
 def _after_a_reboot() -> Iterator[None]:
     """A power cut is followed by a boot: what the library takes for the boot's identity is another one."""
-    homes = [m for name, m in list(sys.modules.items()) if name.startswith("ml_dash.") and hasattr(m, "boot_id")]
+    homes: list[Any] = [
+        m for name, m in list(sys.modules.items()) if name.startswith("ml_dash.") and hasattr(m, "boot_id")
+    ]
     assert homes, "the library does not tell one boot from another any more"
     kept = homes[0].boot_id
     try:
