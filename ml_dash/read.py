@@ -204,8 +204,8 @@ def _below(folder: Path) -> Iterator[Located]:
 
 def _paths() -> Settings:
     """Where the environment says that experiments are; reading needs no server and no login."""
-    local = {name: value for name, value in os.environ.items() if name.startswith("ML_DASH_LOCAL_")}
-    return resolve(env=local)
+    server = ("ML_DASH_REMOTE", "ML_DASH_USER_NAME", "ML_DASH_API_KEY")
+    return resolve(env={name: value for name, value in os.environ.items() if name not in server})
 
 
 def _places(path: Path | None) -> list[Path]:

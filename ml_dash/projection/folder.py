@@ -36,7 +36,7 @@ _SCRATCH: Final = ".project.{:x}.tmp"
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
-class FolderChanged(Exception):  # noqa: N818 - tells the projector to write everything again, never seen by users
+class FolderChanged(Exception):
     """A derived file is shorter than what was written to it: somebody removed or cut it."""
 
 

@@ -6,8 +6,8 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ..state import Block, LogLine
 from ..records import LogEntry, Point
+from ..state import Block, LogLine
 from ..values import from_json, texts_like_numbers, to_json, utc_text
 
 _encoder: Final = msgspec.json.Encoder()

@@ -44,11 +44,11 @@ class Pace:
     step: Callable[[], None]
 
 
-class Enough(Exception):  # noqa: N818 - control flow between a pace and its projector, never seen by users
+class Enough(Exception):
     """The time given to a pass is over; what is done so far is consistent."""
 
 
-class OrderChanged(Exception):  # noqa: N818 - tells the projector to begin anew, never seen by users
+class OrderChanged(Exception):
     """`order` is not the one that the checkpoint followed, or ends before where it had come to."""
 
 

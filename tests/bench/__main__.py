@@ -30,7 +30,8 @@ def main() -> None:
     for name in arguments.rows or ROWS:
         with tempfile.TemporaryDirectory(dir=arguments.folder or ".", prefix=".bench-") as folder:
             command = [sys.executable, "-m", "tests.bench", "--one", name, "--scale", str(arguments.scale)]
-            done = subprocess.run([*command, "--folder", str(Path(folder).absolute())], check=True, stdout=subprocess.PIPE)
+            command += ["--folder", str(Path(folder).absolute())]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         results[name] = json.loads(done.stdout.splitlines()[-1])
         if not arguments.markdown:
             print(f"{name:28} {ROWS[name][0]}\n    {shown(results[name])}", flush=True)
@@ -43,7 +44,11 @@ def main() -> None:
 
 def shown(figures: dict[str, float]) -> str:
     """Figures on one line."""
-    return ", ".join(f"{name} {value:,.0f}" if abs(value) >= 1000 else f"{name} {value:.3g}" for name, value in figures.items())
+    return ", ".join(f"{name} {_number(value)}" for name, value in figures.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 main()

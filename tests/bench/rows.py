@@ -75,7 +75,7 @@ def interleaved(first: Callable[[], list[int]], second: Callable[[], list[int]],
     return figures
 
 
-@row("p50 ≤ 1.5 × L, p99 ≤ 2.5 × L")
+@row("p50 ≤ 1.5 x L, p99 ≤ 2.5 x L")
 def append(folder: Path, scale: float) -> Figures:
     count = int(20_000 * scale)
     with opened(folder) as experiment:
@@ -87,7 +87,7 @@ def append(folder: Path, scale: float) -> Figures:
     return figures
 
 
-@row("p50 ≤ 2.5 × L")
+@row("p50 ≤ 2.5 x L")
 def log(folder: Path, scale: float) -> Figures:
     count = int(20_000 * scale)
     clock = perf_counter_ns
@@ -105,7 +105,7 @@ def log(folder: Path, scale: float) -> Figures:
         return interleaved(ours, lambda: references.bare_entries(folder, count))
 
 
-@row("≤ 2.5 × the time to pack them")
+@row("≤ 2.5 x the time to pack them")
 def append_batch(folder: Path, scale: float) -> Figures:
     batches = [[{"value": i * 0.5, "step": i} for i in range(1000)] for _ in range(int(100 * scale))]
     ours, packs = [], []
@@ -229,7 +229,8 @@ def fill(folder: Path, name: str, count: int, *, batched: bool) -> int:
     with opened(folder, name) as experiment:
         if batched:
             for start in range(0, count, 1000):
-                experiment.metric("loss").append_batch([{"value": i * 0.5, "step": i} for i in range(start, start + 1000)])
+                batch = [{"value": i * 0.5, "step": i} for i in range(start, start + 1000)]
+                experiment.metric("loss").append_batch(batch)
         else:
             for number in range(count):
                 experiment.metric("loss").append(value=number * 0.5, step=number)
@@ -257,7 +258,7 @@ def projection_while_training(folder: Path, scale: float) -> Figures:
     return {"% of a core": 100 * (used["with"] - used["without"]), "training alone %": 100 * used["without"]}
 
 
-@row("≤ 10 ms; of ten times as many ≤ 2 ×")
+@row("≤ 10 ms; of ten times as many ≤ 2 x")
 def reopen(folder: Path, scale: float) -> Figures:
     figures = {}
     for label, count in (("1,000,000", 1_000_000), ("10,000,000", 10_000_000)):
@@ -313,7 +314,7 @@ def verify_and_rebuild(folder: Path, scale: float) -> Figures:
     return {"verify s": perf_counter() - begun, "rebuild s": rebuilt}
 
 
-@row("≤ 1.25 × hash and copy in two threads and an fsync; flat memory")
+@row("≤ 1.25 x hash and copy in two threads and an fsync; flat memory")
 def add_file(folder: Path, scale: float) -> Figures:
     source = folder / "checkpoint.bin"
     size = int(256 * scale) << 20
@@ -414,7 +415,8 @@ def ls_5000(folder: Path, scale: float) -> Figures:
     for number in range(count):
         with opened(folder, f"e{number:05d}", durability="os") as experiment:
             experiment.metric("loss").append(value=0.5, step=0)
-    code = "import sys; sys.argv = ['ml-dash', 'ls', '--json', '--limit', '100000', '--path', 'store']; from ml_dash.cli import main; main()"
+    arguments = ["ml-dash", "ls", "--json", "--limit", "100000", "--path", "store"]
+    code = f"import sys; sys.argv = {arguments}; from ml_dash.cli import main; main()"
     times = []
     for _ in range(5):
         begun = perf_counter()

@@ -14,7 +14,8 @@ import pytest
 
 from ml_dash.errors import InvalidValue, StorageError
 from ml_dash.events import LOG, LOST, POINT
-from ml_dash.journal import output, resilient, writer as writing
+from ml_dash.journal import output, resilient
+from ml_dash.journal import writer as writing
 from ml_dash.journal.reader import Frame, scan
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, create_journal, list_segments
 from ml_dash.journal.writer import Tally, Writer, WriterGone, open_writer
@@ -234,7 +235,8 @@ def test_after_a_failed_sync_everything_since_the_last_good_one_is_written_again
     monkeypatch.setattr(writing, "data_sync", lambda fd: once(real, fd))
     assert not writer.sync()
     assert writer.durable_counts()["synced"] == 1
-    again = [(frame.seq, frame.body[1]) for frame in scan(list_segments(desk.journal)[-1][1]) if isinstance(frame, Frame)]
+    newest = list_segments(desk.journal)[-1][1]
+    again = [(frame.seq, frame.body[1]) for frame in scan(newest) if isinstance(frame, Frame)]
     assert again == [(1, "0"), (2, "1"), (3, "2")]
     assert writer.sync()
     assert writer.durable_counts()["synced"] == 4
