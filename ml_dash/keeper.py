@@ -119,7 +119,7 @@ class Keeper:
             sleep(_NAP_S)
             self._use(local, self._keeping_write() if local else None)
 
-        due = [run for run in runs if run.writer.seq != run.projected_seq]
+        due = [run for run in runs if run.behind]
         if due and local:
             self._use(local, self._keeping_write())
         for run in due:

@@ -169,10 +169,15 @@ class Run:
 
     # -- projecting --------------------------------------------------------------------------------------------------
 
+    @property
+    def behind(self) -> bool:
+        """Is there anything to project?"""
+        return self.writer.seq != self.projected_seq or self.projector.lagging
+
     def project(self, nap: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
         seq = self.writer.seq
-        if seq == self.projected_seq:
+        if not self.behind:
             return
 
         def step() -> None:

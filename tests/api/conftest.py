@@ -111,7 +111,13 @@ class Python:
         """Start a script; it runs in the folder of the test, with `runs` as the default place."""
         script = self.folder / f"script{len(self.started)}.py"
         script.write_text(textwrap.dedent(text), encoding="utf-8")
-        environment = {**os.environ, "ML_DASH_LOCAL_PATH": str(self.folder / "runs"), **(env or {})}
+        environment = {
+            **os.environ,
+            "ML_DASH_LOCAL_PATH": str(self.folder / "runs"),
+            # From Python 3.12 on, every fork beside a thread warns.
+            "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",
+            **(env or {}),
+        }
         started = Started(script, arguments, environment, self.folder)
         self.started.append(started)
         return started

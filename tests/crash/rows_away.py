@@ -24,7 +24,9 @@ def _home(folder: Path) -> Path:
 
 def _chmod(folder: Path, mode: int) -> None:
     segments = _home(folder) / ".journal" / "segments"
-    for path in (segments, segments.parent, segments.parents[1]):
+    inside_out = (segments, segments.parent, segments.parents[1])
+    # Without being root: what is forbidden is reached from outside only.
+    for path in inside_out if mode != 0o755 else reversed(inside_out):
         path.chmod(mode)
 
 
