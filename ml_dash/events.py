@@ -135,7 +135,7 @@ class Malformed(ValueError):
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Is this a value that a caller can have recorded: None, bool, int, float, text, bytes, lists and mappings of them?"""
+    """Can a caller have recorded this value: None, bool, int, float, text, bytes, or lists and mappings of them?"""
     kind = type(value)
     if kind in _LEAVES:
         return True
@@ -176,7 +176,7 @@ def natural(value: Any) -> int:
 
 
 def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """What a body gives of `description`, `tags`, `folder` and `metadata`. Raises Malformed if one is not what it should be."""
+    """What a body gives of `description`, `tags`, `folder` and `metadata`. Raises Malformed."""
     found = {key: body[key] for key in keys if key in body}
     for key, value in found.items():
         if value is None:

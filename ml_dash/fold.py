@@ -44,6 +44,7 @@ _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _NUMBERS: Final = frozenset((int, float))
 _TEXT: Final = {str}
 _LARGEST: Final = (1 << 63) - 1
+_NEVER: Final = 1 << 64
 
 Rows = list[dict[str, Any]]
 Columns = dict[str, list[Any]]
@@ -69,7 +70,7 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
     work = _Batch(state, writer, edits)
     rows = work.rows
     expected = first = writer.seen[-1][1] if writer.seen else 0
-    folded, last_ns = 0, 0
+    folded, first_ns, last_ns = 0, _NEVER, -_NEVER
     for number, kind, time_ns, body in batch:
         if number == expected:
             expected += 1
@@ -80,9 +81,10 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
             if not admitted:
                 continue
         folded += 1
-        if not writer.first_ns:
-            writer.first_ns = time_ns
-        last_ns = time_ns
+        if time_ns > last_ns:
+            last_ns = time_ns
+        if time_ns < first_ns:
+            first_ns = time_ns
         try:
             if kind == ev.POINT:
                 name, data = body
@@ -96,6 +98,7 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
                 if handler is None:
                     state.unknown += 1
                 else:
+                    work.first_ns = first_ns
                     handler(work, body, (time_ns, writer_id, number))
         except _ERRORS:
             state.malformed += 1
@@ -103,7 +106,8 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
         work.flush(name)
     _extend(writer, first, expected)
     if folded:
-        _note_progress(state, writer, folded, last_ns, edits)
+        _note_progress(state, writer, folded, first_ns, last_ns)
+        edits.experiment = True
 
 
 def _extend(writer: WriterState, first: int, expected: int) -> None:
@@ -116,12 +120,12 @@ def _extend(writer: WriterState, first: int, expected: int) -> None:
         writer.seen.append((first, expected))
 
 
-def _note_progress(state: State, writer: WriterState, folded: int, last_ns: int, edits: Edits) -> None:
+def _note_progress(state: State, writer: WriterState, folded: int, first_ns: int, last_ns: int) -> None:
     state.events += folded
+    writer.first_ns = min(writer.first_ns or first_ns, first_ns)
     writer.last_ns = max(writer.last_ns, last_ns)
-    state.updated_ns = max(state.updated_ns, writer.last_ns)
-    state.created_ns = min(state.created_ns or writer.first_ns, writer.first_ns)
-    edits.experiment = True
+    state.created_ns = min(state.created_ns or first_ns, first_ns)
+    state.updated_ns = max(state.updated_ns, last_ns)
 
 
 # -- writers, and the status ------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def fold_death(state: State, writer_id: str, edits: Edits) -> None:
     if writer is None or not writer.alive:
         return
     writer.dead = True
-    _retire(state, writer)
+    _retire(state, writer, writer.first_ns)
     edits.experiment = True
 
 
@@ -149,7 +153,7 @@ def _void_death(state: State, writer: WriterState) -> None:
     _decide_status(state)
 
 
-def _retire(state: State, writer: WriterState) -> None:
+def _retire(state: State, writer: WriterState, began_ns: int) -> None:
     """It has closed, or was found dead."""
     if writer.id in state.alive:
         state.alive.remove(writer.id)
@@ -157,15 +161,15 @@ def _retire(state: State, writer: WriterState) -> None:
         metric.tallies.pop(writer.id, None)
     if writer.place is None and writer.id not in state.session:
         # Its opening event is lost. It counts like any other.
-        _join_session(state, writer)
+        _join_session(state, writer, began_ns)
     if not writer.child:
         _decide_status(state)
 
 
-def _join_session(state: State, writer: WriterState) -> None:
+def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
     if state.status != RUNNING:
         # Those that still wrote when this one began ran beside it, whenever their end was read.
-        state.session = [other for other in state.session if state.writers[other].last_ns > writer.first_ns]
+        state.session = [other for other in state.session if state.writers[other].last_ns > began_ns]
     state.session.append(writer.id)
 
 
@@ -206,7 +210,7 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
         # It came late, and the writer was taken for one that opened by itself.
         state.session.remove(writer.id)
     elif not writer.child and writer.id not in state.session:
-        _join_session(state, writer)
+        _join_session(state, writer, work.began_ns)
     _decide_status(state)
 
 
@@ -218,7 +222,7 @@ def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
     writer.error = None if error is None else ev.mapping(error)
     writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
     work.flush_all()
-    _retire(work.state, writer)
+    _retire(work.state, writer, work.began_ns)
 
 
 def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
@@ -274,13 +278,19 @@ def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
 class _Batch:
     """One stretch of one writer being folded: single points wait here to be counted column by column."""
 
-    __slots__ = ("edits", "rows", "state", "writer")
+    __slots__ = ("edits", "first_ns", "rows", "state", "writer")
 
     def __init__(self, state: State, writer: WriterState, edits: Edits) -> None:
         self.state = state
         self.writer = writer
         self.edits = edits
         self.rows: dict[str, tuple[Rows, list[int]]] = {}
+        self.first_ns = _NEVER
+
+    @property
+    def began_ns(self) -> int:
+        """The time of the writer's first event so far."""
+        return min(self.writer.first_ns or self.first_ns, self.first_ns)
 
     def start(self, name: Any) -> tuple[Rows, list[int]]:
         """Where the single points of a metric wait."""
@@ -310,15 +320,14 @@ class _Batch:
 
     def add(self, name: str, rows: Rows, times: list[int] | int, columns: Columns) -> None:
         """Number points that follow each other and count their columns."""
-        first_ns, last_ns = (times, times) if isinstance(times, int) else (times[0], times[-1])
+        first_ns, last_ns = (times, times) if isinstance(times, int) else (min(times), max(times))
         metric = self.metric(name, first_ns)
-        if not metric.count:
-            metric.first_ns = first_ns
+        metric.first_ns = min(metric.first_ns or first_ns, first_ns)
         start, count = metric.count, len(rows)
         if not self.writer.uncounted:
             self._tell_run(metric, start, count)
         metric.count = start + count
-        metric.last_ns = last_ns
+        metric.last_ns = max(metric.last_ns, last_ns)
         metric.updated_ns = max(metric.updated_ns, last_ns)
         self.state.points += count
         for field_name, values in columns.items():
@@ -332,6 +341,7 @@ class _Batch:
         metric = self.state.metrics.get(name)
         if metric is None:
             metric = self.state.metrics[name] = Metric(name, time_ns)
+        metric.created_ns = min(metric.created_ns, time_ns)
         return metric
 
     def _tell_run(self, metric: Metric, start: int, count: int) -> None:

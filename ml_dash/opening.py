@@ -77,8 +77,14 @@ def find(wish: Wish) -> Located | None:
         located = Located(wish.project, wish.name, folder, journal)
         _check_identity(located)
         return located if list_segments(journal) else None
-    for place in {folder, home}:
-        _check_not_foreign(place)
+    try:
+        for place in {folder, home}:
+            _check_not_foreign(place)
+    except ForeignFolder:
+        # Another process may have made it since we looked.
+        if (home / JOURNAL / SEGMENTS).is_dir():
+            return find(wish)
+        raise
     return None
 
 

@@ -23,7 +23,8 @@ from .records import ExperimentRecord
 from .view import MAX_LIMIT, Memory, View, check_limit, look, look_anew
 
 __all__ = [
-    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back", "record", "view",
+    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back", "record",
+    "view",
 ]  # fmt: skip
 
 _STORE: Final = ".ml-dash"
@@ -246,7 +247,8 @@ def locate(text: str | None, path: Path | None = None) -> Located:
         raise NotFound(f"no experiments in {where}", hint="name the folder with --path")
     if text is None:
         return max(known, key=_last_written)
-    matching = [one for one in known if f"{one.project}/{one.name}" == text] or [one for one in known if one.name == text]
+    matching = [one for one in known if f"{one.project}/{one.name}" == text]
+    matching = matching or [one for one in known if one.name == text]
     if not matching:
         raise NotFound(f"no experiment {text!r} in {where} ({len(known):,} others are there)", hint="see: ml-dash ls")
     if len(matching) > 1:

@@ -213,7 +213,7 @@ def series_name(metric: str, field: str) -> str:
 
 
 def all_series(metric: Metric) -> dict[str, SeriesStats]:
-    """The statistics of every numeric field of a metric, by name: which field was met first depends on the stretches."""
+    """The statistics of every numeric field, by name: which one was met first depends on the stretches."""
     return {series_name(metric.name, field): series_stats(series) for field, series in sorted(metric.series.items())}
 
 

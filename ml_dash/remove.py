@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from .errors import StillOpen
-from .journal.segment import SEGMENTS, list_segments
-from .lock import Liveness, probe
-from .read import Located
+from .journal.segment import JOURNAL, SEGMENTS, TURN, list_segments
+from .lock import Liveness, Turn, probe
+from .read import Located, points_back
+
+_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +28,63 @@ class RemoveReport:
 
 
 def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
-    """Remove journal and folder. Raises StillOpen if a writer lives; nothing is removed then."""
+    """Remove journal and folder. Raises StillOpen if a writer lives; nothing is removed then.
+
+    A folder that does not say that it belongs to this journal is left alone. Cut short, it can be called again: the
+    folder goes first, and what is left is the whole journal.
+    """
+    home = located.journal.parent
+    homes = {home, *([located.folder] if points_back(located.folder, located.journal) else [])}
+    found = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
+    report = RemoveReport(located.folder, located.journal, len(found), sum(map(_size, found)))
+    _refuse_living(located)
+    if dry_run:
+        return report
+    turn = Turn(located.journal / TURN)
+    if not turn.take(_WAIT_S):
+        raise StillOpen(f"the folder of {located.project}/{located.name} is being written; nothing was removed")
+    try:
+        _refuse_living(located)
+        for place in sorted(homes, key=lambda place: place == home):
+            _empty(place)
+        # By one rename: what is left if this is cut short is not taken for an experiment.
+        doomed = home / f"{JOURNAL}.removed-{os.urandom(4).hex()}"
+        located.journal.rename(doomed)
+    finally:
+        turn.give_back()
+    for left in home.glob(f"{JOURNAL}.removed-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for place in homes:
+        for folder in (place, place.parent):
+            # Not empty, or gone already.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    return report
+
+
+def _refuse_living(located: Located) -> None:
     for name, _ in list_segments(located.journal):
         lock = located.journal / SEGMENTS / name.lock
-        if lock.exists() and probe(lock) is Liveness.ALIVE:
+        if probe(lock) is Liveness.ALIVE:
             raise StillOpen(
                 f"{located.project}/{located.name} is being written by writer {name.writer}; nothing was removed",
                 hint="end that run first",
             )
-    homes = {located.folder, located.journal.parent}
-    found = [Path(base, name) for home in homes for base, _, names in os.walk(home) for name in names]
-    size = sum(path.lstat().st_size for path in found)
-    report = RemoveReport(located.folder, located.journal, len(found), size)
-    if dry_run:
-        return report
-    # The journal goes first, and at once: what is left of a removal that was cut short is not taken for an experiment.
-    doomed = located.journal.with_name(f"{located.journal.name}.removed-{os.urandom(4).hex()}")
-    located.journal.rename(doomed)
-    shutil.rmtree(doomed)
-    for home in homes:
-        shutil.rmtree(home, ignore_errors=True)
-        for parent in (home.parent,):
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-    return report
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _empty(place: Path) -> None:
+    """Remove all in a folder but a journal, and what is left of one."""
+    for entry in place.iterdir():
+        if entry.name.startswith(JOURNAL):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink(missing_ok=True)

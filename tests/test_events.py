@@ -32,9 +32,17 @@ def test_every_kind_has_a_name_and_a_number_of_its_own() -> None:
 
 def opening(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "given": {"tags": ["a"]}, "project": "cv", "name": "run", "protected": False, "folder_path": "cv/run",
-        "remote": None, "user_name": None, "place": {"pid": 1}, "parent": None, "child": False,
-    }  # fmt: skip
+        "given": {"tags": ["a"]},
+        "project": "cv",
+        "name": "run",
+        "protected": False,
+        "folder_path": "cv/run",
+        "remote": None,
+        "user_name": None,
+        "place": {"pid": 1},
+        "parent": None,
+        "child": False,
+    }
     return ev.opening(**{**arguments, **changes})
 
 
@@ -104,7 +112,8 @@ def test_changes_are_what_was_given_of_the_asked_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"description": 5}, {"folder": []}, {"tags": "a"}, {"tags": ["a", 1]}, {"tags": [["a"]]}, {"metadata": "x"}]
+    "body",
+    [{"description": 5}, {"folder": []}, {"tags": "a"}, {"tags": ["a", 1]}, {"tags": [["a"]]}, {"metadata": "x"}],
 )
 def test_changes_of_the_wrong_type_are_malformed(body: dict[str, Any]) -> None:
     with pytest.raises(Malformed):

@@ -8,15 +8,23 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ml_dash import events as ev
 from ml_dash.fold import fold, fold_death
 from ml_dash.names import file_id
 from ml_dash.projection.lines import log_lines, point_lines
 from ml_dash.records import (
-    experiment_document, file_record, files_document, live_files, metric_document, metric_stats, parameters_document, shown_paths,
-)  # fmt: skip
+    experiment_document,
+    file_record,
+    files_document,
+    live_files,
+    metric_document,
+    metric_stats,
+    parameters_document,
+    shown_paths,
+)
 from ml_dash.state import RUNS_KEPT, Edits, State, WriterState, index_of
 
 A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
@@ -66,8 +74,14 @@ class Folder:
     def file(self, content: str = "0", place: str = "model.bin", writer: str = A, at: int | None = None) -> str:
         """Add a file; its id."""
         prefix, _, filename = place.rpartition("/")
-        body = {"path": prefix, "prefix": prefix, "filename": filename, "sizeBytes": 3, "checksum": content * 64,
-                "contentType": "text/plain"}  # fmt: skip
+        body = {
+            "path": prefix,
+            "prefix": prefix,
+            "filename": filename,
+            "sizeBytes": 3,
+            "checksum": content * 64,
+            "contentType": "text/plain",
+        }
         self.fold(writer, (ev.FILE, body), at=at)
         return file_id(bytes.fromhex(writer), self.numbers[writer] - 1)
 
@@ -100,15 +114,43 @@ VALUES = NUMBERS | st.sampled_from([None, True, "NaN", "text", b"raw", [1], {"a"
 FIELDS = st.dictionaries(st.sampled_from(["value", "step", "epoch", "acc", "x"]), VALUES, min_size=1, max_size=3)
 METRICS = st.sampled_from(["loss", "acc", "a/b"])
 GIVEN = st.fixed_dictionaries(
-    {}, optional={"description": st.none() | st.text(max_size=3), "tags": st.lists(st.text(max_size=2), max_size=2), "metadata": FIELDS}
+    {},
+    optional={
+        "description": st.none() | st.text(max_size=3),
+        "tags": st.lists(st.text(max_size=2), max_size=2),
+        "metadata": FIELDS,
+    },
 )
-RUBBISH = st.sampled_from([None, 5, "abc", [], {}, ["loss"], ["loss", 5], ["loss", {1: 2}], ["loss", [1], [[1]]], {"id": 5}, [1, 2, 3], {1: 1}])
+RUBBISH = st.sampled_from(
+    [
+        None,
+        5,
+        "abc",
+        [],
+        {},
+        ["loss"],
+        ["loss", 5],
+        ["loss", {1: 2}],
+        ["loss", [1], [[1]]],
+        {"id": 5},
+        [1, 2, 3],
+        {1: 1},
+    ]
+)
 FILES = st.builds(
     lambda place, content, given: {
-        "path": "/", "prefix": "", "filename": place, "sizeBytes": 1, "checksum": content * 64, "contentType": "x", **given,
+        "path": "/",
+        "prefix": "",
+        "filename": place,
+        "sizeBytes": 1,
+        "checksum": content * 64,
+        "contentType": "x",
+        **given,
     },
-    st.sampled_from(["a", "b"]), st.sampled_from("0123"), GIVEN,
-)  # fmt: skip
+    st.sampled_from(["a", "b"]),
+    st.sampled_from("0123"),
+    GIVEN,
+)
 IDS = st.builds(file_id, st.sampled_from([bytes.fromhex(A), bytes.fromhex(B)]), st.integers(0, 12))
 
 
@@ -143,14 +185,17 @@ def histories(draw: st.DrawFn, writers: int = 2) -> dict[str, list[tuple[int, in
     for index, writer in enumerate([A, B, C][:writers]):
         events = draw(st.lists(EVENT, max_size=12))
         times = sorted(draw(st.lists(st.integers(0, 60), min_size=len(events), max_size=len(events))))
-        found[writer] = [(n, kind, 100 + 3 * t + index, body) for n, ((kind, body), t) in enumerate(zip(events, times, strict=True))]
+        found[writer] = [
+            (n, kind, 100 + 3 * t + index, body) for n, ((kind, body), t) in enumerate(zip(events, times, strict=True))
+        ]
     return found
 
 
 def folded(stretches: list[tuple[str, list[Any]]]) -> tuple[State, Edits]:
     state, edits = State(), Edits()
     for writer, batch in stretches:
-        fold(state, writer, copy.deepcopy(batch), edits)
+        if batch:
+            fold(state, writer, copy.deepcopy(batch), edits)
     return state, edits
 
 
@@ -164,7 +209,7 @@ def cut(draw: st.DrawFn, history: dict[str, list[Any]]) -> list[tuple[str, list[
     return stretches
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_stretch_gives_the_same_whole_or_in_parts(data: st.DataObject) -> None:
     history = data.draw(histories())
@@ -175,7 +220,7 @@ def test_a_stretch_gives_the_same_whole_or_in_parts(data: st.DataObject) -> None
     assert lines(edits) == lines(whole_edits)
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_what_was_seen_changes_nothing_when_it_comes_again(data: st.DataObject) -> None:
     history = data.draw(histories())
@@ -183,13 +228,13 @@ def test_what_was_seen_changes_nothing_when_it_comes_again(data: st.DataObject) 
     again = [once[index] for index in data.draw(st.lists(st.integers(0, len(once) - 1), max_size=4))] if once else []
     state, edits = folded(once)
     before, written = canonical(state), lines(edits)
-    for writer, batch in again:
+    for writer, batch in filter(lambda stretch: stretch[1], again):
         fold(state, writer, batch, edits)
     assert canonical(state) == before
     assert lines(edits) == written
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(st.data())
 def test_registers_and_the_set_of_events_do_not_depend_on_the_order_of_arrival(data: st.DataObject) -> None:
     history = data.draw(histories(3))
@@ -198,27 +243,41 @@ def test_registers_and_the_set_of_events_do_not_depend_on_the_order_of_arrival(d
     for arrival in (stretches, data.draw(st.permutations(stretches))):
         state, edits = folded(arrival)
         registers = [state.description, state.tags, state.folder, state.metadata, state.journal_path, state.protected]
-        outcomes.append(canonical([
-            registers, state.parameters, state.places, state.early,
-            {id: (file, file_record(state, file)) for id, file in state.files.items()},
-            {name: (metric.description, metric.tags, metric.metadata, metric.count) for name, metric in state.metrics.items()},
-            {name: (series.count, series.counted, series.min, series.max) for metric in state.metrics.values() for name, series in metric.series.items()}
-            if not _has_equal_numbers(state) else None,
-            [state.events, state.logs, state.points, state.unknown, state.created_ns, state.updated_ns],
-            {writer: (entry.seen, entry.gaps(), entry.lost) for writer, entry in state.writers.items()},
-            sorted((line.message, repr(line.metadata), line.time_ns) for line in edits.logs),
-            {name: sorted(repr(row) for block in blocks for row in block.rows) for name, blocks in edits.points.items()},
-        ]))  # fmt: skip
+        outcomes.append(
+            canonical(
+                [
+                    registers,
+                    state.parameters,
+                    state.places,
+                    {id: sorted(map(repr, waiting)) for id, waiting in state.early.items()},
+                    {id: (file, file_record(state, file)) for id, file in state.files.items()},
+                    {
+                        name: (
+                            metric.description,
+                            metric.tags,
+                            metric.metadata,
+                            metric.count,
+                            metric.created_ns,
+                            metric.first_ns,
+                            metric.last_ns,
+                            metric.updated_ns,
+                        )
+                        for name, metric in state.metrics.items()
+                    },
+                    [state.events, state.logs, state.points, state.unknown, state.created_ns, state.updated_ns],
+                    {writer: (entry.seen, entry.gaps(), entry.lost) for writer, entry in state.writers.items()},
+                    sorted((line.message, repr(line.metadata), line.time_ns) for line in edits.logs),
+                    {
+                        name: sorted(repr(row) for block in blocks for row in block.rows)
+                        for name, blocks in edits.points.items()
+                    },
+                ]
+            )
+        )
     assert outcomes[0] == outcomes[1]
 
 
-def _has_equal_numbers(state: State) -> bool:
-    """0.0 and -0.0, 1 and 1.0: which of two equal extremes was met first is told by the order."""
-    series = [series for metric in state.metrics.values() for series in metric.series.values()]
-    return any(value in (0, 1, -1, 2, 3, 4, 5, -2, -3, -4, -5) for one in series for value in (one.min, one.max))
-
-
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.data())
 def test_each_writer_keeps_its_own_order_in_every_series(data: st.DataObject) -> None:
     history = data.draw(histories(2))
@@ -232,8 +291,19 @@ def test_each_writer_keeps_its_own_order_in_every_series(data: st.DataObject) ->
         assert sum(len(block.rows) for block in blocks) == state.metrics[name].count
 
 
-@settings(max_examples=300)
-@given(st.lists(st.tuples(st.integers(-3, 40) | st.integers(2**63 - 2, 2**64 - 1), st.integers(0, 20), st.integers(), RUBBISH), max_size=20))
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-3, 40) | st.integers(2**63 - 2, 2**64 - 1),
+            st.integers(0, 20),
+            st.integers(-(2**63), 2**64 - 1),
+            RUBBISH,
+        ),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_no_event_whatever_stops_the_fold(events: list[Any]) -> None:
     state, edits = folded([(A, events)])
     assert state.events == sum(end - start for start, end in state.writers[A].seen)
@@ -266,17 +336,19 @@ def test_a_gap_is_told_and_filled_later() -> None:
 
 def test_numbers_that_the_writer_lost_are_no_gap() -> None:
     folder = Folder().raw(
-        A, (0, ev.LOG, 1, ["info", "", None]),
-        (5, ev.LOST, 2, {"count": 2, "from": 1, "to": 2}), (6, ev.LOST, 3, {"count": 1, "from": 4, "to": 4}),
-    )  # fmt: skip
+        A,
+        (0, ev.LOG, 1, ["info", "", None]),
+        (5, ev.LOST, 2, {"count": 2, "from": 1, "to": 2}),
+        (6, ev.LOST, 3, {"count": 1, "from": 4, "to": 4}),
+    )
     assert folder.state.writers[A].gaps() == [(3, 4)]
     assert folder.state.writers[A].lost == 3
 
 
 def test_many_scattered_numbers_take_no_quadratic_time() -> None:
-    events = [(number, ev.LOG, 1, ["info", "", None]) for number in range(100_000, 0, -2)]
+    events = [(number, ev.LOG, 1, ["info", "", None]) for number in range(40_000, 0, -2)]
     state, _ = folded([(A, events)])
-    assert state.logs == 50_000
+    assert state.logs == 20_000
 
 
 @pytest.mark.parametrize("number", [-1, 2**63 - 1, 2**64 - 1])
@@ -387,7 +459,12 @@ def test_a_writer_whose_opening_was_lost_still_decides() -> None:
 
 
 def test_a_child_whose_opening_comes_late_decides_no_more() -> None:
-    folder = Folder().opens(A).raw(B, (1, ev.CLOSE, 5, {"status": "failed"})).raw(B, (0, ev.OPEN, 4, {**OPEN_BODY, "child": True}))
+    folder = (
+        Folder()
+        .opens(A)
+        .raw(B, (1, ev.CLOSE, 5, {"status": "failed"}))
+        .raw(B, (0, ev.OPEN, 4, {**OPEN_BODY, "child": True}))
+    )
     assert folder.state.session == [A]
     assert folder.closes(A).state.status == "completed"
 
@@ -408,7 +485,12 @@ def test_an_interrupted_run_ended_with_its_last_event() -> None:
 
 def test_an_experiment_without_events_is_interrupted_and_has_no_times() -> None:
     document = experiment_document(State())
-    assert (document["status"], document["createdAt"], document["updatedAt"], document["endedAt"]) == ("interrupted", None, None, None)
+    assert (document["status"], document["createdAt"], document["updatedAt"], document["endedAt"]) == (
+        "interrupted",
+        None,
+        None,
+        None,
+    )
 
 
 # -- registers --------------------------------------------------------------------------------------------------------
@@ -430,11 +512,20 @@ def test_only_what_is_given_anew_is_replaced() -> None:
     folder = Folder().opens(A, description="one", tags=["a"], metadata={"k": 1}).opens(B, description="two", tags=None)
     folder.fold(A, (ev.UPDATE, {"folder": "f"}))
     document = experiment_document(folder.state)
-    assert (document["description"], document["tags"], document["folder"], document["metadata"]) == ("two", None, "f", {"k": 1})
+    assert (document["description"], document["tags"], document["folder"], document["metadata"]) == (
+        "two",
+        None,
+        "f",
+        {"k": 1},
+    )
 
 
 def test_bytes_are_read_as_base64_text() -> None:
-    folder = Folder().opens(A, metadata={"raw": [b"\0"]}).fold(A, (ev.PARAMETERS, {"b": b"abc"}), (ev.METRIC, ["m", {"metadata": {"x": b"abc"}}]))
+    folder = (
+        Folder()
+        .opens(A, metadata={"raw": [b"\0"]})
+        .fold(A, (ev.PARAMETERS, {"b": b"abc"}), (ev.METRIC, ["m", {"metadata": {"x": b"abc"}}]))
+    )
     assert parameters_document(folder.state) == {"b": "YWJj"}
     assert experiment_document(folder.state)["metadata"] == {"raw": ["AA=="]}
     assert metric_stats(folder.state, folder.state.metrics["m"])["metadata"] == {"x": "YWJj"}
@@ -470,10 +561,24 @@ def point(**data: Any) -> tuple[int, Any]:
 
 def test_points_of_every_form_are_numbered_in_their_order() -> None:
     folder = Folder().fold(
-        A, point(value=0), point(value=1), (ev.POINTS, ["loss", ["value"], [[2, 3]]]), point(value=4),
-        (ev.ROWS, ["loss", [{"value": 5}, {"other": 6}]]), (ev.POINTS, ["loss", ["value", "a", "b"], [[7], [8], [9]]]),
-    )  # fmt: skip
-    rows = [{"value": 0}, {"value": 1}, {"value": 2}, {"value": 3}, {"value": 4}, {"value": 5}, {"other": 6}, {"value": 7, "a": 8, "b": 9}]
+        A,
+        point(value=0),
+        point(value=1),
+        (ev.POINTS, ["loss", ["value"], [[2, 3]]]),
+        point(value=4),
+        (ev.ROWS, ["loss", [{"value": 5}, {"other": 6}]]),
+        (ev.POINTS, ["loss", ["value", "a", "b"], [[7], [8], [9]]]),
+    )
+    rows = [
+        {"value": 0},
+        {"value": 1},
+        {"value": 2},
+        {"value": 3},
+        {"value": 4},
+        {"value": 5},
+        {"other": 6},
+        {"value": 7, "a": 8, "b": 9},
+    ]
     assert folder.points() == rows
     assert folder.state.metrics["loss"].count == folder.state.points == 8
 
@@ -487,7 +592,9 @@ def test_a_metric_begins_with_what_is_first_of_it_a_point_or_a_description() -> 
 
 
 @settings(max_examples=100)
-@given(st.lists(st.lists(NUMBERS | st.none() | st.booleans() | st.text(max_size=2), min_size=1, max_size=4), max_size=6))
+@given(
+    st.lists(st.lists(NUMBERS | st.none() | st.booleans() | st.text(max_size=2), min_size=1, max_size=4), max_size=6)
+)
 def test_statistics_are_those_of_a_plain_loop(stretches: list[list[Any]]) -> None:
     folder = Folder()
     for values in stretches:
@@ -519,7 +626,14 @@ def test_full_chunks_are_counted_apart() -> None:
 
 
 def test_the_index_of_a_point_is_found_by_its_writers_own_count() -> None:
-    folder = Folder().opens(A, B).fold(A, point(value=0), point(value=1)).fold(B, point(value=2)).fold(A, point(value=3)).fold(B, point(value=4))
+    folder = (
+        Folder()
+        .opens(A, B)
+        .fold(A, point(value=0), point(value=1))
+        .fold(B, point(value=2))
+        .fold(A, point(value=3))
+        .fold(B, point(value=4))
+    )
     metric = folder.state.metrics["loss"]
     assert [index_of(metric, A, ordinal) for ordinal in range(3)] == [0, 1, 3]
     assert [index_of(metric, B, ordinal) for ordinal in range(2)] == [2, 4]
@@ -555,7 +669,10 @@ def test_a_file_added_again_at_its_path_replaces_the_older_and_releases_it() -> 
     old, new = folder.file("0"), folder.file("1")
     assert [file.id for file in live_files(folder.state)] == [new]
     assert folder.edits.released == [folder.state.files[old].blob]
-    assert file_record(folder.state, folder.state.files[old])["deletedAt"] == file_record(folder.state, folder.state.files[new])["uploadedAt"]
+    assert (
+        file_record(folder.state, folder.state.files[old])["deletedAt"]
+        == file_record(folder.state, folder.state.files[new])["uploadedAt"]
+    )
 
 
 def test_a_file_that_comes_late_is_replaced_by_the_one_that_was_added_after_it() -> None:
@@ -634,33 +751,95 @@ for _ in range(300):
 FILE_BODY = {"path": "/", "prefix": "", "filename": "f", "sizeBytes": 1, "checksum": "0" * 64, "contentType": "x"}
 
 MALFORMED = [
-    (ev.OPEN, None), (ev.OPEN, []), (ev.OPEN, {}), (ev.OPEN, {**OPEN_BODY, "project": 5}), (ev.OPEN, {**OPEN_BODY, "tags": "a"}),
-    (ev.OPEN, {**OPEN_BODY, "journalPath": 5}), (ev.OPEN, {**OPEN_BODY, "host": DEEP}), (ev.OPEN, {**OPEN_BODY, 1: 2}),
-    (ev.CLOSE, {}), (ev.CLOSE, {"status": "running"}), (ev.CLOSE, {"status": ["completed"]}), (ev.CLOSE, {"status": "failed", "error": 5}),
-    (ev.LOG, "abc"), (ev.LOG, ["info", "m"]), (ev.LOG, ["info", 5, None]), (ev.LOG, [None, "m", None]), (ev.LOG, ["info", "m", []]),
-    (ev.LOG, ["info", "m", {"a": {1: 2}}]), (ev.LOG, {"info": 1, "m": 2, None: 3}),
-    (ev.PARAMETERS, None), (ev.PARAMETERS, [1]), (ev.PARAMETERS, {1: 2}), (ev.PARAMETERS, {"a": DEEP}), (ev.PARAMETERS, {"a": object()}),
-    (ev.POINT, None), (ev.POINT, ["loss"]), (ev.POINT, ["loss", [1]]), (ev.POINT, ["", {"a": 1}]), (ev.POINT, [5, {"a": 1}]),
-    (ev.POINT, [["loss"], {"a": 1}]), (ev.POINT, ["a\nb", {"a": 1}]), (ev.POINT, ["loss", {1: 1}]), (ev.POINT, ["loss", {"a": DEEP}]),
-    (ev.POINT, ["loss", {"a": {None: 1}}]), (ev.POINT, ["x" * 1001, {"a": 1}]),
-    (ev.POINTS, ["loss", [], []]), (ev.POINTS, ["loss", ["a"], []]), (ev.POINTS, ["loss", ["a", "a"], [[1], [2]]]),
-    (ev.POINTS, ["loss", ["a", "b"], [[1], [2, 3]]]), (ev.POINTS, ["loss", ["a"], [[]]]), (ev.POINTS, ["loss", ["a"], ["xy"]]),
-    (ev.POINTS, ["loss", [1], [[1]]]), (ev.POINTS, ["loss", "a", [[1]]]), (ev.POINTS, ["loss", ["a"], [[DEEP]]]),
-    (ev.POINTS, ["loss", ["a"], {"0": [1]}]), (ev.POINTS, ["loss", ["a", "b"], [[1]]]), (ev.POINTS, [5, ["a"], [[1]]]),
-    (ev.ROWS, ["loss", []]), (ev.ROWS, ["loss", [5]]), (ev.ROWS, ["loss", [{"a": 1}, {1: 2}]]), (ev.ROWS, ["loss", "ab"]), (ev.ROWS, ["", [{"a": 1}]]),
-    (ev.METRIC, ["loss"]), (ev.METRIC, ["loss", 5]), (ev.METRIC, ["", {}]), (ev.METRIC, ["loss", {"tags": 5}]),
-    (ev.FILE, {}), (ev.FILE, {**FILE_BODY, "checksum": "../../etc/passwd"}), (ev.FILE, {**FILE_BODY, "checksum": "A" * 64}),
-    (ev.FILE, {**FILE_BODY, "filename": "../f"}), (ev.FILE, {**FILE_BODY, "filename": ".."}), (ev.FILE, {**FILE_BODY, "prefix": "../x"}),
-    (ev.FILE, {**FILE_BODY, "prefix": None}), (ev.FILE, {**FILE_BODY, "sizeBytes": -1}), (ev.FILE, {**FILE_BODY, "sizeBytes": math.inf}),
-    (ev.FILE, {**FILE_BODY, "sizeBytes": "5"}), (ev.FILE, {**FILE_BODY, "path": 5}), (ev.FILE, {**FILE_BODY, "tags": [[1]]}),
-    (ev.FILE_UPDATE, {"id": 5}), (ev.FILE_UPDATE, {}), (ev.FILE_UPDATE, {"id": "1", "tags": 5}), (ev.FILE_DELETE, [1]), (ev.FILE_DELETE, {"id": None}),
-    (ev.UPDATE, 5), (ev.UPDATE, {"metadata": 5}), (ev.UPDATE, {"description": 5}),
-    (ev.LOST, {}), (ev.LOST, {"count": -1}), (ev.LOST, {"count": 2**63}), (ev.LOST, {"count": 1, "from": 0, "to": 2**63}),
-    (ev.LOST, {"count": 1, "from": -1, "to": 3}), (ev.LOST, {"count": 1, "from": 1}), (ev.LOST, {"count": True}),
-]  # fmt: skip
+    (ev.OPEN, None),
+    (ev.OPEN, []),
+    (ev.OPEN, {}),
+    (ev.OPEN, {**OPEN_BODY, "project": 5}),
+    (ev.OPEN, {**OPEN_BODY, "tags": "a"}),
+    (ev.OPEN, {**OPEN_BODY, "journalPath": 5}),
+    (ev.OPEN, {**OPEN_BODY, "host": DEEP}),
+    (ev.OPEN, {**OPEN_BODY, 1: 2}),
+    (ev.CLOSE, {}),
+    (ev.CLOSE, {"status": "running"}),
+    (ev.CLOSE, {"status": ["completed"]}),
+    (ev.CLOSE, {"status": "failed", "error": 5}),
+    (ev.LOG, "abc"),
+    (ev.LOG, ["info", "m"]),
+    (ev.LOG, ["info", 5, None]),
+    (ev.LOG, [None, "m", None]),
+    (ev.LOG, ["info", "m", []]),
+    (ev.LOG, ["info", "m", {"a": {1: 2}}]),
+    (ev.LOG, {"info": 1, "m": 2, None: 3}),
+    (ev.PARAMETERS, None),
+    (ev.PARAMETERS, [1]),
+    (ev.PARAMETERS, {1: 2}),
+    (ev.PARAMETERS, {"a": DEEP}),
+    (ev.PARAMETERS, {"a": object()}),
+    (ev.POINT, None),
+    (ev.POINT, ["loss"]),
+    (ev.POINT, ["loss", [1]]),
+    (ev.POINT, ["", {"a": 1}]),
+    (ev.POINT, [5, {"a": 1}]),
+    (ev.POINT, [["loss"], {"a": 1}]),
+    (ev.POINT, ["a\nb", {"a": 1}]),
+    (ev.POINT, ["loss", {1: 1}]),
+    (ev.POINT, ["loss", {"a": DEEP}]),
+    (ev.POINT, ["loss", {"a": {None: 1}}]),
+    (ev.POINT, ["x" * 1001, {"a": 1}]),
+    (ev.POINTS, ["loss", [], []]),
+    (ev.POINTS, ["loss", ["a"], []]),
+    (ev.POINTS, ["loss", ["a", "a"], [[1], [2]]]),
+    (ev.POINTS, ["loss", ["a", "b"], [[1], [2, 3]]]),
+    (ev.POINTS, ["loss", ["a"], [[]]]),
+    (ev.POINTS, ["loss", ["a"], ["xy"]]),
+    (ev.POINTS, ["loss", [1], [[1]]]),
+    (ev.POINTS, ["loss", "a", [[1]]]),
+    (ev.POINTS, ["loss", ["a"], [[DEEP]]]),
+    (ev.POINTS, ["loss", ["a"], {"0": [1]}]),
+    (ev.POINTS, ["loss", ["a", "b"], [[1]]]),
+    (ev.POINTS, [5, ["a"], [[1]]]),
+    (ev.ROWS, ["loss", []]),
+    (ev.ROWS, ["loss", [5]]),
+    (ev.ROWS, ["loss", [{"a": 1}, {1: 2}]]),
+    (ev.ROWS, ["loss", "ab"]),
+    (ev.ROWS, ["", [{"a": 1}]]),
+    (ev.METRIC, ["loss"]),
+    (ev.METRIC, ["loss", 5]),
+    (ev.METRIC, ["", {}]),
+    (ev.METRIC, ["loss", {"tags": 5}]),
+    (ev.FILE, {}),
+    (ev.FILE, {**FILE_BODY, "checksum": "../../etc/passwd"}),
+    (ev.FILE, {**FILE_BODY, "checksum": "A" * 64}),
+    (ev.FILE, {**FILE_BODY, "filename": "../f"}),
+    (ev.FILE, {**FILE_BODY, "filename": ".."}),
+    (ev.FILE, {**FILE_BODY, "prefix": "../x"}),
+    (ev.FILE, {**FILE_BODY, "prefix": None}),
+    (ev.FILE, {**FILE_BODY, "sizeBytes": -1}),
+    (ev.FILE, {**FILE_BODY, "sizeBytes": math.inf}),
+    (ev.FILE, {**FILE_BODY, "sizeBytes": "5"}),
+    (ev.FILE, {**FILE_BODY, "path": 5}),
+    (ev.FILE, {**FILE_BODY, "tags": [[1]]}),
+    (ev.FILE_UPDATE, {"id": 5}),
+    (ev.FILE_UPDATE, {}),
+    (ev.FILE_UPDATE, {"id": "1", "tags": 5}),
+    (ev.FILE_DELETE, [1]),
+    (ev.FILE_DELETE, {"id": None}),
+    (ev.UPDATE, 5),
+    (ev.UPDATE, {"metadata": 5}),
+    (ev.UPDATE, {"description": 5}),
+    (ev.LOST, {}),
+    (ev.LOST, {"count": -1}),
+    (ev.LOST, {"count": 2**63}),
+    (ev.LOST, {"count": 1, "from": 0, "to": 2**63}),
+    (ev.LOST, {"count": 1, "from": -1, "to": 3}),
+    (ev.LOST, {"count": 1, "from": 1}),
+    (ev.LOST, {"count": True}),
+]
 
 
-@pytest.mark.parametrize(("kind", "body"), MALFORMED, ids=[f"{ev.NAMES[kind]}-{n}" for n, (kind, _) in enumerate(MALFORMED)])
+@pytest.mark.parametrize(
+    ("kind", "body"), MALFORMED, ids=[f"{ev.NAMES[kind]}-{n}" for n, (kind, _) in enumerate(MALFORMED)]
+)
 def test_a_body_that_makes_no_sense_is_counted_and_changes_nothing_else(kind: int, body: Any) -> None:
     folder = Folder().opens(A).fold(A, point(value=1), (ev.PARAMETERS, {"a": 1}))
     before = canonical(folder.state)
@@ -686,6 +865,8 @@ def test_a_second_opening_or_closing_of_one_writer_makes_no_sense() -> None:
 
 
 def test_one_point_that_makes_no_sense_costs_only_itself() -> None:
-    folder = Folder().fold(A, point(value=0), (ev.POINT, ["loss", {1: 1}]), (ev.POINT, ["loss", {"value": DEEP}]), point(value=3))
+    folder = Folder().fold(
+        A, point(value=0), (ev.POINT, ["loss", {1: 1}]), (ev.POINT, ["loss", {"value": DEEP}]), point(value=3)
+    )
     assert folder.points() == [{"value": 0}, {"value": 3}]
     assert folder.state.malformed == 2

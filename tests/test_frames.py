@@ -11,22 +11,43 @@ from zlib import crc32
 import msgpack
 import msgspec
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ml_dash import frames
 from ml_dash.errors import Damaged, NewerFormat
 from ml_dash.frames import (
-    HEAD, MAX_PAYLOAD, Header, LengthCrcs, OrderHeader, decode_header, decode_order_header, encode_frame, encode_header,
-    find_frame, header_size, might_grow, walk,
-)  # fmt: skip
+    HEAD,
+    MAX_PAYLOAD,
+    Header,
+    LengthCrcs,
+    OrderHeader,
+    decode_header,
+    decode_order_header,
+    encode_frame,
+    encode_header,
+    find_frame,
+    header_size,
+    might_grow,
+    walk,
+)
 
 ID = st.binary(min_size=16, max_size=16)
 NUMBER = st.integers(0, 2**64 - 1)
 HEADERS = st.builds(
-    Header, journal=ID, segment=ID, writer=ID, n=NUMBER, first_seq=NUMBER, created_ns=NUMBER, project=st.text(max_size=60),
+    Header,
+    journal=ID,
+    segment=ID,
+    writer=ID,
+    n=NUMBER,
+    first_seq=NUMBER,
+    created_ns=NUMBER,
+    project=st.text(max_size=60),
     name=st.text(max_size=60),
-)  # fmt: skip
-EVENTS = st.lists(st.tuples(NUMBER, st.integers(0, 20), NUMBER, st.none() | st.text(max_size=30) | st.lists(st.integers(0, 9))))
+)
+EVENTS = st.lists(
+    st.tuples(NUMBER, st.integers(0, 20), NUMBER, st.none() | st.text(max_size=30) | st.lists(st.integers(0, 9)))
+)
 HEADER = Header(b"J" * 16, b"S" * 16, b"W" * 16, 0, 0, 1_761_733_800_000_000_000, "vision", "resnet")
 
 decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
@@ -138,11 +159,19 @@ def test_a_header_may_have_fields_of_a_later_version() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"\xc1", msgpack.packb({}), msgpack.packb(GOOD[:-1]), msgpack.packb([*GOOD[:1], "S" * 16, *GOOD[2:]]),
-        msgpack.packb([b"J" * 15, *GOOD[1:]]), msgpack.packb([*GOOD[:3], -1, *GOOD[4:]]), msgpack.packb([*GOOD[:3], True, *GOOD[4:]]),
-        msgpack.packb([*GOOD[:3], 1.0, *GOOD[4:]]), msgpack.packb([*GOOD[:7], None]), b"\x91" * 3000,
+        b"",
+        b"\xc1",
+        msgpack.packb({}),
+        msgpack.packb(GOOD[:-1]),
+        msgpack.packb([*GOOD[:1], "S" * 16, *GOOD[2:]]),
+        msgpack.packb([b"J" * 15, *GOOD[1:]]),
+        msgpack.packb([*GOOD[:3], -1, *GOOD[4:]]),
+        msgpack.packb([*GOOD[:3], True, *GOOD[4:]]),
+        msgpack.packb([*GOOD[:3], 1.0, *GOOD[4:]]),
+        msgpack.packb([*GOOD[:7], None]),
+        b"\x91" * 3000,
     ],
-)  # fmt: skip
+)
 def test_a_header_whose_checksum_holds_but_whose_fields_do_not_is_damaged(body: bytes) -> None:
     with pytest.raises(Damaged):
         decode_header(with_body(body))
@@ -214,7 +243,13 @@ def test_the_largest_payload_is_taken_and_read() -> None:
 
 def test_a_payload_that_is_no_event_ends_the_run_and_is_passed_over() -> None:
     segment = Segment().numbered(1)
-    for payload in (b"", b"\xc0", b"\x91" * 5000 + b"\x00", b"\x94\x00\x05\x01" + b"\x91" * 5000 + b"\x00", b"\x93\x00\x05\x01"):
+    for payload in (
+        b"",
+        b"\xc0",
+        b"\x91" * 5000 + b"\x00",
+        b"\x94\x00\x05\x01" + b"\x91" * 5000 + b"\x00",
+        b"\x93\x00\x05\x01",
+    ):
         segment.data += encode_frame(payload, segment.crcs)
     segment.write((1, 5, 1, "after"))
     assert segment.read() == segment.events
@@ -251,16 +286,30 @@ RANDOM = random.Random(5)
 DAMAGES = [
     Damage("nothing", lambda s: None, [0, 1, 2, 3, 4, 5]),
     Damage("the last byte is cut off", lambda s: _cut(s, 1), [0, 1, 2, 3, 4]),
-    Damage("all but one byte of the last frame is cut off", lambda s: _cut(s, s.end_of(5) - s.starts[5] - 1), [0, 1, 2, 3, 4]),
+    Damage(
+        "all but one byte of the last frame is cut off",
+        lambda s: _cut(s, s.end_of(5) - s.starts[5] - 1),
+        [0, 1, 2, 3, 4],
+    ),
     Damage("the tail is zeros", lambda s: s.data.extend(bytes(4096)), [0, 1, 2, 3, 4, 5]),
     Damage("the tail is 0xff", lambda s: s.data.extend(b"\xff" * 4096), [0, 1, 2, 3, 4, 5]),
     Damage("the tail is noise", lambda s: s.data.extend(RANDOM.randbytes(4096)), [0, 1, 2, 3, 4, 5]),
     Damage("the last frame became zeros", lambda s: _replace(s, 5, 5, bytes(40)), [0, 1, 2, 3, 4]),
     Damage("a length of 0", lambda s: _overwrite(s, 2, 0, bytes(4)), [0, 1, 3, 4, 5]),
     Damage("a length of 2**32 - 1", lambda s: _overwrite(s, 2, 0, b"\xff" * 4), [0, 1, 3, 4, 5]),
-    Damage("a negative length", lambda s: _overwrite(s, 2, 0, (-8).to_bytes(4, "little", signed=True)), [0, 1, 3, 4, 5]),
-    Damage("a length just over the limit", lambda s: _overwrite(s, 2, 0, (MAX_PAYLOAD + 1).to_bytes(4, "little")), [0, 1, 3, 4, 5]),
-    Damage("a length behind the end of the file", lambda s: _overwrite(s, 2, 0, (5000).to_bytes(4, "little")), [0, 1, 3, 4, 5]),
+    Damage(
+        "a negative length", lambda s: _overwrite(s, 2, 0, (-8).to_bytes(4, "little", signed=True)), [0, 1, 3, 4, 5]
+    ),
+    Damage(
+        "a length just over the limit",
+        lambda s: _overwrite(s, 2, 0, (MAX_PAYLOAD + 1).to_bytes(4, "little")),
+        [0, 1, 3, 4, 5],
+    ),
+    Damage(
+        "a length behind the end of the file",
+        lambda s: _overwrite(s, 2, 0, (5000).to_bytes(4, "little")),
+        [0, 1, 3, 4, 5],
+    ),
     Damage("a length that ends in the next frame", lambda s: _overwrite(s, 2, 0, b"\x20"), [0, 1, 3, 4, 5]),
     Damage("a checksum of 0", lambda s: _overwrite(s, 0, 4, bytes(4)), [1, 2, 3, 4, 5]),
     Damage("the first byte of the payload", lambda s: _overwrite(s, 3, 8, b"\x00"), [0, 1, 2, 4, 5]),

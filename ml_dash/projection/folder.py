@@ -177,12 +177,16 @@ class Folder:
                     self._remove_file(self.path / "files", shown)
 
     def remove_unknown(self, state: State) -> None:
-        """Files of metrics that are in no event: of a journal that has lost some since this folder was written."""
+        """What is in no event: of a journal that has lost some since this folder was written."""
         top = self.path / "metrics"
         known = set(map(self.metric_folder, state.metrics))
         for name in (POINTS, METADATA):
             for path in [path for path in top.rglob(name) if path.parent not in known and path.is_file()]:
                 self._remove_file(top, str(path.relative_to(top)))
+        top = self.path / "files"
+        shown = {top / path for path in (*self.layout.placed, Path(FILES).name)}
+        for path in [path for path in top.rglob("*") if path not in shown and not path.is_dir()]:
+            self._remove_file(top, str(path.relative_to(top)))
 
     @staticmethod
     def _remove_file(top: Path, path: str) -> None:
@@ -267,7 +271,7 @@ def _sweep(folder: Path) -> None:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
 
 
 def _show(blob: Path, target: Path, scratch: Path) -> bool:

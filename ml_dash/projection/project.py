@@ -26,7 +26,7 @@ from .checkpoint import Checkpoint, Layout
 from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, OrderChanged, Pace, Replay
 
-# While training, what changes with every pass (documents, the checkpoint) is rewritten for at most this share of the time.
+# While training, what changes with every pass (documents, checkpoint) is rewritten for at most this share of the time.
 _SHARE: Final = 0.02
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0
@@ -68,7 +68,7 @@ class Projector:
         self._checkpoint_due = 0.0
         # Has no pass come to its end yet since this process began, or since another one wrote the checkpoint?
         self._fresh = True
-        # In the passes until then: did it begin at the beginning, were files added or removed?
+        # In the passes until then: may there be anything in the folder, were files added or removed?
         self._anew = False
         self._files_changed = False
         self._keeps = False
@@ -174,7 +174,7 @@ class Projector:
         rebooted = found is not None and found.boot != boot_id()
         if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
             found = Checkpoint()
-        self._fresh, self._anew, self._files_changed = True, not found.state.events, False
+        self._fresh, self._anew, self._files_changed = True, rebooted or not found.state.events, False
         folder = Folder(self.folder_path, self.journal, found.layout)
         replay = Replay(self.journal, found)
         replay.edits.metrics.update(found.layout.stale)

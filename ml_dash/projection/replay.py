@@ -49,7 +49,7 @@ class Enough(Exception):
 
 
 class OrderChanged(Exception):
-    """`order` is not the one that the checkpoint followed, or ends before where it had come to."""
+    """`order` or a segment is not the one that the checkpoint followed, or ends before where that had come to."""
 
 
 class Sink(Protocol):
@@ -145,8 +145,10 @@ class Replay:
 
     def _find_new(self, sink: Sink, record: bool, pace: Pace | None) -> None:
         for name, path in self._candidates():
-            size = _size(path)
-            if size is None or self.at.settled.get(path.name) == size:
+            size, settled = _size(path), self.at.settled.get(path.name)
+            if settled is not None and (size or 0) < settled:
+                raise OrderChanged(path)
+            if size is None or settled == size:
                 self._skip(name, path)
                 continue
             if not self._thorough and self._left.get(path.name) == size and not self._lives(name.writer):
@@ -164,6 +166,8 @@ class Replay:
             self._look_at_all = monotonic() + _ALL_EVERY_S
             self._idle = set()
             found = list_segments(self.journal)
+            if not self.at.settled.keys() <= {path.name for _, path in found}:
+                raise OrderChanged(self.journal)
         else:
             folder = self.journal / SEGMENTS
             parsed = [(parse_name(text), text) for text in os.listdir(folder) if text not in self._idle]
@@ -187,7 +191,10 @@ class Replay:
             # Whoever died before this writer came is noted first: the run it began is over.
             self._note_deaths(record)
         torn = size
-        unread = list(holes(self.at.covered.get(segment.id, []), segment.first, size))
+        covered = self.at.covered.get(segment.id, [])
+        if covered and covered[-1][1] > size:
+            raise OrderChanged(segment.path)
+        unread = list(holes(covered, segment.first, size))
         for start, end in unread if self._thorough else unread[-1:]:
             for item in self._items(segment, start, end):
                 if isinstance(item, Run):

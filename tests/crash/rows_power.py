@@ -104,10 +104,10 @@ def judge_state(trial: Trial, left: Path, ledger: Ledger, safe: int, damage: int
         trial.check(not gaps(journal), f"what is left is not an unbroken beginning: {gaps(journal)}")
     if not any(segment.header for segment in journal.segments):
         return
-    _judge_library(trial, left, path, journal)
+    _judge_library(trial, left, path, journal, damage)
 
 
-def _judge_library(trial: Trial, left: Path, path: Path, journal: disk.Journal) -> None:
+def _judge_library(trial: Trial, left: Path, path: Path, journal: disk.Journal, damage: int) -> None:
     from ml_dash.verify import verify
 
     before = segment_hashes(path)
@@ -118,15 +118,19 @@ def _judge_library(trial: Trial, left: Path, path: Path, journal: disk.Journal) 
         found = sum(finding.events for finding in report.findings if finding.kind == "gap")
         trial.check(found == missing, f"{missing} numbers are missing, verify says {found}")
     with _after_a_reboot():
-        _judge_folder(trial, place, journal)
+        _judge_folder(trial, place, journal, damage)
     trial.fail(*changed_segments(path, before))
 
 
-def _judge_folder(trial: Trial, place: Any, journal: disk.Journal) -> None:
+def _judge_folder(trial: Trial, place: Any, journal: disk.Journal, damage: int) -> None:
     from ml_dash.projection.project import catch_up, rebuild
 
     catch_up(place)
-    trial.fail(*check_folder(place.folder, journal))
+    wrong = check_folder(place.folder, journal)
+    if damage not in PREFIX_KEPT:
+        # Records of `order` may be among the sectors that were lost: what they named is numbered after the rest.
+        wrong = [text for text in wrong if "the order of" not in text]
+    trial.fail(*wrong)
     kept = tree(place.folder)
     rebuild(place)
     trial.fail(*(f"rebuilt folder differs: {text}" for text in tree_difference(kept, tree(place.folder))))

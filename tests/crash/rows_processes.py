@@ -211,7 +211,7 @@ def wrong_clock(trial: Trial) -> None:
 
 
 ROWS = (
-    Row("W17", "forks while another thread writes", 600, 14, forks, zygote),
+    Row("W17", "forks while another thread writes", 300, 14, forks, zygote),
     Row("W18", "64 threads, one handle", 200, 2, threads, zygote),
     Row("W19", "2 and 64 processes, one experiment", 600, 12, processes, zygote),
     Row("W20", "locks that do not lock", 600, 12, broken_locks, shimmed),

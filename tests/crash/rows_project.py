@@ -245,20 +245,24 @@ def _changed_without_a_checkpoint(trial: Trial, home: Path) -> None:
     trial.counts["deleted without a checkpoint"] += 1
 
 
+# A checkpoint of the template is at most that long.
+CHECKPOINT_BYTES: Final = 40_960
+
+
 def _crafted(rng: random.Random, content: bytes, index: int) -> bytes:
     """A checkpoint that is not right: any byte changed, cut anywhere, another version, a wrong position."""
     from zlib import crc32
 
-    kind = index % 8
-    place = (index // 8) % len(content)
-    if kind <= 2:
+    if index < CHECKPOINT_BYTES:
+        place = index % len(content)
         return content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
-    if kind == 3:
-        return content[:place]
-    if kind == 4:
+    kind = index % 5
+    if kind == 0:
+        return content[: rng.randrange(len(content))]
+    if kind == 1:
         return rng.randbytes(rng.randrange(200))
     body = msgpack.unpackb(content[12:], strict_map_key=False)
-    if kind == 5:
+    if kind == 2:
         body[rng.choice(("fold_version", "layout_version"))] = rng.choice((0, 2, 99, -1, "1", None))
     else:
         body["order_position"] = rng.choice((0, 1, 10**9))
@@ -273,7 +277,8 @@ def strange_checkpoint(trial: Trial) -> None:
     _catch_up(trial.folder)
     path = home / ".journal" / "checkpoint"
     content = path.read_bytes()
-    if trial.index % 8 == 7:
+    assert len(content) <= CHECKPOINT_BYTES, f"a full run does not change every one of its {len(content)} bytes"
+    if trial.index >= CHECKPOINT_BYTES and trial.index % 5 == 4:
         _not_of_this_moment(trial, home, path)
         return
     path.write_bytes(_crafted(trial.rng, content, trial.index))
@@ -289,7 +294,7 @@ def strange_checkpoint(trial: Trial) -> None:
 
 def _not_of_this_moment(trial: Trial, home: Path, path: Path) -> None:
     """The checkpoint is of another experiment, of a younger journal, or of an older one that was restored since."""
-    kind = trial.index // 8 % 3
+    kind = trial.index // 5 % 3
     if kind == 0:
         with experiment(trial.folder, "another") as other:
             other.log("another")
@@ -389,7 +394,7 @@ def several_projectors(trial: Trial) -> None:
 ROWS = (
     Row("P1", "projectors killed anywhere", 3_000, 50, killed_while_projecting, plain),
     Row("P2", "derived files edited", 2_000, 30, edited_folder, plain),
-    Row("P3", "strange checkpoints", 16_000, 60, strange_checkpoint, plain),
+    Row("P3", "strange checkpoints", CHECKPOINT_BYTES + 5_000, 60, strange_checkpoint, plain),
     Row("P5", "the disk fails while projecting", 2_000, 30, disk_fails_while_projecting, with_shim),
     Row("P7", "several projectors", 300, 8, several_projectors, plain),
 )
