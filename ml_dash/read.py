@@ -23,8 +23,8 @@ from .records import ExperimentRecord
 from .view import MAX_LIMIT, Memory, View, check_limit, look, look_anew
 
 __all__ = [
-    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back", "record",
-    "view",
+    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back",
+    "record", "view",
 ]  # fmt: skip
 
 _STORE: Final = ".ml-dash"
@@ -67,7 +67,7 @@ def record(located: Located) -> ExperimentRecord:
     """The `experiment.json` mapping, up to date: from the file where it surely is, else from the journal."""
     path = located.folder / EXPERIMENT
     try:
-        document = _record.decode(path.read_bytes())
+        document = _record.decode(path.read_bytes() if path.is_file() else b"")
         if _is_final(document, located, path):
             return document
     except (OSError, ValueError):

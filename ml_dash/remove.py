@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .errors import StillOpen
+from .errors import ForeignFolder, StillOpen
 from .journal.segment import JOURNAL, SEGMENTS, TURN, list_segments
 from .lock import Liveness, Turn, probe
-from .read import Located, points_back
+from .read import Located, at, points_back
 
 _WAIT_S: Final = 5.0
 
@@ -34,6 +34,12 @@ def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
     folder goes first, and what is left is the whole journal.
     """
     home = located.journal.parent
+    own = at(located.journal)
+    if own is not None and own.folder.resolve() != located.folder.resolve():
+        raise ForeignFolder(
+            f"{located.folder} points to a journal that belongs to another folder, {own.folder}; nothing was removed",
+            hint="name that one",
+        )
     homes = {home, *([located.folder] if points_back(located.folder, located.journal) else [])}
     found = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
     report = RemoveReport(located.folder, located.journal, len(found), sum(map(_size, found)))
@@ -60,6 +66,16 @@ def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
             with contextlib.suppress(OSError):
                 folder.rmdir()
     return report
+
+
+def _refuse_foreign(located: Located) -> None:
+    """Anybody may write a folder that points to a journal; it is removed with it only if the journal knows it."""
+    known = at(located.journal)
+    if known is None or known.folder.resolve() != located.folder.resolve():
+        raise ForeignFolder(
+            f"{located.folder} points to {located.journal}, which belongs to another folder; nothing was removed",
+            hint="name the experiment by its own folder" + (f": {known.folder}" if known is not None else ""),
+        )
 
 
 def _refuse_living(located: Located) -> None:

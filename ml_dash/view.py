@@ -213,6 +213,8 @@ def _file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[byte
     last = -(-stop // LINES_PER_MARK)
     begin = known.marks[first]
     end = known.marks[last] if last < len(known.marks) else known.size
+    if not path.is_file():
+        raise Damaged(f"{path} is not there")
     with path.open("rb") as file:
         file.seek(begin)
         lines = file.read(end - begin).splitlines()

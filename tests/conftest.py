@@ -9,9 +9,13 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.journals import Desk
 
 settings.register_profile("ml-dash", deadline=None, print_blob=True)
 settings.load_profile("ml-dash")
@@ -102,3 +106,13 @@ def _open_files() -> dict[str, str]:
         except OSError:  # closed since, as the one of this listing is; or no link
             continue
     return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    """A journal written byte by byte, see `tests.journals`."""
+    from tests.journals import Desk
+
+    desk = Desk(tmp_path / "store")
+    yield desk
+    desk.let_go()

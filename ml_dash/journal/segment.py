@@ -103,6 +103,8 @@ def read_identity(journal: Path) -> OrderHeader:
     from ..frames import decode_header
 
     try:
+        if (journal / ORDER).exists() and not (journal / ORDER).is_file():
+            raise Damaged(f"{journal / ORDER} is not a regular file")
         with (journal / ORDER).open("rb") as file:
             start = file.read(4096)
             start += file.read(max(0, header_size(start) - len(start)))

@@ -155,11 +155,13 @@ class Folder:
             target = self.path / "files" / path
             if placed.get(path) == blob and target.exists():
                 continue
-            self._make(target.parent)
-            if _show(self.journal / BLOBS / blob, target, self._scratch):
+            content = self.journal / BLOBS / blob
+            if _is_blob(content):
+                self._make(target.parent)
+                _show(content, target, self._scratch)
                 placed[path] = blob
-            else:
-                placed.pop(path, None)
+            elif placed.pop(path, None) is not None:
+                self._remove_file(self.path / "files", path)
 
     def forget_unsure_files(self) -> None:
         """After another boot only what is one file with its blob is surely whole; the rest is placed again."""
@@ -274,13 +276,16 @@ def _sweep(folder: Path) -> None:
                     Path(entry.path).unlink()
 
 
-def _show(blob: Path, target: Path, scratch: Path) -> bool:
-    """Make `target` the content of a blob; False if the blob is not there, or is something else than a file."""
+def _is_blob(path: Path) -> bool:
+    """Is it there, and a file of its own? A journal from elsewhere may hold links that lead out of it."""
     try:
-        if parse_blob(blob.name) is None or not stat.S_ISREG(blob.lstat().st_mode):
-            return False
+        return parse_blob(path.name) is not None and stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
         return False
+
+
+def _show(blob: Path, target: Path, scratch: Path) -> None:
+    """Make `target` the content of a blob."""
     temporary = scratch
     if scratch.parent.stat().st_dev != target.parent.stat().st_dev:
         temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
@@ -292,7 +297,6 @@ def _show(blob: Path, target: Path, scratch: Path) -> bool:
     # rename(2) does nothing, and leaves both names, when they are links to one file already.
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
-    return True
 
 
 def _is_one_file(path: Path, other: Path) -> bool:

@@ -72,6 +72,7 @@ class Replay:
         # Was anything folded that `order` does not record?
         self.assumed = False
         self._order = Order(journal)
+        self._all_named: dict[str, list[Range]] | None = None
         self._thorough = True
         self._segments: dict[str, Segment] = {}
         self._by_name: dict[str, Segment] = {}
@@ -91,6 +92,7 @@ class Replay:
         """
         before = self.state.events, self.state.status
         self._order = Order(self.journal)
+        self._all_named = None
         self._order.open(write=record)
         try:
             self._check_order()
@@ -135,11 +137,31 @@ class Replay:
         segment = self._segment_of(stretch.segment) if stretch is not None else None
         if stretch is None or segment is None:
             return
-        for start, end in holes(self.at.covered.get(segment.id, []), max(stretch.start, segment.first), stretch.end):
-            for item in self._items(segment, start, end):
+        start = max(stretch.start, segment.first)
+        covered = self.at.covered.get(segment.id, [])
+        before = covered[-1][1] if covered else segment.first
+        if before < start:
+            # What no record names (the one that did is damaged) comes no later than what follows it.
+            for hole in holes(self._named(segment.id), before, start):
+                self._fold_bytes(segment, *hole, sink, pace)
+        self._fold_bytes(segment, start, stretch.end, sink, pace)
+
+    def _fold_bytes(self, segment: Segment, start: int, end: int, sink: Sink, pace: Pace | None) -> None:
+        for hole in holes(self.at.covered.get(segment.id, []), start, end):
+            for item in self._items(segment, *hole):
                 if isinstance(item, Run):
                     for run in self._whole(segment, item):
                         self._fold_run(segment, run, sink, pace)
+
+    def _named(self, segment: str) -> list[Range]:
+        """The bytes of a segment that `order` names anywhere."""
+        if self._all_named is None:
+            self._all_named = {}
+            for record, _ in self._order.read(0):
+                if isinstance(record, Stretch) and record.start < record.end:
+                    named = self._all_named.get(record.segment, [])
+                    self._all_named[record.segment] = _with(named, record.start, record.end)
+        return self._all_named.get(segment, [])
 
     # -- what is new -------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import sys
@@ -82,6 +83,8 @@ def own_environment() -> None:
         if name.startswith("ML_DASH_") and not name.startswith("ML_DASH_TEST_"):
             del os.environ[name]
     os.environ["ML_DASH_QUIET"] = "1"
+    # What the library warns of is what the trials do to it.
+    logging.getLogger("ml_dash").addHandler(logging.NullHandler())
 
 
 if __name__ == "__main__":

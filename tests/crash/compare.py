@@ -16,7 +16,7 @@ Tree = dict[str, str]
 
 
 def tree(folder: Path) -> Tree:
-    """Relative path → what is there, for the documented folder; the journal and empty folders are left out."""
+    """Relative path → what is there, for the documented folder; the journal and mere folders are left out."""
     found: Tree = {}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
@@ -24,10 +24,7 @@ def tree(folder: Path) -> Tree:
             continue
         if path.is_symlink():
             found[str(relative)] = f"-> {path.readlink()}"
-        elif path.is_dir():
-            if any(path.iterdir()):
-                found[str(relative)] = "/"
-        else:
+        elif not path.is_dir():
             found[str(relative)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

@@ -57,7 +57,7 @@ def hostile_journal(trial: Trial) -> None:
 def _outside(folder: Path) -> Tree:
     """What is not the experiment's own: it may be in the store, or beside a store that is kept in the root."""
     own = ("deep/er/store/project/name", "deep/er/project/name")
-    return {key: value for key, value in tree(folder).items() if not key.startswith(own) and key != "deep/er/project"}
+    return {key: value for key, value in tree(folder).items() if not key.startswith(own)}
 
 
 _SCALE: Final = """
