@@ -27,7 +27,7 @@ from ml_dash.config import (
 )
 from ml_dash.errors import InvalidValue, UnsupportedType
 
-CWD = "/work/here"
+CWD = "/base/here"
 LOCAL = "http://localhost:3000"
 TEAM = "https://dash.example.org"
 
@@ -56,24 +56,24 @@ def login(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "env", "root", "store"),
     [
-        ({}, {}, "/work/here/.ml-dash", "/work/here/.ml-dash"),
-        ({"local_path": "runs"}, {}, "/work/here/runs", "/work/here/runs"),
+        ({}, {}, "/base/here/.ml-dash", "/base/here/.ml-dash"),
+        ({"local_path": "runs"}, {}, "/base/here/runs", "/base/here/runs"),
         ({"local_path": Path("/data/runs")}, {}, "/data/runs", "/data/runs"),
-        ({"local_prefix": "./experiments"}, {}, "/work/here/experiments", "/work/here/experiments/.ml-dash"),
+        ({"local_prefix": "./experiments"}, {}, "/base/here/experiments", "/base/here/experiments/.ml-dash"),
         (
             {"local_prefix": "./experiments", "local_path": "journals"},
             {},
-            "/work/here/experiments",
-            "/work/here/experiments/journals",
+            "/base/here/experiments",
+            "/base/here/experiments/journals",
         ),
         ({"local_prefix": "/data", "local_path": "/fast"}, {}, "/data", "/fast"),
-        ({}, {"ML_DASH_LOCAL_PATH": "e"}, "/work/here/e", "/work/here/e"),
+        ({}, {"ML_DASH_LOCAL_PATH": "e"}, "/base/here/e", "/base/here/e"),
         ({}, {"ML_DASH_LOCAL_PREFIX": "/e"}, "/e", "/e/.ml-dash"),
         ({}, {"ML_DASH_LOCAL_PREFIX": "/e", "ML_DASH_LOCAL_PATH": "j"}, "/e", "/e/j"),
-        ({}, {"ML_DASH_LOCAL_PATH": ""}, "/work/here/.ml-dash", "/work/here/.ml-dash"),
+        ({}, {"ML_DASH_LOCAL_PATH": ""}, "/base/here/.ml-dash", "/base/here/.ml-dash"),
         ({"local_path": "/a"}, {"ML_DASH_LOCAL_PREFIX": "/e", "ML_DASH_LOCAL_PATH": "j"}, "/a", "/a"),
         ({"local_prefix": "/a"}, {"ML_DASH_LOCAL_PATH": "j"}, "/a", "/a/.ml-dash"),
-        ({"remote": LOCAL, "user_name": "alice"}, {}, "/work/here/.ml-dash", "/work/here/.ml-dash"),
+        ({"remote": LOCAL, "user_name": "alice"}, {}, "/base/here/.ml-dash", "/base/here/.ml-dash"),
     ],
 )
 def test_root_and_store(arguments: dict[str, Any], env: dict[str, str], root: str, store: str) -> None:
