@@ -1,0 +1,201 @@
+"""Reading segments: from any position, frames from gaps, a torn end from damage."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ml_dash import events as ev
+from ml_dash.errors import Damaged, NewerFormat
+from ml_dash.frames import MAX_PAYLOAD
+from ml_dash.journal.reader import (
+    Frame,
+    Gap,
+    Run,
+    Segment,
+    Tail,
+    is_partial,
+    newest_time_ns,
+    open_segment,
+    read,
+    resolve_body,
+    scan,
+)
+from tests.journals import Desk, Pen
+
+
+def opened(pen: Pen) -> Segment:
+    segment = open_segment(pen.segment)
+    assert segment is not None
+    return segment
+
+
+def items(pen: Pen, start: int | None = None, end: int | None = None, **more: int) -> list[tuple[Any, ...]]:
+    """Runs as (start, end, numbers), gaps and tails as their kind and bytes."""
+    segment = opened(pen)
+    return [
+        (item.start, item.end, [event[0] for event in item.events])
+        if isinstance(item, Run)
+        else (type(item).__name__, item.start, item.end)
+        for item in read(segment, segment.first if start is None else start, end, **more)
+    ]
+
+
+def numbers(pen: Pen, **more: int) -> list[int]:
+    return [number for item in items(pen, **more) if isinstance(item[2], list) for number in item[2]]
+
+
+@pytest.fixture
+def pen(desk: Desk) -> Pen:
+    """Six frames: 0 is the opening."""
+    pen = desk.pen()
+    for number in range(1, 6):
+        pen.log(str(number))
+    return pen
+
+
+def test_an_unbroken_segment_is_one_run(pen: Pen) -> None:
+    assert items(pen) == [(pen.frames[0][0], pen.frames[-1][1], [0, 1, 2, 3, 4, 5])]
+
+
+def test_reading_begins_and_ends_where_it_is_told(pen: Pen) -> None:
+    start, end = pen.frames[2][0], pen.frames[3][1]
+    assert items(pen, start, end) == [(start, end, [2, 3])]
+    assert items(pen, start, end - 1) == [(start, pen.frames[2][1], [2]), ("Tail", pen.frames[3][0], end - 1)]
+    assert items(pen, pen.frames[-1][1]) == []
+
+
+def test_reading_that_begins_inside_a_frame_goes_on_at_the_next(pen: Pen) -> None:
+    inside = pen.frames[2][0] + 5
+    assert items(pen, inside) == [("Gap", inside, pen.frames[3][0]), (pen.frames[3][0], pen.frames[5][1], [3, 4, 5])]
+
+
+def test_damage_in_the_middle_is_a_gap_of_exactly_its_frames(pen: Pen) -> None:
+    pen.flip(pen.frames[2][0] + 9)
+    pen.flip(pen.frames[3][0])
+    gap = ("Gap", pen.frames[2][0], pen.frames[3][1])
+    assert items(pen) == [(pen.frames[0][0], gap[1], [0, 1]), gap, (gap[2], pen.frames[5][1], [4, 5])]
+
+
+@pytest.mark.parametrize(("tail", "partial"), [(b"\x28\0\0\0abc", True), (b"\x28", True), (bytes(100), False), (b"\xff" * 90, False)])
+def test_at_the_end_anything_odd_means_not_yet(pen: Pen, tail: bytes, partial: bool) -> None:
+    end = pen.frames[-1][1]
+    pen.raw(tail)
+    assert items(pen)[-1] == ("Tail", end, end + len(tail))
+    assert is_partial(opened(pen), Tail(end, end + len(tail))) == partial
+
+
+def test_a_tail_becomes_a_gap_once_a_frame_follows(pen: Pen) -> None:
+    end = pen.frames[-1][1]
+    pen.raw(b"half")
+    pen.log("behind")
+    assert items(pen)[1:] == [("Gap", end, end + 4), (end + 4, pen.frames[-1][1], [6])]
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 1000, 4096])
+def test_what_is_read_does_not_depend_on_how_much_is_read_at_once(desk: Desk, chunk: int) -> None:
+    pen = desk.pen()
+    rng = random.Random(chunk)
+    for number in range(60):
+        pen.log("x" * rng.choice((0, 10, 500, 3000)))
+        if number % 9 == 0:
+            pen.raw(rng.randbytes(rng.randrange(1, 2000)))
+    assert numbers(pen, chunk=chunk) == numbers(pen) == list(range(61))
+
+
+def test_frames_of_every_size_are_read_across_the_ends_of_chunks(desk: Desk) -> None:
+    pen = desk.pen()
+    for size in (10, MAX_PAYLOAD - 100, 10, MAX_PAYLOAD - 100, 700_000, 10):
+        pen.log("x" * size)
+    pen.flip(pen.frames[2][0] + 1000)
+    assert numbers(pen) == [0, 1, 3, 4, 5, 6]
+    pen.chop(1)
+    assert numbers(pen) == [0, 1, 3, 4, 5]
+
+
+def test_long_damage_is_passed_over(desk: Desk) -> None:
+    pen = desk.pen()
+    pen.raw(random.Random(1).randbytes(3 << 20))
+    pen.log("behind")
+    assert numbers(pen) == [0, 1]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_ends_the_reading(pen: Pen) -> None:
+    segment = opened(pen)
+    found = read(segment, segment.first, chunk=100)
+    next(found)
+    os.truncate(pen.segment, segment.first + 10)
+    assert all(isinstance(item, Run) for item in found)
+
+
+# -- headers ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_header_that_is_not_all_there_is_no_segment_yet(desk: Desk) -> None:
+    pen = desk.pen(opens=False)
+    os.truncate(pen.segment, 50)
+    assert open_segment(pen.segment) is None
+    (item,) = scan(pen.segment)
+    assert item == Tail(0, 50)
+
+
+def test_a_file_that_is_no_segment_is_damaged(desk: Desk, tmp_path: Path) -> None:
+    pen = desk.pen(opens=False)
+    pen.segment.write_bytes(b"rubbish" * 100)
+    with pytest.raises(Damaged, match=pen.segment.name):
+        open_segment(pen.segment)
+    with pytest.raises(Damaged, match="not the name"):
+        open_segment(tmp_path / "x.seg")
+
+
+def test_a_newer_segment_is_refused_by_name(pen: Pen) -> None:
+    from zlib import crc32
+
+    data = pen.segment.read_bytes()
+    first = opened(pen).first
+    head = data[:8] + b"\x02\x00" + data[10 : first - 4]
+    pen.segment.write_bytes(head + crc32(head).to_bytes(4, "little") + data[first:])
+    with pytest.raises(NewerFormat, match=r"segment 0.*format 2"):
+        open_segment(pen.segment)
+
+
+# -- what is asked of journals ----------------------------------------------------------------------------------------
+
+
+def test_the_newest_time_is_found_without_reading_everything(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = desk.pen(), desk.pen()
+    first.log("x")
+    newest = desk.now_ns
+    assert newest_time_ns(desk.journal, {}) == newest
+    second.raw(b"torn")
+    assert newest_time_ns(desk.journal, {}) == newest
+    sizes = {pen.segment.name: pen.segment.stat().st_size for pen in (first, second)}
+    monkeypatch.setattr("ml_dash.journal.reader._last_time_ns", None)
+    assert newest_time_ns(desk.journal, sizes) == second.created_ns
+
+
+def test_a_time_that_no_clock_says_leaves_room_for_later_ones(desk: Desk) -> None:
+    desk.pen().frame(ev.LOG, ["info", "x", None], time_ns=2**64 - 1)
+    assert newest_time_ns(desk.journal, {}) <= 2**62
+
+
+def test_a_body_that_is_kept_as_a_blob_is_fetched(desk: Desk) -> None:
+    reference = msgspec.msgpack.Ext(1, b"d" * 32 + (5).to_bytes(8, "little"))
+    assert resolve_body(reference, lambda digest, size: (digest, size)) == (b"d" * 32, 5)
+    for other in ({"a": 1}, msgspec.msgpack.Ext(2, b"d" * 40), msgspec.msgpack.Ext(1, b"short")):
+        assert resolve_body(other, lambda digest, size: None) is other
+
+
+def test_a_scan_shows_every_frame_where_it_lies(pen: Pen) -> None:
+    pen.flip(pen.frames[3][0] + 9)
+    found = list(scan(pen.segment))
+    assert [(item.offset, item.offset + item.size) for item in found if isinstance(item, Frame)] == [
+        *pen.frames[:3], *pen.frames[4:],
+    ]
+    assert [item for item in found if isinstance(item, Gap)] == [Gap(*pen.frames[3])]
+    assert [item.seq for item in found if isinstance(item, Frame)] == [0, 1, 2, 4, 5]
