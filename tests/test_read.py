@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables read better with their rows on one line
+
 """Finding experiments, and looking at them without writing."""
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def test_a_journal_that_does_not_say_whose_it_is_goes_by_its_folders(tmp_path: P
     assert names(find(tmp_path)) == ["cv/run"]
 
 
-@pytest.mark.parametrize("pointer", ['{"journal": 5}', "[]", "{", '{"journal": "../../../etc"}', '{"journal": "a\\u0000b"}', ""])
+@pytest.mark.parametrize(
+    "pointer", ['{"journal": 5}', "[]", "{", '{"journal": "../../../etc"}', '{"journal": "a\\u0000b"}', ""]
+)
 def test_a_folder_that_points_nowhere_is_no_experiment(tmp_path: Path, pointer: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/experiment.json").write_text(pointer)
@@ -162,7 +164,9 @@ def folds(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> bool:
     return bool(looks)
 
 
-def test_the_record_of_an_ended_experiment_is_read_from_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_of_an_ended_experiment_is_read_from_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not folds(monkeypatch, written(tmp_path))
 
 
@@ -176,8 +180,12 @@ def test_so_is_that_of_one_that_was_killed_and_projected_since(desk: Desk, monke
     assert folds(monkeypatch, desk)
 
 
-@pytest.mark.parametrize("what", ["running", "child", "new writer", "unprojected", "gone", "edited", "another's", "not JSON"])
-def test_a_record_that_may_be_old_is_read_from_the_journal(desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+@pytest.mark.parametrize(
+    "what", ["running", "child", "new writer", "unprojected", "gone", "edited", "another's", "not JSON"]
+)
+def test_a_record_that_may_be_old_is_read_from_the_journal(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     pen = desk.pen()
     if what == "child":
         desk.pen(child=True)
@@ -263,7 +271,14 @@ def test_thinning_a_series_keeps_its_extremes(desk: Desk) -> None:
 
 
 def test_values_come_back_as_they_were(desk: Desk) -> None:
-    values = {"nan": float("nan"), "inf": float("-inf"), "text": "NaN", "list": ["Infinity", float("inf")], "tiny": 5e-324, "big": 2**64 - 1}
+    values = {
+        "nan": float("nan"),
+        "inf": float("-inf"),
+        "text": "NaN",
+        "list": ["Infinity", float("inf")],
+        "tiny": 5e-324,
+        "big": 2**64 - 1,
+    }
     pen = desk.pen()
     pen.point(**values)
     pen.log("x", metadata=values)

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables read better with their rows on one line
+
 """Removing an experiment: journal and folder together, never while a writer lives."""
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ def test_journal_and_folder_go_and_the_project_with_its_last_experiment(desk: De
     written(desk)
     other = written(Desk(desk.store, "cv", "other"))
     report = remove(desk.located)
-    assert (report.folder, report.journal, report.files > 5, report.bytes > 500) == (desk.folder, desk.journal, True, True)
+    assert (report.folder, report.journal, report.files > 5, report.bytes > 500) == (
+        desk.folder,
+        desk.journal,
+        True,
+        True,
+    )
     assert not desk.folder.exists()
     assert [located.name for located in find(desk.store)] == ["other"]
     remove(other.located)

@@ -1,18 +1,15 @@
+
 """Reading segments: from any position, frames from gaps, a torn end from damage."""
 
 from __future__ import annotations
 
-import os
-import random
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from ml_dash import events as ev
-from ml_dash.errors import Damaged, NewerFormat
-from ml_dash.frames import MAX_PAYLOAD
+from ml_dash.errors import NewerFormat
 from ml_dash.journal.reader import (
     Frame,
     Gap,
@@ -82,7 +79,9 @@ def test_damage_in_the_middle_is_a_gap_of_exactly_its_frames(pen: Pen) -> None:
     assert items(pen) == [(pen.frames[0][0], gap[1], [0, 1]), gap, (gap[2], pen.frames[5][1], [4, 5])]
 
 
-@pytest.mark.parametrize(("tail", "partial"), [(b"\x28\0\0\0abc", True), (b"\x28", True), (bytes(100), False), (b"\xff" * 90, False)])
+@pytest.mark.parametrize(
+    ("tail", "partial"), [(b"\x28\0\0\0abc", True), (b"\x28", True), (bytes(100), False), (b"\xff" * 90, False)]
+)
 def test_at_the_end_anything_odd_means_not_yet(pen: Pen, tail: bytes, partial: bool) -> None:
     end = pen.frames[-1][1]
     pen.raw(tail)
@@ -95,62 +94,6 @@ def test_a_tail_becomes_a_gap_once_a_frame_follows(pen: Pen) -> None:
     pen.raw(b"half")
     pen.log("behind")
     assert items(pen)[1:] == [("Gap", end, end + 4), (end + 4, pen.frames[-1][1], [6])]
-
-
-@pytest.mark.parametrize("chunk", [1, 100, 1000, 4096])
-def test_what_is_read_does_not_depend_on_how_much_is_read_at_once(desk: Desk, chunk: int) -> None:
-    pen = desk.pen()
-    rng = random.Random(chunk)
-    for number in range(60):
-        pen.log("x" * rng.choice((0, 10, 500, 3000)))
-        if number % 9 == 0:
-            pen.raw(rng.randbytes(rng.randrange(1, 2000)))
-    assert numbers(pen, chunk=chunk) == numbers(pen) == list(range(61))
-
-
-def test_frames_of_every_size_are_read_across_the_ends_of_chunks(desk: Desk) -> None:
-    pen = desk.pen()
-    for size in (10, MAX_PAYLOAD - 100, 10, MAX_PAYLOAD - 100, 700_000, 10):
-        pen.log("x" * size)
-    pen.flip(pen.frames[2][0] + 1000)
-    assert numbers(pen) == [0, 1, 3, 4, 5, 6]
-    pen.chop(1)
-    assert numbers(pen) == [0, 1, 3, 4, 5]
-
-
-def test_long_damage_is_passed_over(desk: Desk) -> None:
-    pen = desk.pen()
-    pen.raw(random.Random(1).randbytes(3 << 20))
-    pen.log("behind")
-    assert numbers(pen) == [0, 1]
-
-
-def test_a_file_that_becomes_shorter_while_it_is_read_ends_the_reading(pen: Pen) -> None:
-    segment = opened(pen)
-    found = read(segment, segment.first, chunk=100)
-    next(found)
-    os.truncate(pen.segment, segment.first + 10)
-    assert all(isinstance(item, Run) for item in found)
-
-
-# -- headers ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_header_that_is_not_all_there_is_no_segment_yet(desk: Desk) -> None:
-    pen = desk.pen(opens=False)
-    os.truncate(pen.segment, 50)
-    assert open_segment(pen.segment) is None
-    (item,) = scan(pen.segment)
-    assert item == Tail(0, 50)
-
-
-def test_a_file_that_is_no_segment_is_damaged(desk: Desk, tmp_path: Path) -> None:
-    pen = desk.pen(opens=False)
-    pen.segment.write_bytes(b"rubbish" * 100)
-    with pytest.raises(Damaged, match=pen.segment.name):
-        open_segment(pen.segment)
-    with pytest.raises(Damaged, match="not the name"):
-        open_segment(tmp_path / "x.seg")
 
 
 def test_a_newer_segment_is_refused_by_name(pen: Pen) -> None:
@@ -195,7 +138,8 @@ def test_a_scan_shows_every_frame_where_it_lies(pen: Pen) -> None:
     pen.flip(pen.frames[3][0] + 9)
     found = list(scan(pen.segment))
     assert [(item.offset, item.offset + item.size) for item in found if isinstance(item, Frame)] == [
-        *pen.frames[:3], *pen.frames[4:],
+        *pen.frames[:3],
+        *pen.frames[4:],
     ]
     assert [item for item in found if isinstance(item, Gap)] == [Gap(*pen.frames[3])]
     assert [item.seq for item in found if isinstance(item, Frame)] == [0, 1, 2, 4, 5]

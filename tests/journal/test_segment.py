@@ -1,3 +1,4 @@
+
 """Names of segments and blobs, and how a journal comes to be."""
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ml_dash.errors import JournalError
 from ml_dash.journal.segment import (
@@ -41,12 +43,16 @@ def test_names_sort_as_their_texts_do(names: list[SegmentName]) -> None:
     assert [str(name) for name in sorted(names)] == sorted(map(str, names))
 
 
-@pytest.mark.parametrize("text", ["", "x.seg", "1-2-3.seg", f"{1:020d}-{'A' * 32}-000000.seg", f"{1:020d}-{'a' * 32}-000000.lock"])
+@pytest.mark.parametrize(
+    "text", ["", "x.seg", "1-2-3.seg", f"{1:020d}-{'A' * 32}-000000.seg", f"{1:020d}-{'a' * 32}-000000.lock"]
+)
 def test_other_files_are_no_segments(text: str) -> None:
     assert parse_name(text) is None
 
 
-@pytest.mark.parametrize("text", ["", "../x", "a" * 64, f"{'a' * 64}-{'b' * 32}", f"{'a' * 64}-{'b' * 32}-x", f"{'A' * 64}-{'b' * 32}-1"])
+@pytest.mark.parametrize(
+    "text", ["", "../x", "a" * 64, f"{'a' * 64}-{'b' * 32}", f"{'a' * 64}-{'b' * 32}-x", f"{'A' * 64}-{'b' * 32}-1"]
+)
 def test_other_files_are_no_blobs(text: str) -> None:
     assert parse_blob(text) is None
 

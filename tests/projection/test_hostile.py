@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables read better with their rows on one line
+
 """Journals that were made to do harm: whatever they hold, nothing crashes and nothing leaves the folder."""
 
 from __future__ import annotations
@@ -18,20 +18,60 @@ from ml_dash.read import find, locate
 from ml_dash.remove import remove
 from tests.journals import Desk
 
-TRICKS = ["..", "../..", "/etc", "a/../../b", "~", ".", "C:\\x", "a\0b", "x" * 300, "\u202e", "data.jsonl", ".journal", "", "a//b", "\n"]
+TRICKS = [
+    "..",
+    "../..",
+    "/etc",
+    "a/../../b",
+    "~",
+    ".",
+    "C:\\x",
+    "a\0b",
+    "x" * 300,
+    "\u202e",
+    "data.jsonl",
+    ".journal",
+    "",
+    "a//b",
+    "\n",
+]
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.sampled_from(TRICKS) | st.binary(max_size=4),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(TRICKS) | st.integers(0, 3), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.sampled_from(TRICKS)
+    | st.binary(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(TRICKS) | st.integers(0, 3), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 SHAPED = st.one_of(
-    st.tuples(st.just(ev.POINT), st.tuples(st.sampled_from(TRICKS), st.dictionaries(st.sampled_from(TRICKS), ANYTHING))),
-    st.tuples(st.just(ev.FILE), st.fixed_dictionaries({
-        "path": st.sampled_from(TRICKS), "prefix": st.sampled_from(TRICKS), "filename": st.sampled_from(TRICKS),
-        "sizeBytes": st.integers(0, 9), "checksum": st.sampled_from(["0" * 64, "../" * 20 + "etc", "x"]), "contentType": st.just("x"),
-    })),
-    st.tuples(st.just(ev.METRIC), st.tuples(st.sampled_from(TRICKS), st.dictionaries(st.sampled_from(["tags", "metadata"]), ANYTHING))),
-    st.tuples(st.just(ev.OPEN), st.dictionaries(st.sampled_from(["project", "name", "journalPath", "folderPath", "id"]), ANYTHING)),
+    st.tuples(
+        st.just(ev.POINT), st.tuples(st.sampled_from(TRICKS), st.dictionaries(st.sampled_from(TRICKS), ANYTHING))
+    ),
+    st.tuples(
+        st.just(ev.FILE),
+        st.fixed_dictionaries(
+            {
+                "path": st.sampled_from(TRICKS),
+                "prefix": st.sampled_from(TRICKS),
+                "filename": st.sampled_from(TRICKS),
+                "sizeBytes": st.integers(0, 9),
+                "checksum": st.sampled_from(["0" * 64, "../" * 20 + "etc", "x"]),
+                "contentType": st.just("x"),
+            }
+        ),
+    ),
+    st.tuples(
+        st.just(ev.METRIC),
+        st.tuples(st.sampled_from(TRICKS), st.dictionaries(st.sampled_from(["tags", "metadata"]), ANYTHING)),
+    ),
+    st.tuples(
+        st.just(ev.OPEN),
+        st.dictionaries(st.sampled_from(["project", "name", "journalPath", "folderPath", "id"]), ANYTHING),
+    ),
     st.tuples(st.integers(0, 15), ANYTHING),
 )
 
@@ -76,7 +116,9 @@ def test_what_is_nested_too_deep_costs_only_its_own_event(desk: Desk, depth: int
     assert desk.record()["counts"]["logs"] == 1
 
 
-@pytest.mark.parametrize("path", ["../../victim", "..", ".", "/tmp", "../cv/run/../../victim", "cv/other", "\0", "../victim/run"])
+@pytest.mark.parametrize(
+    "path", ["../../victim", "..", ".", "/tmp", "../cv/run/../../victim", "cv/other", "\0", "../victim/run"]
+)
 def test_a_journal_does_not_choose_where_its_folder_is(desk: Desk, path: str) -> None:
     victim = desk.store.parent / "victim"
     (victim / "logs").mkdir(parents=True)

@@ -1,4 +1,4 @@
-# ruff: noqa: E501 - tables read better with their rows on one line
+
 """The projector: the folder is always what the journal says, however it came about."""
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def test_every_derived_file_may_be_deleted(desk: Desk) -> None:
     assert desk.tree() == before
 
 
-@pytest.mark.parametrize("gone", [LOGS, PARAMETERS, EXPERIMENT, FILES, "files", "metrics", "metrics/loss/metadata.json"])
+@pytest.mark.parametrize(
+    "gone", [LOGS, PARAMETERS, EXPERIMENT, FILES, "files", "metrics", "metrics/loss/metadata.json"]
+)
 def test_what_is_deleted_is_made_again_by_the_next_projector(desk: Desk, gone: str) -> None:
     fill(desk).close()
     desk.catch_up()
@@ -397,7 +399,9 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Any:
     return reboot
 
 
-@pytest.mark.parametrize("lost", ["nothing", LOGS, "metrics/loss/data.jsonl", PARAMETERS, EXPERIMENT, "segment", "order"])
+@pytest.mark.parametrize(
+    "lost", ["nothing", LOGS, "metrics/loss/data.jsonl", PARAMETERS, EXPERIMENT, "segment", "order"]
+)
 def test_after_a_power_cut_what_was_not_on_disk_is_made_again(desk: Desk, reboot: Any, lost: str) -> None:
     """Zeros where there was something; the checkpoint, written later, survived."""
     reboot("first")
@@ -575,7 +579,11 @@ def test_every_page_is_found_at_once_wherever_it_begins(desk: Desk, count: int, 
     worker = projector(desk)
     worker.advance(pace=Pace(333, lambda: None))
     known = worker.layout.metrics["loss"]
-    assert (known.lines, len(known.marks), len(worker.layout.logs.marks)) == (count, -(-count // 1000), -(-count // 1000))
+    assert (known.lines, len(known.marks), len(worker.layout.logs.marks)) == (
+        count,
+        -(-count // 1000),
+        -(-count // 1000),
+    )
     for view in (worker.view(), desk.view()):
         for start in {0, 1, count - 1, min(999, count - 1), min(1000, count - 1)}:
             page = view.metric_page("loss", start, 3)
