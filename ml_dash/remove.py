@@ -68,16 +68,6 @@ def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
     return report
 
 
-def _refuse_foreign(located: Located) -> None:
-    """Anybody may write a folder that points to a journal; it is removed with it only if the journal knows it."""
-    known = at(located.journal)
-    if known is None or known.folder.resolve() != located.folder.resolve():
-        raise ForeignFolder(
-            f"{located.folder} points to {located.journal}, which belongs to another folder; nothing was removed",
-            hint="name the experiment by its own folder" + (f": {known.folder}" if known is not None else ""),
-        )
-
-
 def _refuse_living(located: Located) -> None:
     for name, _ in list_segments(located.journal):
         lock = located.journal / SEGMENTS / name.lock

@@ -154,7 +154,8 @@ class Projector:
             raise
         if complete:
             folder.mark_missing(replay.state, replay.edits)
-        if changed or (self.lagging and (complete or monotonic() >= self._documents_due)):
+        due = self.lagging and (complete or monotonic() >= self._documents_due)
+        if replay.state.events and (changed or due):
             self._finish(replay, folder, complete, last=True)
         elif self._fresh:
             self._settle(replay.state, folder)
@@ -179,7 +180,8 @@ class Projector:
         replay = Replay(self.journal, found)
         replay.edits.metrics.update(found.layout.stale)
         replay.edits.experiment = found.layout.stale_experiment
-        if rebooted:
+        if self._anew:
+            # What is in the folder may be anything.
             replay.edits.metrics.update(found.state.metrics)
             replay.edits.experiment = replay.edits.parameters = replay.edits.files = True
             folder.forget_unsure_files()

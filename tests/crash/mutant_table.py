@@ -270,12 +270,14 @@ _OTHERS: Final = (
         "True",
         ("W4", 400),
     ),
-    _one(
-        "a checkpoint of another journal will do",
+    Mutant(
+        "a checkpoint that is ahead of its journal will do",
         REPLAY,
-        "self._order.identity != self.at.order_identity or ",
-        "",
-        ("P3", 400),
+        (
+            ("            if settled is not None and (size or 0) < settled:\n", "            if False:\n"),
+            ("        if covered and covered[-1][1] > size:\n", "        if False:\n"),
+        ),
+        (("P3", 400),),
     ),
     _one(
         "write our credentials",

@@ -19,9 +19,9 @@ from . import oracle_reader as disk
 from . import shim
 from .compare import changed_segments, check_folder, segment_hashes, tree, tree_difference
 from .harness import Row, Trial
-from .oracle import ear
+from .oracle import Reporter, ear
 from .rows_kill import PROJECTOR_POINTS
-from .victims import NAME, PROJECT, experiment, journal_of, located
+from .victims import NAME, PROJECT, Caller, experiment, journal_of, located, sources_of
 from .zygote import Zygote, shimmed, zygote
 
 
@@ -253,10 +253,11 @@ def _crafted(rng: random.Random, content: bytes, index: int) -> bytes:
     """A checkpoint that is not right: any byte changed, cut anywhere, another version, a wrong position."""
     from zlib import crc32
 
-    if index < CHECKPOINT_BYTES:
-        place = index % len(content)
+    quotient, rest = divmod(index, 4)
+    if rest < 3:
+        place = (3 * quotient + rest) % len(content)
         return content[:place] + bytes([content[place] ^ (1 << rng.randrange(8))]) + content[place + 1 :]
-    kind = index % 5
+    kind = quotient % 5
     if kind == 0:
         return content[: rng.randrange(len(content))]
     if kind == 1:
@@ -278,7 +279,7 @@ def strange_checkpoint(trial: Trial) -> None:
     path = home / ".journal" / "checkpoint"
     content = path.read_bytes()
     assert len(content) <= CHECKPOINT_BYTES, f"a full run does not change every one of its {len(content)} bytes"
-    if trial.index >= CHECKPOINT_BYTES and trial.index % 5 == 4:
+    if trial.index % 4 == 3 and trial.index // 4 % 5 == 4:
         _not_of_this_moment(trial, home, path)
         return
     path.write_bytes(_crafted(trial.rng, content, trial.index))
@@ -287,14 +288,21 @@ def strange_checkpoint(trial: Trial) -> None:
     for _ in range(2):
         _catch_up(trial.folder)
     _must_be_whole(trial, "after a strange checkpoint", home)
+    # What was folded before shows in what is written now.
     with experiment(trial.folder) as target:
-        target.log("and on")
+        caller = Caller(target, Reporter(-1, worker=9), trial.rng, sources=sources_of(trial.folder))
+        for call in caller.calls:
+            call()
+        target.update(description="and on")
     trial.fail(*check_folder(home, disk.read_journal(home / ".journal")))
+    found = tree(home)
+    _rebuild(trial.folder)
+    trial.fail(*(f"going on from it: {text}" for text in tree_difference(found, tree(home))))
 
 
 def _not_of_this_moment(trial: Trial, home: Path, path: Path) -> None:
     """The checkpoint is of another experiment, of a younger journal, or of an older one that was restored since."""
-    kind = trial.index // 5 % 3
+    kind = trial.index // 20 % 3
     if kind == 0:
         with experiment(trial.folder, "another") as other:
             other.log("another")
@@ -394,7 +402,7 @@ def several_projectors(trial: Trial) -> None:
 ROWS = (
     Row("P1", "projectors killed anywhere", 3_000, 50, killed_while_projecting, plain),
     Row("P2", "derived files edited", 2_000, 30, edited_folder, plain),
-    Row("P3", "strange checkpoints", CHECKPOINT_BYTES + 5_000, 60, strange_checkpoint, plain),
+    Row("P3", "strange checkpoints", CHECKPOINT_BYTES * 4 // 3, 60, strange_checkpoint, plain),
     Row("P5", "the disk fails while projecting", 2_000, 30, disk_fails_while_projecting, with_shim),
     Row("P7", "several projectors", 300, 8, several_projectors, plain),
 )

@@ -593,3 +593,24 @@ def test_every_page_is_found_at_once_wherever_it_begins(desk: Desk, count: int, 
                 str(number) for number in range(start, min(count, start + 2))
             ]
         assert view.metric_page("loss", count + 5, 3)["data"] == []
+
+
+@pytest.mark.parametrize("document", [PARAMETERS, EXPERIMENT, FILES, "metrics/loss/metadata.json"])
+def test_beginning_anew_mends_documents_of_which_no_event_tells(desk: Desk, document: str) -> None:
+    """What a power cut left: no checkpoint, and a document that is all zeros."""
+    desk.pen().point(value=1)
+    desk.catch_up()
+    before = desk.tree()
+    path = desk.folder / document
+    path.write_bytes(bytes(path.stat().st_size))
+    (desk.journal / "checkpoint").unlink()
+    desk.catch_up()
+    assert desk.tree() == before
+
+
+def test_a_journal_without_events_gets_no_documents(desk: Desk) -> None:
+    desk.pen(opens=False)
+    desk.catch_up()
+    assert not (desk.folder / EXPERIMENT).exists()
+    assert desk.record()["status"] == "interrupted"
+    assert desk.kinds() == set()
