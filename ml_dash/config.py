@@ -166,6 +166,21 @@ def config_folder(env: Environment | None = None) -> Path:
     return Path(base, "ml-dash")
 
 
+def state_folder(env: Environment | None = None) -> Path:
+    """Where this user's registrations, cursors and the uploader's state are on this host; it may not exist.
+
+    A folder for each host: the home folder is often shared by all machines of a cluster.
+    """
+    import platform
+
+    environment = os.environ if env is None else env
+    base = environment.get("XDG_STATE_HOME", "")
+    if not Path(base).is_absolute():
+        base = str(Path(environment.get("HOME") or os.path.expanduser("~"), ".local", "state"))  # noqa: PTH111
+    host = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in platform.node().lower())
+    return Path(base, "ml-dash", host.lstrip(".") or "localhost")
+
+
 def stored_login(url: str, env: Environment | None = None) -> str | None:
     """The token that a login stored for this server; None without one, and where it cannot be read."""
     import json

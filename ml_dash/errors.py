@@ -14,12 +14,18 @@
     ├── NotFound                FileNotFoundError  no such experiment, metric or file
     ├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
     ├── StorageError            OSError            the disk refused; says what was kept and what was lost
+    ├── RemoteError             ConnectionError    a server did not do what was asked
+    │   ├── Unreachable                            no connection, no answer in time, or none of an ml-dash server
+    │   ├── ServerRefused                          the server says no, and why
+    │   └── Unauthorised                           no login, or one that the server does not accept
     └── JournalError            Exception          bytes on disk are not what a journal should hold
         ├── NewerFormat                            written by a newer ml-dash
         └── Damaged                                a checksum or a length does not hold
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class MLDashError(Exception):
@@ -87,6 +93,35 @@ class AlreadyExists(MLDashError, FileExistsError):
 
 class StorageError(MLDashError, OSError):
     """The disk refused. The text says what was kept and what was lost."""
+
+
+class RemoteError(MLDashError, ConnectionError):
+    """A server did not do what was asked. What is on this machine is not touched by that."""
+
+
+class Unreachable(RemoteError):
+    """No connection, no answer in time, trouble at the server, or an answer that is none of an ml-dash server.
+
+    Trying again is right; `retry_after_s` is the pause that the server asks for, in seconds.
+    """
+
+    retry_after_s: float | None = None
+
+
+class ServerRefused(RemoteError):
+    """The server says no: `status` is its HTTP status, `code` its word for the reason, `extra` what it adds."""
+
+    def __init__(
+        self, message: str, *, status: int, code: str, extra: dict[str, Any] | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.code = code
+        self.extra = extra or {}
+
+
+class Unauthorised(RemoteError):
+    """There is no login for this server, or the server does not accept it. Data is kept here meanwhile."""
 
 
 class JournalError(MLDashError):

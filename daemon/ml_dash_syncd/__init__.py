@@ -1,0 +1,1 @@
+"""The uploader: watches the journals of this machine and replays them to their servers."""

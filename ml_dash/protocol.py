@@ -1,0 +1,148 @@
+"""The shapes of requests and replies between a machine that records and its server; no HTTP library.
+
+docs/protocol.md is the normative text. Both ends import what is here, so that they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypedDict
+
+PREFIX: Final = "/sync/v1"
+PROTOCOL: Final = 1
+PROTOCOL_HEADER: Final = "X-ML-Dash-Protocol"
+
+MAX_BATCH_BYTES: Final = 8 << 20
+"""The largest body of one request of frames or blob bytes, decompressed."""
+
+BATCH_BYTES: Final = 4 << 20
+"""What a daemon sends at once while a backlog lasts; less after a 413."""
+
+# -- codes of errors that a client acts upon --------------------------------------------------------------------------
+
+GAP: Final = "gap"  # 409, `length`: the server has only that many bytes
+CONFLICT: Final = "conflict"  # 409, `offset`: other valid frames are stored there; the first are kept
+NEEDS_BLOBS: Final = "needs_blobs"  # 409, `blobs`: send these bodies first
+NO_EVENT: Final = "no_event"  # 409: the event that names this blob has not arrived
+TORN: Final = "torn"  # 422, `offset`: no whole frame there, and not marked as damaged
+DIGEST: Final = "digest"  # 422: the content is not what its name says
+TOO_LARGE: Final = "too_large"  # 413, `limit` in bytes
+BUSY: Final = "busy"  # 429, Retry-After
+UNAVAILABLE: Final = "unavailable"  # 503, Retry-After
+UNKNOWN: Final = "unknown"  # 404
+MALFORMED: Final = "malformed"  # 400 or 422
+UNAUTHORISED: Final = "unauthorised"  # 401
+FORBIDDEN: Final = "forbidden"  # 403
+
+
+class Refused(Exception):
+    """A request that the server does not carry out, as it is answered: status, code, text and further fields."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.extra = extra
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the answer."""
+        return {"error": {"code": self.code, "message": self.message}, **self.extra}
+
+
+# -- replies ----------------------------------------------------------------------------------------------------------
+
+
+class SegmentState(TypedDict):
+    """What a server has of a segment: its file name, the durable length in bytes, whether its writer has ended."""
+
+    file: str
+    length: int
+    ended: bool
+
+
+class BlobState(TypedDict):
+    """What a server has of a blob: bytes so far, its size if known, whether it is whole and verified."""
+
+    length: int
+    size: int | None
+    complete: bool
+
+
+class JournalState(TypedDict):
+    """What a server has of a journal; segments by their id in hex, blobs by their name."""
+
+    journal: str
+    project: str
+    name: str
+    experiment: str
+    segments: dict[str, SegmentState]
+    blobs: dict[str, BlobState]
+    missing: list[str]
+    events: int
+    deaths: list[str]
+    tombstone: bool
+
+
+class Appended(TypedDict):
+    """Bytes [0, length) of the segment are durable and folded; the experiment has `events` events."""
+
+    length: int
+    events: int
+
+
+class Digest(TypedDict):
+    """SHA-256 of the first `of` bytes of a segment of which the server has `length`."""
+
+    length: int
+    of: int
+    sha256: str
+
+
+class DeathNote(TypedDict):
+    """What an observer noted in `order`: that writer's lock was free, its segments read to `end`."""
+
+    writer: str
+    segment: str
+    end: int
+
+
+class OrderPage(TypedDict):
+    """Records of a server's order: [1, segment, start, end] or [2, writer, segment, end]; the next page's `after`."""
+
+    records: list[list[Any]]
+    next: int | None
+
+
+class FoundExperiment(TypedDict):
+    """An experiment as a server knows it, for a pull."""
+
+    experiment: str
+    project: str
+    name: str
+    journals: list[str]
+    events: int
+    version: int
+
+
+def journal_path(journal: str) -> str:
+    """The path of a journal's calls; its id in hex."""
+    return f"{PREFIX}/journals/{journal}"
+
+
+def segment_path(journal: str, file: str) -> str:
+    """The path to which a segment's bytes are sent."""
+    return f"{journal_path(journal)}/segments/{file}"
+
+
+def blob_path(journal: str, name: str) -> str:
+    """The path to which a blob's bytes are sent."""
+    return f"{journal_path(journal)}/blobs/{name}"
