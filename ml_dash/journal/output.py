@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import time_ns
+from time import sleep, time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 PATIENCE_S: Final = 1.0
+_YIELDS: Final = 16
 FIRST_RETRY_S: Final = 0.1
 
 log = logging.getLogger("ml_dash")
@@ -152,6 +153,12 @@ class Output:
             self._keeping_write = self.when_contended
         if self._stuck:
             return False
+        # Whoever is inside needs the interpreter's lock to come out, and has it after a yield or two. Waiting for the
+        # lock at once would make a convoy: it is handed to a thread that then waits for the interpreter, and so on.
+        for _ in range(_YIELDS):
+            sleep(0)
+            if self._acquire(False):
+                return True
         for _ in range(2):
             acquire = self._acquire
             if acquire(timeout=PATIENCE_S):
