@@ -11,12 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ml_dash"
+DAEMON = ROOT / "daemon" / "ml_dash_syncd"
 MAP = ROOT / "docs" / "internals.md"
 
 NOT_AT_IMPORT = (
-    "asyncio", "boto3", "click", "concurrent", "filelock", "http", "httpx", "msgspec", "multiprocessing",
+    "asyncio", "boto3", "click", "concurrent", "filelock", "http", "httpx", "jwt", "ml_dash_syncd", "msgspec", "multiprocessing",
     "numpy", "pymongo", "requests", "rich", "socket", "ssl", "starlette", "subprocess", "tempfile", "torch",
     "urllib.error", "urllib.request", "uvicorn", "watchdog", "ml_dash.cli", "ml_dash.demo", "ml_dash.projection",
+    "ml_dash.remote", "ml_dash.server",
 )  # fmt: skip
 POSIX_ONLY = ("fcntl", "grp", "pwd", "resource", "termios", "tty", "pty", "syslog")
 IMPURE = (
@@ -124,6 +126,23 @@ def _upward(place: dict[str, int], *, for_types: bool) -> list[str]:
             if theirs is not None and place[theirs] > place[mine]:
                 wrong.append(f"{module} imports {other}")
     return wrong
+
+
+def test_the_library_never_imports_the_daemon() -> None:
+    """It starts it, as a program."""
+    naming = [m for m, path in modules().items() if any(o.startswith("ml_dash_syncd") for o in imported(m, path))]
+    assert naming == []
+
+
+def test_the_daemon_knows_journals_and_http_but_neither_the_api_nor_the_server() -> None:
+    allowed = dict(layers())
+    below = {entry for layer in ("network", "views", "disk", "pure") for entry in allowed[layer]}
+    wrong = []
+    for path in sorted(DAEMON.glob("*.py")):
+        for other in imported(f"ml_dash_syncd.{path.stem}", path):
+            if other.split(".")[0] == "ml_dash" and other != "ml_dash" and entry_of(other) not in below:
+                wrong.append(f"{path.name} imports {other}")
+    assert wrong == []
 
 
 def test_pure_modules_touch_no_file_clock_or_thread() -> None:
