@@ -5,6 +5,7 @@ docs/protocol.md is the normative text. Both ends import what is here, so that t
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any, Final, TypedDict
 
 PREFIX: Final = "/sync/v1"
@@ -131,6 +132,7 @@ class FoundExperiment(TypedDict):
     journals: list[str]
     events: int
     version: int
+    running: list[str]
 
 
 def journal_path(journal: str) -> str:
@@ -146,3 +148,14 @@ def segment_path(journal: str, file: str) -> str:
 def blob_path(journal: str, name: str) -> str:
     """The path to which a blob's bytes are sent."""
     return f"{journal_path(journal)}/blobs/{name}"
+
+
+# -- the development login --------------------------------------------------------------------------------------------
+
+DEVELOPMENT_SECRET: Final = "your-secret-key-change-this-in-production"
+"""Signs development logins where no other secret is set; accepted only with `--dev`, on a loopback address."""
+
+
+def user_id(name: str) -> str:
+    """The id of a user by name: decimal text, at most ten digits. "alice" is 3159282601."""
+    return str(int(sha256(name.encode()).hexdigest()[:16], 16))[:10]

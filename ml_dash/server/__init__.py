@@ -1,0 +1,1 @@
+"""The server: the same journals, folded by the same code into tables that answer reads fast."""

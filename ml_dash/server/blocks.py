@@ -1,0 +1,190 @@
+"""Folded lines in blocks of 1,000: ready JSON lines, and for points a summary by which they are down-sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from ..fold import NO_SERIES
+from ..projection.lines import log_lines, point_lines
+from ..state import Block as Points
+from ..state import Edits
+from .stores import Block, Read
+
+LINES: Final = 1000
+LOGS: Final = "logs"
+_NUMBERS: Final = frozenset((int, float))
+
+# (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
+Spot = tuple[int, Any, Any]
+Extremes = dict[str, tuple[int, Spot, Spot, Spot, Spot]]
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Extremes)
+
+
+def series_of(metric: str) -> str:
+    """The name under which a metric's lines are kept."""
+    return f"points/{metric}"
+
+
+def extremes_of(summary: bytes) -> Extremes:
+    """The summary of a block, field by field."""
+    return _decoder.decode(summary) if summary else {}
+
+
+class Tail:
+    """The newest block of a series, which later lines are added to."""
+
+    __slots__ = ("count", "extremes", "first", "lines")
+
+    def __init__(self, first: int, count: int = 0, lines: bytes = b"", summary: bytes = b"") -> None:
+        self.first = first
+        self.count = count
+        self.lines = bytearray(lines)
+        self.extremes = extremes_of(summary)
+
+    def block(self, series: str) -> Block:
+        """What is stored of it."""
+        summary = _encoder.encode(self.extremes) if self.extremes else b""
+        return Block(series, self.first, self.count, self.count >= LINES, bytes(self.lines), summary)
+
+
+Tails = dict[str, Tail]
+
+
+def tail_of(tx: Read, ns: str, experiment: str, series: str, tails: Tails) -> Tail:
+    """The newest block of a series: known, stored, or a new one."""
+    tail = tails.get(series)
+    if tail is None:
+        found = tx.last_block(ns, experiment, series)
+        tail = Tail(0) if found is None else Tail(found.first, found.count, found.lines, found.summary)
+        tails[series] = tail
+    return tail
+
+
+def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[Block]:
+    """The blocks that the lines of some edits fill or begin; the edits are cleared."""
+    changed: list[Block] = []
+    if edits.logs:
+        tail = tail_of(tx, ns, experiment, LOGS, tails)
+        position = 0
+        while position < len(edits.logs):
+            tail = _room(LOGS, tail, tails)
+            part = edits.logs[position : position + LINES - tail.count]
+            tail.lines += log_lines(part)
+            tail.count += len(part)
+            position += len(part)
+            if tail.count == LINES:
+                changed.append(tail.block(LOGS))
+        if tail.count < LINES:
+            changed.append(tail.block(LOGS))
+    for metric, parts in edits.points.items():
+        series = series_of(metric)
+        tail = tail_of(tx, ns, experiment, series, tails)
+        for points in _joined(parts):
+            position = 0
+            while position < len(points.rows):
+                tail = _room(series, tail, tails)
+                piece = _slice(points, position, position + LINES - tail.count)
+                tail.lines += point_lines(piece)
+                tail.count += len(piece.rows)
+                _extend(tail.extremes, piece)
+                position += len(piece.rows)
+                if tail.count == LINES:
+                    changed.append(tail.block(series))
+        if tail.count < LINES:
+            changed.append(tail.block(series))
+    edits.clear()
+    return changed
+
+
+def _room(series: str, tail: Tail, tails: Tails) -> Tail:
+    if tail.count < LINES:
+        return tail
+    new = tails[series] = Tail(tail.first + tail.count)
+    return new
+
+
+def _joined(parts: list[Points]) -> Iterator[Points]:
+    """Single points come one by one or in short runs; encoding them together is cheaper."""
+    waiting: list[Points] = []
+    for part in parts:
+        if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
+            if waiting:
+                yield _merge(waiting)
+                waiting = []
+            yield part
+        else:
+            waiting.append(part)
+    if waiting:
+        yield _merge(waiting)
+
+
+def _merge(parts: list[Points]) -> Points:
+    if len(parts) == 1:
+        return parts[0]
+    rows: list[dict[str, Any]] = []
+    times: list[int] = []
+    for part in parts:
+        rows += part.rows
+        times += [part.times] * len(part.rows) if isinstance(part.times, int) else part.times
+    return Points(parts[0].start, rows, times)
+
+
+def _slice(points: Points, start: int, end: int) -> Points:
+    if start == 0 and end >= len(points.rows):
+        return points
+    times = points.times if isinstance(points.times, int) else points.times[start:end]
+    return Points(points.start + start, points.rows[start:end], times)
+
+
+# -- summaries --------------------------------------------------------------------------------------------------------
+
+
+def x_of(row: dict[str, Any], index: int) -> Any:
+    """What a point is drawn at: its step, else its epoch, else its index."""
+    for key in ("step", "epoch"):
+        value = row.get(key)
+        if type(value) in _NUMBERS:
+            return value
+    return index
+
+
+def _extend(known: Extremes, points: Points) -> None:
+    for name, found in extremes(points.rows, points.start).items():
+        earlier = known.get(name)
+        known[name] = found if earlier is None else joined(earlier, found)
+
+
+def joined(
+    a: tuple[int, Spot, Spot, Spot, Spot], b: tuple[int, Spot, Spot, Spot, Spot]
+) -> tuple[int, Spot, Spot, Spot, Spot]:
+    """The summary of two stretches, `a` before `b`."""
+    low = b[2] if b[2][2] < a[2][2] else a[2]
+    high = b[3] if b[3][2] > a[3][2] else a[3]
+    return a[0] + b[0], a[1], low, high, b[4]
+
+
+def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
+    """The summary of consecutive points; NaN is left out."""
+    found: Extremes = {}
+    names = set().union(*rows) - NO_SERIES
+    for name in names:
+        values = [row.get(name) for row in rows]
+        places: list[int] | None = None
+        if not set(map(type, values)) <= _NUMBERS or values != values or any(value != value for value in values):
+            places = [i for i, value in enumerate(values) if type(value) in _NUMBERS and value == value]
+            values = [values[i] for i in places]
+            if not values:
+                continue
+        low, high = min(values), max(values)  # type: ignore[type-var]  # numbers only
+        chosen = (0, values.index(low), values.index(high), len(values) - 1)
+        spots = []
+        for choice in chosen:
+            place = choice if places is None else places[choice]
+            spots.append((start + place, x_of(rows[place], start + place), values[choice]))
+        found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
+    return found

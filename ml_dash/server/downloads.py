@@ -1,0 +1,121 @@
+"""Contents of files on their way out: whole, in part, and inert, whatever they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Final
+from urllib.parse import quote
+
+from starlette.responses import Response, StreamingResponse
+
+from .calls import Call
+
+Opened = tuple[Iterator[bytes], int]
+"""What there is to send, in blocks, and the size of the whole."""
+
+INERT: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+"""No browser runs what a file holds, or takes it for part of this site."""
+
+_HARMLESS: Final = frozenset(
+    {"image/png", "image/jpeg", "image/gif", "image/webp", "text/plain", "text/csv", "application/json"}
+)
+_RANGE: Final = re.compile(r"bytes=\s*([0-9]{0,18})\s*-\s*([0-9]{0,18})\s*")
+
+
+async def download(
+    call: Call,
+    open_at: Callable[[int, int], Opened],
+    *,
+    checksum: str,
+    filename: str,
+    content_type: str = "application/octet-stream",
+) -> Response:
+    """The content from `open_at(start, end)`, or the part that the request asks for."""
+    tag = f'"{checksum}"'
+    # Nothing is read by opening: the part asked for is only known once the size is.
+    blocks, size = await call.read(open_at, 0, 0)
+    await call.read(_close, blocks)
+    headers = {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": _disposition(filename),
+        "Content-Type": _content_type(content_type),
+        **INERT,
+    }
+    if _lists(call.request.headers.get("if-none-match"), tag):
+        return Response(status_code=304, headers=headers)
+    part = _part(call, size, tag)
+    if part is None:
+        return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    start, end, status = part
+    headers["Content-Length"] = str(end - start)
+    if status == 206:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if call.request.method == "HEAD" or start == end:
+        return Response(status_code=status, headers=headers)
+    blocks, _ = await call.read(open_at, start, end)
+    return StreamingResponse(_streamed(call, blocks), status, headers)
+
+
+async def _streamed(call: Call, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The blocks, each read in a thread when the one before has gone out."""
+    try:
+        while (block := await call.read(next, blocks, b"")) != b"":
+            yield block
+    finally:
+        _close(blocks)
+
+
+def _close(blocks: Any) -> None:
+    """Let go of the file; a plain iterator has nothing to close."""
+    close = getattr(blocks, "close", None)
+    if close is not None:
+        close()
+
+
+def _part(call: Call, size: int, tag: str) -> tuple[int, int, int] | None:
+    """(start, end, status) of what is asked for; None where that is outside. What is not understood asks for all."""
+    whole = (0, size, 200)
+    text = call.request.headers.get("range")
+    condition = call.request.headers.get("if-range")
+    match = _RANGE.fullmatch(text) if text else None
+    if match is None or (condition is not None and condition.strip() != tag):
+        return whole
+    first, last = match[1], match[2]
+    if not first and not last:
+        return whole
+    if not first:
+        count = int(last)
+        return (max(0, size - count), size, 206) if count and size else None
+    start = int(first)
+    end = min(int(last) + 1, size) if last else size
+    if last and int(last) < start:
+        return whole
+    return (start, end, 206) if start < size else None
+
+
+def _lists(header: str | None, tag: str) -> bool:
+    """Does `If-None-Match` name what there is?"""
+    if header is None:
+        return False
+    return header.strip() == "*" or tag in (part.strip().removeprefix("W/") for part in header.split(","))
+
+
+def _disposition(filename: str) -> str:
+    """Always a download; a name that a header cannot hold is sent encoded beside a plain one."""
+    plain = re.sub(r'[^A-Za-z0-9._ ()+-]', "_", filename)[:150] or "file"
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+
+
+def _content_type(recorded: str) -> str:
+    kind = recorded.partition(";")[0].strip().lower()
+    if kind not in _HARMLESS:
+        return "application/octet-stream"
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind

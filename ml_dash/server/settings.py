@@ -1,0 +1,156 @@
+"""A server's settings, from options and environment, checked; and where it may not be started at all."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from ..errors import InvalidValue
+from ..protocol import DEVELOPMENT_SECRET
+
+DATA_VARIABLE: Final = "ML_DASH_DATA"
+DEFAULT_DATA: Final = "ml-dash-server"
+DEFAULT_PORT: Final = 3000
+SECRET_BYTES: Final = 32
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+_UNITS_S: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UNITS_BYTES: Final = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+_LATER: Final = ("MONGODB_URI", "S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Checked settings of one server process; `repr` shows no secret."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    dev: bool = False
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_expiration_s: int = 30 * 86_400
+    cors_origins: tuple[str, ...] = ()
+    max_file_size: int = 5 << 30
+    log_level: str = "info"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Does it listen where only this machine can reach it?"""
+        return is_loopback_host(self.host)
+
+    @property
+    def accepts_development_logins(self) -> bool:
+        return self.dev and self.is_loopback
+
+
+def server_settings(
+    *,
+    data: Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    dev: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> ServerSettings:
+    """The settings that options and environment ask for. Raises `InvalidValue` that names the one that is wrong."""
+    environment = os.environ if env is None else env
+    for name in _LATER:
+        if environment.get(name):
+            hint = f"unset {name}: files and SQLite in --data are what this version uses"
+            raise InvalidValue(f"{name} is set, but MongoDB and S3 come later", hint=hint)
+    settings = ServerSettings(
+        data=Path(os.path.abspath(data or environment.get(DATA_VARIABLE) or DEFAULT_DATA)),  # noqa: PTH100
+        host=host or "127.0.0.1",
+        port=_port(environment) if port is None else port,
+        dev=dev,
+        jwt_secret=_secret(environment),
+        jwt_expiration_s=duration_s(environment.get("JWT_EXPIRATION") or "30d", "JWT_EXPIRATION"),
+        cors_origins=_origins(environment.get("CORS_ORIGIN", "")),
+        max_file_size=size_bytes(environment.get("MAX_FILE_SIZE") or "5GB", "MAX_FILE_SIZE"),
+        log_level=_level(environment.get("LOG_LEVEL") or "info"),
+    )
+    if dev and not settings.is_loopback:
+        hint = "take --dev away, or let it listen on 127.0.0.1: everybody knows the development secret"
+        raise InvalidValue(f"--dev and --host {settings.host} do not go together", hint=hint)
+    return settings
+
+
+def check_someone_may_enter(settings: ServerSettings, has_tokens: bool) -> None:
+    """Raises `InvalidValue` where a server beyond loopback would have neither a secret nor a token."""
+    if not settings.is_loopback and settings.jwt_secret is None and not has_tokens:
+        found = f"beyond loopback ({settings.host}) a server needs a token or a secret, and this one has neither"
+        hint = (
+            f"run: ml-dash server token create USER --data {settings.data} - or set JWT_SECRET to at least "
+            f"{SECRET_BYTES} random bytes, such as: openssl rand -hex 32"
+        )
+        raise InvalidValue(found, hint=hint)
+
+
+def is_loopback_host(host: str) -> bool:
+    """Is that address, or name, this machine for itself alone? Names other than `localhost` are not trusted."""
+    bare = host.strip("[]").partition("%")[0].lower().rstrip(".")
+    if bare == "localhost" or bare.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(bare)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def duration_s(text: str, label: str) -> int:
+    """Seconds that `90`, `90s`, `15m`, `12h`, `30d` or `4w` mean. Raises `InvalidValue`."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*([a-z]*)\s*", text)
+    if match is None or match[2] not in _UNITS_S or int(match[1]) == 0:
+        raise InvalidValue(f"{label} is {text[:40]!a}", hint="write it like 30d, 12h or 90min")
+    return int(match[1]) * _UNITS_S[match[2]]
+
+
+def size_bytes(text: str, label: str) -> int:
+    """Bytes that `5GB`, `500 MB` or `1048576` mean; a kB has 1,024. Raises `InvalidValue`."""
+    match = re.fullmatch(r"\s*(\d{1,15})\s*([A-Za-z]*)\s*", text)
+    unit = match[2].upper().replace("IB", "B") if match else "?"
+    if match is None or unit not in _UNITS_BYTES or int(match[1]) == 0:
+        raise InvalidValue(f"{label} is {text[:40]!a}", hint="write it like 5GB or 500MB")
+    return int(match[1]) * _UNITS_BYTES[unit]
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    text = environment.get("PORT") or str(DEFAULT_PORT)
+    if not text.isdecimal() or not text.isascii() or int(text) > 65_535:
+        raise InvalidValue(f"PORT is {text[:40]!a}", hint="set it to a number from 0 to 65535")
+    return int(text)
+
+
+def _secret(environment: Mapping[str, str]) -> str | None:
+    """`JWT_SECRET`, of which no message shows anything."""
+    secret = environment.get("JWT_SECRET")
+    if not secret:
+        return None
+    hint = "set it to random text, such as the output of: openssl rand -hex 32"
+    if secret == DEVELOPMENT_SECRET:
+        raise InvalidValue("JWT_SECRET is the development secret, which everybody knows", hint=hint)
+    if len(secret.encode(errors="surrogateescape")) < SECRET_BYTES:
+        raise InvalidValue(f"JWT_SECRET has less than {SECRET_BYTES} bytes", hint=hint)
+    return secret
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip().rstrip("/") for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[^\s/?#@,]+", origin):
+            hint = "write origins like https://dash.example.org, with commas between"
+            raise InvalidValue(f"CORS_ORIGIN has {origin[:80]!a}", hint=hint)
+    return origins
+
+
+def _level(text: str) -> str:
+    level = {"warn": "warning"}.get(text.strip().lower(), text.strip().lower())
+    if level not in LOG_LEVELS:
+        raise InvalidValue(f"LOG_LEVEL is {text[:40]!a}", hint=f"use one of {', '.join(LOG_LEVELS)}")
+    return level

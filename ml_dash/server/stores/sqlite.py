@@ -1,0 +1,479 @@
+"""Documents in one SQLite file: WAL, every commit synced, one writer at a time, readers beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from . import (
+    Arrival,
+    BlobRow,
+    Block,
+    Claimed,
+    ExperimentRow,
+    Filter,
+    JournalRow,
+    Range,
+    SegmentRow,
+    StoreRefused,
+    StoreTrouble,
+    TokenRow,
+)
+
+_VERSION: Final = 1
+_BUSY_S: Final = 10.0
+# A larger file is not read whole at the start.
+_CHECKED_BYTES: Final = 1 << 28
+# Blobs of SQLite rows are read in pieces of the stretches they came in; longer ones are cut.
+_TABLES: Final = """
+CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
+  status TEXT, created INTEGER, updated INTEGER, heard INTEGER, folder TEXT, tags TEXT, description TEXT, summary TEXT,
+  removed TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+CREATE TABLE listed(ns TEXT, id TEXT, project TEXT, name TEXT, status TEXT, created INTEGER, updated INTEGER,
+  points INTEGER, folder TEXT, tags TEXT, description TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+CREATE INDEX listed_updated ON listed(ns, updated, id);
+CREATE INDEX listed_project ON listed(ns, project, updated, id);
+CREATE INDEX listed_created ON listed(ns, created, id);
+CREATE INDEX listed_name ON listed(ns, name, id);
+CREATE INDEX listed_points ON listed(ns, points, id);
+CREATE TABLE journals(ns TEXT, id TEXT, experiment TEXT, project TEXT, name TEXT, removed INTEGER,
+  PRIMARY KEY(ns, id)) WITHOUT ROWID;
+CREATE INDEX journals_experiment ON journals(ns, experiment);
+CREATE TABLE segments(ns TEXT, id TEXT, journal TEXT, file TEXT, writer TEXT, experiment TEXT, length INTEGER,
+  first INTEGER, crc INTEGER, damaged TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+CREATE UNIQUE INDEX segments_file ON segments(ns, journal, file);
+CREATE TABLE stretches(ns TEXT, segment TEXT, start INTEGER, length INTEGER, content BLOB);
+CREATE UNIQUE INDEX stretches_id ON stretches(ns, segment, start);
+CREATE TABLE arrivals(ns TEXT, experiment TEXT, n INTEGER, kind INTEGER, who TEXT, start INTEGER, "end" INTEGER,
+  segment TEXT, PRIMARY KEY(ns, experiment, n)) WITHOUT ROWID;
+CREATE INDEX arrivals_deaths ON arrivals(ns, experiment, who) WHERE kind=2;
+CREATE TABLE blocks(ns TEXT, experiment TEXT, series TEXT, first INTEGER, count INTEGER, packed INTEGER, lines BLOB,
+  summary BLOB);
+CREATE UNIQUE INDEX blocks_id ON blocks(ns, experiment, series, first);
+CREATE TABLE blobs(ns TEXT, experiment TEXT, name TEXT, digest TEXT, size INTEGER, key TEXT,
+  PRIMARY KEY(ns, experiment, name)) WITHOUT ROWID;
+CREATE INDEX blobs_digest ON blobs(ns, digest);
+CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEGER, read_all INTEGER, created INTEGER,
+  expires INTEGER, revoked INTEGER) WITHOUT ROWID;
+CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
+CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+"""
+_SORTS: Final = {
+    "updated": "updated DESC, id DESC",
+    "created": "created DESC, id DESC",
+    "name": "name, id",
+    "points": "points DESC, id DESC",
+}
+
+
+class SqliteDocuments:
+    """The documents seam on `path`. Raises StoreRefused if the file is damaged, or is not one of this version."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        self._turn = threading.Lock()
+        self._closed = False
+        self._prepare()
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        try:
+            connection = self._connect()
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0 and not connection.execute("SELECT name FROM sqlite_master").fetchall():
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;")
+            elif version != _VERSION:
+                raise StoreRefused(
+                    f"{self.path} has version {version}, this server reads version {_VERSION}",
+                    hint="use the ml-dash that wrote it, or a newer one (the file was not changed)",
+                )
+            self._check_schema(connection)
+        except sqlite3.DatabaseError as error:
+            raise StoreRefused(
+                f"{self.path} cannot be used: {error}",
+                hint="restore it from a backup; uploaders send again what that lacks",
+            ) from error
+
+    def _check_schema(self, connection: sqlite3.Connection) -> None:
+        """Every table and index is there: without a unique index an event could count twice."""
+        wanted = sqlite3.connect(":memory:")
+        try:
+            wanted.executescript(_TABLES)
+            missing = set(_schema(wanted)) - set(_schema(connection))
+        finally:
+            wanted.close()
+        if missing:
+            names = ", ".join(sorted(name for name, _ in missing))
+            raise StoreRefused(
+                f"{self.path} lacks or has changed: {names}", hint="restore it from a backup; nothing was changed"
+            )
+        if self.path.stat().st_size > _CHECKED_BYTES:
+            return
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if found != "ok":
+            raise StoreRefused(f"{self.path} is damaged: {found}", hint="restore it from a backup")
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreTrouble("the server is stopping")
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA cache_size=-16000")
+        connection.execute("PRAGMA mmap_size=0")
+        with self._guard:
+            self._opened.append(connection)
+        return connection
+
+    def _mine(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+        return connection
+
+    def close(self) -> None:
+        """Close all connections; readers in other threads must be done."""
+        self._closed = True
+        with self._guard:
+            opened, self._opened = self._opened, []
+        for connection in opened:
+            connection.close()
+
+    def check(self) -> None:
+        """Raises StoreTrouble if it cannot be used now."""
+        with self.read() as tx:
+            tx.setting("")
+
+    # -- transactions ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[_Transaction]:
+        """A consistent snapshot."""
+        with _trouble():
+            connection = self._mine()
+            connection.execute("BEGIN")
+        try:
+            with _trouble():
+                yield _Transaction(connection)
+        finally:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[_Transaction]:
+        """One transaction: durable when the block has ended without an exception."""
+        with self._turn:
+            with _trouble():
+                connection = self._mine()
+                connection.execute("BEGIN IMMEDIATE")
+            try:
+                with _trouble():
+                    yield _Transaction(connection)
+                    connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    if connection.in_transaction:
+                        connection.execute("ROLLBACK")
+                raise
+
+
+def _schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    return [(name, " ".join(sql.split())) for name, sql in rows]
+
+
+@contextlib.contextmanager
+def _trouble() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise Claimed(str(error)) from error
+    except sqlite3.Error as error:
+        hint = "nothing was acknowledged; free space or mend the disk"
+        raise StoreTrouble(f"the database refused: {error}", hint=hint) from error
+
+
+class _Transaction:
+    """Reads and writes of one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._all = connection.execute
+        self._many = connection.executemany
+
+    def _one(self, sql: str, values: tuple[Any, ...]) -> Any:
+        return self._all(sql, values).fetchone()
+
+    # -- experiments -------------------------------------------------------------------------------------------------
+
+    def experiment(self, ns: str, experiment: str) -> ExperimentRow | None:
+        row = self._one(f"SELECT {_EXPERIMENT} FROM experiments WHERE ns=? AND id=?", (ns, experiment))
+        return _experiment(row) if row is not None else None
+
+    def experiments(self, ns: str, wanted: Filter, limit: int, skip: int) -> list[ExperimentRow]:
+        where, values = _where(ns, wanted)
+        columns = ", ".join("x''" if name == "state" else f"e.{name}" for name in _EXPERIMENT.split(", "))
+        sql = (
+            f"SELECT {columns} FROM (SELECT ns AS n, id AS i FROM listed WHERE {where} "
+            f"ORDER BY {_SORTS[wanted.sort]} LIMIT ? OFFSET ?) CROSS JOIN experiments e ON e.ns=n AND e.id=i"
+        )
+        return [_experiment(row) for row in self._all(sql, (*values, limit, skip)).fetchall()]
+
+    def count(self, ns: str, wanted: Filter) -> int:
+        where, values = _where(ns, wanted)
+        return int(self._one(f"SELECT count(*) FROM listed WHERE {where}", values)[0])
+
+    def projects(self, ns: str) -> list[dict[str, Any]]:
+        rows = self._all(
+            "SELECT project, count(*), min(created), max(updated) FROM listed WHERE ns=? GROUP BY project", (ns,)
+        )
+        return [dict(zip(("project", "experiments", "created_ns", "updated_ns"), row, strict=True)) for row in rows]
+
+    def stale(self, fold_version: int) -> list[tuple[str, str]]:
+        return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
+
+    def put_experiment(self, ns: str, row: ExperimentRow) -> None:
+        tags = json.dumps(row.tags)
+        values = (
+            ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status, row.created_ns,
+            row.updated_ns, row.heard_ns, row.folder, tags, row.description, json.dumps(row.summary),
+            json.dumps(row.removed_writers),
+        )  # fmt: skip
+        self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
+        if not row.created_ns:
+            self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
+            return
+        listed = (
+            ns, row.id, row.project, row.name, row.status, row.created_ns, row.updated_ns,
+            row.summary.get("counts", {}).get("points", 0), row.folder, tags, row.description,
+        )  # fmt: skip
+        self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
+
+    # -- journals, segments, stretches -------------------------------------------------------------------------------
+
+    def journal(self, ns: str, journal: str) -> JournalRow | None:
+        row = self._one(f"SELECT {_JOURNAL} FROM journals WHERE ns=? AND id=?", (ns, journal))
+        return _journal(row) if row is not None else None
+
+    def journals(self, ns: str, experiment: str) -> list[JournalRow]:
+        sql = f"SELECT {_JOURNAL} FROM journals WHERE ns=? AND experiment=? ORDER BY id"
+        return list(map(_journal, self._all(sql, (ns, experiment))))
+
+    def put_journal(self, ns: str, row: JournalRow) -> None:
+        values = (ns, row.id, row.experiment, row.project, row.name, int(row.removed))
+        self._all(f"INSERT OR REPLACE INTO journals VALUES({_marks(6)})", values)
+
+    def segment(self, ns: str, segment: str) -> SegmentRow | None:
+        row = self._one(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND id=?", (ns, segment))
+        return _segment(row) if row is not None else None
+
+    def segment_by_file(self, ns: str, journal: str, file: str) -> SegmentRow | None:
+        row = self._one(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND journal=? AND file=?", (ns, journal, file))
+        return _segment(row) if row is not None else None
+
+    def segments(self, ns: str, journal: str) -> list[SegmentRow]:
+        rows = self._all(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND journal=? ORDER BY file", (ns, journal))
+        return list(map(_segment, rows))
+
+    def put_segment(self, ns: str, row: SegmentRow) -> None:
+        values = (
+            ns, row.id, row.journal, row.file, row.writer, row.experiment, row.length, row.first, row.crc,
+            json.dumps(row.damaged),
+        )  # fmt: skip
+        self._all(
+            f"INSERT INTO segments VALUES({_marks(10)}) ON CONFLICT(ns, id) DO UPDATE SET length=excluded.length, "
+            "damaged=excluded.damaged",
+            values,
+        )
+
+    def claim_stretch(self, ns: str, segment: str, start: int, content: bytes) -> None:
+        self._all("INSERT INTO stretches VALUES(?,?,?,?,?)", (ns, segment, start, len(content), content))
+
+    def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
+        end = start + len(content)
+        for first, old in self._stretches(ns, segment, start, end):
+            low, high = max(first, start), min(first + len(old), end)
+            new = old[: low - first] + content[low - start : high - start] + old[high - first :]
+            self._all("UPDATE stretches SET content=? WHERE ns=? AND segment=? AND start=?", (new, ns, segment, first))
+
+    def _stretches(self, ns: str, segment: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
+        found = self._one(sql, (ns, segment, start))
+        low = found[0] if found[0] is not None else start
+        starts = self._all(
+            "SELECT start FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start",
+            (ns, segment, low, end),
+        ).fetchall()
+        for (first,) in starts:
+            row = self._one("SELECT content FROM stretches WHERE ns=? AND segment=? AND start=?", (ns, segment, first))
+            yield first, row[0]
+
+    def bytes_of(self, ns: str, segment: str, start: int, end: int) -> Iterator[bytes]:
+        for first, content in self._stretches(ns, segment, start, end):
+            piece = content[max(0, start - first) : end - first]
+            if piece:
+                yield piece
+
+    # -- what arrived, and lines -------------------------------------------------------------------------------------
+
+    def arrivals(self, ns: str, experiment: str, after: int, limit: int) -> list[Arrival]:
+        rows = self._all(
+            'SELECT n, kind, who, start, "end", segment FROM arrivals WHERE ns=? AND experiment=? AND n>=? '
+            "ORDER BY n LIMIT ?",
+            (ns, experiment, after, limit),
+        )
+        return [Arrival(*row) for row in rows]
+
+    def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
+        sql = 'SELECT 1 FROM arrivals WHERE ns=? AND experiment=? AND kind=2 AND who=? AND segment=? AND "end"=?'
+        return self._one(sql, (ns, experiment, who, segment, end)) is not None
+
+    def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
+        values = (ns, experiment, arrival.n, arrival.kind, arrival.who, arrival.start, arrival.end, arrival.segment)
+        self._all(f"INSERT INTO arrivals VALUES({_marks(8)})", values)
+
+    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[Block]:
+        rows = self._all(
+            "SELECT series, first, count, packed, lines, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
+            "AND first>=? AND first<? ORDER BY first",
+            (ns, experiment, series, first - first % 1000, end),
+        )
+        return [_block(row) for row in rows]
+
+    def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
+        row = self._one(
+            "SELECT series, first, count, packed, lines, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
+            "ORDER BY first DESC LIMIT 1",
+            (ns, experiment, series),
+        )
+        return _block(row) if row is not None else None
+
+    def summaries(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[tuple[int, int, bytes]]:
+        return self._all(
+            "SELECT first, count, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
+            "AND first>=? AND first<? ORDER BY first",
+            (ns, experiment, series, first - first % 1000, end),
+        ).fetchall()
+
+    def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
+        self._many(
+            f"INSERT INTO blocks VALUES({_marks(8)}) ON CONFLICT(ns, experiment, series, first) DO UPDATE SET "
+            "count=excluded.count, packed=excluded.packed, lines=excluded.lines, summary=excluded.summary",
+            (
+                (ns, experiment, block.series, block.first, block.count, block.packed, _lines(block), block.summary)
+                for block in blocks
+            ),
+        )
+
+    def drop_blocks(self, ns: str, experiment: str) -> None:
+        self._all("DELETE FROM blocks WHERE ns=? AND experiment=?", (ns, experiment))
+
+    # -- blobs, tokens, settings -------------------------------------------------------------------------------------
+
+    def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None:
+        row = self._one(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND experiment=? AND name=?", (ns, experiment, name))
+        return BlobRow(*row) if row is not None else None
+
+    def blobs(self, ns: str, experiment: str) -> list[BlobRow]:
+        rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND experiment=?", (ns, experiment))
+        return [BlobRow(*row) for row in rows]
+
+    def same_content(self, ns: str, digest: str, size: int) -> BlobRow | None:
+        row = self._one(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 1", (ns, digest, size))
+        return BlobRow(*row) if row is not None else None
+
+    def put_blob(self, ns: str, row: BlobRow) -> None:
+        values = (ns, row.experiment, row.name, row.digest, row.size, row.key)
+        self._all(f"INSERT OR REPLACE INTO blobs VALUES({_marks(6)})", values)
+
+    def drop_blob(self, ns: str, experiment: str, name: str) -> None:
+        self._all("DELETE FROM blobs WHERE ns=? AND experiment=? AND name=?", (ns, experiment, name))
+
+    def token(self, digest: str) -> TokenRow | None:
+        row = self._one(f"SELECT {_TOKEN} FROM tokens WHERE digest=?", (digest,))
+        return _token(row) if row is not None else None
+
+    def tokens(self) -> list[TokenRow]:
+        return list(map(_token, self._all(f"SELECT {_TOKEN} FROM tokens ORDER BY created, id")))
+
+    def put_token(self, row: TokenRow) -> None:
+        values = (
+            row.id, row.digest, row.user, int(row.read_only), int(row.read_all), row.created_ns, row.expires_ns,
+            row.revoked_ns,
+        )  # fmt: skip
+        self._all(f"INSERT OR REPLACE INTO tokens VALUES({_marks(8)})", values)
+
+    def setting(self, name: str) -> str | None:
+        row = self._one("SELECT value FROM settings WHERE name=?", (name,))
+        return row[0] if row is not None else None
+
+    def put_setting(self, name: str, value: str) -> None:
+        self._all("INSERT OR REPLACE INTO settings VALUES(?,?)", (name, value))
+
+
+_EXPERIMENT: Final = (
+    "id, project, name, version, fold_version, state, status, created, updated, heard, folder, tags, description, "
+    "summary, removed"
+)
+_JOURNAL: Final = "id, experiment, project, name, removed"
+_SEGMENT: Final = "id, journal, file, writer, experiment, length, first, crc, damaged"
+_BLOB: Final = "name, digest, size, key, experiment"
+_TOKEN: Final = "id, digest, user, read_only, read_all, created, expires, revoked"
+
+
+def _marks(count: int) -> str:
+    return ",".join("?" * count)
+
+
+def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
+    """The condition of a filter, and its values."""
+    parts: list[tuple[str, Any]] = [("ns=?", ns)]
+    for column in ("project", "status", "folder"):
+        value = getattr(wanted, column)
+        if value is not None:
+            parts.append((f"{column}=?", value))
+    if wanted.tag is not None:
+        parts.append(("EXISTS(SELECT 1 FROM json_each(tags) WHERE value=?)", wanted.tag))
+    if wanted.since_ns:
+        parts.append(("updated>=?", wanted.since_ns))
+    if wanted.text:
+        parts.append(("(instr(lower(project || '/' || name || ' ' || description), ?) > 0)", wanted.text.lower()))
+    return " AND ".join(part for part, _ in parts), tuple(value for _, value in parts)
+
+
+def _experiment(row: tuple[Any, ...]) -> ExperimentRow:
+    tags, summary, removed = json.loads(row[11]), json.loads(row[13]), json.loads(row[14])
+    values: Any = (*row[:11], tuple(tags), row[12], summary, tuple(removed))
+    return ExperimentRow(*values)
+
+
+def _journal(row: tuple[Any, ...]) -> JournalRow:
+    return JournalRow(row[0], row[1], row[2], row[3], bool(row[4]))
+
+
+def _segment(row: tuple[Any, ...]) -> SegmentRow:
+    damaged: list[Range] = [(low, high) for low, high in json.loads(row[8])]
+    values: Any = (*row[:8], tuple(damaged))
+    return SegmentRow(*values)
+
+
+def _lines(block: Block) -> bytes:
+    return zlib.compress(block.lines, 1) if block.packed else block.lines
+
+
+def _block(row: tuple[Any, ...]) -> Block:
+    lines = zlib.decompress(row[4]) if row[3] else row[4]
+    return Block(row[0], row[1], row[2], bool(row[3]), lines, row[5])
+
+
+def _token(row: tuple[Any, ...]) -> TokenRow:
+    return TokenRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), *row[5:])
