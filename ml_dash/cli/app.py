@@ -26,6 +26,12 @@ COMMANDS: Final[dict[str, str]] = {
     "verify": "Check every frame, blob and file of an experiment.",
     "rebuild": "Make the documented folder again from the journal.",
     "dump": "Print the frames of a journal, for people.",
+    "server": "Collect what many machines record; and the tokens of its users.",
+    "login": "Store a token for a server.",
+    "logout": "Remove the stored login for a server.",
+    "whoami": "Show who you are at each server.",
+    "sync": "Show, by comparing digests, what a server has of the experiments here.",
+    "push": "Register experiments for upload, and send what a server does not have.",
     "rm": "Remove experiments, journal and folder together.",
     "completion": "Print the script that completes this command in your shell.",
 }

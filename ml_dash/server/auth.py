@@ -35,7 +35,7 @@ class Who:
     expires_s: float | None = None
 
     def namespace(self, asked: str | None, *, write: bool) -> str:
-        """The namespace that a request is about. Raises Refused: 403 where the token may not, 404 where not even know."""
+        """The namespace of a request. Raises Refused: 403 where the token may not, 404 where it may not even know."""
         if write and self.read_only:
             raise Refused(403, FORBIDDEN, "this token may only read; ask the server's owner for one that may write")
         if asked is None or asked == self.user:
@@ -125,7 +125,7 @@ class Doorkeeper:
     def _checked(self, claims: dict[str, Any]) -> Who:
         """The user that verified claims name. Raises Unauthorised where they are stale, or contradict themselves."""
         now, issued, expires = time.time(), claims["iat"], claims["exp"]
-        user = claims.get("userName")
+        user: Any = claims.get("userName")
         if not _is_number(issued) or not _is_number(expires) or not is_user_name(user):
             raise Unauthorised
         if issued > now + CLOCK_LEEWAY_S or now >= min(expires, issued + self._settings.jwt_expiration_s):

@@ -240,7 +240,8 @@ def _float(text: str) -> float:
 
 def too_large(limit: int) -> Refused:
     """413: the body has more than `limit` bytes."""
-    return Refused(413, TOO_LARGE, f"the body has more than {limit} bytes, decompressed; send less at once", limit=limit)
+    text = f"the body has more than {limit} bytes, decompressed; send less at once"
+    return Refused(413, TOO_LARGE, text, limit=limit)
 
 
 def busy() -> Refused:

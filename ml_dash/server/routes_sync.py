@@ -25,11 +25,15 @@ class _Death(TypedDict):
     end: int
 
 
-class _Deaths(TypedDict):
+class Deaths(TypedDict):
+    """What observers noted of writers."""
+
     deaths: list[_Death]
 
 
-class _Digests(TypedDict):
+class Digests(TypedDict):
+    """How many bytes of which segments to hash."""
+
     segments: dict[str, int]
 
 
@@ -54,7 +58,7 @@ async def append_segment(call: Call) -> Response:
 
 
 async def deaths(call: Call) -> Response:
-    async with call.json(_Deaths) as body:
+    async with call.json(Deaths) as body:
         return answer(await call.write(call.core.deaths, call.namespace, call.journal(), body["deaths"]))
 
 
@@ -79,7 +83,7 @@ async def append_blob(call: Call) -> Response:
 
 
 async def digests(call: Call) -> Response:
-    async with call.json(_Digests) as body:
+    async with call.json(Digests) as body:
         return answer(await call.read(call.core.digests, call.namespace, call.journal(), body["segments"]))
 
 

@@ -1,0 +1,52 @@
+"""`ml-dash login`: stores a server's token for this user, after the server has accepted it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import click
+
+from ml_dash import config
+from ml_dash.cli import console
+from ml_dash.errors import InvalidValue, Unreachable
+
+
+@click.command()
+@click.argument("url", required=False)
+@click.option("--no-check", is_flag=True, help="Do not ask the server whether it accepts the token.")
+@click.pass_context
+def command(ctx: click.Context, url: str | None, no_check: bool) -> None:
+    """Store a token for the server at URL (default: ML_DASH_REMOTE).
+
+    The token is asked for, or read from standard input, or taken from ML_DASH_API_KEY; never from the command line,
+    which others on the machine can see.
+    """
+    from ml_dash import login, remote
+
+    where = config.remote_url(url or os.environ.get("ML_DASH_REMOTE") or _missing(ctx))
+    token = os.environ.get("ML_DASH_API_KEY") or _asked(where)
+    if not token:
+        raise InvalidValue("the token is empty", hint="the server's owner makes one: ml-dash server token create USER")
+    user = None
+    if not no_check:
+        with contextlib.closing(remote.Link(where, token)) as link:
+            try:
+                found = remote.whoami(link)
+            except Unreachable as error:
+                raise Unreachable(f"nothing was stored: {error}", hint="try again, or give --no-check") from error
+        user = found["userName"]
+    login.store(where, token, user)
+    as_whom = f" as {console.safe(user)}" if user else ""
+    console.say(f"logged in at {console.safe(where)}{as_whom}")
+
+
+def _missing(ctx: click.Context) -> str:
+    raise click.UsageError("Give the URL of the server, or set ML_DASH_REMOTE.", ctx)
+
+
+def _asked(url: str) -> str:
+    if console.on_terminal(sys.stdin):
+        return str(click.prompt(f"Token for {url}", hide_input=True, err=True)).strip()
+    return sys.stdin.readline().strip()

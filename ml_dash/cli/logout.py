@@ -1,0 +1,30 @@
+"""`ml-dash logout`: removes what is stored for a server."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from ml_dash import config
+from ml_dash.cli import FAILURE, console
+
+
+@click.command()
+@click.argument("url", required=False)
+@click.pass_context
+def command(ctx: click.Context, url: str | None) -> None:
+    """Remove the stored login, and tokens that programs brought, for the server at URL (default: ML_DASH_REMOTE).
+
+    Experiments that go there are kept here until there is a login again.
+    """
+    from ml_dash import login
+
+    given = url or os.environ.get("ML_DASH_REMOTE")
+    if given is None:
+        raise click.UsageError("Give the URL of the server, or set ML_DASH_REMOTE.", ctx)
+    where = config.remote_url(given)
+    if not login.forget(where):
+        console.complain(f"there is no login for {where}")
+        ctx.exit(FAILURE)
+    console.say(f"logged out at {console.safe(where)}")

@@ -1,0 +1,138 @@
+"""`ml-dash server`: collects what many machines record; and the tokens of its users."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_dash.cli import FAILURE, console, options
+
+
+@click.group(name="server", invoke_without_command=True)
+@click.option("--data", type=click.Path(path_type=Path), help="The folder to keep all in. Default: ml-dash-server.")
+@click.option("--host", help="The address to listen on. Default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one. Default: $PORT, else 3000.")
+@click.option("--dev", is_flag=True, help="Accept the development login, user_name= alone; on loopback only.")
+@click.pass_context
+def command(ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool) -> None:
+    """Collect what many machines record, and answer questions about it.
+
+    It says on stdout where it listens. SIGTERM lets requests under way end.
+    """
+    _check_installed(ctx)
+    from ml_dash.server.settings import server_settings
+
+    settings = server_settings(data=data, host=host, port=port, dev=dev)
+    ctx.obj = settings.data
+    if ctx.invoked_subcommand is None:
+        from ml_dash.server.run import serve
+
+        serve(settings)
+
+
+@command.group()
+def token() -> None:
+    """Tokens of users: make, list and revoke them."""
+
+
+def _data_option(decorated: Any) -> Any:
+    return click.option(
+        "--data", type=click.Path(path_type=Path), help="The server's data folder. Default: ml-dash-server."
+    )(decorated)
+
+
+@token.command()
+@click.argument("user")
+@click.option("--read-only", is_flag=True, help="It may look, and change nothing.")
+@click.option("--read-all", is_flag=True, help="It may look into every user's namespace.")
+@click.option("--expires", metavar="TIME", help="For how long it is good: 90d, 12h. Default: until it is revoked.")
+@_data_option
+@options.json_option
+@click.pass_obj
+def create(
+    above: Path, user: str, read_only: bool, read_all: bool, expires: str | None, data: Path | None, as_json: bool
+) -> None:
+    """Make a token for USER. It is shown this once, and stored only as a digest."""
+    from ml_dash.server.core import open_tokens
+    from ml_dash.server.settings import duration_s
+
+    expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
+    with open_tokens(data or above) as tokens:
+        identity, text = tokens.create_token(user, read_only=read_only, read_all=read_all, expires_ns=expires_ns)
+    if as_json:
+        console.say_json({"id": identity, "user": user, "token": text})
+        return
+    console.say(text)
+    console.note(f"token {identity} of {console.safe(user)}: it is not shown again. There: ml-dash login URL")
+
+
+@token.command(name="list")
+@_data_option
+@options.json_option
+@click.pass_obj
+def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
+    """List all tokens ever made; not their texts, which nobody has."""
+    from ml_dash.server.core import open_tokens
+
+    with open_tokens(data or above) as tokens:
+        found = tokens.list_tokens()
+    rows = [
+        {
+            "id": row["id"],
+            "user": row["user"],
+            "readOnly": row["read_only"],
+            "readAll": row["read_all"],
+            "createdAt": _moment(row["created_ns"]),
+            "expiresAt": _moment(row["expires_ns"]),
+            "revokedAt": _moment(row["revoked_ns"]),
+        }
+        for row in found
+    ]
+    if as_json:
+        console.say_json(rows)
+        return
+    console.say_table(
+        ["ID", "USER", "MAY", "CREATED", "EXPIRES", "REVOKED"],
+        [
+            [row["id"], row["user"], _rights(row), row["createdAt"] or "", row["expiresAt"] or "never",
+             row["revokedAt"] or ""]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+@token.command()
+@click.argument("identity", metavar="ID")
+@_data_option
+@click.pass_context
+def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
+    """End the token with that ID, at once."""
+    from ml_dash.server.core import open_tokens
+
+    with open_tokens(data or ctx.obj) as tokens:
+        if not tokens.revoke_token(identity):
+            console.complain(f"there is no token {identity!r}; ml-dash server token list shows them")
+            ctx.exit(FAILURE)
+    console.note(f"token {identity} opens nothing any more")
+
+
+def _rights(row: dict[str, Any]) -> str:
+    return ("read" if row["readOnly"] else "read, write") + (", all namespaces" if row["readAll"] else "")
+
+
+def _moment(time_ns: int | None) -> str | None:
+    if not time_ns:
+        return None
+    return datetime.fromtimestamp(time_ns // 1_000_000_000, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _check_installed(ctx: click.Context) -> None:
+    from importlib.util import find_spec
+
+    if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")):
+        console.complain("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
+        ctx.exit(FAILURE)

@@ -1,0 +1,155 @@
+"""One server process: bind, say where, serve, and end in an orderly way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..errors import StorageError
+from .app import App, described_settings, make_app
+from .core import Server
+from .observe import log, write_logs
+from .settings import ServerSettings, check_someone_may_enter
+
+DRAIN_S: Final = 10
+"""How long requests under way may take to end after SIGTERM."""
+
+HEADERS_S: Final = 20.0
+"""How long a request's headers may take; who is slower is cut off."""
+
+KEEP_ALIVE_S: Final = 75
+_BACKLOG: Final = 1024
+_HEADER_BYTES: Final = 64 << 10
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT, which let requests under way end.
+
+    Raises InvalidValue where nobody could be let in, StoreRefused if the data folder cannot be used, StorageError if
+    the address cannot be had.
+    """
+    write_logs(settings.log_level)
+    _take_all_descriptors()
+    core = Server(settings.data)
+    try:
+        check_someone_may_enter(settings, any(not token["revoked_ns"] for token in core.list_tokens()))
+        with _listening(settings) as listener:
+            app = make_app(core, settings)
+            config = uvicorn.Config(
+                app, http=_Protocol, ws="none", lifespan="on", log_config=None, access_log=False, server_header=False,
+                date_header=True, timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=DRAIN_S,
+                h11_max_incomplete_event_size=_HEADER_BYTES, proxy_headers=False, backlog=_BACKLOG,
+            )  # fmt: skip
+            server = _Server(config, app)
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"ml-dash server listening on http://{shown}:{port}", flush=True)
+            log.info("started", extra={**described_settings(settings), "port": port})
+            server.run(sockets=[listener])
+    finally:
+        core.close()
+    log.info("ended")
+
+
+@contextlib.contextmanager
+def _listening(settings: ServerSettings) -> Generator[socket.socket, None, None]:
+    """The socket to listen on. Raises StorageError where it cannot be had."""
+    host = settings.host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StorageError(
+            f"cannot listen on {host}:{settings.port}: {error.strerror or error}",
+            hint="choose another --port or --host",
+        ) from error
+    with contextlib.closing(listener):
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, which tells live readers that it ends, and ends with exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, app: App) -> None:
+        super().__init__(config)
+        self._app = app
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        kept = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # A second one ends what is still under way.
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.services.hub.close()
+        await super().shutdown(sockets)
+
+
+class _Protocol(H11Protocol):
+    """A connection, cut off where the headers of a request take too long."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            # The next request has begun, or so it seems.
+            if self._patience is None:
+                self._await_headers()
+        else:
+            self._stop_waiting()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        self._patience = self.loop.call_later(HEADERS_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
+            self.transport.close()
+
+
+def _take_all_descriptors() -> None:
+    """As many open files as this process may have: each connection is one."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
