@@ -54,9 +54,11 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A writer was found dead."""
+    """A writer was found dead; its last segment had been read to `end` then (zeros if nothing was)."""
 
     writer: str
+    segment: str = "00" * 16
+    end: int = 0
 
 
 Record = Stretch | Death
@@ -151,7 +153,8 @@ class Order:
                 if kind == STRETCH and isinstance(third, int):
                     yield Stretch(who.hex(), third, end), position + offset
                 elif kind == DEATH:
-                    yield Death(who.hex()), position + offset
+                    segment = third.hex() if isinstance(third, bytes) and len(third) == 16 else "00" * 16
+                    yield Death(who.hex(), segment, max(0, end)), position + offset
             position += stop
 
     def append(self, payloads: list[bytes]) -> int:

@@ -1,0 +1,129 @@
+"""`ml-dash sync status`: shows what a server has of the experiments here, proven by comparing digests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ml_dash import read
+from ml_dash.cli import UNSENT, console, options
+from ml_dash.errors import JournalError, NotFound, RemoteError
+from ml_dash.register import Registration, by_journal, registrations
+
+if TYPE_CHECKING:
+    from ml_dash.proof import Proof
+
+
+@click.group(name="sync")
+def command() -> None:
+    """What a server has of the experiments here."""
+
+
+@command.command()
+@options.experiment_argument
+@options.path_option
+@options.json_option
+@click.pass_context
+def status(ctx: click.Context, experiment: str | None, path: Path | None, as_json: bool) -> None:
+    """Prove what the server has, by digests of every segment and the state of every file.
+
+    EXPERIMENT or, without one, all that are registered for upload (with --path, those in that folder). Exit code 3 if
+    not all of it is there, or if that could not be shown.
+    """
+    shown = []
+    for located, registration in _wanted(experiment, path):
+        found = show(located, registration, silent=as_json)
+        shown.append(found)
+    if as_json:
+        console.say_json(shown)
+    if not all(found["complete"] for found in shown):
+        ctx.exit(UNSENT)
+
+
+def show(located: read.Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
+    """Compare one experiment with its server and, unless `silent`, print what came out; the same as a mapping."""
+    from ml_dash import proof
+
+    name = console.safe(f"{located.project}/{located.name}")
+    try:
+        with contextlib.closing(proof.connect(registration)) as link, console.progress(f"comparing {name}") as tell:
+            found = proof.prove(located, registration, link, tell)
+    except (RemoteError, JournalError) as error:
+        if not silent:
+            console.say(f"{name}: {console.styled('not proven', 'red')}: {console.safe(str(error))}")
+        return _unproven(located, registration, str(error))
+    if not silent:
+        console.say(f"{name}: {summary(found)}")
+        for reason in found.reasons:
+            console.say(f"    {console.safe(reason)}")
+    return _document(located, registration, found)
+
+
+def summary(found: Proof) -> str:
+    """One proof in one line."""
+    counts = f"{found.events_there:,} of {found.events:,} events, {found.files_there:,} of {found.files:,} files"
+    if found.conflicts:
+        what = console.styled(f"digests of {console.plural(len(found.conflicts), 'segment')} differ", "red")
+    elif found.complete:
+        what = console.styled("digests equal", "green")
+    else:
+        what = console.styled("digests equal as far as they go", "yellow")
+    return f"{counts}, {what} ({console.safe(found.remote)})"
+
+
+def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Located, Registration]]:
+    """The experiments that are meant, with each server that they go to. Raises NotFound for one that goes nowhere."""
+    known = registrations()
+    if experiment is None and path is None:
+        for registration in known:
+            located = read.at(Path(registration.journal))
+            if located is not None:
+                yield located, registration
+            else:
+                console.note(f"{registration.journal} is registered, and gone")
+        return
+    chosen = [read.locate(experiment, path)] if experiment is not None else read.find(path)
+    mine_of = by_journal(known)
+    for located in chosen:
+        mine = mine_of.get(os.path.realpath(located.journal), [])
+        yield from ((located, registration) for registration in mine)
+        if not mine and experiment is not None:
+            raise NotFound(
+                f"{located.project}/{located.name} is not registered for any server on this host",
+                hint=f"run: ml-dash push {located.project}/{located.name} --remote URL",
+            )
+
+
+def _document(located: read.Located, registration: Registration, found: Proof) -> dict[str, Any]:
+    return {
+        "project": located.project,
+        "name": located.name,
+        "path": str(located.folder),
+        "remote": registration.remote,
+        "user": registration.user,
+        "complete": found.complete,
+        "events": {"here": found.events, "there": found.events_there},
+        "files": {"here": found.files, "there": found.files_there},
+        "segments": {"here": found.segments, "equal": found.segments_equal},
+        "bytes": {"here": found.bytes, "there": found.bytes_there},
+        "conflicts": list(found.conflicts),
+        "missingFiles": list(found.missing_files),
+        "removed": found.removed,
+        "reasons": list(found.reasons),
+        "error": None,
+    }
+
+
+def _unproven(located: read.Located, registration: Registration, error: str) -> dict[str, Any]:
+    nothing = {"here": 0, "there": 0}
+    return {
+        "project": located.project, "name": located.name, "path": str(located.folder),
+        "remote": registration.remote, "user": registration.user, "complete": False,
+        "events": nothing, "files": nothing, "segments": {"here": 0, "equal": 0}, "bytes": nothing,
+        "conflicts": [], "missingFiles": [], "removed": False, "reasons": [], "error": error,
+    }  # fmt: skip

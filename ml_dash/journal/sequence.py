@@ -1,0 +1,347 @@
+"""What comes next in a journal, in its order, without folding: for whoever sends it on.
+
+`order` says how segments were merged. What it does not name yet is named here, by the rules of projection/replay.py and
+under the same turn: whoever is first decides. Frames are walked and checked, not decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from ..durable import read_at
+from ..errors import Damaged, JournalError
+from ..events import CLOSE
+from ..frames import HEAD, MAX_PAYLOAD, LengthCrcs, find_frame, might_grow
+from ..lock import Liveness, Turn, probe
+from . import base as bases
+from .order import Death, Order, Stretch, death_payload, stretch_payload
+from .reader import Gap, Run, Segment, decode_event, open_segment, read
+from .segment import SEGMENTS, TURN, SegmentName, list_segments, lock_name, read_identity
+
+_CHUNK: Final = 4 << 20
+_MERGE_BYTES: Final = 8 << 20
+_TURN_S: Final = 0.05
+_TAIL_BYTES: Final = 64 << 10
+_LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
+
+Record = Stretch | Death
+
+
+class Restart(Exception):
+    """`order` or a segment is not the one that was followed: begin again from what the server has."""
+
+
+class Sequence:
+    """The position of one reader in one journal. For one thread at a time."""
+
+    def __init__(self, journal: Path) -> None:
+        """Raises OSError, JournalError if the journal, or its base, cannot be read."""
+        self.path = journal
+        self.id = read_identity(journal).journal.hex()
+        # What cannot be read, and why: segment file names.
+        self.troubles: dict[str, str] = {}
+        # May this process not write to `order`? Then segments come by their stamps.
+        self.read_only = False
+        self._base = bases.load(journal)
+        self._base_identity = bases.identity_of(journal)
+        self._order_identity = ""
+        self._position = 0
+        # Segment id → how much of it is named, by `order` or by us.
+        self._named: dict[str, int] = {}
+        self._dead: set[str] = set()
+        self._met: set[str] = set()
+        self._segments: dict[str, Segment] = {}
+        self._files: dict[str, Segment] = {}
+        # Segment id → its size when its last frame was the writer's closing one.
+        self._closed_at: dict[str, int] = {}
+
+    def stood(self, segment: str) -> int:
+        """How many bytes of a segment a base stands for: the server has proven to hold them."""
+        found = self._base.segments.get(segment) if self._base is not None else None
+        return found.length if found is not None else 0
+
+    def segment(self, identity: str) -> Segment | None:
+        """The segment with that id; None if it is not here (any more)."""
+        if identity not in self._segments:
+            for _, path in reversed(list_segments(self.path)):
+                opened = self._open(path)
+                if opened is not None and opened.id == identity:
+                    break
+        return self._segments.get(identity)
+
+    def is_of_here(self, segment: Segment) -> bool:
+        """Was it written to this journal? `pull` brings those of others, which the server has already."""
+        return segment.header.journal.hex() == self.id
+
+    def follow(self) -> Iterator[Record]:
+        """What is new since the last call: stretches and deaths, in their order; those that join come as one.
+
+        Taken one by one, so that a long `order` is never in memory whole. Raises OSError, Restart.
+        """
+        waiting: Stretch | None = None
+        for record in self._new():
+            if isinstance(record, Stretch) and waiting is not None and _continues(waiting, record):
+                waiting = Stretch(waiting.segment, waiting.start, record.end)
+                continue
+            if waiting is not None:
+                yield waiting
+            waiting = None
+            if isinstance(record, Stretch):
+                waiting = record
+            else:
+                yield record
+        if waiting is not None:
+            yield waiting
+
+    # -- what order says, and what it does not ------------------------------------------------------------------------
+
+    def _new(self) -> Iterator[Record]:
+        if bases.exists(self.path) and bases.identity_of(self.path) != self._base_identity:
+            raise Restart("another base stands for what was freed")
+        order = Order(self.path)
+        order.open(write=False)
+        try:
+            yield from self._recorded(order)
+        finally:
+            order.close()
+        if self._has_new() or self._may_have_died():
+            yield from self._sequenced()
+
+    def _recorded(self, order: Order) -> Iterator[Record]:
+        if not order.first:
+            return
+        self._order_identity = self._order_identity or order.identity
+        if order.identity != self._order_identity or order.path.stat().st_size < self._position:
+            raise Restart("order is another one than before")
+        for record, position in order.read(self._position):
+            self._position = position
+            self._take(record)
+            yield record
+
+    def _take(self, record: Record) -> None:
+        if isinstance(record, Death):
+            self._dead.add(record.writer)
+            return
+        self._named[record.segment] = max(self._named.get(record.segment, 0), record.end)
+        segment = self._segments.get(record.segment)
+        if segment is not None:
+            self._dead.discard(segment.writer)
+            self._met.add(segment.writer)
+
+    def _sequenced(self) -> Iterator[Record]:
+        """Name what is not named, in `order` if that may be written."""
+        turn = Turn(self.path / TURN)
+        try:
+            if not turn.take(_TURN_S):
+                # Whoever has it names what is new.
+                return
+        except OSError:
+            self.read_only = True
+            yield from self._name(None)
+            return
+        try:
+            order = Order(self.path)
+            try:
+                order.open(write=True)
+            except PermissionError:
+                self.read_only = True
+                yield from self._name(None)
+                return
+            self.read_only = False
+            try:
+                # Somebody may have had the turn meanwhile. What follows is written before anybody else has it.
+                records = [*self._recorded(order), *self._name(order)]
+            finally:
+                order.close()
+        finally:
+            turn.give_back()
+        yield from records
+
+    def _name(self, order: Order | None) -> Iterator[Record]:
+        for name, path in list_segments(self.path):
+            segment = self._open(path)
+            if segment is None or _size(path) <= self._behind(segment):
+                continue
+            if name.writer not in self._met:
+                # Whoever died before this writer came is noted first: the run it began is over.
+                yield from self._deaths(order)
+                self._met.add(name.writer)
+            for start, end in self._stretches(segment):
+                yield self._note(order, Stretch(segment.id, start, end), stretch_payload(segment.id, start, end))
+        yield from self._deaths(order)
+
+    def _note(self, order: Order | None, record: Record, payload: bytes) -> Record:
+        if order is not None:
+            self._position = order.append([payload])
+        self._take(record)
+        return record
+
+    def _behind(self, segment: Segment) -> int:
+        return max(self._named.get(segment.id, 0), self.stood(segment.id), segment.first)
+
+    def _stretches(self, segment: Segment) -> Iterator[tuple[int, int]]:
+        """Runs of frames behind what is named; what is torn or damaged between them is left out."""
+        position = self._behind(segment)
+        try:
+            yield from read_runs(segment, position)
+        except OSError as error:
+            self.troubles[segment.path.name] = str(error)
+
+    # -- is there anything? -------------------------------------------------------------------------------------------
+
+    def _has_new(self) -> bool:
+        return any(
+            _size(path) > self._behind(segment)
+            for _, path in list_segments(self.path)
+            if (segment := self._open(path)) is not None
+        )
+
+    def _may_have_died(self) -> bool:
+        return bool(self._found_gone())
+
+    def _found_gone(self) -> list[tuple[SegmentName, Segment]]:
+        """Writers of this journal that have not closed, but hold their locks no longer, with their last segments."""
+        last: dict[str, tuple[SegmentName, Segment | None]] = {}
+        for name, path in list_segments(self.path):
+            last[name.writer] = (name, self._open(path))
+        found = []
+        for writer, (name, segment) in last.items():
+            # What cannot be read might be the end of it; what was brought from elsewhere has no lock here.
+            if segment is None or writer in self._dead or not self.is_of_here(segment):
+                continue
+            if self._closed_at.get(segment.id) == _size(segment.path):
+                continue
+            lock = self.path / SEGMENTS / lock_name(name.created_ns, writer)
+            if probe(lock) is Liveness.GONE and not self._has_closed(segment):
+                found.append((name, segment))
+        return found
+
+    def _deaths(self, order: Order | None) -> Iterator[Record]:
+        for name, segment in self._found_gone():
+            following = self.path / SEGMENTS / str(SegmentName(name.created_ns, name.writer, name.n + 1))
+            if not self._named.get(segment.id, 0) or following.exists() or self._may_go_on(segment):
+                # It wrote between our reading and our probing.
+                continue
+            end = self._named[segment.id]
+            payload = death_payload(name.writer, segment.id, end)
+            yield self._note(order, Death(name.writer, segment.id, end), payload)
+
+    def _may_go_on(self, segment: Segment) -> bool:
+        """Are there whole frames that are not named yet?"""
+        behind = self._behind(segment)
+        return _size(segment.path) > behind and next(read_runs(segment, behind), None) is not None
+
+    def _has_closed(self, segment: Segment) -> bool:
+        """Is the last frame of a segment the one by which its writer has closed?"""
+        size = _size(segment.path)
+        closed = _last_kind(segment, size) == CLOSE
+        if closed:
+            self._closed_at[segment.id] = size
+        return closed
+
+    def _open(self, path: Path) -> Segment | None:
+        opened = self._files.get(path.name)
+        if opened is None:
+            try:
+                opened = open_segment(path)
+            except FileNotFoundError:
+                return None
+            except (OSError, JournalError, ValueError) as error:
+                self.troubles[path.name] = str(error)
+                return None
+            if opened is not None:
+                self.troubles.pop(path.name, None)
+                self._files[path.name] = opened
+                self._segments.setdefault(opened.id, opened)
+        return opened
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """(start, end) of the runs of whole frames from byte `start` on; at most 4 MiB each, or one frame."""
+    position = start
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        size = os.fstat(fd).st_size if end is None else min(end, os.fstat(fd).st_size)
+        while position < size:
+            stop = position + whole_frames(read_at(fd, min(_CHUNK, size - position), position), segment.crcs)
+            if stop > position:
+                yield position, stop
+                position = stop
+                continue
+            rest = read_at(fd, min(_LARGEST_FRAME, size - position), position)
+            if might_grow(rest, 0):
+                return
+            # Damage, or not written yet: the slow way finds the next frame, if there is one.
+            following = next((item for item in read(segment, position, size) if isinstance(item, Run)), None)
+            if following is None:
+                return
+            position = following.start
+
+
+def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
+    """How many bytes at the start of `buffer` are whole frames, each checked."""
+    size, position = len(buffer), 0
+    view = memoryview(buffer)
+    unpack, head, largest = HEAD.unpack_from, HEAD.size, MAX_PAYLOAD
+    while position + head <= size:
+        length, crc = unpack(buffer, position)
+        end = position + head + length
+        if length > largest or end > size or crc32(view[position + head : end], crcs[length]) != crc:
+            break
+        position = end
+    return position
+
+
+def gaps_between(segment: Segment, start: int, end: int) -> list[tuple[int, int]] | None:
+    """Which bytes of [start, end) hold no frame; None if not all of them are to be had now."""
+    found: list[tuple[int, int]] = []
+    position = start
+    for item in read(segment, start, end):
+        if isinstance(item, Gap):
+            found.append((item.start, item.end))
+        position = item.end
+        if not isinstance(item, (Run, Gap)):
+            # At `end` there is a frame: what leads to it and is none is a gap.
+            found.append((item.start, item.end))
+    return found if position == end else None
+
+
+def _last_kind(segment: Segment, size: int) -> int | None:
+    """The kind of a segment's last whole event; None if it has none."""
+    window = _TAIL_BYTES
+    with segment.path.open("rb") as file:
+        while True:
+            start = max(segment.first, size - window)
+            buffer = read_at(file.fileno(), size - start, start)
+            position, kind = 0, None
+            while (position := find_frame(buffer, position, segment.crcs, decode_event)) >= 0:
+                length = int(HEAD.unpack_from(buffer, position)[0])
+                try:
+                    kind = decode_event(buffer[position + HEAD.size : position + HEAD.size + length])[1]
+                except ValueError as error:
+                    raise Damaged(f"{segment.path.name} changes while it is read") from error
+                position += HEAD.size + length
+            if kind is not None or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return kind
+            window *= 8
+
+
+def _continues(first: Stretch, second: Stretch) -> bool:
+    return first.segment == second.segment and first.end == second.start and second.end - first.start <= _MERGE_BYTES
+
+
+def _size(path: Path) -> int:
+    """The size of a regular file; 0 if it is gone, or is something that must not be opened."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
