@@ -102,10 +102,12 @@ class RemoteError(MLDashError, ConnectionError):
 class Unreachable(RemoteError):
     """No connection, no answer in time, trouble at the server, or an answer that is none of an ml-dash server.
 
-    Trying again is right; `retry_after_s` is the pause that the server asks for, in seconds.
+    Trying again is right; `retry_after_s` is the pause that the server asks for, in seconds. `answered`: it was the
+    server that said so, about this one request.
     """
 
     retry_after_s: float | None = None
+    answered: bool = False
 
 
 class ServerRefused(RemoteError):

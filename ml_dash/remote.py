@@ -332,6 +332,7 @@ def _refuse(url: str, response: requests.Response) -> None:
     if status in _LATER or status >= 500:
         failure = Unreachable(f"{url} cannot take it now ({status} {code}): {message}")
         failure.retry_after_s = _pause(response)
+        failure.answered = True
         raise failure
     raise ServerRefused(f"{url} refused ({status} {code}): {message}", status=status, code=code, extra=extra)
 

@@ -69,6 +69,8 @@ class Outcome:
 
     left: Left
     again_s: float | None = None
+    # Only contents wait whose events may still come.
+    only_events: bool = False
 
 
 class Shipment:
@@ -206,7 +208,7 @@ class Shipment:
         if self._paused:
             return Outcome(Left.LATER, 1.0)
         if self._open_blobs():
-            return Outcome(Left.LATER, ASK_AGAIN_S)
+            return Outcome(Left.LATER, ASK_AGAIN_S, only_events=True)
         return Outcome(Left.LATER if self.cursor.parked else Left.NOTHING, None)
 
     def _open_blobs(self) -> frozenset[str]:

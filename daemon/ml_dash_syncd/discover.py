@@ -1,0 +1,77 @@
+"""Which journals are to be sent: those registered by processes, and those in stores; found again at little cost."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_dash import read, register
+from ml_dash.errors import MLDashError
+from ml_dash.register import Registration
+
+from .settings import Settings
+
+log = logging.getLogger("ml_dash.syncd")
+
+
+class Discovery:
+    """The registrations that there are. Folders that have not changed are not read again."""
+
+    def __init__(self, settings: Settings, only: Iterable[str] = ()) -> None:
+        """With `only`, keys of registrations: those and nothing else."""
+        self.settings = settings
+        self._only = frozenset(only)
+        self._seen: dict[str, int] = {}
+        self._registered: list[Registration] = []
+        self._in_stores: dict[Path, list[Registration]] = {}
+
+    def forget(self) -> None:
+        """Read everything again the next time."""
+        self._seen = {}
+
+    def find(self) -> dict[str, Registration]:
+        """All registrations, by key."""
+        if self._has_changed([register.registered_folder()]):
+            known = register.registrations()
+            self._registered = [one for one in known if not self._only or one.key in self._only]
+        if self._only:
+            return {one.key: one for one in self._registered}
+        for store in self.settings.stores:
+            folders = [store, *_folders(store)] if store.is_dir() else [store]
+            if store not in self._in_stores or self._has_changed(folders):
+                self._in_stores[store] = self._look(store)
+        found = {one.key: one for mine in self._in_stores.values() for one in mine}
+        # What a process registered says more: as whom.
+        return found | {one.key: one for one in self._registered}
+
+    def _look(self, store: Path) -> list[Registration]:
+        assert self.settings.remote is not None
+        try:
+            located = read.find(store)
+        except (OSError, MLDashError) as error:
+            log.warning("%s cannot be read: %s", store, error)
+            return []
+        return [Registration(str(one.journal), self.settings.remote, self.settings.user) for one in located]
+
+    def _has_changed(self, folders: Iterable[Path]) -> bool:
+        changed = False
+        for folder in folders:
+            try:
+                stamp = folder.stat().st_mtime_ns
+            except OSError:
+                stamp = -1
+            if self._seen.get(str(folder)) != stamp:
+                self._seen[str(folder)] = stamp
+                changed = True
+        return changed
+
+
+def _folders(store: Path) -> list[Path]:
+    """The folders of projects, whose changes tell of new experiments."""
+    try:
+        with os.scandir(store) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []

@@ -1,0 +1,77 @@
+"""How long to leave a server, a login or a journal alone: growing pauses with full jitter, ended by what may help."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from ml_dash.config import config_folder
+
+FIRST_S: Final = 1.0
+LONGEST_S: Final = 60.0
+
+
+@dataclass
+class Pause:
+    """Failures in a row, and when to try again (time.monotonic)."""
+
+    failures: int = 0
+    until: float = 0.0
+    why: str = ""
+
+    def fail(self, why: str, retry_after_s: float | None = None) -> float:
+        """One more failure; the seconds to wait. What the server asks for is waited for, and a little more."""
+        self.failures += 1
+        self.why = why
+        # Up to, not exactly: many that failed together must not come back together.
+        wait = random.uniform(0, min(LONGEST_S, FIRST_S * 2 ** min(self.failures - 1, 10)))
+        if retry_after_s is not None:
+            wait = retry_after_s + random.uniform(0, min(1.0, retry_after_s / 10 + 0.1))
+        self.until = monotonic() + wait
+        return wait
+
+    def succeed(self) -> None:
+        """It works again."""
+        self.failures, self.until, self.why = 0, 0.0, ""
+
+    @property
+    def over(self) -> bool:
+        """May it be tried?"""
+        return monotonic() >= self.until
+
+
+Login = tuple[str, str | None, str | None]
+"""(server, user, fingerprint)"""
+
+
+@dataclass
+class Logins:
+    """Logins that a server did not accept: nothing is sent with them until the stored ones change."""
+
+    refused: dict[Login, str] = field(default_factory=dict)
+    _stamp: tuple[int, int] = (0, 0)
+
+    def refuse(self, login: Login, why: str) -> None:
+        """Wait for a login."""
+        self.refused[login] = why
+
+    def look(self) -> bool:
+        """Has the file of logins changed? Then all are tried again."""
+        stamp = _stamp(config_folder() / "credentials.json")
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        had = bool(self.refused)
+        self.refused.clear()
+        return had
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return found.st_mtime_ns, found.st_ino

@@ -1,0 +1,412 @@
+"""Which journal is sent next: in parallel, those that are being written first, what fails after a pause."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+from ml_dash import register, remote
+from ml_dash.errors import JournalError, MLDashError, ServerRefused, Unauthorised, Unreachable
+from ml_dash.login import tokens_for
+from ml_dash.register import Registration
+
+from .discover import Discovery
+from .pauses import Login, Logins, Pause
+from .settings import Settings
+from .ship import Left, Outcome, Shipment
+from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
+
+log = logging.getLogger("ml_dash.syncd")
+
+WORKERS: Final = 4
+TURN_S: Final = 1.0
+"""How long one journal is sent before another one has its turn."""
+
+LOOK_S: Final = 2.0
+ASK_AGAIN_S: Final = 6 * 3600.0
+"""After so long a server is asked again what it has: it may have been restored from a backup."""
+
+_numbers = count()
+
+
+@dataclass
+class Task:
+    """One registration: its shipment, the last look at its journal, and how it stands."""
+
+    registration: Registration
+    shipment: Shipment
+    look: Look
+    busy: bool = False
+    ready: bool = False
+    again: bool = False
+    settled: bool = False
+    """Was everything sent that was there when it was last looked at?"""
+    gone: bool = False
+    outcome: Outcome | None = None
+    trouble: str = ""
+    pause: Pause = field(default_factory=Pause)
+    asked: float = 0.0
+    began: float = 0.0
+    """When the step that is under way began."""
+
+    @property
+    def login(self) -> Login:
+        """Which login it is sent with."""
+        return self.registration.remote, self.registration.user, self.registration.login
+
+    @property
+    def name(self) -> str:
+        """What to call it in the log."""
+        return "/".join(Path(self.registration.journal).parts[-3:-1])
+
+
+class Schedule:
+    """All tasks, and the threads that work on them. `turn()` is for one thread, the rest is inside."""
+
+    def __init__(self, discovery: Discovery, *, workers: int = WORKERS) -> None:
+        self.tasks: dict[str, Task] = {}
+        self.sent_bytes = 0
+        self.last_sent = 0.0
+        self.errors = 0
+        self.remotes: dict[str, Pause] = {}
+        self.logins = Logins()
+        self._discovery = discovery
+        self._cursors = register.cursors_folder()
+        self._guard = threading.Condition()
+        self._live: deque[Task] = deque()
+        self._backlog: deque[Task] = deque()
+        self._timers: list[tuple[float, int, Task]] = []
+        self._stopping = False
+        self._deadline = float("inf")
+        self._woken = threading.Event()
+        self._looked = 0.0
+        self._looked_live = 0.0
+        self._looked_rest = 0.0
+        self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
+        self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
+        self._hints = Hints(self._hinted)
+        self._new_things = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"ml-dash-send-{number}", daemon=True) for number in range(workers)
+        ]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._discovery.settings
+
+    # -- the loop's part ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Find what there is, and begin to send."""
+        self._discover()
+        for thread in self._threads:
+            thread.start()
+
+    def turn(self) -> None:
+        """Look at what may have changed; then wait until the next look is due, or something happens."""
+        now = time.monotonic()
+        if self._new_things or now - self._looked >= LOOK_S:
+            self._new_things = False
+            self._looked = now
+            if self.logins.look():
+                self._try_all()
+            self._discover()
+        if now - self._looked_live >= self._live_pace.interval_s:
+            self._looked_live = now
+            self._live_pace.timed(self._look_at_live)
+        if now - self._looked_rest >= self._rest_pace.interval_s:
+            self._looked_rest = now
+            self._rest_pace.timed(self._look_at_rest)
+        self._ring(now)
+        due = min(
+            self._looked + LOOK_S,
+            self._looked_live + self._live_pace.interval_s,
+            self._looked_rest + self._rest_pace.interval_s,
+            self._timers[0][0] if self._timers else now + LOOK_S,
+        )
+        self._woken.wait(max(0.0, due - time.monotonic()))
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """End a wait. From any thread, and from signal handlers."""
+        self._woken.set()
+
+    def _hinted(self) -> None:
+        self._new_things = True
+        self._woken.set()
+
+    def _discover(self) -> None:
+        found = self._discovery.find()
+        for key in set(self.tasks) - set(found):
+            with self._guard:
+                task = self.tasks.pop(key)
+                task.gone = True
+        for key, registration in found.items():
+            known = self.tasks.get(key)
+            if known is None:
+                shipment = Shipment(registration, self._cursors)
+                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)))
+                self._look(task)
+                self._make_ready(task)
+            elif known.registration != registration:
+                known.registration = known.shipment.registration = registration
+        self._hints.watch([register.registered_folder(), *self._discovery.settings.stores])
+
+    def _look(self, task: Task) -> bool:
+        try:
+            return task.look.has_changed()
+        except OSError as error:
+            return self._unreadable(task, error)
+
+    def _unreadable(self, task: Task, error: OSError) -> bool:
+        """A journal that is gone, or a disk that is: what was sent stays sent, and it is looked at again."""
+        changed = task.look.changed_ns != -2
+        task.look.changed_ns = -2
+        task.look.sizes = {}
+        task.look.live = False
+        if changed:
+            task.trouble = f"{task.look.folder} cannot be read: {error.strerror or error}"
+            task.settled = True
+        return False
+
+    def _look_at_live(self) -> None:
+        for task in [task for task in self.tasks.values() if task.look.live]:
+            if self._look(task):
+                self._make_ready(task)
+
+    def _look_at_rest(self) -> None:
+        now = time.monotonic()
+        for task in self.tasks.values():
+            if task.look.live:
+                continue
+            try:
+                changed = task.look.look_at_rest()
+            except OSError as error:
+                changed = self._unreadable(task, error)
+            if changed:
+                task.trouble = ""
+                self._look(task)
+                self._make_ready(task)
+            elif task.asked and now - task.asked > ASK_AGAIN_S and not task.busy:
+                task.shipment.forget()
+                self._make_ready(task)
+
+    def _ring(self, now: float) -> None:
+        while self._timers and self._timers[0][0] <= now:
+            self._make_ready(heapq.heappop(self._timers)[2])
+
+    def _try_all(self) -> None:
+        """Whatever waits is tried at once."""
+        for pause in self.remotes.values():
+            pause.succeed()
+        self.logins.refused.clear()
+        with self._guard:
+            waiting, self._timers = [timer[2] for timer in self._timers], []
+        for task in {id(task): task for task in (*waiting, *self.tasks.values())}.values():
+            task.pause.succeed()
+            if not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
+                self._make_ready(task)
+
+    def reload(self, discovery: Discovery) -> None:
+        """Take new settings; all pauses end, and what was set aside is tried once more."""
+        self._discovery = discovery
+        for task in list(self.tasks.values()):
+            if not task.busy:
+                task.shipment.forget()
+        self._try_all()
+        self._new_things = True
+        self.wake()
+
+    def _make_ready(self, task: Task) -> None:
+        with self._guard:
+            if task.gone:
+                return
+            task.settled = False
+            if task.busy:
+                task.again = True
+            elif not task.ready:
+                task.ready = True
+                (self._live if task.look.live else self._backlog).append(task)
+                self._guard.notify()
+
+    def _later(self, task: Task, seconds: float) -> None:
+        with self._guard:
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(_numbers), task))
+        self.wake()
+
+    def stop(self, wait_s: float) -> None:
+        """Send what is there for at most so long, then end the threads; one that hangs in a request is left behind."""
+        deadline = time.monotonic() + wait_s
+        with self._guard:
+            self._deadline = deadline
+        while time.monotonic() < deadline and not self.at_rest():
+            with self._guard:
+                self._guard.wait(min(0.1, max(0.0, deadline - time.monotonic())))
+        with self._guard:
+            self._stopping = True
+            self._guard.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()) + 0.05)
+        self._hints.close()
+
+    def abort(self) -> None:
+        """End at once."""
+        with self._guard:
+            self._stopping = True
+            self._deadline = 0.0
+            self._guard.notify_all()
+
+    def at_rest(self) -> bool:
+        """Is nothing being sent, and nothing ready to be?"""
+        with self._guard:
+            return not self._live and not self._backlog and not any(task.busy for task in self.tasks.values())
+
+    # -- the threads' part -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        links: dict[tuple[str, str], remote.Link] = {}
+        try:
+            while (task := self._next()) is not None:
+                again_s = self._attempt(task, links)
+                with self._guard:
+                    task.busy = False
+                    again, task.again = task.again, False
+                    self._guard.notify_all()
+                if again_s is not None and again_s > 0:
+                    self._later(task, again_s)
+                elif again or again_s == 0:
+                    self._make_ready(task)
+                self.wake()
+        finally:
+            for link in links.values():
+                link.close()
+
+    def _next(self) -> Task | None:
+        """The next task to work on; None at the end. Of backlogs one thread is always kept free for the living."""
+        with self._guard:
+            while True:
+                if self._stopping:
+                    return None
+                queue = self._live
+                if not queue and self._backlog:
+                    busy = sum(task.busy and not task.look.live for task in self.tasks.values())
+                    queue = self._backlog if busy < max(1, len(self._threads) - 1) else queue
+                if queue:
+                    task = queue.popleft()
+                    task.ready = False
+                    task.busy = True
+                    task.began = time.monotonic()
+                    return task
+                self._guard.wait()
+
+    def _attempt(self, task: Task, links: dict[tuple[str, str], remote.Link]) -> float | None:
+        """Let a task make a step; after how many seconds it is to have another (0: at once; None: when it changes)."""
+        url = task.registration.remote
+        pause = self.remotes.setdefault(url, Pause())
+        if not pause.over:
+            return max(0.01, pause.until - time.monotonic())
+        why = self.logins.refused.get(task.login)
+        if why is not None:
+            task.settled = True
+            return None
+        before = task.shipment.sent_bytes
+        try:
+            outcome = self._step(task, links)
+        except Unauthorised as error:
+            self._no_login(task, error)
+            return None
+        except Unreachable as error:
+            return self._unreachable(task, pause, error)
+        except (ServerRefused, JournalError, OSError, MLDashError) as error:
+            return self._failed(task, error)
+        except Exception as error:
+            # A fault of ours must not end the others' sending.
+            log.exception("%s: sending failed", task.name)
+            return self._failed(task, error)
+        finally:
+            sent = task.shipment.sent_bytes - before
+            if sent:
+                self.sent_bytes += sent
+                self.last_sent = time.time()
+        pause.succeed()
+        task.pause.succeed()
+        task.trouble = ""
+        task.outcome = outcome
+        task.asked = task.asked or time.monotonic()
+        if outcome.left is Left.MORE:
+            return 0.0
+        task.settled = True
+        return outcome.again_s
+
+    def _step(self, task: Task, links: dict[tuple[str, str], remote.Link]) -> Outcome:
+        """One step, with the first login that the server accepts."""
+        registration = task.registration
+        tokens = tokens_for(registration.remote, registration.user, registration.login)
+        deadline = min(time.monotonic() + TURN_S, self._deadline)
+        for number, token in enumerate(tokens):
+            link = links.get((registration.remote, token))
+            if link is None:
+                link = links[registration.remote, token] = remote.Link(registration.remote, token)
+            try:
+                return task.shipment.step(link, deadline)
+            except Unauthorised:
+                if number == len(tokens) - 1:
+                    raise
+        raise Unauthorised(
+            f"no login for {registration.remote} yet: data is kept here",
+            hint=f"run: ml-dash login {registration.remote}",
+        )
+
+    def _no_login(self, task: Task, error: Unauthorised) -> None:
+        if task.login not in self.logins.refused:
+            log.warning("%s", error)
+        self.logins.refuse(task.login, str(error))
+        task.shipment.tell("login", error.message)
+        task.trouble = str(error)
+        task.settled = True
+
+    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> float:
+        self.errors += 1
+        if error.answered and error.retry_after_s is None:
+            wait = task.pause.fail(str(error))
+        else:
+            first = not pause.failures
+            wait = pause.fail(str(error), error.retry_after_s)
+            task.pause.failures += 1
+            if first:
+                log.warning("%s; tried again with growing pauses", error)
+        task.shipment.tell("unreachable", error.message)
+        task.trouble = str(error)
+        return wait + 0.001
+
+    def _failed(self, task: Task, error: Exception) -> float | None:
+        self.errors += 1
+        with contextlib.suppress(OSError):
+            if isinstance(error, FileNotFoundError) and not Path(task.registration.journal).exists():
+                # It was removed; what was acknowledged stays on the server.
+                task.trouble = "the journal is gone from this machine"
+                task.settled = True
+                task.shipment.forget()
+                return None
+        kind = "refused" if isinstance(error, ServerRefused) else "disk"
+        if task.trouble != str(error):
+            log.warning("%s: %s", task.name, error)
+        task.trouble = str(error)
+        task.shipment.tell(kind, str(error))
+        task.shipment.forget()
+        wait = task.pause.fail(str(error))
+        if isinstance(error, JournalError):
+            # It does not get better by itself; a change of the journal is noticed anyway.
+            task.settled = True
+            return 60.0
+        return wait + 0.001

@@ -1,0 +1,256 @@
+"""One daemon: has the lock, turns the loop, obeys signals, tells the manager; and the run to the end that `once` is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from ml_dash import lock, register
+from ml_dash.errors import InvalidValue
+
+from . import state
+from .discover import Discovery
+from .health import Health
+from .notify import Notifier
+from .schedule import Schedule, Task
+from .settings import Settings
+from .ship import Left
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+log = logging.getLogger("ml_dash.syncd")
+
+DRAIN_S: Final = 9.0
+"""How long SIGTERM lets it send what is there."""
+
+ONCE_TRIES: Final = 4
+LOCK_S: Final = 1.0
+STUCK_S: Final = 300.0
+_LOG_BYTES: Final = 10 << 20
+
+
+class Signals:
+    """What was asked for by signals."""
+
+    def __init__(self) -> None:
+        self.end = False
+        self.abort = False
+        self.reload = False
+        self.wake: Callable[[], None] = lambda: None
+        self.aborted: Callable[[], None] = lambda: None
+
+    def install(self) -> None:
+        """Obey TERM, INT and HUP. In the main thread."""
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, self._reload)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self.abort = self.end
+        self.end = True
+        self.wake()
+        if self.abort:
+            self.aborted()
+
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        self.reload = True
+        self.wake()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[bool]:
+    """The lock of this user on this host while the block runs; False if another daemon has it."""
+    path = register.lock_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held: BaseFileLock | None = lock.hold(path)
+    try:
+        yield held is not None or lock.probe(path) is not lock.Liveness.ALIVE
+    finally:
+        if held is not None:
+            held.release()
+
+
+def run(
+    read_settings: Callable[[], Settings], *, idle_exit_s: float | None = None, signals: Signals | None = None
+) -> int:
+    """Send what is there and what comes, until asked to end; the exit code. Raises InvalidValue for wrong settings."""
+    settings = read_settings()
+    signals = signals or Signals()
+    signals.install()
+    turn_log_over()
+    notifier = Notifier()
+    while True:
+        with alone() as mine:
+            if mine:
+                return _serve(settings, read_settings, idle_exit_s, signals, notifier)
+        other = (state.load() or {}).get("pid", "another process")
+        if not notifier.listens:
+            log.warning("ml-dash-syncd runs already (%s)", other)
+            return 0
+        # The manager's own one takes over when the other ends.
+        notifier.ready()
+        notifier.status(f"process {other} has the lock; waiting for it to end")
+        notifier.feed()
+        waiting = threading.Event()
+        signals.wake = waiting.set
+        waiting.wait(min(LOCK_S, notifier.interval_s))
+        if signals.end:
+            return 0
+
+
+def _serve(
+    settings: Settings,
+    read_settings: Callable[[], Settings],
+    idle_exit_s: float | None,
+    signals: Signals,
+    notifier: Notifier,
+) -> int:
+    schedule = Schedule(Discovery(settings))
+    signals.wake, signals.aborted = schedule.wake, _leave
+    health, snapshot = Health(schedule), state.Snapshot()
+    try:
+        if settings.listen is not None:
+            try:
+                snapshot.address = health.listen(settings.listen)
+                log.info("listening on %s", snapshot.address)
+            except OSError as error:
+                raise InvalidValue(f"listen is {settings.listen}: {error}", hint="choose another port") from error
+        schedule.start()
+        health.ready = True
+        snapshot.write(schedule, now=True)
+        notifier.ready()
+        idle_since = time.monotonic()
+        while not signals.end:
+            schedule.turn()
+            health.turned = time.monotonic()
+            if signals.reload:
+                signals.reload = False
+                _reload(schedule, read_settings)
+            if not _hangs(schedule):
+                notifier.feed()
+            notifier.status(state.sentence(schedule))
+            snapshot.write(schedule)
+            if not _is_idle(schedule):
+                idle_since = time.monotonic()
+            elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
+                log.info("nothing to send for %.0f s: ends", idle_exit_s)
+                break
+        notifier.stopping()
+        schedule.stop(DRAIN_S if signals.end else 1.0)
+        snapshot.write(schedule, now=True, ended=True)
+    finally:
+        schedule.abort()
+        health.close()
+    _end_at_once(0)
+    return 0
+
+
+def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
+    try:
+        settings = read_settings()
+    except InvalidValue as error:
+        log.error("the settings stay as they were: %s", error)
+        settings = schedule.settings
+    schedule.reload(Discovery(settings))
+    log.info("settings and logins were read again; all pauses have ended")
+
+
+def _is_idle(schedule: Schedule) -> bool:
+    return all(task.settled and not task.look.live for task in list(schedule.tasks.values())) and schedule.at_rest()
+
+
+def _hangs(schedule: Schedule) -> bool:
+    """Does a thread work on the same step for longer than any request may take?"""
+    now = time.monotonic()
+    return any(task.busy and now - task.began > STUCK_S for task in list(schedule.tasks.values()))
+
+
+def once(
+    settings: Settings, keys: Iterable[str] = (), *, tries: int = ONCE_TRIES, signals: Signals | None = None
+) -> list[Task]:
+    """Send what is there until all of it is acknowledged, or cannot be for now; what stays."""
+    if signals is None:
+        signals = Signals()
+        signals.install()
+    schedule = Schedule(Discovery(settings, keys))
+    signals.wake, signals.aborted = schedule.wake, _leave
+    try:
+        schedule.start()
+        while not signals.end:
+            schedule.turn()
+            tasks = list(schedule.tasks.values())
+            if all(_is_done(schedule, task, tries) for task in tasks) and schedule.at_rest():
+                break
+        schedule.stop(DRAIN_S if signals.end else 1.0)
+    finally:
+        schedule.abort()
+    return [task for task in schedule.tasks.values() if stays(task)]
+
+
+def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
+    """Will waiting make no difference?"""
+    pause = schedule.remotes.get(task.registration.remote)
+    if task.pause.failures >= tries or (pause is not None and pause.failures >= tries):
+        return True
+    if not task.settled or task.busy or task.ready:
+        return False
+    outcome = task.outcome
+    return outcome is None or outcome.left is not Left.LATER or outcome.again_s is None or outcome.only_events
+
+
+def stays(task: Task) -> str | None:
+    """Why something of a journal is not on its server; None if all is."""
+    outcome, cursor = task.outcome, task.shipment.cursor
+    if task.trouble:
+        return task.trouble
+    if cursor is not None and cursor.parked:
+        name, why = next(iter(cursor.parked.items()))
+        return f"{name}: {why}"
+    if outcome is None or not task.settled or (outcome.left is not Left.NOTHING and not outcome.only_events):
+        return "not all of it was sent"
+    return None
+
+
+def turn_log_over() -> None:
+    """Begin the log of a daemon in the background anew when it has become long; the one before is kept."""
+    path = register.log_path()
+    try:
+        mine, there = os.fstat(2), path.stat()
+        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino) or there.st_size < _LOG_BYTES:
+            return
+        os.replace(path, path.with_name(f"{path.name}.1"))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+    except OSError:
+        # There is none, or no room for one.
+        return
+
+
+def _leave() -> None:
+    """A second TERM: at once, whatever is under way. Only the server's answers count, so nothing is lost."""
+    log.warning("ends at once; what is under way is sent again the next time")
+    _end_at_once(143)
+
+
+def _end_at_once(code: int) -> None:
+    """End without waiting for threads that hang in a request."""
+    hanging = [thread for thread in threading.enumerate() if thread.name.startswith("ml-dash-send")]
+    if code or hanging:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+

@@ -1,0 +1,48 @@
+"""How things stand, from what is on disk: registrations, cursors, journals, and the daemon's last words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_dash import blobs, register
+from ml_dash.journal.segment import list_segments
+from ml_dash.register import Registration
+
+from . import state
+
+
+def status(extra: list[Registration] | None = None) -> dict[str, Any]:
+    """The daemon, and each registered experiment: bytes here, bytes acknowledged, what is set aside and why."""
+    known = {one.key: one for one in (*register.registrations(), *(extra or []))}
+    last = state.load()
+    runs = register.daemon_runs()
+    return {
+        "daemon": {"runs": runs, "pid": last.get("pid") if runs and last else None, "last": last},
+        "experiments": [_experiment(one) for one in sorted(known.values(), key=lambda one: (one.journal, one.remote))],
+    }
+
+
+def _experiment(one: Registration) -> dict[str, Any]:
+    journal = Path(one.journal)
+    cursor = register.cursor_of(one)
+    sizes = {path.name: path.stat().st_size for _, path in list_segments(journal)}
+    contents = blobs.names(journal)
+    acknowledged = cursor.segments if cursor is not None else {}
+    sent = cursor.blobs if cursor is not None else frozenset()
+    return {
+        "project": journal.parts[-3] if len(journal.parts) > 2 else "",
+        "name": journal.parts[-2] if len(journal.parts) > 1 else "",
+        "journal": one.journal,
+        "there": journal.is_dir(),
+        "remote": one.remote,
+        "user": one.user,
+        "bytes": sum(sizes.values()),
+        "acknowledgedBytes": sum(min(size, acknowledged.get(name, 0)) for name, size in sizes.items()),
+        "contents": len(contents),
+        "contentsDone": len(sent & contents.keys()),
+        "parked": dict(cursor.parked) if cursor is not None else {},
+        "trouble": {"kind": cursor.trouble.kind, "text": cursor.trouble.text}
+        if cursor is not None and cursor.trouble is not None
+        else None,
+    }
