@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json as jsons
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
@@ -40,6 +41,7 @@ Timeout = tuple[float, float]
 _BLOCK: Final = 1 << 20
 _ANSWER_BYTES: Final = 64 << 20
 _COMPRESSED_FROM: Final = 1 << 10
+_SAMPLE: Final = 32 << 10
 _SHOWN: Final = 300
 # An HTTP status that does not mean "no", but "not now".
 _LATER: Final = frozenset((408, 425, 429))
@@ -290,6 +292,10 @@ def _packed(data: bytes | memoryview) -> tuple[bytes | memoryview, dict[str, str
     headers = {"Content-Type": "application/octet-stream"}
     if len(data) < _COMPRESSED_FROM:
         return bytes(data), headers
+    sample = data[:_SAMPLE]
+    if len(data) > 2 * _SAMPLE and len(zlib.compress(sample, 1)) > len(sample) * 0.9:
+        # Checkpoints and pictures do not get smaller; finding that out must not cost more than sending them.
+        return data, headers
     packed = gzip.compress(data, 1, mtime=0)
     if len(packed) > len(data) * 0.9:
         return data, headers

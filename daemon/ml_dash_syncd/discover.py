@@ -26,25 +26,32 @@ class Discovery:
         self._seen: dict[str, int] = {}
         self._registered: list[Registration] = []
         self._in_stores: dict[Path, list[Registration]] = {}
+        self._found: dict[str, Registration] = {}
 
     def forget(self) -> None:
         """Read everything again the next time."""
         self._seen = {}
 
+    def folders(self) -> list[Path]:
+        """Where new experiments may turn up: stores and their projects."""
+        return [folder for store in self.settings.stores for folder in (store, *_folders(store))]
+
     def find(self) -> dict[str, Registration]:
-        """All registrations, by key."""
-        if self._has_changed([register.registered_folder()]):
+        """All registrations, by key; the same mapping as before if nothing has changed."""
+        changed = self._has_changed([register.registered_folder()])
+        if changed:
             known = register.registrations()
             self._registered = [one for one in known if not self._only or one.key in self._only]
-        if self._only:
-            return {one.key: one for one in self._registered}
-        for store in self.settings.stores:
+        for store in () if self._only else self.settings.stores:
             folders = [store, *_folders(store)] if store.is_dir() else [store]
-            if store not in self._in_stores or self._has_changed(folders):
+            if self._has_changed(folders) or store not in self._in_stores:
                 self._in_stores[store] = self._look(store)
-        found = {one.key: one for mine in self._in_stores.values() for one in mine}
-        # What a process registered says more: as whom.
-        return found | {one.key: one for one in self._registered}
+                changed = True
+        if changed:
+            # What a process registered says more: as whom.
+            mine = [*(one for found in self._in_stores.values() for one in found), *self._registered]
+            self._found = {one.key: one for one in mine}
+        return self._found
 
     def _look(self, store: Path) -> list[Registration]:
         assert self.settings.remote is not None

@@ -44,6 +44,7 @@ class Task:
     registration: Registration
     shipment: Shipment
     look: Look
+    key: str
     busy: bool = False
     ready: bool = False
     again: bool = False
@@ -94,6 +95,10 @@ class Schedule:
         self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
         self._hints = Hints(self._hinted)
         self._new_things = False
+        # Tasks of which the file system told something.
+        self._named: set[str] = set()
+        self._found: dict[str, Registration] = {}
+        self._live_tasks: set[str] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"ml-dash-send-{number}", daemon=True) for number in range(workers)
         ]
@@ -120,6 +125,8 @@ class Schedule:
             if self.logins.look():
                 self._try_all()
             self._discover()
+        if self._named:
+            self._look_at_named()
         if now - self._looked_live >= self._live_pace.interval_s:
             self._looked_live = now
             self._live_pace.timed(self._look_at_live)
@@ -140,12 +147,18 @@ class Schedule:
         """End a wait. From any thread, and from signal handlers."""
         self._woken.set()
 
-    def _hinted(self) -> None:
-        self._new_things = True
+    def _hinted(self, name: str) -> None:
+        if name:
+            self._named.add(name)
+        else:
+            self._new_things = True
         self._woken.set()
 
     def _discover(self) -> None:
         found = self._discovery.find()
+        if found is self._found:
+            return
+        self._found = found
         for key in set(self.tasks) - set(found):
             with self._guard:
                 task = self.tasks.pop(key)
@@ -154,18 +167,26 @@ class Schedule:
             known = self.tasks.get(key)
             if known is None:
                 shipment = Shipment(registration, self._cursors)
-                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)))
+                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)), key)
                 self._look(task)
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
-        self._hints.watch([register.registered_folder(), *self._discovery.settings.stores])
+        for folder in (register.registered_folder(), *self._discovery.folders()):
+            self._hints.watch(str(folder), "")
+        for task in self.tasks.values():
+            self._hints.watch(task.look.folder, task.key)
 
     def _look(self, task: Task) -> bool:
         try:
-            return task.look.has_changed()
+            changed = task.look.has_changed()
         except OSError as error:
-            return self._unreadable(task, error)
+            changed = self._unreadable(task, error)
+        if task.look.live:
+            self._live_tasks.add(task.key)
+        else:
+            self._live_tasks.discard(task.key)
+        return changed
 
     def _unreadable(self, task: Task, error: OSError) -> bool:
         """A journal that is gone, or a disk that is: what was sent stays sent, and it is looked at again."""
@@ -179,8 +200,19 @@ class Schedule:
         return False
 
     def _look_at_live(self) -> None:
-        for task in [task for task in self.tasks.values() if task.look.live]:
-            if self._look(task):
+        for key in list(self._live_tasks):
+            task = self.tasks.get(key)
+            if task is None:
+                self._live_tasks.discard(key)
+            elif self._look(task):
+                self._make_ready(task)
+
+    def _look_at_named(self) -> None:
+        named, self._named = self._named, set()
+        for key in named:
+            task = self.tasks.get(key)
+            if task is not None and self._look(task):
+                task.trouble = ""
                 self._make_ready(task)
 
     def _look_at_rest(self) -> None:
@@ -196,6 +228,7 @@ class Schedule:
                 task.trouble = ""
                 self._look(task)
                 self._make_ready(task)
+                self._hints.watch(task.look.folder, task.key)
             elif task.asked and now - task.asked > ASK_AGAIN_S and not task.busy:
                 task.shipment.forget()
                 self._make_ready(task)

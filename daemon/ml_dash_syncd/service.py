@@ -34,6 +34,9 @@ DRAIN_S: Final = 9.0
 
 ONCE_TRIES: Final = 4
 LOCK_S: Final = 1.0
+TELL_S: Final = 1.0
+"""How often it tells how it stands; with thousands of experiments that is no small thing to say."""
+
 STUCK_S: Final = 300.0
 _LOG_BYTES: Final = 10 << 20
 
@@ -129,13 +132,17 @@ def _serve(
         health.ready = True
         snapshot.write(schedule, now=True)
         notifier.ready()
-        idle_since = time.monotonic()
+        idle_since, told = time.monotonic(), float("-inf")
+        tell_s = min(TELL_S, notifier.interval_s)
         while not signals.end:
             schedule.turn()
             health.turned = time.monotonic()
             if signals.reload:
                 signals.reload = False
                 _reload(schedule, read_settings)
+            if time.monotonic() < told + tell_s and not signals.end:
+                continue
+            told = time.monotonic()
             if not _hangs(schedule):
                 notifier.feed()
             notifier.status(state.sentence(schedule))

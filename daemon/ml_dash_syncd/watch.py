@@ -5,9 +5,10 @@ Looking is the truth: it works on every file system. `watchdog` only tells soone
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
@@ -23,8 +24,8 @@ SLOWEST_LIVE_S: Final = 2.0
 SLOWEST_REST_S: Final = 30.0
 # How much of a core looking may take.
 LIVE_SHARE: Final = 0.005
-REST_SHARE: Final = 0.007
-_MOST_FOLDERS: Final = 32
+REST_SHARE: Final = 0.003
+_MOST_OBSERVED: Final = 32
 
 Signature = tuple[int, tuple[tuple[str, int], ...]]
 
@@ -35,7 +36,8 @@ class Look:
     __slots__ = ("_locks", "changed_ns", "folder", "gone", "live", "sizes")
 
     def __init__(self, journal: Path) -> None:
-        self.folder = journal / SEGMENTS
+        # A text: making one of a Path costs more than the call that needs it.
+        self.folder = str(journal / SEGMENTS)
         self.changed_ns = -1
         # The last segment of each writer that holds its lock, and its size.
         self.sizes: dict[str, int] = {}
@@ -88,7 +90,7 @@ class Look:
         found = False
         for name in list(self.sizes):
             lock = self._locks[name]
-            if probe(self.folder / lock) is Liveness.GONE:
+            if probe(Path(self.folder, lock)) is Liveness.GONE:
                 # What it wrote last was looked at before.
                 self.gone.add(lock)
                 del self.sizes[name]
@@ -113,43 +115,76 @@ class Pace:
 
 
 class Hints:
-    """`watchdog` on a few folders, where that works; where it does not, looking has to do."""
+    """`watchdog` tells of new entries in folders, where that works; where it does not, looking has to do.
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
+    Thousands of folders, none recursively: so not one observer's thread for each, but the one instance of inotify that
+    watchdog shares among its observers. Elsewhere, and should watchdog change, a few folders are observed.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        """`tell(name)` is called, from another thread, with the name given for the folder."""
+        self._tell = tell
+        self._shared: Any = None
         self._observer: Any = None
-        self._watched: set[Path] = set()
+        self._watched: dict[str, Any] = {}
         self.broken = ""
 
-    def watch(self, folders: Iterable[Path]) -> None:
-        """Hear of new entries in these folders, as far as there are not too many."""
-        for folder in folders:
-            if self.broken or len(self._watched) >= _MOST_FOLDERS:
-                return
-            if folder not in self._watched and folder.is_dir():
-                self._add(folder)
-
-    def _add(self, folder: Path) -> None:
+    def watch(self, folder: str, name: str) -> None:
+        """Hear of new entries in a folder, from now on."""
+        if self.broken or folder in self._watched:
+            return
         try:
-            from watchdog.events import DirCreatedEvent, FileCreatedEvent, FileMovedEvent, FileSystemEventHandler
-            from watchdog.observers import Observer
+            self._watched[folder] = self._add_shared(folder, name)
+        except (ImportError, AttributeError, TypeError):
+            self._observe(folder, name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._give_up(error)
 
-            wake = self._wake
+    def _add_shared(self, folder: str, name: str) -> Any:
+        from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
 
-            class Handler(FileSystemEventHandler):
-                def on_any_event(self, event: Any) -> None:
-                    wake()
+        constants: Any = InotifyConstants
+        if self._shared is None:
+            self._shared = InotifyFD.get_instance()
+        mask = constants.IN_CREATE | constants.IN_MOVED_TO | constants.IN_ONLYDIR
+        return self._shared.add_callback(os.fsencode(folder), mask, _Callback(self, folder, name), id(self))
 
+    def _observe(self, folder: str, name: str) -> None:
+        if len(self._watched) >= _MOST_OBSERVED:
+            return
+        from watchdog.events import FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        tell = self._tell
+
+        class Handler(FileSystemEventHandler):
+            def on_created(self, event: Any) -> None:
+                tell(name)
+
+            def on_moved(self, event: Any) -> None:
+                tell(name)
+
+        try:
             if self._observer is None:
                 self._observer = Observer()
                 self._observer.start()
-            kinds = [DirCreatedEvent, FileCreatedEvent, FileMovedEvent]
-            self._observer.schedule(Handler(), str(folder), recursive=False, event_filter=kinds)
-            self._watched.add(folder)
+            self._watched[folder] = self._observer.schedule(Handler(), folder, recursive=False)
         except (OSError, RuntimeError) as error:
-            self.broken = str(error)
-            log.info("the file system does not tell of changes (%s): looking is enough", error)
-            self.close()
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.broken = str(error)
+        log.info("the file system does not tell of changes any more (%s): looking has to do", error)
+
+    def heard(self, folder: str, name: str) -> None:
+        """Something is new there."""
+        self._tell(name)
+
+    def forgotten(self, folder: str) -> None:
+        """The folder is gone; it is watched again when it is back."""
+        self._watched.pop(folder, None)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -158,3 +193,25 @@ class Hints:
             observer.stop()
             if observer.is_alive():
                 observer.join(2.0)
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            with contextlib.suppress(Exception):
+                shared.remove_callbacks([(watch, id(self)) for watch in self._watched.values()])
+
+
+class _Callback:
+    """What watchdog calls."""
+
+    __slots__ = ("_folder", "_hints", "_name")
+
+    def __init__(self, hints: Hints, folder: str, name: str) -> None:
+        self._hints, self._folder, self._name = hints, folder, name
+
+    def on_event(self, event: Any) -> None:
+        self._hints.heard(self._folder, self._name)
+
+    def on_watch_deleted(self, wd: Any) -> None:
+        self._hints.forgotten(self._folder)
+
+    def on_queue_overflow(self) -> None:
+        self._hints.heard(self._folder, self._name)
