@@ -22,8 +22,12 @@ from .errors import (
     NotFound,
     NotOpen,
     ReadOnly,
+    RemoteError,
+    ServerRefused,
     StillOpen,
     StorageError,
+    Unauthorised,
+    Unreachable,
     UnsupportedType,
     WriteProtected,
 )
@@ -35,7 +39,9 @@ from .parameters import ParametersBuilder
 
 if TYPE_CHECKING:
     from os import PathLike
+    from typing import Any
 
+    from .client import RemoteClient
     from .records import ExperimentRecord
 
 __all__ = [
@@ -62,14 +68,28 @@ __all__ = [
     "OperationMode",
     "ParametersBuilder",
     "ReadOnly",
+    "RemoteClient",
+    "RemoteError",
+    "ServerRefused",
     "StillOpen",
     "StorageError",
+    "Unauthorised",
+    "Unreachable",
     "UnsupportedType",
     "WriteProtected",
     "__version__",
     "experiments",
     "ml_dash_experiment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Those that only record need not load it.
+    if name == "RemoteClient":
+        from .client import RemoteClient
+
+        return RemoteClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def experiments(path: str | PathLike[str] | None = None, project: str | None = None) -> list[ExperimentRecord]:

@@ -27,6 +27,7 @@ from .journal.segment import BLOBS, parse_blob
 MAX_FILE_BYTES: Final = 5_000_000_000
 _BLOCK: Final = 4 << 20
 _HASH_BLOCK: Final = 256 << 10
+_NO_END: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +208,14 @@ def names(journal: Path) -> dict[str, int]:
         return {}
 
 
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in lower-case hex, in flat memory."""
+def digest_of(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file, or of its first `size` bytes, in lower-case hex, in flat memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        rest = _NO_END if size is None else size
+        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
             digest.update(block)
+            rest -= len(block)
     return digest.hexdigest()
 
 

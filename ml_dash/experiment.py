@@ -74,6 +74,10 @@ class Experiment(Handle):
             self._settings = settings_of_nothing(settings)
         else:
             self._settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
+            if self._settings.remote is not None:
+                from .register import autosync, exit_wait_s
+
+                _ = autosync(), exit_wait_s()  # a bad value raises here, not when something is recorded
             if resume_from_remote and self._settings.remote is None:
                 raise InvalidValue("resume_from_remote=True needs a remote", hint="give remote= too")
         _check_store_is_apart(self._settings, self._project, self._name)
@@ -245,20 +249,26 @@ class Experiment(Handle):
 
         True at once without `remote=`. False at once, with the reason logged, when it cannot happen.
         """
-        if self._settings.remote is None:
+        remote, mine = self._settings.remote, self._sent
+        if remote is None or mine is None:
             return True
-        log.warning(
-            "ml-dash: wait_synced() is False: this version uploads nothing to %s; all data is kept in %s",
-            self._settings.remote, self.path,
-        )  # fmt: skip
-        return False
+        from . import sent
+
+        if mine:
+            done, reason = sent.wait(sent.of_journal(mine[0].located.journal, remote), timeout)
+        else:
+            done, reason = False, "the upload could not be asked for; run: ml-dash push"
+        if not done:
+            log.warning("ml-dash: not all of %s/%s is on %s: %s", self._project, self._name, remote, reason)
+        return done
 
     def durable_state(self) -> DurableState:
         """Counts of this process's events: accepted, written (survive this process), synced (survive a power cut),
         remote (acknowledged by the server) and lost. After `close()` those of the run that has ended.
         """
         if self._counts is not None and not self.is_open:
-            return self._counts
+            remote = min((one.acknowledged() for one in self._sent or ()), default=0)
+            return {**self._counts, "remote": max(remote, self._counts["remote"])}
         return self._open_run().durable_state()
 
     # -- attributes --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from .errors import Damaged, NewerFormat
 
 MAGIC: Final = b"\x89MLDASH\n"
 ORDER_MAGIC: Final = b"\x89MLDORD\n"
+BASE_MAGIC: Final = b"\x89MLDBAS\n"
 VERSION: Final = 1
 MAX_PAYLOAD: Final = 1 << 20
 HEAD: Final = struct.Struct("<II")
@@ -86,9 +87,12 @@ class LengthCrcs(dict[int, int]):
         return crc
 
 
-def encode_header(header: Header | OrderHeader) -> bytes:
-    """The bytes a segment (or `order`) starts with; their last four are the CRC that frames start from."""
-    magic = MAGIC if isinstance(header, Header) else ORDER_MAGIC
+def encode_header(header: Header | OrderHeader, magic: bytes = b"") -> bytes:
+    """The bytes a segment (or `order`, or with its magic a base) starts with; the last four are their CRC.
+
+    Frames start from that CRC.
+    """
+    magic = magic or (MAGIC if isinstance(header, Header) else ORDER_MAGIC)
     body: bytes = msgpack.packb(list(astuple(header)))
     head = PREFIX.pack(magic, VERSION, len(body)) + body
     return head + CRC.pack(crc32(head))
@@ -135,9 +139,9 @@ def decode_header(start: bytes) -> tuple[Header, int, int]:
     return Header(*fields[:8]), size, crc
 
 
-def decode_order_header(start: bytes) -> tuple[OrderHeader, int, int]:
-    """The same for the head of an `order` file."""
-    fields, size, crc = _header_fields(start, ORDER_MAGIC, 3)
+def decode_order_header(start: bytes, magic: bytes = ORDER_MAGIC) -> tuple[OrderHeader, int, int]:
+    """The same for the head of an `order` file, or with its magic of a base."""
+    fields, size, crc = _header_fields(start, magic, 3)
     _check_types(fields[:1], [], fields[1:3])
     nonce = fields[3] if len(fields) > 3 and isinstance(fields[3], bytes) else b""
     return OrderHeader(fields[0], fields[1], fields[2], nonce), size, crc

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, cast
 
 from . import discard, events
-from .config import Settings, disabled
+from .config import Settings, disabled, quiet
 from .ending import Before, before, ending, unhandled
 from .errors import NotFound, NotOpen, ReadOnly, StorageError, UnsupportedType, WriteProtected
 from .names import shown
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .read import Located
     from .records import DurableState
     from .run import Run
+    from .sent import Sent
     from .view import View
 
 log = logging.getLogger("ml_dash")
@@ -70,6 +71,8 @@ class Handle:
         self._resumed = False
         self._before: Before = (None, None)
         self._counts: DurableState | None = None
+        # What the last run has to upload: asked for also when that has ended.
+        self._sent: list[Sent] | None = None
         self._metrics: dict[str, MetricBuilder] = {}
         self._append: Any = self._not_open
         self._tallies: Any = _NO_TALLIES
@@ -125,11 +128,25 @@ class Handle:
         self._tallies = run.tallies
         self._append = run.writer.append
         self._parent = None
+        if self._settings.remote is not None:
+            self._ask_for_upload(run)
         if self._resume_from_remote and not child:
             log.warning(
                 "ml-dash: nothing was fetched from %s: this version does not talk to servers yet; going on with what "
                 "is here", self._settings.remote,
             )  # fmt: skip
+
+    def _ask_for_upload(self, run: Run) -> None:
+        """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""
+        from . import sent
+        from .run import say
+
+        self._sent = run.sent
+        forked = os.getpid() != _FIRST_PROCESS
+        begun = sent.begin(run.located, run.writer, self._settings, run.sent, forked=forked, local=run.local)
+        if begun is not None and not run.child and not forked and not quiet() and sent.needs_login(begun):
+            remote = self._settings.remote
+            say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
 
     def _wish(self, *, child: bool = False, parent: str | None = None) -> Wish:
         from .opening import Wish
@@ -286,6 +303,7 @@ class Handle:
         run = self._run
         self._guard = threading.RLock()
         self._run = None
+        self._sent = None
         self._metrics = {}
         if run is not None:
             self._await_first_call(run.writer.id)
@@ -427,6 +445,10 @@ def _at_exit() -> None:
     run = sys.modules.get("ml_dash.run")
     if run is not None:
         run.registry.close_all()
+    if (sent := sys.modules.get("ml_dash.sent")) is not None and run is not None:
+        line = sent.tell_at_exit(quiet=quiet() or os.getpid() != _FIRST_PROCESS)
+        if line is not None:
+            run.say(line)
     discard.remove()
 
 

@@ -119,6 +119,8 @@ class Keeper:
             sleep(_NAP_S)
             self._use(local, self._keeping_write() if local else None)
 
+        for run in runs:
+            run.tend()
         due = [run for run in runs if run.behind]
         if due and local:
             self._use(local, self._keeping_write())

@@ -14,6 +14,7 @@ from .config import ARGUMENT, Settings, quiet
 from .durable import replace_file
 from .errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
 from .frames import OrderHeader
+from .journal import base as bases
 from .journal.reader import newest_time_ns
 from .journal.segment import JOURNAL, SEGMENTS, create_journal, list_segments, parse_name, read_identity
 from .journal.syncer import syncer
@@ -21,6 +22,7 @@ from .journal.writer import open_writer
 from .lock import Liveness, probe
 from .place import describe
 from .projection import checkpoint as checkpoints
+from .projection.start import begin
 from .read import Located, at, view
 from .run import Run, cannot, registry, say
 from .state import State
@@ -76,7 +78,7 @@ def find(wish: Wish) -> Located | None:
     if (journal / SEGMENTS).is_dir():
         located = Located(wish.project, wish.name, folder, journal)
         _check_identity(located)
-        return located if list_segments(journal) else None
+        return located if list_segments(journal) or bases.exists(journal) else None
     try:
         for place in {folder, home}:
             _check_not_foreign(place)
@@ -229,8 +231,17 @@ def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
 
 
 def _known(located: Located) -> _Known:
-    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that."""
-    found = checkpoints.load(located.journal)
+    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that.
+
+    A base that cannot be used is told, loudly; what this run records is kept all the same.
+    """
+    try:
+        found = checkpoints.load(located.journal)
+        if found is None and bases.exists(located.journal):
+            found = begin(located.journal)
+    except JournalError as error:
+        log.error("ml-dash: %s", error)
+        return _Known(None, False)
     settled = found.settled if found is not None else {}
     unread = 0
     for _, path in list_segments(located.journal):

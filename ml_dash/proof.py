@@ -17,7 +17,7 @@ from .errors import Damaged, JournalError, ServerRefused, Unauthorised
 from .journal import base as bases
 from .journal.reader import Gap, Run, Tail, is_partial, open_segment, read
 from .journal.segment import list_segments, parse_blob, read_identity
-from .protocol import UNKNOWN
+from .protocol import UNKNOWN, Digest, JournalState
 from .read import Located, view
 from .register import Registration, cursor_of
 
@@ -182,7 +182,7 @@ class _Comparison:
             reasons=tuple(self.reasons),
         )
 
-    def _journal(self, journal: str) -> remote.JournalState | None:
+    def _journal(self, journal: str) -> JournalState | None:
         try:
             return remote.journal(self.link, journal)
         except ServerRefused as refused:
@@ -213,7 +213,7 @@ class _Comparison:
                 found[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
         return list(found.values())
 
-    def _compare(self, parts: list[Part], known: remote.JournalState | None) -> None:
+    def _compare(self, parts: list[Part], known: JournalState | None) -> None:
         for start in range(0, len(parts), _AT_ONCE):
             some = parts[start : start + _AT_ONCE]
             digests = self._digests(some) if known is not None else {}
@@ -226,10 +226,10 @@ class _Comparison:
                 else:
                     self._compare_bytes(part, part.path, there)
 
-    def _digests(self, parts: list[Part]) -> dict[str, remote.Digest]:
+    def _digests(self, parts: list[Part]) -> dict[str, Digest]:
         return remote.digests(self.link, parts[0].journal, {part.id: part.size for part in parts})
 
-    def _compare_remembered(self, part: Part, there: remote.Digest) -> None:
+    def _compare_remembered(self, part: Part, there: Digest) -> None:
         self._advance(part.size)
         if there["of"] == part.size and there["sha256"] == part.sha256:
             self.equal += 1
@@ -241,7 +241,7 @@ class _Comparison:
             f"({there['of']:,} of {part.size:,} bytes{'' if there['of'] < part.size else ', but others'})"
         )
 
-    def _compare_bytes(self, part: Part, path: Path, there: remote.Digest) -> None:
+    def _compare_bytes(self, part: Part, path: Path, there: Digest) -> None:
         of = there["of"]
         try:
             same = _digest(path, of, self._advance) == there["sha256"]
@@ -321,7 +321,7 @@ class _Comparison:
     # -- files -------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _blobs_there(known: dict[str, remote.JournalState | None]) -> set[str]:
+    def _blobs_there(known: dict[str, JournalState | None]) -> set[str]:
         return {
             name
             for found in known.values()
@@ -331,7 +331,7 @@ class _Comparison:
         }
 
     def _has(
-        self, blob: str, there: set[str], parts: list[Part], known: dict[str, remote.JournalState | None]
+        self, blob: str, there: set[str], parts: list[Part], known: dict[str, JournalState | None]
     ) -> bool:
         if blob in there:
             return True

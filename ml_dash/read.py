@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -13,8 +15,9 @@ import msgspec
 from .config import Settings, resolve
 from .errors import InvalidValue, JournalError, NotFound
 from .events import OPEN
+from .journal import base as bases
 from .journal.reader import Run, open_segment, read
-from .journal.segment import JOURNAL, SEGMENTS, list_segments, read_identity
+from .journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_identity
 from .projection import checkpoint as checkpoints
 from .projection import trust
 from .projection.folder import EXPERIMENT, Folder
@@ -48,7 +51,10 @@ class Located:
 
 
 def view(located: Located) -> View:
-    """A consistent look at an experiment; reads the folder as far as it is projected, and folds the rest in memory."""
+    """A consistent look at an experiment; reads the folder as far as it is projected, and folds the rest in memory.
+
+    Raises JournalError if a base stands for what is not here and cannot be used.
+    """
     found = checkpoints.load(located.journal)
     if found is not None and trust.holds(found, Folder(located.folder, located.journal, found.layout)):
         try:
@@ -153,13 +159,21 @@ def _folder_of(journal: Path, project: str, name: str) -> Path:
     if (home / EXPERIMENT).exists():
         return home
     store = home.parent.parent
-    for path in _folder_paths(journal):
+    for path in chain(_folder_paths(journal), _folder_path_of_base(journal)):
         folder = Path(os.path.normpath(store / path))
         above = path.split("/")[:-2]
         expected = path.split("/")[-2:] == [project, name] and above == [".."] * len(above)
         is_new = expected and len(above) <= _MOST_PARENTS and not os.path.lexists(folder)
         return folder if is_new or points_back(folder, journal) else home
     return home
+
+
+def _folder_path_of_base(journal: Path) -> Iterator[str]:
+    """The same from a base, which may stand for all opening events. A damaged one is told where it is read for more."""
+    with contextlib.suppress(OSError, JournalError):
+        base = bases.load(journal)
+        if base is not None and base.folder_path and "\0" not in base.folder_path:
+            yield base.folder_path
 
 
 def _folder_paths(journal: Path) -> Iterator[str]:
@@ -268,7 +282,7 @@ def _at_text(text: str) -> Located | None:
 
 def _last_written(located: Located) -> int:
     newest = 0
-    for _, path in list_segments(located.journal)[-8:]:
+    for path in [*(path for _, path in list_segments(located.journal)[-8:]), located.journal / BASE]:
         try:
             newest = max(newest, path.stat().st_mtime_ns)
         except FileNotFoundError:

@@ -20,15 +20,16 @@ from .frames import OrderHeader
 from .journal.syncer import syncer
 from .journal.writer import Tally, Writer
 from .keeper import keeper
-from .projection.checkpoint import Checkpoint
 from .projection.project import Projector
 from .projection.replay import Enough, Pace, Replay
+from .projection.start import begin
 from .read import Located, View, view
 from .state import Edits, State, index_of
 
 if TYPE_CHECKING:
     from .handle import Handle
     from .records import DurableState
+    from .sent import Sent
 
 log = logging.getLogger("ml_dash")
 
@@ -86,6 +87,7 @@ class Run:
         self.interrupted = False
         self.ended = False
         self.secrets: set[str] = set()
+        self.sent: list[Sent] = []
         self.projected_seq = -1
         self.projection_trouble: str | None = None
         self._protected = False
@@ -233,7 +235,16 @@ class Run:
 
     def durable_state(self) -> DurableState:
         """How safe this process's events are."""
-        return cast("DurableState", {**self.writer.durable_counts(), "remote": 0})
+        # First what the server has: it can only grow.
+        remote = min((one.acknowledged() for one in self.sent), default=0)
+        return cast("DurableState", {**self.writer.durable_counts(), "remote": remote})
+
+    def tend(self) -> None:
+        """Now and then, with a remote: see that somebody uploads."""
+        if self.sent:
+            from .sent import tend
+
+            tend(self.sent, local=self.local)
 
     def close(self, status: str, error: dict[str, Any] | None) -> None:
         """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
@@ -251,6 +262,10 @@ class Run:
             raise
         finally:
             self.ended = True
+            if self.sent:
+                from .sent import end
+
+                end(self.sent)
             try:
                 syncer.remove(self.writer)
                 if not skipped:
@@ -269,7 +284,7 @@ class _Seeker:
     """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
 
     def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
-        self._replay = Replay(journal, Checkpoint())
+        self._replay = Replay(journal, begin(journal))
         self._writer = writer
         self._metric = metric
         self._ordinal = ordinal

@@ -12,15 +12,18 @@ import msgspec
 from . import blobs
 from .errors import JournalError
 from .frames import LengthCrcs, decode_order_header, find_frame, walk
+from .journal import base as bases
+from .journal.base import Base
 from .journal.order import Order, Stretch
 from .journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
-from .journal.segment import BLOBS, ORDER, SEGMENTS, list_segments
+from .journal.segment import BASE, BLOBS, ORDER, SEGMENTS, list_segments
 from .lock import Liveness, probe
 from .projection import checkpoint as checkpoints
 from .projection.checkpoint import Checkpoint, Layout
 from .projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder
 from .projection.lines import document, log_lines, point_lines
 from .projection.replay import Replay, holes
+from .projection.start import begin
 from .read import Located
 from .records import experiment_document, files_document, metric_document, parameters_document, shown_paths
 from .state import Edits, File, Range, State
@@ -38,7 +41,8 @@ class Finding:
     `kind`: damaged (bytes that are no frame although later ones are, or an unreadable segment), gap (numbers of a
     writer that are in no segment), lost (events that the disk and memory could not take), torn (a last frame cut off by
     a crash, never acknowledged), released (content of a replaced or deleted file), missing-blob, changed-blob,
-    projection (a derived file differs: `ml-dash rebuild` mends it). `events` says how many, 0 where unknown.
+    projection (a derived file differs: `ml-dash rebuild` mends it), base (what the base stands for: no damage),
+    on-server (content of a file that is only there: no damage). `events` says how many, 0 where unknown.
     """
 
     kind: str
@@ -134,22 +138,36 @@ class _Check:
         self.folder = Folder(located.folder, located.journal, Layout())
         self.findings: list[Finding] = []
         self.live = self._live_writers()
-        self.checkpoint = checkpoints.load(self.journal)
+        self.base: Base | None = None
+        self.checkpoint, start = self._start()
         self.segments = list_segments(self.journal)
         self.total = sum(path.stat().st_size for _, path in self.segments)
-        self.replay = Replay(self.journal, Checkpoint())
+        self.replay = Replay(self.journal, start)
         # By segment id: what `order` says are frames.
         self.merged: dict[str, list[Range]] = {}
         self._progress = progress or (lambda done, total: None)
 
+    def _start(self) -> tuple[Checkpoint | None, Checkpoint]:
+        """The checkpoint, if it can be used, and where folding begins."""
+        try:
+            self.base = bases.load(self.journal)
+            return checkpoints.load(self.journal), begin(self.journal, self.folder.path)
+        except JournalError as error:
+            # Without it nothing else says what is missing; what is here is checked all the same.
+            self.add("damaged", BASE, str(error))
+            return None, Checkpoint()
+
     def run(self) -> VerifyReport:
         compare = _Compare(self.folder, self._tell)
+        compare.sizes.update({path: lines.size for path, lines in self._folder_at_start().line_files()})
         self.replay.catch_up(compare, record=False, unordered=_Nowhere())
         state = self.replay.state
         self._order()
         ids = {self._segment(path) for _, path in self.segments}
-        for segment in sorted(self.merged.keys() - ids):
+        stood = self.base.segments.keys() if self.base is not None else set()
+        for segment in sorted(self.merged.keys() - ids - stood):
             self.add("damaged", f"segment {segment}", "order names it, but it is not in the journal")
+        self._base(ids)
         self._bodies()
         self._writers(state)
         checked = self._blobs(state)
@@ -160,7 +178,8 @@ class _Check:
         self.findings.append(Finding(kind, where, what, events))
 
     def _tell(self) -> None:
-        done = sum(ranges[-1][1] for ranges in self.replay.at.covered.values())
+        at = self.replay.at
+        done = sum(ranges[-1][1] for ranges in at.covered.values()) - sum(at.stood.values())
         self._progress(done, self.total)
 
     def _live_writers(self) -> set[str]:
@@ -170,6 +189,33 @@ class _Check:
             for name, _ in list_segments(self.journal)
             if probe(self.journal / SEGMENTS / name.lock) is not Liveness.GONE
         }
+
+    # -- the base ----------------------------------------------------------------------------------------------------
+
+    def _folder_at_start(self) -> Folder:
+        """The folder with the lines that the base has kept."""
+        return Folder(self.folder.path, self.journal, self.replay.at.layout)
+
+    def _base(self, ids: set[str]) -> None:
+        base = self.base
+        if base is None:
+            return
+        gone = [stood for stood in base.segments.values() if stood.id not in ids]
+        remotes = ", ".join(sorted({stood.remote for stood in gone if stood.remote})) or "the server that it came from"
+        what = (
+            f"stands for {base.state.events:,} events up to here; {len(gone):,} of its {len(base.segments):,} segments "
+            f"({sum(stood.length for stood in gone):,} bytes) and what is not here of its {len(base.blobs):,} contents "
+            f"of files are on {remotes}; its checksum holds"
+        )
+        self.add("base", BASE, what, base.state.events)
+        layout = self._folder_at_start().layout
+        for name, kept in base.kept.items():
+            path = self.folder.points_file(name) if name else self.folder.path / LOGS
+            lines = layout.metrics[name] if name else layout.logs
+            if lines.size != kept.size:
+                shown = path.relative_to(self.folder.path)
+                what = "does not begin with the lines that gc kept; they are on the server: run ml-dash pull"
+                self.add("projection", str(shown), what)
 
     # -- the journal -------------------------------------------------------------------------------------------------
 
@@ -183,6 +229,7 @@ class _Check:
             if segment.damaged:
                 self.add("damaged", path.name, "its header is damaged; the frames behind it were read")
             size = path.stat().st_size
+            self._stood(segment, size)
             for start, end in holes(self.replay.at.covered.get(segment.id, []), segment.first, size):
                 for item in read(segment, start, end):
                     if isinstance(item, Gap) or (isinstance(item, Tail) and item.end < size):
@@ -197,6 +244,17 @@ class _Check:
             self.add("damaged", path.name, f"{cut} bytes of frames that were there are cut off its end")
         return segment.id
 
+    def _stood(self, segment: Segment, size: int) -> None:
+        """What the base stands for, where it is still here: is it the same?"""
+        stood = self.base.segments.get(segment.id) if self.base is not None else None
+        if stood is None:
+            return
+        if size < stood.length:
+            self.add("damaged", segment.path.name, f"{stood.length - size} bytes are cut off that the server holds")
+        elif blobs.digest_of(segment.path, stood.length) != stood.sha256:
+            what = f"its first {stood.length} bytes are not those that the server holds"
+            self.add("damaged", segment.path.name, what)
+
     def _tail(self, segment: Segment, tail: Tail) -> None:
         size = tail.end - tail.start
         if any(start < tail.end and tail.start < end for start, end in self.merged.get(segment.id, [])):
@@ -207,7 +265,7 @@ class _Check:
         elif is_partial(segment, tail):
             what = f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged"
             self.add("torn", segment.path.name, what)
-        elif _is_empty(segment.path, tail.start, tail.end):
+        elif is_empty(segment.path, tail.start, tail.end):
             self.add("torn", segment.path.name, f"the last {size} bytes were never written: the machine lost its power")
         else:
             self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame")
@@ -251,8 +309,11 @@ class _Check:
         if self.live and any(file.live for file in gone):
             # It may have been replaced, and its content released, since the journal was read.
             self.replay.catch_up(_Nowhere(), record=False)
+        held = self.base.blobs if self.base is not None else {}
         for file in gone:
-            if file.live:
+            if file.live and file.blob in held:
+                self.add("on-server", _label(file), f"its content ({file.size_bytes:,} bytes) is on the server only")
+            elif file.live:
                 self.add("missing-blob", _label(file), "its content is not in the journal")
             else:
                 self.add("released", _label(file), "replaced or deleted; its content was released")
@@ -343,7 +404,7 @@ def _holds(path: Path, file: File) -> bool:
     return blobs.digest_of(path) == file.checksum
 
 
-def _is_empty(path: Path, start: int, end: int) -> bool:
+def is_empty(path: Path, start: int, end: int) -> bool:
     """Are all bytes [start, end) zero?"""
     with path.open("rb") as file:
         file.seek(start)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from .errors import Damaged, InvalidValue, NotFound
+from .journal import base as bases
 from .names import check_prefix
 from .projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .projection.folder import LOGS, Folder
 from .projection.lines import log_lines, point_lines, read_log, read_point
-from .projection.replay import Replay
+from .projection.replay import OrderChanged, Replay
+from .projection.start import begin
 from .records import (
     ExperimentRecord,
     FileRecord,
@@ -34,7 +37,10 @@ from .records import (
 )  # fmt: skip
 from .state import Edits, Metric, State
 
+log = logging.getLogger("ml_dash")
+
 MAX_LIMIT: Final = 10_000
+_TRIES: Final = 3
 # What reading lines raises that somebody has edited, removed, or is writing again.
 _UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
 _Entry = TypeVar("_Entry", LogEntry, Point)
@@ -61,17 +67,51 @@ class Memory:
 def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
     """What a checkpoint knows and the folder holds, with all that came later folded in memory.
 
-    Raises OrderChanged if the checkpoint is of no use.
+    Raises OrderChanged if the checkpoint is of no use, or has become so meanwhile.
     """
+    return _look(journal, folder, checkpoint, lambda: look_anew(journal, folder))
+
+
+def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[], View]) -> View:
     memory = Memory()
     replay = Replay(journal, checkpoint)
     replay.catch_up(memory, record=False)
-    return View(replay.state, Folder(folder, journal, checkpoint.layout), memory, lambda: look_anew(journal, folder))
+    if bases.identity_of(journal) != checkpoint.base:
+        # Segments may have gone while they were being read; another base stands for them now.
+        raise OrderChanged(journal)
+    return View(replay.state, Folder(folder, journal, checkpoint.layout), memory, again)
 
 
 def look_anew(journal: Path, folder: Path) -> View:
-    """The same from the journal alone: for a folder that is not there, or not what it should be."""
-    return look(journal, folder, Checkpoint())
+    """The same from the journal alone: for a folder that is not there, or not what it should be.
+
+    Of the folder nothing is used but lines that a base has kept there and that are still the same. Raises JournalError
+    if there is a base that cannot be used.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return _look(journal, folder, begin(journal, folder), lambda: _look_at_journal(journal, folder))
+        except OrderChanged:
+            continue
+    return _look(journal, folder, begin(journal, folder), lambda: _look_at_journal(journal, folder))
+
+
+def _look_at_journal(journal: Path, folder: Path) -> View:
+    """Without what the folder holds: it was changed between being checked and being read."""
+    return _look(journal, folder, begin(journal), lambda: _look_at_journal(journal, folder))
+
+
+_told: set[str] = set()
+
+
+def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
+    """Once for each experiment: what was asked for is not on this machine."""
+    if str(folder) not in _told:
+        _told.add(str(folder))
+        log.warning(
+            "ml-dash: %s before number %d of %s are not on this machine (gc, or a pull of the state only); the server "
+            "has them: read them there, or run ml-dash pull", what, first, folder,
+        )  # fmt: skip
 
 
 class View:
@@ -107,8 +147,8 @@ class View:
         check_limit(limit)
         if level is not None:
             return self._logs_of(level, start_index, limit)
-        start, stop = _bounds(start_index, limit, self.state.logs)
         known = self._folder.layout.logs
+        start, stop = self._bounds(start_index, limit, self.state.logs, known, "logs")
         try:
             lines = _lines(self._folder.path / LOGS, known, self._memory.logs, start, stop)
             entries = _checked([read_log(line) for line in lines], "sequenceNumber", start, stop)
@@ -123,7 +163,8 @@ class View:
 
     def each_log(self) -> Iterator[LogEntry]:
         """All log entries, in flat memory."""
-        for start in range(0, self.state.logs, MAX_LIMIT):
+        first = self._first_here(self._folder.layout.logs, "logs")
+        for start in range(first, self.state.logs, MAX_LIMIT):
             yield from self.logs(start, MAX_LIMIT)["logs"]
 
     def metrics(self) -> list[MetricSummary]:
@@ -136,8 +177,8 @@ class View:
         metric = self.state.metrics.get(name)
         if metric is None:
             return point_page([], max(0, start_index), more=False)
-        start, stop = _bounds(start_index, limit, metric.count)
         known = self._folder.layout.metrics.get(name, LineFile())
+        start, stop = self._bounds(start_index, limit, metric.count, known, f"points of {name}")
         try:
             lines = _lines(self._folder.points_file(name), known, self._memory.metrics.get(name, []), start, stop)
             points = _checked([read_point(line) for line in lines], "index", start, stop)
@@ -148,8 +189,22 @@ class View:
     def each_point(self, name: str) -> Iterator[Point]:
         """All points of a metric, in flat memory."""
         metric = self.state.metrics.get(name)
-        for start in range(0, metric.count if metric is not None else 0, MAX_LIMIT):
+        first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}")
+        for start in range(first, metric.count if metric is not None else 0, MAX_LIMIT):
             yield from self.metric_page(name, start, MAX_LIMIT)["data"]
+
+    def _first_here(self, known: LineFile, what: str) -> int:
+        """The number of the first line that is on this machine."""
+        if known.first:
+            _tell_elsewhere(self._folder.path, what, known.first)
+        return known.first
+
+    def _bounds(self, start_index: int, limit: int, total: int, known: LineFile, what: str) -> tuple[int, int]:
+        """What a page holds; one that would begin before what is on this machine begins there instead."""
+        start, stop = _bounds(start_index, limit, total)
+        if start < known.first:
+            return _bounds(self._first_here(known, what), limit, total)
+        return start, stop
 
     def metric_stats(self, name: str) -> MetricStats:
         """Totals, times and the statistics of each series. Raises NotFound for an unknown metric."""
@@ -209,16 +264,16 @@ def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: i
 
 def _file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
     """Lines [start, stop) of a file, read from the last mark before them."""
-    first = start // LINES_PER_MARK
-    last = -(-stop // LINES_PER_MARK)
-    begin = known.marks[first]
-    end = known.marks[last] if last < len(known.marks) else known.size
+    mark, number = known.mark_before(start)
+    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
+    offset = known.marks[mark]
+    end = known.marks[behind] if behind < len(known.marks) else known.size
     if not path.is_file():
         raise Damaged(f"{path} is not there")
     with path.open("rb") as file:
-        file.seek(begin)
-        lines = file.read(end - begin).splitlines()
-    skip = start - first * LINES_PER_MARK
+        file.seek(offset)
+        lines = file.read(end - offset).splitlines()
+    skip = start - number
     return lines[skip : skip + stop - start]
 
 

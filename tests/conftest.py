@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,11 @@ os.environ["ML_DASH_TEST_SEED"] = str(SEED)
 
 _OPEN_FILES = Path("/proc/self/fd") if Path("/proc/self/fd").is_dir() else Path("/dev/fd")
 _SCHEDULER = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+
+
+# A shell that starts this in the background ignores Ctrl-C, for this process and for all that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,6 +62,8 @@ def _own_environment(
         ours = name.startswith("ML_DASH_") and not name.startswith("ML_DASH_TEST_")
         if ours or name in _SCHEDULER or name.startswith("SLURM_"):
             monkeypatch.delenv(name)
+    # A test that wants the uploader started in the background says so, and ends it.
+    monkeypatch.setenv("ML_DASH_AUTOSYNC", "0")
     home = _home(tmp_path_factory, request.config)
     for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(variable, str(home / variable.lower()))

@@ -4,7 +4,9 @@ How a page is read:
 - all ```python blocks of a page are one program, run from top to bottom in an empty folder;
   `<!-- fresh -->` before a block starts a new program in a new folder;
 - a block after `<!-- prints -->` is what the block before it prints (`...` stands for anything);
-- lines `$ ...` of a ```console block are run in that folder once the program has ended, if they only read.
+- lines `$ ...` of a ```console block are run in that folder once the program has ended, if they only read;
+- a page that speaks of http://localhost:3000 gets a real server in its place, and the daemon that its program starts
+  is ended with it.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ import doctest
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgpack
 import pytest
 
-from ml_dash import frames
+from ml_dash import config, frames, protocol
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -35,6 +41,10 @@ _NOT_RUN = {
     "ml-dash demo": "trains and kills for 15 seconds; tests/cli runs it",
     "ml-dash logs -f": "follows until interrupted",
 }
+# What serves until it is ended, asks for a token, or moves experiments to and from places that are not there.
+_NOT_RUN_WITH = re.compile(r"ml-dash (server|login|logout|push|pull|rm --remote)\b|example\.org")
+_ASKS_A_SERVER = re.compile(r"ml-dash (sync|gc|whoami)\b")
+_SERVER = "http://localhost:3000"
 _BETWEEN = "\x1e"
 # An example that warns is a bad example; but from Python 3.12 on, every fork beside a thread warns.
 _WARNINGS = "error,ignore:This process:DeprecationWarning"
@@ -65,6 +75,11 @@ class Program:
     def source(self) -> str:
         return "\n".join(cell.text for cell in self.cells if cell.kind == "python")
 
+    @property
+    def remote(self) -> bool:
+        """Does it send to a server?"""
+        return _SERVER in self.source
+
 
 def programs(page: Path) -> list[Program]:
     text = page.read_text(encoding="utf-8")
@@ -88,27 +103,83 @@ def programs(page: Path) -> list[Program]:
 PROGRAMS = [program for page in PAGES if page.exists() for program in programs(page)]
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server of our own, with the development login."""
+    data = tmp_path_factory.mktemp("server")
+    command = [sys.executable, "-m", "ml_dash", "server", "--dev", "--port", "0", "--data", str(data)]
+    process = subprocess.Popen(command, cwd=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    watchdog = threading.Timer(60, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    said, found = "", None
+    while found is None and (line := process.stdout.readline()):
+        said += line
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    watchdog.cancel()
+    assert found is not None, f"the server did not say where it listens:\n{said}"
+    rest = threading.Thread(target=process.stdout.read)
+    rest.start()
+    yield found[0]
+    process.terminate()
+    process.wait(timeout=30)
+    rest.join()
+    process.stdout.close()
+
+
+@pytest.fixture
+def sending(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A state and a login of the program's own; the daemon that it starts in the background ends with the test."""
+    home = tmp_path_factory.mktemp("sending")
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
+    monkeypatch.delenv("ML_DASH_AUTOSYNC", raising=False)
+    yield
+    status = config.state_folder() / "syncd.json"
+    if status.exists():
+        _end(int(json.loads(status.read_bytes())["pid"]))
+
+
+def _end(pid: int) -> None:
+    """Asks a process that is no child of ours to end, and waits for that."""
+    deadline = time.monotonic() + 15
+    try:
+        os.kill(pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.02)  # there is nothing to wait on for a process that is not a child
+    except ProcessLookupError:
+        return
+    pytest.fail(f"the daemon, process {pid}, did not end within 15 s")
+
+
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_examples_do_what_the_page_says(program: Program, tmp_path: Path) -> None:
+def test_examples_do_what_the_page_says(program: Program, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = _SERVER
+    if program.remote:
+        request.getfixturevalue("sending")
+        url = request.getfixturevalue("server")
     cells = [cell for cell in program.cells if cell.kind == "python"]
     between = f"\nprint({_BETWEEN!r}, end='', flush=True)\n"
     script = tmp_path / "train.py"
-    script.write_text(between.join(cell.text for cell in cells), encoding="utf-8")
-    printed = _run([sys.executable, script.name], tmp_path).split(_BETWEEN)
+    script.write_text(between.join(cell.text for cell in cells).replace(_SERVER, url), encoding="utf-8")
+    printed = _run([sys.executable, script.name], tmp_path).replace(url, _SERVER).split(_BETWEEN)
     assert len(printed) == len(cells)
     for cell, output in zip(cells, printed, strict=True):
         if cell.prints is not None:
             _same(cell.prints, output, f"{program.page.name}:{cell.line}")
     for cell in program.cells:
         if cell.kind == "console":
-            _run_console(cell, tmp_path, f"{program.page.name}:{cell.line}")
+            _run_console(cell, tmp_path, f"{program.page.name}:{cell.line}", url if program.remote else None)
 
 
-def _run_console(cell: Cell, folder: Path, where: str) -> None:
+def _run_console(cell: Cell, folder: Path, where: str, url: str | None) -> None:
     for command, expected in _commands(cell.text):
-        if not command.startswith(_READING) or command in _NOT_RUN:
+        if not command.startswith(_READING) or command in _NOT_RUN or _NOT_RUN_WITH.search(command):
             continue
-        output = _run(["/bin/sh", "-c", command], folder)
+        if url is None and _ASKS_A_SERVER.match(command):
+            continue
+        output = _run(["/bin/sh", "-c", command.replace(_SERVER, url or _SERVER)], folder)
         if expected:
             _same(expected, output, where)
 
@@ -220,10 +291,33 @@ def test_the_safety_page_names_the_rows_that_there_are() -> None:
     assert [row for row in sorted(named) if not re.search(rf"\b{row}\b", texts)] == []
 
 
+def test_the_protocol_page_has_every_code_and_the_shapes_of_the_code() -> None:
+    """Both ends import `protocol`; the page must not say something else."""
+    page = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    codes = {value for name, value in vars(protocol).items() if name.isupper() and isinstance(value, str)}
+    codes -= {protocol.PREFIX, protocol.PROTOCOL_HEADER, protocol.DEVELOPMENT_SECRET}
+    assert sorted(code for code in codes if f"`{code}`" not in page) == []
+    assert f"`{protocol.PREFIX}`" in page
+    assert f"{protocol.PROTOCOL_HEADER}: {protocol.PROTOCOL}\n" in page
+    assert f"at most {protocol.MAX_BATCH_BYTES >> 20} MiB" in page
+    shown = [json.loads(cell) for cell in re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)]
+    shapes = (protocol.JournalState, protocol.Appended)
+    for shape in shapes:
+        assert any(set(example) == set(shape.__annotations__) for example in shown), shape.__name__
+    (state,) = (example for example in shown if "tombstone" in example)
+    (segment,) = state["segments"].values()
+    assert set(segment) == set(protocol.SegmentState.__annotations__)
+    (digest,) = next(e for e in reversed(shown) if "segments" in e and "journal" not in e)["segments"].values()
+    assert set(digest) == set(protocol.Digest.__annotations__)
+    assert any(set(example) == set(protocol.BlobState.__annotations__) for example in shown)
+    (death,) = next(example for example in shown if list(example) == ["deaths"])["deaths"]
+    assert set(death) == set(protocol.DeathNote.__annotations__)
+
+
 def test_every_environment_variable_of_the_code_is_documented() -> None:
     page = (DOCS / "environment.md").read_text(encoding="utf-8")
     used: set[str] = set()
-    for path in (ROOT / "ml_dash").rglob("*.py"):
+    for path in (*(ROOT / "ml_dash").rglob("*.py"), *(ROOT / "daemon").rglob("*.py")):
         used |= set(re.findall(r"\bML_DASH_[A-Z_]+[A-Z]\b", path.read_text(encoding="utf-8")))
     assert sorted(name for name in used if f"`{name}`" not in page) == []
 

@@ -50,14 +50,15 @@ def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"ml_dash"}
-    assert len(tops) == 2
-    shipped = {name for name in names if name.startswith("ml_dash/")}
-    assert "ml_dash/py.typed" in shipped
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"ml_dash", "ml_dash_syncd"}
+    assert len(tops) == 3
+    shipped = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
+    assert {"ml_dash/py.typed", "ml_dash_syncd/py.typed", "ml_dash_syncd/units/ml-dash-syncd.service"} <= shipped
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     in_tree = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "ml_dash").rglob("*")
+        path.relative_to(parent).as_posix()
+        for parent, package in ((ROOT, "ml_dash"), (ROOT / "daemon", "ml_dash_syncd"))
+        for path in (parent / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == in_tree
@@ -83,9 +84,9 @@ def test_extra_all_holds_the_other_extras_of_a_user(wheel: Path) -> None:
     assert of("all") == of("server") | of("mongo") | of("s3")
 
 
-def test_the_editable_install_shows_the_package_only(tmp_path: Path) -> None:
+def test_the_editable_install_shows_the_packages_only(tmp_path: Path) -> None:
     program = """
-import importlib.util, ml_dash
+import importlib.util, ml_dash, ml_dash_syncd
 print([n for n in ("daemon", "docs", "tests") if importlib.util.find_spec(n)])
 """
     assert _run([sys.executable, "-I", "-c", program], tmp_path).strip() == "[]"
@@ -108,6 +109,17 @@ def test_wheel_runs_in_an_environment_that_has_only_what_it_declares(wheel: Path
     assert "first" in _run([command, "ls"], work)
     _run([command, "verify", "installed/first"], work)
     assert "first" in _run([str(python), "-m", "ml_dash", "ls"], work)
+
+    # The daemon comes along, and its unit names the program that was installed, not the one of the repository.
+    daemon = python.parent / "ml-dash-syncd"
+    assert f"ExecStart={daemon} run\n" in _run([str(daemon), "install", "--user", "--print"], work)
+    # The server needs its extra, and says so.
+    done = subprocess.run(
+        [command, "server", "--port", "0"], cwd=work, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert "ml-dash[server]" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def _closure(requirements: list[str]) -> set[str]:

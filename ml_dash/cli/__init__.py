@@ -9,6 +9,7 @@ from collections.abc import Sequence
 OK = 0
 FAILURE = 1
 USAGE = 2
+UNSENT = 3
 DAMAGE = 4
 INTERRUPTED = 130
 BROKEN_PIPE = 141

@@ -37,6 +37,9 @@ class Styled(NamedTuple):
 
 Cell = str | Styled
 
+Tell = Callable[[int, int], None]
+"""Shows (done, all) as progress."""
+
 
 def prepare_streams() -> None:
     """Lets a terminal that cannot show a character show its code, where Python would raise."""
@@ -222,7 +225,7 @@ def _columns(text: str) -> int:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress(title: str) -> Iterator[Tell | None]:
     """A function that takes (done, all) and shows them on stderr; None where nobody would see it."""
     if not on_terminal(sys.stderr):
         yield None

@@ -1,21 +1,22 @@
-"""`ml-dash demo`: a training that is killed and resumed, told step by step."""
+"""`ml-dash demo`: a training that is killed and resumed, beside a server that is killed too, told step by step."""
 
 from __future__ import annotations
 
 import os
 import random
 import shlex
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ml_dash import read
+from ml_dash import config, read
 from ml_dash.cli import DAMAGE, FAILURE, console
 from ml_dash.cli.plot import plot
-from ml_dash.demo import story
+from ml_dash.demo import stage, story
 from ml_dash.demo.train import EPOCHS
 from ml_dash.verify import verify
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 PLOT_HEIGHT = 9
+DRAIN_S = 30.0
+"""How long the server may take to catch up. It takes a second where the machine has nothing else to do."""
+LOCAL_ONLY = """
+What a server needs is not installed, so none was killed. For that part of the demo:
+  pip install 'ml-dash[server]' && ml-dash demo"""
 
 
 @click.command()
@@ -40,37 +46,78 @@ def command(ctx: click.Context, path: Path | None) -> None:
     name = story.free_name(path)
     full = f"{story.PROJECT}/{name}"
     console.say(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
+    place = stage.Stage(_backstage(path, name)) if stage.is_possible() else None
+    with place or nullcontext():
+        if place is not None:
+            console.say(f"A server at {place.url} and the uploader run beside it, and end with this demo.")
+        told = _train(name, path, place)
+        synced = _say_proof(full, path, place) if place is not None else True
+    located = read.locate(full, path)
+    report = verify(located)
+    verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
+    console.say(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
+    console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
+    points = read.view(located).series("loss", "loss", 8 * console.width())
+    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
+    console.say(_next_steps(full, path))
+    if place is None:
+        console.say(LOCAL_ONLY)
+    if report.damaged:
+        ctx.exit(DAMAGE)
+    if not (told and synced):
+        ctx.exit(FAILURE)
+
+
+def _backstage(path: Path | None, name: str) -> Path:
+    """Where the server and the daemon keep their things: in the store, under a name that no project can have."""
+    return config.resolve(local_path=path, env=story.environment({})).store / ".demo" / name
+
+
+def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
+    """Trains, with all that goes wrong meanwhile; whether everything that was acknowledged is there."""
+    full = f"{story.PROJECT}/{name}"
+    env = place.environment() if place is not None else None
     kill_after = story.POINTS // 2 + random.randrange(story.POINTS // 20)
     with _epochs("training") as progress:
-        first = story.run(name, path, kill_after=kill_after, progress=progress)
+        cut = {kill_after // 2: place.kill_server} if place is not None else None
+        first = story.run(name, path, kill_after=kill_after, progress=progress, env=env, cues=cut)
     located = read.locate(full, path)
     after_kill = story.count(read.view(located), [first])
     killed = console.styled("Killed it", "bold red")
+    if place is not None:
+        console.say(f"{console.styled('Killed the server', 'bold red')} with SIGKILL. Training did not notice.")
     status = console.styled(read.record(located)["status"], "yellow")
     console.say(f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}.")
+
     with _epochs("resumed", first.epochs) as progress:
-        second = story.run(name, path, kill_after=None, progress=progress)
+        back = {kill_after // 3: place.start_server} if place is not None else None
+        second = story.run(name, path, kill_after=None, progress=progress, env=env, cues=back)
     view = read.view(located)
-    in_all = story.count(view, [first, second])
     resumed, status = (
         console.styled("Resumed it", "bold green"),
         console.styled(view.record()["status"], "green"),
     )
     start = EPOCHS - second.epochs
     console.say(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
+    if place is not None:
+        console.say(f"{console.styled('Started the server again', 'bold green')} meanwhile, with the data that it had.")
+    in_all = story.count(view, [first, second])
     console.say()
     _say_counts({"when it was killed": after_kill, "at the end": in_all})
-    report = verify(located)
-    verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
-    console.say(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
-    console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
-    points = view.series("loss", "loss", 8 * console.width())
-    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
-    console.say(_next_steps(full, path))
-    if report.damaged:
-        ctx.exit(DAMAGE)
-    if not (after_kill.complete and in_all.complete):
-        ctx.exit(FAILURE)
+    return after_kill.complete and in_all.complete
+
+
+def _say_proof(full: str, path: Path | None, place: stage.Stage) -> bool:
+    """Waits until the server has caught up, and shows how one can tell; whether it has."""
+    place.wait_for_server()
+    place.hurry()
+    deadline = time.monotonic() + DRAIN_S
+    complete, shown = stage.sync_status(full, path, place.environment())
+    while not complete and time.monotonic() < deadline:
+        time.sleep(0.2)  # each look starts a process, and hashes everything on both sides
+        complete, shown = stage.sync_status(full, path, place.environment())
+    console.say(f"\nOn the server ({_bold(f'ml-dash sync status {full}')}):\n{shown.rstrip()}")
+    return complete
 
 
 def _bold(text: str) -> str:

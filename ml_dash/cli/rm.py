@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -9,12 +11,17 @@ import click
 
 from ml_dash import read
 from ml_dash.cli import FAILURE, console, options
+from ml_dash.errors import NotFound, RemoteError, ServerRefused
+from ml_dash.names import experiment_id
+from ml_dash.protocol import UNKNOWN
+from ml_dash.register import Registration, by_journal, registrations, unregister
 from ml_dash.remove import remove
 
 
 @click.command()
 @click.argument("experiments", nargs=-1, required=True, shell_complete=options.complete_experiment)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--remote", "there_too", is_flag=True, help="On the servers that they go to, too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
 @options.path_option
 @options.json_option
@@ -23,31 +30,46 @@ def command(
     ctx: click.Context,
     experiments: tuple[str, ...],
     yes: bool,
+    there_too: bool,
     dry_run: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """Remove experiments, journal and folder together.
 
-    Unlike elsewhere, EXPERIMENT must be given. An experiment that a live process has open is not removed.
+    Unlike elsewhere, EXPERIMENT must be given. An experiment that a live process has open is not removed. With --remote
+    the servers are told first; where one cannot be reached, nothing is removed.
     """
     found = [read.locate(experiment, path) for experiment in experiments]
     chosen = list({located.journal: located for located in found}.values())
     plans = [(located, remove(located, dry_run=True)) for located in chosen]
+    goes_to = _destinations(chosen, needed=there_too)
     if not dry_run and not yes:
         if not console.on_terminal(sys.stdin):
             raise click.UsageError("There is no terminal to ask on: give --yes (or --dry-run).", ctx)
         for located, plan in plans:
             amount = _amount(plan.files, plan.bytes)
-            console.note(f"{located.project}/{located.name}: {amount} in {plan.folder}")
+            also = f", and on {_urls(goes_to[located.journal])}" if there_too else ""
+            console.note(f"{located.project}/{located.name}: {amount} in {plan.folder}{also}")
         if not click.confirm(f"Remove {console.plural(len(plans), 'experiment')} for ever?", err=True):
             ctx.exit(FAILURE)
+    if there_too and not dry_run:
+        # All of them before the first is removed.
+        for one in {(one.remote, one.user, one.login): one for mine in goes_to.values() for one in mine}.values():
+            _check_reachable(one)
     done = []
     for located in chosen:
+        if there_too and not dry_run:
+            for one in goes_to[located.journal]:
+                _remove_there(located, one)
         report = remove(located, dry_run=dry_run)
+        if not dry_run:
+            for one in goes_to[located.journal]:
+                unregister(one)
         done.append({
             "project": located.project, "name": located.name, "path": str(report.folder),
             "journal": str(report.journal), "files": report.files, "bytes": report.bytes,
+            "remotes": [one.remote for one in goes_to[located.journal]] if there_too else [],
             "removed": not dry_run,
         })  # fmt: skip
         if not as_json:
@@ -56,6 +78,44 @@ def command(
             console.say(f"{verb} {name}: {_amount(report.files, report.bytes)}")
     if as_json:
         console.say_json(done)
+
+
+def _destinations(chosen: list[read.Located], *, needed: bool) -> dict[Path, list[Registration]]:
+    """Where each journal goes. Raises NotFound, if `needed`, for one that goes nowhere."""
+    known = by_journal(registrations())
+    found = {located.journal: known.get(os.path.realpath(located.journal), []) for located in chosen}
+    for located in chosen:
+        if needed and not found[located.journal]:
+            raise NotFound(
+                f"{located.project}/{located.name} is not registered for any server on this host; nothing was removed",
+                hint="leave --remote away to remove what is here",
+            )
+    return found
+
+
+def _urls(goes_to: list[Registration]) -> str:
+    return ", ".join(one.remote for one in goes_to)
+
+
+def _check_reachable(registration: Registration) -> None:
+    from ml_dash.proof import connect
+
+    try:
+        connect(registration).close()
+    except RemoteError as error:
+        raise RemoteError(f"nothing was removed: {error.message}", hint=error.hint) from error
+
+
+def _remove_there(located: read.Located, registration: Registration) -> None:
+    from ml_dash import remote
+    from ml_dash.proof import connect
+
+    with contextlib.closing(connect(registration)) as link:
+        try:
+            remote.remove(link, experiment_id(located.project, located.name))
+        except ServerRefused as refused:
+            if refused.code != UNKNOWN:  # it never arrived there
+                raise
 
 
 def _amount(files: int, size_bytes: int) -> str:

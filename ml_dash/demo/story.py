@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ POINTS = EPOCHS * ((150 - HELD_OUT) // BATCH + 2)
 
 Progress = Callable[[int], None]
 """Called with the number of the epoch that has just ended."""
+
+Cues = Mapping[int, Callable[[], None]]
+"""What to do, besides, when a training has reported that many calls. It goes on meanwhile."""
 
 
 class DemoError(MLDashError):
@@ -92,19 +95,28 @@ def free_name(path: Path | None) -> str:
     return f"iris-{number}"
 
 
-def run(name: str, path: Path | None, *, kill_after: int | None, progress: Progress) -> Acknowledged:
+def run(
+    name: str,
+    path: Path | None,
+    *,
+    kill_after: int | None,
+    progress: Progress,
+    env: Mapping[str, str] | None = None,
+    cues: Cues | None = None,
+) -> Acknowledged:
     """Trains in a process of its own, and kills it after `kill_after` calls; what it was told until then.
 
-    Without `kill_after` the experiment must exist, and training goes on to its end.
+    Without `kill_after` the experiment must exist, and training goes on to its end. `env` is that of the process.
     """
     resume = "must" if kill_after is None else "never"
     command = [sys.executable, str(Path(__file__).with_name("victim.py")), name, str(path or ""), resume]
     told = Acknowledged()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment(), start_new_session=True) as process:
+    env = environment({}) if env is None else env
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, start_new_session=True) as process:
         watchdog = threading.Timer(SILENCE_S, process.kill)
         watchdog.start()
         try:
-            _listen(process, told, kill_after, progress)
+            _listen(process, told, kill_after, progress, cues or {})
         finally:
             watchdog.cancel()
             process.kill()
@@ -112,21 +124,38 @@ def run(name: str, path: Path | None, *, kill_after: int | None, progress: Progr
     return told
 
 
-def _environment() -> dict[str, str]:
-    """The victim finds the same modules as we do, whether they are installed or not; it needs no server."""
-    ours = ("ML_DASH_DISABLED", "ML_DASH_REMOTE", "ML_DASH_USER_NAME", "ML_DASH_API_KEY")
-    kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return {**kept, "ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    """For our processes: they find the same modules as we do, installed or not, and no server but the one in `more`.
+
+    Nor a proxy on the way to it.
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    ours = {"ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
+    return {**kept, **ours, **more}
 
 
-def _listen(process: subprocess.Popen[bytes], told: Acknowledged, kill_after: int | None, progress: Progress) -> None:
+_NOT_OURS = frozenset(
+    [
+        *("ML_DASH_DISABLED", "ML_DASH_REMOTE", "ML_DASH_USER_NAME", "ML_DASH_API_KEY", "ML_DASH_EXIT_WAIT"),
+        *("ML_DASH_JWT_SECRET", "JWT_SECRET", "JWT_EXPIRATION", "MONGODB_URI", "S3_BUCKET", "S3_ENDPOINT", "PORT"),
+        *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "no_proxy"),
+    ]
+)
+
+
+def _listen(
+    process: subprocess.Popen[bytes], told: Acknowledged, kill_after: int | None, progress: Progress, cues: Cues
+) -> None:
     """Notes every line up to the end of the pipe: what was said before the kill counts, if read later too."""
     assert process.stdout is not None
+    waiting = sorted(cues)
     for line in process.stdout:
         if not line.endswith(b"\n"):
             return
         kind, *facts = json.loads(line)
         told.note(kind, facts)
+        while waiting and told.count >= waiting[0]:
+            cues[waiting.pop(0)]()
         if kind == "point" and facts[0] == "loss":
             progress(facts[1]["epoch"] + 1)
         if kill_after is not None and told.count >= kill_after and not told.killed:

@@ -13,13 +13,14 @@ from typing import Final
 
 from ..durable import replace_file, sync_folder
 from ..errors import Damaged, JournalError
-from ..frames import OrderHeader, decode_order_header, encode_header, header_size
+from ..frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
 
 JOURNAL: Final = ".journal"
 SEGMENTS: Final = "segments"
 BLOBS: Final = "blobs"
 ORDER: Final = "order"
 CHECKPOINT: Final = "checkpoint"
+BASE: Final = "base"
 TURN: Final = "turn.lock"
 ROLL_BYTES: Final = 64 << 20
 
@@ -99,7 +100,7 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
 
 
 def read_identity(journal: Path) -> OrderHeader:
-    """Which experiment a journal belongs to, from its `order`; from a segment where that is lost."""
+    """Which experiment a journal belongs to, from its `order`; from the base or a segment where that is lost."""
     from ..frames import decode_header
 
     try:
@@ -110,6 +111,9 @@ def read_identity(journal: Path) -> OrderHeader:
             start += file.read(max(0, header_size(start) - len(start)))
         return decode_order_header(start)[0]
     except (OSError, Damaged) as error:
+        # Segments may have been brought from another journal of the experiment; a base is of this one.
+        with contextlib.suppress(OSError, Damaged), (journal / BASE).open("rb") as file:
+            return decode_order_header(file.read(1 << 16), BASE_MAGIC)[0]
         for _, path in list_segments(journal):
             try:
                 with path.open("rb") as file:

@@ -16,19 +16,22 @@ from zlib import crc32
 import msgspec
 
 from ..durable import boot_id, fail_point, replace_file
+from ..journal import base as bases
 from ..journal.segment import CHECKPOINT
 from ..state import FOLD_VERSION, Range, State
 
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
 LINES_PER_MARK: Final = 1000
 _MAGIC: Final = b"\x89MLDCHK\n"
 
 
 @dataclass(slots=True)
 class LineFile:
-    """A file of lines: how long it is, how many lines, and where every 1,000th line starts.
+    """A file of lines: how long it is, and where in it the first line and every one with a round number start.
 
-    Of its bytes, the first `safe` were seen on disk after a boot of the machine; `crc` is the CRC-32 of the others.
+    `lines` is the number of the line that comes next, `first` that of the first one in the file: not 0 where a base
+    stands for those before. Of its bytes, the first `safe` were seen on disk after a boot of the machine; `crc` is the
+    CRC-32 of the others.
     """
 
     size: int = 0
@@ -36,6 +39,12 @@ class LineFile:
     marks: list[int] = field(default_factory=list)
     safe: int = 0
     crc: int = 0
+    first: int = 0
+
+    def mark_before(self, number: int) -> tuple[int, int]:
+        """(index into `marks`, number of the line that starts there) of the last mark up to a line."""
+        index = number // LINES_PER_MARK - self.first // LINES_PER_MARK
+        return index, max(self.first, number // LINES_PER_MARK * LINES_PER_MARK)
 
 
 @dataclass(slots=True)
@@ -57,6 +66,10 @@ class Checkpoint:
 
     fold_version: int = FOLD_VERSION
     layout_version: int = LAYOUT_VERSION
+    # The base that folding began at (see `journal.base.identity_of`), empty if at nothing.
+    base: str = ""
+    # What the base stands for: segment id → so many bytes.
+    stood: dict[str, int] = field(default_factory=dict)
     boot: str = ""
     order_identity: str = ""
     order_position: int = 0
@@ -86,7 +99,11 @@ def save(journal: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(journal: Path) -> Checkpoint | None:
-    """The checkpoint of a journal; None if there is none that can be used."""
+    """The checkpoint of a journal; None if there is none that can be used.
+
+    Raises JournalError if there is a base that cannot be used: what it stands for is nowhere else on this machine.
+    """
+    base = bases.identity_of(journal)
     path = journal / CHECKPOINT
     try:
         content = path.read_bytes() if path.is_file() else b""
@@ -101,7 +118,7 @@ def load(journal: Path) -> Checkpoint | None:
         return None
     if checkpoint.fold_version != FOLD_VERSION or checkpoint.layout_version != LAYOUT_VERSION:
         return None
-    return checkpoint
+    return checkpoint if checkpoint.base == base else None
 
 
 def signature(journal: Path) -> tuple[int, int, int] | None:

@@ -78,9 +78,13 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         for part in ("logs", "metrics", "files"):
             self._make(self.path / part)
-        logs = self.path / LOGS
-        if not logs.exists():
-            logs.touch()
+        for name, lines in self.layout.metrics.items():
+            if not lines.size:
+                self._make(self.metric_folder(name))
+        for path, lines in self.line_files():
+            # No line yet, or none that is not before the base.
+            if not lines.size and not path.exists():
+                path.touch()
         shown = {(self.path / "files" / path).parent for path in self.layout.placed}
         metrics = map(self.metric_folder, self.layout.metrics)
         # In the folder only where it is on another file system than the journal.
@@ -111,8 +115,9 @@ class Folder:
         for name, blocks in edits.points.items():
             known = self.layout.metrics.get(name)
             if known is None:
-                self._make(self.metric_folder(name))
                 known = self.layout.metrics[name] = LineFile()
+            if not known.size:
+                self._make(self.metric_folder(name))
             pieces = [piece for block in blocks for piece in _pieces(block)]
             _append(self.points_file(name), known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
         edits.clear()
@@ -231,7 +236,7 @@ def _cuts(start: int, count: int) -> list[int]:
 def _append(path: Path, known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> None:
     size, written = known.size, bytearray()
     for piece, count in zip(pieces, counts, strict=True):
-        if known.lines % LINES_PER_MARK == 0:
+        if known.lines % LINES_PER_MARK == 0 or known.lines == known.first:
             known.marks.append(size + len(written))
         known.lines += count
         written += piece

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from .. import blobs
-from ..durable import boot_id
+from ..durable import boot_id, data_sync
 from ..errors import JournalError, StorageError
 from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
 from ..lock import Liveness, Turn, probe
@@ -25,6 +25,7 @@ from . import trust
 from .checkpoint import Checkpoint, Layout
 from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, OrderChanged, Pace, Replay
+from .start import begin
 
 # While training, what changes with every pass (documents, checkpoint) is rewritten for at most this share of the time.
 _SHARE: Final = 0.02
@@ -172,10 +173,10 @@ class Projector:
         if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
             return replay, folder
         found = checkpoints.load(self.journal)
-        rebooted = found is not None and found.boot != boot_id()
+        anew = found is None or found.boot != boot_id()
         if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
-            found = Checkpoint()
-        self._fresh, self._anew, self._files_changed = True, rebooted or not found.state.events, False
+            found, anew = begin(self.journal, self.folder_path), True
+        self._fresh, self._anew, self._files_changed = True, anew, False
         folder = Folder(self.folder_path, self.journal, found.layout)
         replay = Replay(self.journal, found)
         replay.edits.metrics.update(found.layout.stale)
@@ -248,20 +249,55 @@ class Projector:
             if parse_blob(name) is not None:
                 blobs.release(self.journal, name)
 
+    # -- for who has the turn, and changes the base -----------------------------------------------------------------
+
+    def advance_in_turn(self) -> Checkpoint:
+        """Bring the folder up to date; where that has come to."""
+        self._advance_in_turn(None, complete=True)
+        assert self._replay is not None
+        return self._replay.at
+
+    @property
+    def troubles(self) -> dict[str, Exception]:
+        """What could not be read, see `Replay.troubles`."""
+        return self._replay.troubles if self._replay is not None else {}
+
+    def sync(self) -> None:
+        """What was read so far, its order and the folder's lines survive a power cut."""
+        assert self._replay is not None
+        assert self._folder is not None
+        self._replay.sync()
+        for path, lines in self._folder.line_files():
+            if lines.size:
+                with path.open("rb") as file:
+                    data_sync(file.fileno())
+
+    def begin_at_base(self) -> None:
+        """The base has changed: what the folder holds is no longer counted on.
+
+        Lines from before the base go, but for those that it has kept; so does what is shown under files/ and has no
+        content in the journal any more.
+        """
+        self._start_anew()
+        self._advance_in_turn(None, complete=True)
+
     # -- rebuilding --------------------------------------------------------------------------------------------------
 
     def rebuild(self, progress: Callable[[int, int], None] | None = None) -> RebuildReport:
         """Remove every derived file and write it again from the journal and `order`, byte-identical.
 
-        `progress(events, bytes_of_segments)` is called now and then. Waits for up to 30 s for the turn.
+        Lines that a base has kept, and that are still the same, stay: they cannot be made again here.
+        `progress(events, bytes_of_segments)` is called now and then. Waits for up to 30 s for the turn. Raises
+        JournalError, with nothing removed, if there is a base that cannot be used.
         """
         with self.having_turn(_WAIT_S) as taken:
             if not taken:
                 raise OSError(f"{self.journal}: another process has been projecting it for {_WAIT_S:.0f} s")
             begun = monotonic()
             size = sum(path.stat().st_size for _, path in list_segments(self.journal))
+            kept = Folder(self.folder_path, self.journal, begin(self.journal, self.folder_path).layout)
             self._start_anew()
-            _remove_derived(self.folder_path)
+            _remove_derived(self.folder_path, {path: lines.size for path, lines in kept.line_files() if lines.size})
             pace = None if progress is None else Pace(_REBUILD_SLICE, lambda: progress(self.state.events, size))
             # Versions of files that were kept when they were replaced are kept now.
             self._keeps = True
@@ -272,14 +308,30 @@ class Projector:
             return RebuildReport(self.state.events, size, monotonic() - begun)
 
 
-def _remove_derived(folder: Path) -> None:
-    """Remove what a projection writes, and nothing else."""
+def _remove_derived(folder: Path, kept: dict[Path, int]) -> None:
+    """Remove what a projection writes, and nothing else; of files that are kept, the first bytes stay."""
     for name in (EXPERIMENT, PARAMETERS, "logs", "metrics", "files"):
         path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+        if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
+        elif any(path in one.parents for one in kept):
+            _empty_but(path, kept)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _empty_but(top: Path, kept: dict[Path, int]) -> None:
+    for base, folders, names in os.walk(top, topdown=False):
+        for name in [*names, *folders]:
+            path = Path(base, name)
+            if path in kept:
+                os.truncate(path, kept[path])
+            elif path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)
+            else:
+                # Not empty if it holds what is kept.
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 def journal_is_there(journal: Path) -> bool:

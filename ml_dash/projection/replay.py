@@ -25,7 +25,7 @@ from ..fold import fold, fold_death
 from ..frames import HEAD, Event
 from ..journal.order import Order, Stretch, death_payload, stretch_payload
 from ..journal.reader import Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
-from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name
+from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
 from ..lock import Liveness, probe
 from ..state import Edits, Range
 from .checkpoint import Checkpoint
@@ -83,6 +83,7 @@ class Replay:
         self._look_at_all = 0.0
         # Segment file name → its size when there was a rest in it that is no whole frame.
         self._left: dict[str, int] = {}
+        self._journal_id = b""
 
     def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None, unordered: Sink | None = None) -> bool:
         """Fold all that is new; was there anything?
@@ -104,6 +105,16 @@ class Replay:
         self._thorough = False
         return (self.state.events, self.state.status) != before
 
+    def follow(self, end: int, sink: Sink) -> None:
+        """Fold what `order` records before its byte `end`, and nothing else. Raises as `catch_up` does."""
+        self._order = Order(self.journal)
+        self._order.open(write=False)
+        try:
+            self._check_order()
+            self._follow_order(sink, None, end)
+        finally:
+            self._order.close()
+
     # -- what order says ---------------------------------------------------------------------------------------------
 
     def _check_order(self) -> None:
@@ -116,11 +127,13 @@ class Replay:
         if self._order.identity != self.at.order_identity or (size is not None and size < self.at.order_position):
             raise OrderChanged(self._order.path)
 
-    def _follow_order(self, sink: Sink, pace: Pace | None) -> None:
+    def _follow_order(self, sink: Sink, pace: Pace | None, end: int | None = None) -> None:
         """Fold what is recorded. The position in `order` moves only behind what is folded whole."""
         waiting: Stretch | None = None
         behind = self.at.order_position
         for record, position in self._order.read(self.at.order_position):
+            if end is not None and position > end:
+                break
             if isinstance(record, Stretch) and waiting is not None and _continues(waiting, record):
                 waiting = Stretch(waiting.segment, waiting.start, record.end)
             else:
@@ -134,11 +147,16 @@ class Replay:
         self.at.order_position = behind
 
     def _fold_stretch(self, stretch: Stretch | None, sink: Sink, pace: Pace | None) -> None:
-        segment = self._segment_of(stretch.segment) if stretch is not None else None
-        if stretch is None or segment is None:
+        if stretch is None:
+            return
+        covered = self.at.covered.get(stretch.segment, [])
+        if covered and stretch.start < stretch.end and not list(holes(covered, stretch.start, stretch.end)):
+            # Folded already; a base may stand for the segment, and it is not here.
+            return
+        segment = self._segment_of(stretch.segment)
+        if segment is None:
             return
         start = max(stretch.start, segment.first)
-        covered = self.at.covered.get(segment.id, [])
         before = covered[-1][1] if covered else segment.first
         if before < start:
             # What no record names (the one that did is damaged) comes no later than what follows it.
@@ -211,7 +229,10 @@ class Replay:
     def _sequence(self, segment: Segment, size: int, sink: Sink, record: bool, pace: Pace | None) -> None:
         if segment.writer not in self.state.writers:
             # Whoever died before this writer came is noted first: the run it began is over.
-            self._note_deaths(record)
+            self._note_deaths(record, all_of_them=self._is_of_here(segment))
+        if size <= self.at.stood.get(segment.id, 0):
+            self._left[segment.path.name] = size
+            return
         torn = size
         covered = self.at.covered.get(segment.id, [])
         if covered and covered[-1][1] > size:
@@ -253,10 +274,16 @@ class Replay:
 
     # -- who died ----------------------------------------------------------------------------------------------------
 
-    def _note_deaths(self, record: bool) -> None:
+    def _note_deaths(self, record: bool, *, all_of_them: bool = False) -> None:
+        """Note who died; of writers elsewhere, whose locks say nothing here, only when a writer of here takes over.
+
+        If one of those does live, its next event makes the note void.
+        """
         for writer in list(self.state.alive):
             own = self._paths.get(writer, {})
             if own and not self._is_gone(writer, own):
+                continue
+            if not all_of_them and self._is_elsewhere(own):
                 continue
             if record:
                 last = self._open(own[max(own)]) if own else None
@@ -266,6 +293,22 @@ class Replay:
             else:
                 self.assumed = True
             fold_death(self.state, writer, self.edits)
+
+    def _is_elsewhere(self, own: dict[int, Path]) -> bool:
+        """Did a writer with these segments here write to another journal, or into what the base stands for?"""
+        if not own:
+            return bool(self.at.base)
+        last = self._open(own[max(own)])
+        return last is not None and not self._is_of_here(last)
+
+    def _is_of_here(self, segment: Segment) -> bool:
+        """Was it written to this journal? `pull` brings those of others, too."""
+        try:
+            self._journal_id = self._journal_id or read_identity(self.journal).journal
+        except (OSError, JournalError):
+            # Nothing says which journal this is; so nothing says that a segment was brought here.
+            return True
+        return segment.header.journal == self._journal_id
 
     def _is_gone(self, writer: str, own: dict[int, Path]) -> bool:
         """Is its lock free, and is there nothing of it that was not read?"""

@@ -30,7 +30,7 @@ def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
     """Is everything there that the checkpoint counts? Bytes that were checked are noted in it as safe."""
     try:
         return (
-            _is_consistent(checkpoint)
+            is_consistent(checkpoint)
             and all(path.stat().st_size >= lines.size for path, lines in folder.line_files())
             and (checkpoint.boot == boot_id() or _survived(checkpoint, folder))
         )
@@ -38,7 +38,7 @@ def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
         return False
 
 
-def _is_consistent(checkpoint: Checkpoint) -> bool:
+def is_consistent(checkpoint: Checkpoint) -> bool:
     """Do its parts agree? A CRC does not say so: whoever made it may have meant harm."""
     state, layout = checkpoint.state, checkpoint.layout
     counts = {name: metric.count for name, metric in state.metrics.items() if metric.count}
@@ -71,8 +71,9 @@ def _may_be_recorded(given: dict[str, Any]) -> bool:
 
 
 def _has_marks(lines: LineFile) -> bool:
-    ends = [*lines.marks, lines.size]
-    return len(lines.marks) == -(-lines.lines // LINES_PER_MARK) and sorted(ends) == ends and ends[0] == 0
+    ends, first = [*lines.marks, lines.size], lines.first
+    marks = -(-lines.lines // LINES_PER_MARK) - first // LINES_PER_MARK if lines.lines > first else 0
+    return 0 <= first <= lines.lines and len(lines.marks) == marks and sorted(ends) == ends and ends[0] == 0
 
 
 def _stays_inside(path: str) -> bool:
@@ -100,7 +101,9 @@ def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
         covered = checkpoint.covered.get(segment.id) if segment is not None else None
         if segment is None or not covered:
             continue
-        if not all(_is_all_frames(segment, max(start, safe), end) for start, end in covered if end > safe):
+        # What a base stands for is not read again.
+        seen = max(safe, checkpoint.stood.get(segment.id, 0))
+        if not all(_is_all_frames(segment, max(start, seen), end) for start, end in covered if end > seen):
             return False
         checkpoint.safe[path.name] = covered[-1][1]
     return True

@@ -52,7 +52,7 @@ def make_app(core: Server, settings: ServerSettings) -> App:
     """The application over an open core; whoever made the core closes it."""
     hub = Hub()
     core.on_change(hub.changed)
-    return App(Services(core, settings, Doorkeeper(core, settings), Observer(), hub))
+    return App(Services(core, settings, Doorkeeper(core, settings), Observer(), hub, tuple(ROUTES)))
 
 
 class App:

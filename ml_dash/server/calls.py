@@ -59,6 +59,7 @@ class Services:
     doorkeeper: Doorkeeper
     observer: Observer
     hub: Hub
+    routes: tuple[Route, ...]
     budget: Budget = field(default_factory=Budget)
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))

@@ -93,11 +93,9 @@ _REDIRECTS: Final = ("log_in", "log_out")
 
 
 @cache
-def description() -> bytes:
-    """The whole description, as JSON."""
-    from .app import ROUTES
-
-    return msgspec.json.encode(_described(ROUTES))
+def description(routes: tuple[Route, ...]) -> bytes:
+    """The whole description of these calls, as JSON."""
+    return msgspec.json.encode(_described(routes))
 
 
 def _described(routes: Iterable[Route]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ _FORM_BYTES: Final = 8 << 10
 _PAGE: Final = 200
 _PAGE_HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+    "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
 }
 
@@ -31,7 +32,8 @@ async def health(call: Call) -> Response:
     good = all(state == "connected" for state in found.values())
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     uptime = round(time.monotonic() - call.services.observer.began, 3)
-    return answer({"status": "ok" if good else "degraded", "timestamp": now, "uptime": uptime, **found}, 200 if good else 503)
+    document = {"status": "ok" if good else "degraded", "timestamp": now, "uptime": uptime, **found}
+    return answer(document, 200 if good else 503)
 
 
 async def ready(call: Call) -> Response:
@@ -50,7 +52,7 @@ async def figures(call: Call) -> Response:
 
 async def openapi(call: Call) -> Response:
     """What this server can be asked, as OpenAPI 3.1."""
-    return raw_json(description())
+    return raw_json(description(call.services.routes))
 
 
 async def whoami(call: Call) -> Response:

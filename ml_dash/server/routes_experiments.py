@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final, TypedDict
 
 from starlette.responses import Response, StreamingResponse
@@ -112,9 +113,10 @@ class _Stream(StreamingResponse):
 
     def __init__(self, call: Call, name: str, listener: Any, known: int | None) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        stream = call.services.hub.stream(name, listener, known)
+        hub = call.services.hub
+        stream = hub.stream(name, listener, known)
         super().__init__(stream, headers=headers, media_type="text/event-stream")
-        self._leave = lambda: call.services.hub.leave(call.namespace, name, listener)
+        self._leave = partial(hub.leave, call.namespace, name, listener)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:

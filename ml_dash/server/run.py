@@ -52,7 +52,8 @@ def serve(settings: ServerSettings) -> None:
             server = _Server(config, app)
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"ml-dash server listening on http://{shown}:{port}", flush=True)
+            sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
+            sys.stdout.flush()
             log.info("started", extra={**described_settings(settings), "port": port})
             server.run(sockets=[listener])
     finally:

@@ -413,7 +413,7 @@ def test_wait_synced_that_cannot_happen_is_false_at_once_and_logs_why(
 ) -> None:
     with make(remote="http://localhost:1", user_name="alice") as experiment:
         assert experiment.wait_synced(timeout=1000) is False
-    assert "uploads nothing to http://localhost:1" in caplog.text
+    assert "no ml-dash-syncd runs, and ML_DASH_AUTOSYNC is off" in caplog.text
 
 
 def test_a_server_that_is_not_there_changes_nothing(make: Make) -> None:

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 import ml_dash
-from ml_dash import Experiment, read
-from ml_dash.demo import story
+from ml_dash import Experiment, config, read
+from ml_dash.demo import stage, story
 from ml_dash.demo.network import SPECIES, Network, load_flowers
 from ml_dash.demo.train import EPOCHS
 
@@ -36,6 +37,9 @@ def test_the_demo_kills_resumes_counts_and_shows(shell: Shell) -> None:
     assert all(acknowledged == found for _, acknowledged, found in counts)
     assert int(counts[0][1].replace(",", "")) > 1000
     for text in (
+        "Killed the server",
+        "Started the server again",
+        "digests equal",
         "Status: interrupted",
         "Status: completed",
         "intact",
@@ -61,6 +65,66 @@ def test_what_the_demo_leaves_is_a_killed_and_a_resumed_run(shell: Shell, tmp_pa
     flowers = load_flowers()
     assert Network(saved["hidden"], saved["output"]).accuracy(flowers) > 0.9
     shell.ok("verify", "--path", "here")
+
+
+def test_nothing_that_the_demo_started_is_left(shell: Shell, tmp_path: Path) -> None:
+    shell.ok("demo", "--path", "here")
+    (backstage,) = tmp_path.glob("here/.demo/*")
+    state = backstage / "state"
+    assert {path.name for path in backstage.iterdir()} >= {"server", "state", "server.log", "daemon.log"}
+    running = [
+        process.pid
+        for process in psutil.process_iter()
+        if str(backstage) in _environment_of(process).get("XDG_STATE_HOME", "") or _folder_of(process) == backstage
+    ]
+    assert not running
+    # Nor has it touched the user's own state, login or daemon.
+    assert list(state.rglob("registered/*.json"))
+    assert not list(config.state_folder(shell.environment()).glob("registered/*"))
+
+
+def _environment_of(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:  # of somebody else, or gone
+        return {}
+
+
+def _folder_of(process: psutil.Process) -> Path | None:
+    try:
+        return Path(process.cwd())
+    except (psutil.Error, OSError):
+        return None
+
+
+def test_without_a_server_installed_the_demo_shows_the_rest_and_says_how_to_get_it(shell: Shell) -> None:
+    program = "import sys; sys.modules['uvicorn'] = None; from ml_dash.cli import main; main(['demo'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=shell.folder, env=shell.environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nothing lost" in done.stdout
+    assert "pip install 'ml-dash[server]'" in done.stdout
+    assert "digests" not in done.stdout
+    assert [path.name for path in (shell.folder / ".ml-dash").iterdir() if path.name != ".gitignore"] == ["demo"]
+
+
+def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+    words = "import sys; print('first'); sys.exit('no port is free')"
+    process = stage._Process("server", ["-c", words], tmp_path, story.environment({}))
+    with pytest.raises(story.DemoError, match=r"the server did not start: no port is free; see .*server\.log"):
+        process.said(re.compile("http://"), 30)
+    process.end()
+    assert (tmp_path / "server.log").read_text() == "first\nno port is free\n"
+
+
+def test_cues_come_at_their_count_and_training_goes_on(tmp_path: Path) -> None:
+    said: list[str] = []
+    cues = {50: lambda: said.append("fifty"), 10: lambda: said.append("ten")}
+    told = story.run("cued", tmp_path, kill_after=200, progress=lambda _: None, cues=cues)
+    assert said == ["ten", "fifty"]
+    assert told.count >= 200
 
 
 def test_a_second_demo_takes_the_next_name(tmp_path: Path) -> None:

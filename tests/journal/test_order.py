@@ -41,7 +41,7 @@ def records(order: Order, start: int = 0) -> list[Record]:
 
 def test_records_come_back_with_the_offset_behind_each(order: Order) -> None:
     behind = [*fill(order, 3), order.append([death_payload(WRITER, SEGMENT, 300)])]
-    expected: list[Record] = [stretch(0), stretch(1), stretch(2), Death(WRITER)]
+    expected: list[Record] = [stretch(0), stretch(1), stretch(2), Death(WRITER, SEGMENT, 300)]
     assert list(order.read(0)) == list(zip(expected, behind, strict=True))
     for position in range(4):
         assert records(order, behind[position]) == expected[position + 1 :]

@@ -1,0 +1,113 @@
+"""`ml-dash push`: registers experiments with a server, sends what it does not have, and proves that it has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from ml_dash import blobs, read, register
+from ml_dash.cli import UNSENT, console, options, sync
+from ml_dash.config import Settings, resolve
+from ml_dash.errors import RemoteError, Unauthorised
+from ml_dash.journal.segment import list_segments
+from ml_dash.login import has_login
+
+_LOOK_EVERY_S = 0.1
+
+Chosen = tuple[read.Located, register.Registration]
+
+
+@click.command()
+@click.argument("experiments", nargs=-1, shell_complete=options.complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="All experiments that are found.")
+@click.option("--remote", metavar="URL", help="The server. Default: ML_DASH_REMOTE, else where they go already.")
+@click.option("--user", metavar="NAME", help="Who you are there. Default: ML_DASH_USER_NAME, else the stored login.")
+@options.path_option
+@options.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiments: tuple[str, ...],
+    everything: bool,
+    remote: str | None,
+    user: str | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Register experiments with a server, send what it does not have, and prove that it has it.
+
+    From then on ml-dash-syncd uploads what is added to them. Exit code 3 if something stays.
+    """
+    if bool(experiments) == everything:
+        raise click.UsageError("Name the experiments, or give --all.", ctx)
+    located = read.find(path) if everything else [read.locate(experiment, path) for experiment in experiments]
+    settings = resolve(remote=remote, user_name=user)
+    chosen = _register(list({one.journal: one for one in located}.values()), settings, ctx)
+    _drain(chosen)
+    shown = [sync.show(one, registration, silent=as_json) for one, registration in chosen]
+    if as_json:
+        console.say_json(shown)
+    if not all(found["complete"] for found in shown):
+        ctx.exit(UNSENT)
+
+
+def _register(located: list[read.Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
+    """Ask for the upload of each. Raises Unauthorised before anything is written if there is no login."""
+    if settings.remote is None:
+        known = register.by_journal(register.registrations())
+        chosen = [(one, found) for one in located for found in known.get(os.path.realpath(one.journal), [])]
+        without = [one for one in located if os.path.realpath(one.journal) not in known]
+        if without or not chosen:
+            names = ", ".join(f"{one.project}/{one.name}" for one in without[:3])
+            raise click.UsageError(f"No server is known for {names or 'them'}: give --remote URL.", ctx)
+        return chosen
+    if settings.api_key is None and not has_login(settings.remote, settings.user_name):
+        raise Unauthorised(f"no login for {settings.remote} yet", hint=f"run: ml-dash login {settings.remote}")
+    return [(one, register.register(one.journal, settings)) for one in located]
+
+
+def _drain(chosen: list[Chosen]) -> None:
+    """Send all of it, by the uploader's own code in a process of its own. Raises RemoteError if that cannot be run."""
+    keys = [argument for _, registration in chosen for argument in ("--registered", registration.key)]
+    command = [sys.executable, "-m", "ml_dash_syncd", "once", *keys]
+    with console.progress("sending") as tell:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            said = _follow(process, chosen, tell)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode not in (0, UNSENT):
+        raise RemoteError(f"ml-dash-syncd could not send: {said or f'exit code {process.returncode}'}")
+
+
+def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], tell: console.Tell | None) -> str:
+    """Show how far it is until it ends; what it said last."""
+    total = sum(_size(located) for located, _ in chosen) if tell is not None else 0
+    while True:
+        try:
+            _, said = process.communicate(timeout=_LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            if tell is not None:
+                tell(sum(_sent(located, registration) for located, registration in chosen), total)
+            continue
+        lines = said.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def _size(located: read.Located) -> int:
+    frames = sum(path.stat().st_size for _, path in list_segments(located.journal))
+    return frames + sum(blobs.names(located.journal).values())
+
+
+def _sent(located: read.Located, registration: register.Registration) -> int:
+    cursor = register.cursor_of(registration)
+    if cursor is None:
+        return 0
+    sizes = blobs.names(located.journal)
+    return sum(cursor.segments.values()) + sum(size for name, size in sizes.items() if name in cursor.blobs)

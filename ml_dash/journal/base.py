@@ -1,0 +1,207 @@
+"""A base: the checksummed snapshot that stands for segments which were freed here, or never brought here.
+
+    header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | body (msgpack, `length` bytes)
+
+The checksum covers the length and the body and starts from the header's. A base is never disposable: what it stands for
+is on the server only. So one that cannot be read is an error wherever the journal is read, and no reader goes on as if
+there were none. docs/format.md draws the same bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from ..durable import fail_point, replace_file
+from ..errors import Damaged, JournalError, NewerFormat
+from ..frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
+from ..state import FOLD_VERSION, State
+from .segment import BASE, parse_name
+
+_HEAD: Final = struct.Struct("<QI")
+ADVICE: Final = "the server has all that it stands for: run ml-dash pull for this experiment, or restore the file"
+
+assert _HEAD.size == 12
+
+
+@dataclass(frozen=True, slots=True)
+class Stood:
+    """A segment that a base stands for: its first `length` bytes have this SHA-256 (hex), as `remote` has proven.
+
+    Ids are in hex; `journal` is the one that its header names; `remote` is empty where the base came from the server.
+    """
+
+    id: str
+    file: str
+    writer: str
+    journal: str
+    length: int
+    sha256: str
+    remote: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A file of lines that stays in the documented folder although it cannot be made again here.
+
+    Its first `size` bytes are the lines before the base, with this CRC-32; `marks` are offsets of every 1,000th line.
+    """
+
+    first: int
+    lines: int
+    size: int
+    crc: int
+    marks: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """All of an experiment up to a point: its folded state there, and what is not needed here because of that."""
+
+    project: str
+    name: str
+    state: State
+    # Segments by their id. Of those that are still here, this much is folded.
+    segments: dict[str, Stood]
+    # Contents that the server holds, whole and verified: blob name → size in bytes.
+    blobs: dict[str, int] = field(default_factory=dict)
+    # Up to where in which `order` file (see `Order.identity`) the state goes.
+    order_identity: str = ""
+    order_position: int = 0
+    # From the store to the documented folder; empty if not known.
+    folder_path: str = ""
+    # Lines that stay in the documented folder: of the logs under "", of metrics under their names.
+    kept: dict[str, Kept] = field(default_factory=dict)
+    fold_version: int = FOLD_VERSION
+
+
+class _Envelope(msgspec.Struct):
+    """What is read before the state is: of another fold it would mean something else."""
+
+    fold_version: int
+    state: msgspec.Raw
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_envelope: Final = msgspec.msgpack.Decoder(_Envelope)
+_decoder: Final = msgspec.msgpack.Decoder(Base)
+
+
+def encode(base: Base) -> bytes:
+    """The body: what a server answers, and what stands in the file behind the header."""
+    return _encoder.encode(base)
+
+
+def decode(body: bytes) -> Base:
+    """The base of a body. Raises Damaged if it is none, NewerFormat or JournalError if it is of another fold."""
+    try:
+        version = _envelope.decode(body).fold_version
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+    if version > FOLD_VERSION:
+        raise NewerFormat(
+            f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}",
+            hint="upgrade ml-dash (the file was not changed)",
+        )
+    if version < FOLD_VERSION:
+        raise JournalError(
+            f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}; it was kept",
+            hint="run ml-dash pull for this experiment: the server folds anew what it stands for",
+        )
+    try:
+        base = _decoder.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+    if not all(_holds(identity, stood) for identity, stood in base.segments.items()):
+        raise Damaged("it names segments that cannot be", hint=ADVICE)
+    return base
+
+
+def _holds(identity: str, stood: Stood) -> bool:
+    name = parse_name(stood.file)
+    return name is not None and name.writer == stood.writer and stood.id == identity and stood.length >= 0
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def save(journal: Path, identity: OrderHeader, base: Base) -> None:
+    """Put a base into a journal, in the place of an older one; on return it survives a power cut."""
+    fail_point("base-before")
+    head = encode_header(replace(identity, nonce=b""), BASE_MAGIC)
+    body = encode(base)
+    replace_file(journal / BASE, head + _HEAD.pack(len(body), _crc(head, body)) + body, sync=True)
+
+
+def _crc(head: bytes, body: bytes) -> int:
+    return crc32(body, crc32(len(body).to_bytes(8, "little"), int.from_bytes(head[-4:], "little")))
+
+
+def exists(journal: Path) -> bool:
+    """Is there a base, good or not?"""
+    return (journal / BASE).exists()
+
+
+def load(journal: Path) -> Base | None:
+    """The base of a journal; None if it has none. Raises Damaged, NewerFormat or JournalError; nothing is changed."""
+    found = read(journal)
+    return None if found is None else found[0]
+
+
+def read(journal: Path) -> tuple[Base, str] | None:
+    """The same, with what `identity_of` says of it."""
+    body = _checked_body(journal)
+    if body is None:
+        return None
+    try:
+        return decode(body), _identity(body)
+    except (Damaged, NewerFormat) as error:
+        raise type(error)(f"{journal / BASE}: {error.message}", hint=error.hint) from None
+    except JournalError as error:
+        raise JournalError(f"{journal / BASE}: {error.message}", hint=error.hint) from None
+
+
+def identity_of(journal: Path) -> str:
+    """What tells this base from another one of the journal, its checksum checked; empty if there is none.
+
+    Raises Damaged or NewerFormat.
+    """
+    body = _checked_body(journal)
+    return "" if body is None else _identity(body)
+
+
+def _identity(body: bytes) -> str:
+    return f"{crc32(body):08x}{len(body):x}"
+
+
+def _checked_body(journal: Path) -> bytes | None:
+    path = journal / BASE
+    try:
+        if path.is_symlink() or not path.is_file():
+            if path.is_symlink() or path.exists():
+                raise Damaged(f"{path} is not a regular file", hint=ADVICE)
+            return None
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        decode_order_header(content, BASE_MAGIC)
+    except Damaged as error:
+        raise Damaged(f"{path}: {error.message}", hint=ADVICE) from None
+    size = header_size(content)
+    head, rest = content[:size], content[size:]
+    if len(rest) < _HEAD.size:
+        raise Damaged(f"{path} is cut off after {len(content)} bytes", hint=ADVICE)
+    length, crc = _HEAD.unpack_from(rest)
+    body = rest[_HEAD.size :]
+    if len(body) != length:
+        raise Damaged(f"{path} holds {len(body)} bytes of a base of {length}", hint=ADVICE)
+    expected = _crc(head, body)
+    if crc != expected:
+        raise Damaged(f"{path}: checksum {crc:08x}, expected {expected:08x}", hint=ADVICE)
+    return body

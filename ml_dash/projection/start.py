@@ -1,0 +1,95 @@
+"""Where folding begins: at nothing, or at the base that stands for what is not here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from ..errors import Damaged
+from ..journal import base as bases
+from ..journal.base import Base, Kept
+from ..journal.order import Order
+from ..journal.segment import BASE
+from . import trust
+from .checkpoint import Checkpoint, Layout, LineFile
+from .folder import LOGS, Folder
+
+log = logging.getLogger("ml_dash")
+
+_BLOCK: Final = 1 << 20
+
+
+def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
+    """The position from which a journal is folded anew.
+
+    With `folder`, lines before the base count as there if they were kept in it and still are what they were. Raises
+    JournalError if there is a base that cannot be used.
+    """
+    found = bases.read(journal)
+    if found is None:
+        return Checkpoint()
+    base, identity = found
+    at = Checkpoint(
+        base=identity,
+        stood={segment: stood.length for segment, stood in base.segments.items()},
+        covered={segment: [(0, stood.length)] for segment, stood in base.segments.items()},
+        state=base.state,
+        layout=_layout(base),
+    )
+    if _follows(base, journal):
+        at.order_identity, at.order_position = base.order_identity, base.order_position
+    if folder is not None and base.kept:
+        _count_kept(base, Folder(folder, journal, at.layout))
+    if not trust.is_consistent(at):
+        raise Damaged(f"{journal / BASE}: its parts do not agree", hint=bases.ADVICE)
+    return at
+
+
+def _layout(base: Base) -> Layout:
+    """A folder that holds no line from before the base."""
+    counts = {name: metric.count for name, metric in base.state.metrics.items() if metric.count}
+    metrics = {name: LineFile(lines=count, first=count) for name, count in counts.items()}
+    return Layout(logs=LineFile(lines=base.state.logs, first=base.state.logs), metrics=metrics)
+
+
+def _follows(base: Base, journal: Path) -> bool:
+    """Is `order` the one that the base followed, and all of it there? Else it is read from its start."""
+    order = Order(journal)
+    try:
+        order.open(write=False)
+        same = bool(order.first) and order.identity == base.order_identity
+        return same and order.path.stat().st_size >= base.order_position
+    finally:
+        order.close()
+
+
+def _count_kept(base: Base, folder: Folder) -> None:
+    for name, kept in base.kept.items():
+        path = folder.points_file(name) if name else folder.path / LOGS
+        lines = LineFile(kept.size, kept.lines, list(kept.marks), crc=kept.crc, first=kept.first)
+        if not is_there(path, kept):
+            log.warning(
+                "ml-dash: %s no longer begins with the lines that gc kept, and they cannot be made again from what is "
+                "here: it begins with number %d now; ml-dash pull brings the rest from the server", path, kept.lines,
+            )  # fmt: skip
+        elif name:
+            folder.layout.metrics[name] = lines
+        else:
+            folder.layout.logs = lines
+
+
+def is_there(path: Path, kept: Kept) -> bool:
+    """Does a file begin with the lines that were kept in it?"""
+    crc, rest = 0, kept.size
+    try:
+        if path.is_symlink() or not path.is_file():
+            return not kept.size
+        with path.open("rb") as file:
+            while rest > 0 and (block := file.read(min(_BLOCK, rest))):
+                crc = crc32(block, crc)
+                rest -= len(block)
+    except OSError:
+        return False
+    return rest == 0 and crc == kept.crc

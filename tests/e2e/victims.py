@@ -1,0 +1,96 @@
+"""What victims run: the server's and the uploader's own programs, with their own arguments."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def hurry(settings: dict[str, Any]) -> None:
+    """Set constants of the library, the server and the uploader: "module:NAME" → value, or "NAME" → value for all."""
+    for where, value in settings.items():
+        module, _, name = where.rpartition(":")
+        homes = [m for text, m in sorted(sys.modules.items()) if _ours(text, module) and hasattr(m, name)]
+        if not homes:
+            raise LookupError(f"nothing has {where}")
+        for home in homes:
+            setattr(home, name, value)
+
+
+def _ours(module: str, wanted: str) -> bool:
+    return module == wanted if wanted else module.startswith(("ml_dash.", "ml_dash_syncd."))
+
+
+def server(
+    pipe: int,
+    folder: Path,
+    *,
+    args: Sequence[str],
+    impatient: dict[str, Any] | None = None,
+    limits: dict[str, int] | None = None,
+) -> None:
+    """`ml-dash server ARGS`."""
+    _prepare(folder, impatient, limits)
+    from ml_dash.cli import main
+
+    main(["server", *args])
+
+
+def syncd(
+    pipe: int,
+    folder: Path,
+    *,
+    args: Sequence[str],
+    impatient: dict[str, Any] | None = None,
+    limits: dict[str, int] | None = None,
+    reads: str = "",
+    watch: str = "",
+) -> None:
+    """`ml-dash-syncd ARGS`; with `reads` that follow a program, with a `watch` that does not work."""
+    _prepare(folder, impatient, limits)
+    if watch:
+        _break_watching(watch)
+    if reads:
+        from . import reads as reading
+
+        reading.configure(reads)
+    from ml_dash_syncd.__main__ import main
+
+    sys.argv = ["ml-dash-syncd", *args]
+    sys.exit(main(list(args)))
+
+
+def _break_watching(how: str) -> None:
+    """At the system calls: no instance ("EMFILE"), no watch ("ENOSPC"), or watches that never tell ("silent")."""
+    from watchdog.observers import inotify_c
+
+    calls: Any = inotify_c
+    if how == "silent":
+        add, elsewhere = calls.inotify_add_watch, os.fsencode(tempfile.mkdtemp(dir=Path.cwd()))
+        calls.inotify_add_watch = lambda fd, _path, mask: add(fd, elsewhere, mask)
+        return
+    number = getattr(errno, how)
+
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(number)
+        return -1
+
+    if how == "EMFILE":
+        calls.inotify_init = refuse
+    else:
+        calls.inotify_add_watch = refuse
+
+
+def _prepare(folder: Path, impatient: dict[str, Any] | None, limits: dict[str, int] | None) -> None:
+    os.chdir(folder)
+    hurry(impatient or {})
+    for name, value in (limits or {}).items():
+        number = getattr(resource, name)
+        resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
