@@ -232,9 +232,8 @@ class Shipment:
             for name in set(self.cursor.segments) - set(there):
                 del self.cursor.segments[name]
             self.cursor.segments |= there
-            # Contents may be lost there, too; what is asked for is sent.
-            self.cursor.blobs -= set(found["missing"])
-            self.cursor.blobs |= set(found["blobs"])
+            # Contents may be lost there, with their events: only what it names now counts.
+            self.cursor.blobs = set(found["blobs"])
             self.events = found["events"]
             self.removed = found["tombstone"]
             self._known_there = True
@@ -293,7 +292,7 @@ class Shipment:
                 stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
             if stop > skip or (skip and offset + skip >= end):
                 self._suspect.pop((segment.path.name, offset + skip), None)
-                return data[:stop], []
+                return data[:stop], [(0, segment.first)] if segment.damaged and not offset else []
             if len(data) < end - offset and len(data) < _LARGEST_BATCH:
                 # The file is shorter than it was.
                 return b"", []

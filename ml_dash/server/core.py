@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..durable import sync_folder
 from ..protocol import UNKNOWN, Appended, BlobState, Refused
 from .contents import Contents
 from .copies import Copies
@@ -43,6 +44,7 @@ class Server:
     ) -> None:
         """Open the folder, making it if need be. Raises StoreRefused if it is in use, damaged or of a newer version."""
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_folder(data.parent)
         self._lock = _lock(data)
         try:
             self.documents = documents if documents is not None else SqliteDocuments(data / DATABASE)

@@ -17,7 +17,7 @@ from .. import events as ev
 from ..durable import fail_point
 from ..errors import Damaged, InvalidInput, NewerFormat
 from ..fold import fold, fold_death
-from ..frames import SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, mend_header, walk
+from ..frames import HEAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, mend_header, walk
 from ..journal.reader import decode_event
 from ..journal.segment import SegmentName, parse_name
 from ..names import check_name, experiment_id
@@ -198,15 +198,16 @@ class Ingest:
         without: Iterable[str] = (),
     ) -> tuple[SegmentRow, Live | None, list[str]]:
         """The same within a transaction: the segment as it is then, what has changed, and released objects."""
+        damaged = sorted(damaged)
         row, head = tx.segment_by_file(ns, journal, str(name)), 0
         if row is None:
             if offset:
                 raise Refused(409, GAP, "nothing of this segment is here yet", length=0)
-            row = self._begin(tx, ns, journal, name, data)
+            row = self._begin(tx, ns, journal, name, data, any(gap[0] == 0 for gap in damaged))
             head = row.first
         if offset > row.length:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
-        accepted = self._accept(tx, ns, row, offset, data, sorted(damaged), frozenset(without), head)
+        accepted = self._accept(tx, ns, row, offset, data, damaged, frozenset(without), head)
         if accepted is None:
             return row, None, []
         live, released = accepted
@@ -219,9 +220,11 @@ class Ingest:
         if known is not None:
             self.forget(ns, known.experiment)
 
-    def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes) -> SegmentRow:
+    def _begin(
+        self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool
+    ) -> SegmentRow:
         """The row of a segment whose first bytes these are; its journal is noted."""
-        header, first, crc = _header(data)
+        header, first, crc = _header(data, damaged)
         if header.journal.hex() != journal or header.writer.hex() != name.writer or header.n != name.n:
             raise Refused(422, MALFORMED, "the segment's header names another journal, writer or number")
         try:
@@ -259,10 +262,16 @@ class Ingest:
         runs: list[list[Event]] = []
         kept = [gap for gap in row.damaged if not any(a <= gap[0] and gap[1] <= b for a, b in mended)]
         for start, stop in mended:
-            runs.append(_frames(data, offset, start, stop, crcs))
+            if start < row.first:
+                # A header that was damaged on the uploader's disk, and holds now.
+                decode_header(data[: stop - offset])
+            else:
+                runs.append(_frames(data, offset, start, stop, crcs))
             tx.replace_bytes(ns, row.id, start, data[start - offset : stop - offset])
         if end > row.length:
             position = row.length or head
+            if head and any(low == 0 for low, _ in damaged):
+                kept.append((0, head))
             for low, high in [*(gap for gap in damaged if gap[1] > row.length), (end, end)]:
                 low, high = max(low, position), min(high, end)
                 runs.append(_frames(data, offset, position, low, crcs))
@@ -296,16 +305,26 @@ class Ingest:
         for piece in tx.bytes_of(ns, row.id, offset, end) if offset < end else ():
             mine = data[position - offset : position - offset + len(piece)]
             if mine != piece:
-                different = next(i for i in range(len(piece)) if mine[i] != piece[i])
                 inside = [gap for gap in row.damaged if gap[0] < position + len(piece) and gap[1] > position]
                 outside = _first_difference(piece, mine, position, inside)
                 if outside is not None:
-                    self.conflicts += 1
-                    log.error("conflict: segment %s has other bytes at %d", row.id, position + different)
-                    raise Refused(409, CONFLICT, "other bytes are stored there; the first are kept", offset=outside)
+                    self._contradict(tx, ns, row, offset, data, outside)
                 differing += inside
             position += len(piece)
         return sorted({gap for gap in differing if offset <= gap[0] and gap[1] <= offset + len(data)})
+
+    def _contradict(self, tx: Read, ns: str, row: SegmentRow, offset: int, data: bytes, different: int) -> None:
+        """Refuse bytes that differ from ours in the frame at `different`: another frame, or none at all."""
+        crcs, start = LengthCrcs(row.crc), max(offset, row.first)
+        ours = b"".join(tx.bytes_of(ns, row.id, start, min(row.length, offset + len(data))))
+        at = start + _frame_before(ours, different - start) if different >= start else offset
+        frames: list[Event] = []
+        end = walk(data, at - offset, crcs, decode_event, frames) + offset if different >= start else 0
+        if different >= start and end <= different:
+            raise Refused(422, TORN, f"there is no whole frame at byte {at}", offset=at)
+        self.conflicts += 1
+        log.error("conflict: segment %s has another frame at %d", row.id, at)
+        raise Refused(409, CONFLICT, "other bytes are stored there; the first are kept", offset=at)
 
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
@@ -367,13 +386,14 @@ class Ingest:
         return count
 
 
-def _header(data: bytes) -> tuple[Header, int, int]:
+def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
+    """The header; one that the uploader says is damaged on its disk is mended, if that can be done."""
     try:
         return decode_header(data)
     except NewerFormat as error:
         raise Refused(422, "newer_format", f"this server cannot read the segment: {error}") from None
     except Damaged as error:
-        mended = mend_header(data[: (1 << 20) + 16384])
+        mended = mend_header(data[: (1 << 20) + 16384]) if damaged else None
         if mended is None:
             raise Refused(422, TORN, f"the header does not hold: {error.message}", offset=0) from None
         return decode_header(mended)
@@ -387,6 +407,17 @@ def _frames(data: bytes, offset: int, start: int, end: int, crcs: LengthCrcs) ->
     if stop != end - offset:
         raise Refused(422, TORN, f"there is no whole frame at byte {offset + stop}", offset=offset + stop)
     return found
+
+
+def _frame_before(frames: bytes, offset: int) -> int:
+    """Where the frame begins that `offset` lies in; `frames` begins with one."""
+    position = 0
+    while position + HEAD.size <= len(frames):
+        following = position + HEAD.size + int(HEAD.unpack_from(frames, position)[0])
+        if following > offset:
+            break
+        position = following
+    return position
 
 
 def _first_difference(old: bytes, new: bytes, base: int, unsure: list[Range]) -> int | None:

@@ -41,13 +41,14 @@ class Promises:
         with Client(address) as client:
             states: dict[str, Any] = {}
             for journal in {journal for journal, _ in (*self.segments, *self.blobs)}:
-                states[journal] = client.journal(journal) or {"segments": {}, "blobs": {}}
+                states[journal] = client.journal(journal) or {"segments": {}, "blobs": {}, "missing": ["all"]}
             for (journal, segment), length in self.segments.items():
                 there = states[journal]["segments"].get(segment, {"length": 0})["length"]
                 if there < length:
                     problems.append(f"segment {segment}: {length} bytes were acknowledged, {there} are there")
             for journal, blob in self.blobs:
-                if not states[journal]["blobs"].get(blob, {}).get("complete"):
+                # One whose file was replaced since is neither there nor missed.
+                if blob in states[journal]["missing"] or "all" in states[journal]["missing"]:
                     problems.append(f"blob {blob} was acknowledged and is not whole")
             for experiment in self.experiments:
                 problems += self._check_rest(client, experiment)

@@ -62,7 +62,7 @@ def killed_under_load(trial: Trial) -> None:
 
 def _raw_post(address: Address, path: str, body: bytes, token: str) -> bytes:
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nX-ML-Dash-Protocol: 1\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\nX-ML-Dash-Protocol: 1\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -214,6 +214,9 @@ def _torn(b: Bench) -> None:
     if cut not in b.ends:
         b.trial.check(status in (200, 422), f"a torn batch: {status} {found}")
         if status == 422:
+            # A header without frames is whole, too.
+            header = disk.read_bytes(b.data).header
+            whole = header.size if not whole and header is not None and cut >= header.size else whole
             b.expect("a torn batch", (status, found), 422, code="torn", offset=whole)
         else:
             b.expect("a torn batch", (status, found), 200, length=whole)
@@ -279,7 +282,7 @@ def contradictions(trial: Trial) -> None:
     with site(trial) as here, shared.client() as client:
         pen = here.pen()
         case(Bench(trial, client, pen))
-        trial.fail(*judge(shared.server.port, here.places, here.pens))
+        trial.fail(*judge(shared.server.port, here.places, here.pens, in_order=case is not _damaged))
 
 
 # -- S13 -------------------------------------------------------------------------------------------------------------

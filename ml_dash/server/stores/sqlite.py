@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ...durable import sync_folder
 from . import (
     Arrival,
     BlobRow,
@@ -93,6 +94,8 @@ class SqliteDocuments:
             if version == 0 and not connection.execute("SELECT name FROM sqlite_master").fetchall():
                 connection.execute("PRAGMA journal_mode=WAL")
                 connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;")
+                # SQLite syncs what is in its file, not the folder's entry for it.
+                sync_folder(self.path.parent)
             elif version != _VERSION:
                 raise StoreRefused(
                     f"{self.path} has version {version}, this server reads version {_VERSION}",
