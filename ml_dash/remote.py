@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Token = Callable[[], str | None] | str | None
 Timeout = tuple[float, float]
 
+CONNECT_S: Final = 5.0
+ANSWER_S: Final = 60.0
 _BLOCK: Final = 1 << 20
 _ANSWER_BYTES: Final = 64 << 20
 _COMPRESSED_FROM: Final = 1 << 10
@@ -51,11 +53,11 @@ _LONGEST_PAUSE_S: Final = 3600.0
 class Link:
     """One server and one login, over connections that are kept open. For one thread at a time."""
 
-    def __init__(self, url: str, token: Token, *, timeout_s: Timeout = (5.0, 60.0)) -> None:
+    def __init__(self, url: str, token: Token, *, timeout_s: Timeout | None = None) -> None:
         """`token` is a text or what gives one; `timeout_s` are seconds to connect, and between bytes of the answer."""
         self.url = url.rstrip("/")
         self._token = token
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s if timeout_s is not None else (CONNECT_S, ANSWER_S)
         self._session: requests.Session | None = None
 
     def close(self) -> None:

@@ -183,9 +183,10 @@ def _hangs(schedule: Schedule) -> bool:
 
 
 def once(
-    settings: Settings, keys: Iterable[str] = (), *, tries: int = ONCE_TRIES, signals: Signals | None = None
+    settings: Settings, keys: Iterable[str] = (), *, tries: int | None = None, signals: Signals | None = None
 ) -> list[Task]:
     """Send what is there until all of it is acknowledged, or cannot be for now; what stays."""
+    tries = ONCE_TRIES if tries is None else tries
     if signals is None:
         signals = Signals()
         signals.install()

@@ -24,7 +24,7 @@ from ml_dash.errors import JournalError, ServerRefused
 from ml_dash.journal.order import Death, Stretch
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
-from ml_dash.journal.sequence import Restart, Sequence, gaps_between, read_runs, whole_frames
+from ml_dash.journal.sequence import Restart, Sequence, frame_size, gaps_between, read_runs, whole_frames
 from ml_dash.lock import Liveness, probe
 from ml_dash.protocol import (
     BATCH_BYTES,
@@ -50,6 +50,9 @@ DAMAGE_S: Final = 60.0
 """Bytes that hold no frame are read again after that long, before they are sent as damaged."""
 
 ASK_AGAIN_S: Final = 30.0
+BLOB_BYTES: Final = 4 << 20
+"""How much of a content is sent at once."""
+
 _SMALLEST_BATCH: Final = 64 << 10
 _LARGEST_BATCH: Final = 8 << 20
 _TRIES: Final = 3
@@ -76,7 +79,7 @@ class Outcome:
 class Shipment:
     """One registration on its way. For one thread at a time."""
 
-    def __init__(self, registration: Registration, cursors_folder: Path, *, damage_s: float = DAMAGE_S) -> None:
+    def __init__(self, registration: Registration, cursors_folder: Path) -> None:
         self.registration = registration
         self.journal = Path(registration.journal)
         self.path = cursors_folder / f"{registration.key}.json"
@@ -91,7 +94,6 @@ class Shipment:
         self._asked = False
         self._known_there = False
         self._batch = BATCH_BYTES
-        self._damage_s = damage_s
         # (segment file, offset) → when bytes that hold no frame were first seen there, and what they were.
         self._suspect: dict[tuple[str, int], tuple[float, bytes]] = {}
         # Segments set aside for good, and those that are tried again; up to where each should be sent.
@@ -203,7 +205,7 @@ class Shipment:
         for name, why in sequence.troubles.items():
             self._park(name, why)
         if self._suspect and self._paused:
-            soonest = min(since for since, _ in self._suspect.values()) + self._damage_s - time.monotonic()
+            soonest = min(since for since, _ in self._suspect.values()) + DAMAGE_S - time.monotonic()
             return Outcome(Left.LATER, max(0.05, soonest))
         if self._paused:
             return Outcome(Left.LATER, 1.0)
@@ -258,6 +260,10 @@ class Shipment:
         if not sequence.is_of_here(segment) or segment.path.name in self._blocked:
             return True
         self._wanted[segment.path.name] = (segment.id, record.end)
+        if any(_comes_before(other, segment.path.name) for other in self._paused):
+            # What a writer wrote later comes later.
+            self._paused.add(segment.path.name)
+            return True
         return self._send_stretch(link, sequence, segment, record.end, deadline)
 
     def _send_stretch(
@@ -289,7 +295,7 @@ class Shipment:
             if stop == skip:
                 # One frame may be larger than a batch.
                 data = read_at(fd, min(end - offset, _LARGEST_BATCH), offset)
-                stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
+                stop = skip + whole_frames(memoryview(data)[skip : skip + frame_size(data, skip)], segment.crcs)
             if stop > skip or (skip and offset + skip >= end):
                 self._suspect.pop((segment.path.name, offset + skip), None)
                 return data[:stop], [(0, segment.first)] if segment.damaged and not offset else []
@@ -315,7 +321,7 @@ class Shipment:
                 self._suspect[key] = (now, digest)
                 log.warning("%s: %d bytes from %d hold no frame; read again later", segment.path, len(gap), position)
                 return b"", []
-            if now - since < self._damage_s:
+            if now - since < DAMAGE_S:
                 return b"", []
             stop = min(stop, offset + _LARGEST_BATCH)
             data = read_at(file.fileno(), stop - offset, offset)
@@ -478,7 +484,7 @@ class Shipment:
                 while not state["complete"]:
                     if deadline is not None and time.monotonic() >= deadline:
                         return False
-                    data = read_at(file.fileno(), self._batch, offset) if offset < size else b""
+                    data = read_at(file.fileno(), min(self._batch, BLOB_BYTES), offset) if offset < size else b""
                     if not data and offset:
                         self._park(name, f"the server has {offset:,} bytes of it, here are {size:,}")
                         return False
@@ -529,6 +535,11 @@ class Shipment:
             return False
         self._park(name, refused.message)
         return False
+
+
+def _comes_before(file: str, other: str) -> bool:
+    """Is it an earlier segment of the same writer?"""
+    return file[:53] == other[:53] and file < other
 
 
 def _digest(path: Path) -> str:

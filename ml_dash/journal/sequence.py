@@ -300,6 +300,13 @@ def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
     return position
 
 
+def frame_size(buffer: bytes, position: int) -> int:
+    """The size that the frame at `position` says it has, in bytes; 0 if not even that is there."""
+    if position + HEAD.size > len(buffer):
+        return 0
+    return HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
+
+
 def gaps_between(segment: Segment, start: int, end: int) -> list[tuple[int, int]] | None:
     """Which bytes of [start, end) hold no frame; None if not all of them are to be had now."""
     found: list[tuple[int, int]] = []

@@ -20,7 +20,14 @@ from .pens import Pen, Place, make_place
 from .servers import Server, account, serve, syncd
 from .zygote import Zygote, shimmed, zygote
 
-HASTE: Final[dict[str, Any]] = {}
+HASTE: Final[dict[str, Any]] = {
+    "ml_dash_syncd.pauses:FIRST_S": 0.005,
+    "ml_dash_syncd.pauses:LONGEST_S": 0.05,
+    "ml_dash_syncd.ship:DAMAGE_S": 0.5,
+    "ml_dash_syncd.ship:ASK_AGAIN_S": 0.2,
+    "ml_dash.remote:CONNECT_S": 1.0,
+    "ml_dash.remote:ANSWER_S": 1.0,
+}
 """Constants of the uploader's that trials cannot wait for."""
 
 DRAINED: Final = 0
