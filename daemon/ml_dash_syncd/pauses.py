@@ -12,6 +12,7 @@ from ml_dash.config import config_folder
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
+LOGIN_S: Final = 300.0
 
 
 @dataclass
@@ -49,14 +50,26 @@ Login = tuple[str, str | None, str | None]
 
 @dataclass
 class Logins:
-    """Logins that a server did not accept: nothing is sent with them until the stored ones change."""
+    """Logins that a server did not accept: nothing is sent with them until the stored ones change.
 
-    refused: dict[Login, str] = field(default_factory=dict)
+    Now and then one is tried all the same: a clock may have been wrong, or the server's owner may have mended it.
+    """
+
+    refused: dict[Login, Pause] = field(default_factory=dict)
     _stamp: tuple[int, int] = (0, 0)
 
     def refuse(self, login: Login, why: str) -> None:
         """Wait for a login."""
-        self.refused[login] = why
+        self.refused.setdefault(login, Pause()).fail(why, LOGIN_S)
+
+    def waits(self, login: Login) -> float:
+        """For how many seconds that login is not to be tried."""
+        pause = self.refused.get(login)
+        return 0.0 if pause is None else max(0.0, pause.until - monotonic())
+
+    def accept(self, login: Login) -> None:
+        """It is good."""
+        self.refused.pop(login, None)
 
     def look(self) -> bool:
         """Has the file of logins changed? Then all are tried again."""

@@ -18,6 +18,7 @@ from ml_dash.errors import JournalError, MLDashError, ServerRefused, Unauthorise
 from ml_dash.login import tokens_for
 from ml_dash.register import Registration
 
+from . import watch
 from .discover import Discovery
 from .pauses import Login, Logins, Pause
 from .settings import Settings
@@ -95,6 +96,7 @@ class Schedule:
         self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
         self._hints = Hints(self._hinted)
         self._new_things = False
+        self._sized = 0
         # Tasks of which the file system told something.
         self._named: set[str] = set()
         self._found: dict[str, Registration] = {}
@@ -125,6 +127,7 @@ class Schedule:
             if self.logins.look():
                 self._try_all()
             self._discover()
+            self._look_at_sizes()
         if self._named:
             self._look_at_named()
         if now - self._looked_live >= self._live_pace.interval_s:
@@ -214,6 +217,20 @@ class Schedule:
             if task is not None and self._look(task):
                 task.trouble = ""
                 self._make_ready(task)
+
+    def _look_at_sizes(self) -> None:
+        """What neither locks nor folders tell: a part of the tasks each time, all of them in FULL_S."""
+        tasks = list(self.tasks.values())
+        count = -(-len(tasks) // max(1, round(watch.FULL_S / LOOK_S)))
+        for task in tasks[self._sized : self._sized + count]:
+            try:
+                grown = not task.look.live and task.look.has_grown()
+            except OSError:
+                # That is noticed by the other looks.
+                continue
+            if grown:
+                self._make_ready(task)
+        self._sized = self._sized + count if self._sized + count < len(tasks) else 0
 
     def _look_at_rest(self) -> None:
         now = time.monotonic()
@@ -348,16 +365,16 @@ class Schedule:
         pause = self.remotes.setdefault(url, Pause())
         if not pause.over:
             return max(0.01, pause.until - time.monotonic())
-        why = self.logins.refused.get(task.login)
-        if why is not None:
+        wait = self.logins.waits(task.login)
+        if wait:
             task.settled = True
-            return None
+            return wait
         before = task.shipment.sent_bytes
         try:
             outcome = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
-            return None
+            return self.logins.waits(task.login)
         except Unreachable as error:
             return self._unreachable(task, pause, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
@@ -373,6 +390,7 @@ class Schedule:
                 self.last_sent = time.time()
         pause.succeed()
         task.pause.succeed()
+        self.logins.accept(task.login)
         task.trouble = ""
         task.outcome = outcome
         task.asked = task.asked or time.monotonic()

@@ -101,6 +101,8 @@ class Shipment:
         self._paused: set[str] = set()
         self._wanted: dict[str, tuple[str, int]] = {}
         self._without: set[str] = set()
+        # Is it time to ask which contents are missing?
+        self._contents_wanted = False
         self._asked_for_blobs = 0.0
         self._blob_listing: frozenset[str] = frozenset()
         self._blobs_changed_ns = -1
@@ -241,7 +243,7 @@ class Shipment:
             self._known_there = True
         self.cursor.parked.clear()
         self._asked = True
-        self._asked_for_blobs = 0.0
+        self._contents_wanted = True
         self._dirty = True
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
@@ -354,11 +356,11 @@ class Shipment:
         self._known_there = True
         self.sent_bytes += len(data)
         self.events = found["events"]
+        self._contents_wanted = self._contents_wanted or bool(found.get("files", True))
         self._acknowledged(file, found["length"])
         if self._batch < BATCH_BYTES:
             self._batch = min(BATCH_BYTES, self._batch * 2)
         self._without.clear()
-        self._asked_for_blobs = 0.0
         return True
 
     def _acknowledged(self, file: str, length: int) -> None:
@@ -435,10 +437,9 @@ class Shipment:
         """Send the contents of files whose events are there; False if there was no time for all of them."""
         assert self.cursor is not None
         self.cursor.blobs &= self._blob_listing
-        if not self._open_blobs() or not self._known_there:
-            return True
         now = time.monotonic()
-        if self._asked_for_blobs and now - self._asked_for_blobs < ASK_AGAIN_S:
+        waits = self._open_blobs() and now - self._asked_for_blobs >= ASK_AGAIN_S
+        if not self._known_there or not (self._contents_wanted or waits):
             return True
         found = remote.journal(link, sequence.id)
         missing = set(found["missing"])
@@ -451,6 +452,9 @@ class Shipment:
                 self._dirty = True
             elif time.monotonic() >= deadline:
                 return False
+        for name in missing - self._blob_listing:
+            if name not in sequence.blobs:
+                self._park(name, "its content is gone from this machine")
         # Neither wanted nor there: bodies that went before their frames, what was released, what has no event. Of a
         # writer that lives the event may still come.
         for name in self._open_blobs() - missing:
@@ -458,6 +462,7 @@ class Shipment:
                 self.cursor.blobs.add(name)
                 self._dirty = True
         self._asked_for_blobs = now
+        self._contents_wanted = False
         return True
 
     def _has_ended(self, blob: str) -> bool:

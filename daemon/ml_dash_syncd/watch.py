@@ -20,6 +20,9 @@ log = logging.getLogger("ml_dash.syncd")
 
 LIVE_S: Final = 0.2
 REST_S: Final = 1.0
+FULL_S: Final = 30.0
+"""How often all sizes are looked at, whatever locks and folders say: on some file systems they say nothing."""
+
 SLOWEST_LIVE_S: Final = 2.0
 SLOWEST_REST_S: Final = 30.0
 # How much of a core looking may take.
@@ -33,7 +36,7 @@ Signature = tuple[int, tuple[tuple[str, int], ...]]
 class Look:
     """The last look at one journal."""
 
-    __slots__ = ("_locks", "changed_ns", "folder", "gone", "live", "sizes")
+    __slots__ = ("_locks", "_total", "changed_ns", "folder", "gone", "live", "sizes")
 
     def __init__(self, journal: Path) -> None:
         # A text: making one of a Path costs more than the call that needs it.
@@ -45,6 +48,7 @@ class Look:
         self.gone: set[str] = set()
         self.live = False
         self._locks: dict[str, str] = {}
+        self._total = -1
 
     def has_changed(self) -> bool:
         """Is there a new file, has one grown, or has a writer died? Raises OSError if the folder cannot be read."""
@@ -67,6 +71,13 @@ class Look:
         self.changed_ns = changed_ns
         self._list()
         return True
+
+    def has_grown(self) -> bool:
+        """Is any segment of another size than when this was last asked? Raises OSError."""
+        with os.scandir(self.folder) as entries:
+            total = sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name.endswith(".seg"))
+        grown, self._total = self._total not in (-1, total), total
+        return grown
 
     def _list(self) -> None:
         last: dict[str, str] = {}

@@ -65,6 +65,11 @@ class Sequence:
         found = self._base.segments.get(segment) if self._base is not None else None
         return found.length if found is not None else 0
 
+    @property
+    def blobs(self) -> frozenset[str]:
+        """Contents that a base stands for."""
+        return frozenset(self._base.blobs) if self._base is not None else frozenset()
+
     def segment(self, identity: str) -> Segment | None:
         """The segment with that id; None if it is not here (any more)."""
         if identity not in self._segments:

@@ -18,8 +18,8 @@ COOKIE: Final = "ml_dash_token"
 
 MAX_TOKEN: Final = 4096
 MAX_USER_NAME: Final = 200
-CLOCK_LEEWAY_S: Final = 60
-"""How far the clock of the machine that signed a login may be ahead."""
+CLOCK_LEEWAY_S: Final = 2 * 3600
+"""How far the clock of the machine that signed a login may be ahead: an hour is what a wrong time zone makes of it."""
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ml-dash"'}
 

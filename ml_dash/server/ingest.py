@@ -54,11 +54,13 @@ _decoder: Final = msgspec.msgpack.Decoder(State)
 class Live:
     """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
 
-    __slots__ = ("row", "state", "tails")
+    __slots__ = ("files", "row", "state", "tails")
 
     def __init__(self, row: ExperimentRow, state: State) -> None:
         self.row = row
         self.state = state
+        # Did what was stored last change anything about files?
+        self.files = False
         self.tails: Tails = {}
 
 
@@ -117,6 +119,7 @@ class Ingest:
     def store(self, tx: Write, ns: str, live: Live, edits: Edits) -> list[str]:
         """Put what folding has changed into the documents; keys of objects that are released by that."""
         state, keys = live.state, []
+        live.files = edits.files
         for name in edits.released:
             blob = tx.blob(ns, live.row.id, name)
             if blob is not None:
@@ -174,7 +177,8 @@ class Ingest:
             with self.documents.write() as tx:
                 row, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
                 if live is None:
-                    return Appended(length=row.length, events=_events(tx.experiment(ns, row.experiment)))
+                    known = tx.experiment(ns, row.experiment)
+                    return Appended(length=row.length, events=_events(known), files=True)
                 fail_point("ingest-before-commit")
             fail_point("ingest-after-commit")
         except Claimed as error:
@@ -184,7 +188,7 @@ class Ingest:
             self.forget_journal(ns, journal)
             raise
         self.told(ns, live, released)
-        return Appended(length=row.length, events=live.state.events)
+        return Appended(length=row.length, events=live.state.events, files=live.files)
 
     def take(
         self,

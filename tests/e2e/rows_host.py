@@ -47,6 +47,8 @@ def two_uploaders(trial: Trial) -> None:
         with Writing(pen, trial.rng, pause_s=0.002):
             one = here.syncd("run", url, zygote=zygote, program=program, impatient=SOON)
             two = None
+            if how == "locks hold":
+                until(lambda: bool(here.cursors()), 10, what="the first one's cursor")
             if how != "a stale lock":
                 two = other.syncd("run", url, zygote=zygote, program=program, impatient=SOON)
             if how == "locks hold" and two is not None:
@@ -266,7 +268,7 @@ def _litter(trial: Trial, here: Site) -> None:
     fifo = here.store / "litter0" / "run" / ".journal" / "segments" / f"{1:020d}-{'0' * 32}-000000.seg"
     os.mkfifo(fifo)
     (here.store / "litter1" / "run" / ".journal" / "segments" / f"{2:020d}-{'1' * 32}-000000.seg").mkdir()
-    (here.home / "state").mkdir(exist_ok=True)
+    (here.home / "state").mkdir(parents=True, exist_ok=True)
 
 
 def another_version(trial: Trial) -> None:

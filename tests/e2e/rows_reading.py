@@ -58,7 +58,7 @@ def no_watching(trial: Trial) -> None:
         judged(trial, shared.server.port, here)
 
 
-SOON: Final[dict[str, Any]] = {}
+SOON: Final[dict[str, Any]] = {"ml_dash_syncd.watch:FULL_S": 2.0}
 """Constants that shorten the scans that would take up to a minute."""
 
 
