@@ -332,9 +332,10 @@ class Schedule:
                     task.busy = False
                     again, task.again = task.again, False
                     self._guard.notify_all()
+                fails = bool(task.trouble)
                 if again_s is not None and again_s > 0:
                     self._later(task, again_s)
-                elif again or again_s == 0:
+                if again_s == 0 or (again and not fails):
                     self._make_ready(task)
                 self.wake()
         finally:

@@ -49,6 +49,7 @@ log = logging.getLogger("ml_dash.syncd")
 DAMAGE_S: Final = 60.0
 """Bytes that hold no frame are read again after that long, before they are sent as damaged."""
 
+PENDING_S: Final = 0.2
 ASK_AGAIN_S: Final = 30.0
 BLOB_BYTES: Final = 4 << 20
 """How much of a content is sent at once."""
@@ -211,6 +212,8 @@ class Shipment:
             return Outcome(Left.LATER, max(0.05, soonest))
         if self._paused:
             return Outcome(Left.LATER, 1.0)
+        if sequence.pending:
+            return Outcome(Left.LATER, PENDING_S)
         if self._open_blobs():
             return Outcome(Left.LATER, ASK_AGAIN_S, only_events=True)
         return Outcome(Left.LATER if self.cursor.parked else Left.NOTHING, None)
@@ -436,7 +439,8 @@ class Shipment:
     def _send_contents(self, link: remote.Link, sequence: Sequence, deadline: float) -> bool:
         """Send the contents of files whose events are there; False if there was no time for all of them."""
         assert self.cursor is not None
-        self.cursor.blobs &= self._blob_listing
+        if gone := self.cursor.blobs - self._blob_listing:
+            self.cursor.blobs = {name for name in self.cursor.blobs if name not in gone or self._is_here(name)}
         now = time.monotonic()
         waits = self._open_blobs() and now - self._asked_for_blobs >= ASK_AGAIN_S
         if not self._known_there or not (self._contents_wanted or waits):
@@ -444,7 +448,9 @@ class Shipment:
         found = remote.journal(link, sequence.id)
         missing = set(found["missing"])
         self.cursor.blobs |= set(found["blobs"]) & self._blob_listing
-        for name in sorted(missing & self._open_blobs()):
+        # Some may have come since the listing.
+        late = {name for name in missing - self._blob_listing if self._is_here(name)}
+        for name in sorted((missing & self._open_blobs()) | late):
             if time.monotonic() >= deadline:
                 return False
             if self._send_blob(link, sequence, name, deadline, body=False):
@@ -452,7 +458,7 @@ class Shipment:
                 self._dirty = True
             elif time.monotonic() >= deadline:
                 return False
-        for name in missing - self._blob_listing:
+        for name in missing - self._blob_listing - late:
             if name not in sequence.blobs:
                 self._park(name, "its content is gone from this machine")
         # Neither wanted nor there: bodies that went before their frames, what was released, what has no event. Of a
@@ -464,6 +470,9 @@ class Shipment:
         self._asked_for_blobs = now
         self._contents_wanted = False
         return True
+
+    def _is_here(self, blob: str) -> bool:
+        return (self.journal / BLOBS / blob).exists()
 
     def _has_ended(self, blob: str) -> bool:
         """Is the writer of a content gone, and all that it wrote acknowledged?"""

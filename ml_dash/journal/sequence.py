@@ -47,6 +47,8 @@ class Sequence:
         self.troubles: dict[str, str] = {}
         # May this process not write to `order`? Then segments come by their stamps.
         self.read_only = False
+        # Is there something new that another process is about to name?
+        self.pending = False
         self._base = bases.load(journal)
         self._base_identity = bases.identity_of(journal)
         self._order_identity = ""
@@ -106,6 +108,7 @@ class Sequence:
     # -- what order says, and what it does not ------------------------------------------------------------------------
 
     def _new(self) -> Iterator[Record]:
+        self.pending = False
         if bases.exists(self.path) and bases.identity_of(self.path) != self._base_identity:
             raise Restart("another base stands for what was freed")
         order = Order(self.path)
@@ -144,6 +147,7 @@ class Sequence:
         try:
             if not turn.take(_TURN_S):
                 # Whoever has it names what is new.
+                self.pending = True
                 return
         except OSError:
             self.read_only = True
