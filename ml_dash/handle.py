@@ -116,6 +116,10 @@ class Handle:
 
         Handle._gone = (WriterGone,)
         self._before = before()
+        if self._resume_from_remote and not child and not self._recorded:
+            from .fetch import fetch
+
+            fetch(opening.where(self._wish()), self._settings)
         with registry.lock:
             run, resumed = opening.open_run(self._wish(child=child, parent=parent))
             run.handles += 1
@@ -130,11 +134,6 @@ class Handle:
         self._parent = None
         if self._settings.remote is not None:
             self._ask_for_upload(run)
-        if self._resume_from_remote and not child:
-            log.warning(
-                "ml-dash: nothing was fetched from %s: this version does not talk to servers yet; going on with what "
-                "is here", self._settings.remote,
-            )  # fmt: skip
 
     def _ask_for_upload(self, run: Run) -> None:
         """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""

@@ -90,6 +90,15 @@ def find(wish: Wish) -> Located | None:
     return None
 
 
+def where(wish: Wish) -> Located:
+    """Where the experiment is, or would be made. Raises ForeignFolder as `find` does."""
+    found = find(wish)
+    if found is not None:
+        return found
+    folder = wish.settings.root / wish.project / wish.name
+    return Located(wish.project, wish.name, folder, wish.settings.store / wish.project / wish.name / JOURNAL)
+
+
 def _check_identity(located: Located) -> None:
     try:
         identity = read_identity(located.journal)

@@ -282,6 +282,28 @@ class ServerSource:
         return blob(self._link, experiment, name)
 
 
+class ServerHolder:
+    """A server, as `gc` asks it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def name(self) -> str:
+        return self._link.url
+
+    def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
+        return digests(self._link, journal, wanted)
+
+    def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
+        found = set()
+        for name, size in wanted.items():
+            state = blob_state(self._link, journal, name)
+            if state["complete"] and state["length"] == size:
+                found.add(name)
+        return found
+
+
 # -- requests and answers ---------------------------------------------------------------------------------------------
 
 

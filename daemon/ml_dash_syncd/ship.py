@@ -54,7 +54,7 @@ ASK_AGAIN_S: Final = 30.0
 BLOB_BYTES: Final = 4 << 20
 """How much of a content is sent at once."""
 
-_SMALLEST_BATCH: Final = 64 << 10
+_SMALLEST_BATCH: Final = 256
 _LARGEST_BATCH: Final = 8 << 20
 _TRIES: Final = 3
 

@@ -32,6 +32,8 @@ COMMANDS: Final[dict[str, str]] = {
     "whoami": "Show who you are at each server.",
     "sync": "Show, by comparing digests, what a server has of the experiments here.",
     "push": "Register experiments for upload, and send what a server does not have.",
+    "pull": "Bring an experiment, or only its state, from a server to this machine.",
+    "gc": "Free what a server has proven to hold.",
     "rm": "Remove experiments, journal and folder together.",
     "completion": "Print the script that completes this command in your shell.",
 }

@@ -1,0 +1,93 @@
+"""`ml-dash gc`: frees what a server has proven to hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ml_dash import read, register
+from ml_dash.cli import UNSENT, console, options
+from ml_dash.errors import RemoteError, StillOpen
+
+
+@click.command(name="gc")
+@click.argument("experiments", nargs=-1, shell_complete=options.complete_experiment)
+@click.option("--synced", is_flag=True, help="Free what every server that it goes to has proven to hold. Required.")
+@click.option("--older-than", metavar="TIME", callback=options.moment, help="Only what ended before: 7d, a date.")
+@click.option("--keep-projection", is_flag=True, help="Leave the documented folder as it is.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be freed.")
+@options.path_option
+@options.json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiments: tuple[str, ...],
+    synced: bool,
+    older_than: int | None,
+    keep_projection: bool,
+    dry_run: bool,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Free what servers have proven, by digest and just now, to hold. Without EXPERIMENTS: of all that are sent.
+
+    A small snapshot stays, so that the experiment can be listed and continued; ml-dash pull brings the rest back. Exit
+    code 3 if of some experiment nothing could be freed because a server did not answer, or it goes nowhere.
+    """
+    if not synced:
+        raise click.UsageError("Say --synced: only what a server has proven to hold is freed.", ctx)
+    known = register.by_journal(register.registrations())
+    chosen = [read.locate(text, path) for text in experiments] if experiments else read.find(path)
+    shown = []
+    for located in {one.journal: one for one in chosen}.values():
+        mine = known.get(os.path.realpath(located.journal), [])
+        if mine or experiments:
+            shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
+    if as_json:
+        console.say_json(shown)
+    else:
+        for row in shown:
+            console.say(_sentence(row, dry_run))
+            for name, why in row["kept"].items():
+                console.say(f"    kept: {console.safe(name)}: {console.safe(why)}")
+    if any("error" in row for row in shown):
+        ctx.exit(UNSENT)
+
+
+def _collect(
+    located: read.Located,
+    mine: list[register.Registration],
+    older_than: int | None,
+    keep_projection: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    from ml_dash import gc, proof, remote
+
+    row: dict[str, Any] = {
+        "project": located.project, "name": located.name, "path": str(located.folder),
+        "remotes": [one.remote for one in mine], "segments": 0, "files": 0, "bytes": 0, "kept": {},
+    }  # fmt: skip
+    if not mine:
+        return {**row, "error": "it goes to no server; nothing was freed. See: ml-dash push"}
+    try:
+        with contextlib.ExitStack() as stack:
+            links = [stack.enter_context(contextlib.closing(proof.connect(one))) for one in mine]
+            report = gc.collect(
+                located, [remote.ServerHolder(link) for link in links], ended_before_ns=older_than,
+                keep_projection=keep_projection, dry_run=dry_run,
+            )  # fmt: skip
+    except (RemoteError, StillOpen) as error:
+        return {**row, "error": str(error)}
+    return {**row, "segments": report.segments, "files": report.blobs, "bytes": report.bytes, "kept": report.kept}
+
+
+def _sentence(row: dict[str, Any], dry_run: bool) -> str:
+    name = console.safe(f"{row['project']}/{row['name']}")
+    if "error" in row:
+        return f"{name}: {console.styled('nothing freed', 'yellow')}: {console.safe(row['error'])}"
+    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'content')}"
+    return f"{name}: {counts}, {console.size(row['bytes'])} {'would be freed' if dry_run else 'freed'}"

@@ -1,0 +1,75 @@
+"""`ml-dash pull`: brings an experiment from a server to this machine."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import click
+
+from ml_dash import register
+from ml_dash.cli import console, options
+from ml_dash.config import resolve
+from ml_dash.errors import InvalidValue
+from ml_dash.journal.segment import JOURNAL
+from ml_dash.names import check_name
+from ml_dash.read import Located, at
+
+
+@click.command()
+@click.argument("experiment", metavar="PROJECT/NAME")
+@click.option("--remote", metavar="URL", help="The server. Default: ML_DASH_REMOTE.")
+@click.option("--user", metavar="NAME", help="Who you are there. Default: ML_DASH_USER_NAME, else the stored login.")
+@click.option("--path", type=click.Path(path_type=Path), help="The root to bring it to. Default: as for recording.")
+@click.option("--state-only", is_flag=True, help="Only what is needed to go on: no points, logs and files.")
+@click.option("--files", is_flag=True, help="With --state-only: the contents of files, too.")
+@options.json_option
+def command(
+    experiment: str,
+    remote: str | None,
+    user: str | None,
+    path: Path | None,
+    state_only: bool,
+    files: bool,
+    as_json: bool,
+) -> None:
+    """Bring an experiment, or what is missing of it here, from a server to this machine.
+
+    It can be continued here: numbers, parameters and files go on where they stopped.
+    """
+    from ml_dash import proof
+    from ml_dash import remote as remotes
+    from ml_dash.pull import pull
+
+    project, slash, name = experiment.partition("/")
+    if not slash:
+        raise InvalidValue(f"{experiment!r} is not of the form project/name", hint="write both")
+    settings = resolve(remote=remote, user_name=user, local_path=str(path) if path is not None else None)
+    if settings.remote is None:
+        raise click.UsageError("No server is named: give --remote URL, or set ML_DASH_REMOTE.")
+    folder = settings.root / check_name("project", project) / check_name("name", name)
+    located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
+    registration = register.Registration(str(located.journal), settings.remote, settings.user_name)
+    with contextlib.closing(proof.connect(registration)) as link, console.progress(f"bringing {experiment}") as tell:
+        report = pull(
+            remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None), progress=tell
+        )
+    # What is recorded here from now on goes there, too.
+    register.register(report.located.journal, settings)
+    if as_json:
+        console.say_json({
+            "project": project, "name": name, "path": str(report.located.folder), "remote": settings.remote,
+            "events": report.events, "segments": report.segments, "files": report.blobs, "bytes": report.bytes,
+            "stateOnly": report.state_only, "new": report.new, "missing": list(report.missing),
+            "conflicts": report.conflicts,
+        })  # fmt: skip
+        return
+    what = "the state" if report.state_only else f"{console.plural(report.segments, 'segment')}"
+    console.say(
+        f"{console.safe(experiment)}: {report.events:,} events, {what} and {console.plural(report.blobs, 'content')}, "
+        f"{console.size(report.bytes)}, in {console.safe(str(report.located.folder))}"
+    )
+    for missing in report.missing:
+        console.note(f"the server does not have the content {console.safe(missing)} yet")
+    for segment, why in report.conflicts.items():
+        console.note(f"{console.safe(segment)} was left as it is here: {console.safe(why)}")
