@@ -96,7 +96,7 @@ class JournalState(TypedDict):
 class Appended(TypedDict):
     """Bytes [0, length) of the segment are durable and folded; the experiment has `events` events.
 
-    `files`: something about files was among them, so contents may be missing.
+    `files`: it has files, so contents may be missing.
     """
 
     length: int

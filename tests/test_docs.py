@@ -108,7 +108,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server of our own, with the development login."""
     data = tmp_path_factory.mktemp("server")
     command = [sys.executable, "-m", "ml_dash", "server", "--dev", "--port", "0", "--data", str(data)]
-    process = subprocess.Popen(command, cwd=data, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (data / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=data, stdout=subprocess.PIPE, stderr=log, text=True)
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()
     assert process.stdout is not None
@@ -118,12 +119,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
     watchdog.cancel()
     assert found is not None, f"the server did not say where it listens:\n{said}"
-    rest = threading.Thread(target=process.stdout.read)
-    rest.start()
     yield found[0]
     process.terminate()
     process.wait(timeout=30)
-    rest.join()
     process.stdout.close()
 
 

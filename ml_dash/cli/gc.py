@@ -40,8 +40,12 @@ def command(
     """
     if not synced:
         raise click.UsageError("Say --synced: only what a server has proven to hold is freed.", ctx)
-    known = register.by_journal(register.registrations())
-    chosen = [read.locate(text, path) for text in experiments] if experiments else read.find(path)
+    registered = register.registrations()
+    known = register.by_journal(registered)
+    if experiments or path is not None:
+        chosen = [read.locate(text, path) for text in experiments] if experiments else read.find(path)
+    else:
+        chosen = [found for one in registered if (found := read.at(Path(one.journal))) is not None]
     shown = []
     for located in {one.journal: one for one in chosen}.values():
         mine = known.get(os.path.realpath(located.journal), [])

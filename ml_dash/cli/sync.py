@@ -87,6 +87,13 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
             else:
                 console.note(f"{registration.journal} is registered, and gone")
         return
+    if experiment is not None and path is None:
+        # By its name, wherever on this machine it is.
+        named = [(one, found) for one in known if (found := read.at(Path(one.journal))) is not None]
+        meant = [(found, one) for one, found in named if f"{found.project}/{found.name}" == experiment]
+        if meant:
+            yield from meant
+            return
     chosen = [read.locate(experiment, path)] if experiment is not None else read.find(path)
     mine_of = by_journal(known)
     for located in chosen:

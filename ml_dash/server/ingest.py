@@ -54,13 +54,11 @@ _decoder: Final = msgspec.msgpack.Decoder(State)
 class Live:
     """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
 
-    __slots__ = ("files", "row", "state", "tails")
+    __slots__ = ("row", "state", "tails")
 
     def __init__(self, row: ExperimentRow, state: State) -> None:
         self.row = row
         self.state = state
-        # Did what was stored last change anything about files?
-        self.files = False
         self.tails: Tails = {}
 
 
@@ -119,7 +117,6 @@ class Ingest:
     def store(self, tx: Write, ns: str, live: Live, edits: Edits) -> list[str]:
         """Put what folding has changed into the documents; keys of objects that are released by that."""
         state, keys = live.state, []
-        live.files = edits.files
         for name in edits.released:
             blob = tx.blob(ns, live.row.id, name)
             if blob is not None:
@@ -178,7 +175,7 @@ class Ingest:
                 row, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
                 if live is None:
                     known = tx.experiment(ns, row.experiment)
-                    return Appended(length=row.length, events=_events(known), files=True)
+                    return _appended(row.length, known)
                 fail_point("ingest-before-commit")
             fail_point("ingest-after-commit")
         except Claimed as error:
@@ -188,7 +185,7 @@ class Ingest:
             self.forget_journal(ns, journal)
             raise
         self.told(ns, live, released)
-        return Appended(length=row.length, events=live.state.events, files=live.files)
+        return _appended(row.length, live.row)
 
     def take(
         self,
@@ -432,5 +429,6 @@ def _first_difference(old: bytes, new: bytes, base: int, unsure: list[Range]) ->
     return None
 
 
-def _events(row: ExperimentRow | None) -> int:
-    return int(row.summary.get("counts", {}).get("events", 0)) if row is not None else 0
+def _appended(length: int, row: ExperimentRow | None) -> Appended:
+    counts = row.summary.get("counts", {}) if row is not None else {}
+    return Appended(length=length, events=counts.get("events", 0), files=bool(counts.get("files")))

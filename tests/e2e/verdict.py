@@ -68,7 +68,8 @@ def has_all(port: Address, *sites: Site) -> bool:
                     return False
                 there = {found["file"]: found["length"] for found in state["segments"].values()}
                 for path in place.segments.glob("*.seg"):
-                    if there.get(path.name, 0) < path.stat().st_size:
+                    frames = disk.read_bytes(path.read_bytes()).frames
+                    if frames and there.get(path.name, 0) < frames[-1].end:
                         return False
     return True
 
