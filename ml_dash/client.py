@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         LogPage,
         MetricStats,
         MetricSummary,
-        Point,
         PointPage,
+        SeriesStats,
     )
 
 PathText = str | os.PathLike[str]
@@ -61,10 +61,37 @@ class CreatedExperiment(TypedDict):
     namespace: str
 
 
-class ExperimentPage(TypedDict):
-    """Some experiments, and what to give as `after` for the next ones; None at the end."""
+class ListedProject(TypedDict):
+    """One of `projects()`: how many experiments it has, and when it was first and last written to."""
 
-    experiments: list[ExperimentRecord]
+    name: str
+    experiments: int
+    createdAt: str
+    updatedAt: str
+
+
+class ListedExperiment(TypedDict):
+    """One of `experiments()`; `heardAt` is when the server was last sent something of it."""
+
+    id: str
+    name: str
+    project: str
+    status: str
+    description: str | None
+    tags: list[str] | None
+    folder: str | None
+    createdAt: str
+    updatedAt: str
+    endedAt: str | None
+    heardAt: str
+    counts: dict[str, int]
+
+
+class ExperimentPage(TypedDict):
+    """Some of `total` experiments, and what to give as `after` for the next ones; None at the end."""
+
+    experiments: list[ListedExperiment]
+    total: int
     next: str | None
 
 
@@ -86,6 +113,36 @@ class ParametersRecord(TypedDict):
     version: int
     createdAt: str | None
     updatedAt: str | None
+
+
+class Identity(TypedDict):
+    """Whose login it is, and what it allows until when."""
+
+    userName: str
+    namespace: str
+    kind: str
+    readOnly: bool
+    expiresAt: str | None
+
+
+class SampledSeries(TypedDict):
+    """Down-sampled points: their indices, their x (`step`, else `epoch`, else the index) and values; how many of how many."""
+
+    index: list[int]
+    x: list[float]
+    value: list[float]
+    count: int
+
+
+class SeriesPage(TypedDict):
+    """What `series` returns: each series by its name, of the points `startIndex` to `endIndex`."""
+
+    metricId: str
+    name: str
+    startIndex: int
+    endIndex: int
+    totalDataPoints: int
+    series: dict[str, SampledSeries]
 
 
 class RemoteClient:
