@@ -6,14 +6,25 @@ The types of what comes back are those of the local API. Nothing here is needed 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from .answers import (
+    comma_list,
+    lenient,
+    log_entry,
+    metadata_of,
+    read_metadata,
+    read_numbers,
+    read_values,
+    written,
+)
 from .config import remote_url
-from .errors import ChecksumMismatch, InvalidValue, NotFound, ServerRefused, Unreachable
-from .values import field_values, from_json, lenient_values, texts_like_numbers, to_json
+from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
+from .values import field_values, flatten, texts_like_numbers, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,6 +32,17 @@ if TYPE_CHECKING:
     import requests
     from typing_extensions import Self
 
+    from .answers import (
+        CreatedExperiment,
+        CreatedLogs,
+        ExperimentPage,
+        Health,
+        Identity,
+        ListedMetric,
+        ListedProject,
+        ParametersRecord,
+        SeriesPage,
+    )
     from .records import (
         AppendBatchResult,
         AppendResult,
@@ -29,129 +51,26 @@ if TYPE_CHECKING:
         FileRecord,
         LogPage,
         MetricStats,
-        MetricSummary,
         PointPage,
-        SeriesStats,
     )
+    from .remote import Link
 
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
 
 _BLOCK: Final = 1 << 20
-
-
-class Health(TypedDict, total=False):
-    """How a server is: `status` "ok", since when in seconds (`uptime`), and what it stores in."""
-
-    status: str
-    timestamp: str
-    uptime: float
-    database: str
-    storage: str
-    mongodb: str
-    s3: str
-
-
-class CreatedExperiment(TypedDict):
-    """What `create_experiment` returns; `experiment["id"]` is what the other calls take."""
-
-    experiment: dict[str, Any]
-    project: str
-    folder: str | None
-    namespace: str
-
-
-class ListedProject(TypedDict):
-    """One of `projects()`: how many experiments it has, and when it was first and last written to."""
-
-    name: str
-    experiments: int
-    createdAt: str
-    updatedAt: str
-
-
-class ListedExperiment(TypedDict):
-    """One of `experiments()`; `heardAt` is when the server was last sent something of it."""
-
-    id: str
-    name: str
-    project: str
-    status: str
-    description: str | None
-    tags: list[str] | None
-    folder: str | None
-    createdAt: str
-    updatedAt: str
-    endedAt: str | None
-    heardAt: str
-    counts: dict[str, int]
-
-
-class ExperimentPage(TypedDict):
-    """Some of `total` experiments, and what to give as `after` for the next ones; None at the end."""
-
-    experiments: list[ListedExperiment]
-    total: int
-    next: str | None
-
-
-class CreatedLogs(TypedDict):
-    """What `add_logs` returns: how many, and their first and last number."""
-
-    created: int
-    startSequence: int
-    endSequence: int
-    experimentId: str
-
-
-class ParametersRecord(TypedDict):
-    """An experiment's parameters on the server; `version` counts their changes."""
-
-    id: str
-    experimentId: str
-    data: dict[str, Any]
-    version: int
-    createdAt: str | None
-    updatedAt: str | None
-
-
-class Identity(TypedDict):
-    """Whose login it is, and what it allows until when."""
-
-    userName: str
-    namespace: str
-    kind: str
-    readOnly: bool
-    expiresAt: str | None
-
-
-class SampledSeries(TypedDict):
-    """Down-sampled points: their indices, their x (`step`, else `epoch`, else the index) and values; how many of how many."""
-
-    index: list[int]
-    x: list[float]
-    value: list[float]
-    count: int
-
-
-class SeriesPage(TypedDict):
-    """What `series` returns: each series by its name, of the points `startIndex` to `endIndex`."""
-
-    metricId: str
-    name: str
-    startIndex: int
-    endIndex: int
-    totalDataPoints: int
-    series: dict[str, SampledSeries]
+_CONNECT_S: Final = 5.0
+_SILENCE_S: Final = 45.0
 
 
 class RemoteClient:
-    """One server, one login. Safe for one thread at a time; a `with` block closes its connections.
+    """One server, one login. For one thread at a time; a `with` block closes its connections.
 
     `api_key` is a token from the server's owner; without one, what `ml-dash login` stored, or for `user_name` the
-    development login. Every call raises Unreachable (no connection, no answer in time, trouble at the server; trying
-    again is right), Unauthorised, ServerRefused (`status`, `code`), and NotFound for what the server does not have.
-    `namespace` reads another user's data where that is allowed.
+    development login. `timeout` is in seconds, for each answer. `namespace` reads another user's data where that is
+    allowed. Every call raises Unreachable (no connection, no answer in time, trouble at the server: try again),
+    Unauthorised, ServerRefused (`status`, `code`), and NotFound for what the server does not have. After Unreachable it
+    is not known whether a write was done: an `append` that is repeated may be there twice.
     """
 
     def __init__(
@@ -167,8 +86,8 @@ class RemoteClient:
         self.user_name = user_name
         self._api_key = api_key
         self._namespace = namespace
-        self._timeout_s = timeout
-        self._link: Any = None
+        self._timeouts = (min(_CONNECT_S, timeout), timeout)
+        self._link: Link | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -190,12 +109,20 @@ class RemoteClient:
     # -- the server --------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        """How the server is; needs no login."""
-        return cast("Health", self._json("GET", "/health"))
+        """How the server is; needs no login. Raises Unreachable for one that cannot reach what it stores in."""
+        from .remote import Link
 
-    def projects(self) -> list[dict[str, Any]]:
+        # Nobody's token, so that this also works where there is none, or none that is accepted.
+        with contextlib.closing(Link(self.base_url, "nobody", timeout_s=self._timeouts)) as link:
+            return cast("Health", link.ask("GET", "/health", ("status",)))
+
+    def whoami(self) -> Identity:
+        """Whose login this is, and what it allows."""
+        return cast("Identity", self._json("GET", "/whoami"))
+
+    def projects(self) -> list[ListedProject]:
         """The projects that there are, by name."""
-        return cast("list[dict[str, Any]]", self._json("GET", "/projects")["projects"])
+        return cast("list[ListedProject]", self._json("GET", "/projects")["projects"])
 
     # -- experiments -------------------------------------------------------------------------------------------------
 
@@ -212,10 +139,11 @@ class RemoteClient:
     ) -> CreatedExperiment:
         """Create an experiment, or continue it: what is given replaces what was there."""
         body = _given(
-            name=name, description=description, tags=tags, folder=folder, metadata=_lenient(metadata),
-            writeProtected=write_protected,
+            name=name, description=description, tags=tags, folder=folder, writeProtected=write_protected,
+            **metadata_of(metadata),
         )  # fmt: skip
-        return cast("CreatedExperiment", self._json("POST", f"/projects/{_part(project)}/experiments", json=body))
+        found = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
+        return cast("CreatedExperiment", {**found, "experiment": read_metadata(found["experiment"])})
 
     def experiments(
         self,
@@ -229,13 +157,32 @@ class RemoteClient:
         limit: int = 100,
         after: str | None = None,
     ) -> ExperimentPage:
-        """A page of experiments; `q` is looked for in names and descriptions, `after` is `next` of the page before."""
+        """A page of experiments; `q` is looked for in names and descriptions, `after` is `next` of the page before.
+
+        `sort` is "updated" (the default), "created", "name" or "points".
+        """
         query = _given(project=project, status=status, tag=tag, folder=folder, q=q, sort=sort, limit=limit, after=after)
         return cast("ExperimentPage", self._json("GET", "/experiments", params=query))
 
     def experiment(self, experiment_id: str) -> ExperimentRecord:
         """One experiment, as `experiment.json` has it."""
-        return cast("ExperimentRecord", self._json("GET", _experiment(experiment_id)))
+        return cast("ExperimentRecord", read_metadata(self._json("GET", _experiment(experiment_id))))
+
+    def watch(self, experiment_id: str) -> Iterator[int]:
+        """How many events an experiment has, now and each time it has more; ends when it is removed.
+
+        Raises Unreachable when the connection breaks or the server ends: then begin anew.
+        """
+        from .remote import Link
+
+        # A link of its own: the server says something at least every 15 seconds, however short `timeout` is.
+        link = Link(self.base_url, self._token, timeout_s=(self._timeouts[0], max(self._timeouts[1], _SILENCE_S)))
+        try:
+            response = self._call("GET", f"{_experiment(experiment_id)}/events", link=link, stream=True)
+        except BaseException:
+            link.close()
+            raise
+        return _news(response, link)
 
     def remove_experiment(self, experiment_id: str) -> dict[str, Any]:
         """Remove an experiment: what its writers send later is kept out of sight; a new opening starts anew at 0."""
@@ -244,11 +191,11 @@ class RemoteClient:
     # -- logs --------------------------------------------------------------------------------------------------------
 
     def add_logs(self, experiment_id: str, logs: Iterable[Mapping[str, Any]]) -> CreatedLogs:
-        """Add entries `{message, level, timestamp, metadata}`; all but the message may be left out."""
-        entries = [
-            {**entry, **({"metadata": to_json(_lenient(entry["metadata"]))} if entry.get("metadata") else {})}
-            for entry in logs
-        ]
+        """Add entries `{message, level, timestamp, metadata}`; all but the message may be left out.
+
+        A `timestamp` is a datetime or ISO 8601 text; default: when they arrive.
+        """
+        entries = [log_entry(entry) for entry in logs]
         return cast("CreatedLogs", self._json("POST", f"{_experiment(experiment_id)}/logs", json={"logs": entries}))
 
     def logs(
@@ -263,19 +210,14 @@ class RemoteClient:
         """A page of log entries; only of a level, only those whose message holds `q`."""
         query = _given(startIndex=start_index, limit=limit, level=level, q=q)
         page = self._json("GET", f"{_experiment(experiment_id)}/logs", params=query)
-        for entry in page["logs"]:
-            texts = entry.pop("text", ())
-            if entry.get("metadata"):
-                entry["metadata"] = from_json(entry["metadata"], texts)
+        page["logs"] = [read_metadata(entry) for entry in page["logs"]]
         return cast("LogPage", page)
 
     # -- parameters --------------------------------------------------------------------------------------------------
 
     def set_parameters(self, experiment_id: str, data: Mapping[str, Any]) -> ParametersRecord:
         """Merge parameters; nested mappings become dotted keys."""
-        from .values import flatten
-
-        body = {"data": to_json(flatten(_lenient(data) or {}))}
+        body = written("data", flatten(lenient(data)))
         return self._parameters(self._json("POST", f"{_experiment(experiment_id)}/parameters", json=body))
 
     def parameters(self, experiment_id: str) -> ParametersRecord:
@@ -284,7 +226,7 @@ class RemoteClient:
 
     @staticmethod
     def _parameters(record: dict[str, Any]) -> ParametersRecord:
-        return cast("ParametersRecord", {**record, "data": from_json(record["data"])})
+        return cast("ParametersRecord", read_values("data", record))
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -294,9 +236,7 @@ class RemoteClient:
 
     def append_point(self, experiment_id: str, metric: str, data: Mapping[str, Any]) -> AppendResult:
         """Append one point, its fields as a mapping: for fields that are no names of Python."""
-        row = field_values(data)
-        texts = texts_like_numbers(row)
-        body = {"data": to_json(row), **({"text": texts} if texts else {})}
+        body = written("data", field_values(data))
         return cast("AppendResult", self._json("POST", f"{_metric(experiment_id, metric)}/append", json=body))
 
     def append_batch(
@@ -313,16 +253,18 @@ class RemoteClient:
         """A page of points; a negative start counts from the end."""
         query = {"startIndex": start_index, "limit": limit}
         page = self._json("GET", f"{_metric(experiment_id, metric)}/data", params=query)
-        page["data"] = [_point(point) for point in page["data"]]
+        page["data"] = [read_values("data", point) for point in page["data"]]
         return cast("PointPage", page)
 
     def stats(self, experiment_id: str, metric: str) -> MetricStats:
         """The statistics of a metric and of each of its series."""
-        return cast("MetricStats", self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
+        found = read_metadata(self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
+        return cast("MetricStats", {**found, "series": read_numbers(found["series"])})
 
-    def metrics(self, experiment_id: str) -> list[MetricSummary]:
-        """The metrics of an experiment, by name."""
-        return cast("list[MetricSummary]", self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"])
+    def metrics(self, experiment_id: str) -> list[ListedMetric]:
+        """The metrics of an experiment, by name, with the statistics of their series."""
+        found = self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"]
+        return cast("list[ListedMetric]", [{**metric, "series": read_numbers(metric["series"])} for metric in found])
 
     def series(
         self,
@@ -333,13 +275,14 @@ class RemoteClient:
         start: int | None = None,
         end: int | None = None,
         field: str | None = None,
-    ) -> dict[str, Any]:
-        """One series, down-sampled to about `points` points that keep minima and maxima; for plots.
+    ) -> SeriesPage:
+        """Each series down-sampled to about `points` points, its minima and maxima kept; for plots.
 
-        `start` and `end` bound the index, `field` names the series (default: `value`, else the first).
+        `start` and `end` bound the index, `field` asks for the series of one field only.
         """
         query = _given(points=points, start=start, end=end, field=field)
-        return self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
+        found = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
+        return cast("SeriesPage", {**found, "series": read_numbers(found["series"])})
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -355,27 +298,35 @@ class RemoteClient:
     ) -> FileRecord:
         """Add a file: it is read twice, once for its SHA-256, and never held in memory; its record.
 
-        A live file with the same prefix and name is replaced. Raises InvalidValue for what is no regular file.
+        A live file with the same prefix and name is replaced. Raises InvalidValue for what is no regular file, for one
+        that changes while it is sent, and for a tag with a comma.
         """
         from .multipart import Form
 
-        with Form.of_file(
-            Path(path), prefix=prefix, description=description, tags=tags, metadata=to_json(_lenient(metadata))
-        ) as form:
+        given = _given(prefix=prefix, description=description, tags=comma_list(tags))
+        for name, value in metadata_of(metadata).items():
+            given[name] = json.dumps(value)
+        with Form.of_file(Path(path), given) as form:
             headers = {"Content-Type": form.content_type}
-            found = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
-        return cast("FileRecord", found)
+            try:
+                found = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
+            except RemoteError as error:
+                if form.broken:
+                    raise InvalidValue(f"file {str(path)!r} changed while it was sent; it was not added") from error
+                raise
+        return cast("FileRecord", read_metadata(found))
 
     def files(
         self, experiment_id: str, *, prefix: str | None = None, tags: list[str] | None = None
     ) -> list[FileRecord]:
         """Records of files that are not deleted, oldest first; below a prefix, with any of the tags."""
-        query = _given(prefix=prefix, tags=",".join(tags) if tags else None)
-        return cast("list[FileRecord]", self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"])
+        query = _given(prefix=prefix, tags=comma_list(tags))
+        found = self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"]
+        return cast("list[FileRecord]", [read_metadata(record) for record in found])
 
     def file(self, experiment_id: str, file_id: str) -> FileRecord:
-        """The record of one file."""
-        return cast("FileRecord", self._json("GET", _file(experiment_id, file_id)))
+        """The record of one file, also of a deleted one."""
+        return cast("FileRecord", read_metadata(self._json("GET", _file(experiment_id, file_id))))
 
     def update_file(
         self,
@@ -387,8 +338,8 @@ class RemoteClient:
         metadata: Metadata | None = None,
     ) -> FileRecord:
         """Change what is said about a file; what is not given stays. The new record."""
-        body = _given(description=description, tags=tags, metadata=to_json(_lenient(metadata)))
-        return cast("FileRecord", self._json("PATCH", _file(experiment_id, file_id), json=body))
+        body = _given(description=description, tags=tags, **metadata_of(metadata))
+        return cast("FileRecord", read_metadata(self._json("PATCH", _file(experiment_id, file_id), json=body)))
 
     def delete_file(self, experiment_id: str, file_id: str) -> DeletedFile:
         """Delete a file: `{id, deletedAt}`."""
@@ -454,16 +405,16 @@ class RemoteClient:
             )
         return found
 
-    def _call(self, method: str, path: str, **how: Any) -> requests.Response:
-        link = self._link
+    def _call(self, method: str, path: str, *, link: Link | None = None, **how: Any) -> requests.Response:
+        link = link or self._link
         if link is None:
             from .remote import Link
 
-            link = self._link = Link(self.base_url, self._token, timeout_s=(5.0, self._timeout_s))
+            link = self._link = Link(self.base_url, self._token, timeout_s=self._timeouts)
         if self._namespace is not None:
             how["params"] = {**how.get("params", {}), "namespace": self._namespace}
         try:
-            return cast("requests.Response", link.call(method, path, **how))
+            return link.call(method, path, **how)
         except ServerRefused as refused:
             if refused.status == 404:
                 raise NotFound(refused.message) from refused
@@ -481,15 +432,11 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _lenient(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Plain values of a mapping of anything, as the local API keeps it."""
-    return lenient_values(metadata, lambda text: None) if metadata is not None else None
-
-
 def _part(text: str) -> str:
     from urllib.parse import quote
 
-    return quote(text, safe="")
+    # A part `..` would lead elsewhere; written so, it is sent as it is.
+    return quote(text, safe="") if text not in (".", "..") else text.replace(".", "%2E")
 
 
 def _experiment(experiment_id: str) -> str:
@@ -504,16 +451,31 @@ def _file(experiment_id: str, file_id: str) -> str:
     return f"{_experiment(experiment_id)}/files/{_part(file_id)}"
 
 
-def _point(point: dict[str, Any]) -> Point:
-    data = from_json(point["data"], point.get("text", ()))
-    return cast("Point", {"index": point["index"], "data": data, "createdAt": point["createdAt"]})
-
-
 def _blocks(response: requests.Response) -> Iterator[bytes]:
     from requests import RequestException
 
     with contextlib.closing(response):
         try:
             yield from response.iter_content(_BLOCK)
-        except RequestException as error:
+        except (RequestException, OSError) as error:
             raise Unreachable(f"the connection broke while {response.url} was read: {error}") from error
+
+
+def _news(response: requests.Response, link: Link) -> Iterator[int]:
+    """The numbers in a stream of server-sent events; closes the link at its end."""
+    from requests import RequestException
+
+    kind = ""
+    with contextlib.closing(link), contextlib.closing(response):
+        try:
+            for line in response.iter_lines():
+                name, _, value = line.decode().partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data" and kind == "change":
+                    yield json.loads(value)["events"]
+                elif name == "data" and kind == "removed":
+                    return
+        except (RequestException, OSError) as error:
+            raise Unreachable(f"the connection to {link.url} broke: {error}") from error
+    raise Unreachable(f"{link.url} ended the stream")

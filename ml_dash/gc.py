@@ -47,6 +47,9 @@ class Holder(Protocol):
     def name(self) -> str:
         """Its URL."""
 
+    def removed(self, journal: str) -> set[str]:
+        """Writers of a journal whose events it keeps out of sight: nobody could bring them back."""
+
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
         """Segment id → SHA-256 of its first so many bytes; unknown ones are left out."""
 
@@ -261,12 +264,16 @@ class _Collection:
         good = wanted
         for holder in self.holders:
             found: dict[str, Digest] = {}
+            removed: set[str] = set()
             for journal in sorted({one.journal for one in good}):
+                removed |= holder.removed(journal)
                 found.update(holder.digests(journal, {one.id: one.length for one in good if one.journal == journal}))
             proven = []
             for one in good:
                 answer = found.get(one.id)
-                if answer is None or answer["of"] != one.length:
+                if one.segment.writer in removed:
+                    self.kept[one.path.name] = f"it was removed on {holder.name}, which shows it to nobody"
+                elif answer is None or answer["of"] != one.length:
                     there = 0 if answer is None else answer["length"]
                     self.kept[one.path.name] = f"{holder.name} has {there:,} of its {one.length:,} bytes"
                 elif answer["sha256"] != blobs.digest_of(one.path, one.length):

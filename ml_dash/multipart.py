@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mimetypes
 import os
 import stat
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from .errors import InvalidValue
+from .names import check_filename
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,7 +25,8 @@ _BLOCK: Final = 4 << 20
 class Form:
     """The body of a `multipart/form-data` request (RFC 7578): some fields, then a file. To be used in a `with` block.
 
-    It has a length and can be read, which is what HTTP libraries ask of a body that they stream.
+    It has a length and can be read, which is what HTTP libraries ask of a body that they stream. `broken`: the file
+    became shorter meanwhile.
     """
 
     def __init__(self, fields: Mapping[str, str], filename: str, media_type: str, file: BinaryIO, size: int) -> None:
@@ -40,6 +41,7 @@ class Form:
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{_quoted(filename)}"\r\n'
             f"Content-Type: {media_type}\r\n\r\n"
         )
+        self.broken = False
         self._file = file
         self._left = size
         self._head = BytesIO(head.encode())
@@ -47,40 +49,25 @@ class Form:
         self._size = self._head.getbuffer().nbytes + size + self._tail.getbuffer().nbytes
 
     @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        *,
-        prefix: str,
-        description: str | None = None,
-        tags: list[str] | None = None,
-        metadata: Any = None,
-    ) -> Form:
-        """The form that adds a file to an experiment; reads it once, for its SHA-256. Raises InvalidValue."""
+    def of_file(cls, path: Path, fields: Mapping[str, str]) -> Form:
+        """The form that adds a file to an experiment; reads it once, for its SHA-256. Raises InvalidInput."""
+        name = check_filename(path.name)
         try:
+            # Looked at first: to open a pipe is to wait for its other end.
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise InvalidValue(f"file {str(path)!r} is not a regular file; nothing was sent")
             file = path.open("rb")
         except OSError as error:
             raise InvalidValue(f"file {str(path)!r} cannot be read: {error.strerror}; nothing was sent") from error
         try:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise InvalidValue(f"file {str(path)!r} is not a regular file; nothing was sent")
             digest, size = _digest(file)
             file.seek(0)
         except BaseException:
             file.close()
             raise
-        given = {
-            "prefix": prefix,
-            "checksum": digest,
-            "sizeBytes": str(size),
-            "description": description,
-            "tags": ",".join(tags) if tags else None,
-            "metadata": json.dumps(metadata) if metadata is not None else None,
-        }
-        fields = {name: value for name, value in given.items() if value is not None}
-        media_type = mimetypes.guess_type(path.name, strict=False)[0] or "application/octet-stream"
-        return cls(fields, path.name, media_type, file, size)
+        given = {**fields, "checksum": digest, "sizeBytes": str(size)}
+        media_type = mimetypes.guess_type(name, strict=False)[0] or "application/octet-stream"
+        return cls(given, name, media_type, file, size)
 
     def __len__(self) -> int:
         return self._size
@@ -94,6 +81,7 @@ class Form:
         if self._left:
             data = self._file.read(min(wanted, self._left))
             if not data:
+                self.broken = True
                 raise OSError(f"{self._file.name} became shorter while it was sent")
             self._left -= len(data)
             return data
@@ -118,5 +106,5 @@ def _digest(file: BinaryIO) -> tuple[str, int]:
 
 
 def _quoted(text: str) -> str:
-    """As browsers write a name into this header."""
-    return text.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    """A quoted string, as RFC 2183 has it."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')

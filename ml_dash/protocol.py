@@ -79,7 +79,10 @@ class BlobState(TypedDict):
 
 
 class JournalState(TypedDict):
-    """What a server has of a journal; segments by their id in hex, blobs by their name."""
+    """What a server has of a journal; segments by their id in hex, blobs by their name.
+
+    `removed`: writers whose events it keeps out of sight; `tombstone`: that is all of them.
+    """
 
     journal: str
     project: str
@@ -90,6 +93,7 @@ class JournalState(TypedDict):
     missing: list[str]
     events: int
     deaths: list[str]
+    removed: list[str]
     tombstone: bool
 
 

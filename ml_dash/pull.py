@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
+from zlib import crc32
 
 import msgspec
 
 from . import blobs
-from .durable import replace_file, sync_folder, write_all
+from .durable import fail_point, replace_file, sync_folder, write_all
 from .errors import Damaged, ForeignFolder, InvalidValue, JournalError, NotFound, ServerRefused, StillOpen
 from .events import blob_name
 from .frames import SPILL, SPILLED, LengthCrcs, OrderHeader, decode_header, encode_frame, encode_header
@@ -54,6 +55,7 @@ PAGE_BYTES: Final = 4 << 20
 PAGE_RECORDS: Final = 10_000
 _WAIT_S: Final = 30.0
 _STALE_S: Final = 3600.0
+_TRIES: Final = 3
 _TEMPORARY: Final = ".pull-"
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
@@ -101,6 +103,10 @@ class PullReport:
     conflicts: dict[str, str] = field(default_factory=dict)
 
 
+class _BaseChanged(Exception):
+    """Another gc or pull was faster."""
+
+
 class Stopped(Exception):
     """Whoever asked for a pull does not wait for it any more; nothing was put in place."""
 
@@ -112,6 +118,7 @@ class Permit:
         self._guard = threading.Lock()
         self._stopped = False
         self._taken = False
+        self._placed = threading.Event()
 
     def take(self) -> None:
         """Raises Stopped if it is too late."""
@@ -124,6 +131,19 @@ class Permit:
         """The same, before anything else is asked for."""
         if self._stopped:
             raise Stopped
+
+    def done(self) -> None:
+        """It is in place."""
+        self._placed.set()
+
+    @property
+    def placed(self) -> bool:
+        """Is it in place?"""
+        return self._placed.is_set()
+
+    def wait_placed(self, timeout_s: float) -> bool:
+        """Wait until it is in place."""
+        return self._placed.wait(timeout_s)
 
     def stop(self) -> bool:
         """It is too late from now on; False if it was put in place already."""
@@ -195,11 +215,12 @@ class _Pull:
     def into_nothing(self, state_only: bool, files: bool) -> PullReport:
         """A new journal. Raises FileExistsError if another process has made one meanwhile."""
         home = self.journal.parent
-        _refuse_foreign(home)
+        for place in {home, self.located.folder}:
+            _refuse_foreign(place)
         _make_store(home.parents[1])
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
-        temporary = home / f"{JOURNAL}.pull-{os.urandom(6).hex()}.tmp"
+        temporary = home / f"{JOURNAL}{_TEMPORARY}{os.urandom(6).hex()}.tmp"
         (temporary / SEGMENTS).mkdir(parents=True)
         (temporary / BLOBS).mkdir()
         try:
@@ -216,11 +237,14 @@ class _Pull:
             for folder in (temporary / SEGMENTS, temporary / BLOBS, temporary):
                 sync_folder(folder)
             self.permit.take()
+            fail_point("pull-brought")
             self._rename(temporary)
+            fail_point("pull-placed")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for folder in (home, home.parent, home.parent.parent):
             sync_folder(folder)
+        self.permit.done()
         if not state_only:
             Projector(self.journal, self.located.folder).advance(wait_s=_WAIT_S)
         return self._report(state, state_only=state_only, new=True)
@@ -328,14 +352,15 @@ class _Pull:
                 for name in _spilled(segment, item) if isinstance(item, Run) and segment is not None else ():
                     self._bring_blob(name, into)
 
-    def _bring_files(self, state: State, into: Path) -> None:
-        """The contents of all files that are listed."""
+    def _bring_files(self, state: State, into: Path) -> bool:
+        """The contents of all files that are listed; was there any to bring?"""
         wanted = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         present = blobs.names(into)
         lacking = [name for name, size in wanted.items() if present.get(name) != size]
         self.total += sum(wanted[name] for name in lacking)
         for name in lacking:
             self._bring_blob(name, into)
+        return bool(lacking)
 
     def _bring_blob(self, name: str, into: Path) -> None:
         try:
@@ -350,6 +375,19 @@ class _Pull:
 
     def into_journal(self, state_only: bool, files: bool, fill: bool) -> PullReport:
         """Bring what is missing, put it in place, and fold it."""
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(_BaseChanged):
+                return self._into_journal(state_only, files, fill)
+        try:
+            return self._into_journal(state_only, files, fill)
+        except _BaseChanged:
+            raise StillOpen(
+                f"the base of {self.journal} changed each time that something was brought; nothing was put in place",
+                hint="another gc or pull is at work there; try again when it has ended",
+            ) from None
+
+    def _into_journal(self, state_only: bool, files: bool, fill: bool) -> PullReport:
+        self.mark = _mark(self.journal / BASE)
         trouble: JournalError | None = None
         base: Base | None = None
         try:
@@ -361,7 +399,9 @@ class _Pull:
                 f"{self.located.project}/{self.located.name} is in {self.journal} with its journal, not only its state",
                 hint="pull without --state-only brings what is missing there",
             )
-        scratch = self.journal / f".pull-{os.urandom(6).hex()}.tmp"
+        _sweep(self.journal)
+        _sweep(self.journal / BLOBS)
+        scratch = self.journal / f"{_TEMPORARY}{os.urandom(6).hex()}.tmp"
         (scratch / SEGMENTS).mkdir(parents=True)
         (scratch / BLOBS).mkdir()
         projector = Projector(self.journal, self.located.folder)
@@ -370,10 +410,12 @@ class _Pull:
                 self._renew_base(base, projector)
             else:
                 self._complete(base, trouble, fill, scratch, projector)
+            self.permit.done()
             state = look_anew(self.journal, self.located.folder).state
-            if files:
-                self._bring_files(state, self.journal)
-                with self._turn(projector):
+            if files and self._bring_files(state, self.journal):
+                with projector.having_turn(_WAIT_S) as taken:
+                    if not taken:
+                        raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
                     (self.journal / CHECKPOINT).unlink(missing_ok=True)
                     projector.begin_at_base()
         finally:
@@ -382,13 +424,23 @@ class _Pull:
 
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
+        """To put things in place. Raises _BaseChanged if the base is not the one that was looked at."""
         with projector.having_turn(_WAIT_S) as taken:
             if not taken:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
+            if _mark(self.journal / BASE) != self.mark:
+                raise _BaseChanged
+            self.permit.take()
+            fail_point("pull-brought")
             yield
 
     def _renew_base(self, old: Base | None, projector: Projector) -> None:
         """The server's state of now instead of the base that is here."""
+        if old is not None and old.kept:
+            raise InvalidValue(
+                f"{self.located.folder} keeps lines that gc was told to keep; only the whole journal can replace them",
+                hint="pull without --state-only",
+            )
         new = self._remote_base()
         for identity, stood in (old.segments if old is not None else {}).items():
             if identity not in new.segments or new.segments[identity].length < stood.length:
@@ -398,13 +450,15 @@ class _Pull:
                     hint="the server may have been restored from an older backup",
                 )
         with self._turn(projector):
-            self.permit.take()
             if old is None:
-                # It cannot be read; what it holds may be of use to somebody all the same.
-                os.link(self.journal / BASE, self.journal / f"{BASE}.damaged.{os.urandom(4).hex()}")
+                self._set_base_aside()
             bases.save(self.journal, read_identity(self.journal), new)
             (self.journal / CHECKPOINT).unlink(missing_ok=True)
             projector.begin_at_base()
+
+    def _set_base_aside(self) -> None:
+        """A base that cannot be read: what it holds may be of use to somebody all the same."""
+        os.link(self.journal / BASE, self.journal / f"{BASE}.damaged.{os.urandom(4).hex()}")
 
     def _complete(
         self, base: Base | None, trouble: JournalError | None, fill: bool, scratch: Path, projector: Projector
@@ -425,25 +479,48 @@ class _Pull:
         self._bring_bodies(scratch)
         if replaces_base:
             self._refuse_loss(base, here, totals)
-        if not wanted and not replaces_base:
+        if not wanted and not replaces_base and not self._follows_otherwise(records):
             return
         with self._turn(projector):
-            self.permit.take()
-            if not replaces_base:
+            adopts = replaces_base or self._is_copy()
+            if not adopts:
                 projector.advance_in_turn()
-            self._place(scratch, here)
-            if replaces_base:
-                self._adopt_order(records, totals)
-                sync_folder(self.journal)
-                if trouble is not None:
-                    os.link(self.journal / BASE, self.journal / f"{BASE}.damaged.{os.urandom(4).hex()}")
-                (self.journal / BASE).unlink()
-                sync_folder(self.journal)
-                (self.journal / CHECKPOINT).unlink(missing_ok=True)
-                projector.begin_at_base()
-            else:
+            self._place(scratch)
+            fail_point("pull-placed")
+            if not adopts:
                 self._append_order(records, set(wanted))
                 projector.advance_in_turn()
+                return
+            self._adopt_order(records, totals)
+            fail_point("pull-order")
+            if trouble is not None:
+                self._set_base_aside()
+            (self.journal / BASE).unlink(missing_ok=True)
+            sync_folder(self.journal)
+            fail_point("pull-base")
+            (self.journal / CHECKPOINT).unlink(missing_ok=True)
+            projector.begin_at_base()
+
+    def _is_copy(self) -> bool:
+        """Did nobody write to this journal? Then all that it has came from the server, and so does its order."""
+        own = read_identity(self.journal).journal
+        here = _local_segments(self.journal).values()
+        return not bases.exists(self.journal) and all(segment.header.journal != own for segment, _ in here)
+
+    def _follows_otherwise(self, records: list[list[Any]]) -> bool:
+        """Is this a copy with another order than the server's? A pull that was killed may have left it so."""
+        order = Order(self.journal)
+        order.open(write=False)
+        try:
+            here = [
+                [STRETCH, record.segment, record.start, record.end]
+                if isinstance(record, Stretch)
+                else [DEATH, record.writer, record.segment, record.end]
+                for record, _ in order.read(0)
+            ]
+        finally:
+            order.close()
+        return self._is_copy() and list(_joined(here)) != records
 
     def _may_replace(self, local: tuple[Segment, int], length: int) -> bool:
         """Is what is here only the beginning of what the server has, and of a writer that has ended?"""
@@ -475,16 +552,19 @@ class _Pull:
                     hint="another server may hold them, or wait until all has been sent",
                 )
 
-    def _place(self, scratch: Path, here: dict[str, tuple[Segment, int]]) -> None:
+    def _place(self, scratch: Path) -> None:
+        local = _local_segments(self.journal).items()
+        here = {segment.path.name: (identity, size) for identity, (segment, size) in local}
         for path in (scratch / BLOBS).iterdir():
             os.replace(path, self.journal / BLOBS / path.name)
         sync_folder(self.journal / BLOBS)
-        known = {segment.path.name for segment, _ in here.values()}
-        for _, path in list_segments(scratch):
-            target = self.journal / SEGMENTS / path.name
-            if target.exists() and path.name not in known:
+        for identity, (segment, size) in _local_segments(scratch).items():
+            target = self.journal / SEGMENTS / segment.path.name
+            if target.exists() and here.get(target.name, ("", 0))[0] != identity:
                 raise Damaged(f"{target} is there, and is not the segment of that name that {self.source.name} has")
-            os.replace(path, target)
+            # Another pull may have brought more of it meanwhile.
+            if size > here.get(target.name, ("", 0))[1]:
+                os.replace(segment.path, target)
         sync_folder(self.journal / SEGMENTS)
 
     def _adopt_order(self, records: list[list[Any]], totals: dict[str, int]) -> None:
@@ -672,10 +752,23 @@ def _refuse_foreign(home: Path) -> None:
         )
 
 
-def _sweep(home: Path) -> None:
+def _mark(base: Path) -> tuple[int, int]:
+    """What tells this base, good or not, from another one."""
+    try:
+        content = base.read_bytes()
+    except FileNotFoundError:
+        return 0, 0
+    return len(content), crc32(content)
+
+
+def _sweep(place: Path) -> None:
     """What pulls have left that were killed."""
-    for left in home.glob(f"{JOURNAL}.pull-*.tmp"):
+    for left in (*place.glob(f"{JOURNAL}{_TEMPORARY}*.tmp"), *place.glob(f"{_TEMPORARY}*.tmp")):
         with contextlib.suppress(FileNotFoundError):
             newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-            if time.time() - newest > _STALE_S:
+            if time.time() - newest <= _STALE_S:
+                continue
+            if left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink()

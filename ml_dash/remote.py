@@ -20,6 +20,7 @@ from .protocol import (
     PREFIX,
     PROTOCOL,
     PROTOCOL_HEADER,
+    UNKNOWN,
     Appended,
     BlobState,
     DeathNote,
@@ -45,6 +46,7 @@ _ANSWER_BYTES: Final = 64 << 20
 _COMPRESSED_FROM: Final = 1 << 10
 _SAMPLE: Final = 32 << 10
 _SHOWN: Final = 300
+_DOT: Final = "/%2E"
 # An HTTP status that does not mean "no", but "not now".
 _LATER: Final = frozenset((408, 425, 429))
 _LONGEST_PAUSE_S: Final = 3600.0
@@ -112,6 +114,7 @@ class Link:
             response = session.request(
                 method, self.url + path, params=params, data=data, headers=sent, stream=True,
                 timeout=self._timeout_s, allow_redirects=False,
+                auth=_Exactly(self.url + path) if _DOT in path else None,
             )  # fmt: skip
             if response.status_code >= 300:
                 _refuse(self.url, response)
@@ -147,7 +150,8 @@ class Link:
 
 def journal(link: Link, journal: str) -> JournalState:
     """What the server has of a journal. Raises ServerRefused with code `unknown` if that is nothing."""
-    return cast("JournalState", link.ask("GET", journal_path(journal), ("segments", "blobs", "missing", "tombstone")))
+    needed = ("segments", "blobs", "missing", "removed", "tombstone")
+    return cast("JournalState", link.ask("GET", journal_path(journal), needed))
 
 
 def append_segment(
@@ -238,6 +242,20 @@ def blob(link: Link, experiment: str, name: str) -> Iterator[bytes]:
     return _blocks(link.url, response)
 
 
+def has_blob(link: Link, experiment: str, name: str, size: int) -> bool:
+    """Could the whole of a blob be fetched, and has it that size in bytes? One byte of it is."""
+    path = f"{PREFIX}/experiments/{experiment}/blobs/{quote(name)}"
+    try:
+        response = link.call("GET", path, headers={"Range": "bytes=0-0"} if size else {})
+    except ServerRefused as refused:
+        if refused.status in (404, 416):
+            return False
+        raise
+    if not size:
+        return not response.content
+    return response.headers.get("Content-Range", "").rpartition("/")[2] == str(size)
+
+
 def remove(link: Link, experiment: str) -> int:
     """Put an experiment out of sight on the server; how many writers that silences."""
     return cast("int", link.ask("DELETE", f"{PREFIX}/experiments/{experiment}", ("writers",))["writers"])
@@ -292,19 +310,48 @@ class ServerHolder:
     def name(self) -> str:
         return self._link.url
 
+    def removed(self, journal: str) -> set[str]:
+        known = _known(self._link, journal)
+        return set(known["removed"]) if known is not None else set()
+
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
         return digests(self._link, journal, wanted)
 
     def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
-        found = set()
-        for name, size in wanted.items():
-            state = blob_state(self._link, journal, name)
-            if state["complete"] and state["length"] == size:
-                found.add(name)
-        return found
+        known = _known(self._link, journal)
+        if known is None:
+            return set()
+        there = known["blobs"]
+        found = {name for name, size in wanted.items() if name in there and there[name]["length"] == size}
+        # Bodies are not listed, nor versions that were replaced; the state of a blob only says whether to send it.
+        experiment = known["experiment"]
+        return found | {
+            name for name in wanted.keys() - found if has_blob(self._link, experiment, name, wanted[name])
+        }
+
+
+def _known(link: Link, journal_id: str) -> JournalState | None:
+    try:
+        return journal(link, journal_id)
+    except ServerRefused as refused:
+        if refused.code == UNKNOWN:
+            return None
+        raise
 
 
 # -- requests and answers ---------------------------------------------------------------------------------------------
+
+
+class _Exactly:
+    """Puts back a path that the library has resolved: a metric may be called `..`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        _, mark, query = (request.url or "").partition("?")
+        request.url = self._url + mark + query
+        return request
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from .journal import base as bases
 from .journal.base import Base
 from .journal.order import Order, Stretch
 from .journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
-from .journal.segment import BASE, BLOBS, ORDER, SEGMENTS, list_segments
+from .journal.segment import BASE, BLOBS, ORDER, SEGMENTS, list_segments, read_identity
 from .lock import Liveness, probe
 from .projection import checkpoint as checkpoints
 from .projection.checkpoint import Checkpoint, Layout
@@ -42,7 +43,8 @@ class Finding:
     writer that are in no segment), lost (events that the disk and memory could not take), torn (a last frame cut off by
     a crash, never acknowledged), released (content of a replaced or deleted file), missing-blob, changed-blob,
     projection (a derived file differs: `ml-dash rebuild` mends it), base (what the base stands for: no damage),
-    on-server (content of a file that is only there: no damage). `events` says how many, 0 where unknown.
+    on-server (content of a file that is only there: no damage), not-brought (content of a file that was recorded
+    elsewhere, and did not come with the rest: no damage). `events` says how many, 0 where unknown.
     """
 
     kind: str
@@ -141,6 +143,8 @@ class _Check:
         self.base: Base | None = None
         self.checkpoint, start = self._start()
         self.segments = list_segments(self.journal)
+        # Writers that wrote to another journal: what is here of them came from a server.
+        self.elsewhere = self._writers_elsewhere()
         self.total = sum(path.stat().st_size for _, path in self.segments)
         self.replay = Replay(self.journal, start)
         # By segment id: what `order` says are frames.
@@ -189,6 +193,21 @@ class _Check:
             for name, _ in list_segments(self.journal)
             if probe(self.journal / SEGMENTS / name.lock) is not Liveness.GONE
         }
+
+    def _writers_elsewhere(self) -> set[str]:
+        try:
+            own = read_identity(self.journal).journal
+        except (OSError, JournalError):
+            return set()
+        stood = self.base.segments.values() if self.base is not None else ()
+        found = {one.writer for one in stood if one.journal != own.hex()}
+        for _, path in self.segments:
+            # What cannot be read is told where it is checked.
+            with contextlib.suppress(OSError, JournalError):
+                segment = open_segment(path)
+                if segment is not None and segment.header.journal != own:
+                    found.add(segment.writer)
+        return found
 
     # -- the base ----------------------------------------------------------------------------------------------------
 
@@ -313,6 +332,9 @@ class _Check:
         for file in gone:
             if file.live and file.blob in held:
                 self.add("on-server", _label(file), f"its content ({file.size_bytes:,} bytes) is on the server only")
+            elif file.live and file.writer in self.elsewhere:
+                what = "its content was recorded elsewhere and did not come: run ml-dash pull"
+                self.add("not-brought", _label(file), what)
             elif file.live:
                 self.add("missing-blob", _label(file), "its content is not in the journal")
             else:

@@ -39,6 +39,8 @@ class Keeper:
         self.away = False
         self.answers_left = -1
         self.flip = ""
+        # Writers whose events were removed there.
+        self.silenced: set[str] = set()
         self.calls: list[str] = []
 
     # -- being sent things -------------------------------------------------------------------------------------------
@@ -78,6 +80,10 @@ class Keeper:
             self.records.append(record)
 
     # -- being asked -------------------------------------------------------------------------------------------------
+
+    def removed(self, journal: str) -> set[str]:
+        self._answer("removed")
+        return self.silenced
 
     def digests(self, journal: str, wanted: dict[str, int]) -> dict[str, Digest]:
         self._answer("digests")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ml_dash import Experiment, fold, gc
+from ml_dash import Experiment, fold, gc, remote
 from ml_dash.errors import StillOpen, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments
@@ -20,6 +22,8 @@ from ml_dash.projection.folder import LOGS
 from ml_dash.read import Located, view
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, flip
+from tests.machines import Machine
+from tests.running import Server
 
 LOSS = "metrics/loss/data.jsonl"
 
@@ -128,6 +132,17 @@ def test_a_segment_of_which_the_server_holds_other_bytes_stays(desk: Desk, keepe
     keeper.segments[identity] = data[:-1] + bytes([data[-1] ^ 1])
     report = gc.collect(desk.located, [keeper])
     assert report.kept == {pen.segment.name: "http://keeper.test holds other bytes; see ml-dash verify"}
+    assert pen.segment.exists()
+
+
+def test_what_was_removed_on_the_server_stays_here(desk: Desk, keeper: Keeper) -> None:
+    """It holds the bytes, but gives them back to nobody."""
+    pen = run(desk)
+    keeper.take(desk.journal)
+    keeper.silenced = {pen.id}
+    report = gc.collect(desk.located, [keeper])
+    assert report.kept == {pen.segment.name: "it was removed on http://keeper.test, which shows it to nobody"}
+    assert (report.segments, report.blobs) == (0, 0)
     assert pen.segment.exists()
 
 
@@ -455,3 +470,179 @@ def test_damage_in_what_was_freed_is_no_matter_of_this_machine(desk: Desk, keepe
     assert gc.collect(desk.located, [keeper]).segments == 1
     assert facts(desk) == before
     assert "gap" in desk.kinds()
+
+
+# -- with a real server -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that nothing is wrong with."""
+    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, server: Server) -> Machine:
+    return Machine(tmp_path / "machine", server.url)
+
+
+def points_here(machine: Machine, name: str) -> list[int]:
+    return [json.loads(line)["index"] for line in (machine.at(name).folder / LOSS).read_text().splitlines()]
+
+
+def test_a_killed_run_is_freed_and_goes_on_with_its_numbers(machine: Machine) -> None:
+    machine.train("goes_on", 30, kill=True)
+    machine.sync()
+    machine.prove("goes_on")
+    parameters = machine.view("goes_on").parameters()
+    assert "1 segment, 0 contents" in machine.dash("gc", "--synced", "--keep-projection", "--dry-run")
+    assert len(machine.segments("goes_on")) == 1
+    (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
+    assert (row["segments"], row["files"], row["kept"]) == (1, 1, {})
+    assert row["bytes"] > 0
+    assert machine.segments("goes_on") == {}
+    assert machine.view("goes_on").record()["status"] == "interrupted"
+    machine.prove("goes_on")
+
+    again = machine.train("goes_on", 5)
+    assert again["before"] == parameters
+    assert again["indices"] == list(range(30, 35))
+    assert again["files"] == ["run0/weights.bin", "run1/weights.bin"]
+    machine.sync()
+    machine.prove("goes_on")
+    there = machine.points_there("goes_on")
+    assert [point["index"] for point in there] == list(range(35))
+    assert [point["data"]["step"] for point in there] == [*range(30), *range(5)]
+    assert machine.view("goes_on").state.logs == 35
+
+    tree = machine.tree("goes_on")
+    assert points_here(machine, "goes_on") == list(range(30, 35))
+    machine.dash("rebuild", "e2e/goes_on")
+    assert machine.tree("goes_on") == tree
+    assert "2 segments" not in machine.dash("gc", "--synced")
+    assert machine.view("goes_on").state.points == 35
+
+
+def test_what_was_kept_of_the_folder_stays_byte_for_byte(machine: Machine) -> None:
+    machine.train("kept", 40, kill=True)
+    machine.train("kept", 10)
+    machine.sync()
+    machine.dash("rebuild", "e2e/kept")
+    tree = machine.tree("kept")
+    machine.dash("gc", "--synced", "--keep-projection")
+    assert machine.segments("kept") == {}
+    assert machine.tree("kept") == tree
+    machine.dash("rebuild", "e2e/kept")
+    assert machine.tree("kept") == tree
+    machine.train("kept", 10)
+    assert points_here(machine, "kept") == list(range(60))
+    machine.sync()
+    machine.prove("kept")
+
+
+def test_what_was_not_sent_yet_stays(machine: Machine) -> None:
+    machine.train("unsent", 3)
+    machine.sync()
+    machine.train("unsent", 3)
+    (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
+    assert row["segments"] == 1
+    assert len(row["kept"]) == len(machine.segments("unsent")) == 1
+    machine.sync()
+    machine.prove("unsent")
+
+
+def test_a_server_that_holds_other_bytes_frees_nothing(tmp_path: Path) -> None:
+    server = Server(tmp_path / "data").start()
+    try:
+        machine = Machine(tmp_path / "machine", server.url)
+        machine.train("other", 20)
+        machine.sync()
+        server.end()
+        with sqlite3.connect(server.data / "server.sqlite") as connection:
+            _damage_last_stretch(connection)
+        connection.close()
+        server.start()
+        before = machine.segments("other")
+        (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
+        assert row["segments"] == row["files"] == 0
+        assert list(row["kept"].values()) == [f"{server.url} holds other bytes; see ml-dash verify"]
+        assert machine.segments("other") == before
+        # Nor does one that is gone.
+        server.end()
+        (row,) = json.loads(machine.dash("gc", "--synced", "--json", code=3))
+        assert "cannot be reached" in row["error"]
+        assert machine.segments("other") == before
+    finally:
+        server.end()
+
+
+def _damage_last_stretch(connection: sqlite3.Connection) -> None:
+    row, content = connection.execute("SELECT rowid, content FROM stretches ORDER BY start DESC LIMIT 1").fetchone()
+    changed = bytes(content[:-3]) + bytes([content[-3] ^ 1]) + bytes(content[-2:])
+    connection.execute("UPDATE stretches SET content=? WHERE rowid=?", (changed, row))
+
+
+def test_an_experiment_that_was_removed_there_is_not_freed(machine: Machine) -> None:
+    machine.train("removed", 5)
+    machine.sync()
+    with machine.link() as link:
+        remote.remove(link, remote.find_experiment(link, "e2e", "removed")["experiment"])
+    before = machine.segments("removed")
+    (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
+    assert (row["segments"], row["files"]) == (0, 0)
+    # Opened again, it begins anew there; what was removed still lies here only.
+    machine.train("removed", 5)
+    machine.sync()
+    machine.dash("gc", "--synced")
+    assert before.items() <= machine.segments("removed").items()
+    assert machine.view("removed").state.points == 10
+
+
+def test_versions_that_were_kept_here_and_not_sent_are_not_freed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says of what was replaced that it need not be sent; that is not to say that it has it."""
+    monkeypatch.setitem(machine.environment, "ML_DASH_KEEP_VERSIONS", "1")
+    program = """
+from pathlib import Path
+from ml_dash import Experiment
+with Experiment("versions", "e2e", local_path="runs") as experiment:
+    for content in ("one", "two", ""):
+        Path("note.txt").write_text(content)
+        experiment.file("note.txt", prefix="p").save()
+    experiment.parameters().set(long="x" * 3_000_000)
+"""
+    assert machine.run("-c", program).returncode == 0
+    machine.sync()
+    machine.prove("versions")
+    (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
+    assert (row["segments"], row["kept"]) == (1, {})
+    left = sorted(path.read_text() for path in (machine.at("versions").journal / BLOBS).iterdir())
+    assert left == ["one", "two"]
+    assert machine.view("versions").parameters() == {"long": "x" * 3_000_000}
+    machine.dash("pull", "e2e/versions")
+    assert machine.view("versions").parameters() == {"long": "x" * 3_000_000}
+    assert (machine.at("versions").folder / "files/p/note.txt").read_bytes() == b""
+
+
+def test_killed_on_the_way_nothing_is_lost_and_the_next_call_ends_it(machine: Machine) -> None:
+    name, points = "killed", 0
+    for point in ("base-before:1", "gc-base:1", "gc-removed:1", "gc-removed:3"):
+        found = machine.train(name, 10, kill=point.startswith("gc"))
+        assert found["indices"] == list(range(points, points + 10))
+        points += 10
+        machine.sync()
+        machine.dash("gc", "--synced", fail=point)
+        assert machine.view(name).state.points == points
+        assert machine.view(name).parameters()["openings"] * 10 == points
+    machine.prove(name)
+    machine.dash("gc", "--synced")
+    assert machine.segments(name) == {}
+    assert machine.view(name).state.points == points
+    assert [point["index"] for point in machine.points_there(name)] == list(range(points))
+    machine.dash("pull", f"e2e/{name}")
+    assert len(machine.segments(name)) == 4
+    assert points_here(machine, name) == list(range(points))
+    machine.prove(name)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ml_dash import gc
+from ml_dash import Experiment, fetch, gc
 from ml_dash import pull as pulling
+from ml_dash.config import Settings, resolve
 from ml_dash.errors import Damaged, ForeignFolder, InvalidValue, MLDashError, NotFound, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BASE, BLOBS, JOURNAL, ORDER, list_segments, read_identity
@@ -20,6 +26,8 @@ from ml_dash.verify import verify
 from ml_dash.view import View
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, tree
+from tests.machines import USER, Machine
+from tests.running import Server
 from tests.test_gc import run
 
 LOSS = "metrics/loss/data.jsonl"
@@ -109,6 +117,9 @@ def test_files_may_stay_there(desk: Desk, keeper: Keeper, place: Located) -> Non
     keeper.take(desk.journal)
     assert bring(keeper, place, files=False).blobs == 0
     assert list((place.journal / BLOBS).iterdir()) == []
+    report = verify(place)
+    assert report.ok
+    assert [finding.kind for finding in report.findings] == ["not-brought"]
     assert (place.folder / LOSS).read_bytes() == (desk.folder / LOSS).read_bytes()
 
 
@@ -413,3 +424,210 @@ def test_two_journals_become_one_copy(desk: Desk, keeper: Keeper, place: Located
     base = keeper.folded()
     assert view(place).state.parameters == base.state.parameters
     assert verify(place).ok
+
+
+# -- with a real server -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that nothing is wrong with."""
+    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def first(tmp_path: Path, server: Server) -> Machine:
+    return Machine(tmp_path / "first", server.url)
+
+
+@pytest.fixture
+def second(tmp_path: Path, server: Server) -> Machine:
+    return Machine(tmp_path / "second", server.url)
+
+
+def numbers(machine: Machine, name: str) -> list[int]:
+    return [json.loads(line)["index"] for line in (machine.at(name).folder / LOSS).read_text().splitlines()]
+
+
+def test_a_preempted_job_goes_on_elsewhere(first: Machine, second: Machine) -> None:
+    killed = first.train("job", 20, kill=True)
+    first.sync()
+    there = second.train("job", 10, resume_from_remote=True)
+    assert there["resumed"]
+    assert there["before"] == {"of_0": True, "openings": 1}
+    assert there["indices"] == list(range(20, 30))
+    assert there["files"] == ["run0/weights.bin", "run1/weights.bin"]
+    shown = second.at("job").folder / "files/run0/weights.bin"
+    assert shown.read_bytes() == str(killed["before"]).encode() * 1000
+    second.sync()
+    second.prove("job")
+    assert [point["index"] for point in second.points_there("job")] == list(range(30))
+    assert second.view("job").record()["status"] == "completed"
+    # And back again, where the beginning still is.
+    back = first.train("job", 5, kill=True, resume_from_remote=True)
+    assert back["before"]["openings"] == 2
+    assert back["indices"] == list(range(30, 35))
+    first.sync()
+    first.prove("job")
+    points = first.points_there("job")
+    assert [point["index"] for point in points] == list(range(35))
+    assert [point["data"]["step"] for point in points] == [*range(20), *range(10), *range(5)]
+    assert numbers(first, "job") == list(range(35))
+    assert first.view("job").state.logs == 35
+
+
+def test_a_whole_copy_is_the_same_byte_for_byte(first: Machine, second: Machine) -> None:
+    first.train("whole", 30, kill=True)
+    first.train("whole", 3)
+    first.sync()
+    first.dash("rebuild", "e2e/whole")
+    (row,) = [json.loads(second.dash("pull", "e2e/whole", "--json"))]
+    assert (row["segments"], row["files"], row["new"], row["stateOnly"]) == (2, 2, True, False)
+    assert second.segments("whole") == first.segments("whole")
+    assert second.tree("whole") == first.tree("whole")
+    assert second.view("whole").record() == first.view("whole").record()
+    second.prove("whole")
+    # It can be freed like any other, and brought again.
+    second.dash("gc", "--synced")
+    assert second.segments("whole") == {}
+    second.dash("pull", "e2e/whole")
+    assert second.tree("whole") == first.tree("whole")
+
+
+def test_both_machines_go_on_and_the_server_puts_them_together(first: Machine, second: Machine) -> None:
+    """The first one was thought dead, and was only offline."""
+    first.train("both", 10)
+    first.sync()
+    first.train("both", 4)
+    assert second.train("both", 5, resume_from_remote=True)["indices"] == list(range(10, 15))
+    second.sync()
+    first.sync()
+    for machine in (first, second):
+        machine.prove("both")
+        machine.dash("pull", "e2e/both")
+        assert numbers(machine, "both") == list(range(19))
+        assert machine.view("both").state.points == 19
+        machine.prove("both")
+    there = [point["data"] for point in second.points_there("both")]
+    assert [point["step"] for point in there] == [*range(10), *range(5), *range(4)]
+    assert first.view("both").parameters() == second.view("both").parameters()
+
+
+@pytest.mark.parametrize("how", ["whole", "state"])
+def test_killed_anywhere_it_leaves_what_can_be_pulled_again(first: Machine, second: Machine, how: str) -> None:
+    name, points = f"killed_{how}", 0
+    options = ("--state-only", "--files") if how == "state" else ()
+    first.train(name, 10, kill=True)
+    first.sync()
+    for point in ("pull-brought:1", "pull-placed:1"):
+        second.dash("pull", f"e2e/{name}", *options, fail=point)
+        if point == "pull-brought:1":
+            assert not second.at(name).journal.exists()
+    assert second.view(name).state.points == 10
+    for point in ("pull-brought:1", "base-before:1" if how == "state" else "pull-placed:1", "checkpoint-before:1"):
+        found = first.train(name, 10)
+        points = found["indices"][-1] + 1
+        first.sync()
+        second.dash("pull", f"e2e/{name}", *options, fail=point)
+        assert second.view(name).state.points in (points - 10, points)
+        second.dash("pull", f"e2e/{name}", *options)
+        assert second.view(name).state.points == points
+    first.dash("rebuild", f"e2e/{name}")
+    if how == "whole":
+        assert second.tree(name) == first.tree(name)
+    # What gc has freed comes back, wherever that is cut off.
+    if how == "whole":
+        for point in ("pull-brought:1", "pull-placed:1", "pull-order:1", "pull-base:1"):
+            first.dash("gc", "--synced")
+            assert first.segments(name) == {}
+            first.dash("pull", f"e2e/{name}", fail=point)
+            assert first.view(name).state.points == points
+            first.dash("pull", f"e2e/{name}")
+            assert first.view(name).state.points == points
+        assert second.tree(name) == first.tree(name)
+        assert first.segments(name) == second.segments(name)
+    assert second.train(name, 2)["indices"] == [points, points + 1]
+    second.sync()
+    second.prove(name)
+    assert [point["index"] for point in second.points_there(name)] == list(range(points + 2))
+
+
+# -- opening, with a bounded wait -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of something that takes connections and never answers."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    listening.close()
+
+
+@pytest.mark.leaks("whoever did not get an answer waits for it in the background")
+def test_opening_does_not_wait_for_a_server_that_does_not_answer(
+    tmp_path: Path, silent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = resolve(remote=silent, user_name=USER, local_path=str(tmp_path))
+    home = tmp_path / "cv/run"
+    begun = time.monotonic()
+    fetch.fetch(Located("cv", "run", home, home / JOURNAL), settings, wait_s=0.2)
+    assert time.monotonic() - begun < 5
+    assert "it did not answer in time" in caplog.text
+    with Experiment("run", "cv", local_path=str(tmp_path)) as experiment:
+        assert not experiment.resumed
+        assert experiment.metric("loss").append(value=1)["index"] == 0
+
+
+def test_what_comes_too_late_is_not_put_in_place(
+    first: Machine, second: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first.train("late", 3)
+    first.sync()
+    located, base = second.at("late"), fetch.ServerSource.base
+    asked, waited_for = threading.Event(), threading.Event()
+
+    def slow(source: fetch.ServerSource, experiment: str) -> bytes:
+        asked.set()
+        assert waited_for.wait(60)
+        return base(source, experiment)
+
+    monkeypatch.setattr(fetch.ServerSource, "base", slow)
+    settings = _settings(second)
+    with caplog.at_level(logging.WARNING):
+        fetch.fetch(located, settings, wait_s=0.3)
+    assert asked.is_set()
+    assert "nothing was fetched" in caplog.text
+    with Experiment("late", "e2e", local_path=str(second.root)) as experiment:
+        waited_for.set()
+        for thread in threading.enumerate():
+            if thread.name == "ml-dash-fetch":
+                thread.join(60)
+        assert experiment.metric("loss").append(value=1)["index"] == 0
+    assert not bases.exists(located.journal)
+
+
+def test_an_experiment_that_is_open_is_not_fetched_again(first: Machine, second: Machine) -> None:
+    first.train("open", 3)
+    first.sync()
+    with Experiment("open", "e2e", local_path=str(second.root)) as experiment:
+        experiment.metric("loss").append(value=1)
+        fetch.fetch(second.at("open"), _settings(second))
+        assert experiment.metric("loss").append(value=1)["index"] == 1
+    assert not bases.exists(second.at("open").journal)
+
+
+def test_lines_that_gc_kept_are_not_lost_by_resuming(first: Machine, second: Machine) -> None:
+    first.train("kept", 5)
+    first.sync()
+    first.dash("gc", "--synced", "--keep-projection")
+    assert second.train("kept", 5, resume_from_remote=True)["indices"] == list(range(5, 10))
+    second.sync()
+    assert first.train("kept", 5, resume_from_remote=True)["indices"] == list(range(10, 15))
+    assert numbers(first, "kept") == list(range(15))
+    assert "pull without --state-only" in first.run("-m", "ml_dash", "pull", "e2e/kept", "--state-only").stderr
+
+
+def _settings(machine: Machine) -> Settings:
+    return resolve(remote=machine.url, user_name=USER, local_path=str(machine.root))

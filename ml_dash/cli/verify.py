@@ -12,7 +12,7 @@ from ml_dash import read
 from ml_dash.cli import DAMAGE, console, options
 from ml_dash.verify import VerifyReport, verify
 
-_STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim"}
+_STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "yellow"}
 
 
 @click.command()

@@ -49,6 +49,7 @@ class Copies:
             missing=[file.blob for file in files if file.blob not in whole],
             events=state.events,
             deaths=sorted(writer for writer in writers if writer in state.writers and state.writers[writer].dead),
+            removed=sorted(writers & removed),
             tombstone=bool(writers) and writers <= removed,
         )
 

@@ -15,7 +15,6 @@ Opened = tuple[Iterator[bytes], int]
 """What there is to send, in blocks, and the size of the whole."""
 
 INERT: Final = {
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",

@@ -52,10 +52,11 @@ def serve(settings: ServerSettings) -> None:
             server = _Server(config, app)
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
-            sys.stdout.flush()
-            log.info("started", extra={**described_settings(settings), "port": port})
-            server.run(sockets=[listener])
+            with server.capture_signals():
+                sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
+                sys.stdout.flush()
+                log.info("started", extra={**described_settings(settings), "port": port})
+                server.run(sockets=[listener])
     finally:
         core.close()
     log.info("ended")
@@ -72,6 +73,8 @@ def _listening(settings: ServerSettings) -> Generator[socket.socket, None, None]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # From now on connections wait; so whoever reads the address may use it at once.
+        listener.listen(_BACKLOG)
     except OSError as error:
         raise StorageError(
             f"cannot listen on {host}:{settings.port}: {error.strerror or error}",

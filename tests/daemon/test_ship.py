@@ -1,0 +1,808 @@
+"""One journal on its way to a real server: what arrives, in which order, and what is left when something is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from ml_dash_syncd import ship
+from ml_dash_syncd.ship import Left, Outcome, Shipment
+
+from ml_dash import events as ev
+from ml_dash import remote
+from ml_dash.errors import ServerRefused, Unreachable
+from ml_dash.frames import LengthCrcs, encode_frame
+from ml_dash.journal.order import Death, Order, Stretch, death_payload, stretch_payload
+from ml_dash.journal.reader import open_segment
+from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
+from ml_dash.login import development_token
+from ml_dash.names import experiment_id
+from ml_dash.protocol import CONFLICT, DIGEST, GAP, MALFORMED, TOO_LARGE, JournalState
+from ml_dash.register import Registration
+from tests.journals import Desk, Pen, flip
+from tests.running import Server
+
+Answer = Callable[[], dict[str, Any]]
+
+
+class Road(remote.Link):
+    """A link on which a test may meet each request: `meet(method, path, answer, how)` answers in the server's place."""
+
+    def __init__(self, url: str, user: str) -> None:
+        super().__init__(url, development_token(user))
+        self.seen: list[tuple[str, str]] = []
+        self.meet: Callable[[str, str, Answer, dict[str, Any]], dict[str, Any]] | None = None
+
+    def ask(self, method: str, path: str, needed: Any, **how: Any) -> dict[str, Any]:
+        self.seen.append((method, path))
+
+        def answer() -> dict[str, Any]:
+            return super(Road, self).ask(method, path, needed, **how)
+
+        return answer() if self.meet is None else self.meet(method, path, answer, how)
+
+    def count(self, method: str, part: str) -> int:
+        return sum(how == method and part in path for how, path in self.seen)
+
+
+class Way:
+    """A desk, the road to the server, and the shipment in between."""
+
+    def __init__(self, desk: Desk, road: Road, cursors: Path) -> None:
+        self.desk, self.road, self.cursors = desk, road, cursors
+        self.registration = Registration(str(desk.journal), road.url, "alice")
+        self.shipment = Shipment(self.registration, cursors)
+
+    @property
+    def id(self) -> str:
+        return read_identity(self.desk.journal).journal.hex()
+
+    def again(self) -> None:
+        """Another uploader takes over, as after a kill."""
+        self.shipment = Shipment(self.registration, self.cursors)
+
+    def drain(self) -> Outcome:
+        """Send all that can be sent now."""
+        for _ in range(1000):
+            outcome = self.shipment.step(self.road, monotonic() + 30)
+            if outcome.left is not Left.MORE:
+                return outcome
+        raise AssertionError("it does not come to an end")
+
+    def there(self) -> JournalState:
+        return remote.journal(self.road, self.id)
+
+    def parked(self) -> dict[str, str]:
+        assert self.shipment.cursor is not None
+        return self.shipment.cursor.parked
+
+    def lengths(self) -> dict[str, int]:
+        """By file name, what the server has."""
+        return {state["file"]: state["length"] for state in self.there()["segments"].values()}
+
+    def has_all(self) -> None:
+        """Every byte of every segment is there, the same."""
+        sizes, digests = {}, {}
+        for path in (self.desk.journal / SEGMENTS).glob("*.seg"):
+            segment = open_segment(path)
+            assert segment is not None
+            sizes[segment.id] = path.stat().st_size
+            digests[segment.id] = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = remote.digests(self.road, self.id, sizes)
+        assert {name: one["sha256"] for name, one in found.items()} == digests
+
+    def messages(self) -> list[str]:
+        """The log on the server, in its order."""
+        identity = experiment_id(self.desk.identity.project, self.desk.identity.name)
+        page = self.road.ask("GET", f"/experiments/{identity}/logs", ("logs",), params={"limit": 1000})
+        return [one["message"] for one in page["logs"]]
+
+    def status(self) -> str:
+        identity = experiment_id(self.desk.identity.project, self.desk.identity.name)
+        found = self.road.ask("GET", f"/experiments/{identity}", ())
+        return str(found.get("experiment", found)["status"])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("ship") / "data").start()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def way(desk: Desk, server: Server, tmp_path: Path) -> Iterator[Way]:
+    """Each test as a user of its own: a namespace that is empty."""
+    road = Road(server.url, hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12])
+    yield Way(desk, road, tmp_path / "cursors")
+    road.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage is believed at the second look."""
+    monkeypatch.setattr(ship, "DAMAGE_S", 0.0)
+
+
+# -- what arrives -----------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_journal_is_all_there(way: Way) -> None:
+    pen = way.desk.pen()
+    for number in range(50):
+        pen.log(f"line {number}")
+        pen.point(step=number, loss=1 / (number + 1))
+    pen.close()
+    assert way.drain() == Outcome(Left.NOTHING)
+    way.has_all()
+    assert way.messages() == [f"line {number}" for number in range(50)]
+    assert way.status() == "completed"
+    assert way.lengths() == {pen.segment.name: pen.segment.stat().st_size}
+
+
+def test_only_what_is_new_is_sent(way: Way) -> None:
+    pen = way.desk.pen()
+    way.drain()
+    asked, posted = way.road.count("GET", "/journals/"), way.road.count("POST", "/segments/")
+    way.drain()
+    assert way.road.count("POST", "/segments/") == posted
+    pen.log("more")
+    way.drain()
+    assert way.road.count("POST", "/segments/") == posted + 1
+    assert way.road.count("GET", "/journals/") == asked
+    way.has_all()
+
+
+def test_writers_that_took_turns_arrive_in_their_order(way: Way) -> None:
+    one, two = way.desk.pen(), way.desk.pen()
+    for number in range(6):
+        (one, two)[number % 2].log(f"{number}")
+        way.desk.catch_up()  # records the order
+    way.drain()
+    assert way.messages() == ["0", "1", "2", "3", "4", "5"] == [json.loads(line)["message"] for line in
+                                                              way.desk.lines("logs/logs.jsonl")]  # fmt: skip
+
+
+def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("whole")
+    whole = pen.segment.stat().st_size
+    frame = _frame(pen, "late")
+    pen.raw(frame[:-3])
+    way.drain()
+    assert way.lengths() == {pen.segment.name: whole}
+    assert not way.parked()
+    pen.raw(frame[-3:])
+    way.drain()
+    assert way.messages() == ["whole", "late"]
+    way.has_all()
+
+
+def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(way.shipment, "_batch", 4096)
+    monkeypatch.setattr(ship, "BATCH_BYTES", 4096)
+    sizes = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if "/segments/" in path:
+            before = way.shipment.sent_bytes
+            found = answer()
+            sizes.append((how["params"]["offset"], before))
+            return found
+        return answer()
+
+    way.road.meet = meet
+    pen = way.desk.pen()
+    for number in range(500):
+        pen.log(f"line {number}")
+    pen.log("x" * 20_000)
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert len(sizes) >= 8
+    way.has_all()
+
+
+def test_a_step_ends_at_its_deadline_and_goes_on(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("late")
+    assert way.shipment.step(way.road, monotonic()).left is Left.MORE
+    with pytest.raises(ServerRefused, match="unknown"):
+        way.there()
+    assert way.drain().left is Left.NOTHING
+    way.has_all()
+
+
+def test_a_writer_that_died_is_told(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("last words")
+    way.drain()
+    assert way.status() == "running"
+    pen.die()
+    way.drain()
+    assert way.status() == "interrupted"
+    assert way.there()["deaths"] == [pen.id]
+    told = way.road.count("POST", "/deaths")
+    way.again()
+    way.drain()
+    assert way.road.count("POST", "/deaths") == told
+
+
+# -- lost answers, lost cursors, other uploaders ----------------------------------------------------------------------
+
+
+def test_a_lost_answer_costs_sending_again_and_doubles_nothing(way: Way) -> None:
+    pen = way.desk.pen()
+    for number in range(5):
+        pen.log(f"{number}")
+    lost = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        found = answer()
+        if "/segments/" in path and not lost:
+            lost.append(path)
+            raise Unreachable("the answer was lost")
+        return found
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable):
+        way.drain()
+    way.drain()
+    assert len(lost) == 1
+    assert way.messages() == ["0", "1", "2", "3", "4"]
+    way.has_all()
+
+
+@pytest.mark.parametrize("what", ["gone", "empty", "noise", "ahead"])
+def test_a_bad_cursor_skips_nothing(way: Way, what: str) -> None:
+    pen = way.desk.pen()
+    pen.log("first")
+    way.drain()
+    path = way.shipment.path
+    document = json.loads(path.read_bytes())
+    if what == "gone":
+        path.unlink()
+    elif what == "empty":
+        path.write_bytes(b"")
+    elif what == "noise":
+        path.write_bytes(b"\xff\x00{")
+    else:
+        document["segments"] = dict.fromkeys(document["segments"], 1 << 40)
+        path.write_text(json.dumps(document))
+    pen.log("second")
+    pen.close()
+    way.again()
+    assert way.drain().left is Left.NOTHING
+    assert way.messages() == ["first", "second"]
+    way.has_all()
+
+
+def test_two_uploaders_of_one_journal(way: Way, server: Server, tmp_path: Path) -> None:
+    other = Shipment(way.registration, tmp_path / "others")
+    pen = way.desk.pen()
+    for number in range(10):
+        pen.log(f"{number}")
+        (way.shipment if number % 2 else other).step(way.road, monotonic() + 30)
+    pen.close()
+    other.step(way.road, monotonic() + 30)
+    way.drain()
+    assert way.messages() == [f"{number}" for number in range(10)]
+    way.has_all()
+
+
+def test_a_server_that_was_set_back_gets_what_it_lacks(way: Way, tmp_path: Path, server: Server) -> None:
+    """Its backup knows the first writer alone: the 409 tells, and all is asked for anew; deaths too."""
+    own = Server(tmp_path / "old" / "data")
+    own.data.parent.mkdir()
+    own.start()
+    backup = tmp_path / "backup"
+    try:
+        way.road.close()
+        road = Road(own.url, "alice")
+        there = Way(way.desk, road, tmp_path / "c")
+        pen = way.desk.pen()
+        pen.log("one")
+        there.drain()
+        own.end()
+        subprocess.run(["cp", "-a", str(own.data), str(backup)], check=True)
+        own.start()
+        pen.log("two")
+        pen.die()
+        there.drain()
+        assert there.status() == "interrupted"
+        own.end()
+        subprocess.run(["rm", "-r", str(own.data)], check=True)
+        subprocess.run(["cp", "-a", str(backup), str(own.data)], check=True)
+        own.start()
+        road.close()
+        later = way.desk.pen()
+        later.log("three")
+        later.close()
+        there.shipment.forget()  # what the daemon does now and then
+        there.drain()
+        there.has_all()
+        assert there.messages() == ["one", "two", "three"]
+        assert there.there()["deaths"] == [pen.id]
+        road.close()
+    finally:
+        own.end()
+
+
+def test_a_gap_sends_everything_anew(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("one")
+    way.drain()
+    told: list[int] = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if "/segments/" in path and not told:
+            told.append(int(how["params"]["offset"]))
+            raise ServerRefused("less is here", status=409, code=GAP, extra={"length": 0})
+        return answer()
+
+    way.road.meet = meet
+    pen.log("two")
+    way.drain()
+    assert told
+    assert way.messages() == ["one", "two"]
+    way.has_all()
+
+
+# -- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_too_large_is_sent_in_pieces(way: Way) -> None:
+    pen = way.desk.pen()
+    for number in range(200):
+        pen.log(f"line {number}")
+    refused = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if "/segments/" in path and len(_body(how)) > 3000:
+            refused.append(len(_body(how)))
+            raise ServerRefused("too large", status=413, code=TOO_LARGE, extra={"limit": 3000})
+        return answer()
+
+    way.road.meet = meet
+    way.drain()
+    assert refused
+    way.has_all()
+
+
+def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: Way) -> None:
+    bad, good = way.desk.pen(), way.desk.pen()
+    bad.log("bad")
+    good.log("good")
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if path.endswith(bad.segment.name):
+            raise ServerRefused("not this one", status=422, code=MALFORMED)
+        return answer()
+
+    way.road.meet = meet
+    assert way.drain() == Outcome(Left.LATER)
+    assert way.parked() == {bad.segment.name: "not this one"}
+    assert way.messages() == ["good"]
+    bad.log("more of it")
+    good.log("better")
+    way.drain()
+    assert way.messages() == ["good", "better"]
+    # Asked anew (a restart, or SIGHUP), it is tried once more.
+    way.road.meet = None
+    way.shipment.forget()
+    assert way.drain().left is Left.NOTHING
+    assert not way.parked()
+    way.has_all()
+
+
+def test_a_conflict_is_parked_and_nothing_is_overwritten(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("as it was")
+    way.drain()
+    kept = pen.segment.read_bytes()
+    segment = open_segment(pen.segment)
+    assert segment is not None
+    pen.segment.write_bytes(kept[: pen.frames[-1][0]])
+    pen.log("as it was made up")
+    pen.log("and more")
+    way.again()
+    cursor_before = way.lengths()
+    # The server holds more of the old bytes than are the same: going on behind them would be a frame in the middle.
+    way.shipment.step(way.road, monotonic() + 30)
+    assert way.lengths() == cursor_before
+    assert way.messages() == ["as it was"]
+
+
+def test_a_refused_conflict_keeps_the_first(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("one")
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if "/segments/" in path:
+            raise ServerRefused("other bytes are stored there", status=409, code=CONFLICT, extra={"offset": 0})
+        return answer()
+
+    way.road.meet = meet
+    assert way.drain().left is Left.LATER
+    assert "other bytes" in way.parked()[pen.segment.name]
+
+
+def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("one")
+    pen.die()
+    other = way.desk.pen()
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if path.endswith("/deaths"):
+            raise ServerRefused("no such note", status=422, code=MALFORMED)
+        return answer()
+
+    way.road.meet = meet
+    other.log("two")
+    assert way.drain().left is Left.LATER
+    assert way.messages() == ["one", "two"]
+    assert any(pen.id in name for name in way.parked())
+
+
+# -- damage -----------------------------------------------------------------------------------------------------------
+
+
+def _damage(pen: Pen, frame: int, byte: int = 10) -> None:
+    start, _ = pen.frames[frame]
+    flip(pen.segment, start + byte)
+
+
+def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    pen = way.desk.pen()
+    for number in range(4):
+        pen.log(f"{number}")
+    way.desk.catch_up()
+    _damage(pen, 2)
+    outcome = way.drain()
+    assert outcome.left is Left.LATER
+    assert outcome.again_s is not None
+    assert 50 < outcome.again_s <= ship.DAMAGE_S
+    assert way.messages() == ["0"]
+    _damage(pen, 2)  # the same bit again: it was the disk's answer that was wrong
+    assert way.drain().left is Left.NOTHING
+    assert way.messages() == ["0", "1", "2", "3"]
+    way.has_all()
+
+
+def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient: None) -> None:
+    pen = way.desk.pen()
+    for number in range(4):
+        pen.log(f"{number}")
+    _damage(pen, 2)
+    pen.close()
+    way.drain()
+    assert way.drain().left is Left.NOTHING
+    assert way.messages() == ["0", "2", "3"]
+    way.has_all()
+
+
+def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: Way, impatient: None) -> None:
+    bad = way.desk.pen()
+    for number in range(4):
+        bad.log(f"{number}")
+    way.desk.catch_up()
+    _damage(bad, 2)
+    way.drain()
+    other = way.desk.pen()
+    other.log("of another writer")
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        raise Unreachable("no network")
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable):
+        way.drain()
+    way.road.meet = None
+    way.drain()
+    way.drain()
+    assert sorted(way.messages()) == ["0", "2", "3", "of another writer"]
+    way.has_all()
+
+
+def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: None) -> None:
+    bad = way.desk.pen()
+    for number in range(4):
+        bad.log(f"{number}")
+    way.desk.catch_up()
+    _damage(bad, 2)
+    way.drain()
+    way.desk.pen().log("of another writer")
+    assert way.shipment.step(way.road, monotonic()).left is Left.MORE
+    way.drain()
+    way.drain()
+    assert sorted(way.messages()) == ["0", "2", "3", "of another writer"]
+
+
+def test_a_death_is_told_after_what_waits_for_a_second_look(way: Way, impatient: None) -> None:
+    pen = way.desk.pen()
+    for number in range(4):
+        pen.log(f"{number}")
+    way.desk.catch_up()
+    _damage(pen, 2)
+    pen.die()
+    way.drain()
+    way.drain()
+    assert way.messages() == ["0", "2", "3"]
+    assert way.status() == "interrupted"
+
+
+def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    pen = way.desk.pen()
+    for number in range(3):
+        pen.log(f"{number}")
+    way.desk.catch_up()
+    _damage(pen, 2)
+    first = pen.segment
+    way.drain()
+    pen.roll()
+    pen.log("in the second")
+    way.drain()
+    assert pen.segment.name not in way.lengths()
+    monkeypatch.setattr(ship, "DAMAGE_S", 0.0)
+    way.drain()
+    assert set(way.lengths()) == {first.name, pen.segment.name}
+    assert way.messages() == ["0", "2", "in the second"]
+
+
+def test_damage_to_a_length_does_not_hide_what_follows(way: Way, impatient: None) -> None:
+    """The frame seems to go on behind the end of the file."""
+    pen = way.desk.pen()
+    for number in range(4):
+        pen.log(f"{number}")
+    start, _ = pen.frames[2]
+    flip(pen.segment, start + 1, 7)
+    pen.close()
+    way.drain()
+    assert way.drain().left is Left.NOTHING
+    assert way.messages() == ["0", "2", "3"]
+    way.has_all()
+
+
+def test_a_damaged_header_is_sent_as_that(way: Way, impatient: None) -> None:
+    pen = way.desk.pen()
+    pen.log("one")
+    flip(pen.segment, 40)
+    pen.close()
+    way.drain()
+    way.drain()
+    assert way.messages() == ["one"]
+    way.has_all()
+
+
+def test_bytes_that_order_names_and_that_are_gone_are_told(way: Way, impatient: None) -> None:
+    pen = way.desk.pen()
+    pen.log("kept")
+    pen.log("lost")
+    way.desk.catch_up()
+    pen.chop(5)
+    pen.die()
+    way.drain()
+    outcome = way.drain()
+    assert outcome.left is Left.LATER
+    assert outcome.again_s is None or outcome.again_s >= 10
+    assert pen.segment.name in way.parked()
+    assert way.messages() == ["kept"]
+
+
+def test_the_last_frame_damaged_after_it_was_named_is_told(way: Way, impatient: None) -> None:
+    pen = way.desk.pen()
+    pen.log("kept")
+    pen.log("lost")
+    way.desk.catch_up()
+    _damage(pen, -1)
+    pen.die()
+    way.drain()
+    outcome = way.drain()
+    assert outcome.left is Left.LATER
+    assert outcome.again_s is None or outcome.again_s >= 10
+    assert pen.segment.name in way.parked()
+    assert way.messages() == ["kept"]
+
+
+# -- contents ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_arrives_after_its_event(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.file(b"weights" * 1000)
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    there = way.there()
+    assert not there["missing"]
+    assert len(there["blobs"]) == 1
+    assert way.shipment.cursor is not None
+    assert way.shipment.cursor.blobs == set(there["blobs"])
+
+
+def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ship, "BLOB_BYTES", 1000)
+    pen = way.desk.pen()
+    pen.file(os.urandom(5500))
+    pen.close()
+    offsets: list[int] = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        found = answer()
+        if method == "PUT":
+            offsets.append(int(how["params"]["offset"]))
+            if len(offsets) == 3:
+                raise Unreachable("cut")
+        return found
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable):
+        way.drain()
+    way.again()
+    assert way.drain().left is Left.NOTHING
+    assert offsets == [0, 1000, 2000, 3000, 4000, 5000]
+    assert not way.there()["missing"]
+
+
+def test_an_empty_file(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.file(b"")
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert not way.there()["missing"]
+
+
+def test_the_same_content_is_sent_once(way: Way) -> None:
+    pen = way.desk.pen()
+    content = os.urandom(3000)
+    pen.file(content, "a.bin")
+    pen.file(content, "b.bin")
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert way.road.count("PUT", "/blobs/") == 1
+    assert not way.there()["missing"]
+
+
+def test_a_version_that_was_replaced_is_not_sent(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.file(b"old" * 1000)
+    pen.file(b"new" * 1000)
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert way.road.count("PUT", "/blobs/") == 1
+    assert not way.there()["missing"]
+
+
+def test_a_content_that_is_gone_is_told(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.file(b"here today")
+    [blob] = (way.desk.journal / BLOBS).iterdir()
+    blob.unlink()
+    pen.log("goes on")
+    pen.close()
+    assert way.drain().left is Left.LATER
+    assert "gone from this machine" in way.parked()[blob.name]
+    assert way.messages() == ["goes on"]
+
+
+def test_a_content_that_is_gone_and_deleted_is_no_trouble_any_more(way: Way) -> None:
+    pen = way.desk.pen()
+    identity = pen.file(b"here today")
+    [blob] = (way.desk.journal / BLOBS).iterdir()
+    blob.unlink()
+    assert way.drain().left is Left.LATER
+    pen.delete_file(identity)
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert not way.parked()
+
+
+def test_a_content_that_was_changed_is_not_sent_as_good(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.file(b"as it was")
+    [blob] = (way.desk.journal / BLOBS).iterdir()
+    blob.chmod(0o644)
+    blob.write_bytes(b"as it is ")
+    pen.close()
+    assert way.drain().left is Left.LATER
+    assert "changed on this machine" in way.parked()[blob.name]
+    assert way.there()["missing"] == [blob.name]
+
+
+def test_a_long_body_goes_before_its_event(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}])
+    pen.log("a short one")
+    pen.close()
+    assert way.drain().left is Left.NOTHING
+    assert way.messages() == ["a long one", "a short one"]
+    way.has_all()
+
+
+def test_a_long_body_that_is_lost_costs_only_its_event(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}], keeps_blob=False)
+    pen.log("a short one")
+    pen.close()
+    assert way.drain().left is Left.LATER
+    assert way.messages() == ["a short one"]
+    [why] = way.parked().values()
+    assert "gone from this machine" in why
+
+
+def test_a_long_body_that_arrived_changed_is_sent_again(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}])
+    pen.close()
+    refused: list[str] = []
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if method == "PUT" and not refused:
+            refused.append(path)
+            raise ServerRefused("it was dropped", status=422, code=DIGEST)
+        return answer()
+
+    way.road.meet = meet
+    way.drain()
+    assert way.drain().left is Left.NOTHING
+    assert refused
+    assert way.messages() == ["a long one"]
+
+
+# -- killed at each step ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["sync-read", "sync-send", "sync-acked", "cursor-before", "cursor-renamed"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_killed_at_a_step(way: Way, tmp_path: Path, point: str, nth: int) -> None:
+    one, two = way.desk.pen(), way.desk.pen()
+    one.log("0")
+    two.log("1")
+    one.close()
+    two.close()
+    store = str(way.desk.store)
+    command = [sys.executable, "-m", "ml_dash_syncd", "once", "--store", store, "--remote", way.road.url]
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")}
+    command += ["--user", hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]]
+    killed = subprocess.run(command, env={**environment, "ML_DASH_FAIL": f"{point}:{nth}:kill"}, timeout=60, check=False)
+    assert killed.returncode == -9
+    done = subprocess.run(command, env=environment, timeout=60, check=False)
+    assert done.returncode == 0
+    assert way.messages() == ["0", "1"]
+    way.has_all()
+
+
+# -- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _frame(pen: Pen, message: str) -> bytes:
+    import msgpack
+
+    segment = open_segment(pen.segment)
+    assert segment is not None
+    payload = msgpack.packb([pen.seq, ev.LOG, pen.desk.tick(), ["info", message, None]])
+    pen.seq += 1
+    return encode_frame(payload, LengthCrcs(segment.crcs.header_crc))
+
+
+def _body(how: dict[str, Any]) -> bytes:
+    import gzip
+
+    data = bytes(how["data"])
+    return gzip.decompress(data) if how["headers"].get("Content-Encoding") == "gzip" else data
+
+
+def _records(journal: Path) -> list[Stretch | Death]:
+    order = Order(journal)
+    order.open(write=False)
+    try:
+        return [record for record, _ in order.read(0)]
+    finally:
+        order.close()

@@ -1,0 +1,74 @@
+"""A real server for the tests of this folder, and a plain HTTP client that knows nothing of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from ml_dash.login import development_token
+from tests.running import Server
+
+
+class Web:
+    """Requests to one server as one user."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url = url
+        self.session = requests.Session()
+        self.session.trust_env = False
+        if token is not None:
+            self.session.headers["Authorization"] = f"Bearer {token}"
+
+    def ask(self, method: str, path: str, status: int = 200, **how: Any) -> requests.Response:
+        """The answer, which must have that status."""
+        response = self.session.request(method, self.url + path, timeout=30, allow_redirects=False, **how)
+        assert response.status_code == status, f"{method} {path}: {response.status_code} {response.text[:500]}"
+        return response
+
+    def get(self, path: str, **query: Any) -> Any:
+        """The JSON that a GET answers."""
+        return self.ask("GET", path, params=query).json()
+
+    def post(self, path: str, body: Any, status: int = 200) -> Any:
+        """The JSON that a POST of JSON answers."""
+        return self.ask("POST", path, status, json=body).json()
+
+    def refused(self, method: str, path: str, status: int, code: str, **how: Any) -> dict[str, Any]:
+        """The error, of that status and code."""
+        body: dict[str, Any] = self.ask(method, path, status, **how).json()
+        assert body["error"]["code"] == code
+        assert body["error"]["message"]
+        return body
+
+    def experiment(self, name: str, project: str = "web", **fields: Any) -> str:
+        """The id of a new experiment."""
+        made = self.post(f"/projects/{project}/experiments", {"name": name, **fields})
+        return str(made["experiment"]["id"])
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that do it no harm."""
+    running = Server(tmp_path_factory.mktemp("server") / "data").start()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def web(server: Server) -> Iterator[Web]:
+    """Alice."""
+    made = Web(server.url, development_token("alice"))
+    yield made
+    made.session.close()
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Path:
+    """A file to add."""
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(range(256)) * 40)
+    return path
