@@ -205,7 +205,8 @@ def test_a_bad_upload_leaves_nothing(
 
 def test_experiments_are_listed_by_page_and_filter(web: Web) -> None:
     for number in range(7):
-        identity = web.experiment(f"e{number}", "listing", tags=["odd" if number % 2 else "even"], folder=f"f{number % 3}")
+        tags, folder = ["odd" if number % 2 else "even"], f"f{number % 3}"
+        identity = web.experiment(f"e{number}", "listing", tags=tags, folder=folder)
         web.post(f"/experiments/{identity}/metrics/m/append-batch", {"dataPoints": [{"value": 1.0}] * (number + 1)})
     names, after = [], None
     while True:
@@ -250,6 +251,7 @@ def test_live_readers_hear_of_changes(web: Web) -> None:
 def test_the_page_is_plain_and_escaped(web: Web) -> None:
     web.experiment("<img src=x onerror=alert(1)>", "page")
     anonymous = Web(web.url, None)
+    anonymous.session.headers["Accept"] = "text/html"
     assert "Token" in anonymous.ask("GET", "/").text
     anonymous.ask("POST", "/login", 303, data={"user": "alice"})
     page = anonymous.ask("GET", "/?project=page").text

@@ -26,7 +26,7 @@ class StoreTrouble(StorageError):
 
 
 class Claimed(Exception):
-    """An insert under an id that is taken."""
+    """An insert under an id that is taken: another one came first. The transaction is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,10 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Up to 1,000 lines of one series of lines (`logs`, or `points/<metric>`), the first with number `first`."""
+    """Consecutive lines of one series of lines (`logs`, or `points/<metric>`), the first with number `first`.
+
+    `summary` and `parts` are what down-sampling needs; `packed`: no line is added to it any more.
+    """
 
     series: str
     first: int
@@ -99,11 +102,12 @@ class Block:
     packed: bool
     lines: bytes
     summary: bytes
+    parts: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """The content of an event: where the object is, whether it is whole. `kind` is `file` or `body`."""
+    """The content of an event, whole and verified, and where it is. That of a body belongs to no experiment: `""`."""
 
     name: str
     digest: str
@@ -139,11 +143,38 @@ class Filter:
     sort: str = "updated"
 
 
+Place = tuple[int | str, str]
+"""Where a page of experiments ended: what the last one was sorted by, and its id."""
+
+
+def place_of(row: ExperimentRow, sort: str) -> Place:
+    """The place behind which the page that follows `row` begins."""
+    values: dict[str, int | str] = {
+        "updated": row.updated_ns,
+        "created": row.created_ns,
+        "name": row.name,
+        "points": points_of(row),
+    }
+    return values[sort], row.id
+
+
+def points_of(row: ExperimentRow) -> int:
+    """How many points an experiment has."""
+    return int(row.summary.get("counts", {}).get("points", 0))
+
+
+def searched_text(row: ExperimentRow) -> str:
+    """What `Filter.text` is looked for in, without case; that is to be casefolded too."""
+    return "\n".join((f"{row.project}/{row.name}", row.description, *row.tags)).casefold()
+
+
 class Read(Protocol):
-    """A consistent look at the documents. `ns` is a namespace."""
+    """A consistent look at the documents. `ns` is a namespace. What it returns may be used only within it."""
 
     def experiment(self, ns: str, experiment: str) -> ExperimentRow | None: ...
-    def experiments(self, ns: str, wanted: Filter, limit: int, skip: int) -> list[ExperimentRow]: ...
+    def experiments(self, ns: str, wanted: Filter, limit: int, after: Place | None) -> list[ExperimentRow]:
+        """Those of a page, without their states: the first ones behind a place. Those without events are not listed."""
+
     def count(self, ns: str, wanted: Filter) -> int: ...
     def projects(self, ns: str) -> list[dict[str, Any]]: ...
     def stale(self, fold_version: int) -> list[tuple[str, str]]: ...
@@ -159,16 +190,19 @@ class Read(Protocol):
     def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
         """Was exactly this death noted before?"""
 
-    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[Block]:
-        """The blocks of a series that hold any of the lines [first, end)."""
+    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
+        """The blocks of a series that hold any of the lines [first, end), one by one."""
 
     def last_block(self, ns: str, experiment: str, series: str) -> Block | None: ...
-    def summaries(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[tuple[int, int, bytes]]:
-        """(first, count, summary) of those blocks."""
+    def summaries(
+        self, ns: str, experiment: str, series: str, first: int, end: int, *, parts: bool = False
+    ) -> list[tuple[int, int, bytes]]:
+        """(first, count, summary) of those blocks, or with `parts` what they have as `parts`."""
 
     def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None: ...
     def blobs(self, ns: str, experiment: str) -> list[BlobRow]: ...
-    def same_content(self, ns: str, digest: str, size: int) -> BlobRow | None: ...
+    def same_content(self, ns: str, digest: str, size: int) -> list[BlobRow]:
+        """A few blobs of that content, of any experiment."""
     def token(self, digest: str) -> TokenRow | None: ...
     def tokens(self) -> list[TokenRow]: ...
     def setting(self, name: str) -> str | None: ...
@@ -209,18 +243,24 @@ class Documents(Protocol):
 
 
 class Objects(Protocol):
-    """Contents by key, immutable. Any thread may call."""
+    """Contents by key, immutable. Any thread may call; raises StoreTrouble if the storage refuses.
+
+    A key is parts joined by `/`, each a text that is not empty; it is never taken for a path. ValueError for others.
+    """
 
     def put(self, key: str, path: Path) -> None:
-        """Take the file at `path` (it is gone from there afterwards); durable on return."""
+        """Take the file at `path` (it is gone from there afterwards); durable on return. Replaces what is there."""
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
 
     def size(self, key: str) -> int | None: ...
     def copy(self, source: str, target: str) -> None:
-        """The same content under another key. Raises FileNotFoundError."""
+        """The same content under another key; replaces what is there. Raises FileNotFoundError."""
 
     def delete(self, key: str) -> None: ...
-    def list(self, prefix: str) -> Iterator[str]: ...
-    def check(self) -> None: ...
+    def list(self, prefix: str) -> Iterator[str]:
+        """The keys that begin with `prefix`, in no order."""
+
+    def check(self) -> None:
+        """Raises StoreTrouble if it cannot be used now."""
