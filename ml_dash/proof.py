@@ -114,9 +114,9 @@ def connect(registration: Registration) -> Link:
 def prove(
     located: Located, registration: Registration, link: Link, progress: Progress | None = None
 ) -> Proof:
-    """Compare what is here with what the server has. Writes nothing.
+    """Compare what is here with what the server has. Changes nothing on either side.
 
-    A run may go on meanwhile: what it adds after the first look does not count. Raises RemoteError; JournalError for a
+    A run may go on meanwhile: what it adds may count as missing, never as there. Raises RemoteError; JournalError for a
     base that cannot be read.
     """
     return _Comparison(located, registration, link, progress or (lambda done, total: None)).run()
@@ -259,7 +259,7 @@ class _Comparison:
             f"segment {part.file}: the server holds other bytes from {start:,} on; what arrived first is kept there"
         )
         self.bytes_there += start
-        self.missing_events += max(1, self._events(part, path, start)[0])
+        self.missing_events += self._not_whole_before(part, path, start)
 
     def _first_difference(self, part: Part, path: Path, of: int) -> int:
         """The first byte that differs, found by asking for digests of ever closer lengths."""
@@ -292,7 +292,7 @@ class _Comparison:
 
     def _events(self, part: Part, path: Path, start: int) -> tuple[int, bool]:
         """How many events there are from a byte on, and whether the rest, if any, is an end that a crash cut off."""
-        events = 0
+        events, whole = 0, True
         try:
             segment = open_segment(path)
             if segment is None:
@@ -301,18 +301,33 @@ class _Comparison:
                 if isinstance(item, Run):
                     events += len(item.events)
                 elif isinstance(item, Gap):
-                    self.reasons.append(f"segment {part.file}: bytes {item.start} to {item.end} are damaged here")
-                    return max(events, 1), False
+                    self.reasons.append(f"segment {part.file}: bytes {item.start:,} to {item.end:,} are damaged here")
+                    whole = False
                 elif isinstance(item, Tail) and not is_partial(segment, item):
                     self.reasons.append(
                         f"segment {part.file}: its last {item.end - item.start} bytes hold no frame, and were not sent"
                     )
         except FileNotFoundError:
-            return 0, False
+            return events, False
         except (OSError, JournalError) as error:
             self.reasons.append(f"segment {part.file} cannot be read: {error}")
             return max(events, 1), False
-        return events, True
+        return events, whole
+
+    def _not_whole_before(self, part: Part, path: Path, different: int) -> int:
+        """How many events are not proven if a byte differs: that of its frame, and all behind it."""
+        try:
+            segment = open_segment(path)
+            if segment is None:
+                return 1
+            counts = [
+                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Run))
+                for end in (part.size, max(segment.first, different))
+            ]
+        except (OSError, JournalError) as error:
+            self.reasons.append(f"segment {part.file} cannot be read: {error}")
+            return 1
+        return max(1, counts[0] - counts[1])
 
     def _advance(self, count: int) -> None:
         self.compared += count

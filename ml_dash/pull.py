@@ -39,12 +39,13 @@ from .journal.segment import (
     JOURNAL,
     ORDER,
     SEGMENTS,
+    TURN,
     list_segments,
     parse_blob,
     parse_name,
     read_identity,
 )
-from .lock import Liveness, probe
+from .lock import Liveness, Turn, probe
 from .projection.project import Projector
 from .protocol import Digest, FoundExperiment, OrderPage
 from .read import Located
@@ -224,22 +225,12 @@ class _Pull:
         (temporary / SEGMENTS).mkdir(parents=True)
         (temporary / BLOBS).mkdir()
         try:
-            identity = OrderHeader(os.urandom(16), self.located.project, self.located.name)
-            records: list[bytes] = []
-            if state_only:
-                bases.save(temporary, identity, self._remote_base())
-            else:
-                records = self._bring_all(temporary)
-            _write_order(temporary, identity, records)
-            state = look_anew(temporary, self.located.folder).state
-            if files:
-                self._bring_files(state, temporary)
-            for folder in (temporary / SEGMENTS, temporary / BLOBS, temporary):
-                sync_folder(folder)
-            self.permit.take()
-            fail_point("pull-brought")
-            self._rename(temporary)
-            fail_point("pull-placed")
+            with _lived_in(temporary):
+                state = self._bring_new(temporary, state_only, files)
+                self.permit.take()
+                fail_point("pull-brought")
+                self._rename(temporary)
+                fail_point("pull-placed")
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for folder in (home, home.parent, home.parent.parent):
@@ -248,6 +239,22 @@ class _Pull:
         if not state_only:
             Projector(self.journal, self.located.folder).advance(wait_s=_WAIT_S)
         return self._report(state, state_only=state_only, new=True)
+
+    def _bring_new(self, into: Path, state_only: bool, files: bool) -> State:
+        """Make a journal, complete and synced; its state."""
+        identity = OrderHeader(os.urandom(16), self.located.project, self.located.name)
+        records: list[bytes] = []
+        if state_only:
+            bases.save(into, identity, self._remote_base())
+        else:
+            records = self._bring_all(into)
+        _write_order(into, identity, records)
+        state = look_anew(into, self.located.folder).state
+        if files:
+            self._bring_files(state, into)
+        for folder in (into / SEGMENTS, into / BLOBS, into):
+            sync_folder(folder)
+        return state
 
     def _bring_all(self, into: Path) -> list[bytes]:
         """All segments and the bodies that belong to them; the records of the server's order."""
@@ -267,7 +274,7 @@ class _Pull:
     def _report(self, state: State, *, state_only: bool, new: bool) -> PullReport:
         return PullReport(
             self.located, state.events, self.segments, self.blobs, self.bytes, state_only, new,
-            tuple(sorted(self.missing)), dict(sorted(self.conflicts.items())),
+            tuple(sorted(set(self.missing))), dict(sorted(self.conflicts.items())),
         )  # fmt: skip
 
     # -- what the server says ----------------------------------------------------------------------------------------
@@ -399,17 +406,20 @@ class _Pull:
                 f"{self.located.project}/{self.located.name} is in {self.journal} with its journal, not only its state",
                 hint="pull without --state-only brings what is missing there",
             )
-        _sweep(self.journal)
-        _sweep(self.journal / BLOBS)
+        _sweep(self.journal.parent, self.journal, self.journal / BLOBS)
         scratch = self.journal / f"{_TEMPORARY}{os.urandom(6).hex()}.tmp"
         (scratch / SEGMENTS).mkdir(parents=True)
         (scratch / BLOBS).mkdir()
         projector = Projector(self.journal, self.located.folder)
         try:
-            if state_only:
-                self._renew_base(base, projector)
-            else:
-                self._complete(base, trouble, fill, scratch, projector)
+            with _lived_in(scratch):
+                if state_only:
+                    self._renew_base(base, projector)
+                else:
+                    if base is not None and fill:
+                        # Only the base says that they are on a server, and it goes.
+                        self._bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
+                    self._complete(base, trouble, fill, scratch, projector)
             self.permit.done()
             state = look_anew(self.journal, self.located.folder).state
             if files and self._bring_files(state, self.journal):
@@ -418,6 +428,8 @@ class _Pull:
                         raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
                     (self.journal / CHECKPOINT).unlink(missing_ok=True)
                     projector.begin_at_base()
+            elif not state_only:
+                projector.advance(wait_s=_WAIT_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self._report(state, state_only=state_only, new=False)
@@ -761,14 +773,31 @@ def _mark(base: Path) -> tuple[int, int]:
     return len(content), crc32(content)
 
 
-def _sweep(place: Path) -> None:
-    """What pulls have left that were killed."""
-    for left in (*place.glob(f"{JOURNAL}{_TEMPORARY}*.tmp"), *place.glob(f"{_TEMPORARY}*.tmp")):
-        with contextlib.suppress(FileNotFoundError):
+@contextlib.contextmanager
+def _lived_in(temporary: Path) -> Iterator[None]:
+    """Keep a lock in a folder, so that others see that somebody works there; it may be renamed meanwhile."""
+    turn = Turn(temporary / TURN)
+    if os.name != "nt":
+        # Windows does not rename a folder with an open file in it. There only its age says that nobody is left.
+        turn.take()
+    try:
+        yield
+    finally:
+        turn.give_back()
+
+
+def _sweep(*places: Path) -> None:
+    """Remove what pulls have left that were killed."""
+    for left in [left for place in places for left in place.glob(f"*{_TEMPORARY}*.tmp")]:
+        with contextlib.suppress(OSError):
+            lock = left / TURN
             newest = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-            if time.time() - newest <= _STALE_S:
+            if not (lock.exists() and probe(lock) is Liveness.GONE) and time.time() - newest <= _STALE_S:
                 continue
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
+            if not left.is_dir():
                 left.unlink()
+                continue
+            # By another name first: where locks say nothing, whoever is at work there must not find a part of it.
+            doomed = left.with_name(f"{left.name.removesuffix('.tmp')}-.tmp")
+            left.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)

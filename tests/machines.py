@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-from ml_dash import remote
+from ml_dash import cli, remote
 from ml_dash.journal.segment import JOURNAL, list_segments
 from ml_dash.login import development_token
 from ml_dash.proof import prove
@@ -92,10 +94,17 @@ class Machine:
         return done
 
     def dash(self, *arguments: str, code: int = 0, fail: str = "") -> str:
-        """`ml-dash ...`; what it prints."""
-        done = self.run("-m", "ml_dash", *arguments, fail=fail)
-        assert fail or done.returncode == code, (done.returncode, done.stdout, done.stderr)
-        return done.stdout
+        """`ml-dash ...`, in this process unless it is to die; what it prints."""
+        if fail:
+            return self.run("-m", "ml_dash", *arguments, fail=fail).stdout
+        said, complained = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained),
+        ):  # fmt: skip
+            found = cli.run(arguments)
+        assert found == code, (found, said.getvalue(), complained.getvalue())
+        return said.getvalue() + complained.getvalue()
 
     def train(self, name: str, points: int, *, kill: bool = False, **options: Any) -> dict[str, Any]:
         """A run of some points, each with a log entry, and a file; how it went."""

@@ -95,6 +95,22 @@ def once(environment: Mapping[str, str] | None = None, *arguments: str) -> int:
     return done.returncode
 
 
+def prepare_to_drain() -> None:
+    """Start watchdog's one thread, which stays with the process, before a test that drains is looked at for leaks."""
+    with suppress(ImportError):
+        from watchdog.observers.inotify_c import InotifyFD
+
+        InotifyFD.get_instance()
+
+
+def drain(*keys: str) -> list[str]:
+    """The same as `ml-dash-syncd once`, in this process: quicker; what stays. See `prepare_to_drain`."""
+    from ml_dash_syncd import service, settings
+
+    left = service.once(settings.read(stores=(), remote=None, user=None, config=None), keys, signals=service.Signals())
+    return [f"{task.name}: {service.stays(task)}" for task in left]
+
+
 def end_started(state: Path) -> None:
     """Ends the uploader that processes with this state folder have started in the background, if any runs."""
     path = state / "syncd.json"

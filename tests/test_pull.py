@@ -626,7 +626,7 @@ def test_lines_that_gc_kept_are_not_lost_by_resuming(first: Machine, second: Mac
     second.sync()
     assert first.train("kept", 5, resume_from_remote=True)["indices"] == list(range(10, 15))
     assert numbers(first, "kept") == list(range(15))
-    assert "pull without --state-only" in first.run("-m", "ml_dash", "pull", "e2e/kept", "--state-only").stderr
+    assert "pull without --state-only" in first.dash("pull", "e2e/kept", "--state-only", code=1)
 
 
 def _settings(machine: Machine) -> Settings:

@@ -20,11 +20,11 @@ from typing import Final
 from ml_dash import remote
 from ml_dash.blobs import names as blob_names
 from ml_dash.durable import fail_point, read_at
-from ml_dash.errors import JournalError, ServerRefused
+from ml_dash.errors import JournalError, ServerRefused, Unreachable
 from ml_dash.journal.order import Death, Stretch
-from ml_dash.journal.reader import Segment
-from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
-from ml_dash.journal.sequence import Restart, Sequence, frame_size, gaps_between, read_runs, whole_frames
+from ml_dash.journal.reader import Run, Segment, read
+from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse_name
+from ml_dash.journal.sequence import Restart, Sequence, frame_size, whole_frames
 from ml_dash.lock import Liveness, probe
 from ml_dash.protocol import (
     BATCH_BYTES,
@@ -49,6 +49,7 @@ log = logging.getLogger("ml_dash.syncd")
 DAMAGE_S: Final = 60.0
 """Bytes that hold no frame are read again after that long, before they are sent as damaged."""
 
+AGAIN_S: Final = 1.0
 PENDING_S: Final = 0.2
 ASK_AGAIN_S: Final = 30.0
 BLOB_BYTES: Final = 4 << 20
@@ -101,6 +102,17 @@ class Shipment:
         self._blocked: set[str] = set()
         self._paused: set[str] = set()
         self._wanted: dict[str, tuple[str, int]] = {}
+        # Paused in this step; and where a paused one stands, since when.
+        self._fresh: set[str] = set()
+        self._stuck: dict[str, tuple[int, float]] = {}
+        # Frames (segment file, offset) whose checksum holds, and that are no events.
+        self._torn: set[tuple[str, int]] = set()
+        # Deaths that wait: for the rest of their writers, or for a server that knows the journal.
+        self._held: list[Death] = []
+        self._restarts = 0
+        # Long bodies that cannot be sent (since when), of which there is no hope, and that this request goes without.
+        self._failing: dict[str, float] = {}
+        self._hopeless: set[str] = set()
         self._without: set[str] = set()
         # Is it time to ask which contents are missing?
         self._contents_wanted = False
@@ -122,6 +134,9 @@ class Shipment:
         except Restart:
             log.info("%s: begins again from what the server has", self.journal)
             self.forget()
+            self._restarts += 1
+            if self._restarts > _TRIES:
+                raise Unreachable(f"{self.registration.remote} contradicts itself about what it has") from None
             return Outcome(Left.MORE)
         finally:
             if self._dirty and self.cursor is not None:
@@ -135,6 +150,7 @@ class Shipment:
         self._blocked = set()
         self._paused = set()
         self._wanted = {}
+        self._held = []
         self._blobs_changed_ns = -1
 
     def save(self) -> None:
@@ -168,7 +184,7 @@ class Shipment:
         if not self._asked:
             self._ask(link, sequence)
         self._list_blobs()
-        paused, self._paused = self._paused, set()
+        self._fresh = set()
         while True:
             if self._current is None:
                 if self._records is None:
@@ -180,14 +196,40 @@ class Shipment:
             if not self._send(link, sequence, self._current, deadline):
                 return Outcome(Left.MORE)
             self._current = None
-        for file in sorted(paused - self._blocked):
-            segment = sequence.segment(self._wanted[file][0])
-            if segment is not None and not self._send_stretch(link, sequence, segment, self._wanted[file][1], deadline):
-                self._paused |= paused
-                return Outcome(Left.MORE)
-        if not self._send_contents(link, sequence, deadline):
+        if not self._try_again(link, sequence, deadline) or not self._send_contents(link, sequence, deadline):
             return Outcome(Left.MORE)
         return self._left(sequence)
+
+    def _try_again(self, link: remote.Link, sequence: Sequence, deadline: float) -> bool:
+        """Send what could not be sent before, and deaths that waited for it; False if there was no time for all."""
+        for file in sorted(self._paused):
+            if file in self._fresh or self._is_behind(file):
+                continue
+            identity, end = self._wanted[file]
+            segment = sequence.segment(identity)
+            if segment is None:
+                # It was removed.
+                self._paused.discard(file)
+            elif not self._send_stretch(link, sequence, segment, end, deadline):
+                return False
+        held, self._held = self._held, []
+        while held:
+            try:
+                self._send_death(link, sequence, held[0])
+            except BaseException:
+                self._held = [*held, *self._held]
+                raise
+            del held[0]
+        return True
+
+    def _is_behind(self, file: str) -> bool:
+        """Does it wait for an earlier segment of its writer, of which there is hope?"""
+        return any(_comes_before(other, file) for other in self._hopeful())
+
+    def _hopeful(self) -> set[str]:
+        """Segments that are paused, and not given up so far."""
+        assert self.cursor is not None
+        return self._paused - self.cursor.parked.keys()
 
     def _list_blobs(self) -> None:
         """The contents that are here, listed before what follows is read: a content comes before its event."""
@@ -207,16 +249,19 @@ class Shipment:
             self.save()
         for name, why in sequence.troubles.items():
             self._park(name, why)
-        if self._suspect and self._paused:
-            soonest = min(since for since, _ in self._suspect.values()) + DAMAGE_S - time.monotonic()
-            return Outcome(Left.LATER, max(0.05, soonest))
-        if self._paused:
-            return Outcome(Left.LATER, 1.0)
+        self._restarts = 0
+        if waiting := [file for file in self._hopeful() if not self._is_behind(file)]:
+            return Outcome(Left.LATER, min(map(self._due_s, waiting)))
         if sequence.pending:
             return Outcome(Left.LATER, PENDING_S)
         if self._open_blobs():
             return Outcome(Left.LATER, ASK_AGAIN_S, only_events=True)
         return Outcome(Left.LATER if self.cursor.parked else Left.NOTHING, None)
+
+    def _due_s(self, file: str) -> float:
+        """In how many seconds a paused segment is read again."""
+        since = [when for (name, _), (when, _) in self._suspect.items() if name == file]
+        return max(0.05, min(since) + DAMAGE_S - time.monotonic()) if since else AGAIN_S
 
     def _open_blobs(self) -> frozenset[str]:
         assert self.cursor is not None
@@ -239,6 +284,9 @@ class Shipment:
             for name in set(self.cursor.segments) - set(there):
                 del self.cursor.segments[name]
             self.cursor.segments |= there
+            # It may have lost some of them. Others are void by now, and are void again when they are sent again.
+            dead = set(found["deaths"])
+            self.cursor.deaths = {key for key in self.cursor.deaths if key.partition(":")[0] in dead}
             # Contents may be lost there, with their events: only what it names now counts.
             self.cursor.blobs = set(found["blobs"])
             self.events = found["events"]
@@ -264,12 +312,14 @@ class Shipment:
             return True
         if not sequence.is_of_here(segment) or segment.path.name in self._blocked:
             return True
-        self._wanted[segment.path.name] = (segment.id, record.end)
-        if any(_comes_before(other, segment.path.name) for other in self._paused):
+        file = segment.path.name
+        end = max(record.end, self._wanted[file][1] if file in self._wanted else 0)
+        self._wanted[file] = (segment.id, end)
+        if self._is_behind(file):
             # What a writer wrote later comes later.
-            self._paused.add(segment.path.name)
+            self._paused.add(file)
             return True
-        return self._send_stretch(link, sequence, segment, record.end, deadline)
+        return self._send_stretch(link, sequence, segment, end, deadline)
 
     def _send_stretch(
         self, link: remote.Link, sequence: Sequence, segment: Segment, end: int, deadline: float
@@ -282,60 +332,79 @@ class Shipment:
             fail_point("sync-read")
             data, damaged = self._read(segment, offset, end)
             if not data:
-                # Not to be had as it should be: other segments go on, and this one is tried again.
-                self._paused.add(file)
+                self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
                 return True
             if not self._post(link, sequence, file, offset, data, damaged):
                 return True
+        self._paused.discard(file)
         return True
+
+    def _pause(self, file: str, offset: int, why: str) -> None:
+        """Other segments go on, and this one is tried again; what does not get better is told."""
+        self._paused.add(file)
+        self._fresh.add(file)
+        where, since = self._stuck.get(file, (-1, 0.0))
+        if where != offset:
+            self._stuck[file] = (offset, time.monotonic())
+        elif time.monotonic() - since >= DAMAGE_S and not any(name == file for name, _ in self._suspect):
+            self._park(file, why)
 
     def _read(self, segment: Segment, offset: int, end: int) -> tuple[bytes, list[tuple[int, int]]]:
         """The next bytes to send: whole frames, and before them what holds none if that is certain by now."""
-        with segment.path.open("rb") as file:
-            fd = file.fileno()
-            upto = min(end, offset + self._batch)
-            data = read_at(fd, upto - offset, offset)
-            skip = segment.first - offset if offset < segment.first else 0
-            stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
-            if stop == skip:
-                # One frame may be larger than a batch.
-                data = read_at(fd, min(end - offset, _LARGEST_BATCH), offset)
-                stop = skip + whole_frames(memoryview(data)[skip : skip + frame_size(data, skip)], segment.crcs)
-            if stop > skip or (skip and offset + skip >= end):
-                self._suspect.pop((segment.path.name, offset + skip), None)
-                return data[:stop], [(0, segment.first)] if segment.damaged and not offset else []
-            if len(data) < end - offset and len(data) < _LARGEST_BATCH:
-                # The file is shorter than it was.
-                return b"", []
-        return self._around_damage(segment, offset, offset + skip, end)
+        file_name, position = segment.path.name, max(offset, segment.first)
+        head = [(0, segment.first)] if segment.damaged and not offset else []
+        if (file_name, position) not in self._torn:
+            with segment.path.open("rb") as file:
+                fd, skip = file.fileno(), position - offset
+                cuts = [at for name, at in self._torn if name == file_name and at > position]
+                data = read_at(fd, min(end, offset + self._batch, *cuts) - offset, offset)
+                stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
+                if stop == skip:
+                    # One frame may be larger than a batch.
+                    data = read_at(fd, min(end - offset, _LARGEST_BATCH), offset)
+                    stop = skip + whole_frames(memoryview(data)[skip : skip + frame_size(data, skip)], segment.crcs)
+                if stop > skip or (skip and position >= end):
+                    self._suspect.pop((file_name, position), None)
+                    return data[:stop], head
+                if len(data) < end - offset and len(data) < _LARGEST_BATCH:
+                    # The file is shorter than it was.
+                    self._suspect.pop((file_name, position), None)
+                    return b"", []
+        data, gaps = self._around_damage(segment, offset, position, end)
+        return data, [*head, *gaps]
 
     def _around_damage(
         self, segment: Segment, offset: int, position: int, end: int
     ) -> tuple[bytes, list[tuple[int, int]]]:
         """What holds no frame, with the frames behind it, once it has stayed the same for a while."""
-        following = next(iter(read_runs(segment, position, end)), None)
-        if following is None:
+        key, now = (segment.path.name, position), time.monotonic()
+        start = next((item.start for item in read(segment, position, end) if isinstance(item, Run)), position)
+        if start == position:
+            # Nothing follows, or it holds by now.
+            self._suspect.pop(key, None)
             return b"", []
-        start, stop = following
         with segment.path.open("rb") as file:
             gap = read_at(file.fileno(), start - position, position)
-            key, now = (segment.path.name, position), time.monotonic()
             digest = hashlib.sha256(gap).digest()
-            since, seen = self._suspect.get(key, (now, digest))
-            if seen != digest or key not in self._suspect:
+            since, seen = self._suspect.get(key, (now, b""))
+            if seen != digest:
                 self._suspect[key] = (now, digest)
                 log.warning("%s: %d bytes from %d hold no frame; read again later", segment.path, len(gap), position)
                 return b"", []
             if now - since < DAMAGE_S:
                 return b"", []
-            stop = min(stop, offset + _LARGEST_BATCH)
-            data = read_at(file.fileno(), stop - offset, offset)
-        whole = whole_frames(memoryview(data)[start - offset :], segment.crcs)
-        gaps = gaps_between(segment, position, start)
-        if not whole or gaps is None:
-            return b"", []
+            data = read_at(file.fileno(), min(end - offset, max(self._batch, position - offset + 1)), offset)
         del self._suspect[key]
-        return data[: start - offset + whole], gaps
+        behind = offset + len(data)
+        if behind < start:
+            # The rest of it was looked at as well.
+            self._suspect[segment.path.name, behind] = (since, hashlib.sha256(gap[behind - position :]).digest())
+            return data, [(position, behind)]
+        if data[position - offset : start - offset] != gap:
+            return b"", []
+        stop = start - offset + whole_frames(memoryview(data)[start - offset :], segment.crcs)
+        cuts = [at - offset for name, at in self._torn if name == segment.path.name and at >= start]
+        return data[: min(stop, *cuts) if cuts else stop], [(position, start)]
 
     def _post(
         self,
@@ -356,6 +425,8 @@ class Shipment:
         except ServerRefused as refused:
             return self._refused(link, sequence, file, offset, data, refused)
         fail_point("sync-acked")
+        if found["length"] <= offset:
+            raise Unreachable(f"{self.registration.remote} took bytes, and has no more than before")
         self._known_there = True
         self.sent_bytes += len(data)
         self.events = found["events"]
@@ -370,6 +441,8 @@ class Shipment:
         assert self.cursor is not None
         self.cursor.segments[file] = length
         self.cursor.parked.pop(file, None)
+        self._stuck.pop(file, None)
+        self._suspect = {key: seen for key, seen in self._suspect.items() if key[0] != file or key[1] >= length}
         self.save()
 
     def _refused(
@@ -382,18 +455,27 @@ class Shipment:
             self._acknowledged(file, length)
             # A server that lacks this may lack more.
             raise Restart("the server has less than it said")
-        if refused.code == NEEDS_BLOBS and self._send_bodies(link, sequence, refused.extra.get("blobs")):
-            return True
+        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._without)):
+            if self._send_bodies(link, sequence, wanted):
+                return True
+            self._pause(file, offset, "long bodies of its events cannot be sent")
+            return False
         if refused.code == TOO_LARGE and min(self._batch, len(data)) > _SMALLEST_BATCH:
             self._batch = max(_SMALLEST_BATCH, min(self._batch, len(data)) // 2)
             return True
         if refused.code == TORN and self._has_changed(file, offset, data):
-            self._paused.add(file)
+            self._pause(file, offset, refused.message)
             return False
+        at = refused.extra.get("offset")
+        if refused.code == TORN and isinstance(at, int) and (file, at) not in self._torn and at >= offset:
+            # Its checksum holds, and it is no event: damage like any other, unless it is one for us.
+            self._torn.add((file, at))
+            return True
         if refused.code == CONFLICT:
             log.error("%s: the server has other bytes of %s: %s", self.journal, file, refused.message)
         self._park(file, refused.message)
         self._blocked.add(file)
+        self._paused.discard(file)
         return False
 
     def _has_changed(self, file: str, offset: int, data: bytes) -> bool:
@@ -406,15 +488,34 @@ class Shipment:
         key = f"{death.writer}:{death.segment}:{death.end}"
         if key in self.cursor.deaths:
             return
+        waits = any(_writer_of(file) == death.writer for file in self._hopeful())
+        if waits or not (self._known_there or self._introduce(link, sequence)):
+            # What of its writer comes later would make it void; and who knows nothing of a journal takes no notes.
+            self._held.append(death)
+            return
         note = DeathNote(writer=death.writer, segment=death.segment, end=death.end)
         try:
             remote.deaths(link, sequence.id, [note])
         except ServerRefused as refused:
-            # Nothing of this journal is there: all that it has came from the server.
-            if refused.code != UNKNOWN:
-                raise
+            if refused.code == UNKNOWN:
+                raise Restart("the server knows nothing of this journal any more") from refused
+            self._park(f"death-{death.writer}-{death.end}", refused.message)
+            return
         self.cursor.deaths.add(key)
         self._dirty = True
+
+    def _introduce(self, link: remote.Link, sequence: Sequence) -> bool:
+        """Send the head of the first segment of here, so that the server knows the journal; False if there is none.
+
+        Who continues an experiment elsewhere begins with deaths: those of writers whose events came from the server.
+        """
+        segment = sequence.first_of_here()
+        if segment is None or segment.path.name in self._blocked:
+            return False
+        with segment.path.open("rb") as file:
+            data = read_at(file.fileno(), segment.first, 0)
+        damaged = [(0, segment.first)] if segment.damaged else []
+        return self._post(link, sequence, segment.path.name, 0, data, damaged)
 
     def _park(self, name: str, why: str) -> None:
         assert self.cursor is not None
@@ -425,16 +526,26 @@ class Shipment:
 
     # -- contents -----------------------------------------------------------------------------------------------------
 
-    def _send_bodies(self, link: remote.Link, sequence: Sequence, wanted: object) -> bool:
-        """Send the bodies that the server asks for; what is lost here, it is told to do without."""
-        if not isinstance(wanted, list) or not all(isinstance(name, str) and parse_blob(name) for name in wanted):
-            return False
-        if set(wanted) <= self._without:
-            return False
+    def _send_bodies(self, link: remote.Link, sequence: Sequence, wanted: list[str]) -> bool:
+        """Send the bodies that the server asks for; False if some are to be tried again.
+
+        Those that are lost here it is told to do without, but only at a second look: their events are empty then.
+        """
+        complete = True
         for name in wanted:
-            if not self._send_blob(link, sequence, name, None, body=True):
+            for _ in range(_TRIES):
+                sent = self._send_blob(link, sequence, name, None, body=True)
+                if sent or name in self._hopeless:
+                    break
+            now = time.monotonic()
+            if sent:
+                self._failing.pop(name, None)
+            elif name in self._hopeless and name in self._failing and now - self._failing[name] >= DAMAGE_S:
                 self._without.add(name)
-        return True
+            else:
+                self._failing.setdefault(name, now)
+                complete = False
+        return complete
 
     def _send_contents(self, link: remote.Link, sequence: Sequence, deadline: float) -> bool:
         """Send the contents of files whose events are there; False if there was no time for all of them."""
@@ -442,12 +553,16 @@ class Shipment:
         if gone := self.cursor.blobs - self._blob_listing:
             self.cursor.blobs = {name for name in self.cursor.blobs if name not in gone or self._is_here(name)}
         now = time.monotonic()
-        waits = self._open_blobs() and now - self._asked_for_blobs >= ASK_AGAIN_S
+        waits = bool(self._open_blobs()) and now - self._asked_for_blobs >= ASK_AGAIN_S
         if not self._known_there or not (self._contents_wanted or waits):
             return True
         found = remote.journal(link, sequence.id)
         missing = set(found["missing"])
         self.cursor.blobs |= set(found["blobs"]) & self._blob_listing
+        for name in [name for name in self.cursor.parked if parse_blob(name) and name not in missing | self._failing.keys()]:
+            # Nobody waits for it any more: its file was deleted, or replaced.
+            del self.cursor.parked[name]
+            self._dirty = True
         # Some may have come since the listing.
         late = {name for name in missing - self._blob_listing if self._is_here(name)}
         for name in sorted((missing & self._open_blobs()) | late):
@@ -500,23 +615,28 @@ class Shipment:
                         return False
                     data = read_at(file.fileno(), min(self._batch, BLOB_BYTES), offset) if offset < size else b""
                     if not data and offset:
-                        self._park(name, f"the server has {offset:,} bytes of it, here are {size:,}")
+                        self._lose(name, f"the server has {offset:,} bytes of it, here are {size:,}")
                         return False
                     state = self._put(link, sequence, name, offset, size, data, body=body)
                     offset = state["length"]
         except FileNotFoundError:
-            self._park(name, "its content is gone from this machine")
+            self._lose(name, "its content is gone from this machine")
             return False
         except ServerRefused as refused:
             return self._blob_refused(path, name, refused)
         except OSError as error:
             if isinstance(error, ConnectionError):
                 raise
-            self._park(name, f"its content cannot be read: {error}")
+            self._lose(name, f"its content cannot be read: {error}")
             return False
+        self._hopeless.discard(name)
         if self.cursor is not None and self.cursor.parked.pop(name, None) is not None:
             self._dirty = True
         return True
+
+    def _lose(self, name: str, why: str) -> None:
+        self._hopeless.add(name)
+        self._park(name, why)
 
     def _put(
         self, link: remote.Link, sequence: Sequence, name: str, offset: int, size: int, data: bytes, *, body: bool
@@ -543,12 +663,24 @@ class Shipment:
         if refused.code == DIGEST:
             self._bad_blobs[name] = self._bad_blobs.get(name, 0) + 1
             if _digest(path) != name[:64]:
-                self._park(name, "its content was changed on this machine since it was recorded")
+                self._lose(name, "its content was changed on this machine since it was recorded")
             elif self._bad_blobs[name] >= _TRIES:
                 self._park(name, f"it arrives changed, {_TRIES} times by now: {refused.message}")
             return False
-        self._park(name, refused.message)
+        self._lose(name, refused.message)
         return False
+
+
+def _new_names(wanted: object, known: set[str]) -> list[str]:
+    """Names of blobs that a server asks for; none if it asks for what is known that it will not get."""
+    if not isinstance(wanted, list) or not all(isinstance(name, str) and parse_blob(name) for name in wanted):
+        return []
+    return [name for name in wanted if name not in known]
+
+
+def _writer_of(file: str) -> str:
+    name = parse_name(file)
+    return name.writer if name is not None else ""
 
 
 def _comes_before(file: str, other: str) -> bool:

@@ -6,6 +6,7 @@ under the same turn: whoever is first decides. Frames are walked and checked, no
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -16,12 +17,14 @@ from zlib import crc32
 from ..durable import read_at
 from ..errors import Damaged, JournalError
 from ..events import CLOSE
-from ..frames import HEAD, MAX_PAYLOAD, LengthCrcs, find_frame, might_grow
+from ..frames import HEAD, MAX_PAYLOAD, LengthCrcs, find_frame
 from ..lock import Liveness, Turn, probe
 from . import base as bases
 from .order import Death, Order, Stretch, death_payload, stretch_payload
 from .reader import Gap, Run, Segment, decode_event, open_segment, read
 from .segment import SEGMENTS, TURN, SegmentName, list_segments, lock_name, read_identity
+
+log = logging.getLogger("ml_dash")
 
 _CHUNK: Final = 4 << 20
 _MERGE_BYTES: Final = 8 << 20
@@ -55,12 +58,16 @@ class Sequence:
         self._position = 0
         # Segment id → how much of it is named, by `order` or by us.
         self._named: dict[str, int] = {}
-        self._dead: set[str] = set()
-        self._met: set[str] = set()
+        # Writers of which something is named, or that the base knows; and those of them that have neither closed nor
+        # been found dead, as far as that was looked at.
+        self._met: set[str] = set(self._base.state.writers) if self._base is not None else set()
+        self._running: set[str] = set(self._base.state.alive) if self._base is not None else set()
+        # Segments that `order` names, and that were not found.
+        self._unmet: set[str] = set()
+        self._listed: list[tuple[SegmentName, Path]] = []
+        self._own: dict[str, list[SegmentName]] = {}
         self._segments: dict[str, Segment] = {}
         self._files: dict[str, Segment] = {}
-        # Segment id → its size when its last frame was the writer's closing one.
-        self._closed_at: dict[str, int] = {}
 
     def stood(self, segment: str) -> int:
         """How many bytes of a segment a base stands for: the server has proven to hold them."""
@@ -80,6 +87,11 @@ class Sequence:
                 if opened is not None and opened.id == identity:
                     break
         return self._segments.get(identity)
+
+    def first_of_here(self) -> Segment | None:
+        """The oldest segment that was written to this journal."""
+        opened = (self._open(path) for _, path in self._listed)
+        return next((segment for segment in opened if segment is not None and self.is_of_here(segment)), None)
 
     def is_of_here(self, segment: Segment) -> bool:
         """Was it written to this journal? `pull` brings those of others, which the server has already."""
@@ -111,13 +123,14 @@ class Sequence:
         self.pending = False
         if bases.exists(self.path) and bases.identity_of(self.path) != self._base_identity:
             raise Restart("another base stands for what was freed")
+        self._list()
         order = Order(self.path)
         order.open(write=False)
         try:
             yield from self._recorded(order)
         finally:
             order.close()
-        if self._has_new() or self._may_have_died():
+        if self._has_new() or self._found_gone(everywhere=False):
             yield from self._sequenced()
 
     def _recorded(self, order: Order) -> Iterator[Record]:
@@ -133,13 +146,23 @@ class Sequence:
 
     def _take(self, record: Record) -> None:
         if isinstance(record, Death):
-            self._dead.add(record.writer)
+            self._running.discard(record.writer)
             return
-        self._named[record.segment] = max(self._named.get(record.segment, 0), record.end)
+        before = self._named.get(record.segment, 0)
         segment = self._segments.get(record.segment)
-        if segment is not None:
-            self._dead.discard(segment.writer)
-            self._met.add(segment.writer)
+        if record.end <= before:
+            return
+        self._named[record.segment] = record.end
+        if segment is None:
+            # It is gone, or came after our listing.
+            self._unmet.add(record.segment)
+        else:
+            self._meet(segment)
+
+    def _meet(self, segment: Segment) -> None:
+        """Something of its writer is named. If that had been found dead, it was wrong."""
+        self._met.add(segment.writer)
+        self._running.add(segment.writer)
 
     def _sequenced(self) -> Iterator[Record]:
         """Name what is not named, in `order` if that may be written."""
@@ -172,17 +195,18 @@ class Sequence:
         yield from records
 
     def _name(self, order: Order | None) -> Iterator[Record]:
-        for name, path in list_segments(self.path):
+        self._list()
+        for name, path in self._listed:
             segment = self._open(path)
             if segment is None or _size(path) <= self._behind(segment):
                 continue
-            if name.writer not in self._met:
-                # Whoever died before this writer came is noted first: the run it began is over.
-                yield from self._deaths(order)
-                self._met.add(name.writer)
             for start, end in self._stretches(segment):
+                if name.writer not in self._met:
+                    # Whoever died before this writer came is noted first: the run it began is over. Of writers
+                    # elsewhere, too, when one of here takes over.
+                    yield from self._deaths(order, everywhere=self.is_of_here(segment))
                 yield self._note(order, Stretch(segment.id, start, end), stretch_payload(segment.id, start, end))
-        yield from self._deaths(order)
+        yield from self._deaths(order, everywhere=False)
 
     def _note(self, order: Order | None, record: Record, payload: bytes) -> Record:
         if order is not None:
@@ -206,52 +230,70 @@ class Sequence:
     def _has_new(self) -> bool:
         return any(
             _size(path) > self._behind(segment)
-            for _, path in list_segments(self.path)
+            for _, path in self._listed
             if (segment := self._open(path)) is not None
         )
 
-    def _may_have_died(self) -> bool:
-        return bool(self._found_gone())
+    def _list(self) -> None:
+        """Look which segments there are, and open them: `order` names them by their ids, which only headers tell."""
+        self._listed = list_segments(self.path)
+        self._own = {}
+        for name, path in self._listed:
+            self._own.setdefault(name.writer, []).append(name)
+            opened = self._open(path)
+            if opened is not None and opened.id in self._unmet:
+                self._unmet.discard(opened.id)
+                self._meet(opened)
 
-    def _found_gone(self) -> list[tuple[SegmentName, Segment]]:
-        """Writers of this journal that have not closed, but hold their locks no longer, with their last segments."""
-        last: dict[str, tuple[SegmentName, Segment | None]] = {}
-        for name, path in list_segments(self.path):
-            last[name.writer] = (name, self._open(path))
+    def _found_gone(self, *, everywhere: bool) -> list[Death]:
+        """Writers that have not closed, but hold their locks no longer, and how far they are named.
+
+        Locks say nothing of writers elsewhere: those that `pull` brought, or for which a base stands. They are left
+        out unless `everywhere` is asked for.
+        """
         found = []
-        for writer, (name, segment) in last.items():
-            # What cannot be read might be the end of it; what was brought from elsewhere has no lock here.
-            if segment is None or writer in self._dead or not self.is_of_here(segment):
+        for writer in sorted(self._running):
+            own = self._own.get(writer)
+            if own is None:
+                # A base stands for all that it wrote.
+                found += [Death(writer)] if everywhere else []
                 continue
-            if self._closed_at.get(segment.id) == _size(segment.path):
+            # Of a writer that goes on in another segment, the last one may be empty still.
+            segments = [self._open(self.path / SEGMENTS / str(name)) for name in own[-2:]]
+            newest = [segment for segment in segments if segment is not None]
+            if not everywhere and newest and not self.is_of_here(newest[-1]):
                 continue
-            lock = self.path / SEGMENTS / lock_name(name.created_ns, writer)
-            if probe(lock) is Liveness.GONE and not self._has_closed(segment):
-                found.append((name, segment))
+            if not self._is_gone(own[-1]) or any(map(self._may_go_on, newest)):
+                continue
+            try:
+                closed = any(_last_kind(segment, _size(segment.path)) == CLOSE for segment in newest)
+            except (OSError, Damaged) as error:
+                # What cannot be read now might be its closing event.
+                log.debug("%s: cannot tell how writer %s ended: %s", self.path, writer, error)
+                continue
+            if closed:
+                self._running.discard(writer)
+                continue
+            last = segments[-1]
+            found.append(Death(writer) if last is None else Death(writer, last.id, self._named.get(last.id, 0)))
         return found
 
-    def _deaths(self, order: Order | None) -> Iterator[Record]:
-        for name, segment in self._found_gone():
-            following = self.path / SEGMENTS / str(SegmentName(name.created_ns, name.writer, name.n + 1))
-            if not self._named.get(segment.id, 0) or following.exists() or self._may_go_on(segment):
-                # It wrote between our reading and our probing.
-                continue
-            end = self._named[segment.id]
-            payload = death_payload(name.writer, segment.id, end)
-            yield self._note(order, Death(name.writer, segment.id, end), payload)
+    def _is_gone(self, name: SegmentName) -> bool:
+        """Is the lock of a writer free, whose last segment is `name`?"""
+        folder = self.path / SEGMENTS
+        if probe(folder / lock_name(name.created_ns, name.writer)) is not Liveness.GONE:
+            return False
+        # It may have gone on in another segment, and closed, between our listing and our probing.
+        return not (folder / str(SegmentName(name.created_ns, name.writer, name.n + 1))).exists()
+
+    def _deaths(self, order: Order | None, *, everywhere: bool) -> Iterator[Record]:
+        for death in self._found_gone(everywhere=everywhere):
+            yield self._note(order, death, death_payload(death.writer, death.segment, death.end))
 
     def _may_go_on(self, segment: Segment) -> bool:
         """Are there whole frames that are not named yet?"""
         behind = self._behind(segment)
-        return _size(segment.path) > behind and next(read_runs(segment, behind), None) is not None
-
-    def _has_closed(self, segment: Segment) -> bool:
-        """Is the last frame of a segment the one by which its writer has closed?"""
-        size = _size(segment.path)
-        closed = _last_kind(segment, size) == CLOSE
-        if closed:
-            self._closed_at[segment.id] = size
-        return closed
+        return _size(segment.path) > behind and next(self._stretches(segment), None) is not None
 
     def _open(self, path: Path) -> Segment | None:
         opened = self._files.get(path.name)
@@ -285,8 +327,7 @@ def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[
                 yield position, stop
                 position = stop
                 continue
-            rest = read_at(fd, min(_LARGEST_FRAME, size - position), position)
-            if might_grow(rest, 0):
+            if size - position < HEAD.size:
                 return
             # Damage, or not written yet: the slow way finds the next frame, if there is one.
             following = next((item for item in read(segment, position, size) if isinstance(item, Run)), None)

@@ -105,6 +105,12 @@ class Folder:
         edits.files |= not (self.path / FILES).exists()
         edits.metrics.update(name for name in state.metrics if not (self.metric_folder(name) / METADATA).exists())
 
+    def mark_unshown(self, state: State, edits: Edits) -> None:
+        """Note in `edits` whether contents have come that were not in the journal before: `pull` brings them."""
+        placed = self.layout.placed
+        unshown = [file.blob for path, file in shown_paths(state).items() if path not in placed]
+        edits.files |= any(_is_blob(self.journal / BLOBS / blob) for blob in unshown)
+
     # -- lines -------------------------------------------------------------------------------------------------------
 
     def apply(self, edits: Edits) -> None:

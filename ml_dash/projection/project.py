@@ -189,6 +189,7 @@ class Projector:
         folder.prepare()
         if found.state.events:
             folder.mark_missing(found.state, replay.edits)
+            folder.mark_unshown(found.state, replay.edits)
         with contextlib.suppress(OSError):
             blobs.sweep(self.journal, self._may_live)
         self._replay, self._folder = replay, folder

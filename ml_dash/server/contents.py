@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -53,20 +54,25 @@ class Contents:
             if self._is_removed(tx, ns, journal, name):
                 return BlobState(length=0, size=None, complete=True)
             file = self._file(tx, ns, journal, name)
-            same = tx.same_content(ns, name[:64], file[0].size_bytes) if file is not None else None
+            same = tx.same_content(ns, name[:64], file[0].size_bytes) if file is not None else []
         if file is not None and not file[0].live:
             return BlobState(length=file[0].size_bytes, size=file[0].size_bytes, complete=True)
-        if file is not None and same is not None:
-            try:
-                self._objects.copy(same.key, file[1])
-            except FileNotFoundError:
-                same = None
-            else:
-                self._note(ns, file[2], name, same.size, file[1])
-                return BlobState(length=same.size, size=same.size, complete=True)
+        if file is not None and self._linked(same, file[1]):
+            size = file[0].size_bytes
+            self._note(ns, file[2], name, size, file[1])
+            return BlobState(length=size, size=size, complete=True)
         part = self._part(ns, name)
         length = part.stat().st_size if part.exists() else 0
         return BlobState(length=length, size=file[0].size_bytes if file is not None else None, complete=False)
+
+    def _linked(self, same: list[BlobRow], key: str) -> bool:
+        """Has the object `key` one of these contents now? Any of them may be lost (an older backup)."""
+        for row in same:
+            if self._objects.size(row.key) == row.size:
+                with contextlib.suppress(FileNotFoundError):
+                    self._objects.copy(row.key, key)
+                    return True
+        return False
 
     def _row(self, tx: Read, ns: str, journal: str, name: str) -> BlobRow | None:
         """A blob that is whole here; one whose object was lost (an older backup) is not."""

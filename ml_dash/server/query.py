@@ -27,8 +27,9 @@ from ..values import to_json, utc_text
 from .blocks import LINES, LOGS, series_of
 from .ingest import decode_state
 from .series import sample
-from .stores import Documents, ExperimentRow, Filter, Read
+from .stores import Documents, ExperimentRow, Filter, Place, Read, place_of
 
+_LARGEST: Final = (1 << 63) - 1
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
 
@@ -68,18 +69,18 @@ class Query:
         after: str | None = None,
     ) -> dict[str, Any]:
         """A page of experiments, how many there are, and what to give as `after` for the next page (or None)."""
-        if after is not None and not (after.isascii() and after.isdecimal() and len(after) < 16):
-            raise Refused(400, MALFORMED, "after is not what `next` of a page was")
-        skip = int(after or 0)
         wanted = Filter(project=project, status=status, tag=tag, folder=folder, text=q, sort=sort)
+        place = None if after is None else _read_place(after, sort)
         with self._documents.read() as tx:
-            rows = tx.experiments(ns, wanted, limit, skip)
+            # One more than asked for tells whether there are more.
+            rows = tx.experiments(ns, wanted, limit + 1, place)
             total = tx.count(ns, wanted)
-        more = skip + len(rows) < total and bool(rows)
+        shown = rows[:limit]
+        more = len(rows) > limit and bool(shown)
         return {
-            "experiments": [_listed(row) for row in rows],
+            "experiments": [_listed(row) for row in shown],
             "total": total,
-            "next": str(skip + len(rows)) if more else None,
+            "next": _place_text(place_of(shown[-1], sort)) if more else None,
         }
 
     def experiment(self, ns: str, experiment: str) -> dict[str, Any]:
@@ -261,6 +262,19 @@ def _listed(row: ExperimentRow) -> dict[str, Any]:
         "heardAt": utc_text(row.heard_ns),
         "counts": row.summary.get("counts", {}),
     }
+
+
+def _place_text(place: Place) -> str:
+    """A place as clients give it back; only for the same sorting."""
+    return f"{place[1]}:{place[0]}"
+
+
+def _read_place(text: str, sort: str) -> Place:
+    identity, _, value = text.partition(":")
+    numeric = sort != "name"
+    if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
+        raise Refused(400, MALFORMED, "after is not what `next` of a page was")
+    return (min(int(value), _LARGEST) if numeric else value), identity
 
 
 def _metric(state: State, name: str) -> Metric:

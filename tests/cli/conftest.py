@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ml_dash import Experiment
+from ml_dash import Experiment, cli
 
 COMMAND = [sys.executable, "-m", "ml_dash"]
 
@@ -118,6 +118,24 @@ def _read(terminal: int) -> bytes:
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
+
+
+Dash = Callable[..., Result]
+
+
+@pytest.fixture
+def dash(capfd: pytest.CaptureFixture[str]) -> Dash:
+    """Runs `ml-dash` in this process: for where one of its own would show no more."""
+
+    def run(*arguments: str, code: int | None = 0) -> Result:
+        capfd.readouterr()
+        ended = cli.run(arguments)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err, err
+        assert code is None or ended == code, err or out
+        return Result(ended, out, err)
+
+    return run
 
 
 Record = Callable[..., Path]

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
-from ...durable import sync_folder
+from ...durable import read_at, sync_folder
 from . import StoreTrouble
 
+Result = TypeVar("Result")
+
 _PIECE: Final = 1 << 20
+_FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _SAFE: Final = " !#$&'()+,;=@[]{}~^`"
+# Ends a folder's name whose text goes on in the next one below. Escapes are `%` and two digits, so no other text does.
+_GOES_ON: Final = "%+"
+_CONTINUED: Final = "%-"
 _LONGEST: Final = 200
+_TRIES: Final = 20
+# One that a crash left half-copied; the name is none that a part of a key has.
+_TEMPORARY: Final = ".tmp-"
 
 
 class DiskObjects:
@@ -23,50 +34,86 @@ class DiskObjects:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
 
     def _path(self, key: str) -> Path:
         parts = key.split("/")
-        if not key or not all(parts):
+        if not all(parts):
             raise ValueError(f"{key!r} is no key of an object")
-        return self.folder.joinpath(*map(_part, parts))
+        return self.folder.joinpath(*(name for part in parts for name in _names(part)))
 
     def put(self, key: str, path: Path) -> None:
-        """Take the file at `path`, which must be synced; durable on return."""
+        """Take the file at `path`; durable on return. Replaces what is there. Raises StoreTrouble."""
         target = self._path(key)
+
+        def place() -> None:
+            try:
+                _sync(path)
+                os.replace(path, target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy_file(path, target)
+                path.unlink()
+
         with _trouble():
+            self._placed(target, place, source=path)
+
+    def copy(self, source: str, target: str) -> None:
+        """The same content under another key, as a hard link where that works: objects never change."""
+        original, place = self._path(source), self._path(target)
+
+        def link() -> None:
+            temporary = place.with_name(_TEMPORARY + os.urandom(8).hex())
+            try:
+                os.link(original, temporary)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                # No links here, or too many of this file.
+                _copy_file(original, place)
+                return
+            os.replace(temporary, place)
+            # Both names may be of one file already; then nothing was renamed.
+            temporary.unlink(missing_ok=True)
+
+        with _trouble():
+            self._placed(place, link, source=original)
+
+    def _placed(self, target: Path, place: Callable[[], None], source: Path) -> None:
+        """Do `place`, with the folder of `target` there, and make the new entries durable."""
+        for attempt in range(_TRIES):
             made = _make(target.parent, self.folder)
-            os.replace(path, target)
-            for folder in (target.parent, *made):
-                sync_folder(folder)
+            try:
+                place()
+                break
+            except FileNotFoundError:
+                # Another thread has removed the folder between, because it was empty.
+                if attempt == _TRIES - 1 or not source.exists():
+                    raise
+        for folder in (target.parent, *made):
+            sync_folder(folder)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
-        file = self._path(key).open("rb")
-        file.seek(start)
-        return _pieces(file, None if end is None else end - start)
+        path = self._path(key)
+        with _trouble():
+            return _Pieces(_unless_missing(path, lambda: os.open(path, _FLAGS)), start, end)
 
     def size(self, key: str) -> int | None:
         """Its size in bytes; None if it is not there."""
-        try:
-            return self._path(key).stat().st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def copy(self, source: str, target: str) -> None:
-        """The same content under another key, as a hard link: objects never change."""
-        place = self._path(target)
+        path = self._path(key)
         with _trouble():
-            made = _make(place.parent, self.folder)
-            with contextlib.suppress(FileExistsError):
-                os.link(self._path(source), place)
-            for folder in (place.parent, *made):
-                sync_folder(folder)
+            try:
+                return _unless_missing(path, path.stat).st_size
+            except FileNotFoundError:
+                return None
 
     def delete(self, key: str) -> None:
         """Remove it, and the folders that are empty then."""
         path = self._path(key)
-        with _trouble():
-            path.unlink(missing_ok=True)
+        with _trouble(), contextlib.suppress(FileNotFoundError):
+            _unless_missing(path, path.unlink)
         for folder in path.parents:
             if folder == self.folder:
                 return
@@ -81,9 +128,10 @@ class DiskObjects:
         for base, _, names in os.walk(self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
-                key = "/".join(unquote(part) for part in (*above, name))
-                if key.startswith(prefix):
-                    yield key
+                if not name.startswith("."):
+                    key = _key((*above, name))
+                    if key.startswith(prefix):
+                        yield key
 
     def check(self) -> None:
         """Raises StoreTrouble if the folder cannot be used now."""
@@ -92,16 +140,63 @@ class DiskObjects:
                 raise PermissionError(f"{self.folder} cannot be written")
 
 
-def _part(raw: str) -> str:
-    part = quote(raw, safe=_SAFE)
-    if part.startswith("."):
-        part = "%2E" + part[1:]
-    if len(part) > _LONGEST:
-        # A key's last part is a file name of up to 255 bytes; escaped it may be longer than a file system takes.
-        import hashlib
+class _Pieces:
+    """An open object, read piece by piece."""
 
-        part = part[: _LONGEST - 66].rsplit("%", 1)[0] + "%-" + hashlib.sha256(raw.encode()).hexdigest()
-    return part
+    def __init__(self, fd: int, start: int, end: int | None) -> None:
+        self._fd = fd
+        self._at = start
+        self._end = end
+
+    def __iter__(self) -> _Pieces:
+        return self
+
+    def __next__(self) -> bytes:
+        size = _PIECE if self._end is None else min(_PIECE, self._end - self._at)
+        if self._fd < 0 or size <= 0:
+            self.close()
+            raise StopIteration
+        with _trouble():
+            piece = read_at(self._fd, size, self._at)
+        if not piece:
+            self.close()
+            raise StopIteration
+        self._at += len(piece)
+        return piece
+
+    def close(self) -> None:
+        """Let go of the file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _names(part: str) -> list[str]:
+    """The folders, and at last the file or folder, that stand for a part of a key."""
+    text = quote(part, safe=_SAFE, errors="surrogatepass")
+    if text.startswith("."):
+        text = "%2E" + text[1:]
+    pieces = [text[start : start + _LONGEST] for start in range(0, len(text), _LONGEST)]
+    # Escapes may be cut in two, and a piece may begin with a dot: behind the mark that means nothing.
+    first, *rest = [piece + _GOES_ON for piece in pieces[:-1]] + pieces[-1:]
+    return [first, *(_CONTINUED + piece for piece in rest)]
+
+
+def _key(names: tuple[str, ...]) -> str:
+    parts: list[str] = []
+    going_on = False
+    for name in names:
+        text = name[len(_CONTINUED) :] if going_on else name
+        text, goes_on = (text[: -len(_GOES_ON)], True) if text.endswith(_GOES_ON) else (text, False)
+        if going_on:
+            parts[-1] += text
+        else:
+            parts.append(text)
+        going_on = goes_on
+    return "/".join(unquote(part, errors="surrogatepass") for part in parts)
 
 
 def _make(folder: Path, top: Path) -> list[Path]:
@@ -111,18 +206,28 @@ def _make(folder: Path, top: Path) -> list[Path]:
     return [path.parent for path in new]
 
 
-def _pieces(file: object, left: int | None) -> Iterator[bytes]:
-    from typing import BinaryIO, cast
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
-    reading = cast("BinaryIO", file)
-    with reading:
-        while left is None or left > 0:
-            piece = reading.read(_PIECE if left is None else min(_PIECE, left))
-            if not piece:
-                return
-            if left is not None:
-                left -= len(piece)
-            yield piece
+
+def _copy_file(source: Path, target: Path) -> None:
+    temporary = target.with_name(_TEMPORARY + os.urandom(8).hex())
+    try:
+        shutil.copyfile(source, temporary)
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _unless_missing(path: Path, do: Callable[[], Result]) -> Result:
+    """What `do` returns. Raises FileNotFoundError also where a part of the path is not a folder."""
+    try:
+        return do()
+    except NotADirectoryError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
 
 @contextlib.contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from ...durable import sync_folder
 from . import (
@@ -20,24 +22,34 @@ from . import (
     ExperimentRow,
     Filter,
     JournalRow,
+    Place,
     Range,
     SegmentRow,
     StoreRefused,
     StoreTrouble,
     TokenRow,
+    points_of,
+    searched_text,
 )
 
 _VERSION: Final = 1
 _BUSY_S: Final = 10.0
 # A larger file is not read whole at the start.
 _CHECKED_BYTES: Final = 1 << 28
-# Blobs of SQLite rows are read in pieces of the stretches they came in; longer ones are cut.
+# Connections that wait for the next reader; each keeps some pages in memory.
+_READERS_KEPT: Final = 8
+_READER_CACHE_KIB: Final = 2_000
+_WRITER_CACHE_KIB: Final = 16_000
+_PIECE_BYTES: Final = 1 << 20
+_KEYS_AT_ONCE: Final = 1000
+_LARGEST: Final = (1 << 63) - 1
+_WAL_KEPT_BYTES: Final = 64 << 20
 _TABLES: Final = """
 CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
   status TEXT, created INTEGER, updated INTEGER, heard INTEGER, folder TEXT, tags TEXT, description TEXT, summary TEXT,
   removed TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
 CREATE TABLE listed(ns TEXT, id TEXT, project TEXT, name TEXT, status TEXT, created INTEGER, updated INTEGER,
-  points INTEGER, folder TEXT, tags TEXT, description TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+  points INTEGER, folder TEXT, tags TEXT, searched TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
 CREATE INDEX listed_updated ON listed(ns, updated, id);
 CREATE INDEX listed_project ON listed(ns, project, updated, id);
 CREATE INDEX listed_created ON listed(ns, created, id);
@@ -55,7 +67,7 @@ CREATE TABLE arrivals(ns TEXT, experiment TEXT, n INTEGER, kind INTEGER, who TEX
   segment TEXT, PRIMARY KEY(ns, experiment, n)) WITHOUT ROWID;
 CREATE INDEX arrivals_deaths ON arrivals(ns, experiment, who) WHERE kind=2;
 CREATE TABLE blocks(ns TEXT, experiment TEXT, series TEXT, first INTEGER, count INTEGER, packed INTEGER, lines BLOB,
-  summary BLOB);
+  summary BLOB, parts BLOB);
 CREATE UNIQUE INDEX blocks_id ON blocks(ns, experiment, series, first);
 CREATE TABLE blobs(ns TEXT, experiment TEXT, name TEXT, digest TEXT, size INTEGER, key TEXT,
   PRIMARY KEY(ns, experiment, name)) WITHOUT ROWID;
@@ -65,11 +77,12 @@ CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEG
 CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+# Sorted by → the order, and what lies behind a place in it.
 _SORTS: Final = {
-    "updated": "updated DESC, id DESC",
-    "created": "created DESC, id DESC",
-    "name": "name, id",
-    "points": "points DESC, id DESC",
+    "updated": ("updated DESC, id DESC", "(updated, id) < (?, ?)"),
+    "created": ("created DESC, id DESC", "(created, id) < (?, ?)"),
+    "name": ("name, id", "(name, id) > (?, ?)"),
+    "points": ("points DESC, id DESC", "(points, id) < (?, ?)"),
 }
 
 
@@ -78,18 +91,19 @@ class SqliteDocuments:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._local = threading.local()
-        self._opened: list[sqlite3.Connection] = []
         self._guard = threading.Lock()
         self._turn = threading.Lock()
+        self._readers: list[sqlite3.Connection] = []
+        self._writer: sqlite3.Connection | None = None
         self._closed = False
         self._prepare()
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        connection: sqlite3.Connection | None = None
         try:
-            connection = self._connect()
+            connection = self._connect(_WRITER_CACHE_KIB, mode="rwc")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not connection.execute("SELECT name FROM sqlite_master").fetchall():
                 connection.execute("PRAGMA journal_mode=WAL")
@@ -101,14 +115,25 @@ class SqliteDocuments:
                     f"{self.path} has version {version}, this server reads version {_VERSION}",
                     hint="use the ml-dash that wrote it, or a newer one (the file was not changed)",
                 )
-            self._check_schema(connection)
-        except sqlite3.DatabaseError as error:
+            self._check(connection)
+        except sqlite3.OperationalError as error:
+            _close(connection)
             raise StoreRefused(
-                f"{self.path} cannot be used: {error}",
+                f"{self.path} cannot be used now: {error}",
+                hint="see to the disk, the rights of the folder, or the program that holds it; nothing was changed",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            _close(connection)
+            raise StoreRefused(
+                f"{self.path} is damaged: {error}",
                 hint="restore it from a backup; uploaders send again what that lacks",
             ) from error
+        except BaseException:
+            _close(connection)
+            raise
+        self._writer = connection
 
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
+    def _check(self, connection: sqlite3.Connection) -> None:
         """Every table and index is there: without a unique index an event could count twice."""
         wanted = sqlite3.connect(":memory:")
         try:
@@ -121,36 +146,46 @@ class SqliteDocuments:
             raise StoreRefused(
                 f"{self.path} lacks or has changed: {names}", hint="restore it from a backup; nothing was changed"
             )
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreRefused(
+                f"{self.path} cannot be kept in WAL mode (it is in {mode})",
+                hint="put the data folder on a local disk: readers would hold up uploads here",
+            )
         if self.path.stat().st_size > _CHECKED_BYTES:
             return
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise StoreRefused(f"{self.path} is damaged: {found}", hint="restore it from a backup")
 
-    def _connect(self) -> sqlite3.Connection:
-        if self._closed:
-            raise StoreTrouble("the server is stopping")
-        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA cache_size=-16000")
-        connection.execute("PRAGMA mmap_size=0")
-        with self._guard:
-            self._opened.append(connection)
-        return connection
-
-    def _mine(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._connect()
+    def _connect(self, cache_kib: int, mode: str = "rw") -> sqlite3.Connection:
+        # Without "c" in the mode: a file that was moved away while the server runs is not begun anew.
+        uri = f"file:{quote(os.fspath(self.path.absolute()))}?mode={mode}"
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            # In WAL mode FULL syncs each commit, before it is acknowledged.
+            connection.execute("PRAGMA synchronous=FULL")
+            # On macOS a plain fsync stops at the drive's cache. Elsewhere these two change nothing.
+            connection.execute("PRAGMA fullfsync=1")
+            connection.execute("PRAGMA checkpoint_fullfsync=1")
+            connection.execute(f"PRAGMA cache_size=-{cache_kib}")
+            # A shrinking or failing file must be an error, not a SIGBUS.
+            connection.execute("PRAGMA mmap_size=0")
+            connection.execute(f"PRAGMA journal_size_limit={_WAL_KEPT_BYTES}")
+            connection.execute("PRAGMA trusted_schema=0")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def close(self) -> None:
-        """Close all connections; readers in other threads must be done."""
-        self._closed = True
-        with self._guard:
-            opened, self._opened = self._opened, []
-        for connection in opened:
-            connection.close()
+        """Close all connections; one that is in use is closed when its transaction ends."""
+        with self._turn, self._guard:
+            self._closed = True
+            readers, self._readers = self._readers, []
+            writer, self._writer = self._writer, None
+        for connection in (*readers, writer):
+            _close(connection)
 
     def check(self) -> None:
         """Raises StoreTrouble if it cannot be used now."""
@@ -163,31 +198,81 @@ class SqliteDocuments:
     def read(self) -> Iterator[_Transaction]:
         """A consistent snapshot."""
         with _trouble():
-            connection = self._mine()
-            connection.execute("BEGIN")
+            connection = self._take_reader()
+        good = True
         try:
             with _trouble():
+                connection.execute("BEGIN")
                 yield _Transaction(connection)
+        except StoreTrouble:
+            good = False
+            raise
         finally:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+            self._give_back(connection, good)
+
+    def _take_reader(self) -> sqlite3.Connection:
+        with self._guard:
+            if self._closed:
+                raise StoreTrouble("the server is stopping")
+            if self._readers:
+                return self._readers.pop()
+        return self._connect(_READER_CACHE_KIB)
+
+    def _give_back(self, connection: sqlite3.Connection, good: bool) -> None:
+        """Keep a connection for the next reader. One that met trouble is not used again."""
+        try:
+            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            good = False
+        with self._guard:
+            if good and not self._closed and len(self._readers) < _READERS_KEPT:
+                self._readers.append(connection)
+                return
+        _close(connection)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[_Transaction]:
         """One transaction: durable when the block has ended without an exception."""
         with self._turn:
             with _trouble():
-                connection = self._mine()
-                connection.execute("BEGIN IMMEDIATE")
+                connection = self._begin()
             try:
                 with _trouble():
                     yield _Transaction(connection)
                     connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
+            except BaseException as error:
+                self._undo(connection, keep=not isinstance(error, StoreTrouble))
                 raise
+
+    def _begin(self) -> sqlite3.Connection:
+        if self._closed:
+            raise StoreTrouble("the server is stopping")
+        if self._writer is None:
+            self._writer = self._connect(_WRITER_CACHE_KIB)
+        try:
+            self._writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            self._undo(self._writer, keep=False)
+            raise
+        return self._writer
+
+    def _undo(self, connection: sqlite3.Connection, *, keep: bool) -> None:
+        """Take back what a transaction has done. After trouble of the disk a fresh connection reads what is there."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            keep = False
+        if not keep:
+            self._writer = None
+            _close(connection)
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        # What it could not write at its end is in the WAL.
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
 
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
@@ -222,14 +307,17 @@ class _Transaction:
         row = self._one(f"SELECT {_EXPERIMENT} FROM experiments WHERE ns=? AND id=?", (ns, experiment))
         return _experiment(row) if row is not None else None
 
-    def experiments(self, ns: str, wanted: Filter, limit: int, skip: int) -> list[ExperimentRow]:
+    def experiments(self, ns: str, wanted: Filter, limit: int, after: Place | None) -> list[ExperimentRow]:
         where, values = _where(ns, wanted)
+        order, behind = _SORTS[wanted.sort]
+        if after is not None:
+            where, values = f"{where} AND {behind}", (*values, *after)
         columns = ", ".join("x''" if name == "state" else f"e.{name}" for name in _EXPERIMENT.split(", "))
         sql = (
-            f"SELECT {columns} FROM (SELECT ns AS n, id AS i FROM listed WHERE {where} "
-            f"ORDER BY {_SORTS[wanted.sort]} LIMIT ? OFFSET ?) CROSS JOIN experiments e ON e.ns=n AND e.id=i"
+            f"SELECT {columns} FROM (SELECT ns AS n, id AS i FROM listed WHERE {where} ORDER BY {order} LIMIT ?) "
+            "CROSS JOIN experiments e ON e.ns=n AND e.id=i"
         )
-        return [_experiment(row) for row in self._all(sql, (*values, limit, skip)).fetchall()]
+        return [_experiment(row) for row in self._all(sql, (*values, limit)).fetchall()]
 
     def count(self, ns: str, wanted: Filter) -> int:
         where, values = _where(ns, wanted)
@@ -247,17 +335,17 @@ class _Transaction:
     def put_experiment(self, ns: str, row: ExperimentRow) -> None:
         tags = json.dumps(row.tags)
         values = (
-            ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status, row.created_ns,
-            row.updated_ns, row.heard_ns, row.folder, tags, row.description, json.dumps(row.summary),
-            json.dumps(row.removed_writers),
+            ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status,
+            min(row.created_ns, _LARGEST), min(row.updated_ns, _LARGEST), row.heard_ns, row.folder, tags,
+            row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
         if not row.created_ns:
             self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
             return
         listed = (
-            ns, row.id, row.project, row.name, row.status, row.created_ns, row.updated_ns,
-            row.summary.get("counts", {}).get("points", 0), row.folder, tags, row.description,
+            ns, row.id, row.project, row.name, row.status, min(row.created_ns, _LARGEST),
+            min(row.updated_ns, _LARGEST), min(points_of(row), _LARGEST), row.folder, tags, searched_text(row),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
 
@@ -303,22 +391,31 @@ class _Transaction:
 
     def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
         end = start + len(content)
-        for first, old in self._stretches(ns, segment, start, end):
+        for first, old in list(self._stretches(ns, segment, start, end)):
             low, high = max(first, start), min(first + len(old), end)
             new = old[: low - first] + content[low - start : high - start] + old[high - first :]
             self._all("UPDATE stretches SET content=? WHERE ns=? AND segment=? AND start=?", (new, ns, segment, first))
 
     def _stretches(self, ns: str, segment: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+        """Those that hold any of the bytes [start, end); no statement stays open between them."""
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
-        found = self._one(sql, (ns, segment, start))
-        low = found[0] if found[0] is not None else start
-        starts = self._all(
-            "SELECT start FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start",
-            (ns, segment, low, end),
-        ).fetchall()
-        for (first,) in starts:
-            row = self._one("SELECT content FROM stretches WHERE ns=? AND segment=? AND start=?", (ns, segment, first))
-            yield first, row[0]
+        found = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
+        low = found if found is not None else start
+        while low < end:
+            keys = self._all(
+                "SELECT start, length FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start "
+                "LIMIT ?",
+                (ns, segment, low, min(end, _LARGEST), _KEYS_AT_ONCE),
+            ).fetchall()
+            for group in _in_pieces(keys):
+                yield from self._all(
+                    "SELECT start, content FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<=? "
+                    "ORDER BY start",
+                    (ns, segment, group[0], group[-1]),
+                ).fetchall()
+            if len(keys) < _KEYS_AT_ONCE:
+                return
+            low = keys[-1][0] + 1
 
     def bytes_of(self, ns: str, segment: str, start: int, end: int) -> Iterator[bytes]:
         for first, content in self._stretches(ns, segment, start, end):
@@ -332,50 +429,61 @@ class _Transaction:
         rows = self._all(
             'SELECT n, kind, who, start, "end", segment FROM arrivals WHERE ns=? AND experiment=? AND n>=? '
             "ORDER BY n LIMIT ?",
-            (ns, experiment, after, limit),
+            (ns, experiment, min(after, _LARGEST), limit),
         )
-        return [Arrival(*row) for row in rows]
+        return [Arrival(*row) for row in rows.fetchall()]
 
     def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
         sql = 'SELECT 1 FROM arrivals WHERE ns=? AND experiment=? AND kind=2 AND who=? AND segment=? AND "end"=?'
-        return self._one(sql, (ns, experiment, who, segment, end)) is not None
+        return self._one(sql, (ns, experiment, who, segment, min(end, _LARGEST))) is not None
 
     def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
         values = (ns, experiment, arrival.n, arrival.kind, arrival.who, arrival.start, arrival.end, arrival.segment)
         self._all(f"INSERT INTO arrivals VALUES({_marks(8)})", values)
 
-    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[Block]:
-        rows = self._all(
-            "SELECT series, first, count, packed, lines, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
-            "AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, first - first % 1000, end),
-        )
-        return [_block(row) for row in rows]
+    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
+        keys = self._all(
+            "SELECT first FROM blocks WHERE ns=? AND experiment=? AND series=? AND first>=? AND first<? ORDER BY first",
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
+        ).fetchall()
+        for (key,) in keys:
+            yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
+
+    def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
+        """The first line of the block that holds a line."""
+        found = self._one(
+            "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
+            (ns, experiment, series, min(line, _LARGEST)),
+        )[0]
+        return found if found is not None else 0
 
     def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
         row = self._one(
-            "SELECT series, first, count, packed, lines, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
-            "ORDER BY first DESC LIMIT 1",
+            f"SELECT {_BLOCK} FROM blocks WHERE ns=? AND experiment=? AND series=? ORDER BY first DESC LIMIT 1",
             (ns, experiment, series),
         )
         return _block(row) if row is not None else None
 
-    def summaries(self, ns: str, experiment: str, series: str, first: int, end: int) -> list[tuple[int, int, bytes]]:
+    def summaries(
+        self, ns: str, experiment: str, series: str, first: int, end: int, *, parts: bool = False
+    ) -> list[tuple[int, int, bytes]]:
         return self._all(
-            "SELECT first, count, summary FROM blocks WHERE ns=? AND experiment=? AND series=? "
-            "AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, first - first % 1000, end),
+            f"SELECT first, count, {'parts' if parts else 'summary'} FROM blocks WHERE ns=? AND experiment=? "
+            "AND series=? AND first>=? AND first<? ORDER BY first",
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
         ).fetchall()
 
     def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
         self._many(
-            f"INSERT INTO blocks VALUES({_marks(8)}) ON CONFLICT(ns, experiment, series, first) DO UPDATE SET "
-            "count=excluded.count, packed=excluded.packed, lines=excluded.lines, summary=excluded.summary",
+            f"INSERT INTO blocks VALUES({_marks(9)}) ON CONFLICT(ns, experiment, series, first) DO UPDATE SET "
+            "count=excluded.count, packed=excluded.packed, lines=excluded.lines, summary=excluded.summary, "
+            "parts=excluded.parts",
             (
-                (ns, experiment, block.series, block.first, block.count, block.packed, _lines(block), block.summary)
+                (ns, experiment, block.series, block.first, block.count, block.packed, _lines(block), block.summary,
+                 block.parts)
                 for block in blocks
             ),
-        )
+        )  # fmt: skip
 
     def drop_blocks(self, ns: str, experiment: str) -> None:
         self._all("DELETE FROM blocks WHERE ns=? AND experiment=?", (ns, experiment))
@@ -390,9 +498,9 @@ class _Transaction:
         rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND experiment=?", (ns, experiment))
         return [BlobRow(*row) for row in rows]
 
-    def same_content(self, ns: str, digest: str, size: int) -> BlobRow | None:
-        row = self._one(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 1", (ns, digest, size))
-        return BlobRow(*row) if row is not None else None
+    def same_content(self, ns: str, digest: str, size: int) -> list[BlobRow]:
+        rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 8", (ns, digest, size))
+        return [BlobRow(*row) for row in rows.fetchall()]
 
     def put_blob(self, ns: str, row: BlobRow) -> None:
         values = (ns, row.experiment, row.name, row.digest, row.size, row.key)
@@ -413,7 +521,11 @@ class _Transaction:
             row.id, row.digest, row.user, int(row.read_only), int(row.read_all), row.created_ns, row.expires_ns,
             row.revoked_ns,
         )  # fmt: skip
-        self._all(f"INSERT OR REPLACE INTO tokens VALUES({_marks(8)})", values)
+        self._all(
+            f"INSERT INTO tokens VALUES({_marks(8)}) ON CONFLICT(id) DO UPDATE SET expires=excluded.expires, "
+            "revoked=excluded.revoked",
+            values,
+        )
 
     def setting(self, name: str) -> str | None:
         row = self._one("SELECT value FROM settings WHERE name=?", (name,))
@@ -430,6 +542,8 @@ _EXPERIMENT: Final = (
 _JOURNAL: Final = "id, experiment, project, name, removed"
 _SEGMENT: Final = "id, journal, file, writer, experiment, length, first, crc, damaged"
 _BLOB: Final = "name, digest, size, key, experiment"
+_BLOCK: Final = "series, first, count, packed, lines, summary, parts"
+_OF_BLOCK: Final = "WHERE ns=? AND experiment=? AND series=? AND first=?"
 _TOKEN: Final = "id, digest, user, read_only, read_all, created, expires, revoked"
 
 
@@ -449,7 +563,7 @@ def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
     if wanted.since_ns:
         parts.append(("updated>=?", wanted.since_ns))
     if wanted.text:
-        parts.append(("(instr(lower(project || '/' || name || ' ' || description), ?) > 0)", wanted.text.lower()))
+        parts.append(("instr(searched, ?) > 0", wanted.text.casefold()))
     return " AND ".join(part for part, _ in parts), tuple(value for _, value in parts)
 
 
@@ -475,7 +589,21 @@ def _lines(block: Block) -> bytes:
 
 def _block(row: tuple[Any, ...]) -> Block:
     lines = zlib.decompress(row[4]) if row[3] else row[4]
-    return Block(row[0], row[1], row[2], bool(row[3]), lines, row[5])
+    return Block(row[0], row[1], row[2], bool(row[3]), lines, row[5], row[6])
+
+
+def _in_pieces(keys: list[tuple[int, int]]) -> Iterator[list[int]]:
+    """The starts of stretches that are read together: about 1 MiB, or one."""
+    group: list[int] = []
+    size = 0
+    for start, length in keys:
+        if group and size + length > _PIECE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(start)
+        size += length
+    if group:
+        yield group
 
 
 def _token(row: tuple[Any, ...]) -> TokenRow:
