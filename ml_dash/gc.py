@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 from zlib import crc32
@@ -144,12 +144,15 @@ class _Collection:
         self.journals: dict[str, str] = {}
         # Segment file → why it stays.
         self.kept: dict[str, str] = {}
+        # Copies of segments of which the base stands for more.
+        self.shorter: list[_Candidate] = []
         # Contents here that all servers hold.
         self.held: set[str] = set()
 
     def run(self, *, dry_run: bool) -> GcReport:
         """Decide, put the base in place, then remove what it stands for."""
         leftovers, candidates = self._look()
+        leftovers += self._proven(self.shorter)
         self._ask_for_blobs({one.segment.writer for one in candidates})
         candidates = self._without_missing_blobs(candidates)
         position, going = self._prefix(candidates)
@@ -186,9 +189,11 @@ class _Collection:
                 continue
             self.journals[name.writer] = candidate.journal
             stood = self.base.segments.get(candidate.id) if self.base is not None else None
-            if stood is None:
+            if stood is None or stood.length < candidate.length:
                 candidates.append(candidate)
-            elif stood.length == candidate.length and blobs.digest_of(path, stood.length) == stood.sha256:
+            elif candidate.size < stood.length:
+                self.shorter.append(replace(candidate, length=candidate.size))
+            elif blobs.digest_of(path, stood.length) == stood.sha256:
                 leftovers.append(candidate)
             else:
                 self.kept[path.name] = "it is not what the base stands for; see ml-dash verify"
@@ -234,14 +239,14 @@ class _Collection:
         try:
             if order.identity != self.at.order_identity:
                 return start, []
-            records = list(_named(order, start))
+            records = list(_named(order, start, {one: stood.length for one, stood in based.items()}))
         finally:
             order.close()
         last = {segment: position for segment, position in records if segment}
         end, found, begun = start, [], set()
         clean: tuple[int, list[str]] = (start, [])
         for segment, position in records:
-            if segment and segment not in based:
+            if segment:
                 if segment not in allowed:
                     break
                 begun.add(segment)
@@ -406,10 +411,14 @@ class _Collection:
                 entry.unlink()
 
 
-def _named(order: Order, start: int) -> Iterator[tuple[str, int]]:
-    """The segment that each record names (empty for a death), and the offset behind the record."""
+def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[str, int]]:
+    """The segment that each record names, and the offset behind the record.
+
+    Empty for a death, and where a base stands for all that the record names (segment id → so many bytes).
+    """
     for record, position in order.read(start):
-        yield record.segment if isinstance(record, Stretch) else "", position
+        is_new = isinstance(record, Stretch) and record.end > based.get(record.segment, 0)
+        yield record.segment if is_new and isinstance(record, Stretch) else "", position
 
 
 def _kept(path: Path, lines: LineFile, end: int) -> Kept:

@@ -79,6 +79,7 @@ class Proof:
             and self.files_there == self.files
             and self.segments_equal == self.segments
             and not self.conflicts
+            and not self.removed
         )
 
 
@@ -158,11 +159,11 @@ class _Comparison:
         missing = [f"{file.place} ({file.id})" for file in files if not self._has(file.blob, there, parts, known)]
         self._ask_the_uploader()
         there_events = max(0, state.events - self.missing_events)
-        mine = known[self.home]
-        if mine is not None and base is None and list(known) == [self.home] and mine["events"] < there_events:
-            # Its bytes are the same, but the server counts otherwise: then nothing is proven.
-            self.reasons.append(f"the server counts {mine['events']:,} events")
-            there_events = mine["events"]
+        counted = max((found["events"] for found in known.values() if found is not None), default=0)
+        if counted < there_events:
+            # The bytes are the same, but the server counts otherwise: no more is proven.
+            self.reasons.append(f"the server counts {counted:,} events")
+            there_events = counted
         return Proof(
             project=self.located.project,
             name=self.located.name,

@@ -18,7 +18,7 @@ from .journal import base as bases
 from .journal.base import Base
 from .journal.order import Order, Stretch
 from .journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
-from .journal.segment import BASE, BLOBS, ORDER, SEGMENTS, list_segments, read_identity
+from .journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
 from .lock import Liveness, probe
 from .projection import checkpoint as checkpoints
 from .projection.checkpoint import Checkpoint, Layout
@@ -33,6 +33,7 @@ from .state import Edits, File, Range, State
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]
 _BLOCK: Final = 1 << 20
+_TRIES: Final = 3
 _decode_record: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
 
@@ -80,14 +81,25 @@ def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
 
     A run may go on meanwhile: what is only under way is no finding.
     """
-    for _ in range(2):
-        before = checkpoints.signature(located.journal)
+    for _ in range(_TRIES):
+        before = _versions(located.journal)
         report = _Check(located, progress).run()
-        differs = any(finding.kind == "projection" for finding in report.findings)
-        if not differs or checkpoints.signature(located.journal) == before:
+        if not report.damaged or _versions(located.journal) == before:
             break
-        # The folder was being written while it was compared.
+        # The folder was being written, or gc or pull was at work, while it was compared.
     return report
+
+
+def _versions(journal: Path) -> list[tuple[int, int, int]]:
+    """What tells a checkpoint, an order and a base from others in their places; an order that only grew is the same."""
+    found = []
+    for name in (CHECKPOINT, ORDER, BASE):
+        try:
+            at = (journal / name).stat()
+            found.append((at.st_ino, 0, 0) if name == ORDER else (at.st_ino, at.st_mtime_ns, at.st_size))
+        except OSError:
+            found.append((0, 0, 0))
+    return found
 
 
 class _Nowhere:
@@ -268,6 +280,9 @@ class _Check:
         """What the base stands for, where it is still here: is it the same?"""
         stood = self.base.segments.get(segment.id) if self.base is not None else None
         if stood is None:
+            return
+        if size < stood.length and segment.writer in self.elsewhere:
+            # An older copy; the base stands for all of it.
             return
         if size < stood.length:
             self.add("damaged", segment.path.name, f"{stood.length - size} bytes are cut off that the server holds")

@@ -397,6 +397,46 @@ def test_what_came_after_the_state_can_be_brought_alone(desk: Desk, keeper: Keep
     assert [point["index"] for point in view(place).metric_page("loss")["data"]] == [5, 6]
 
 
+def test_gc_frees_what_has_grown_since_the_base_and_what_the_base_has_outgrown(
+    desk: Desk, keeper: Keeper, place: Located
+) -> None:
+    living = run(desk, close=False)
+    keeper.take(desk.journal)
+    bring(keeper, place, state_only=True)
+    living.point(value=1)
+    keeper.take(desk.journal)
+    bring(keeper, place, fill=False)
+    assert len(list_segments(place.journal)) == 1
+    # The base now stands for more than the copy has.
+    living.point(value=2)
+    living.close()
+    keeper.take(desk.journal)
+    bring(keeper, place, state_only=True)
+    assert verify(place).ok
+    assert facts(view(place)) == facts(desk.view())
+    identity = next(iter(keeper.segments))
+    whole = keeper.segments[identity]
+    keeper.segments[identity] = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    assert list(gc.collect(place, [keeper]).kept.values()) == [
+        "http://keeper.test holds other bytes; see ml-dash verify"
+    ]
+    keeper.segments[identity] = whole
+    assert gc.collect(place, [keeper]).segments == 1
+    assert facts(view(place)) == facts(desk.view())
+    # And one that has grown behind the base.
+    other = run(desk, close=False)
+    keeper.take(desk.journal)
+    bring(keeper, place, state_only=True)
+    other.point(value=3)
+    other.close()
+    keeper.take(desk.journal)
+    bring(keeper, place, fill=False)
+    assert gc.collect(place, [keeper]).segments == 1
+    assert list_segments(place.journal) == []
+    assert facts(view(place)) == facts(desk.view())
+    assert verify(place).ok
+
+
 def test_a_journal_of_another_experiment_is_refused(desk: Desk, keeper: Keeper, place: Located) -> None:
     run(desk)
     keeper.take(desk.journal)

@@ -25,7 +25,7 @@ class _Default(click.Group):
     """Without a command: run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ("-h", "--help", "--version")):
+        if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help", "--version")):
             args.insert(0, "run")
         return super().parse_args(ctx, args)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from ml_dash import read, register
 from ml_dash.errors import MLDashError
@@ -14,6 +16,12 @@ from ml_dash.register import Registration
 from .settings import Settings
 
 log = logging.getLogger("ml_dash.syncd")
+
+FRESH_NS: Final = 5_000_000_000
+"""A folder changed so lately is read again: it may not be complete yet, and clocks of file systems are coarse."""
+
+ALL_S: Final = 120.0
+"""How often everything is read again, whatever the folders say."""
 
 
 class Discovery:
@@ -27,6 +35,8 @@ class Discovery:
         self._registered: list[Registration] = []
         self._in_stores: dict[Path, list[Registration]] = {}
         self._found: dict[str, Registration] = {}
+        self._read_all = time.monotonic()
+        self._told = ""
 
     def forget(self) -> None:
         """Read everything again the next time."""
@@ -38,10 +48,23 @@ class Discovery:
 
     def find(self) -> dict[str, Registration]:
         """All registrations, by key; the same mapping as before if nothing has changed."""
-        changed = self._has_changed([register.registered_folder()])
+        now = time.monotonic()
+        if now - self._read_all > ALL_S:
+            self._read_all = now
+            self.forget()
+        folder = register.registered_folder()
+        changed = self._has_changed([folder])
         if changed:
-            known = register.registrations()
-            self._registered = [one for one in known if not self._only or one.key in self._only]
+            try:
+                known = register.registrations()
+            except OSError as error:
+                # What was known is sent on, and this is tried again.
+                self._seen.pop(str(folder), None)
+                if self._told != str(error):
+                    self._told = str(error)
+                    log.warning("%s cannot be read: %s", folder, error)
+            else:
+                self._registered = [one for one in known if not self._only or one.key in self._only]
         for store in () if self._only else self.settings.stores:
             folders = [store, *_folders(store)] if store.is_dir() else [store]
             if self._has_changed(folders) or store not in self._in_stores:
@@ -50,7 +73,9 @@ class Discovery:
         if changed:
             # What a process registered says more: as whom.
             mine = [*(one for found in self._in_stores.values() for one in found), *self._registered]
-            self._found = {one.key: one for one in mine}
+            found = {one.key: one for one in mine}
+            if found != self._found:
+                self._found = found
         return self._found
 
     def _look(self, store: Path) -> list[Registration]:
@@ -64,13 +89,14 @@ class Discovery:
 
     def _has_changed(self, folders: Iterable[Path]) -> bool:
         changed = False
+        now = time.time_ns()
         for folder in folders:
             try:
                 stamp = folder.stat().st_mtime_ns
             except OSError:
                 stamp = -1
             if self._seen.get(str(folder)) != stamp:
-                self._seen[str(folder)] = stamp
+                self._seen[str(folder)] = -2 if abs(now - stamp) < FRESH_NS else stamp
                 changed = True
         return changed
 

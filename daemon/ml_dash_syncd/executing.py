@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Final
+
+from ml_dash.errors import MLDashError
 
 from .discover import Discovery
 from .schedule import Schedule, Task
@@ -24,29 +28,57 @@ _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCO
 
 
 def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
-    """(the job's exit code, 128 + n if signal n ended it; what could not be sent). Raises nothing of the job's."""
-    with alone() as mine:
-        schedule = Schedule(Discovery(settings)) if mine else None
+    """(the job's exit code, 128 + n if signal n ended it; what could not be sent). Raises nothing of the job's.
+
+    No trouble with sending keeps the job from running, or from being waited for, or changes its exit code.
+    """
+    with _alone() as mine:
+        signals = _Forwarding()
+        signals.install()
         try:
-            job = subprocess.Popen(list(command))
+            signals.job = job = subprocess.Popen(list(command))
         except FileNotFoundError:
             log.error("%s: command not found", command[0])
             return NOT_FOUND, []
         except OSError as error:
             log.error("%s cannot be started: %s", command[0], error)
             return NOT_STARTED, []
-        _forward(job)
-        code = _run(job, schedule)
+        signals.pass_on()
+        code = _run(job, settings, mine)
         # From now on signals are for us: the job has ended.
-        signals = Signals()
-        signals.install()
-        return code, once(settings, tries=TRIES, signals=signals)
+        ours = Signals()
+        ours.install()
+        try:
+            return code, once(settings, tries=TRIES, signals=ours)
+        except (MLDashError, OSError) as error:
+            log.error("not all may have been sent: %s", error)
+            return code, []
 
 
-def _run(job: subprocess.Popen[bytes], schedule: Schedule | None) -> int:
-    """Send while the job runs; its exit code."""
-    if schedule is None:
-        return _code(job.wait())
+@contextlib.contextmanager
+def _alone() -> Iterator[bool]:
+    """As `alone`; where the disk has no place for a lock, False: the job is run all the same."""
+    with contextlib.ExitStack() as stack:
+        try:
+            mine = stack.enter_context(alone())
+        except OSError as error:
+            log.warning("nothing is sent while the job runs: %s", error)
+            mine = False
+        yield mine
+
+
+def _run(job: subprocess.Popen[bytes], settings: Settings, mine: bool) -> int:
+    """Send while the job runs, if that is for us to do; the job's exit code."""
+    if mine:
+        try:
+            _send_beside(job, settings)
+        except Exception:
+            log.exception("sending failed; it is tried again when the job has ended")
+    return _code(job.wait())
+
+
+def _send_beside(job: subprocess.Popen[bytes], settings: Settings) -> None:
+    schedule = Schedule(Discovery(settings))
     ended = threading.Event()
 
     def wait() -> None:
@@ -55,29 +87,44 @@ def _run(job: subprocess.Popen[bytes], schedule: Schedule | None) -> int:
         schedule.wake()
 
     threading.Thread(target=wait, name="ml-dash-job", daemon=True).start()
-    schedule.start()
     try:
+        schedule.start()
         while not ended.is_set():
             schedule.turn()
         schedule.stop(1.0)
     finally:
         schedule.abort()
-    return _code(job.returncode)
 
 
-def _forward(job: subprocess.Popen[bytes]) -> None:
-    """Signals that we get are for the job."""
+class _Forwarding:
+    """Signals that we get are for the job; those that came before it are kept for it."""
 
-    def forward(number: int, frame: Any) -> None:
+    def __init__(self) -> None:
+        self.job: subprocess.Popen[bytes] | None = None
+        self._early: list[int] = []
+
+    def install(self) -> None:
+        """From now on. What is ignored here, as under nohup, the job ignores too."""
+        for name in _FORWARDED:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._forward)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
         # From a terminal, Ctrl-C reaches the whole group: the job has it already.
-        if number in (signal.SIGINT, signal.SIGQUIT) and _from_terminal():
+        if number in (signal.SIGINT, getattr(signal, "SIGQUIT", None)) and _from_terminal():
             return
-        job.send_signal(number)
+        if self.job is None:
+            self._early.append(number)
+        else:
+            self.job.send_signal(number)
 
-    for name in _FORWARDED:
-        number = getattr(signal, name, None)
-        if number is not None:
-            signal.signal(number, forward)
+    def pass_on(self) -> None:
+        """The job has been started: it gets what came before."""
+        early, self._early = self._early, []
+        for number in early:
+            if self.job is not None:
+                self.job.send_signal(number)
 
 
 def _from_terminal() -> bool:

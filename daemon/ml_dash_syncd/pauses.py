@@ -6,12 +6,13 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Any, Final
 
 from ml_dash.config import config_folder
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
+LONGEST_ASKED_S: Final = 3600.0
 LOGIN_S: Final = 300.0
 
 
@@ -22,6 +23,10 @@ class Pause:
     failures: int = 0
     until: float = 0.0
     why: str = ""
+    failed: float = float("-inf")
+    """When it last failed."""
+    probe: Any = None
+    """Who tries whether it works again."""
 
     def fail(self, why: str, retry_after_s: float | None = None) -> float:
         """One more failure; the seconds to wait. What the server asks for is waited for, and a little more."""
@@ -30,8 +35,11 @@ class Pause:
         # Up to, not exactly: many that failed together must not come back together.
         wait = random.uniform(0, min(LONGEST_S, FIRST_S * 2 ** min(self.failures - 1, 10)))
         if retry_after_s is not None:
+            # A mistake in a header must not stop the upload for good.
+            retry_after_s = min(max(0.0, retry_after_s), LONGEST_ASKED_S)
             wait = retry_after_s + random.uniform(0, min(1.0, retry_after_s / 10 + 0.1))
-        self.until = monotonic() + wait
+        self.failed = monotonic()
+        self.until = self.failed + wait
         return wait
 
     def succeed(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -35,7 +36,11 @@ LOOK_S: Final = 2.0
 ASK_AGAIN_S: Final = 6 * 3600.0
 """After so long a server is asked again what it has: it may have been restored from a backup."""
 
+PROBE_S: Final = 30.0
+"""While a server does not answer, one task tries it; the others look again after so long, or when it answers."""
+
 _numbers = count()
+_NEVER: Final = float("inf")
 
 
 @dataclass
@@ -55,6 +60,14 @@ class Task:
     outcome: Outcome | None = None
     trouble: str = ""
     pause: Pause = field(default_factory=Pause)
+    timer: float = _NEVER
+    """When it has its next turn though nothing may have changed."""
+    held: bool = False
+    """Does it wait for its server, not for itself?"""
+    stale: bool = False
+    """Is the server to be asked anew what it has?"""
+    living: bool = False
+    """Was it being written when it was taken up?"""
     asked: float = 0.0
     began: float = 0.0
     """When the step that is under way began."""
@@ -68,6 +81,17 @@ class Task:
     def name(self) -> str:
         """What to call it in the log."""
         return "/".join(Path(self.registration.journal).parts[-3:-1])
+
+
+@dataclass
+class _Connection:
+    """A link, and the login that it shows: a development login is signed anew for each step."""
+
+    link: remote.Link
+    token: str
+
+
+Connections = dict[tuple[Login, int], _Connection]
 
 
 class Schedule:
@@ -86,8 +110,10 @@ class Schedule:
         self._live: deque[Task] = deque()
         self._backlog: deque[Task] = deque()
         self._timers: list[tuple[float, int, Task]] = []
+        self._busy = 0
+        self._busy_backlog = 0
         self._stopping = False
-        self._deadline = float("inf")
+        self._deadline = _NEVER
         self._woken = threading.Event()
         self._looked = 0.0
         self._looked_live = 0.0
@@ -97,8 +123,8 @@ class Schedule:
         self._hints = Hints(self._hinted)
         self._new_things = False
         self._sized = 0
-        # Tasks of which the file system told something.
-        self._named: set[str] = set()
+        # Tasks of which the file system told something; another thread adds to it.
+        self._named: deque[str] = deque()
         self._found: dict[str, Registration] = {}
         self._live_tasks: set[str] = set()
         self._threads = [
@@ -152,7 +178,7 @@ class Schedule:
 
     def _hinted(self, name: str) -> None:
         if name:
-            self._named.add(name)
+            self._named.append(name)
         else:
             self._new_things = True
         self._woken.set()
@@ -211,7 +237,9 @@ class Schedule:
                 self._make_ready(task)
 
     def _look_at_named(self) -> None:
-        named, self._named = self._named, set()
+        named = set()
+        while self._named:
+            named.add(self._named.popleft())
         for key in named:
             task = self.tasks.get(key)
             if task is not None and self._look(task):
@@ -246,32 +274,44 @@ class Schedule:
                 self._look(task)
                 self._make_ready(task)
                 self._hints.watch(task.look.folder, task.key)
-            elif task.asked and now - task.asked > ASK_AGAIN_S and not task.busy:
-                task.shipment.forget()
+            elif task.asked and now - task.asked > ASK_AGAIN_S:
+                self._ask_anew(task)
                 self._make_ready(task)
 
+    def _ask_anew(self, task: Task) -> None:
+        # Not all of them at once the next time.
+        task.asked = time.monotonic() - random.uniform(0, ASK_AGAIN_S / 4)
+        task.stale = True
+
     def _ring(self, now: float) -> None:
-        while self._timers and self._timers[0][0] <= now:
-            self._make_ready(heapq.heappop(self._timers)[2])
+        while (task := self._due(now)) is not None:
+            self._make_ready(task)
+
+    def _due(self, now: float) -> Task | None:
+        with self._guard:
+            while self._timers and self._timers[0][0] <= now:
+                when, _, task = heapq.heappop(self._timers)
+                if task.timer == when:
+                    task.timer = _NEVER
+                    return task
+        return None
 
     def _try_all(self) -> None:
         """Whatever waits is tried at once."""
-        for pause in self.remotes.values():
+        for pause in list(self.remotes.values()):
             pause.succeed()
         self.logins.refused.clear()
-        with self._guard:
-            waiting, self._timers = [timer[2] for timer in self._timers], []
-        for task in {id(task): task for task in (*waiting, *self.tasks.values())}.values():
+        for task in list(self.tasks.values()):
             task.pause.succeed()
-            if not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
+            waits = task.timer != _NEVER or bool(task.trouble)
+            if waits or not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
                 self._make_ready(task)
 
     def reload(self, discovery: Discovery) -> None:
         """Take new settings; all pauses end, and what was set aside is tried once more."""
         self._discovery = discovery
         for task in list(self.tasks.values()):
-            if not task.busy:
-                task.shipment.forget()
+            self._ask_anew(task)
         self._try_all()
         self._new_things = True
         self.wake()
@@ -289,8 +329,12 @@ class Schedule:
                 self._guard.notify()
 
     def _later(self, task: Task, seconds: float) -> None:
+        """One turn more after so long; of several the first counts."""
+        when = time.monotonic() + seconds
         with self._guard:
-            heapq.heappush(self._timers, (time.monotonic() + seconds, next(_numbers), task))
+            if when < task.timer:
+                task.timer = when
+                heapq.heappush(self._timers, (when, next(_numbers), task))
         self.wake()
 
     def stop(self, wait_s: float) -> None:
@@ -298,6 +342,10 @@ class Schedule:
         deadline = time.monotonic() + wait_s
         with self._guard:
             self._deadline = deadline
+        # What was written since the last look is sent too.
+        self._look_at_named()
+        self._look_at_live()
+        self._look_at_rest()
         while time.monotonic() < deadline and not self.at_rest():
             with self._guard:
                 self._guard.wait(min(0.1, max(0.0, deadline - time.monotonic())))
@@ -319,28 +367,32 @@ class Schedule:
     def at_rest(self) -> bool:
         """Is nothing being sent, and nothing ready to be?"""
         with self._guard:
-            return not self._live and not self._backlog and not any(task.busy for task in self.tasks.values())
+            return not self._live and not self._backlog and not self._busy
 
     # -- the threads' part -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        links: dict[tuple[str, str], remote.Link] = {}
+        links: Connections = {}
         try:
             while (task := self._next()) is not None:
                 again_s = self._attempt(task, links)
+                # A failure waits for its time, whatever changes; without one, a change is all it can wait for.
+                fails = bool(task.trouble) and again_s is not None
                 with self._guard:
+                    if again_s is not None and again_s > 0:
+                        self._later(task, again_s)
                     task.busy = False
+                    self._busy -= 1
+                    self._busy_backlog -= not task.living
                     again, task.again = task.again, False
+                    # Before anybody sees that it is not busy: it must not look as if it were done.
+                    if again_s == 0 or (again and not fails):
+                        self._make_ready(task)
                     self._guard.notify_all()
-                fails = bool(task.trouble)
-                if again_s is not None and again_s > 0:
-                    self._later(task, again_s)
-                if again_s == 0 or (again and not fails):
-                    self._make_ready(task)
                 self.wake()
         finally:
-            for link in links.values():
-                link.close()
+            for connection in links.values():
+                connection.link.close()
 
     def _next(self) -> Task | None:
         """The next task to work on; None at the end. Of backlogs one thread is always kept free for the living."""
@@ -349,33 +401,34 @@ class Schedule:
                 if self._stopping:
                     return None
                 queue = self._live
-                if not queue and self._backlog:
-                    busy = sum(task.busy and not task.look.live for task in self.tasks.values())
-                    queue = self._backlog if busy < max(1, len(self._threads) - 1) else queue
+                if not queue and self._backlog and self._busy_backlog < max(1, len(self._threads) - 1):
+                    queue = self._backlog
                 if queue:
                     task = queue.popleft()
                     task.ready = False
                     task.busy = True
+                    task.living = task.look.live
+                    self._busy += 1
+                    self._busy_backlog += not task.living
                     task.began = time.monotonic()
                     return task
                 self._guard.wait()
 
-    def _attempt(self, task: Task, links: dict[tuple[str, str], remote.Link]) -> float | None:
+    def _attempt(self, task: Task, links: Connections) -> float | None:
         """Let a task make a step; after how many seconds it is to have another (0: at once; None: when it changes)."""
-        url = task.registration.remote
-        pause = self.remotes.setdefault(url, Pause())
-        if not pause.over:
-            return max(0.01, pause.until - time.monotonic())
-        wait = self.logins.waits(task.login)
+        pause = self.remotes.setdefault(task.registration.remote, Pause())
+        wait = self._held_back(task, pause)
         if wait:
-            task.settled = True
             return wait
         before = task.shipment.sent_bytes
         try:
+            if task.stale:
+                task.stale = False
+                task.shipment.forget()
             outcome = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
-            return self.logins.waits(task.login)
+            return self.logins.waits(task.login) + 0.001
         except Unreachable as error:
             return self._unreachable(task, pause, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
@@ -385,30 +438,67 @@ class Schedule:
             log.exception("%s: sending failed", task.name)
             return self._failed(task, error)
         finally:
+            with self._guard:
+                if pause.probe is task:
+                    pause.probe = None
             sent = task.shipment.sent_bytes - before
             if sent:
                 self.sent_bytes += sent
                 self.last_sent = time.time()
-        pause.succeed()
-        task.pause.succeed()
-        self.logins.accept(task.login)
-        task.trouble = ""
+        self._succeeded(task, pause)
         task.outcome = outcome
-        task.asked = task.asked or time.monotonic()
         if outcome.left is Left.MORE:
             return 0.0
         task.settled = True
         return outcome.again_s
 
-    def _step(self, task: Task, links: dict[tuple[str, str], remote.Link]) -> Outcome:
+    def _held_back(self, task: Task, pause: Pause) -> float:
+        """For how many seconds a task must wait for its server, its login or itself; 0 if it may try."""
+        with self._guard:
+            task.held = True
+            if not pause.over:
+                task.trouble = pause.why
+                return max(0.01, pause.until - time.monotonic())
+            if pause.failures and pause.probe is not None:
+                task.trouble = pause.why
+                return PROBE_S
+            task.held = False
+            if not task.pause.over:
+                return max(0.01, task.pause.until - time.monotonic())
+            wait = self.logins.waits(task.login)
+            if not wait:
+                # Where a server hangs, one thread hangs with it; the others go on with other servers.
+                pause.probe = task if pause.failures else None
+                return 0.0
+        refused = self.logins.refused.get(task.login)
+        if refused is not None:
+            task.shipment.tell("login", refused.why)
+            task.trouble = refused.why
+        task.settled = True
+        return wait
+
+    def _succeeded(self, task: Task, pause: Pause) -> None:
+        with self._guard:
+            recovered = pause.failures > 0
+            pause.succeed()
+            waiting = [one for _, _, one in self._timers if one.held] if recovered else []
+        task.pause.succeed()
+        self.logins.accept(task.login)
+        task.trouble = ""
+        task.asked = task.asked or time.monotonic()
+        if recovered:
+            log.info("%s answers again", task.registration.remote)
+        for one in waiting:
+            if one.registration.remote == task.registration.remote:
+                self._make_ready(one)
+
+    def _step(self, task: Task, links: Connections) -> Outcome:
         """One step, with the first login that the server accepts."""
         registration = task.registration
         tokens = tokens_for(registration.remote, registration.user, registration.login)
         deadline = min(time.monotonic() + TURN_S, self._deadline)
         for number, token in enumerate(tokens):
-            link = links.get((registration.remote, token))
-            if link is None:
-                link = links[registration.remote, token] = remote.Link(registration.remote, token)
+            link = _connect(links, task.login, number, token)
             try:
                 return task.shipment.step(link, deadline)
             except Unauthorised:
@@ -428,15 +518,21 @@ class Schedule:
         task.settled = True
 
     def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> float:
-        self.errors += 1
-        if error.answered and error.retry_after_s is None:
-            wait = task.pause.fail(str(error))
-        else:
-            first = not pause.failures
-            wait = pause.fail(str(error), error.retry_after_s)
-            task.pause.failures += 1
-            if first:
-                log.warning("%s; tried again with growing pauses", error)
+        """The server, or the network, is in trouble; where the server said so of this one request, only this task."""
+        with self._guard:
+            self.errors += 1
+            alone = error.answered and error.retry_after_s is None
+            first = not alone and not pause.failures
+            if alone:
+                wait = task.pause.fail(error.message)
+            elif pause.failed > task.began:
+                # Somebody else's request has failed meanwhile: that is the same failure.
+                wait = max(0.0, pause.until - time.monotonic())
+            else:
+                wait = pause.fail(error.message, error.retry_after_s)
+            task.held = not alone
+        if first:
+            log.warning("%s; tried again with growing pauses", error)
         task.shipment.tell("unreachable", error.message)
         task.trouble = str(error)
         return wait + 0.001
@@ -462,3 +558,13 @@ class Schedule:
             task.settled = True
             return 60.0
         return wait + 0.001
+
+
+def _connect(links: Connections, login: Login, number: int, token: str) -> remote.Link:
+    """The connection for the login of that number, with the token as it is now."""
+    connection = links.get((login, number))
+    if connection is None:
+        link = remote.Link(login[0], lambda: links[login, number].token)
+        connection = links[login, number] = _Connection(link, token)
+    connection.token = token
+    return connection.link

@@ -37,6 +37,9 @@ LOCK_S: Final = 1.0
 TELL_S: Final = 1.0
 """How often it tells how it stands; with thousands of experiments that is no small thing to say."""
 
+LOG_S: Final = 60.0
+"""How often it looks whether its log has become long."""
+
 STUCK_S: Final = 300.0
 _LOG_BYTES: Final = 10 << 20
 
@@ -132,7 +135,7 @@ def _serve(
         health.ready = True
         snapshot.write(schedule, now=True)
         notifier.ready()
-        idle_since, told = time.monotonic(), float("-inf")
+        idle_since, told, turned_over = time.monotonic(), float("-inf"), time.monotonic()
         tell_s = min(TELL_S, notifier.interval_s)
         while not signals.end:
             schedule.turn()
@@ -147,6 +150,9 @@ def _serve(
                 notifier.feed()
             notifier.status(state.sentence(schedule))
             snapshot.write(schedule)
+            if told > turned_over + LOG_S:
+                turned_over = told
+                turn_log_over()
             if not _is_idle(schedule):
                 idle_since = time.monotonic()
             elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
@@ -190,14 +196,19 @@ def once(
     if signals is None:
         signals = Signals()
         signals.install()
-    schedule = Schedule(Discovery(settings, keys))
+    keys = set(keys)
+    discovery = Discovery(settings, keys)
+    unknown = keys - set(discovery.find())
+    if unknown:
+        hint = f"the registrations are in {register.registered_folder()}"
+        raise InvalidValue(f"nothing is registered as {', '.join(sorted(unknown))}", hint=hint)
+    schedule = Schedule(discovery)
     signals.wake, signals.aborted = schedule.wake, _leave
     try:
         schedule.start()
         while not signals.end:
             schedule.turn()
-            tasks = list(schedule.tasks.values())
-            if all(_is_done(schedule, task, tries) for task in tasks) and schedule.at_rest():
+            if schedule.at_rest() and all(_is_done(schedule, task, tries) for task in list(schedule.tasks.values())):
                 break
         schedule.stop(DRAIN_S if signals.end else 1.0)
     finally:

@@ -90,7 +90,14 @@ def _wrong(path: Path, key: str, value: Any) -> InvalidValue:
 def _stores(value: Any, path: Path) -> list[Path]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise _wrong(path, "stores", value)
-    return [path.parent / Path(item).expanduser() for item in value]
+    return [_folder(path, item) for item in value]
+
+
+def _folder(path: Path, text: str) -> Path:
+    try:
+        return path.parent / Path(text).expanduser()
+    except RuntimeError:
+        raise _wrong(path, "stores", text) from None
 
 
 def _text(values: Mapping[str, Any], key: str, path: Path) -> str | None:

@@ -50,6 +50,7 @@ DAMAGE_S: Final = 60.0
 """Bytes that hold no frame are read again after that long, before they are sent as damaged."""
 
 AGAIN_S: Final = 1.0
+BODY_AGAIN_S: Final = 5.0
 PENDING_S: Final = 0.2
 ASK_AGAIN_S: Final = 30.0
 BLOB_BYTES: Final = 4 << 20
@@ -261,7 +262,10 @@ class Shipment:
     def _due_s(self, file: str) -> float:
         """In how many seconds a paused segment is read again."""
         since = [when for (name, _), (when, _) in self._suspect.items() if name == file]
-        return max(0.05, min(since) + DAMAGE_S - time.monotonic()) if since else AGAIN_S
+        if since:
+            return max(0.05, min(since) + DAMAGE_S - time.monotonic())
+        # With each try for a body the whole batch is sent.
+        return BODY_AGAIN_S if self._failing else AGAIN_S
 
     def _open_blobs(self) -> frozenset[str]:
         assert self.cursor is not None
@@ -394,7 +398,6 @@ class Shipment:
             if now - since < DAMAGE_S:
                 return b"", []
             data = read_at(file.fileno(), min(end - offset, max(self._batch, position - offset + 1)), offset)
-        del self._suspect[key]
         behind = offset + len(data)
         if behind < start:
             # The rest of it was looked at as well.
@@ -430,7 +433,8 @@ class Shipment:
         self._known_there = True
         self.sent_bytes += len(data)
         self.events = found["events"]
-        self._contents_wanted = self._contents_wanted or bool(found.get("files", True))
+        if found.get("files", True) or any(map(parse_blob, self.cursor.parked)):
+            self._contents_wanted = True
         self._acknowledged(file, found["length"])
         if self._batch < BATCH_BYTES:
             self._batch = min(BATCH_BYTES, self._batch * 2)
@@ -559,7 +563,7 @@ class Shipment:
         found = remote.journal(link, sequence.id)
         missing = set(found["missing"])
         self.cursor.blobs |= set(found["blobs"]) & self._blob_listing
-        for name in [name for name in self.cursor.parked if parse_blob(name) and name not in missing | self._failing.keys()]:
+        for name in set(filter(parse_blob, self.cursor.parked)) - missing - self._failing.keys():
             # Nobody waits for it any more: its file was deleted, or replaced.
             del self.cursor.parked[name]
             self._dirty = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def status(extra: list[Registration] | None = None) -> dict[str, Any]:
 def _experiment(one: Registration) -> dict[str, Any]:
     journal = Path(one.journal)
     cursor = register.cursor_of(one)
-    sizes = {path.name: path.stat().st_size for _, path in list_segments(journal)}
+    sizes = _sizes(journal)
     contents = blobs.names(journal)
     acknowledged = cursor.segments if cursor is not None else {}
     sent = cursor.blobs if cursor is not None else frozenset()
@@ -46,3 +47,12 @@ def _experiment(one: Registration) -> dict[str, Any]:
         if cursor is not None and cursor.trouble is not None
         else None,
     }
+
+
+def _sizes(journal: Path) -> dict[str, int]:
+    sizes = {}
+    for _, path in list_segments(journal):
+        # It may go meanwhile, and a disk may not answer: what can be seen is shown.
+        with contextlib.suppress(OSError):
+            sizes[path.name] = path.stat().st_size
+    return sizes

@@ -5,9 +5,10 @@ Looking is the truth: it works on every file system. `watchdog` only tells soone
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -30,13 +31,17 @@ LIVE_SHARE: Final = 0.005
 REST_SHARE: Final = 0.003
 _MOST_OBSERVED: Final = 32
 
-Signature = tuple[int, tuple[tuple[str, int], ...]]
+FRESH_NS: Final = 2_000_000_000
+"""A folder that was changed so lately may change again without another time: clocks of file systems are coarse."""
+
+# What says that there is no more watching to be had, not that one folder cannot be watched.
+_NO_MORE: Final = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS, errno.EINVAL)
 
 
 class Look:
     """The last look at one journal."""
 
-    __slots__ = ("_locks", "_total", "changed_ns", "folder", "gone", "live", "sizes")
+    __slots__ = ("_fresh", "_locks", "_names", "_total", "changed_ns", "folder", "gone", "live", "sizes")
 
     def __init__(self, journal: Path) -> None:
         # A text: making one of a Path costs more than the call that needs it.
@@ -48,6 +53,8 @@ class Look:
         self.gone: set[str] = set()
         self.live = False
         self._locks: dict[str, str] = {}
+        self._names: tuple[int, int] = (0, 0)
+        self._fresh = False
         self._total = -1
 
     def has_changed(self) -> bool:
@@ -66,23 +73,29 @@ class Look:
     def look_at_rest(self) -> bool:
         """The same for one without living writers: is there a new file?"""
         changed_ns = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - as above
-        if changed_ns == self.changed_ns:
+        if changed_ns == self.changed_ns and not self._fresh:
             return False
-        self.changed_ns = changed_ns
-        self._list()
+        self._fresh = abs(time.time_ns() - changed_ns) < FRESH_NS
+        names = sorted(os.listdir(self.folder))
+        seen = (len(names), hash(tuple(names)))
+        if changed_ns == self.changed_ns and seen == self._names:
+            return False
+        self.changed_ns, self._names = changed_ns, seen
+        self._list(names)
         return True
 
     def has_grown(self) -> bool:
         """Is any segment of another size than when this was last asked? Raises OSError."""
         with os.scandir(self.folder) as entries:
             total = sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name.endswith(".seg"))
-        grown, self._total = self._total not in (-1, total), total
+        # The first time counts as grown: what was written between the first look and this one nobody has seen.
+        grown, self._total = self._total != total, total
         return grown
 
-    def _list(self) -> None:
+    def _list(self, names: list[str]) -> None:
         last: dict[str, str] = {}
         locks: dict[str, str] = {}
-        for name in sorted(os.listdir(self.folder)):
+        for name in names:
             parsed = parse_name(name)
             if parsed is not None:
                 last[parsed.writer] = name
@@ -128,8 +141,8 @@ class Pace:
 class Hints:
     """`watchdog` tells of new entries in folders, where that works; where it does not, looking has to do.
 
-    Thousands of folders, none recursively: so not one observer's thread for each, but the one instance of inotify that
-    watchdog shares among its observers. Elsewhere, and should watchdog change, a few folders are observed.
+    Thousands of folders, none recursively: so not one observer's thread for each, but one instance of inotify for all.
+    Elsewhere, and with another watchdog, a few folders are observed.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -151,14 +164,19 @@ class Hints:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._give_up(error)
+            if error.errno in _NO_MORE:
+                self._give_up(error)
+            else:
+                log.debug("%s cannot be watched: %s", folder, error)
 
     def _add_shared(self, folder: str, name: str) -> Any:
         from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
 
         constants: Any = InotifyConstants
         if self._shared is None:
-            self._shared = InotifyFD.get_instance()
+            instance = InotifyFD()
+            instance.start()
+            self._shared = instance
         mask = constants.IN_CREATE | constants.IN_MOVED_TO | constants.IN_ONLYDIR
         return self._shared.add_callback(os.fsencode(folder), mask, _Callback(self, folder, name), id(self))
 
@@ -206,8 +224,9 @@ class Hints:
                 observer.join(2.0)
         shared, self._shared = self._shared, None
         if shared is not None:
-            with contextlib.suppress(Exception):
-                shared.remove_callbacks([(watch, id(self)) for watch in self._watched.values()])
+            shared.stop()
+            if shared.is_alive():
+                shared.join(2.0)
 
 
 class _Callback:

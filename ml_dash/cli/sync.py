@@ -71,6 +71,10 @@ def summary(found: Proof) -> str:
         what = console.styled(f"digests of {console.plural(len(found.conflicts), 'segment')} differ", "red")
     elif found.complete:
         what = console.styled("digests equal", "green")
+    elif found.removed:
+        what = console.styled("removed there", "red")
+    elif not found.bytes_there:
+        what = console.styled("nothing is there yet", "yellow")
     else:
         what = console.styled("digests equal as far as they go", "yellow")
     return f"{counts}, {what} ({console.safe(found.remote)})"

@@ -30,6 +30,7 @@ ACTIVE: Final = 2048
 """Requests under way at once; more are told to come again."""
 
 RETRY_S: Final = 5
+METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 LINGER_BYTES: Final = 64 << 20
 LINGER_S: Final = 5.0
 
@@ -121,7 +122,8 @@ class App:
 
     async def _response(self, request: Request, record: _Record) -> Response:
         """The answer, whatever happens; ClientDisconnect where nobody waits for it."""
-        record.method = request.method
+        # Whatever a client calls its method, there are only so many figures.
+        record.method = request.method if request.method in METHODS else "OTHER"
         try:
             if self._active > ACTIVE:
                 raise busy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..protocol import MALFORMED, UNKNOWN, Refused
-from ..values import to_json
+from ..values import field_values, from_json, to_json
 from .auth import Doorkeeper, Who
 from .bodies import JSON_BYTES, Budget, body_of, decode_json
 from .core import Server
@@ -43,6 +43,12 @@ READERS: Final = 16
 WRITERS: Final = 8
 """Threads: writes wait for each other anyway, and must not keep reads waiting."""
 
+UPLOADS: Final = 128
+"""Files that may be on their way in at once; each is a descriptor and a parser, no thread."""
+
+LARGE_JSON: Final = 3
+"""Large JSON bodies as values at once: JSON grows when it is decoded, twenty times at worst."""
+
 _SMALL_JSON: Final = 64 << 10
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 _ID: Final = re.compile(r"[0-9]{1,20}")
@@ -63,7 +69,8 @@ class Services:
     budget: Budget = field(default_factory=Budget)
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
-    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
+    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(UPLOADS))
+    large_json: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LARGE_JSON))
 
 
 @dataclass
@@ -151,7 +158,8 @@ class Call:
             if len(data) <= _SMALL_JSON:
                 yield shaped(data, shape)
             else:
-                yield await self.read(shaped, data, shape)
+                async with self.services.large_json:
+                    yield await self.read(shaped, data, shape)
 
 
 class Handler(Protocol):
@@ -178,6 +186,16 @@ def shaped(data: bytes, shape: type[Shape]) -> Shape:
         return msgspec.convert(decode_json(data), shape)
     except msgspec.ValidationError as error:
         malformed(f"the body is not what this call takes: {error}")
+    except RecursionError:
+        malformed("the body's JSON is nested too deeply")
+
+
+def recorded(values: Mapping[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
+    """Values from JSON as they are recorded; `texts` names what is text though it looks like a number.
+
+    Raises InvalidInput for integers out of range and for what is nested too deeply, as the library does.
+    """
+    return from_json(field_values(values), texts)
 
 
 def answer(content: Any, status: int = 200) -> Response:

@@ -143,7 +143,7 @@ class Copies:
 
     def remove_experiment(self, ns: str, experiment: str) -> dict[str, Any]:
         """Put an experiment out of sight, with what its writers may still send; whoever opens it anew begins at 0."""
-        with self._documents.write() as tx:
+        with self._ingest.writing() as tx:
             row, _ = _known(tx, ns, experiment)
             live = self._ingest.live(tx, ns, experiment, row.project, row.name)
             writers = set(row.removed_writers) | set(live.state.writers)
@@ -154,12 +154,11 @@ class Copies:
             for blob in tx.blobs(ns, experiment):
                 tx.drop_blob(ns, experiment, blob.name)
             tx.drop_blocks(ns, experiment)
-            self._ingest.forget(ns, experiment)
             live.tails = {}
             live.state = State(project=row.project, name=row.name)
-            live.row = replace(live.row, removed_writers=tuple(sorted(writers)))
+            live.row = replace(live.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
             self._ingest.store(tx, ns, live, Edits())
-        self._ingest.told(ns, live, keys)
+        self._ingest.told(ns, live, keys, removed=True)
         return {"experiment": experiment, "writers": len(writers)}
 
 

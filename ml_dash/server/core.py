@@ -155,11 +155,11 @@ class Server:
     # -- changes and health ------------------------------------------------------------------------------------------
 
     def on_change(self, callback: Changed) -> None:
-        """Call `callback(ns, experiment, events)` after each commit, in the thread that made it."""
+        """Call `callback(ns, experiment, events)` after each commit, in its thread; None for one that was removed."""
         with self._guard:
             self._listeners.append(callback)
 
-    def _changed(self, ns: str, experiment: str, events: int) -> None:
+    def _changed(self, ns: str, experiment: str, events: int | None) -> None:
         with self._guard:
             listeners = list(self._listeners)
         for listener in listeners:

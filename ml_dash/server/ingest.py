@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from time import time_ns
 from typing import Any, Final
 
@@ -18,7 +21,7 @@ from ..durable import fail_point
 from ..errors import Damaged, InvalidInput, NewerFormat
 from ..fold import fold, fold_death
 from ..frames import HEAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, mend_header, walk
-from ..journal.reader import decode_event
+from ..journal.reader import Run, decode_event
 from ..journal.segment import SegmentName, parse_name
 from ..names import check_name, experiment_id
 from ..protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
@@ -27,6 +30,7 @@ from ..state import FOLD_VERSION, Edits, State
 from .blocks import Tails, add
 from .stores import (
     Arrival,
+    BlobRow,
     Claimed,
     Documents,
     ExperimentRow,
@@ -35,15 +39,20 @@ from .stores import (
     Range,
     Read,
     SegmentRow,
+    StoreTrouble,
     Write,
 )
 
 STRETCH: Final = 1
 DEATH: Final = 2
 _STATES_KEPT: Final = 256
-_STATE_BYTES_KEPT: Final = 64 << 20
+_STATE_BYTES_KEPT: Final = 16 << 20
+_TAILS_KEPT: Final = 1000
+_TAIL_BYTES_KEPT: Final = 4 << 20
+_BODIES_AT_ONCE: Final = 16 << 20
+_ID: Final = re.compile("[0-9a-f]{32}")
 
-Changed = Callable[[str, str, int], None]
+Changed = Callable[[str, str, "int | None"], None]
 """changed(namespace, experiment, events): called after a commit, in the thread that made it."""
 
 log = logging.getLogger("ml_dash.server")
@@ -79,54 +88,68 @@ class Ingest:
         self.documents = documents
         self.objects = objects
         self._changed = changed
-        self._guard = threading.Lock()
+        self._turn = threading.Lock()
         self._live: OrderedDict[tuple[str, str], Live] = OrderedDict()
+        self._taken: dict[tuple[str, str], Live] = {}
         self.conflicts = 0
 
-    # -- states in memory --------------------------------------------------------------------------------------------
+    # -- transactions, and states in memory --------------------------------------------------------------------------
 
-    def live(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> Live:
-        """The experiment as stored, from memory where that is the same. Within a write transaction."""
-        row = tx.experiment(ns, experiment)
-        with self._guard:
-            known = self._live.get((ns, experiment))
-            if known is not None and row is not None and known.row.version == row.version:
-                self._live.move_to_end((ns, experiment))
-                return known
-        if row is None:
-            row = ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
-        state = decode_state(row)
-        state.project, state.name = state.project or project or row.project, state.name or name or row.name
-        return Live(row, state)
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Write]:
+        """One transaction; one thread at a time. States that it asked for are remembered only if it commits.
 
-    def keep(self, ns: str, live: Live) -> None:
-        """Remember what a transaction has stored, once that is durable."""
-        with self._guard:
-            self._live[ns, live.row.id] = live
-            self._live.move_to_end((ns, live.row.id))
-            total = sum(len(known.row.state) for known in self._live.values())
+        Raises StoreTrouble, and Refused (503) if another process came first; nothing is changed then.
+        """
+        with self._turn:
+            self._taken = {}
+            try:
+                with self.documents.write() as tx:
+                    yield tx
+                    fail_point("ingest-before-commit")
+            except Claimed as error:
+                raise Refused(503, UNAVAILABLE, "another upload of this came first", retry_after_s=1) from error
+            fail_point("ingest-after-commit")
+            self._live |= self._taken
+            total = sum(len(live.row.state) for live in self._live.values())
             while len(self._live) > _STATES_KEPT or (total > _STATE_BYTES_KEPT and len(self._live) > 1):
                 _, dropped = self._live.popitem(last=False)
                 total -= len(dropped.row.state)
 
-    def forget(self, ns: str, experiment: str) -> None:
-        """What is in memory may not be what is stored."""
-        with self._guard:
-            self._live.pop((ns, experiment), None)
+    def live(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> Live:
+        """The experiment as stored, from memory where that is the same; to be changed and stored. While writing."""
+        known = self._taken.get((ns, experiment))
+        if known is not None:
+            return known
+        row = tx.experiment(ns, experiment)
+        # It comes back when this transaction has committed.
+        known = self._live.pop((ns, experiment), None)
+        if known is None or row is None or known.row.version != row.version:
+            row = row or ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
+            known = Live(row, decode_state(row))
+            known.state.project = known.state.project or project or row.project
+            known.state.name = known.state.name or name or row.name
+        self._taken[ns, experiment] = known
+        return known
+
+    def apply(self, tx: Write, ns: str, live: Live, edits: Edits) -> None:
+        """Put the lines of edits into the documents; what else has changed waits for `store`."""
+        tx.put_blocks(ns, live.row.id, add(tx, ns, live.row.id, edits, live.tails))
+        if len(live.tails) > _TAILS_KEPT or sum(len(tail.lines) for tail in live.tails.values()) > _TAIL_BYTES_KEPT:
+            live.tails = {}
 
     def store(self, tx: Write, ns: str, live: Live, edits: Edits) -> list[str]:
-        """Put what folding has changed into the documents; keys of objects that are released by that."""
+        """Put all that has changed into the documents; the keys of objects that are released by that."""
         state, keys = live.state, []
         for name in edits.released:
             blob = tx.blob(ns, live.row.id, name)
             if blob is not None:
                 keys.append(blob.key)
                 tx.drop_blob(ns, live.row.id, name)
-        tx.put_blocks(ns, live.row.id, add(tx, ns, live.row.id, edits, live.tails))
+        self.apply(tx, ns, live, edits)
         document = experiment_document(state)
         live.row = replace(
             live.row,
-            version=live.row.version + 1,
             fold_version=FOLD_VERSION,
             state=encode_state(state),
             project=state.project,
@@ -134,7 +157,6 @@ class Ingest:
             status=document["status"],
             created_ns=state.created_ns,
             updated_ns=state.updated_ns,
-            heard_ns=time_ns(),
             folder=state.folder.value or "",
             tags=tuple(state.tags.value or ()),
             description=state.description.value or "",
@@ -143,12 +165,19 @@ class Ingest:
         tx.put_experiment(ns, live.row)
         return keys
 
-    def told(self, ns: str, live: Live, released: Sequence[str] = ()) -> None:
-        """After the commit: remember, release, and tell who waits."""
-        self.keep(ns, live)
+    def arrive(self, tx: Write, ns: str, live: Live, kind: int, who: str, start: int, end: int, seg: str = "") -> None:
+        """Note what was folded, under the next number."""
+        tx.claim_arrival(ns, live.row.id, Arrival(live.row.version, kind, who, start, end, seg))
+        live.row = replace(live.row, version=live.row.version + 1)
+
+    def told(self, ns: str, live: Live, released: Sequence[str] = (), *, removed: bool = False) -> None:
+        """After the commit: remove what was released, and tell who waits."""
         for key in released:
-            self.objects.delete(key)
-        self._changed(ns, live.row.id, live.state.events)
+            try:
+                self.objects.delete(key)
+            except StoreTrouble as error:
+                log.warning("%s is not needed any more and could not be removed: %s", key, error)
+        self._changed(ns, live.row.id, None if removed else live.state.events)
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
@@ -169,23 +198,13 @@ class Ingest:
         name = parse_name(file)
         if name is None:
             raise Refused(422, MALFORMED, f"{file[:100]!r} is not the name of a segment")
-        row = SegmentRow("", journal, file, name.writer, "")
-        try:
-            with self.documents.write() as tx:
-                row, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
-                if live is None:
-                    known = tx.experiment(ns, row.experiment)
-                    return _appended(row.length, known)
-                fail_point("ingest-before-commit")
-            fail_point("ingest-after-commit")
-        except Claimed as error:
-            self.forget_journal(ns, journal)
-            raise Refused(503, UNAVAILABLE, "another upload of this segment came first", retry_after_s=1) from error
-        except BaseException:
-            self.forget_journal(ns, journal)
-            raise
-        self.told(ns, live, released)
-        return _appended(row.length, live.row)
+        with self.writing() as tx:
+            length, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
+            known = tx.journal(ns, journal)
+            row = live.row if live is not None else tx.experiment(ns, known.experiment) if known is not None else None
+        if live is not None:
+            self.told(ns, live, released)
+        return _appended(length, row)
 
     def take(
         self,
@@ -197,29 +216,38 @@ class Ingest:
         data: bytes,
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
-    ) -> tuple[SegmentRow, Live | None, list[str]]:
-        """The same within a transaction: the segment as it is then, what has changed, and released objects."""
+    ) -> tuple[int, Live | None, list[str]]:
+        """The same while writing: the length as it is then, the experiment if it changed, and released objects."""
         damaged = sorted(damaged)
-        row, head = tx.segment_by_file(ns, journal, str(name)), 0
+        row = tx.segment_by_file(ns, journal, str(name))
         if row is None:
             if offset:
                 raise Refused(409, GAP, "nothing of this segment is here yet", length=0)
-            row = self._begin(tx, ns, journal, name, data, any(gap[0] == 0 for gap in damaged))
-            head = row.first
+            row = self._begin(tx, ns, journal, name, data, any(low == 0 for low, _ in damaged))
         if offset > row.length:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
-        accepted = self._accept(tx, ns, row, offset, data, damaged, frozenset(without), head)
-        if accepted is None:
-            return row, None, []
-        live, released = accepted
-        return replace(row, length=max(row.length, offset + len(data))), live, released
-
-    def forget_journal(self, ns: str, journal: str) -> None:
-        """A transaction failed: states in memory may be ahead of what is stored."""
-        with self.documents.read() as tx:
-            known = tx.journal(ns, journal)
-        if known is not None:
-            self.forget(ns, known.experiment)
+        part = Part(row, offset, data, damaged)
+        differing = self._compare(tx, ns, part)
+        mended = [run for low, high in differing for run in _mended(part, low, high)]
+        end = max(row.length, offset + len(data))
+        appended, gaps = _appended_runs(part) if end > row.length else ([], [])
+        if end == row.length and not differing:
+            return end, None, []
+        runs = [Run(run.start, run.end, run.events) for run in (*mended, *appended)]
+        self._require_bodies(tx, ns, row, runs, frozenset(without))
+        for low, high in differing:
+            tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
+        if end > row.length:
+            tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
+        kept = [hole for gap in row.damaged for hole in outside([(run.start, run.end) for run in mended], *gap)]
+        tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*kept, *gaps]))))
+        live = self.live(tx, ns, row.experiment, *self._names(tx, ns, row))
+        live.row = replace(live.row, heard_ns=time_ns())
+        edits = Edits()
+        if row.writer not in live.row.removed_writers:
+            for run in runs:
+                self._fold(tx, ns, live, row, run, edits)
+        return end, live, self.store(tx, ns, live, edits)
 
     def _begin(
         self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool
@@ -243,148 +271,254 @@ class Ingest:
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
         return SegmentRow(header.segment.hex(), journal, str(name), header.writer.hex(), identity, 0, first, crc)
 
-    def _accept(
-        self,
-        tx: Write,
-        ns: str,
-        row: SegmentRow,
-        offset: int,
-        data: bytes,
-        damaged: list[Range],
-        without: frozenset[str],
-        head: int,
-    ) -> tuple[Live, list[str]] | None:
-        """Keep and fold what is new; None if nothing is."""
-        end = offset + len(data)
-        mended = self._compare(tx, ns, row, offset, data)
-        if end <= row.length and not mended:
-            return None
-        crcs = LengthCrcs(row.crc)
-        runs: list[list[Event]] = []
-        kept = [gap for gap in row.damaged if not any(a <= gap[0] and gap[1] <= b for a, b in mended)]
-        for start, stop in mended:
-            if start < row.first:
-                # A header that was damaged on the uploader's disk, and holds now.
-                decode_header(data[: stop - offset])
-            else:
-                runs.append(_frames(data, offset, start, stop, crcs))
-            tx.replace_bytes(ns, row.id, start, data[start - offset : stop - offset])
-        if end > row.length:
-            position = row.length or head
-            if head and any(low == 0 for low, _ in damaged):
-                kept.append((0, head))
-            for low, high in [*(gap for gap in damaged if gap[1] > row.length), (end, end)]:
-                low, high = max(low, position), min(high, end)
-                runs.append(_frames(data, offset, position, low, crcs))
-                if high > low:
-                    kept.append((low, high))
-                position = high
-        bodies = self.bodies(tx, ns, row, runs, without)
-        live = self.live(tx, ns, row.experiment, *self._names(tx, ns, row))
-        edits = Edits()
-        if row.writer not in live.row.removed_writers:
-            for run in runs:
-                fold(live.state, row.writer, bodies(run), edits)
-        if end > row.length:
-            tx.claim_stretch(ns, row.id, row.length, data[row.length - offset :])
-            tx.claim_arrival(ns, row.experiment, Arrival(live.row.version, STRETCH, row.id, row.length, end))
-        else:
-            start, stop = mended[0][0], mended[-1][1]
-            tx.claim_arrival(ns, row.experiment, Arrival(live.row.version, STRETCH, row.id, start, stop))
-        tx.put_segment(ns, replace(row, length=max(end, row.length), damaged=tuple(sorted(kept))))
-        return live, self.store(tx, ns, live, edits)
+    def _fold(self, tx: Write, ns: str, live: Live, row: SegmentRow, run: Run, edits: Edits) -> None:
+        """Fold a run, and note which bytes of it were folded: one whose body is lost is left out."""
+        begun = behind = run.start
+        for piece in self.pieces(tx, ns, row, run):
+            if piece.start > behind:
+                if behind > begun:
+                    self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
+                begun = piece.start
+            fold(live.state, row.writer, piece.events, edits)
+            self.apply(tx, ns, live, edits)
+            behind = piece.end
+        if behind > begun:
+            self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
 
     def _names(self, tx: Read, ns: str, row: SegmentRow) -> tuple[str, str]:
         journal = tx.journal(ns, row.journal)
         return (journal.project, journal.name) if journal is not None else ("", "")
 
-    def _compare(self, tx: Read, ns: str, row: SegmentRow, offset: int, data: bytes) -> list[Range]:
-        """Is what came the same as what is here? The ranges of never verified bytes that differ."""
-        end = min(row.length, offset + len(data))
-        position = offset
-        differing: list[Range] = []
-        for piece in tx.bytes_of(ns, row.id, offset, end) if offset < end else ():
-            mine = data[position - offset : position - offset + len(piece)]
-            if mine != piece:
-                inside = [gap for gap in row.damaged if gap[0] < position + len(piece) and gap[1] > position]
-                outside = _first_difference(piece, mine, position, inside)
-                if outside is not None:
-                    self._contradict(tx, ns, row, offset, data, outside)
-                differing += inside
-            position += len(piece)
-        return sorted({gap for gap in differing if offset <= gap[0] and gap[1] <= offset + len(data)})
+    # -- what is here already ----------------------------------------------------------------------------------------
 
-    def _contradict(self, tx: Read, ns: str, row: SegmentRow, offset: int, data: bytes, different: int) -> None:
+    def _compare(self, tx: Read, ns: str, part: Part) -> list[Range]:
+        """Which of our bytes that never verified do these replace? Raises Refused where others differ.
+
+        What the client calls damaged says nothing against what verified here.
+        """
+        row, end = part.row, min(part.row.length, part.end)
+        if part.offset >= end:
+            return []
+        ours = b"".join(tx.bytes_of(ns, row.id, part.offset, end))
+        theirs = part.data if len(part.data) == len(ours) else part.data[: len(ours)]
+        unsure = _overlapping(row.damaged, part.offset, end)
+        if ours != theirs:
+            for low, high in outside(sorted([*unsure, *part.damaged]), part.offset, end):
+                a, b = ours[low - part.offset : high - part.offset], part.bytes(low, high)
+                if a != b:
+                    self._contradict(part, ours, low + _difference(a, b))
+        return [
+            (low, high)
+            for low, high in unsure
+            if part.bytes(low, high) != ours[low - part.offset : high - part.offset] or _verifies(part, low, high)
+        ]
+
+    def _contradict(self, part: Part, ours: bytes, different: int) -> None:
         """Refuse bytes that differ from ours in the frame at `different`: another frame, or none at all."""
-        crcs, start = LengthCrcs(row.crc), max(offset, row.first)
-        ours = b"".join(tx.bytes_of(ns, row.id, start, min(row.length, offset + len(data))))
-        at = start + _frame_before(ours, different - start) if different >= start else offset
-        frames: list[Event] = []
-        end = walk(data, at - offset, crcs, decode_event, frames) + offset if different >= start else 0
-        if different >= start and end <= different:
-            raise Refused(422, TORN, f"there is no whole frame at byte {at}", offset=at)
+        row, at = part.row, part.offset
+        if different >= row.first:
+            begins = [high for _, high in row.damaged if part.offset <= high <= different]
+            start = max(part.offset, row.first, *begins)
+            at = start + _frame_before(ours[start - part.offset :], different - start)
+            if walk(part.data, at - part.offset, LengthCrcs(row.crc), decode_event, []) + part.offset <= different:
+                raise Refused(422, TORN, f"there is no whole frame at byte {at}", offset=at)
         self.conflicts += 1
         log.error("conflict: segment %s has another frame at %d", row.id, at)
         raise Refused(409, CONFLICT, "other bytes are stored there; the first are kept", offset=at)
 
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
-    def bodies(
-        self, tx: Read, ns: str, row: SegmentRow, runs: list[list[Event]], without: frozenset[str] | None
-    ) -> Callable[[list[Event]], list[Event]]:
-        """What puts the bodies in; raises Refused if some are not here and not given up (None: all are)."""
-        found: dict[int, Any] = {}
-        missing: list[str] = []
-        lost: set[int] = set()
-        for event in (event for run in runs for event in run if type(event[3]) is msgspec.msgpack.Ext):
-            spill = event[3]
-            if spill.code != SPILLED or len(spill.data) != SPILL.size:
-                continue
-            digest, _ = SPILL.unpack(bytes(spill.data))
-            name = ev.blob_name(digest.hex(), row.writer, event[0])
-            blob = tx.blob(ns, "", name)
-            if blob is not None:
-                content = b"".join(self.objects.open(blob.key))
-                found[event[0]] = msgpack.unpackb(content, strict_map_key=False)
-            elif without is None or name in without:
-                lost.add(event[0])
-            else:
-                missing.append(name)
+    def _require_bodies(
+        self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]
+    ) -> None:
+        """Raises Refused if bodies of these events are not here, and not given up."""
+        names = [spill[0] for run in runs if has_spilled(run) for event in run.events if (spill := _spill(row, event))]
+        missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]
         if missing:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
-        if not found and not lost:
-            return lambda run: run
-        return lambda run: [
-            (seq, kind, time, found.get(seq, body)) for seq, kind, time, body in run if seq not in lost
-        ]
+
+    def _body_row(self, tx: Read, ns: str, name: str) -> BlobRow | None:
+        """A body that is here; one whose object was lost is not."""
+        blob = tx.blob(ns, "", name)
+        return blob if blob is not None and self.objects.size(blob.key) == blob.size else None
+
+    def pieces(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[Run]:
+        """The run with its bodies, in pieces that memory can hold. An event whose body is lost is left out."""
+        if not has_spilled(run):
+            yield run
+            return
+        start = position = run.start
+        events: list[Event] = []
+        held = 0
+        for event, size in zip(run.events, self._frame_sizes(tx, ns, row, run), strict=True):
+            spill = _spill(row, event)
+            try:
+                body = event[3] if spill is None else self._body(tx, ns, *spill)
+            except (FileNotFoundError, ValueError) as error:
+                log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
+                if events:
+                    yield Run(start, position, events)
+                start, events, held = position + size, [], 0
+            else:
+                events.append((event[0], event[1], event[2], body))
+                held += 0 if spill is None else spill[1]
+            position += size
+            if held > _BODIES_AT_ONCE:
+                yield Run(start, position, events)
+                start, events, held = position, [], 0
+        if events:
+            yield Run(start, position, events)
+
+    def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
+        blob = self._body_row(tx, ns, name)
+        if blob is None or blob.size != size:
+            raise FileNotFoundError(name)
+        return msgpack.unpackb(b"".join(self.objects.open(blob.key)), strict_map_key=False)
+
+    def _frame_sizes(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[int]:
+        data = b"".join(tx.bytes_of(ns, row.id, run.start, run.end))
+        position = 0
+        while position < len(data):
+            size = HEAD.size + int(HEAD.unpack_from(data, position)[0])
+            yield size
+            position += size
 
     # -- deaths ------------------------------------------------------------------------------------------------------
 
     def deaths(self, ns: str, journal: str, notes: list[dict[str, Any]]) -> int:
-        """What observers noted: these writers are dead. Noted once each; a later event of the writer makes it void."""
-        with self.documents.write() as tx:
+        """What observers noted: these writers are dead. How many writers of the journal are known to be dead then.
+
+        A note counts once. It is void if a later event of its writer was folded, before it came or after.
+        """
+        for note in notes:
+            if not (_ID.fullmatch(note["writer"]) and _ID.fullmatch(note["segment"]) and 0 <= note["end"] < 1 << 62):
+                raise Refused(422, MALFORMED, "that is no note of a death")
+        with self.writing() as tx:
             known = tx.journal(ns, journal)
             if known is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
             live = self.live(tx, ns, known.experiment, known.project, known.name)
-            count, released = 0, []
-            try:
-                for note in notes:
-                    who, segment, end = note["writer"], note["segment"], note["end"]
-                    if tx.has_death(ns, known.experiment, who, segment, end):
-                        continue
-                    edits = Edits()
-                    if who not in live.row.removed_writers:
-                        fold_death(live.state, who, edits)
-                    arrival = Arrival(live.row.version, DEATH, who, 0, end, segment)
-                    tx.claim_arrival(ns, known.experiment, arrival)
-                    released += self.store(tx, ns, live, edits)
-                    count += 1
-            except BaseException:
-                self.forget(ns, known.experiment)
-                raise
+            edits = Edits()
+            for note in notes:
+                who, segment, end = note["writer"], note["segment"], note["end"]
+                if not self._is_void(tx, ns, live, who, segment, end):
+                    fold_death(live.state, who, edits)
+                    self.arrive(tx, ns, live, DEATH, who, 0, end, segment)
+            released = self.store(tx, ns, live, edits)
+            writers = {row.writer for row in tx.segments(ns, journal)}
         self.told(ns, live, released)
-        return count
+        return sum(writer.dead for writer in live.state.writers.values() if writer.id in writers)
+
+    def _is_void(self, tx: Read, ns: str, live: Live, who: str, segment: str, end: int) -> bool:
+        """Was it noted before, is nothing of that writer here, or is more here than its observer had read?"""
+        if who not in live.state.writers or tx.has_death(ns, live.row.id, who, segment, end):
+            return True
+        row = tx.segment(ns, segment)
+        if row is None:
+            # Its observer had read nothing of it, and we did.
+            return True
+        later = [other for other in tx.segments(ns, row.journal) if other.writer == who and other.file > row.file]
+        return row.writer != who or row.length > end or any(other.length > other.first for other in later)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a request brings of a segment: bytes from `offset` on, of which the client calls some damaged."""
+
+    row: SegmentRow
+    offset: int
+    data: bytes
+    damaged: list[Range]
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
+
+    def bytes(self, start: int, end: int) -> bytes:
+        """Bytes [start, end) of the segment."""
+        return self.data[start - self.offset : end - self.offset]
+
+
+def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
+    """What follows our copy: runs of frames, and what is damaged between. Raises Refused where neither is."""
+    row, runs, gaps = part.row, list[Run](), list[Range]()
+    position = row.length
+    if not position:
+        position = row.first
+        if any(low < row.first for low, _ in part.damaged):
+            gaps.append((0, row.first))
+    for low, high in [*(gap for gap in part.damaged if gap[1] > position), (part.end, part.end)]:
+        low, high = min(max(low, position), part.end), min(high, part.end)
+        if low > position:
+            runs.append(_frames(part, position, low))
+        if high > low:
+            gaps.append((low, high))
+        position = max(position, high)
+    return runs, gaps
+
+
+def _mended(part: Part, start: int, end: int) -> list[Run]:
+    """The frames in a range of ours that never verified. Raises Refused for what the client does not call damaged."""
+    row, runs = part.row, list[Run]()
+    if start < row.first:
+        # A header that was damaged on the client's disk, and holds now.
+        if not any(low < row.first for low, _ in part.damaged):
+            if not _is_header(part):
+                raise Refused(422, TORN, "the header does not hold", offset=0)
+            runs.append(Run(0, row.first, []))
+        start = row.first
+    for low, high in outside(part.damaged, start, end):
+        runs.append(_frames(part, low, high))
+    return runs
+
+
+def _is_header(part: Part) -> bool:
+    try:
+        _, size, crc = decode_header(part.data)
+    except (Damaged, NewerFormat):
+        return False
+    return (size, crc) == (part.row.first, part.row.crc)
+
+
+def _verifies(part: Part, start: int, end: int) -> bool:
+    """Do bytes hold that the client does not call damaged, although they were when they came?"""
+    try:
+        return any(run.end > run.start for run in _mended(part, start, end))
+    except Refused:
+        return False
+
+
+def has_spilled(run: Run) -> bool:
+    """Is the body of any event kept as a blob?"""
+    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), run.events)))
+
+
+def _spill(row: SegmentRow, event: Event) -> tuple[str, int] | None:
+    """(name, size in bytes) of the blob that keeps an event's body."""
+    body = event[3]
+    if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(body.data) != SPILL.size:
+        return None
+    digest, size = SPILL.unpack(bytes(body.data))
+    return ev.blob_name(digest.hex(), row.writer, event[0]), size
+
+
+def outside(ranges: Iterable[Range], start: int, end: int) -> Iterator[Range]:
+    """What of [start, end) none of the sorted ranges covers."""
+    for low, high in ranges:
+        if high <= start:
+            continue
+        if low >= end:
+            break
+        if low > start:
+            yield start, low
+        start = max(start, high)
+    if start < end:
+        yield start, end
+
+
+def _overlapping(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
+    """The parts of ranges that lie in [start, end)."""
+    return [(max(low, start), min(high, end)) for low, high in sorted(ranges) if low < end and high > start]
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
@@ -400,14 +534,14 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
         return decode_header(mended)
 
 
-def _frames(data: bytes, offset: int, start: int, end: int, crcs: LengthCrcs) -> list[Event]:
-    """The events of whole frames in [start, end). Raises Refused where there is none."""
+def _frames(part: Part, start: int, end: int) -> Run:
+    """The run of whole frames in [start, end). Raises Refused where there is none."""
     found: list[Event] = []
-    buffer = data if end - offset == len(data) else data[: end - offset]
-    stop = walk(buffer, start - offset, crcs, decode_event, found)
-    if stop != end - offset:
-        raise Refused(422, TORN, f"there is no whole frame at byte {offset + stop}", offset=offset + stop)
-    return found
+    buffer = part.data if end == part.end else part.data[: end - part.offset]
+    stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, found) + part.offset
+    if stop != end:
+        raise Refused(422, TORN, f"there is no whole frame at byte {stop}", offset=stop)
+    return Run(start, end, found)
 
 
 def _frame_before(frames: bytes, offset: int) -> int:
@@ -421,12 +555,13 @@ def _frame_before(frames: bytes, offset: int) -> int:
     return position
 
 
-def _first_difference(old: bytes, new: bytes, base: int, unsure: list[Range]) -> int | None:
-    """Where two pieces differ outside of the unsure ranges."""
-    for index, (a, b) in enumerate(zip(old, new, strict=False)):
-        if a != b and not any(low <= base + index < high for low, high in unsure):
-            return base + index
-    return None
+def _difference(a: bytes, b: bytes) -> int:
+    """Where two pieces that are not the same differ first."""
+    low, high = 0, max(len(a), len(b))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
+    return low
 
 
 def _appended(length: int, row: ExperimentRow | None) -> Appended:

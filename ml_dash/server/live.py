@@ -57,7 +57,9 @@ class Hub:
             return
         with self._lock:
             first = not self._pending
-            self._pending[namespace, experiment] = events
+            # One that was removed, and begun anew at once, was removed all the same.
+            if self._pending.get((namespace, experiment), 0) is not None:
+                self._pending[namespace, experiment] = events
         # One wake-up for many changes. The loop may have ended since.
         if first and not loop.is_closed():
             loop.call_soon_threadsafe(self._deliver)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from typing import Final
 
 from ..fold import fold, fold_death
 from ..frames import Event, LengthCrcs, walk
-from ..journal.reader import decode_event
+from ..journal.reader import Run, decode_event
 from ..state import FOLD_VERSION, Edits, State
-from .blocks import add
-from .ingest import STRETCH, Ingest, Live
-from .stores import Arrival, SegmentRow, StoreRefused, Write
+from .ingest import STRETCH, Ingest, Live, outside
+from .stores import Arrival, Read, SegmentRow, StoreRefused, Write
 
-_ARRIVALS: int = 1000
+_ARRIVALS: Final = 1000
 
 
 def refold_all(ingest: Ingest) -> int:
@@ -29,24 +29,21 @@ def refold_all(ingest: Ingest) -> int:
 
 def refold(ingest: Ingest, ns: str, experiment: str) -> None:
     """The same for one experiment, in one transaction."""
-    with ingest.documents.write() as tx:
+    with ingest.writing() as tx:
         row = tx.experiment(ns, experiment)
         if row is None:
             return
-        live = Live(row, State(project=row.project, name=row.name))
+        live = ingest.live(tx, ns, experiment)
+        live.row, live.state, live.tails = row, State(project=row.project, name=row.name), {}
         tx.drop_blocks(ns, experiment)
-        after = 0
+        # What was released is gone already.
+        edits, after = Edits(), 0
         while arrivals := tx.arrivals(ns, experiment, after, _ARRIVALS):
             for arrival in arrivals:
-                edits = Edits()
                 _fold(ingest, tx, ns, live, arrival, edits)
-                # What was released is gone already.
-                tx.put_blocks(ns, experiment, add(tx, ns, experiment, edits, live.tails))
             after = arrivals[-1].n + 1
-        # store() counts one arrival; nothing has arrived.
-        live.row = replace(live.row, version=row.version - 1)
-        ingest.store(tx, ns, live, Edits())
-    ingest.told(ns, live)
+        edits.released = []
+        ingest.store(tx, ns, live, edits)
 
 
 def _fold(ingest: Ingest, tx: Write, ns: str, live: Live, arrival: Arrival, edits: Edits) -> None:
@@ -61,20 +58,17 @@ def _fold(ingest: Ingest, tx: Write, ns: str, live: Live, arrival: Arrival, edit
     if segment.writer in hidden:
         return
     for run in _runs(tx, ns, segment, max(arrival.start, segment.first), arrival.end):
-        bodies = ingest.bodies(tx, ns, segment, [run], None)
-        fold(live.state, segment.writer, bodies(run), edits)
+        for piece in ingest.pieces(tx, ns, segment, run):
+            fold(live.state, segment.writer, piece.events, edits)
+            ingest.apply(tx, ns, live, edits)
 
 
-def _runs(tx: Write, ns: str, segment: SegmentRow, start: int, end: int) -> list[list[Event]]:
-    """The events of a stretch, around what was damaged."""
-    data = b"".join(tx.bytes_of(ns, segment.id, start, end))
-    crcs, runs, position = LengthCrcs(segment.crc), [], start
-    for low, high in [*(gap for gap in segment.damaged if gap[0] < end and gap[1] > start), (end, end)]:
-        low = min(max(low, position), end)
+def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Run]:
+    """The events of a stretch, around what is damaged."""
+    for low, high in outside(segment.damaged, start, end):
+        data = b"".join(tx.bytes_of(ns, segment.id, low, high))
         events: list[Event] = []
-        stop = walk(data[: low - start], position - start, crcs, decode_event, events)
-        if stop != low - start:
-            raise StoreRefused(f"segment {segment.id} does not hold at byte {start + stop}", hint="restore a backup")
-        runs.append(events)
-        position = max(position, min(high, end))
-    return runs
+        stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)
+        if stop != high:
+            raise StoreRefused(f"segment {segment.id} does not hold at byte {stop}", hint="restore a backup")
+        yield Run(low, high, events)

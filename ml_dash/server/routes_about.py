@@ -128,6 +128,6 @@ ROUTES: Final = [
     Route("GET", "/whoami", whoami, READ),
     Route("GET", "/health", health, OPEN),
     Route("GET", "/-/ready", ready, OPEN),
-    Route("GET", "/metrics", figures, OPEN),
+    Route("GET", "/metrics", figures, READ),
     Route("GET", "/openapi.json", openapi, OPEN),
 ]

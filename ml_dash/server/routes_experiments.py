@@ -9,8 +9,8 @@ from starlette.responses import Response, StreamingResponse
 
 from ..names import check_name
 from ..protocol import MAX_BATCH_BYTES
-from ..values import flatten, from_json
-from .calls import READ, WRITE, Call, Route, answer, malformed
+from ..values import flatten
+from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
 
 PAGE: Final = 1000
 STATUSES: Final = ("running", "completed", "failed", "interrupted")
@@ -22,13 +22,14 @@ class _Named(TypedDict):
 
 
 class NewExperiment(_Named, total=False):
-    """What `POST /projects/{project}/experiments` takes."""
+    """What `POST /projects/{project}/experiments` takes; `text` names what in `metadata` is text and no number."""
 
     description: str | None
     tags: list[str] | None
     folder: str | None
     metadata: dict[str, Any] | None
     writeProtected: bool | None
+    text: list[str]
 
 
 class _Data(TypedDict):
@@ -49,9 +50,9 @@ async def upsert_experiment(call: Call) -> Response:
     project = check_name("project", call.parts["project"])
     async with call.json(NewExperiment) as body:
         check_name("name", body["name"])
-        given = {name: value for name, value in body.items() if value is not None}
+        given = {name: value for name, value in body.items() if value is not None and name != "text"}
         if body.get("metadata") is not None:
-            given["metadata"] = from_json(body["metadata"] or {})
+            given["metadata"] = recorded(body["metadata"] or {}, body.get("text", ()))
         return answer(await call.write(call.core.upsert_experiment, call.namespace, project, given))
 
 
@@ -84,7 +85,7 @@ async def experiment(call: Call) -> Response:
 
 async def set_parameters(call: Call) -> Response:
     async with call.json(NewParameters, MAX_BATCH_BYTES) as body:
-        data = flatten(from_json(body["data"], body.get("text", ())))
+        data = flatten(recorded(body["data"], body.get("text", ())))
         return answer(await call.write(call.core.set_parameters, call.namespace, call.experiment(), data))
 
 
@@ -95,6 +96,9 @@ async def get_parameters(call: Call) -> Response:
 async def events(call: Call) -> Response:
     """A stream that says how many events the experiment has, when that changes."""
     hub, name = call.services.hub, call.experiment()
+    if call.request.method == "HEAD":
+        await call.read(call.core.experiment, call.namespace, name)
+        return Response(media_type="text/event-stream")
     text = call.request.headers.get("last-event-id", "")
     known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
     listener = hub.join(call.namespace, name)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypedDict
 
+import anyio
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.responses import Response
 
+from ..errors import WriteProtected
 from ..files import get_mime_type
 from ..names import check_filename, check_prefix
 from ..protocol import DIGEST, Refused
-from ..values import from_json
-from .bodies import chunks, declared_length, decode_json, too_large
-from .calls import READ, WRITE, Call, Route, answer, malformed
+from .bodies import ADMISSION_S, busy, chunks, declared_length, decode_json, too_large
+from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
 from .downloads import Opened, download
 
 _FIELD_BYTES: Final = 256 << 10
@@ -39,21 +42,43 @@ async def add_file(call: Call) -> Response:
     """Add a file: multipart, streamed to disk, never whole in memory."""
     experiment = call.experiment()
     # Who may not, or has no such experiment, is told before the first byte is stored.
-    await call.read(call.core.experiment, call.namespace, experiment)
+    found = await call.read(call.core.experiment, call.namespace, experiment)
+    if found["writeProtected"]:
+        raise WriteProtected("the experiment is write-protected: parameters and files are final")
     limit = call.services.settings.max_file_size
     declared = declared_length(call.request)
     if declared is not None and declared > limit + _OVERHEAD:
         raise too_large(limit)
     upload = _Upload(call.core.staging / f"upload-{os.urandom(12).hex()}", limit)
     try:
-        async with call.services.uploads:
-            parser = _parser(call, upload)
+        parser = _parser(call, upload)
+        async with _turn(call):
+            have = 0
             async for part in chunks(call.request):
+                have += len(part)
+                if have > limit + _OVERHEAD:
+                    raise too_large(limit)
                 await call.write(_feed, parser, part)
             fields = await call.write(upload.finish)
             return answer(await call.write(call.core.add_file, call.namespace, experiment, upload.path, fields))
     finally:
-        upload.close()
+        with anyio.CancelScope(shield=True):
+            await call.write(upload.close)
+
+
+@asynccontextmanager
+async def _turn(call: Call) -> AsyncIterator[None]:
+    """One of the uploads that may be under way at once. Raises Refused (429) where none ends for long."""
+    uploads = call.services.uploads
+    try:
+        with anyio.fail_after(ADMISSION_S):
+            await uploads.acquire()
+    except TimeoutError:
+        raise busy() from None
+    try:
+        yield
+    finally:
+        uploads.release()
 
 
 async def files(call: Call) -> Response:
@@ -74,7 +99,7 @@ async def update_file(call: Call) -> Response:
     async with call.json(FileChange) as body:
         changes: dict[str, Any] = {name: value for name, value in body.items() if value is not None and name != "text"}
         if "metadata" in changes:
-            changes["metadata"] = from_json(changes["metadata"], body.get("text", ()))
+            changes["metadata"] = recorded(changes["metadata"], body.get("text", ()))
         return answer(
             await call.write(call.core.update_file, call.namespace, call.experiment(), call.file(), changes)
         )
@@ -206,7 +231,7 @@ class _Upload:
             "prefix": self.fields.get("prefix") or "/",
             "description": self.fields.get("description") or None,
             "tags": [tag.strip() for tag in self.fields.get("tags", "").split(",") if tag.strip()] or None,
-            "metadata": from_json(value, texts) if value is not None else None,
+            "metadata": recorded(value, texts) if value is not None else None,
             "contentType": get_mime_type(self.filename),
             "sizeBytes": self.size,
             "checksum": checksum,

@@ -7,8 +7,7 @@ from typing import Any, Final, TypedDict
 from starlette.responses import Response
 
 from ..protocol import MAX_BATCH_BYTES
-from ..values import from_json
-from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json
+from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
 MANY: Final = 10_000
 
@@ -45,7 +44,7 @@ def _plain(entry: NewLog) -> dict[str, Any]:
     """An entry with its values as they were meant, and only what was given."""
     given: dict[str, Any] = {name: value for name, value in entry.items() if value is not None and name != "text"}
     if "metadata" in given:
-        given["metadata"] = from_json(given["metadata"], entry.get("text", ()))
+        given["metadata"] = recorded(given["metadata"], entry.get("text", ()))
     return given
 
 

@@ -8,8 +8,7 @@ from starlette.responses import Response
 
 from ..names import check_metric_name
 from ..protocol import MAX_BATCH_BYTES
-from ..values import from_json
-from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json
+from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
 BATCH: Final = 100_000
 PLOT: Final = 10_000
@@ -45,7 +44,7 @@ async def append(call: Call) -> Response:
     async with call.json(NewPoint) as body:
         if not body["data"]:
             malformed("data has no fields")
-        row = from_json(body["data"], body.get("text", ()))
+        row = recorded(body["data"], body.get("text", ()))
         made = await call.write(
             call.core.append_points, call.namespace, call.experiment(), _metric(call), [row], **_extras(body)
         )
@@ -78,9 +77,9 @@ def _append_batch(
     extras: dict[str, Any],
 ) -> Any:
     if texts:
-        rows = [from_json(row, names) for row, names in zip(given, texts, strict=True)]
+        rows = [recorded(row, names) for row, names in zip(given, texts, strict=True)]
     else:
-        rows = [from_json(row) for row in given]
+        rows = [recorded(row) for row in given]
     return call.core.append_points(call.namespace, experiment, metric, rows, **extras)
 
 
@@ -122,7 +121,7 @@ def _extras(body: Any) -> dict[str, Any]:
     """Description, tags and metadata of the metric, as far as they are given."""
     given = {name: body[name] for name in ("description", "tags") if body.get(name) is not None}
     if body.get("metadata") is not None:
-        given["metadata"] = from_json(body["metadata"])
+        given["metadata"] = recorded(body["metadata"])
     return given
 
 

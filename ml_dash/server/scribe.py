@@ -13,8 +13,7 @@ import msgspec
 
 from .. import __version__
 from .. import events as ev
-from ..durable import fail_point
-from ..errors import InvalidValue, WriteProtected
+from ..errors import InvalidInput, InvalidValue, WriteProtected
 from ..frames import MAX_PAYLOAD, Header, LengthCrcs, encode_frame, encode_header
 from ..journal.segment import ROLL_BYTES, SegmentName
 from ..names import check_metric_name, check_name, experiment_id
@@ -28,6 +27,10 @@ New = tuple[int, Any, int | None]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ROWS_AT_ONCE: Final = 2_000
+_PENS_KEPT: Final = 1_000
+# A register goes to the greatest stamp: what is set here, by somebody who saw the rest, comes behind all of that.
+_REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
+_LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
@@ -67,11 +70,11 @@ class Scribe:
         """
         identity = experiment_id(project, name)
         with self._guard:
-            pen = self._pens.get((ns, identity))
+            pen = self._pens.pop((ns, identity), None)
             if pen is None or pen.length > ROLL_BYTES:
                 pen = _new_pen(project, name)
             try:
-                with self._ingest.documents.write() as tx:
+                with self._ingest.writing() as tx:
                     live = self._ingest.live(tx, ns, identity, project, name)
                     new: list[New] = []
                     if pen.seq == 0:
@@ -81,22 +84,23 @@ class Scribe:
                     if before is not None:
                         before(tx, live.state, writer, first)
                     new += make(live.state, writer, first)
-                    data, last_ns = _frames(pen, new)
-                    row, changed, released = self._ingest.take(
-                        tx, ns, pen.journal.hex(), pen.segment, pen.length, data
-                    )
-                    fail_point("ingest-before-commit")
-                fail_point("ingest-after-commit")
-            except BaseException:
-                self._pens.pop((ns, identity), None)
-                self._ingest.forget(ns, identity)
+                    data, last_ns = _frames(pen, new, live.state.updated_ns)
+                    length, _, released = self._ingest.take(tx, ns, pen.journal.hex(), pen.segment, pen.length, data)
+            except (Refused, InvalidInput, WriteProtected):
+                # Nothing of the storage went wrong: it can be written with again.
+                if pen.seq:
+                    self._keep((ns, identity), pen)
                 raise
             pen.seq += len(new)
-            pen.length, pen.last_ns = row.length, last_ns
-            self._pens[ns, identity] = pen
-        result: Live = changed or live
-        self._ingest.told(ns, result, released)
-        return result
+            pen.length, pen.last_ns = length, last_ns
+            self._keep((ns, identity), pen)
+        self._ingest.told(ns, live, released)
+        return live
+
+    def _keep(self, key: tuple[str, str], pen: Pen) -> None:
+        self._pens[key] = pen
+        if len(self._pens) > _PENS_KEPT:
+            del self._pens[next(iter(self._pens))]
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
         """Project and name of an experiment that is here. Raises Refused."""
@@ -124,13 +128,18 @@ def _opening(project: str, name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _frames(pen: Pen, new: list[New]) -> tuple[bytes, int]:
-    """The bytes that follow what the segment has."""
+def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
+    """The bytes that follow what the segment has, and the time of the last of them."""
     parts = [] if pen.length else [pen.header]
     last = pen.last_ns
     for number, (kind, body, time) in enumerate(new, pen.seq):
         last = max(time_ns(), last)
-        payload = _encode((number, kind, last if time is None else time, body))
+        if kind in _REGISTERS:
+            last = max(last, min(newest_ns, _LATEST_NS) + 1)
+        try:
+            payload = _encode((number, kind, last if time is None else time, body))
+        except (ValueError, OverflowError) as error:
+            raise InvalidValue(f"a value cannot be stored: {error}") from None
         if len(payload) > MAX_PAYLOAD:
             raise InvalidValue(f"an event of {len(payload):,} bytes is too long", hint="at most 1 MiB each by REST")
         parts.append(encode_frame(payload, pen.crcs))

@@ -168,8 +168,8 @@ def _log_event(number: int, entry: dict[str, Any]) -> New:
     level = LogLevel.validate(entry.get("level") or "info")
     text = entry.get("timestamp")
     try:
-        # A time to come would keep the experiment the newest until then.
-        time = None if text is None else max(0, min(parse_time(text), time_ns()))
+        # A time to come would keep the experiment the newest until then; 0 stands for none.
+        time = None if text is None else max(1, min(parse_time(text), time_ns()))
     except ValueError:
         raise InvalidValue(
             f"logs[{number}].timestamp is {text!r:.60}", hint="use ISO 8601, as 2025-10-25T10:30:00.123Z"

@@ -7,17 +7,21 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ml_dash import Experiment, InvalidValue, login, register, sent
+from ml_dash import Experiment, InvalidValue, RemoteClient, login, proof, register, sent
 from ml_dash.blobs import names
 from ml_dash.config import state_folder
 from ml_dash.journal.segment import list_segments
 from ml_dash.lock import Turn
+from ml_dash.names import experiment_id
+from ml_dash.read import at
+from tests.running import Server, end_started, once
 
 if TYPE_CHECKING:
     from tests.api.conftest import Make, Python
@@ -475,3 +479,104 @@ def test_the_library_says_nothing_of_uploads_at_debug_level_that_holds_a_token(
         assert experiment.wait_synced(0) is False
         assert "mld_secret" not in repr(experiment)
     assert "mld_secret" not in caplog.text
+
+
+# -- a real uploader and a real server -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    serving = Server(tmp_path_factory.mktemp("remote") / "data").start()
+    yield serving
+    serving.end()
+
+
+@pytest.fixture
+def started_uploader() -> Iterator[dict[str, str]]:
+    """The variables of a process that may start the uploader; that is ended after the test."""
+    yield {"ML_DASH_AUTOSYNC": "1", "ML_DASH_QUIET": "0"}
+    end_started(state_folder())
+
+
+def there(server: Server, name: str = "first") -> list[int]:
+    """The steps of the points that the server has."""
+    with RemoteClient(server.url, user_name="alice") as client:
+        points = client.points(experiment_id("cv", name), "loss", limit=10_000)["data"]
+    return [point["data"]["step"] for point in points]
+
+
+RECORD = """
+import os, signal, sys
+from pathlib import Path
+from ml_dash import Experiment
+experiment = Experiment(sys.argv[2], "cv", remote=sys.argv[1], user_name="alice").open()
+for step in range(500):
+    experiment.metric("loss").append(value=1 / (step + 1), step=step)
+"""
+
+
+def test_a_process_starts_an_uploader_that_sends_all(
+    python: Python, server: Server, started_uploader: dict[str, str]
+) -> None:
+    ended = python(
+        RECORD + """
+Path("weights.bin").write_bytes(bytes(1 << 20))
+experiment.file("weights.bin")
+before = experiment.durable_state()["remote"]
+assert experiment.wait_synced(60) is True
+state = experiment.durable_state()
+assert before < state["remote"] == state["written"] == 502, state
+pid = int(__import__("json").loads((Path(sys.argv[3]) / "syncd.json").read_text())["pid"])
+print(os.getsid(pid) != os.getsid(0), os.readlink(f"/proc/{pid}/cwd"), os.readlink(f"/proc/{pid}/fd/0"))
+experiment.log("the last word")
+experiment.close()
+""",
+        server.url, "first", state_folder(), env={**started_uploader, "ML_DASH_EXIT_WAIT": "60"},
+    )  # fmt: skip
+    assert ended.out == "True / /dev/null\n"
+    # All of it was sent when it ended: nothing is said then.
+    assert len(ended.err.splitlines()) == 1
+    assert there(server) == list(range(500))
+    with RemoteClient(server.url, user_name="alice") as client:
+        assert client.experiment(experiment_id("cv", "first"))["status"] == "completed"
+        (file,) = client.files(experiment_id("cv", "first"))
+        assert sum(map(len, client.read_file(experiment_id("cv", "first"), file["id"]))) == 1 << 20
+
+
+def test_what_a_killed_process_recorded_is_sent_by_the_uploader_it_started(
+    python: Python, server: Server, started_uploader: dict[str, str], until: Callable[[Callable[[], Any]], None]
+) -> None:
+    ended = python(
+        RECORD + """
+assert experiment.wait_synced(60)
+for step in range(500, 1000):
+    experiment.metric("loss").append(value=1 / (step + 1), step=step)
+written = experiment.durable_state()["written"]
+print(written, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        server.url, "killed", env=started_uploader, code=-9,
+    )  # fmt: skip
+    written = int(ended.out)
+    (one,) = register.registrations()
+
+    def proven() -> bool:
+        located = at(Path(one.journal))
+        assert located is not None
+        if register.cursor_of(one) is None:
+            return False
+        with closing(proof.connect(one)) as link:
+            found = proof.prove(located, one, link)
+        return found.complete and found.events >= written
+
+    until(proven)
+    assert there(server, "killed") == list(range(len(there(server, "killed"))))
+    assert len(there(server, "killed")) >= written - 1
+
+
+def test_a_token_that_is_not_accepted_keeps_the_data_until_there_is_a_login(python: Python, server: Server) -> None:
+    python(RECORD.replace('user_name="alice"', 'api_key="mld_never-issued"'), server.url, "later")
+    assert once() == 3
+    login.store(server.url, login.development_token("alice"))
+    assert once() == 0
+    assert there(server, "later") == list(range(500))

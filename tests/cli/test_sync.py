@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ml_dash import Experiment, experiments, register, sent
+from ml_dash import Experiment, RemoteClient, experiments, register, sent
 from ml_dash.journal.segment import list_segments
+from ml_dash.names import experiment_id
 from ml_dash.read import at
 from tests import running
 
@@ -83,6 +84,7 @@ def test_before_and_after_it_is_sent(dash: Dash, record: Record, server: running
     record("first", loss=(1.0,) * 100, files={"a.bin": "a", "b.bin": "b"})
     before = dash("sync", "status", code=UNSENT)
     assert before.lines[0].startswith("cv/first: 0 of 1")
+    assert before.lines[0].endswith(f" events, 0 of 2 files, nothing is there yet ({server.url})")
     assert "unknown to the server" in before.out
 
     assert running.drain() == []
@@ -243,6 +245,16 @@ def test_a_login_that_is_missing_is_named(dash: Dash, record: Record, monkeypatc
     assert "not proven" in result.out
     assert "ml-dash login" in result.out
     assert "mld_never-issued" not in result.out + result.err
+
+
+def test_one_that_was_removed_there_is_not_there(
+    dash: Dash, record: Record, server: running.Server, tmp_path: Path
+) -> None:
+    record("first")
+    assert running.drain() == []
+    with RemoteClient(server.url, user_name=tmp_path.name) as client:
+        client.remove_experiment(experiment_id("cv", "first"))
+    assert "removed there" in dash("sync", "status", code=UNSENT).out
 
 
 def test_the_path_limits_it(dash: Dash, record: Record, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ def test_health_needs_no_login(web: Web) -> None:
     assert (found["status"], found["database"], found["storage"]) == ("ok", "connected", "connected")
     assert found["uptime"] >= 0
     assert anonymous.get("/-/ready") == {"status": "ready"}
-    figures = anonymous.ask("GET", "/metrics").text
+    anonymous.refused("GET", "/metrics", 401, "unauthorised")
+    figures = web.ask("GET", "/metrics").text
     assert "ml_dash_requests_total" in figures
     anonymous.session.close()
 

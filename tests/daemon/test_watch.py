@@ -1,0 +1,230 @@
+"""New data is noticed: by sizes and locks, by hints where there are any, and in folders whose times tell nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from ml_dash_syncd import discover, watch
+from ml_dash_syncd.settings import Settings
+from ml_dash_syncd.watch import Hints, Look, Pace
+
+from ml_dash import Experiment, lock, register
+from ml_dash.journal.segment import SEGMENTS
+from ml_dash.register import Registration
+
+URL = "http://127.0.0.1:9"
+WRITER = "0" * 31 + "1"
+
+
+def segments(tmp_path: Path) -> Path:
+    folder = tmp_path / SEGMENTS
+    folder.mkdir()
+    return folder
+
+
+def name(number: int, kind: str) -> str:
+    created = f"{1_700_000_000_000_000_000 + number:020d}"
+    return f"{created}-{WRITER}-{number:06d}.seg" if kind == "seg" else f"{created}-{WRITER}.lock"
+
+
+def journal(store: Path, called: str, **more: object) -> Path:
+    """A journal with a closed writer."""
+    with Experiment(called, "p", local_path=store, **more) as experiment:  # type: ignore[arg-type]
+        experiment.log("hello")
+    return store / "p" / called / ".journal"
+
+
+def test_a_live_writer_is_looked_at_and_its_death_is_noticed(tmp_path: Path) -> None:
+    with Experiment("live", "p", local_path=tmp_path) as experiment:
+        look = Look(tmp_path / "p" / "live" / ".journal")
+        assert look.has_changed()
+        assert look.live
+        experiment.log("more")
+        assert look.has_changed()
+        assert not look.has_changed()
+    assert look.has_changed()
+    assert not look.live
+
+
+def test_a_lock_that_nobody_holds_is_told_once(tmp_path: Path) -> None:
+    folder = segments(tmp_path)
+    (folder / name(1, "seg")).write_bytes(b"x")
+    (folder / name(1, "lock")).touch()
+    look = Look(tmp_path)
+    assert look.has_changed()
+    assert not look.live
+    assert not look.has_changed()
+    held = lock.hold(folder / name(1, "lock"))
+    assert held is not None
+    held.release()
+
+
+def test_a_file_that_comes_without_a_new_time_of_its_folder_is_found(tmp_path: Path) -> None:
+    """Clocks of file systems are coarse: two changes in one tick have one time."""
+    folder = segments(tmp_path)
+    look = Look(tmp_path)
+    look.has_changed()
+    before = folder.stat()
+    (folder / name(1, "seg")).write_bytes(b"x")
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert look.look_at_rest()
+    assert not look.look_at_rest()
+
+
+def test_sizes_tell_what_neither_locks_nor_folders_do(tmp_path: Path) -> None:
+    path = segments(tmp_path) / name(1, "seg")
+    path.write_bytes(b"x")
+    look = Look(tmp_path)
+    look.has_changed()
+    assert look.has_grown(), "what came before the first look at the sizes nobody has seen"
+    assert not look.has_grown()
+    with path.open("ab") as file:
+        file.write(b"y")
+    assert not look.has_changed()
+    assert look.has_grown()
+
+
+def test_a_pace_gives_looking_no_more_than_its_share() -> None:
+    pace = Pace(0.2, 2.0, 0.01)
+    pace.timed(lambda: None)
+    assert pace.interval_s == 0.2
+    pace.timed(lambda: time.sleep(0.01))
+    assert 1.0 <= pace.interval_s <= 2.0
+
+
+# -- hints ------------------------------------------------------------------------------------------------------------
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.event = threading.Event()
+
+    def __call__(self, told: str) -> None:
+        self.names.append(told)
+        self.event.set()
+
+
+def test_a_new_file_is_heard_of(tmp_path: Path) -> None:
+    heard = Heard()
+    hints = Hints(heard)
+    try:
+        hints.watch(str(tmp_path), "one")
+        (tmp_path / "new").touch()
+        assert heard.event.wait(5)
+        assert set(heard.names) == {"one"}
+    finally:
+        hints.close()
+
+
+def test_a_folder_that_cannot_be_watched_does_not_end_the_watching_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard()
+    hints = Hints(heard)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    try:
+        hints.watch(str(tmp_path / "file"), "file")
+        hints.watch(str(tmp_path / "none"), "none")
+        assert not hints.broken
+        hints.watch(str(tmp_path / "folder"), "folder")
+        (tmp_path / "folder" / "new").touch()
+        assert heard.event.wait(5)
+    finally:
+        hints.close()
+
+
+def test_limits_end_watching_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Hints, folder: str, called: str) -> None:
+        raise OSError(errno.ENOSPC, "inotify watch limit reached")
+
+    monkeypatch.setattr(Hints, "_add_shared", refuse)
+    hints = Hints(Heard())
+    hints.watch(str(tmp_path), "one")
+    assert "limit" in hints.broken
+    hints.watch(str(tmp_path), "one")
+    hints.close()
+
+
+def test_another_version_of_watchdog_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Hints, folder: str, called: str) -> None:
+        raise ImportError
+
+    monkeypatch.setattr(Hints, "_add_shared", missing)
+    heard = Heard()
+    hints = Hints(heard)
+    try:
+        hints.watch(str(tmp_path), "one")
+        (tmp_path / "new").touch()
+        assert heard.event.wait(5)
+        assert heard.names[0] == "one"
+    finally:
+        hints.close()
+
+
+# -- what there is to send --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.mark.usefixtures("_state")
+def test_a_registration_written_in_the_same_tick_is_found(tmp_path: Path) -> None:
+    register.write(Registration("/a/.journal", URL))
+    discovery = discover.Discovery(Settings())
+    first = discovery.find()
+    assert len(first) == 1
+    assert discovery.find() is first
+    folder = register.registered_folder()
+    before = folder.stat()
+    register.write(Registration("/b/.journal", URL))
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert len(discovery.find()) == 2
+
+
+@pytest.mark.usefixtures("_state")
+def test_an_experiment_in_a_store_is_found_though_its_journal_came_after_its_folder(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (store / "p" / "one").mkdir(parents=True)
+    discovery = discover.Discovery(Settings(stores=(store,), remote=URL, user="alice"))
+    assert not discovery.find()
+    made = journal(tmp_path / "elsewhere", "one")
+    made.rename(store / "p" / "one" / ".journal")
+    (found,) = discovery.find().values()
+    assert (found.journal, found.remote, found.user) == (str(store / "p" / "one" / ".journal"), URL, "alice")
+
+
+@pytest.mark.usefixtures("_state")
+def test_only_what_was_asked_for(tmp_path: Path) -> None:
+    one, two = Registration("/a/.journal", URL), Registration("/b/.journal", URL)
+    register.write(one)
+    register.write(two)
+    assert set(discover.Discovery(Settings(), [two.key]).find()) == {two.key}
+
+
+@pytest.mark.usefixtures("_state")
+def test_a_folder_of_registrations_that_cannot_be_read_leaves_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    register.write(Registration("/a/.journal", URL))
+    discovery = discover.Discovery(Settings())
+    assert len(discovery.find()) == 1
+
+    def refuse() -> list[Registration]:
+        raise OSError(errno.ESTALE, "stale")
+
+    register.write(Registration("/b/.journal", URL))
+    with monkeypatch.context() as broken:
+        broken.setattr(register, "registrations", refuse)
+        assert len(discovery.find()) == 1
+    assert len(discovery.find()) == 2
+
+
+def test_the_bounds_are_those_of_the_documentation() -> None:
+    assert (watch.LIVE_S, watch.FULL_S) == (0.2, 30.0)

@@ -1,0 +1,423 @@
+"""What comes next in a journal: by `order`, by what is named anew, and the same as whoever folds it would say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import pytest
+
+from ml_dash.errors import Damaged
+from ml_dash.journal import base as bases
+from ml_dash.journal.order import Death, Order, Record, Stretch, stretch_payload
+from ml_dash.journal.reader import Segment, open_segment
+from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
+from ml_dash.journal.sequence import Restart, Sequence, gaps_between, read_runs, whole_frames
+from ml_dash.lock import Turn
+from ml_dash.state import State, WriterState
+from tests.journals import SECOND, Desk, Pen, flip
+
+
+def opened(pen: Pen, path: Path | None = None) -> Segment:
+    found = open_segment(path or pen.segment)
+    assert found is not None
+    return found
+
+
+def recorded(journal: Path) -> list[Record]:
+    order = Order(journal)
+    order.open(write=False)
+    try:
+        return [record for record, _ in order.read(0)]
+    finally:
+        order.close()
+
+
+def whole(pen: Pen) -> Stretch:
+    """All frames of the pen's current segment."""
+    segment = opened(pen)
+    return Stretch(segment.id, segment.first, pen.segment.stat().st_size)
+
+
+# -- naming -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_new_is_named_and_recorded(desk: Desk) -> None:
+    pen = desk.pen()
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == [whole(pen)] == recorded(desk.journal)
+    assert list(sequence.follow()) == []
+    before = pen.segment.stat().st_size
+    pen.log("more")
+    assert list(sequence.follow()) == [Stretch(opened(pen).id, before, pen.segment.stat().st_size)]
+
+
+def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
+    one, two = desk.pen(), desk.pen()
+    for number in range(4):
+        (one, two)[number % 2].log(f"{number}")
+        desk.catch_up()
+    written = recorded(desk.journal)
+    assert len(written) >= 5
+    assert list(Sequence(desk.journal).follow()) == written
+    assert recorded(desk.journal) == written
+
+
+def test_whoever_folds_follows_what_was_named_here(desk: Desk) -> None:
+    one, two = desk.pen(), desk.pen()
+    sequence = Sequence(desk.journal)
+    for number in range(6):
+        (two, one)[number % 2].log(f"{number}")
+        list(sequence.follow())
+    named = recorded(desk.journal)
+    desk.catch_up()
+    assert recorded(desk.journal) == named
+    assert [f'"{number}"' in line for number, line in enumerate(desk.lines("logs/logs.jsonl"))] == [True] * 6
+
+
+def test_stretches_that_join_come_as_one(desk: Desk) -> None:
+    pen = desk.pen()
+    sequence = Sequence(desk.journal)
+    for number in range(5):
+        pen.log(f"{number}")
+        list(sequence.follow())
+    assert len(recorded(desk.journal)) == 5
+    assert list(Sequence(desk.journal).follow()) == [whole(pen)]
+
+
+def test_the_beginning_of_a_frame_is_not_named(desk: Desk) -> None:
+    pen = desk.pen()
+    end = pen.segment.stat().st_size
+    pen.raw(b"\x40\x00\x00\x00\x12\x34")
+    [stretch] = Sequence(desk.journal).follow()
+    assert isinstance(stretch, Stretch)
+    assert stretch.end == end
+
+
+def test_an_empty_segment_and_one_without_its_header_yet(desk: Desk) -> None:
+    pen = desk.pen(opens=False)
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == []
+    content = pen.segment.read_bytes()
+    pen.segment.write_bytes(content[:20])
+    assert list(Sequence(desk.journal).follow()) == []
+    pen.segment.write_bytes(content)
+    pen.log("one")
+    assert list(sequence.follow()) == [whole(pen)]
+
+
+@pytest.mark.parametrize("byte", range(0, 60))
+def test_damage_is_left_out_and_hides_nothing(desk: Desk, byte: int) -> None:
+    """Each byte of the frame before the last, its length and checksum too."""
+    pen = desk.pen()
+    pen.log("before")
+    pen.log("x" * 40)
+    pen.log("behind")
+    start, end = pen.frames[-2]
+    flip(pen.segment, start + byte, 7)
+    segment = opened(pen)
+    assert list(Sequence(desk.journal).follow()) == [
+        Stretch(segment.id, segment.first, start),
+        Stretch(segment.id, end, pen.segment.stat().st_size),
+    ]
+    assert gaps_between(segment, start, end) == [(start, end)]
+
+
+def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -> None:
+    bad, good = desk.pen(), desk.pen()
+    bad.segment.write_bytes(os.urandom(300))
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == [whole(good)]
+    assert bad.segment.name in sequence.troubles
+
+
+# -- who died ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_death_is_noted_behind_all_that_was_written(desk: Desk) -> None:
+    pen = desk.pen()
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    pen.log("last words")
+    pen.die()
+    end = pen.segment.stat().st_size
+    assert list(sequence.follow())[-1] == Death(pen.id, opened(pen).id, end)
+    assert list(sequence.follow()) == []
+    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, end)
+    assert sum(isinstance(record, Death) for record in recorded(desk.journal)) == 1
+    desk.catch_up()
+    assert desk.record()["status"] == "interrupted"
+
+
+def test_whoever_has_closed_has_not_died(desk: Desk) -> None:
+    pen = desk.pen()
+    pen.close()
+    assert list(Sequence(desk.journal).follow()) == [whole(pen)]
+
+
+def test_whoever_has_written_nothing_has_not_died(desk: Desk) -> None:
+    desk.pen(opens=False).die()
+    assert list(Sequence(desk.journal).follow()) == []
+
+
+def test_a_death_behind_a_segment_that_was_just_begun(desk: Desk) -> None:
+    pen = desk.pen()
+    pen.roll()
+    pen.die()
+    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, 0)
+    pen.segment.write_bytes(pen.segment.read_bytes()[:5])
+    (desk.journal / ORDER).unlink()
+    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id)
+
+
+def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: Desk) -> None:
+    """On a network file system a lock may look free although it is not."""
+    pen = desk.pen()
+    pen.die()
+    list(Sequence(desk.journal).follow())
+    pen.log("alive after all")
+    [stretch, death] = list(Sequence(desk.journal).follow())[-2:]
+    assert death == Death(pen.id, opened(pen).id, pen.segment.stat().st_size)
+    assert isinstance(stretch, Stretch)
+
+
+def test_who_died_before_a_writer_came_is_noted_before_it(desk: Desk) -> None:
+    first = desk.pen()
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    first.die()
+    second = desk.pen()
+    assert [type(record) for record in sequence.follow()] == [Death, Stretch]
+    second.close()
+    desk.catch_up()
+    assert desk.record()["status"] == "completed"
+
+
+def test_deaths_are_the_same_as_whoever_folds_would_note(tmp_path: Path) -> None:
+    """The same journal twice: one is followed by this, the other folded."""
+    notes = []
+    for folds in (False, True):
+        desk = Desk(tmp_path / f"{folds}")
+        try:
+            torn, closed, rolled = desk.pen(), desk.pen(), desk.pen()
+            torn.raw(b"\x40\x00")
+            rolled.log("one")
+            rolled.roll()
+            closed.close()
+            for pen in (torn, rolled):
+                pen.die()
+            desk.pen()
+            if folds:
+                desk.catch_up()
+            else:
+                list(Sequence(desk.journal).follow())
+            notes.append({record for record in recorded(desk.journal) if isinstance(record, Death)})
+        finally:
+            desk.let_go()
+    assert notes[0] == notes[1]
+    assert {death.writer for death in notes[0]} == {torn.id, rolled.id}
+
+
+# -- what came from elsewhere -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def brought(desk: Desk, tmp_path: Path) -> Iterator[tuple[Desk, Pen]]:
+    """A journal into which a segment of another one was brought; its writer has not closed."""
+    there = Desk(tmp_path / "there")
+    pen = Pen(there, 7)
+    there.pens.append(pen)
+    pen.open()
+    pen.log("elsewhere")
+    (desk.journal / SEGMENTS / pen.segment.name).write_bytes(pen.segment.read_bytes())
+    desk.now_ns = there.now_ns + SECOND
+    yield desk, pen
+    there.let_go()
+
+
+def test_locks_say_nothing_of_writers_elsewhere(brought: tuple[Desk, Pen]) -> None:
+    desk, pen = brought
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == [whole(pen)]
+    assert not sequence.is_of_here(opened(pen))
+    assert sequence.first_of_here() is None
+
+
+def test_a_writer_of_here_takes_over(brought: tuple[Desk, Pen]) -> None:
+    desk, pen = brought
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    own = desk.pen()
+    assert list(sequence.follow()) == [Death(pen.id, opened(pen).id, pen.segment.stat().st_size), whole(own)]
+    first = sequence.first_of_here()
+    assert first is not None
+    assert first.path == own.segment
+    # One that goes on writing takes over from nobody, after a restart as well.
+    pen.log("alive after all")
+    (desk.journal / SEGMENTS / pen.segment.name).write_bytes(pen.segment.read_bytes())
+    own.log("more")
+    again = Sequence(desk.journal)
+    assert not [record for record in list(again.follow())[3:] if isinstance(record, Death)]
+
+
+def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
+    pen, gone = desk.pen(), "ee" * 16
+    segment = opened(pen)
+    state = State(project="cv", name="run")
+    state.writers[gone] = WriterState(id=gone)
+    state.alive.append(gone)
+    stood = bases.Stood(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
+    base = bases.Base("cv", "run", state, {segment.id: stood}, {"a-blob": 3})
+    bases.save(desk.journal, desk.identity, base)
+    sequence = Sequence(desk.journal)
+    assert sequence.stood(segment.id) == whole(pen).end
+    assert sequence.stood("00" * 16) == 0
+    assert sequence.blobs == {"a-blob"}
+    assert list(sequence.follow()) == []
+    # A writer of here takes over from those that only the base knows.
+    own = desk.pen()
+    assert list(sequence.follow()) == [Death(gone), whole(own)]
+
+
+def test_another_base_begins_again(desk: Desk) -> None:
+    pen = desk.pen()
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    bases.save(desk.journal, desk.identity, bases.Base("cv", "run", State()))
+    pen.log("more")
+    with pytest.raises(Restart):
+        list(sequence.follow())
+
+
+def test_a_damaged_base_is_an_error(desk: Desk) -> None:
+    desk.pen()
+    (desk.journal / "base").write_bytes(b"nonsense")
+    with pytest.raises(Damaged):
+        Sequence(desk.journal)
+
+
+# -- order itself -----------------------------------------------------------------------------------------------------
+
+
+def test_another_order_begins_again(desk: Desk) -> None:
+    pen = desk.pen()
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    (desk.journal / ORDER).unlink()
+    order = Order(desk.journal)
+    order.open(write=True)  # begun anew
+    order.close()
+    pen.log("more")
+    with pytest.raises(Restart):
+        list(sequence.follow())
+
+
+def test_an_order_that_became_shorter_begins_again(desk: Desk) -> None:
+    desk.pen()
+    sequence = Sequence(desk.journal)
+    list(sequence.follow())
+    os.truncate(desk.journal / ORDER, (desk.journal / ORDER).stat().st_size - 3)
+    with pytest.raises(Restart):
+        list(sequence.follow())
+
+
+def test_who_has_the_turn_names_what_is_new(desk: Desk) -> None:
+    pen = desk.pen()
+    turn = Turn(desk.journal / TURN)
+    assert turn.take()
+    sequence = Sequence(desk.journal)
+    try:
+        assert list(sequence.follow()) == []
+        assert sequence.pending
+    finally:
+        turn.give_back()
+    assert list(sequence.follow()) == [whole(pen)]
+    assert not sequence.pending
+
+
+def test_where_it_may_not_write_segments_come_by_their_stamps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = desk.pen(), desk.pen()
+    one.die()
+
+    def refuse(self: Turn, wait_s: float = 0.0) -> bool:
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(Turn, "take", refuse)
+    before = (desk.journal / ORDER).read_bytes()
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == [
+        whole(one), Death(one.id, opened(one).id, one.segment.stat().st_size), whole(two)
+    ]  # fmt: skip
+    assert sequence.read_only
+    assert (desk.journal / ORDER).read_bytes() == before
+    assert list(sequence.follow()) == []
+
+
+def test_records_that_name_what_is_gone(desk: Desk) -> None:
+    pen = desk.pen()
+    order = Order(desk.journal)
+    order.open(write=True)
+    order.append([stretch_payload("ab" * 16, 100, 200)])
+    order.close()
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == [Stretch("ab" * 16, 100, 200), whole(pen)]
+    assert sequence.segment("ab" * 16) is None
+    assert sequence.segment(opened(pen).id) is not None
+
+
+def test_a_record_written_while_the_rest_is_taken(desk: Desk) -> None:
+    """`follow` gives one at a time; another process appends meanwhile, of a writer that was not there."""
+    first = desk.pen()
+    sequence = Sequence(desk.journal)
+    running = sequence.follow()
+    second: Pen | None = None
+    taken = []
+    for record in running:
+        taken.append(record)
+        if second is None:
+            second = desk.pen()
+            desk.catch_up()
+    assert second is not None
+    taken += sequence.follow()
+    assert taken == [whole(first), whole(second)]
+    second.die()
+    assert list(sequence.follow()) == [Death(second.id, opened(second).id, second.segment.stat().st_size)]
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_bounded_and_leave_nothing_out(desk: Desk) -> None:
+    pen = desk.pen()
+    for _ in range(12):
+        pen.log("x" * 900_000)
+    segment = opened(pen)
+    runs = list(read_runs(segment, segment.first))
+    assert len(runs) > 2
+    assert all(end - start <= 4 << 20 for start, end in runs)
+    assert [start for start, _ in runs] == [segment.first, *(end for _, end in runs[:-1])]
+    assert runs[-1][1] == pen.segment.stat().st_size
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_only_whole_frames_count(desk: Desk, cut: int) -> None:
+    pen = desk.pen()
+    pen.log("one")
+    pen.log("x" * 60)
+    segment = opened(pen)
+    data = pen.segment.read_bytes()[segment.first : -cut]
+    assert whole_frames(data, segment.crcs) == pen.frames[-1][0] - segment.first
+
+
+def test_a_backlog_is_walked_quickly(desk: Desk) -> None:
+    """A million points are 53 MB: walking them is a small part of the seconds that sending them may take."""
+    pen = desk.pen()
+    pen.point(step=1, loss=0.5)
+    start, end = pen.frames[-1]
+    data = pen.segment.read_bytes()[start:end] * 200_000
+    segment = opened(pen)
+    begun = perf_counter()
+    assert whole_frames(data, segment.crcs) == len(data)
+    assert perf_counter() - begun < 2.0
