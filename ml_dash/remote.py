@@ -101,7 +101,6 @@ class Link:
         """
         import requests
 
-        session = self._session = self._session or self._open()
         token = self._token() if callable(self._token) else self._token
         if token is None:
             raise Unauthorised(f"there is no login for {self.url}", hint=f"run: ml-dash login {self.url}")
@@ -110,6 +109,7 @@ class Link:
             data = jsons.dumps(json, allow_nan=False).encode()
             sent["Content-Type"] = "application/json"
         try:
+            session = self._session = self._session or self._open()
             # Redirects are not followed: a login is for one server, and a POST must not become a GET.
             response = session.request(
                 method, self.url + path, params=params, data=data, headers=sent, stream=True,
@@ -394,7 +394,7 @@ def _refuse(url: str, response: requests.Response) -> None:
     status = response.status_code
     _read_whole(url, response)
     error, extra = _error(response)
-    if PROTOCOL_HEADER not in response.headers or error is None:
+    if PROTOCOL_HEADER not in response.headers or error is None or status < 400:
         if status in (401, 403) or status < 400 or status in (404, 405, 407, 410):
             # Something stands between, or this is no ml-dash server: what the server would say is not known.
             raise _strange(url, response)

@@ -34,6 +34,8 @@ log = logging.getLogger("ml_dash")
 _LOOK_EVERY_S: Final = 60.0
 _FIRST_NAP_S: Final = 0.005
 _LONGEST_NAP_S: Final = 0.1
+# To look at the state takes longer the more was recorded, and a large file may be waited for.
+_LIVE_S: Final = 1.0
 # An uploader that was started takes this long at most to take its lock.
 _START_S: Final = 15.0
 _FINISH_START_S: Final = 1.0
@@ -50,6 +52,8 @@ class Sent:
         self.id = writer.id
         self._writer: Writer | None = writer
         self._written = 0
+        # (events written, when it was looked at, contents of files that are neither replaced nor deleted)
+        self._live: tuple[int, float, frozenset[str]] | None = None
 
     @property
     def written(self) -> int:
@@ -99,8 +103,15 @@ class Sent:
         if not missing:
             return True
         # A version that was replaced or deleted need not be sent, and bodies of events went before their frames.
-        files = view(self.located).state.files.values()
-        return not any(file.live and file.blob in missing for file in files)
+        return missing.isdisjoint(self._live_blobs(written))
+
+    def _live_blobs(self, written: int) -> frozenset[str]:
+        """The contents that are wanted, as of now or a moment ago."""
+        now = time.monotonic()
+        if self._live is None or self._live[0] != written or now - self._live[1] > _LIVE_S:
+            files = view(self.located).state.files.values()
+            self._live = written, now, frozenset(file.blob for file in files if file.live)
+        return self._live[2]
 
     def _is_ours(self, blob: str) -> bool:
         parts = parse_blob(blob)

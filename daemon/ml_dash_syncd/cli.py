@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ OK = 0
 FAILURE = 1
 USAGE = 2
 UNSENT = 3
+BROKEN_PIPE = 141
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -182,6 +184,8 @@ def check_config(stores: Sequence[Path], remote: str | None, user: str | None, c
     found = _settings(stores, remote, user, config)
     click.echo(f"settings file: {found.file or 'none'}")
     click.echo(f"state: {register.registered_folder().parent}")
+    for name, source in found.sources.items():
+        click.echo(f"{name}: from {source}")
     for store in found.stores:
         click.echo(f"store: {store}{'' if store.is_dir() else ' (not there yet)'} -> {found.remote}")
     known = Discovery(found).find().values()
@@ -218,10 +222,8 @@ def invoke(argv: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("ml_dash.syncd").setLevel(logging.INFO)
     try:
-        with commands.make_context("ml-dash-syncd", list(argv)) as ctx:
-            commands.invoke(ctx)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
+        code = _run(argv)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -230,7 +232,21 @@ def invoke(argv: Sequence[str]) -> int:
     except InvalidValue as error:
         click.echo(f"ml-dash-syncd: {error}", err=True)
         return USAGE
+    except BrokenPipeError:
+        # The reader (`| head`) has all it wants. The interpreter's own flush at exit must not complain.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        return BROKEN_PIPE
     except (MLDashError, OSError) as error:
         click.echo(f"ml-dash-syncd: {error}", err=True)
         return FAILURE
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        with commands.make_context("ml-dash-syncd", list(argv)) as ctx:
+            commands.invoke(ctx)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
     return OK

@@ -20,7 +20,7 @@ log = logging.getLogger("ml_dash.syncd")
 FRESH_NS: Final = 5_000_000_000
 """A folder changed so lately is read again: it may not be complete yet, and clocks of file systems are coarse."""
 
-ALL_S: Final = 120.0
+ALL_S: Final = 600.0
 """How often everything is read again, whatever the folders say."""
 
 

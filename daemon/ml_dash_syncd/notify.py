@@ -27,18 +27,21 @@ class Notifier:
         """Is there a manager?"""
         return bool(self._address)
 
-    def say(self, *lines: str) -> None:
-        """Send some lines. A manager that does not take them changes nothing for the work."""
+    def say(self, *lines: str, wait_s: float = 0.0) -> bool:
+        """Send some lines; were they taken? A manager that does not take them changes nothing for the work."""
         if not self._address:
-            return
+            return False
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
+            sender.settimeout(wait_s)
             sender.sendto("\n".join(lines).encode(), address)
+            return True
+        return False
 
     def ready(self) -> None:
         """Everything is set up."""
-        self.say("READY=1")
+        # It waits for this one: worth a moment, should it have much to read.
+        self.say("READY=1", wait_s=1.0)
 
     def stopping(self) -> None:
         """The end has begun."""
@@ -46,13 +49,11 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """One line for people."""
-        if text != self._status:
+        if text != self._status and self.say(f"STATUS={text}"):
             self._status = text
-            self.say(f"STATUS={text}")
 
     def feed(self) -> None:
         """The loop turns."""
         now = time.monotonic()
-        if now - self._fed >= self.interval_s:
+        if now - self._fed >= self.interval_s and self.say("WATCHDOG=1"):
             self._fed = now
-            self.say("WATCHDOG=1")

@@ -57,6 +57,8 @@ class Task:
     settled: bool = False
     """Was everything sent that was there when it was last looked at?"""
     gone: bool = False
+    removed: bool = False
+    """Was the journal removed, and not only its disk?"""
     outcome: Outcome | None = None
     trouble: str = ""
     pause: Pause = field(default_factory=Pause)
@@ -198,6 +200,9 @@ class Schedule:
                 shipment = Shipment(registration, self._cursors)
                 task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)), key)
                 self._look(task)
+                with contextlib.suppress(OSError):
+                    # Before the first step, so that nothing comes between them unseen.
+                    task.look.has_grown()
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
@@ -483,6 +488,7 @@ class Schedule:
             pause.succeed()
             waiting = [one for _, _, one in self._timers if one.held] if recovered else []
         task.pause.succeed()
+        task.removed = False
         self.logins.accept(task.login)
         task.trouble = ""
         task.asked = task.asked or time.monotonic()
@@ -540,19 +546,22 @@ class Schedule:
     def _failed(self, task: Task, error: Exception) -> float | None:
         self.errors += 1
         with contextlib.suppress(OSError):
-            if isinstance(error, FileNotFoundError) and not Path(task.registration.journal).exists():
+            missing = isinstance(error, (FileNotFoundError, JournalError))
+            if missing and not Path(task.registration.journal).exists():
                 # It was removed; what was acknowledged stays on the server.
                 task.trouble = "the journal is gone from this machine"
+                task.removed = Path(task.registration.journal).parents[1].is_dir()
                 task.settled = True
                 task.shipment.forget()
                 return None
         kind = "refused" if isinstance(error, ServerRefused) else "disk"
-        if task.trouble != str(error):
-            log.warning("%s: %s", task.name, error)
-        task.trouble = str(error)
-        task.shipment.tell(kind, str(error))
+        text = str(error) or repr(error)
+        if task.trouble != text:
+            log.warning("%s: %s", task.name, text)
+        task.trouble = text
+        task.shipment.tell(kind, text)
         task.shipment.forget()
-        wait = task.pause.fail(str(error))
+        wait = task.pause.fail(text)
         if isinstance(error, JournalError):
             # It does not get better by itself; a change of the journal is noticed anyway.
             task.settled = True

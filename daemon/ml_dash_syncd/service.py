@@ -208,7 +208,7 @@ def once(
         schedule.start()
         while not signals.end:
             schedule.turn()
-            if schedule.at_rest() and all(_is_done(schedule, task, tries) for task in list(schedule.tasks.values())):
+            if all(_is_done(schedule, task, tries) for task in list(schedule.tasks.values())):
                 break
         schedule.stop(DRAIN_S if signals.end else 1.0)
     finally:
@@ -221,21 +221,25 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     pause = schedule.remotes.get(task.registration.remote)
     if task.pause.failures >= tries or (pause is not None and pause.failures >= tries):
         return True
-    if not task.settled or task.busy or task.ready:
-        return False
     outcome = task.outcome
-    return outcome is None or outcome.left is not Left.LATER or outcome.again_s is None or outcome.only_events
+    if outcome is None:
+        return task.settled and not task.busy and not task.ready
+    # Once all was sent that was there: a writer that lives may go on for ever.
+    drained = outcome.left is Left.NOTHING or outcome.only_events
+    return drained or (outcome.left is Left.LATER and outcome.again_s is None)
 
 
 def stays(task: Task) -> str | None:
     """Why something of a journal is not on its server; None if all is."""
     outcome, cursor = task.outcome, task.shipment.cursor
+    if task.removed:
+        return None
     if task.trouble:
         return task.trouble
     if cursor is not None and cursor.parked:
         name, why = next(iter(cursor.parked.items()))
         return f"{name}: {why}"
-    if outcome is None or not task.settled or (outcome.left is not Left.NOTHING and not outcome.only_events):
+    if outcome is None or (outcome.left is not Left.NOTHING and not outcome.only_events):
         return "not all of it was sent"
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ _KEYS: Final = {
     "user": "a user's name",
     "listen": "a port on loopback, 0 for a free one",
 }
+_VARIABLES: Final = {"remote": "ML_DASH_REMOTE", "user": "ML_DASH_USER_NAME"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Settings:
     listen: int | None = None
     file: Path | None = None
     """The settings file that was read, if there is one."""
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    """Where each that is set was taken from."""
 
 
 def read(
@@ -58,13 +61,30 @@ def read(
     if chosen and url is None:
         hint = f"give --remote URL, or set remote in {path}"
         raise InvalidValue("there are stores to send, but no remote", hint=hint)
+    options = {"stores": stores, "remote": remote, "user": user, "listen": listen}
     return Settings(
         stores=tuple(Path(os.path.abspath(store)) for store in chosen),  # noqa: PTH100 - links stay
         remote=remote_url(url, "remote") if url is not None else None,
         user=user or _text(values, "user", path) or environment.get("ML_DASH_USER_NAME") or None,
         listen=listen if listen is not None else _port(values.get("listen"), path),
         file=where,
+        sources=_sources(options, values, path, environment),
     )
+
+
+def _sources(
+    options: Mapping[str, Any], values: Mapping[str, Any], path: Path, env: Mapping[str, str]
+) -> dict[str, str]:
+    found = {}
+    for name, given in options.items():
+        variable = _VARIABLES.get(name, "")
+        if given is not None and given != ():
+            found[name] = "an option"
+        elif name in values:
+            found[name] = str(path)
+        elif env.get(variable):
+            found[name] = variable
+    return found
 
 
 def _file(path: Path, *, needed: bool) -> dict[str, Any] | None:

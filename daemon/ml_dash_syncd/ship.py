@@ -613,16 +613,20 @@ class Shipment:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 state = remote.blob_state(link, sequence.id, name)
-                offset = 0 if state["complete"] else state["length"]
+                offset, idle = 0 if state["complete"] else state["length"], 0
                 while not state["complete"]:
                     if deadline is not None and time.monotonic() >= deadline:
                         return False
                     data = read_at(file.fileno(), min(self._batch, BLOB_BYTES), offset) if offset < size else b""
-                    if not data and offset:
+                    # All bytes may be there, but not looked at: the server died before. Nothing more lets it go on.
+                    if not data and offset and offset != size:
                         self._lose(name, f"the server has {offset:,} bytes of it, here are {size:,}")
                         return False
                     state = self._put(link, sequence, name, offset, size, data, body=body)
+                    idle = idle + 1 if state["length"] <= offset else 0
                     offset = state["length"]
+                    if idle > _TRIES and not state["complete"]:
+                        raise Unreachable(f"{link.url} took bytes of {name}, and has no more than before")
         except FileNotFoundError:
             self._lose(name, "its content is gone from this machine")
             return False

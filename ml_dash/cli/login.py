@@ -29,6 +29,8 @@ def command(ctx: click.Context, url: str | None, no_check: bool) -> None:
     token = os.environ.get("ML_DASH_API_KEY") or _asked(where)
     if not token:
         raise InvalidValue("the token is empty", hint="the server's owner makes one: ml-dash server token create USER")
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InvalidValue("that is no token: it has spaces or characters that none has", hint="copy it once more")
     user = None
     if not no_check:
         with contextlib.closing(remote.Link(where, token)) as link:

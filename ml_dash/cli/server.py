@@ -78,7 +78,7 @@ def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
     """List all tokens ever made; not their texts, which nobody has."""
     from ml_dash.server.core import open_tokens
 
-    with open_tokens(data or above) as tokens:
+    with open_tokens(_existing(data or above)) as tokens:
         found = tokens.list_tokens()
     rows = [
         {
@@ -113,11 +113,21 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
     """End the token with that ID, at once."""
     from ml_dash.server.core import open_tokens
 
-    with open_tokens(data or ctx.obj) as tokens:
+    with open_tokens(_existing(data or ctx.obj)) as tokens:
         if not tokens.revoke_token(identity):
             console.complain(f"there is no token {identity!r}; ml-dash server token list shows them")
             ctx.exit(FAILURE)
     console.note(f"token {identity} opens nothing any more")
+
+
+def _existing(data: Path) -> Path:
+    """The data folder, if it is one: to look at tokens must not begin a server somewhere."""
+    from ml_dash.errors import NotFound
+    from ml_dash.server.tokens import DATABASE
+
+    if not (data / DATABASE).is_file():
+        raise NotFound(f"there is no server's data in {data}", hint="name its folder with --data")
+    return data
 
 
 def _rights(row: dict[str, Any]) -> str:

@@ -34,6 +34,9 @@ METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 LINGER_BYTES: Final = 64 << 20
 LINGER_S: Final = 5.0
 
+UNREAD_S: Final = 300.0
+"""An answer of which nothing is taken for so long is given up."""
+
 ROUTES: Final = [
     *routes_sync.ROUTES,
     *routes_metrics.ROUTES,
@@ -294,15 +297,23 @@ class _Exchange:
             headers = [*message.get("headers", ()), *_COMMON_HEADERS]
             if self._unread:
                 headers.append((b"connection", b"close"))
-            await self._send({**message, "headers": headers})
+            await self._sent({**message, "headers": headers})
         elif self._unread and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
+            await self._sent({**message, "more_body": True})
             # Who waits for leave to send, does not send.
             if not self._expects:
                 await self._drain()
-            await self._send({"type": "http.response.body", "body": b""})
+            await self._sent({"type": "http.response.body", "body": b""})
         else:
-            await self._send(message)
+            await self._sent(message)
+
+    async def _sent(self, message: Message) -> None:
+        """Wait until the client has taken nearly all of it. Raises ConnectionError where it takes nothing."""
+        try:
+            with anyio.fail_after(UNREAD_S):
+                await self._send(message)
+        except TimeoutError:
+            raise ConnectionAbortedError("the answer is not read") from None
 
     async def _drain(self) -> None:
         had = 0

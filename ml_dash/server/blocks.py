@@ -1,4 +1,4 @@
-"""Folded lines in blocks of 1,000: ready JSON lines, and for points a summary by which they are down-sampled."""
+"""Folded lines in blocks of 1,000: ready JSON lines, and for points summaries by which they are down-sampled."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from ..state import Edits
 from .stores import Block, Read
 
 LINES: Final = 1000
+"""Lines of a block that is full."""
+
+PART: Final = 50
+"""A block has a summary of the whole, and one of each of its parts of that many lines."""
+
 LOGS: Final = "logs"
 _NUMBERS: Final = frozenset((int, float))
+# A block of long lines is full before it has 1,000: it is read and written as a whole.
+_FULL_BYTES: Final = 1 << 20
 
 # (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
 Spot = tuple[int, Any, Any]
-Extremes = dict[str, tuple[int, Spot, Spot, Spot, Spot]]
+Found = tuple[int, Spot, Spot, Spot, Spot]
+Extremes = dict[str, Found]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
+_part_decoder: Final = msgspec.msgpack.Decoder(list[Extremes])
 
 
 def series_of(metric: str) -> str:
@@ -35,21 +44,55 @@ def extremes_of(summary: bytes) -> Extremes:
     return _decoder.decode(summary) if summary else {}
 
 
+def parts_of(parts: bytes) -> list[Extremes]:
+    """The summaries of a block's parts, in their order."""
+    return _part_decoder.decode(parts) if parts else []
+
+
 class Tail:
     """The newest block of a series, which later lines are added to."""
 
-    __slots__ = ("count", "extremes", "first", "lines")
+    __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
 
-    def __init__(self, first: int, count: int = 0, lines: bytes = b"", summary: bytes = b"") -> None:
+    def __init__(self, first: int) -> None:
         self.first = first
-        self.count = count
-        self.lines = bytearray(lines)
-        self.extremes = extremes_of(summary)
+        self.count = 0
+        self.full = False
+        self.lines = bytearray()
+        self.extremes: Extremes = {}
+        self.parts: list[Extremes] = []
+
+    @classmethod
+    def stored(cls, block: Block) -> Tail:
+        """The tail that a stored block is."""
+        tail = cls(block.first)
+        tail.count, tail.full, tail.lines = block.count, block.packed, bytearray(block.lines)
+        tail.extremes, tail.parts = extremes_of(block.summary), parts_of(block.parts)
+        return tail
+
+    def add(self, lines: bytes, count: int) -> None:
+        """Put lines behind those that are there."""
+        self.lines += lines
+        self.count += count
+        self.full = self.count >= LINES or len(self.lines) >= _FULL_BYTES
+
+    def summarise(self, points: Points) -> None:
+        """Take points into the summaries that are about to be added."""
+        _extend(self.extremes, extremes(points.rows, points.start))
+        position = 0
+        while position < len(points.rows):
+            inside = (self.count + position) % PART
+            if not inside:
+                self.parts.append({})
+            rows = points.rows[position : position + PART - inside]
+            _extend(self.parts[-1], extremes(rows, points.start + position))
+            position += len(rows)
 
     def block(self, series: str) -> Block:
         """What is stored of it."""
         summary = _encoder.encode(self.extremes) if self.extremes else b""
-        return Block(series, self.first, self.count, self.count >= LINES, bytes(self.lines), summary)
+        parts = _encoder.encode(self.parts) if self.extremes else b""
+        return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
 
 
 Tails = dict[str, Tail]
@@ -60,8 +103,7 @@ def tail_of(tx: Read, ns: str, experiment: str, series: str, tails: Tails) -> Ta
     tail = tails.get(series)
     if tail is None:
         found = tx.last_block(ns, experiment, series)
-        tail = Tail(0) if found is None else Tail(found.first, found.count, found.lines, found.summary)
-        tails[series] = tail
+        tail = tails[series] = Tail(0) if found is None else Tail.stored(found)
     return tail
 
 
@@ -69,40 +111,37 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[
     """The blocks that the lines of some edits fill or begin; the edits are cleared."""
     changed: list[Block] = []
     if edits.logs:
-        tail = tail_of(tx, ns, experiment, LOGS, tails)
-        position = 0
+        tail, position = tail_of(tx, ns, experiment, LOGS, tails), 0
         while position < len(edits.logs):
             tail = _room(LOGS, tail, tails)
             part = edits.logs[position : position + LINES - tail.count]
-            tail.lines += log_lines(part)
-            tail.count += len(part)
+            tail.add(log_lines(part), len(part))
             position += len(part)
-            if tail.count == LINES:
+            if tail.full:
                 changed.append(tail.block(LOGS))
-        if tail.count < LINES:
+        if not tail.full:
             changed.append(tail.block(LOGS))
-    for metric, parts in edits.points.items():
+    for metric, blocks in edits.points.items():
         series = series_of(metric)
         tail = tail_of(tx, ns, experiment, series, tails)
-        for points in _joined(parts):
+        for points in _joined(blocks):
             position = 0
             while position < len(points.rows):
                 tail = _room(series, tail, tails)
                 piece = _slice(points, position, position + LINES - tail.count)
-                tail.lines += point_lines(piece)
-                tail.count += len(piece.rows)
-                _extend(tail.extremes, piece)
+                tail.summarise(piece)
+                tail.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
-                if tail.count == LINES:
+                if tail.full:
                     changed.append(tail.block(series))
-        if tail.count < LINES:
+        if not tail.full:
             changed.append(tail.block(series))
     edits.clear()
     return changed
 
 
 def _room(series: str, tail: Tail, tails: Tails) -> Tail:
-    if tail.count < LINES:
+    if not tail.full:
         return tail
     new = tails[series] = Tail(tail.first + tail.count)
     return new
@@ -153,15 +192,13 @@ def x_of(row: dict[str, Any], index: int) -> Any:
     return index
 
 
-def _extend(known: Extremes, points: Points) -> None:
-    for name, found in extremes(points.rows, points.start).items():
+def _extend(known: Extremes, more: Extremes) -> None:
+    for name, found in more.items():
         earlier = known.get(name)
         known[name] = found if earlier is None else joined(earlier, found)
 
 
-def joined(
-    a: tuple[int, Spot, Spot, Spot, Spot], b: tuple[int, Spot, Spot, Spot, Spot]
-) -> tuple[int, Spot, Spot, Spot, Spot]:
+def joined(a: Found, b: Found) -> Found:
     """The summary of two stretches, `a` before `b`."""
     low = b[2] if b[2][2] < a[2][2] else a[2]
     high = b[3] if b[3][2] > a[3][2] else a[3]

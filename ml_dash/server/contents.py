@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 from typing import Final
+from zlib import crc32
 
-from ..durable import fail_point, write_all
+from ..durable import data_sync, fail_point, sync_folder, write_all
 from ..journal.segment import parse_blob
 from ..names import file_id
 from ..protocol import DIGEST, GAP, MALFORMED, NO_EVENT, UNKNOWN, BlobState, Refused
@@ -19,17 +21,32 @@ from .ingest import Ingest, decode_state
 from .stores import BlobRow, JournalRow, Objects, Read, StoreTrouble
 
 MAX_FILE_BYTES: Final = 5 << 30
+_LOCKS: Final = 256
+_KEPT_S: Final = 30 * 86_400
+"""An upload that was not gone on with for that long begins anew."""
 _PIECE: Final = 1 << 20
 
 
 def file_key(ns: str, project: str, experiment: str, identity: str, filename: str) -> str:
     """The name of a file's object."""
-    return f"files/{ns}/{project}/{experiment}/{identity}/{filename}"
+    return f"files/{_one_part(ns)}/{project}/{experiment}/{identity}/{filename}"
 
 
 def body_key(ns: str, name: str) -> str:
     """The name of the object that holds an event's body."""
-    return f"bodies/{ns}/{name}"
+    return f"bodies/{_one_part(ns)}/{name}"
+
+
+def _one_part(ns: str) -> str:
+    """A namespace as one part of a key, whatever the user is called."""
+    return ns.replace("%", "%25").replace("/", "%2F") or "%"
+
+
+def _sweep(staging: Path) -> None:
+    """Remove what nobody will go on with: uploads by REST that a crash has ended, and parts that are old."""
+    for path in staging.iterdir():
+        if path.suffix != ".part" or path.stat().st_mtime < time() - _KEPT_S:
+            path.unlink()
 
 
 class Contents:
@@ -40,8 +57,10 @@ class Contents:
         self._objects = objects
         self.staging = staging
         staging.mkdir(parents=True, exist_ok=True)
-        self._guard = threading.Lock()
-        self._busy: dict[Path, threading.Lock] = {}
+        sync_folder(staging.parent)
+        _sweep(staging)
+        # One that is verified may keep others waiting that share its lock; there are enough of them.
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     # -- what is here ------------------------------------------------------------------------------------------------
 
@@ -122,6 +141,7 @@ class Contents:
             if file is None:
                 raise Refused(409, NO_EVENT, "the event that names this file is not here yet")
             if not file[0].live:
+                self._part(ns, name).unlink(missing_ok=True)
                 return BlobState(length=size, size=size, complete=True)
             if file[0].size_bytes != size:
                 raise Refused(422, MALFORMED, f"the event says {file[0].size_bytes} bytes, not {size}")
@@ -148,7 +168,9 @@ class Contents:
                 fresh = data[length - offset :]
                 if fresh:
                     write_all(fd, fresh, length)
-                    os.fdatasync(fd)
+                    data_sync(fd)
+                    if not length:
+                        sync_folder(self.staging)
                 return max(length, offset + len(data))
             finally:
                 os.close(fd)
@@ -179,10 +201,7 @@ class Contents:
         return self.staging / f"{hashlib.sha256(ns.encode()).hexdigest()[:16]}-{name}.part"
 
     def _lock_of(self, part: Path) -> threading.Lock:
-        with self._guard:
-            if len(self._busy) > 10_000:
-                self._busy = {path: lock for path, lock in self._busy.items() if lock.locked()}
-            return self._busy.setdefault(part, threading.Lock())
+        return self._locks[crc32(part.name.encode()) % _LOCKS]
 
     # -- reading it --------------------------------------------------------------------------------------------------
 

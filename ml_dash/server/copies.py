@@ -164,7 +164,7 @@ class Copies:
 
 def _known(tx: Read, ns: str, experiment: str) -> tuple[ExperimentRow, State]:
     row = tx.experiment(ns, experiment)
-    if row is None or not row.created_ns:
+    if row is None or not row.events:
         raise Refused(404, UNKNOWN, "there is no such experiment")
     return row, decode_state(row)
 

@@ -56,6 +56,8 @@ class Server:
             self.staging = contents.staging
             refolded = refold_all(ingest)
         except BaseException:
+            if hasattr(self, "documents"):
+                self.documents.close()
             _release(self._lock)
             raise
         if refolded:
@@ -163,7 +165,11 @@ class Server:
         with self._guard:
             listeners = list(self._listeners)
         for listener in listeners:
-            listener(ns, experiment, events)
+            try:
+                listener(ns, experiment, events)
+            except RuntimeError:
+                # The loop it wakes has ended. What was committed is.
+                log.exception("a listener could not be told of a change")
 
     def health(self) -> dict[str, str]:
         """`connected`, or what is wrong, of the database and the storage."""

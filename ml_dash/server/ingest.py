@@ -496,7 +496,7 @@ def has_spilled(run: Run) -> bool:
 def _spill(row: SegmentRow, event: Event) -> tuple[str, int] | None:
     """(name, size in bytes) of the blob that keeps an event's body."""
     body = event[3]
-    if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(body.data) != SPILL.size:
+    if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(bytes(body.data)) != SPILL.size:
         return None
     digest, size = SPILL.unpack(bytes(body.data))
     return ev.blob_name(digest.hex(), row.writer, event[0]), size

@@ -49,7 +49,7 @@ _QUERIES: Final[dict[str, Query]] = {
     "experiments": _optional(
         project=_TEXT, tag=_TEXT, folder=_TEXT, q=_TEXT,
         status={"enum": list(routes_experiments.STATUSES)}, sort={"enum": list(routes_experiments.SORTS)},
-        limit=_between(1, routes_experiments.PAGE), after={"type": "string", "pattern": "^[0-9]{1,15}$"},
+        limit=_between(1, routes_experiments.PAGE), after={"type": "string", "maxLength": 2000},
     ),
     "logs": {**_LINES, **_optional(level={"enum": ["debug", "info", "warn", "error", "fatal"]}, q=_TEXT)},
     "data": _LINES,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -23,13 +23,14 @@ from ..records import (
     parameters_document,
 )
 from ..state import File, Metric, State
-from ..values import to_json, utc_text
+from ..values import texts_like_numbers, to_json, utc_text
 from .blocks import LINES, LOGS, series_of
 from .ingest import decode_state
 from .series import sample
 from .stores import Documents, ExperimentRow, Filter, Place, Read, place_of
 
 _LARGEST: Final = (1 << 63) - 1
+_PAGE_BYTES: Final = 32 << 20
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
 
@@ -87,6 +88,7 @@ class Query:
         """The mapping of `experiment.json`, and when the server last heard of it."""
         with self._looking(ns, experiment) as (_, row, state):
             document: dict[str, Any] = {**experiment_document(state)}
+        document |= _text(document["metadata"])
         document["heardAt"] = utc_text(row.heard_ns)
         return document
 
@@ -108,14 +110,14 @@ class Query:
             total = state.logs
             start, stop = _bounds(start, limit, total)
             if level is None and q is None:
-                entries = [read_log(line) for line in _lines(tx, ns, experiment, LOGS, start, stop)]
-                return {**log_page(entries, start, more=stop < total)}
+                entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop))]
+                return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
             wanted = _matching(level, q)
             entries, position = [], start
             while position < total and len(entries) < limit:
                 upto = min(total, position + _SCANNED_AT_ONCE)
                 for line in _lines(tx, ns, experiment, LOGS, position, upto):
-                    entry = read_log(line)
+                    entry = _entry(line)
                     position = entry["sequenceNumber"] + 1
                     if wanted(entry):
                         entries.append(entry)
@@ -148,12 +150,12 @@ class Query:
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
             start, stop = _bounds(start, limit, total)
-            lines = list(_lines(tx, ns, experiment, series_of(metric), start, stop))
+            lines = list(_bounded(_lines(tx, ns, experiment, series_of(metric), start, stop)))
         tail = {
             "startIndex": start,
             "endIndex": start + len(lines) - 1,
             "total": len(lines),
-            "hasMore": stop < total,
+            "hasMore": start + len(lines) < total and bool(lines),
             "totalDataPoints": total,
         }
         return b'{"data":[' + b",".join(lines) + b"]," + msgspec.json.encode(tail)[1:]
@@ -176,8 +178,9 @@ class Query:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
             low, _ = _bounds(start or 0, 1, known.count)
             high = known.count if end is None else _bounds(end, 1, known.count)[0]
-            low, high = min(low, known.count), min(high, known.count)
-            found = sample(tx, ns, experiment, metric, start=low, end=max(low, high), points=points, field=field)
+            low = min(low, known.count)
+            high = max(low, min(high, known.count))
+            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field)
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
@@ -221,7 +224,7 @@ class Query:
     def _looking(self, ns: str, experiment: str) -> Iterator[tuple[Read, ExperimentRow, State]]:
         with self._documents.read() as tx:
             row = tx.experiment(ns, experiment)
-            if row is None or not row.created_ns:
+            if row is None or not row.events:
                 raise Refused(404, UNKNOWN, "there is no such experiment")
             yield tx, row, decode_state(row)
 
@@ -229,6 +232,7 @@ class Query:
 def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
     """A file's record; one whose content is not whole here is `pending`."""
     record: dict[str, Any] = {**file_record(state, file)}
+    record |= _text(record["metadata"])
     if file.live and file.blob not in here:
         record["pending"] = True
     return record
@@ -237,10 +241,12 @@ def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
 def parameters_answer(experiment: str, state: State, version: int) -> dict[str, Any]:
     """What `GET` and `POST` of parameters answer."""
     times = [register.stamp[0] for register in state.parameters.values()]
+    data = parameters_document(state)
     return {
         "id": f"{experiment}/parameters",
         "experimentId": experiment,
-        "data": parameters_document(state),
+        "data": data,
+        **_text(data),
         "version": version,
         "createdAt": utc_text(min(times)) if times else None,
         "updatedAt": utc_text(max(times)) if times else None,
@@ -297,6 +303,28 @@ def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: in
     for block in tx.blocks(ns, experiment, series, start, stop):
         lines = block.lines.splitlines()
         yield from lines[max(0, start - block.first) : stop - block.first]
+
+
+def _bounded(lines: Iterator[bytes]) -> Iterator[bytes]:
+    """No more of them than an answer may hold; at least one."""
+    size = 0
+    for line in lines:
+        if size and size + len(line) > _PAGE_BYTES:
+            return
+        size += len(line)
+        yield line
+
+
+def _entry(line: bytes) -> LogEntry:
+    """A log entry, with `text` where its metadata has texts that look like numbers."""
+    entry = read_log(line)
+    return cast("LogEntry", {**entry, **_text(entry["metadata"])})
+
+
+def _text(values: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    """`text`: which texts a reader of JSON is not to take for NaN or an infinity; nothing if there are none."""
+    texts = texts_like_numbers(values) if values else []
+    return {"text": texts} if texts else {}
 
 
 def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:

@@ -76,6 +76,9 @@ class Scribe:
             try:
                 with self._ingest.writing() as tx:
                     live = self._ingest.live(tx, ns, identity, project, name)
+                    if pen.writer.hex() in live.row.removed_writers:
+                        # The experiment was removed since: what this writer goes on to say is out of sight.
+                        pen = _new_pen(project, name)
                     new: list[New] = []
                     if pen.seq == 0:
                         new.append((ev.OPEN, _opening(project, name), None))
@@ -106,7 +109,7 @@ class Scribe:
         """Project and name of an experiment that is here. Raises Refused."""
         with self._ingest.documents.read() as tx:
             row = tx.experiment(ns, experiment)
-        if row is None or not row.created_ns:
+        if row is None or not row.events:
             raise Refused(404, UNKNOWN, "there is no such experiment")
         return row.project, row.name
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from ..projection.lines import read_point
 from ..records import series_name
-from .blocks import LINES, Extremes, Spot, extremes, extremes_of, joined, series_of
+from .blocks import LINES, PART, Extremes, Found, Spot, extremes, extremes_of, joined, parts_of, series_of
 from .stores import Read
 
 MAX_POINTS: Final = 100_000
-
-Found = tuple[int, Spot, Spot, Spot, Spot]
 
 
 def sample(
@@ -20,47 +19,56 @@ def sample(
     """Of points [start, end), at most about `points` of each series: {name: {"index", "x", "value", "count"}}.
 
     The range is cut into `points / 2` equal parts; of each the least and the greatest value are kept, and of the whole
-    the first and the last point.
+    the first and the last point. Where a part is longer than a stored summary, it is made of those that begin in it.
     """
-    parts = max(1, points // 2)
-    width = max(1.0, (end - start) / parts)
+    width = max(1.0, (end - start) / max(1, points // 2))
+    series = series_of(metric)
     found: dict[str, dict[int, Found]] = {}
-
-    def offer(summary: Extremes, index: int) -> None:
+    for index, summary in _summaries(tx, ns, experiment, series, start, end, width):
         part = int((index - start) / width)
         for name, spots in summary.items():
             if field is None or name == field:
                 known = found.setdefault(name, {})
                 earlier = known.get(part)
                 known[part] = spots if earlier is None else joined(earlier, spots)
-
-    if width >= LINES:
-        _from_summaries(tx, ns, experiment, metric, start, end, offer)
-    else:
-        for block in tx.blocks(ns, experiment, series_of(metric), start, end):
-            _from_lines(block.lines, block.first, start, end, width, offer)
     return {series_name(metric, name): _shown(parts) for name, parts in sorted(found.items())}
 
 
-def _from_summaries(tx: Read, ns: str, experiment: str, metric: str, start: int, end: int, offer: Any) -> None:
-    """Blocks that are whole inside the range count by their summary, those at its ends line by line."""
-    series = series_of(metric)
-    for first, count, summary in tx.summaries(ns, experiment, series, start, end):
-        if first >= start and first + count <= end:
-            offer(extremes_of(summary), first)
-        else:
-            for block in tx.blocks(ns, experiment, series, first, first + 1):
-                _from_lines(block.lines, first, start, end, float(LINES), offer)
+def _summaries(
+    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, width: float
+) -> Iterator[tuple[int, Extremes]]:
+    """(first index, summary) of stretches that are no longer than `width`, one after the other; all of [start, end)."""
+    if width < PART:
+        for block in tx.blocks(ns, experiment, series, start, end):
+            yield from _of_lines(block.lines, block.first, start, end, width, start)
+        return
+    whole = width >= LINES
+    for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
+        stretches = [extremes_of(stored)] if whole else parts_of(stored)
+        length = count if whole else PART
+        for number, summary in enumerate(stretches):
+            low = first + number * length
+            high = min(low + length, first + count)
+            if low >= start and high <= end:
+                yield low, summary
+            elif low < end and high > start:
+                # One at the ends of the range: only a part of it counts.
+                for block in tx.blocks(ns, experiment, series, low, low + 1):
+                    yield from _of_lines(block.lines, block.first, max(low, start), min(high, end), width, start)
 
 
-def _from_lines(lines: bytes, first: int, start: int, end: int, width: float, offer: Any) -> None:
-    rows = [read_point(line)["data"] for line in lines.splitlines()]
-    low, high = max(start, first), min(end, first + len(rows))
+def _of_lines(
+    lines: bytes, first: int, start: int, end: int, width: float, origin: int
+) -> Iterator[tuple[int, Extremes]]:
+    """The same of the lines of a block that lie in [start, end), by counting them anew."""
+    low, high = max(start, first), min(end, first + lines.count(b"\n"))
+    rows = [read_point(line)["data"] for line in lines.splitlines()[low - first : high - first]]
+    base = low
     while low < high:
-        part = int((low - start) / width)
+        part = int((low - origin) / width)
         # The first index that belongs to the next part.
-        stop = min(high, max(low + 1, start + -int(-(part + 1) * width // 1)))
-        offer(extremes(rows[low - first : stop - first], low), low)
+        stop = min(high, max(low + 1, origin + -int(-(part + 1) * width // 1)))
+        yield low, extremes(rows[low - base : stop - base], low)
         low = stop
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ml_dash import Experiment, NotFound, RemoteClient, login, register
+from ml_dash import Experiment, NotFound, RemoteClient, login, register, sent
 from ml_dash.journal.segment import list_segments
 from ml_dash.names import experiment_id
 from ml_dash.read import at
@@ -38,6 +39,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "home" / name))
     monkeypatch.setenv("ML_DASH_USER_NAME", tmp_path.name)
+    monkeypatch.setattr(sent, "_process", sent._Process(os.getpid(), sent.deque(), set()))
 
 
 @pytest.fixture

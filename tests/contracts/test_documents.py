@@ -56,7 +56,7 @@ def experiment(number: int, **fields: Any) -> ExperimentRow:
         id=str(1000 + number), project="cv", name=f"run-{number:03}", version=number, fold_version=1,
         state=b"state %d" % number, status="running", created_ns=1000 + number, updated_ns=2000 + number,
         heard_ns=3000 + number, folder="sweeps", tags=("a", "b"), description=f"number {number}",
-        summary={"counts": {"points": number}}, removed_writers=("w1",),
+        summary={"counts": {"points": number, "events": 1}}, removed_writers=("w1",),
     )  # fmt: skip
     return replace(row, **fields)
 
@@ -421,7 +421,8 @@ def _rows(count: int) -> list[ExperimentRow]:
     return [
         experiment(
             number, project=f"p{number % 3}", name=f"n{number % 7}", status=["running", "failed"][number % 2],
-            updated_ns=100 + number % 5, created_ns=100 + number % 4, summary={"counts": {"points": number % 6}},
+            updated_ns=100 + number % 5, created_ns=100 + number % 4,
+            summary={"counts": {"points": number % 6, "events": 1}},
             folder=["", "sweeps"][number % 2], tags=(f"t{number % 3}", "all"), description=f"Über {number % 4}",
         )
         for number in range(count)
@@ -478,9 +479,9 @@ def test_an_experiment_without_events_is_there_and_not_listed(documents: Documen
         tx.put_experiment(NS, experiment(1))
         tx.put_experiment(NS, experiment(2))
     with documents.write() as tx:
-        tx.put_experiment(NS, experiment(1, created_ns=0))
+        tx.put_experiment(NS, experiment(1, summary={}))
     with documents.read() as tx:
-        assert tx.experiment(NS, "1001") == experiment(1, created_ns=0)
+        assert tx.experiment(NS, "1001") == experiment(1, summary={})
         assert [row.id for row in tx.experiments(NS, Filter(), 9, None)] == ["1002"]
         assert tx.count(NS, Filter()) == 1
 
@@ -500,7 +501,7 @@ def test_projects_are_counted(documents: Documents) -> None:
 def test_those_of_another_fold_are_found(documents: Documents) -> None:
     with documents.write() as tx:
         tx.put_experiment(NS, experiment(1, fold_version=1))
-        tx.put_experiment("bob", experiment(2, fold_version=2, created_ns=0))
+        tx.put_experiment("bob", experiment(2, fold_version=2, summary={}))
     with documents.read() as tx:
         assert tx.stale(1) == [("bob", "1002")]
 
@@ -508,7 +509,7 @@ def test_those_of_another_fold_are_found(documents: Documents) -> None:
 @pytest.mark.parametrize("far", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 def test_times_beyond_all_years_are_stored(documents: Documents, far: int) -> None:
     """A clock that is wrong by centuries is no reason to refuse an experiment for ever."""
-    row = experiment(1, created_ns=far, updated_ns=far, summary={"counts": {"points": far}})
+    row = experiment(1, created_ns=far, updated_ns=far, summary={"counts": {"points": far, "events": 1}})
     with documents.write() as tx:
         tx.put_experiment(NS, row)
     with documents.read() as tx:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from ml_dash_syncd import install
 from ml_dash_syncd.cli import commands
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ml_dash_syncd.notify import Notifier
 
 
@@ -58,3 +59,18 @@ def test_a_manager_that_is_gone_changes_nothing(tmp_path: Path, monkeypatch: pyt
     notifier = Notifier()
     notifier.ready()
     assert not notifier.listens
+
+
+def test_what_a_busy_manager_did_not_take_is_said_again(manager: socket.socket) -> None:
+    notifier = Notifier()
+    while notifier.say("X=1"):
+        pass
+    notifier.status("all sent")
+    while True:
+        try:
+            manager.settimeout(0.01)
+            manager.recv(200)
+        except TimeoutError:
+            break
+    notifier.status("all sent")
+    assert manager.recv(200) == b"STATUS=all sent"

@@ -1,4 +1,4 @@
-"""`ml-dash-syncd` as people run it: once, run, exec, status, check-config, install; real processes and a real server."""
+"""`ml-dash-syncd` as people run it: once, run, exec, status, check-config, install; all of it real."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def until(holds: Callable[[], Any], seconds: float = 20.0) -> None:
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*SYNCD, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
-        stdin=subprocess.DEVNULL,
+        [*SYNCD, *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=60,
+        check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -202,7 +202,8 @@ def test_probes_and_figures(server: Server, tmp_path: Path) -> None:
         until(lambda: status_path().exists() and json.loads(status_path().read_text()).get("address"))
         address = json.loads(status_path().read_text())["address"]
         until(lambda: events(server, "probed") == 52)
-        for path, expected in (("/-/healthy", "healthy"), ("/-/ready", "ready"), ("/metrics", "ml_dash_syncd_sent_bytes")):
+        asked = {"/-/healthy": "healthy", "/-/ready": "ready", "/metrics": "ml_dash_syncd_sent_bytes"}
+        for path, expected in asked.items():
             with urllib.request.urlopen(f"{address}{path}", timeout=10) as response:
                 assert expected in response.read().decode()
 

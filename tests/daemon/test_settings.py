@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ml_dash_syncd import settings
 
 from ml_dash.errors import InvalidValue
+from ml_dash_syncd import settings
 
 URL = "http://127.0.0.1:3000"
 

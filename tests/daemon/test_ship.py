@@ -728,6 +728,78 @@ def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.Monkey
     assert not way.there()["missing"]
 
 
+def test_a_server_that_died_before_it_looked_at_all_bytes(desk: Desk, tmp_path: Path) -> None:
+    dying = Server(tmp_path / "data", {"ML_DASH_FAIL": "blob-staged:1:kill"}).start()
+    pen = desk.pen()
+    pen.file(os.urandom(3000))
+    pen.close()
+    road = Road(dying.url, "alice")
+    try:
+        with pytest.raises(Unreachable):
+            Way(desk, road, tmp_path / "cursors").drain()
+    finally:
+        road.close()
+        dying.end()
+    server = Server(tmp_path / "data").start()
+    road = Road(server.url, "alice")
+    try:
+        way = Way(desk, road, tmp_path / "cursors")
+        assert way.drain().left is Left.NOTHING
+        assert not way.there()["missing"]
+    finally:
+        road.close()
+        server.end()
+
+
+@pytest.mark.parametrize("kind", ["file", "body"])
+def test_a_server_that_never_has_more_is_left_alone(way: Way, kind: str) -> None:
+    pen = way.desk.pen()
+    if kind == "file":
+        pen.file(b"weights")
+    else:
+        pen.large(ev.LOG, ["info", "a long one", None])
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        return {"length": 0, "size": 7, "complete": False} if method == "PUT" else answer()
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable, match="no more than before"):
+        way.drain()
+
+
+def test_frames_that_are_taken_and_not_there_are_no_acknowledgement(way: Way) -> None:
+    pen = way.desk.pen()
+    pen.log("one")
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        return {"length": 0, "events": 0} if "/segments/" in path else answer()
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable, match="no more than before"):
+        way.drain()
+    way.road.meet = None
+    way.drain()
+    assert way.messages() == ["one"]
+
+
+def test_a_server_that_contradicts_itself_is_left_alone(way: Way) -> None:
+    pen = way.desk.pen()
+    way.drain()
+    pen.log("one")
+
+    def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
+        if "/segments/" in path:
+            raise ServerRefused("nothing is here", status=409, code=GAP, extra={"length": 0})
+        return answer()
+
+    way.road.meet = meet
+    with pytest.raises(Unreachable, match="contradicts itself"):
+        way.drain()
+    way.road.meet = None
+    way.drain()
+    assert way.messages() == ["one"]
+
+
 def test_an_empty_file(way: Way) -> None:
     pen = way.desk.pen()
     pen.file(b"")

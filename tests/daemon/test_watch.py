@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from ml_dash_syncd import discover, watch
-from ml_dash_syncd.settings import Settings
-from ml_dash_syncd.watch import Hints, Look, Pace
 
 from ml_dash import Experiment, lock, register
 from ml_dash.journal.segment import SEGMENTS
 from ml_dash.register import Registration
+from ml_dash_syncd import discover, watch
+from ml_dash_syncd.settings import Settings
+from ml_dash_syncd.watch import Hints, Look, Pace
 
 URL = "http://127.0.0.1:9"
 WRITER = "0" * 31 + "1"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
-import json
 import re
 import tracemalloc
 import zlib
@@ -238,10 +238,9 @@ def test_who_has_no_login_is_told_before_a_body_is_read(web: Web) -> None:
             yield b"x" * 65_536
 
     answer = None
-    try:
+    # It may be cut off while it sends.
+    with contextlib.suppress(OSError):
         answer = anonymous.session.post(f"{web.url}/projects/p/experiments", data=endless(), timeout=30)
-    except OSError:
-        pass  # cut off while it sent
     assert answer is None or answer.status_code == 401
     anonymous.session.close()
     assert web.get("/experiments", limit=1)["experiments"] is not None
@@ -295,10 +294,9 @@ def wait_until(condition: Any) -> None:
 
 
 def test_figures_have_no_label_that_a_client_makes_up(web: Web) -> None:
-    for method in ("FOO", "BAR", "get"):
+    for method in ("FOO", "BAR", "A-B"):
         web.refused(method, "/experiments", 405, "method")
         web.refused(method, f"/{method}", 404, "unknown")
     text = web.ask("GET", "/metrics").text
     methods = set(re.findall(r'method="([^"]*)"', text))
     assert methods <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "OTHER"}
-    assert json.dumps(sorted(methods))

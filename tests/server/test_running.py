@@ -60,7 +60,7 @@ def test_a_database_that_is_damaged_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ml_dash", "server", "--port", "0", "--data", str(tmp_path / "data")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "cannot be used" in done.stderr
+    assert "is damaged" in done.stderr
     assert "backup" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -76,6 +76,11 @@ class ExperimentRow:
     # Writers whose events are kept out of sight since the experiment was removed.
     removed_writers: tuple[str, ...] = ()
 
+    @property
+    def events(self) -> int:
+        """How many were folded. One without any is not there for readers: it was removed, or has only begun to come."""
+        return int(self.summary.get("counts", {}).get("events", 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:

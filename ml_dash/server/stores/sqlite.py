@@ -340,7 +340,7 @@ class _Transaction:
             row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
-        if not row.created_ns:
+        if not row.events:
             self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
             return
         listed = (

@@ -1,0 +1,146 @@
+"""Reads: pages put together are the whole, negative starts count from the end, filters keep the numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ml_dash.protocol import Refused
+from ml_dash.server.core import Server
+from tests.server.sending import EXPERIMENT, NS, Sheet, send
+
+COUNT = 2345
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("core"))
+    sheet = Sheet().opens()
+    for number in range(COUNT):
+        sheet.log(f"Zeile {number} Ärger" if number % 500 == 7 else f"line {number}")
+        sheet.point(value=float(number))
+    send(server, sheet)
+    for number in range(25):
+        other = Sheet(100 + number, journal=100 + number, name=f"n{number:02}", project=f"p{number % 2}").opens()
+        send(server, other)
+    yield server
+    server.close()
+
+
+pytestmark = pytest.mark.leaks("the server of the module lives longer than one test")
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.integers(-COUNT - 50, COUNT + 50), limit=st.integers(1, 1500))
+def test_pages_are_what_a_slice_is(core: Server, start: int, limit: int) -> None:
+    begin = max(0, COUNT + start) if start < 0 else start
+    expected = list(range(COUNT))[begin : begin + limit]
+    logs = core.logs(NS, EXPERIMENT, start, limit)
+    page = json.loads(core.metric_page(NS, EXPERIMENT, "loss", start, limit))
+    assert [entry["sequenceNumber"] for entry in logs["logs"]] == expected
+    assert [(point["index"], point["data"]["value"]) for point in page["data"]] == [(n, float(n)) for n in expected]
+    for found in (logs, page):
+        where = found["startIndex"], found["endIndex"], found["total"]
+        assert where == (begin, begin + len(expected) - 1, len(expected))
+        assert found["hasMore"] == (bool(expected) and expected[-1] < COUNT - 1)
+    assert page["totalDataPoints"] == COUNT
+
+
+def test_pages_of_long_lines_are_shorter(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ml_dash.server.query._PAGE_BYTES", 2_000)
+    found: list[int] = []
+    more = True
+    while more and len(found) < 100:
+        page = core.logs(NS, EXPERIMENT, len(found), 1000)
+        assert 0 < page["total"] < 50
+        found += [entry["sequenceNumber"] for entry in page["logs"]]
+        more = page["hasMore"]
+    assert found == list(range(len(found)))
+    points = json.loads(core.metric_page(NS, EXPERIMENT, "loss", 0, 1000))
+    assert 0 < points["total"] < 50
+    assert points["hasMore"]
+
+
+@pytest.mark.parametrize("start", [10**15, -(10**15), 1 << 63, 1 << 70])
+def test_far_places_are_answered(core: Server, start: int) -> None:
+    assert core.logs(NS, EXPERIMENT, start, 1)["total"] in (0, 1)
+    assert json.loads(core.metric_page(NS, EXPERIMENT, "loss", start, 1))["total"] in (0, 1)
+
+
+def test_a_filter_keeps_the_numbers_and_says_where_to_go_on(core: Server) -> None:
+    expected = [number for number in range(COUNT) if number % 500 == 7]
+    found: list[int] = []
+    start, more = 0, True
+    while more:
+        page = core.logs(NS, EXPERIMENT, start, 2, q="äRGER")
+        found += [entry["sequenceNumber"] for entry in page["logs"]]
+        start, more = page["endIndex"] + 1, page["hasMore"]
+    assert found == expected
+    assert core.logs(NS, EXPERIMENT, 0, 10, level="error")["logs"] == []
+    assert len(core.logs(NS, EXPERIMENT, 0, 10, level="info")["logs"]) == 10
+
+
+@pytest.mark.parametrize("sort", ["updated", "created", "name", "points"])
+def test_pages_of_experiments_are_the_whole_list(core: Server, sort: str) -> None:
+    names: list[str] = []
+    after: str | None = None
+    while True:
+        page: dict[str, Any] = core.experiments(NS, sort=sort, limit=4, after=after)
+        assert page["total"] == 26
+        names += [row["name"] for row in page["experiments"]]
+        after = page["next"]
+        if after is None:
+            break
+    assert len(names) == len(set(names)) == 26
+    if sort == "name":
+        assert names == sorted(names)
+    if sort == "points":
+        assert names[0] == "run"
+
+
+def test_experiments_are_filtered(core: Server) -> None:
+    assert core.experiments(NS, project="p1")["total"] == 12
+    assert core.experiments(NS, q="P1/N0")["total"] == 5
+    assert core.experiments(NS, status="running")["total"] == 26
+    assert core.experiments("bob")["total"] == 0
+    assert [(row["name"], row["experiments"]) for row in core.projects(NS)] == [("cv", 1), ("p0", 13), ("p1", 12)]
+
+
+@pytest.mark.parametrize("after", ["", "x", "1", "1:", ":1", "1:x", "1:-5", "1:" + "9" * 30, "'; DROP TABLE listed"])
+def test_what_is_no_place_is_refused(core: Server, after: str) -> None:
+    with pytest.raises(Refused) as told:
+        core.experiments(NS, after=after)
+    assert told.value.code == "malformed"
+
+
+@pytest.mark.parametrize("after", ["1:0", "0:9999999999999999999", "99999999999999999999999999:5"])
+def test_a_place_that_nobody_was_at_is_a_place(core: Server, after: str) -> None:
+    assert core.experiments(NS, after=after)["total"] == 26
+
+
+def test_what_is_not_there_is_unknown(core: Server) -> None:
+    for ask in (
+        lambda: core.experiment(NS, "1"),
+        lambda: core.experiment("bob", EXPERIMENT),
+        lambda: core.logs("bob", EXPERIMENT, 0, 1),
+        lambda: core.metric_stats(NS, EXPERIMENT, "nothing"),
+        lambda: core.file_record(NS, EXPERIMENT, "1"),
+        lambda: core.segment_bytes("bob", Sheet().id, 0, 1),
+        lambda: core.order("bob", EXPERIMENT, 0, 1),
+    ):
+        with pytest.raises(Refused) as told:
+            ask()
+        assert (told.value.status, told.value.code) == (404, "unknown")
+
+
+def test_figures_of_a_metric(core: Server) -> None:
+    stats = core.metric_stats(NS, EXPERIMENT, "loss")
+    assert stats["totalDataPoints"] == COUNT
+    assert stats["series"]["loss"]["max"] == COUNT - 1
+    (summary,) = core.metrics(NS, EXPERIMENT)
+    assert summary["series"] == stats["series"]

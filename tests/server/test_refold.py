@@ -1,0 +1,91 @@
+"""Folding anew: what another version of the fold has made is made again at the start, from the raw bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ml_dash import events as ev
+from ml_dash.server.core import Server
+from ml_dash.server.stores import StoreRefused
+from ml_dash.server.stores.sqlite import SqliteDocuments
+from tests.server.sending import EXPERIMENT, NS, Sheet, held, send, send_blob
+
+
+def made(path: Path) -> tuple[Server, Sheet, str]:
+    """A server with something of everything, and the name of a body."""
+    core = Server(path / "data")
+    sheet = Sheet().opens().logs(1200).parameters(lr=0.1)
+    for number in range(50):
+        sheet.point("loss", value=float(number))
+    name, content = sheet.spills(ev.LOG, ["info", "x" * 3000, None])
+    send_blob(core, sheet, name, content, body=True)
+    blob = sheet.adds_file(b"weights")
+    send(core, sheet, 0, sheet.ends[700])
+    send(core, sheet, sheet.ends[700])
+    send_blob(core, sheet, blob, b"weights")
+    core.deaths(NS, sheet.journal, [{"writer": sheet.writer, "segment": sheet.id, "end": len(sheet.data)}])
+    other = Sheet(2, journal=2).opens().log("two").closes()
+    send(core, other)
+    return core, sheet, name
+
+
+def spoil(path: Path) -> None:
+    """As an older version of the fold has left it: its own state, its own lines."""
+    documents = SqliteDocuments(path / "data" / "server.sqlite")
+    with documents.write() as tx:
+        row = tx.experiment(NS, EXPERIMENT)
+        assert row is not None
+        tx.put_experiment(NS, replace(row, fold_version=0, state=b"of long ago"))
+        tx.drop_blocks(NS, EXPERIMENT)
+    documents.close()
+
+
+def test_a_start_makes_everything_again(tmp_path: Path) -> None:
+    core, sheet, _ = made(tmp_path)
+    before = held(core), core.experiment(NS, EXPERIMENT), core.order(NS, EXPERIMENT, 0, 99), core.experiments(NS)
+    core.close()
+    spoil(tmp_path)
+    core = Server(tmp_path / "data")
+    after = held(core), core.experiment(NS, EXPERIMENT), core.order(NS, EXPERIMENT, 0, 99), core.experiments(NS)
+    assert after == before
+    # And goes on from there.
+    send(core, sheet.log("on"), sheet.ends[-2])
+    assert core.logs(NS, EXPERIMENT, -1, 1)["logs"][0]["sequenceNumber"] == 1202
+    core.close()
+
+
+def test_a_body_that_was_lost_since_costs_its_event_and_not_the_start(tmp_path: Path) -> None:
+    core, _, name = made(tmp_path)
+    events = core.experiment(NS, EXPERIMENT)["counts"]["events"]
+    for key in list(core.objects.list("bodies/")):
+        assert name in key
+        core.objects.delete(key)
+    core.close()
+    spoil(tmp_path)
+    core = Server(tmp_path / "data")
+    assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == events - 1
+    core.close()
+
+
+def test_bytes_that_do_not_hold_are_refused_loudly_and_nothing_is_changed(tmp_path: Path) -> None:
+    core, sheet, _ = made(tmp_path)
+    core.close()
+    documents = SqliteDocuments(tmp_path / "data" / "server.sqlite")
+    with documents.write() as tx:
+        tx.replace_bytes(NS, sheet.id, sheet.ends[5] + 9, b"\xff\xff")
+    documents.close()
+    spoil(tmp_path)
+    for _ in range(2):
+        with pytest.raises(StoreRefused, match=f"does not hold at byte {sheet.ends[5]}"):
+            Server(tmp_path / "data")
+
+
+def test_a_second_server_on_one_folder_is_refused(tmp_path: Path) -> None:
+    core = Server(tmp_path / "data")
+    with pytest.raises(StoreRefused, match="another server"):
+        Server(tmp_path / "data")
+    core.close()
+    Server(tmp_path / "data").close()

@@ -1,0 +1,176 @@
+"""Down-sampled series: what is shown was measured, and no peak is lost, whatever the number of points."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ml_dash import events as ev
+from ml_dash.protocol import Refused
+from ml_dash.server.blocks import LINES, PART
+from ml_dash.server.core import Server
+from tests.server.sending import EXPERIMENT, NS, Sheet, send
+
+COUNT = 3 * LINES + 170
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "data")
+    yield server
+    server.close()
+
+
+def series(core: Server, metric: str = "loss", **how: Any) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(core.series(NS, EXPERIMENT, metric, **how))
+    return answer
+
+
+def noisy(seed: int, count: int) -> list[Any]:
+    """Values with peaks, repeats, gaps, and what is no number."""
+    rng = random.Random(seed)
+    odd = [math.nan, None, True, "text", 2**64 - 1, -(2**63), 1e308, -0.0]
+    return [rng.choice(odd) if rng.random() < 0.02 else round(rng.gauss(0, 3), 1) for _ in range(count)]
+
+
+def numeric(value: Any) -> bool:
+    return type(value) in (int, float) and value == value
+
+
+def assert_shows(
+    found: dict[str, Any], rows: list[dict[str, Any]], field: str, start: int, end: int, points: int
+) -> None:
+    """The laws: real points in their order, the ends, the extremes, and no point outside of what is shown near it."""
+    there = [(i, rows[i][field]) for i in range(start, end) if numeric(rows[i].get(field))]
+    shown = list(zip(found["index"], found["value"], strict=True))
+    assert found["count"] == len(there)
+    assert set(shown) <= set(there)
+    assert [index for index, _ in shown] == sorted({index for index, _ in shown})
+    assert found["x"] == [rows[i].get("step", rows[i].get("epoch", i)) for i, _ in shown]
+    assert shown[0] == there[0]
+    assert shown[-1] == there[-1]
+    values = [value for _, value in there]
+    assert min(found["value"]) == min(values)
+    assert max(found["value"]) == max(values)
+    width = max(1.0, (end - start) / max(1, points // 2))
+    assert len(shown) <= 2 * math.ceil((end - start) / width) + 2
+    # A stretch that is made whole of stored summaries reaches past its part by one of those.
+    reach = width + (LINES if width >= LINES else PART if width >= PART else 1)
+    places, heights = found["index"], found["value"]
+    for index, value in there:
+        near = heights[bisect_left(places, index - reach) : bisect_right(places, index + reach)]
+        assert min(near) <= value <= max(near), (index, value)
+
+
+def put(core: Server, rows: list[dict[str, Any]], cuts: list[int]) -> None:
+    """The rows as points, in batches and single ones, in several requests."""
+    sheet, sent = Sheet().opens(), 0
+    for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
+        if end - begin > 3:
+            sheet.add(ev.ROWS, ["loss", rows[begin:end]])
+        else:
+            for row in rows[begin:end]:
+                sheet.point(**row)
+        send(core, sheet, sent)
+        sent = len(sheet.data)
+
+
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(seed=st.integers(0, 1 << 32), data=st.data())
+def test_no_peak_is_lost(tmp_path_factory: pytest.TempPathFactory, seed: int, data: st.DataObject) -> None:
+    rng = random.Random(seed)
+    values, others = noisy(seed, COUNT), noisy(seed + 1, COUNT)
+    rows = [{"value": a, "x": b, "step": 2 * i} for i, (a, b) in enumerate(zip(values, others, strict=True))]
+    for row in rng.sample(rows, 200):
+        del row[rng.choice(["value", "x", "step"])]
+    core = Server(tmp_path_factory.mktemp("core"))
+    put(core, rows, sorted(rng.sample(range(1, COUNT), 40)))
+    for _ in range(4):
+        start = data.draw(st.integers(0, COUNT - 1))
+        end = data.draw(st.integers(start + 1, COUNT))
+        start, end = data.draw(st.sampled_from([(start, end), (0, COUNT), (0, end), (start, COUNT)]))
+        points = data.draw(st.sampled_from([1, 2, 3, 5, 10, 50, 100, 127, 500, 1000, 100_000]))
+        found = series(core, points=points, start=start, end=end)
+        for field, name in (("value", "loss"), ("x", "loss.x")):
+            if any(numeric(row.get(field)) for row in rows[start:end]):
+                assert_shows(found["series"][name], rows, field, start, end, points)
+    core.close()
+
+
+def test_one_peak_among_many_points_is_shown(core: Server) -> None:
+    rows: list[dict[str, Any]] = [{"value": 0.0} for _ in range(COUNT)]
+    rows[1717]["value"] = 9.0
+    put(core, rows, [])
+    for points in (2, 4, 20, 100, 1000):
+        found = series(core, points=points)["series"]["loss"]
+        assert (found["index"][found["value"].index(9.0)], max(found["value"])) == (1717, 9.0)
+
+
+def test_few_points_are_shown_whole(core: Server) -> None:
+    rows = [{"value": float(i % 7), "epoch": i} for i in range(40)]
+    put(core, rows, [10, 20])
+    found = series(core, points=1000)
+    assert found["series"]["loss"] == {
+        "index": list(range(40)), "x": list(range(40)), "value": [float(i % 7) for i in range(40)], "count": 40,
+    }  # fmt: skip
+    assert (found["startIndex"], found["endIndex"], found["totalDataPoints"]) == (0, 39, 40)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, 40, (0, 40)), (-10, None, (30, 40)), (5, -5, (5, 35)), (39, 9999, (39, 40)), (40, 50, (40, 40)),
+        (20, 10, (20, 20)),
+    ],
+)
+def test_ranges_may_count_from_the_end(core: Server, start: int, end: int | None, expected: tuple[int, int]) -> None:
+    put(core, [{"value": float(i)} for i in range(40)], [])
+    found = series(core, start=start, end=end)
+    assert (found["startIndex"], found["endIndex"] + 1) == expected
+    shown = found["series"].get("loss", {"index": []})["index"]
+    assert shown == list(range(*expected))
+
+
+def test_nan_is_left_out_and_infinities_are_texts(core: Server) -> None:
+    put(core, [{"value": math.nan}, {"value": math.inf}, {"value": 1.0}, {"value": -math.inf}], [])
+    found = series(core)["series"]["loss"]
+    assert found == {"index": [1, 2, 3], "x": [1, 2, 3], "value": ["Infinity", 1.0, "-Infinity"], "count": 3}
+
+
+def test_one_field_is_chosen_and_an_unknown_one_is_refused(core: Server) -> None:
+    put(core, [{"value": 1.0, "acc": 2.0}], [])
+    assert list(series(core)["series"]) == ["loss.acc", "loss"]
+    assert list(series(core, field="acc")["series"]) == ["loss.acc"]
+    with pytest.raises(Refused, match="no numeric field"):
+        series(core, field="nothing")
+    with pytest.raises(Refused, match="no metric"):
+        series(core, "nothing")
+
+
+def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines may be long; then a block holds fewer."""
+    monkeypatch.setattr("ml_dash.server.blocks._FULL_BYTES", 9_000)
+    rng = random.Random(5)
+    rows = [{"value": rng.random(), "note": "x" * rng.randrange(300)} for _ in range(COUNT)]
+    put(core, rows, sorted(rng.sample(range(1, COUNT), 90)))
+    with core.documents.read() as tx:
+        sizes = [count for _, count, _ in tx.summaries(NS, EXPERIMENT, "points/loss", 0, COUNT)]
+    assert sum(sizes) == COUNT
+    assert len(sizes) > 10
+    for points in (2, 10, 100, 1000):
+        for start, end in ((0, COUNT), (333, 2999)):
+            found = series(core, points=points, start=start, end=end)["series"]["loss"]
+            assert found["count"] == end - start
+            assert max(found["value"]) == max(row["value"] for row in rows[start:end])
+    for start in (0, 1, 999, 1000, 2500):
+        page = json.loads(core.metric_page(NS, EXPERIMENT, "loss", start, 40))
+        assert [(line["index"], line["data"]) for line in page["data"]] == list(enumerate(rows))[start : start + 40]
