@@ -69,6 +69,15 @@ def _own_environment(
         monkeypatch.setenv(variable, str(home / variable.lower()))
 
 
+@pytest.fixture
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Settings, state and logins of this test alone, for one that looks at all of them."""
+    home = tmp_path / "own-home"
+    for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable.lower()))
+    return home
+
+
 def _home(factory: pytest.TempPathFactory, config: pytest.Config) -> Path:
     home: Path | None = config.stash.get(_HOME, None)
     if home is None:

@@ -173,7 +173,7 @@ class Shipment:
 
     def _open(self) -> Sequence:
         if self._sequence is None:
-            self._sequence = Sequence(self.journal)
+            self._sequence = Sequence(self.journal, patience_s=DAMAGE_S)
             if self.cursor is None or self.cursor.journal != self._sequence.id:
                 found = cursors.load(self.path, self._sequence.id)
                 self.cursor = found or Cursor(self._sequence.id)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic
 from typing import Final
 from zlib import crc32
 
@@ -29,6 +31,7 @@ log = logging.getLogger("ml_dash")
 _CHUNK: Final = 4 << 20
 _MERGE_BYTES: Final = 8 << 20
 _TURN_S: Final = 0.05
+PATIENCE_S: Final = 60.0
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 
@@ -42,9 +45,15 @@ class Restart(Exception):
 class Sequence:
     """The position of one reader in one journal. For one thread at a time."""
 
-    def __init__(self, journal: Path) -> None:
-        """Raises OSError, JournalError if the journal, or its base, cannot be read."""
+    def __init__(self, journal: Path, *, patience_s: float = PATIENCE_S) -> None:
+        """Raises OSError, JournalError if the journal, or its base, cannot be read.
+
+        A segment waits up to `patience_s` for what its writer wrote before and what cannot be read now.
+        """
         self.path = journal
+        self._patience_s = patience_s
+        # Segment file name → since when it waits for that.
+        self._waiting: dict[str, float] = {}
         self.id = read_identity(journal).journal.hex()
         # What cannot be read, and why: segment file names.
         self.troubles: dict[str, str] = {}
@@ -198,7 +207,7 @@ class Sequence:
         self._list()
         for name, path in self._listed:
             segment = self._open(path)
-            if segment is None or _size(path) <= self._behind(segment):
+            if segment is None or _size(path) <= self._behind(segment) or not self._may_follow(name, segment):
                 continue
             for start, end in self._stretches(segment):
                 if name.writer not in self._met:
@@ -224,6 +233,41 @@ class Sequence:
             yield from read_runs(segment, position)
         except OSError as error:
             self.troubles[segment.path.name] = str(error)
+        else:
+            self.troubles.pop(segment.path.name, None)
+
+    def _may_follow(self, name: SegmentName, segment: Segment) -> bool:
+        """Is all named that its writer wrote before? If not, that may be on its way still: wait a while."""
+        if self._behind(segment) > segment.first or not self._misses(name, segment):
+            self._waiting.pop(str(name), None)
+            return True
+        since = self._waiting.setdefault(str(name), monotonic())
+        if monotonic() - since >= self._patience_s:
+            return True
+        self.pending = True
+        return False
+
+    def _misses(self, name: SegmentName, segment: Segment) -> bool:
+        """Does the segment's first number say that something is missing before it, in the segments that are here?"""
+        own = self._own[name.writer]
+        for before in reversed(own[: bisect_left(own, name)]):
+            opened = self._open(self.path / SEGMENTS / str(before))
+            if opened is None:
+                return True
+            try:
+                last = _last_event(opened, self._behind(opened))
+            except (OSError, Damaged):
+                return True
+            expected = opened.header.first_seq if last is None else last[0] + 1
+            if expected < segment.header.first_seq:
+                return not self._was_freed(name.writer)
+            if last is not None:
+                return False
+        return False
+
+    def _was_freed(self, writer: str) -> bool:
+        """Does a base stand for segments of that writer? Then numbers may be missing here for good."""
+        return self._base is not None and writer in self._base.state.writers
 
     # -- is there anything? -------------------------------------------------------------------------------------------
 
@@ -266,12 +310,12 @@ class Sequence:
             if not self._is_gone(own[-1]) or any(map(self._may_go_on, newest)):
                 continue
             try:
-                closed = any(_last_kind(segment, _size(segment.path)) == CLOSE for segment in newest)
+                ends = [_last_event(segment, _size(segment.path)) for segment in newest]
             except (OSError, Damaged) as error:
                 # What cannot be read now might be its closing event.
                 log.debug("%s: cannot tell how writer %s ended: %s", self.path, writer, error)
                 continue
-            if closed:
+            if any(end is not None and end[1] == CLOSE for end in ends):
                 self._running.discard(writer)
                 continue
             last = segments[-1]
@@ -371,23 +415,24 @@ def gaps_between(segment: Segment, start: int, end: int) -> list[tuple[int, int]
     return found if position == end else None
 
 
-def _last_kind(segment: Segment, size: int) -> int | None:
-    """The kind of a segment's last whole event; None if it has none."""
+def _last_event(segment: Segment, size: int) -> tuple[int, int] | None:
+    """(number, kind) of the last whole event in the first `size` bytes of a segment; None if it has none."""
     window = _TAIL_BYTES
     with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
             buffer = read_at(file.fileno(), size - start, start)
-            position, kind = 0, None
+            position = 0
+            found: tuple[int, int] | None = None
             while (position := find_frame(buffer, position, segment.crcs, decode_event)) >= 0:
                 length = int(HEAD.unpack_from(buffer, position)[0])
                 try:
-                    kind = decode_event(buffer[position + HEAD.size : position + HEAD.size + length])[1]
+                    found = decode_event(buffer[position + HEAD.size : position + HEAD.size + length])[:2]
                 except ValueError as error:
                     raise Damaged(f"{segment.path.name} changes while it is read") from error
                 position += HEAD.size + length
-            if kind is not None or start == segment.first or window > 2 * MAX_PAYLOAD:
-                return kind
+            if found is not None or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return found
             window *= 8
 
 

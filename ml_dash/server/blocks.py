@@ -78,14 +78,15 @@ class Tail:
 
     def summarise(self, points: Points) -> None:
         """Take points into the summaries that are about to be added."""
-        _extend(self.extremes, extremes(points.rows, points.start))
         position = 0
         while position < len(points.rows):
             inside = (self.count + position) % PART
             if not inside:
                 self.parts.append({})
             rows = points.rows[position : position + PART - inside]
-            _extend(self.parts[-1], extremes(rows, points.start + position))
+            found = extremes(rows, points.start + position)
+            _extend(self.parts[-1], found)
+            _extend(self.extremes, found)
             position += len(rows)
 
     def block(self, series: str) -> Block:

@@ -67,6 +67,7 @@ def test_what_the_demo_leaves_is_a_killed_and_a_resumed_run(shell: Shell, tmp_pa
     shell.ok("verify", "--path", "here")
 
 
+@pytest.mark.usefixtures("own_home")
 def test_nothing_that_the_demo_started_is_left(shell: Shell, tmp_path: Path) -> None:
     shell.ok("demo", "--path", "here")
     (backstage,) = tmp_path.glob("here/.demo/*")

@@ -141,6 +141,63 @@ def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -
     assert bad.segment.name in sequence.troubles
 
 
+def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
+    """On a network file system a new segment may be seen before the end of the one before it."""
+    pen, other = desk.pen(), desk.pen()
+    pen.log("seen")
+    pen.log("late")
+    first, content, end = pen.segment, pen.segment.read_bytes(), pen.frames[-1][0]
+    first.write_bytes(content[:end])
+    pen.roll()
+    pen.log("in the next")
+    sequence = Sequence(desk.journal)
+    segment = opened(pen, first)
+    assert list(sequence.follow()) == [Stretch(segment.id, segment.first, end), whole(other)]
+    assert sequence.pending
+    first.write_bytes(content)
+    assert list(sequence.follow()) == [Stretch(segment.id, end, len(content)), whole(pen)]
+    assert not sequence.pending
+
+
+def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
+    pen = desk.pen()
+    first, content = pen.segment, pen.segment.read_bytes()
+    first.write_bytes(content[:30] + bytes(40) + content[70:])
+    pen.roll()
+    pen.log("in the next")
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow()) == []
+    assert first.name in sequence.troubles
+    first.write_bytes(content)
+    assert [record.segment for record in sequence.follow() if isinstance(record, Stretch)] == [
+        opened(pen, first).id, opened(pen).id
+    ]  # fmt: skip
+    assert not sequence.troubles
+
+
+def test_what_does_not_come_is_not_waited_for_without_end(desk: Desk) -> None:
+    pen = desk.pen()
+    pen.log("lost")
+    pen.chop(3)
+    pen.roll()
+    pen.log("in the next")
+    assert len(list(Sequence(desk.journal).follow())) == 1
+    sequence = Sequence(desk.journal, patience_s=0.0)
+    assert whole(pen) in list(sequence.follow())
+    assert not sequence.pending
+
+
+def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
+    """A full disk tears a frame, and the writer goes on with it in a new segment: nothing is missing."""
+    pen = desk.pen()
+    pen.raw(b"\x40\x00\x00\x00half")
+    pen.roll()
+    pen.log("in the next")
+    sequence = Sequence(desk.journal)
+    assert list(sequence.follow())[-1] == whole(pen)
+    assert not sequence.pending
+
+
 # -- who died ---------------------------------------------------------------------------------------------------------
 
 

@@ -142,6 +142,7 @@ def test_one_server_for_one_folder(own: Server) -> None:
     assert "another server uses" in done.stderr
 
 
+@pytest.mark.usefixtures("own_home")
 def test_logins_are_stored_shown_and_forgotten(own: Server, tmp_path: Path) -> None:
     _, token = new_token(own, "bob")
     done = run("login", own.url, stdin=f"{token}\n")
