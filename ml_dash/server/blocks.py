@@ -92,7 +92,7 @@ class Tail:
     def block(self, series: str) -> Block:
         """What is stored of it."""
         summary = _encoder.encode(self.extremes) if self.extremes else b""
-        parts = _encoder.encode(self.parts) if self.extremes else b""
+        parts = _encoder.encode(self.parts) if self.parts else b""
         return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
 
 

@@ -18,7 +18,7 @@ from ml_dash import events as ev
 from ml_dash.protocol import Refused
 from ml_dash.server.blocks import LINES, PART
 from ml_dash.server.core import Server
-from tests.server.sending import EXPERIMENT, NS, Sheet, send
+from tests.server.sending import EXPERIMENT, NS, Sheet, forget, send
 
 COUNT = 3 * LINES + 170
 
@@ -174,3 +174,19 @@ def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monke
     for start in (0, 1, 999, 1000, 2500):
         page = json.loads(core.metric_page(NS, EXPERIMENT, "loss", start, 40))
         assert [(line["index"], line["data"]) for line in page["data"]] == list(enumerate(rows))[start : start + 40]
+
+
+@pytest.mark.parametrize("first", [{"value": math.nan}, {}, {"note": "no number"}])
+def test_points_without_a_number_count_in_their_block(core: Server, first: dict[str, Any]) -> None:
+    """Also when the server was started again between them: a loss may be NaN from the first step on."""
+    sheet = Sheet().opens()
+    rows = [first] * (PART + 3) + [{"value": float(i)} for i in range(PART)]
+    for row in rows:
+        begin = len(sheet.data) if sheet.events[1:] else 0
+        sheet.point(**row)
+        send(core, sheet, begin)
+        forget(core)
+    found = series(core)["series"]["loss"]
+    assert (found["index"], found["count"]) == (list(range(PART + 3, len(rows))), PART)
+    few = series(core, points=4)["series"]["loss"]["index"]
+    assert (few[0], few[-1], len(few) <= 6) == (PART + 3, len(rows) - 1, True)
