@@ -95,8 +95,9 @@ def environment_of(home: Path) -> dict[str, str]:
 class Server:
     """A server process on a data folder."""
 
-    def __init__(self, process: Process, errors: Path, folder: Path) -> None:
+    def __init__(self, process: Process, errors: Path, folder: Path, host: str = "127.0.0.1") -> None:
         self.process = process
+        self.host = host
         self.folder = folder
         self._errors = errors
         self._from = 0
@@ -106,7 +107,7 @@ class Server:
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens."""
-        return "127.0.0.1", self.port
+        return self.host, self.port
 
     def wait_ready(self, timeout_s: float = READY_S) -> Server:
         """Until it accepts connections. Raises RuntimeError with what it wrote if it ends before."""
@@ -154,6 +155,8 @@ def serve(
     limits: dict[str, int] | None = None,
     program: str = "",
     dev: bool = True,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> Server:
     """A forked server; not waited for."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,11 +165,11 @@ def serve(
         folder,
         env=account(folder / "home") | (env or {}),
         program=program,
-        args=[*(["--dev"] if dev else []), "--port", "0", "--data", str(folder / "data"), *args],
+        args=[*(["--dev"] if dev else []), "--host", host, "--port", str(port), "--data", str(folder / "data"), *args],
         impatient=impatient or {},
         limits=limits or {},
     )
-    return Server(victim, victim.errors, folder)
+    return Server(victim, victim.errors, folder, host)
 
 
 def spawn_server(folder: Path, *args: str, env: dict[str, str] | None = None) -> Server:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ _PDEATHSIG: Final = 1
 class Zygote(base.Zygote):
     """The warmed process, seen from the harness. `start` takes functions as "package.module:name"."""
 
-    def __init__(self, workdir: Path, *, with_shim: bool = False) -> None:
+    def __init__(self, workdir: Path, *, with_shim: bool = False, prefix: Sequence[str] = ()) -> None:
         home = workdir / "home"
         home.mkdir(parents=True, exist_ok=True)
         environment = base.clean_environment(home)
@@ -43,16 +43,16 @@ class Zygote(base.Zygote):
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE * 4)
-        command = [sys.executable, "-m", "tests.e2e.zygote", str(theirs.fileno())]
+        command = [*prefix, sys.executable, "-m", "tests.e2e.zygote", str(theirs.fileno())]
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self._ask({"op": "hello"})
 
 
 @contextlib.contextmanager
-def zygote(workdir: Path) -> Iterator[Zygote]:
-    """Victims without the shim."""
-    made = Zygote(workdir)
+def zygote(workdir: Path, prefix: Sequence[str] = ()) -> Iterator[Zygote]:
+    """Victims without the shim; `prefix` is a command that runs commands."""
+    made = Zygote(workdir, prefix=prefix)
     try:
         yield made
     finally:
