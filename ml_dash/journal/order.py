@@ -124,7 +124,16 @@ class Order:
             os.replace(self.path, self.path.with_name(f"{ORDER}.damaged.{os.urandom(4).hex()}"))
         temporary = self.path.with_name(f".{ORDER}.{os.urandom(4).hex()}.tmp")
         temporary.write_bytes(encode_header(identity))
-        os.replace(temporary, self.path)
+        try:
+            os.link(temporary, self.path)
+        except FileExistsError:
+            # Another process was first, where locks do not work: there is one order for all.
+            temporary.unlink()
+        except OSError:
+            # A file system without links.
+            os.replace(temporary, self.path)
+        else:
+            temporary.unlink()
 
     @property
     def identity(self) -> str:
@@ -159,9 +168,15 @@ class Order:
 
     def append(self, payloads: list[bytes]) -> int:
         """Write records; the offset behind them. On return they are with the operating system."""
+        return self.put(payloads)[1]
+
+    def put(self, payloads: list[bytes]) -> tuple[int, int]:
+        """Like `append`; the offsets at which the records lie, which another process may have moved."""
         fail_point("order-append")
-        write_all(self._fd, b"".join(encode_frame(payload, self._crcs) for payload in payloads))
-        return os.fstat(self._fd).st_size
+        data = b"".join(encode_frame(payload, self._crcs) for payload in payloads)
+        write_all(self._fd, data)
+        end = os.lseek(self._fd, 0, os.SEEK_CUR)
+        return end - len(data), end
 
     def sync(self) -> None:
         """Make the records survive a power cut."""

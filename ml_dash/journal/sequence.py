@@ -219,7 +219,10 @@ class Sequence:
 
     def _note(self, order: Order | None, record: Record, payload: bytes) -> Record:
         if order is not None:
-            self._position = order.append([payload])
+            start, end = order.put([payload])
+            # Where locks do not work another process may name something meanwhile: then both are read again.
+            if start == max(self._position, order.first):
+                self._position = end
         self._take(record)
         return record
 

@@ -99,7 +99,7 @@ class Replay:
             self._check_order()
             self._follow_order(sink, pace)
             self._find_new(sink if unordered is None else unordered, record, pace)
-            self._note_deaths(record)
+            self._note_deaths(sink if unordered is None else unordered, record, pace)
         finally:
             self._order.close()
         self._thorough = False
@@ -229,7 +229,7 @@ class Replay:
     def _sequence(self, segment: Segment, size: int, sink: Sink, record: bool, pace: Pace | None) -> None:
         if segment.writer not in self.state.writers:
             # Whoever died before this writer came is noted first: the run it began is over.
-            self._note_deaths(record, all_of_them=self._is_of_here(segment))
+            self._note_deaths(sink, record, pace, all_of_them=self._is_of_here(segment))
         if size <= self.at.stood.get(segment.id, 0):
             self._left[segment.path.name] = size
             return
@@ -256,7 +256,15 @@ class Replay:
             self.assumed = True
             self._fold_run(segment, run, sink, pace)
             return
-        behind = self._order.append([stretch_payload(segment.id, run.start, run.end)])
+        missing = list(holes(self.at.covered.get(segment.id, []), run.start, run.end))
+        if not missing:
+            return
+        expected = max(self.at.order_position, self._order.first)
+        start, behind = self._order.put([stretch_payload(segment.id, run.start, run.end)])
+        if start != expected or missing != [(run.start, run.end)]:
+            # Where locks do not work another process may record meanwhile: its records come first for everybody.
+            self._follow_order(sink, pace)
+            return
         self._fold_run(segment, run, sink, pace)
         self.at.order_position = behind
 
@@ -274,7 +282,7 @@ class Replay:
 
     # -- who died ----------------------------------------------------------------------------------------------------
 
-    def _note_deaths(self, record: bool, *, all_of_them: bool = False) -> None:
+    def _note_deaths(self, sink: Sink, record: bool, pace: Pace | None, *, all_of_them: bool = False) -> None:
         """Note who died; of writers elsewhere, whose locks say nothing here, only when a writer of here takes over.
 
         If one of those does live, its next event makes the note void.
@@ -289,7 +297,12 @@ class Replay:
                 last = self._open(own[max(own)]) if own else None
                 covered = self.at.covered.get(last.id) if last is not None else None
                 payload = death_payload(writer, last.id if last else "00" * 16, covered[-1][1] if covered else 0)
-                self.at.order_position = self._order.append([payload])
+                expected = max(self.at.order_position, self._order.first)
+                start, behind = self._order.put([payload])
+                if start != expected:
+                    self._follow_order(sink, pace)
+                    continue
+                self.at.order_position = behind
             else:
                 self.assumed = True
             fold_death(self.state, writer, self.edits)

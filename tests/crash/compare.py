@@ -146,6 +146,10 @@ def check_folder(folder: Path, journal: disk.Journal) -> list[str]:
     """
     want = Expected(journal)
     problems = []
+    if not journal.events and not (folder / "experiment.json").exists():
+        # Killed between the header and the first event: nothing was recorded, so nothing may be shown.
+        shown = [path for path in folder.rglob("*") if ".journal" not in path.parts and path.is_file()]
+        return [f"shown without an event: {path}" for path in shown if path.stat().st_size]
     logs = read_lines(folder / "logs" / "logs.jsonl")
     if [entry["sequenceNumber"] for entry in logs] != list(range(len(logs))):
         problems.append("log numbers are not 0, 1, 2, ...")

@@ -506,6 +506,34 @@ def test_two_projectors_in_turns_write_the_same_bytes(desk: Desk) -> None:
     rebuilt(desk)
 
 
+def test_where_locks_lie_everybody_follows_one_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process records what it finds while this one is at work: what was recorded first comes first."""
+    monkeypatch.setattr("ml_dash.lock.Turn.take", lambda *_: True)
+    pens = [desk.pen(), desk.pen(), desk.pen()]
+    for pen in pens:
+        pen.point(value=0.0)
+    desk.catch_up()
+    mine, theirs = projector(desk), projector(desk)
+    pens[0].point(value=1.0)
+    pens[2].point(value=2.0)
+    steps = iter(range(1))
+
+    def meanwhile() -> None:
+        for _ in steps:
+            theirs.advance()
+            pens[1].point(value=3.0)
+            pens[2].point(value=4.0)
+
+    mine.advance(pace=Pace(1, meanwhile))
+    theirs.advance()
+    for pen in pens:
+        pen.close()
+    mine.advance()
+    values = [json.loads(line)["data"]["value"] for line in desk.lines("metrics/loss/data.jsonl")]
+    assert values == [0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+    rebuilt(desk)
+
+
 def test_while_another_has_the_turn_a_reader_folds_in_memory(desk: Desk) -> None:
     pen = fill(desk)
     with projector(desk).having_turn(0) as taken:
