@@ -150,6 +150,11 @@ class Row:
     # Where that cannot be had the row runs without: HAS_MOUNTS tells the trials.
     mounts: str = ""
 
+    @property
+    def about(self) -> str:
+        """What a list says of it."""
+        return self.title
+
     def run(
         self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
     ) -> RowReport:

@@ -28,12 +28,17 @@ class Row(base.Row):
     # Wants a network of its own, in which it may make and cut links.
     network: bool = False
 
+    @property
+    def about(self) -> str:
+        """What a list says of it."""
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
     def run(
         self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
     ) -> RowReport:
         """Run `count` of the `full` trials, in this process or, with mounts of its own, in another one."""
         if (self.mounts or self.network) and "ML_DASH_TEST_MOUNTS" not in os.environ:
-            return finish_apart(self, seed, start_apart(self, count, seed, workdir, share=share, only=only))
+            return base.finish_apart(self, seed, start_apart(self, count, seed, workdir, share=share, only=only))
         report = super().run(count, seed, workdir, share=share, only=only)
         report.failures = [text.replace("tests.crash", "tests.e2e") for text in report.failures]
         return report
@@ -70,8 +75,3 @@ def own_network() -> tuple[str, ...]:
 def has_network() -> bool:
     """Has this process a network of its own?"""
     return os.environ.get(NETWORK) == "1"
-
-
-def finish_apart(row: Row, seed: str, process: subprocess.Popen[str]) -> RowReport:
-    """The report of a started share."""
-    return base.finish_apart(row, seed, process)

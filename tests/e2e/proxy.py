@@ -17,7 +17,7 @@ from typing import Final
 
 PASS: Final = "pass"
 CUT_REQUEST: Final = "cut request"  # the server gets `at` bytes of the request, then the connection ends
-CUT_RESPONSE: Final = "cut response"  # the server answers; the client gets `at` bytes of that
+CUT_RESPONSE: Final = "cut response"  # the server answers; the client gets the first `at` (mod its length) bytes
 ANSWER: Final = "answer"  # the proxy answers with `answer`; the server hears nothing
 DELAY: Final = "delay"  # `seconds` pass before the request goes on
 TRICKLE_REQUEST: Final = "trickle request"  # pieces of `at` bytes, `seconds` apart
@@ -315,7 +315,8 @@ class Proxy:
             raise _Ended
         self._note(response)
         if fault.kind in (CUT_RESPONSE, HALF_OPEN):
-            at = min(fault.at, len(response))
+            # An answer's length is not known before: any number stands for one of its bytes.
+            at = fault.at % len(response) if fault.kind == CUT_RESPONSE else min(fault.at, len(response))
             if at < len(response) and response[9:10] == b"2":
                 with self._guard:
                     self.seen.lost_acks += 1
