@@ -82,16 +82,19 @@ class DiskObjects:
 
     def _placed(self, target: Path, place: Callable[[], None], source: Path) -> None:
         """Do `place`, with the folder of `target` there, and make the new entries durable."""
+        entries = {target.parent}
         for attempt in range(_TRIES):
-            made = _make(target.parent, self.folder)
             try:
+                # Noted before they are made: what a try that failed has made is durable, too, in the end.
+                entries |= _holders_of_new(target.parent, self.folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 place()
                 break
-            except FileNotFoundError:
-                # Another thread has removed the folder between, because it was empty.
+            except (FileNotFoundError, FileExistsError):
+                # Another thread has removed a folder between, because it was empty.
                 if attempt == _TRIES - 1 or not source.exists():
                     raise
-        for folder in (target.parent, *made):
+        for folder in entries:
             sync_folder(folder)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
@@ -199,11 +202,9 @@ def _key(names: tuple[str, ...]) -> str:
     return "/".join(unquote(part, errors="surrogatepass") for part in parts)
 
 
-def _make(folder: Path, top: Path) -> list[Path]:
-    """Make a folder below `top`; the folders whose entries are new."""
-    new = [parent for parent in (folder, *folder.parents) if top in parent.parents and not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return [path.parent for path in new]
+def _holders_of_new(folder: Path, top: Path) -> set[Path]:
+    """The folders that get an entry when `folder`, below `top`, is made."""
+    return {path.parent for path in (folder, *folder.parents) if top in path.parents and not path.exists()}
 
 
 def _sync(path: Path) -> None:
