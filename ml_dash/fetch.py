@@ -20,7 +20,9 @@ from .journal.segment import CHECKPOINT, SEGMENTS, list_segments
 from .lock import Liveness, probe
 from .login import tokens_for
 from .projection.project import Projector
-from .pull import Permit, Stopped, bring_blob, pull
+from .pull import pull
+from .pulling.bring import bring_blob
+from .pulling.source import Permit, Stopped
 from .read import Located
 from .remote import Link, ServerSource, find_experiment
 from .view import look_anew

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment, fetch, gc
-from ml_dash import pull as pulling
 from ml_dash.config import Settings, resolve
 from ml_dash.errors import Damaged, ForeignFolder, InvalidValue, MLDashError, NotFound, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BASE, BLOBS, JOURNAL, ORDER, list_segments, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.pull import PullReport, pull
+from ml_dash.pull import pull
+from ml_dash.pulling.bring import PullReport
+from ml_dash.pulling.source import Permit, Stopped
 from ml_dash.read import Located, view
 from ml_dash.verify import verify
 from ml_dash.view import View
@@ -192,9 +193,9 @@ def test_nothing_of_the_users_is_taken_for_an_empty_place(desk: Desk, keeper: Ke
 def test_who_does_not_wait_any_more_gets_nothing_put_in_place(desk: Desk, keeper: Keeper, place: Located) -> None:
     run(desk)
     keeper.take(desk.journal)
-    permit = pulling.Permit()
+    permit = Permit()
     assert permit.stop()
-    with pytest.raises(pulling.Stopped):
+    with pytest.raises(Stopped):
         bring(keeper, place, permit=permit)
     assert not place.journal.exists()
 
