@@ -27,7 +27,7 @@ from ml_dash.login import development_token
 from ml_dash.names import experiment_id
 from ml_dash.protocol import CONFLICT, DIGEST, GAP, MALFORMED, TOO_LARGE, JournalState
 from ml_dash.register import Registration
-from ml_dash_syncd import ship
+from ml_dash_syncd import account, contents, reading, ship
 from ml_dash_syncd.ship import Left, Outcome, Shipment
 from tests.journals import SECOND, Desk, Pen, flip
 from tests.running import Server
@@ -135,7 +135,7 @@ def way(desk: Desk, server: Server, tmp_path: Path) -> Iterator[Way]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage is believed at the second look."""
-    monkeypatch.setattr(ship, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
 
 
 # -- what arrives -----------------------------------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
 
 
 def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(way.shipment, "_batch", 4096)
-    monkeypatch.setattr(ship, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch", 4096)
+    monkeypatch.setattr(account, "BATCH_BYTES", 4096)
     sizes: list[int] = []
 
     def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def test_a_bad_cursor_skips_nothing(way: Way, what: str) -> None:
     pen = way.desk.pen()
     pen.log("first")
     way.drain()
-    path = way.shipment.path
+    path = way.shipment.account.path
     document = json.loads(path.read_bytes())
     if what == "gone":
         path.unlink()
@@ -501,7 +501,7 @@ def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytes
     outcome = way.drain()
     assert outcome.left is Left.LATER
     assert outcome.again_s is not None
-    assert 50 < outcome.again_s <= ship.DAMAGE_S
+    assert 50 < outcome.again_s <= reading.DAMAGE_S
     assert way.messages() == ["0"]
     _damage(pen, 2)  # the same bit again: it was the disk's answer that was wrong
     assert way.drain().left is Left.NOTHING
@@ -583,7 +583,7 @@ def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypa
     pen.log("in the second")
     way.drain()
     assert pen.segment.name not in way.lengths()
-    monkeypatch.setattr(ship, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
     way.drain()
     assert set(way.lengths()) == {first.name, pen.segment.name}
     assert way.messages() == ["0", "2", "in the second"]
@@ -617,8 +617,8 @@ def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> 
 
 def test_damage_larger_than_a_request(way: Way, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, as a power cut leaves them."""
-    monkeypatch.setattr(ship, "BATCH_BYTES", 4096)
-    monkeypatch.setattr(way.shipment, "_batch", 4096)
+    monkeypatch.setattr(account, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch", 4096)
     pen = way.desk.pen()
     pen.log("before")
     pen.raw(bytes(10_000))
@@ -705,7 +705,7 @@ def test_a_file_arrives_after_its_event(way: Way) -> None:
 
 
 def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ship, "BLOB_BYTES", 1000)
+    monkeypatch.setattr(contents, "BLOB_BYTES", 1000)
     pen = way.desk.pen()
     pen.file(os.urandom(5500))
     pen.close()

@@ -23,8 +23,8 @@ from .zygote import Zygote, shimmed, zygote
 HASTE: Final[dict[str, Any]] = {
     "ml_dash_syncd.pauses:FIRST_S": 0.005,
     "ml_dash_syncd.pauses:LONGEST_S": 0.05,
-    "ml_dash_syncd.ship:DAMAGE_S": 0.5,
-    "ml_dash_syncd.ship:ASK_AGAIN_S": 0.2,
+    "ml_dash_syncd.reading:DAMAGE_S": 0.5,
+    "ml_dash_syncd.contents:ASK_AGAIN_S": 0.2,
     "ml_dash.remote:CONNECT_S": 1.0,
     "ml_dash.remote:ANSWER_S": 1.0,
 }
