@@ -132,6 +132,7 @@ def sending(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     for variable in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):
         monkeypatch.setenv(variable, str(home / variable.lower()))
     monkeypatch.delenv("ML_DASH_AUTOSYNC", raising=False)
+    monkeypatch.setenv("ML_DASH_EXIT_WAIT", "60")  # the commands of a page ask about all that its program recorded
     yield
     status = config.state_folder() / "syncd.json"
     if status.exists():
