@@ -37,6 +37,7 @@ EXIT_WAIT: Final = "ML_DASH_EXIT_WAIT"
 
 IDLE_EXIT_S: Final = 600
 _TRY_EVERY_S: Final = 60.0
+_COMING_UP_S: Final = 10.0
 _LARGEST_FILE: Final = 256 << 20
 # The uploader signs in with what is stored, and must not die at a step that a test chose for the process that records.
 _NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL")
@@ -231,6 +232,12 @@ def daemon_runs(env: Environment | None = None) -> bool:
     return probe(lock_path(env)) is Liveness.ALIVE
 
 
+def daemon_comes_up() -> bool:
+    """Has this process launched an uploader so lately that it may not have taken its lock yet?"""
+    launched = _attempts.launched
+    return launched is not None and time.monotonic() - launched < _COMING_UP_S
+
+
 def autosync(env: Environment | None = None) -> bool:
     """May a process start the uploader? Off with `ML_DASH_AUTOSYNC=0`. Raises InvalidValue for what makes no sense."""
     environment = os.environ if env is None else env
@@ -258,6 +265,7 @@ class _Attempts:
         self.told = False
         self.forbidden = False
         self.thread: threading.Thread | None = None
+        self.launched: float | None = None
 
     def due(self) -> bool:
         """One attempt a minute."""
@@ -342,6 +350,7 @@ def _start(env: dict[str, str]) -> None:
             _launch([*program, "run", "--idle-exit", str(IDLE_EXIT_S)], output, env)
         finally:
             os.close(output)
+        _attempts.launched = time.monotonic()
     except (OSError, ValueError) as error:
         _tell(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
 

@@ -372,7 +372,7 @@ def _line(left: list[Sent]) -> str | None:
     reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
     if reason is not None:
         return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
-    if register.daemon_runs():
+    if register.daemon_runs() or register.daemon_comes_up():
         so = "ml-dash-syncd goes on sending; where it ends with the job, run that as: ml-dash-syncd exec -- CMD"
     else:
         so = "nobody is sending; run: ml-dash-syncd once, or the job as: ml-dash-syncd exec -- CMD"

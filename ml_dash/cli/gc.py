@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ml_dash import read, register
-from ml_dash.cli import UNSENT, console, options
+from ml_dash.cli import UNSENT, console, options, sync
 from ml_dash.errors import RemoteError, StillOpen
 
 
@@ -43,7 +43,7 @@ def command(
     registered = register.registrations()
     known = register.by_journal(registered)
     if experiments or path is not None:
-        chosen = [read.locate(text, path) for text in experiments] if experiments else read.find(path)
+        chosen = [sync.locate(text, path) for text in experiments] if experiments else read.find(path)
     else:
         chosen = [found for one in registered if (found := read.at(Path(one.journal))) is not None]
     shown = []

@@ -44,7 +44,7 @@ def command(
     """
     if bool(experiments) == everything:
         raise click.UsageError("Name the experiments, or give --all.", ctx)
-    located = read.find(path) if everything else [read.locate(experiment, path) for experiment in experiments]
+    located = read.find(path) if everything else [sync.locate(experiment, path) for experiment in experiments]
     settings = resolve(remote=remote, user_name=user)
     chosen = _register(list({one.journal: one for one in located}.values()), settings, ctx)
     _drain(chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import click
 
 from ml_dash import read
 from ml_dash.cli import UNSENT, console, options
-from ml_dash.errors import JournalError, NotFound, RemoteError
+from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.register import Registration, by_journal, registrations
 
 if TYPE_CHECKING:
@@ -91,13 +91,9 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
             else:
                 console.note(f"{registration.journal} is registered, and gone")
         return
-    if experiment is not None and path is None:
-        # By its name, wherever on this machine it is.
-        named = [(one, found) for one in known if (found := read.at(Path(one.journal))) is not None]
-        meant = [(found, one) for one, found in named if f"{found.project}/{found.name}" == experiment]
-        if meant:
-            yield from meant
-            return
+    if experiment is not None and path is None and (meant := _named(experiment, known)):
+        yield from meant
+        return
     chosen = [read.locate(experiment, path)] if experiment is not None else read.find(path)
     mine_of = by_journal(known)
     for located in chosen:
@@ -108,6 +104,28 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
                 f"{located.project}/{located.name} is not registered for any server on this host",
                 hint=f"run: ml-dash push {located.project}/{located.name} --remote URL",
             )
+
+
+def locate(experiment: str, path: Path | None) -> read.Located:
+    """The experiment that is meant: as everywhere, or else one of that name that is registered on this machine."""
+    try:
+        return read.locate(experiment, path)
+    except NotFound:
+        meant = {} if path is not None else {one.journal: one for one, _ in _named(experiment, registrations())}
+        if not meant:
+            raise
+    if len(meant) > 1:
+        raise InvalidValue(
+            f"{experiment!r} may be in any of {', '.join(str(one.folder) for one in meant.values())}",
+            hint="give its path",
+        )
+    return next(iter(meant.values()))
+
+
+def _named(experiment: str, known: Iterable[Registration]) -> list[tuple[read.Located, Registration]]:
+    """What is registered under `project/name`, wherever on this machine it is."""
+    there = [(found, one) for one in known if (found := read.at(Path(one.journal))) is not None]
+    return [(found, one) for found, one in there if f"{found.project}/{found.name}" == experiment]
 
 
 def _document(located: read.Located, registration: Registration, found: Proof) -> dict[str, Any]:

@@ -543,6 +543,14 @@ experiment.close()
         assert sum(map(len, client.read_file(experiment_id("cv", "first"), file["id"]))) == 1 << 20
 
 
+def test_an_uploader_that_was_just_started_is_named_at_the_end(
+    python: Python, started_uploader: dict[str, str], until: Callable[[Callable[[], Any]], None]
+) -> None:
+    ended = python(LINES, HERE, env=started_uploader)
+    assert "; ml-dash-syncd goes on sending; " in ended.err.splitlines()[-1]
+    until(register.daemon_runs)
+
+
 def test_what_a_killed_process_recorded_is_sent_by_the_uploader_it_started(
     python: Python, server: Server, started_uploader: dict[str, str], until: Callable[[Callable[[], Any]], None]
 ) -> None:

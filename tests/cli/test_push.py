@@ -73,6 +73,21 @@ def test_what_was_recorded_without_a_server_goes_to_one(
     assert len(client.points(identity, "loss")["data"]) == 4
 
 
+def test_what_is_registered_is_found_by_its_name_from_everywhere(
+    dash: Dash, record: Record, shell: Shell, server: running.Server, tmp_path: Path
+) -> None:
+    record("first")
+    dash("push", "cv/first", "--remote", server.url)
+    record("first", loss=(1.0,))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    pushed = shell("push", "cv/first", "--json", folder=elsewhere)
+    assert [one["complete"] for one in pushed.json] == [True], pushed.err
+    assert shell("gc", "--synced", "cv/first", "--dry-run", folder=elsewhere).code == 0
+    unknown = shell("push", "cv/second", folder=elsewhere)
+    assert (unknown.code, "no experiments in" in unknown.err) == (FAILURE, True)
+
+
 def test_all_of_them_are_pushed(dash: Dash, record: Record, server: running.Server, client: RemoteClient) -> None:
     for name in ("first", "second", "third"):
         record(name)
