@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
 from ml_dash.config import config_folder
+from ml_dash.login import CREDENTIALS
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
@@ -64,11 +64,16 @@ class Logins:
     """
 
     refused: dict[Login, Pause] = field(default_factory=dict)
-    _stamp: tuple[int, int] = (0, 0)
+    changed: float = 0.0
+    _seen: tuple[int, int] = field(default_factory=lambda: _stamp())
 
-    def refuse(self, login: Login, why: str) -> None:
-        """Wait for a login."""
+    def refuse(self, login: Login, why: str, asked: float) -> bool:
+        """Wait for a login, unless one was stored since the server was asked; True if it was thought good until now."""
+        if asked < self.changed:
+            return False
+        first = login not in self.refused
         self.refused.setdefault(login, Pause()).fail(why, LOGIN_S)
+        return first
 
     def waits(self, login: Login) -> float:
         """For how many seconds that login is not to be tried."""
@@ -81,18 +86,20 @@ class Logins:
 
     def look(self) -> bool:
         """Has the file of logins changed? Then all are tried again."""
-        stamp = _stamp(config_folder() / "credentials.json")
-        if stamp == self._stamp:
+        stamp = _stamp()
+        if stamp == self._seen:
             return False
-        self._stamp = stamp
+        self._seen = stamp
+        self.changed = monotonic()
         had = bool(self.refused)
         self.refused.clear()
         return had
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp() -> tuple[int, int]:
+    """Tells one state of the file of logins from another."""
     try:
-        found = path.stat()
+        found = (config_folder() / CREDENTIALS).stat()
     except OSError:
         return (0, 0)
     return found.st_mtime_ns, found.st_ino

@@ -516,9 +516,10 @@ class Schedule:
         )
 
     def _no_login(self, task: Task, error: Unauthorised) -> None:
-        if task.login not in self.logins.refused:
+        with self._guard:
+            first = self.logins.refuse(task.login, str(error), task.began)
+        if first:
             log.warning("%s", error)
-        self.logins.refuse(task.login, str(error))
         task.shipment.tell("login", error.message)
         task.trouble = str(error)
         task.settled = True

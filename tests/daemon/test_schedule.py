@@ -300,6 +300,29 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     assert all(desk.parcel(name).times for name in names)
 
 
+def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -> None:
+    url = "http://dash.example.org"
+    login.store(url, "old")
+    asked, stored = threading.Event(), threading.Event()
+
+    def step(parcel: Parcel, link: Link) -> Outcome:
+        if callable(link._token) and link._token() == "new":
+            return DONE
+        asked.set()
+        assert stored.wait(30)
+        raise Unauthorised("the login is not accepted")
+
+    Parcel.steps["one"] = step
+    desk.register("one", url)
+    desk.begin()
+    desk.until(asked.is_set)
+    login.store(url, "new")
+    before = desk.schedule.logins.changed
+    desk.until(lambda: desk.schedule.logins.changed > before)
+    stored.set()
+    desk.until(lambda: desk.schedule.at_rest() and desk.task("one").settled and not desk.task("one").trouble)
+
+
 def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses.random, "uniform", lambda low, high: 1000.0)
     Parcel.steps["one"] = failing(lambda: Unreachable("away"), 1)
