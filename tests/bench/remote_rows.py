@@ -303,24 +303,37 @@ def server_list(folder: Path, scale: float) -> Figures:
 
 @row("64 daemons at once: no error, no lost event, memory flat")
 def daemons_64(folder: Path, scale: float) -> Figures:
-    machines, count = int(64 * scale) or 1, 5_000
-    for number in range(machines):
-        with Experiment(f"m{number}", "bench", local_path=folder / f"store{number}", durability="os") as experiment:
-            for step in range(count):
-                experiment.metric("loss").append(value=0.5, step=step)
+    machines, count, waves = int(64 * scale) or 1, 5_000, 3
+    spent, codes, grown = 0.0, 0, []
     with serving(folder) as server:
         server.get("/experiments")
         watched = psutil.Process(server.process.pid)
-        before = watched.memory_info().rss / 2**20
-        begun = perf_counter()
-        running = []
-        for number in range(machines):
-            environment = {**os.environ, "XDG_STATE_HOME": str(folder / f"state{number}")}
-            command = [sys.executable, "-m", "ml_dash_syncd", "once", "--store", str(folder / f"store{number}")]
-            command += ["--remote", server.url, "--user", _USER]
-            running.append(subprocess.Popen(command, env=environment))
-        codes = [process.wait(_DRAIN_S) for process in running]
-        spent = perf_counter() - begun
+        resident = watched.memory_info().rss
+        for wave in range(waves):
+            _record_on(machines, folder, range(wave * count, (wave + 1) * count))
+            begun = perf_counter()
+            codes += sum(map(bool, _send_from(machines, folder, server)))
+            spent += perf_counter() - begun
+            before, resident = resident, watched.memory_info().rss
+            grown.append((resident - before) / 2**20)
         there = sum(server.points(f"m{number}") for number in range(machines))
-        grown = watched.memory_info().rss / 2**20 - before
-    return {"s": spent, "failed": sum(map(bool, codes)), "lost": machines * count - there, "server grew MB": grown}
+    waves_grown = {f"server grew MB in wave {number}": mb for number, mb in enumerate(grown, 1)}
+    return {"s": spent / waves, "failed": codes, "lost": machines * count * waves - there, **waves_grown}
+
+
+def _record_on(machines: int, folder: Path, steps: range) -> None:
+    for number in range(machines):
+        with Experiment(f"m{number}", "bench", local_path=folder / f"store{number}", durability="os") as experiment:
+            for step in steps:
+                experiment.metric("loss").append(value=0.5, step=step)
+
+
+def _send_from(machines: int, folder: Path, server: Server) -> list[int]:
+    """Exit codes of daemons that all send at once."""
+    running = []
+    for number in range(machines):
+        environment = {**os.environ, "XDG_STATE_HOME": str(folder / f"state{number}")}
+        command = [sys.executable, "-m", "ml_dash_syncd", "once", "--store", str(folder / f"store{number}")]
+        command += ["--remote", server.url, "--user", _USER]
+        running.append(subprocess.Popen(command, env=environment))
+    return [process.wait(_DRAIN_S) for process in running]
