@@ -38,6 +38,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaks(reason): the test leaves a thread or a file open on purpose")
 
 
+def pytest_unconfigure() -> None:
+    # What tests have left unsent on purpose is no news for who ran them.
+    os.environ["ML_DASH_QUIET"] = "1"
+
+
 def pytest_report_header() -> str:
     return f"seed: {SEED} (ML_DASH_TEST_SEED={SEED} repeats it)"
 

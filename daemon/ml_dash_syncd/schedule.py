@@ -33,6 +33,9 @@ TURN_S: Final = 1.0
 """How long one journal is sent before another one has its turn."""
 
 LOOK_S: Final = 2.0
+AGAIN_S: Final = 0.25
+"""How soon after a hint to look once more: what is new was perhaps still being made."""
+
 ASK_AGAIN_S: Final = 6 * 3600.0
 """After so long a server is asked again what it has: it may have been restored from a backup."""
 
@@ -117,7 +120,7 @@ class Schedule:
         self._stopping = False
         self._deadline = _NEVER
         self._woken = threading.Event()
-        self._looked = 0.0
+        self._look_at = 0.0
         self._looked_live = 0.0
         self._looked_rest = 0.0
         self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
@@ -149,9 +152,9 @@ class Schedule:
     def turn(self) -> None:
         """Look at what may have changed; then wait until the next look is due, or something happens."""
         now = time.monotonic()
-        if self._new_things or now - self._looked >= LOOK_S:
+        if self._new_things or now >= self._look_at:
+            self._look_at = now + (AGAIN_S if self._new_things else LOOK_S)
             self._new_things = False
-            self._looked = now
             if self.logins.look():
                 self._try_all()
             self._discover()
@@ -166,7 +169,7 @@ class Schedule:
             self._rest_pace.timed(self._look_at_rest)
         self._ring(now)
         due = min(
-            self._looked + LOOK_S,
+            self._look_at,
             self._looked_live + self._live_pace.interval_s,
             self._looked_rest + self._rest_pace.interval_s,
             self._timers[0][0] if self._timers else now + LOOK_S,
