@@ -241,7 +241,7 @@ def secrets_stay_out(trial: Trial) -> None:
     (home / "ml-dash").mkdir(parents=True)
     script = folder / "script.py"
     script.write_text(_SECRET_SCRIPT)
-    environment = clean_environment(home) | {"CANARY": canary}
+    environment = clean_environment(home) | {"CANARY": canary, "ML_DASH_AUTOSYNC": "0"}
     environment.pop("ML_DASH_QUIET")
     if sink == "login":
         credentials = {"remotes": {"https://dash.example.org": {"token": canary}}}
