@@ -128,6 +128,7 @@ class Schedule:
         self._hints = Hints(self._hinted)
         self._new_things = False
         self._sized = 0
+        self._rounds = 0
         # Tasks of which the file system told something; another thread adds to it.
         self._named: deque[str] = deque()
         self._found: dict[str, Registration] = {}
@@ -205,7 +206,7 @@ class Schedule:
                 self._look(task)
                 with contextlib.suppress(OSError):
                     # Before the first step, so that nothing comes between them unseen.
-                    task.look.has_grown()
+                    task.look.has_grown(listing=False)
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
@@ -258,15 +259,21 @@ class Schedule:
         """What neither locks nor folders tell: a part of the tasks each time, all of them in FULL_S."""
         tasks = list(self.tasks.values())
         count = -(-len(tasks) // max(1, round(watch.FULL_S / LOOK_S)))
+        listing = self._rounds % watch.LISTED_EVERY == 0
         for task in tasks[self._sized : self._sized + count]:
             try:
-                grown = not task.look.live and task.look.has_grown()
+                grown = not task.look.live and task.look.has_grown(listing=listing)
             except OSError:
                 # That is noticed by the other looks.
                 continue
             if grown:
+                # It may have a living writer now.
+                self._look(task)
                 self._make_ready(task)
-        self._sized = self._sized + count if self._sized + count < len(tasks) else 0
+        self._sized += count
+        if self._sized >= len(tasks):
+            self._sized = 0
+            self._rounds += 1
 
     def _look_at_rest(self) -> None:
         now = time.monotonic()

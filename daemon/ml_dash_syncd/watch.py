@@ -5,6 +5,7 @@ Looking is the truth: it works on every file system. `watchdog` only tells soone
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,6 +25,9 @@ REST_S: Final = 1.0
 FULL_S: Final = 30.0
 """How often all sizes are looked at, whatever locks and folders say: on some file systems they say nothing."""
 
+LISTED_EVERY: Final = 4
+"""Of that many looks at sizes one lists the folder, too: its time may have hidden a new segment."""
+
 SLOWEST_LIVE_S: Final = 2.0
 SLOWEST_REST_S: Final = 30.0
 # How much of a core looking may take.
@@ -41,7 +45,7 @@ _NO_MORE: Final = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno
 class Look:
     """The last look at one journal."""
 
-    __slots__ = ("_fresh", "_locks", "_names", "_total", "changed_ns", "folder", "gone", "live", "sizes")
+    __slots__ = ("_fresh", "_last", "_locks", "_names", "_total", "changed_ns", "folder", "gone", "live", "sizes")
 
     def __init__(self, journal: Path) -> None:
         # A text: making one of a Path costs more than the call that needs it.
@@ -53,6 +57,8 @@ class Look:
         self.gone: set[str] = set()
         self.live = False
         self._locks: dict[str, str] = {}
+        # The last segments of all writers: no other one can grow.
+        self._last: tuple[str, ...] = ()
         self._names: tuple[int, int] = (0, 0)
         self._fresh = False
         self._total = -1
@@ -76,21 +82,36 @@ class Look:
         if changed_ns == self.changed_ns and not self._fresh:
             return False
         self._fresh = abs(time.time_ns() - changed_ns) < FRESH_NS
-        names = sorted(os.listdir(self.folder))
-        seen = (len(names), hash(tuple(names)))
+        names, seen = self._listed()
         if changed_ns == self.changed_ns and seen == self._names:
             return False
         self.changed_ns, self._names = changed_ns, seen
         self._list(names)
         return True
 
-    def has_grown(self) -> bool:
-        """Is any segment of another size than when this was last asked? Raises OSError."""
-        with os.scandir(self.folder) as entries:
-            total = sum(entry.stat(follow_symlinks=False).st_size for entry in entries if entry.name.endswith(".seg"))
+    def has_grown(self, *, listing: bool = True) -> bool:
+        """Is any segment of another size than when this was last asked, or, with `listing`, is one new? Raises OSError.
+
+        Listing costs ten times as much where folders have left the memory of the system.
+        """
+        new = False
+        if listing:
+            names, seen = self._listed()
+            if seen != self._names:
+                self._names, new = seen, True
+                self._list(names)
+        total = 0
+        for name in self._last:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(f"{self.folder}/{name}").st_size  # noqa: PTH116 - as above
         # The first time counts as grown: what was written between the first look and this one nobody has seen.
         grown, self._total = self._total != total, total
-        return grown
+        return grown or new
+
+    def _listed(self) -> tuple[list[str], tuple[int, int]]:
+        """The names in the folder, and what tells them from others."""
+        names = sorted(os.listdir(self.folder))
+        return names, (len(names), hash(tuple(names)))
 
     def _list(self, names: list[str]) -> None:
         last: dict[str, str] = {}
@@ -101,6 +122,7 @@ class Look:
                 last[parsed.writer] = name
             elif name.endswith(".lock"):
                 locks[name[21:53]] = name
+        self._last = tuple(last.values())
         self.gone &= set(locks.values())
         self.sizes = {
             last[writer]: self.sizes.get(last[writer], -1)

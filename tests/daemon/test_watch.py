@@ -86,7 +86,13 @@ def test_sizes_tell_what_neither_locks_nor_folders_do(tmp_path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"y")
     assert not look.has_changed()
+    assert look.has_grown(listing=False)
+    folder = path.parent.stat()
+    (path.parent / name(2, "seg")).write_bytes(b"z")
+    os.utime(path.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+    assert not look.has_grown(listing=False)
     assert look.has_grown()
+    assert not look.has_grown()
 
 
 def test_a_pace_gives_looking_no_more_than_its_share() -> None:
