@@ -16,15 +16,9 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from .harness import ROOT, remove_tree
 from .mutant_table import MUTANTS, Mutant
-
-# An editable install finds the package by a hook of its own, before any path: on the copy it must not.
-_NO_HOOK: Final = (
-    "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if getattr(f, '__name__', '') != 'RedirectingFinder']\n"
-)
 
 
 def copy_tree(target: Path) -> None:
@@ -32,7 +26,6 @@ def copy_tree(target: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "ml_dash", target / "ml_dash", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "crash", target / "tests" / "crash", ignore=ignore)
-    (target / "sitecustomize.py").write_text(_NO_HOOK)
 
 
 def run_rows(tree: Path, rows: Iterable[tuple[str, int]], seed: str) -> str:
