@@ -33,6 +33,11 @@ TURN_S: Final = 1.0
 """How long one journal is sent before another one has its turn."""
 
 LOOK_S: Final = 2.0
+
+FIND_SHARE: Final = 0.1
+"""How much of a core looking for new experiments may take while the file system tells of one after the other."""
+
+SLOWEST_FIND_S: Final = 1.0
 AGAIN_S: Final = 0.25
 """How soon after a hint to look once more: what is new was perhaps still being made."""
 
@@ -121,8 +126,10 @@ class Schedule:
         self._deadline = _NEVER
         self._woken = threading.Event()
         self._look_at = 0.0
+        self._found_at = 0.0
         self._looked_live = 0.0
         self._looked_rest = 0.0
+        self._find_pace = Pace(0.0, SLOWEST_FIND_S, FIND_SHARE)
         self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
         self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
         self._hints = Hints(self._hinted)
@@ -153,12 +160,13 @@ class Schedule:
     def turn(self) -> None:
         """Look at what may have changed; then wait until the next look is due, or something happens."""
         now = time.monotonic()
-        if self._new_things or now >= self._look_at:
-            self._look_at = now + (AGAIN_S if self._new_things else LOOK_S)
-            self._new_things = False
+        if now >= self._look_at or (self._new_things and now >= self._found_at + self._find_pace.interval_s):
+            hinted, self._new_things = self._new_things, False
             if self.logins.look():
                 self._try_all()
-            self._discover()
+            self._found_at = now
+            self._find_pace.timed(self._discover)
+            self._look_at = now + (max(AGAIN_S, self._find_pace.interval_s) if hinted else LOOK_S)
             self._look_at_sizes()
         if self._named:
             self._look_at_named()
@@ -171,6 +179,7 @@ class Schedule:
         self._ring(now)
         due = min(
             self._look_at,
+            self._found_at + self._find_pace.interval_s if self._new_things else _NEVER,
             self._looked_live + self._live_pace.interval_s,
             self._looked_rest + self._rest_pace.interval_s,
             self._timers[0][0] if self._timers else now + LOOK_S,

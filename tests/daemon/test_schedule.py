@@ -323,6 +323,30 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     desk.until(lambda: desk.schedule.at_rest() and desk.task("one").settled and not desk.task("one").trouble)
 
 
+def test_many_hints_do_not_make_it_look_all_the_time() -> None:
+    class Slow(Discovery):
+        finds = 0
+
+        def find(self) -> dict[str, Registration]:
+            self.finds += 1
+            time.sleep(0.02)  # a store of thousands
+            return super().find()
+
+    discovery = Slow(Settings())
+    scheduled = Schedule(discovery)
+    try:
+        for _ in range(20):
+            scheduled._hinted("")
+            scheduled.turn()
+        finds, begun = discovery.finds, time.monotonic()
+        while time.monotonic() - begun < 1.0:
+            scheduled._hinted("")
+            scheduled.turn()
+    finally:
+        scheduled.stop(0)
+    assert 1 <= discovery.finds - finds <= 6, "a tenth of the time, and one more"
+
+
 def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pauses.random, "uniform", lambda low, high: 1000.0)
     Parcel.steps["one"] = failing(lambda: Unreachable("away"), 1)
