@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from time import time_ns
@@ -268,6 +267,8 @@ def _copy_checked(blob: Path, target: Path, checksum: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.urandom(8).hex()}.part")
     try:
+        import shutil  # 2 ms that only a copy needs
+
         shutil.copyfile(blob, temporary)
         found = compute_sha256(temporary)
         if found != checksum:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -89,6 +88,8 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
     try:
         os.rename(temporary, journal)
     except OSError as error:
+        import shutil  # 2 ms that only this needs
+
         shutil.rmtree(temporary, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) or not journal.is_dir():
             raise
