@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
-from .config import OperationMode
+from .core.version import __version__
 from .decorator import ml_dash_experiment
+from .disk.config import OperationMode
 from .errors import (
     AlreadyExists,
     ChecksumMismatch,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .client import RemoteClient
-    from .records import ExperimentRecord
+    from .core.records import ExperimentRecord
 
 __all__ = [
     "AlreadyExists",
@@ -99,7 +98,7 @@ def experiments(path: str | PathLike[str] | None = None, project: str | None = N
     """
     from pathlib import Path
 
-    from . import read
+    from .reading import read
 
     found = read.find(Path(path) if path is not None else None, project)
     return [read.record(located) for located in found]

@@ -12,19 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from .answers import (
-    comma_list,
-    lenient,
-    log_entry,
-    metadata_of,
-    read_metadata,
-    read_numbers,
-    read_values,
-    written,
-)
-from .config import remote_url
+from .core.answers import comma_list, lenient, log_entry, metadata_of, read_metadata, read_numbers, read_values, written
+from .core.values import field_values, flatten, texts_like_numbers, to_json
+from .disk.config import remote_url
 from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
-from .values import field_values, flatten, texts_like_numbers, to_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -32,7 +23,7 @@ if TYPE_CHECKING:
     import requests
     from typing_extensions import Self
 
-    from .answers import (
+    from .core.answers import (
         CreatedExperiment,
         CreatedLogs,
         ExperimentPage,
@@ -43,7 +34,7 @@ if TYPE_CHECKING:
         ParametersRecord,
         SeriesPage,
     )
-    from .records import (
+    from .core.records import (
         AppendBatchResult,
         AppendResult,
         DeletedFile,
@@ -53,7 +44,7 @@ if TYPE_CHECKING:
         MetricStats,
         PointPage,
     )
-    from .remote import Link
+    from .sync.remote import Link
 
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
@@ -110,7 +101,7 @@ class RemoteClient:
 
     def health(self) -> Health:
         """How the server is; needs no login. Raises Unreachable for one that cannot reach what it stores in."""
-        from .remote import Link
+        from .sync.remote import Link
 
         # Nobody's token, so that this also works where there is none, or none that is accepted.
         with contextlib.closing(Link(self.base_url, "nobody", timeout_s=self._timeouts)) as link:
@@ -173,7 +164,7 @@ class RemoteClient:
 
         Raises Unreachable when the connection breaks or the server ends: then begin anew.
         """
-        from .remote import Link
+        from .sync.remote import Link
 
         # A link of its own: the server says something at least every 15 seconds, however short `timeout` is.
         link = Link(self.base_url, self._token, timeout_s=(self._timeouts[0], max(self._timeouts[1], _SILENCE_S)))
@@ -301,7 +292,7 @@ class RemoteClient:
         A live file with the same prefix and name is replaced. Raises InvalidValue for what is no regular file, for one
         that changes while it is sent, and for a tag with a comma.
         """
-        from .multipart import Form
+        from .sync.multipart import Form
 
         given = _given(prefix=prefix, description=description, tags=comma_list(tags))
         for name, value in metadata_of(metadata).items():
@@ -408,7 +399,7 @@ class RemoteClient:
     def _call(self, method: str, path: str, *, link: Link | None = None, **how: Any) -> requests.Response:
         link = link or self._link
         if link is None:
-            from .remote import Link
+            from .sync.remote import Link
 
             link = self._link = Link(self.base_url, self._token, timeout_s=self._timeouts)
         if self._namespace is not None:
@@ -423,7 +414,7 @@ class RemoteClient:
     def _token(self) -> str | None:
         if self._api_key is not None:
             return self._api_key
-        from .login import token_for
+        from .sync.login import token_for
 
         return token_for(self.base_url, self.user_name)
 

@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from . import events
-from .config import OperationMode, Settings, disabled, remote_url, resolve
-from .discard import settings_of_nothing
-from .ending import check_status, passing
+from .core import events
+from .core.names import check_name, clash_key, experiment_id
+from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
 from .files import FileBuilder, FileEntry, one_of
-from .handle import Handle, checked_mapping, log
 from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
-from .names import check_name, clash_key, experiment_id
 from .parameters import ParametersBuilder
+from .recording.disabled import settings_of_nothing
+from .recording.ending import check_status, passing
+from .recording.lifecycle import Handle, checked_mapping, log
 
 if TYPE_CHECKING:
-    from .records import DurableState, ExperimentRecord
+    from .core.records import DurableState, ExperimentRecord
 
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
@@ -41,6 +41,8 @@ class Experiment(Handle):
     Raises InvalidName, InvalidValue or UnsupportedType for a bad argument; nothing is written by the constructor.
     Thread-safe; handles of one process share one writer; forked and unpickled handles get a writer of their own.
     """
+
+    _metrics: dict[str, MetricBuilder]
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Experiment(Handle):
         else:
             self._settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
             if self._settings.remote is not None:
-                from .register import autosync, exit_wait_s
+                from .sync.register import autosync, exit_wait_s
 
                 _ = autosync(), exit_wait_s()  # a bad value raises here, not when something is recorded
             if resume_from_remote and self._settings.remote is None:
@@ -252,7 +254,7 @@ class Experiment(Handle):
         remote, mine = self._settings.remote, self._sent
         if remote is None or mine is None:
             return True
-        from . import sent
+        from .sync import sent
 
         if mine:
             done, reason = sent.wait(sent.of_journal(mine[0].located.journal, remote), timeout)
@@ -347,7 +349,8 @@ class Experiment(Handle):
         if self.is_open:
             with self._looking() as view:
                 return view.record()
-        from . import opening, read
+        from .reading import read
+        from .recording import opening
 
         try:
             located = opening.find(self._wish())

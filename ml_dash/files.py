@@ -8,20 +8,20 @@ from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from .core.events import FILE, FILE_DELETE, FILE_UPDATE, file_added
+from .core.names import check_filename, check_prefix, experiment_id, file_id, shown
+from .core.values import utc_text
 from .errors import ChecksumMismatch, InvalidValue, NotFound, StorageError, UnsupportedType
-from .events import FILE, FILE_DELETE, FILE_UPDATE, file_added
-from .handle import checked_tags, log
-from .names import check_filename, check_prefix, experiment_id, file_id, shown
-from .values import utc_text
+from .recording.lifecycle import checked_tags, log
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .blobs import Stored
-    from .handle import Handle
-    from .records import DeletedFile, FileRecord
-    from .run import Run
-    from .view import View
+    from .core.records import DeletedFile, FileRecord
+    from .journal.blobs import Stored
+    from .reading.view import View
+    from .recording.lifecycle import Handle
+    from .recording.session import Run
 
 PathText = str | os.PathLike[str]
 _DEFAULT_TYPE: Final = "application/octet-stream"
@@ -30,7 +30,7 @@ _SEPARATORS: Final = ("/", os.sep)
 
 def compute_sha256(path: PathText) -> str:
     """SHA-256 of a file's content, in lower-case hex; memory stays flat."""
-    from .blobs import digest_of
+    from .journal.blobs import digest_of
 
     return digest_of(Path(path))
 
@@ -103,7 +103,7 @@ class FileBuilder:
         source = _path("the file", self._source)
         path = "/" if self._prefix is None else self._prefix
         prefix, filename = check_prefix(path), check_filename(source.name)
-        from . import blobs
+        from .journal import blobs
 
         try:
             with self._handle._looking() as view:
@@ -121,7 +121,7 @@ class FileBuilder:
             blobs.discard(stored)
 
     def _record(self, run: Run, stored: Stored, path: str, prefix: str, filename: str) -> FileEntry:
-        from .blobs import publish
+        from .journal.blobs import publish
 
         body = file_added(
             path=path,
@@ -244,7 +244,7 @@ def _path(argument: str, value: object) -> Path:
 
 
 def _find(view: View, identity: str, *, deleted: bool = False) -> FileRecord:
-    from .records import file_record
+    from .core.records import file_record
 
     file = view.state.files.get(identity)
     if file is None or (not file.live and not deleted):

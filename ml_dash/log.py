@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from .core.events import LOG
+from .core.names import shown
+from .core.values import PLAIN, lenient_values
 from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType
-from .events import LOG
-from .handle import Handle, checked_mapping
 from .metric import page_of
-from .names import shown
-from .values import PLAIN, lenient_values
+from .recording.lifecycle import Handle, checked_mapping
 
 if TYPE_CHECKING:
+    from .core.records import LogPage
     from .experiment import Experiment
-    from .records import LogPage
 
 # Records of these are not sent to experiments: to write one may be what they tell about.
 _OURS: Final = ("ml_dash", "filelock")
@@ -136,7 +136,7 @@ class LogBuilder:
                 return view.logs(start, count, wanted)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
-                from .read import fresh_view
+                from .reading.read import fresh_view
 
                 return fresh_view(self._handle._located()).logs(start, count, wanted)
 

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import index, itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from .core.events import METRIC, POINT, POINTS, ROWS
+from .core.names import check_metric_name, experiment_id, metric_id
+from .core.values import INT_MAX, INT_MIN, PLAIN, field_values
 from .errors import Damaged, InvalidValue, UnsupportedType
-from .events import METRIC, POINT, POINTS, ROWS
-from .names import check_metric_name, experiment_id, metric_id
-from .values import INT_MAX, INT_MIN, PLAIN, field_values
 
 if TYPE_CHECKING:
-    from .handle import Handle
-    from .records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, PointPage
-    from .run import MetricTally
+    from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, PointPage
+    from .recording.lifecycle import Handle
+    from .recording.session import MetricTally
 
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], list[list[Any]]]
@@ -216,7 +216,7 @@ class MetricBuilder:
                 return view.metric_page(self._name, start, count)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
-                from .read import fresh_view
+                from .reading.read import fresh_view
 
                 return fresh_view(self._handle._located()).metric_page(self._name, start, count)
 

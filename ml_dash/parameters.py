@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .events import PARAMETERS
-from .handle import checked_mapping
-from .values import flatten, lenient_values, unflatten
+from .core.events import PARAMETERS
+from .core.values import flatten, lenient_values, unflatten
+from .recording.lifecycle import checked_mapping
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from .handle import Handle
+    from .recording.lifecycle import Handle
 
 
 class ParametersBuilder:

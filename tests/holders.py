@@ -8,16 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ml_dash.core.frames import LengthCrcs, OrderHeader, encode_frame, encode_header
+from ml_dash.core.protocol import Digest, FoundExperiment, OrderPage
 from ml_dash.errors import ServerRefused, Unreachable
-from ml_dash.frames import LengthCrcs, OrderHeader, encode_frame, encode_header
 from ml_dash.journal import base as bases
 from ml_dash.journal.order import Order, Stretch, death_payload, stretch_payload
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, JOURNAL, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.protocol import Digest, FoundExperiment, OrderPage
-from ml_dash.read import at
-from ml_dash.view import look_anew
+from ml_dash.reading.read import at
+from ml_dash.reading.view import look_anew
 
 EXPERIMENT = "17675888590217166603"
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import msgpack
 
-from ml_dash import events as ev
-from ml_dash.frames import Header, LengthCrcs, encode_frame, encode_header
+from ml_dash.core import events as ev
+from ml_dash.core.frames import Header, LengthCrcs, encode_frame, encode_header
+from ml_dash.core.names import file_id
+from ml_dash.core.records import ExperimentRecord
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, SegmentName, create_journal
-from ml_dash.names import file_id
 from ml_dash.projection.project import RebuildReport, catch_up, rebuild
-from ml_dash.read import Located, view
-from ml_dash.records import ExperimentRecord
-from ml_dash.verify import VerifyReport, verify
-from ml_dash.view import View
+from ml_dash.reading.read import Located, view
+from ml_dash.reading.verify import VerifyReport, verify
+from ml_dash.reading.view import View
 
 SECOND = 1_000_000_000
 START_NS = 1_761_733_800 * SECOND  # 2025-10-29T10:30:00Z

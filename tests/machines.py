@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ml_dash import cli, remote
+from ml_dash import cli
 from ml_dash.journal.segment import JOURNAL, list_segments
-from ml_dash.login import development_token
-from ml_dash.proof import prove
-from ml_dash.read import Located, view
-from ml_dash.register import Registration
-from ml_dash.verify import verify
-from ml_dash.view import View
+from ml_dash.reading.read import Located, view
+from ml_dash.reading.verify import verify
+from ml_dash.reading.view import View
+from ml_dash.sync import remote
+from ml_dash.sync.login import development_token
+from ml_dash.sync.proof import prove
+from ml_dash.sync.register import Registration
 from tests.journals import Tree, tree
 
 USER = "alice"

@@ -15,7 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from ml_dash.lock import Liveness, probe
+from ml_dash.disk.lock import Liveness, probe
 
 START_S: Final = 60.0
 END_S: Final = 30.0

@@ -359,7 +359,7 @@ def test_a_file_that_becomes_shorter_while_it_is_sent_is_not_added(
             os.truncate(source, 1000)
             return self._digest.hexdigest()
 
-    monkeypatch.setattr("ml_dash.multipart.hashlib.sha256", Cutting)
+    monkeypatch.setattr("ml_dash.sync.multipart.hashlib.sha256", Cutting)
     with pytest.raises(InvalidValue, match="changed while it was sent"):
         alice.upload_file(made, source)
     monkeypatch.undo()

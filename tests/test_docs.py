@@ -29,7 +29,8 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from ml_dash import config, frames, protocol
+from ml_dash.core import frames, protocol
+from ml_dash.disk import config
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from ml_dash.protocol import BATCH_BYTES
+from ml_dash.core.protocol import BATCH_BYTES
 
 from . import cursor as cursors
 from .cursor import Cursor

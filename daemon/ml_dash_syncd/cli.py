@@ -176,8 +176,8 @@ def _line(one: dict[str, Any]) -> str:
 @_where
 def check_config(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None) -> None:
     """Read the settings, and say what they come to. Exit code 2 if they are wrong."""
-    from ml_dash import register
-    from ml_dash.login import has_login
+    from ml_dash.sync import register
+    from ml_dash.sync.login import has_login
 
     from .discover import Discovery
 

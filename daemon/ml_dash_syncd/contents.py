@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ml_dash import remote
-from ml_dash.blobs import names as blob_names
-from ml_dash.durable import read_at
+from ml_dash.core.protocol import DIGEST, GAP, NO_EVENT, TOO_LARGE, BlobState
+from ml_dash.disk.durable import read_at
+from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import ServerRefused, Unreachable
+from ml_dash.journal.blobs import names as blob_names
 from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
 from ml_dash.journal.sequence import Sequence
-from ml_dash.lock import Liveness, probe
-from ml_dash.protocol import DIGEST, GAP, NO_EVENT, TOO_LARGE, BlobState
+from ml_dash.sync import remote
 
 from . import reading
 from .account import Account

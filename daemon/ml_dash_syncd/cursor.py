@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ml_dash.durable import fail_point, sync_folder, write_all
+from ml_dash.disk.durable import fail_point, sync_folder, write_all
 
 _VERSION: Final = 1
 _LARGEST: Final = 256 << 20

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ml_dash import read, register
 from ml_dash.errors import MLDashError
-from ml_dash.register import Registration
+from ml_dash.reading import read
+from ml_dash.sync import register
+from ml_dash.sync.register import Registration
 
 from .settings import Settings
 

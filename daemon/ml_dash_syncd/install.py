@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from ml_dash.durable import replace_file
+from ml_dash.disk.durable import replace_file
 
 USER_UNIT: Final = "ml-dash-syncd.service"
 SYSTEM_UNIT: Final = "ml-dash-syncd@.service"

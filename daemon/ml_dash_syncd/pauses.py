@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
-from ml_dash.config import config_folder
-from ml_dash.login import CREDENTIALS
+from ml_dash.disk.config import config_folder
+from ml_dash.sync.login import CREDENTIALS
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0

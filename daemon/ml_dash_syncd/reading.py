@@ -10,7 +10,7 @@ import logging
 import time
 from typing import Final
 
-from ml_dash.durable import read_at
+from ml_dash.disk.durable import read_at
 from ml_dash.journal.reader import Run, Segment, read
 from ml_dash.journal.sequence import frame_size, whole_frames
 

@@ -14,10 +14,10 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from ml_dash import register, remote
 from ml_dash.errors import JournalError, MLDashError, ServerRefused, Unauthorised, Unreachable
-from ml_dash.login import tokens_for
-from ml_dash.register import Registration
+from ml_dash.sync import register, remote
+from ml_dash.sync.login import tokens_for
+from ml_dash.sync.register import Registration
 
 from . import watch
 from .discover import Discovery

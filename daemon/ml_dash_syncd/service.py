@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
-from ml_dash import lock, register
+from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
+from ml_dash.sync import register
 
 from . import state
 from .discover import Discovery

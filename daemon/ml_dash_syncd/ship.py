@@ -15,23 +15,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from ml_dash import remote
-from ml_dash.durable import fail_point, read_at
+from ml_dash.core.protocol import CONFLICT, GAP, NEEDS_BLOBS, TOO_LARGE, TORN, UNKNOWN, DeathNote
+from ml_dash.disk.durable import fail_point, read_at
 from ml_dash.errors import JournalError, ServerRefused, Unreachable
 from ml_dash.journal.order import Death, Stretch
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.journal.sequence import Restart, Sequence
-from ml_dash.protocol import (
-    CONFLICT,
-    GAP,
-    NEEDS_BLOBS,
-    TOO_LARGE,
-    TORN,
-    UNKNOWN,
-    DeathNote,
-)
-from ml_dash.register import Registration
+from ml_dash.sync import remote
+from ml_dash.sync.register import Registration
 
 from . import contents, reading
 from .account import Account

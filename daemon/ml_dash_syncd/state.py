@@ -11,8 +11,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from ml_dash import register
-from ml_dash.durable import replace_file
+from ml_dash.disk.durable import replace_file
+from ml_dash.sync import register
 
 from .schedule import Schedule
 

@@ -6,9 +6,10 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from ml_dash import blobs, register
+from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
-from ml_dash.register import Registration
+from ml_dash.sync import register
+from ml_dash.sync.register import Registration
 
 from . import state
 

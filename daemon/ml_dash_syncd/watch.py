@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
+from ml_dash.disk.lock import Liveness, probe
 from ml_dash.journal.segment import SEGMENTS, parse_name
-from ml_dash.lock import Liveness, probe
 
 log = logging.getLogger("ml_dash.syncd")
 

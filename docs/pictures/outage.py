@@ -21,8 +21,9 @@ import threading
 import time
 from pathlib import Path
 
-from ml_dash import Experiment, read
+from ml_dash import Experiment
 from ml_dash.demo.stage import Stage, sync_status
+from ml_dash.reading import read
 
 PAGE = Path(__file__).parent.parent / "remote.md"
 PROJECT, NAME = "outage", "run"

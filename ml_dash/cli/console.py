@@ -125,7 +125,7 @@ def say_json(value: object, indent: int | None = 2) -> None:
 
 def json_text(value: object, indent: int | None = None) -> str:
     """`value` as strict JSON that no terminal takes for commands: NaN and infinities are texts."""
-    from ml_dash.values import to_json
+    from ml_dash.core.values import to_json
 
     text = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False, indent=indent)
     return _JSON_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -139,7 +139,7 @@ def number(value: object) -> str:
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, str):
         return safe(value)
-    from ml_dash.values import to_json
+    from ml_dash.core.values import to_json
 
     return safe(json.dumps(to_json(value), ensure_ascii=False))
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ml_dash import config, read
 from ml_dash.cli import DAMAGE, FAILURE, console
 from ml_dash.cli.plot import plot
 from ml_dash.demo import stage, story
 from ml_dash.demo.train import EPOCHS
-from ml_dash.verify import verify
+from ml_dash.disk import config
+from ml_dash.reading import read
+from ml_dash.reading.verify import verify
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import console, options
 from ml_dash.cli.summary import final_values
+from ml_dash.reading import read
 
 Pair = dict[str, Any]
 

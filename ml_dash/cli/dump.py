@@ -10,13 +10,13 @@ from typing import Any
 import click
 import msgspec
 
-from ml_dash import read
 from ml_dash.cli import console, options
-from ml_dash.events import NAMES
-from ml_dash.frames import HEAD, SPILL, SPILLED
+from ml_dash.core.events import NAMES
+from ml_dash.core.frames import HEAD, SPILL, SPILLED
+from ml_dash.core.values import utc_text
 from ml_dash.journal import reader
 from ml_dash.journal.segment import list_segments, parse_name
-from ml_dash.values import utc_text
+from ml_dash.reading import read
 
 Entry = dict[str, Any]
 _BODY_COLUMN = 66

@@ -12,12 +12,12 @@ from typing import Any, Final, TextIO
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import console, options
 from ml_dash.cli.look import json_point, look
 from ml_dash.cli.summary import final_values, summary
+from ml_dash.core.values import flatten, to_json
 from ml_dash.errors import NotFound
-from ml_dash.values import flatten, to_json
+from ml_dash.reading import read
 
 Line = Mapping[str, Any]
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]

@@ -9,9 +9,10 @@ from typing import Any
 
 import click
 
-from ml_dash import read, register
 from ml_dash.cli import UNSENT, console, options, sync
 from ml_dash.errors import RemoteError, StillOpen
+from ml_dash.reading import read
+from ml_dash.sync import register
 
 
 @click.command(name="gc")
@@ -69,7 +70,7 @@ def _collect(
     keep_projection: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from ml_dash import gc, proof, remote
+    from ml_dash.sync import gc, proof, remote
 
     row: dict[str, Any] = {
         "project": located.project, "name": located.name, "path": str(located.folder),

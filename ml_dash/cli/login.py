@@ -8,8 +8,8 @@ import sys
 
 import click
 
-from ml_dash import config
 from ml_dash.cli import console
+from ml_dash.disk import config
 from ml_dash.errors import InvalidValue, Unreachable
 
 
@@ -23,7 +23,7 @@ def command(ctx: click.Context, url: str | None, no_check: bool) -> None:
     The token is asked for, or read from standard input, or taken from ML_DASH_API_KEY; never from the command line,
     which others on the machine can see.
     """
-    from ml_dash import login, remote
+    from ml_dash.sync import login, remote
 
     where = config.remote_url(url or os.environ.get("ML_DASH_REMOTE") or _missing(ctx))
     token = os.environ.get("ML_DASH_API_KEY") or _asked(where)

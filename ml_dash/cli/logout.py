@@ -6,8 +6,8 @@ import os
 
 import click
 
-from ml_dash import config
 from ml_dash.cli import FAILURE, console
+from ml_dash.disk import config
 
 
 @click.command()
@@ -18,7 +18,7 @@ def command(ctx: click.Context, url: str | None) -> None:
 
     Experiments that go there are kept here until there is a login again.
     """
-    from ml_dash import login
+    from ml_dash.sync import login
 
     given = url or os.environ.get("ML_DASH_REMOTE")
     if given is None:

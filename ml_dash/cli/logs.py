@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import console, options
 from ml_dash.cli.look import look
+from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
-from ml_dash.records import LogEntry
+from ml_dash.reading import read
 
 LEVELS = ("debug", "info", "warn", "error", "fatal")
 POLL_S = 0.5

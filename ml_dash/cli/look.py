@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ml_dash import read
+from ml_dash.core.values import texts_like_numbers
 from ml_dash.projection.project import Projector
-from ml_dash.values import texts_like_numbers
+from ml_dash.reading import read
 
 
 def look(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import DAMAGE, FAILURE, OK, console, options
 from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
+from ml_dash.core.values import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
-from ml_dash.values import utc_text
+from ml_dash.reading import read
 
 Entry = dict[str, Any]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import console, options
 from ml_dash.cli.look import json_point, look
 from ml_dash.cli.plot import plot
+from ml_dash.core.records import MetricStats, Point
 from ml_dash.errors import NotFound
-from ml_dash.records import MetricStats, Point
+from ml_dash.reading import read
 
 LAST = 10
 PLOT_HEIGHT = 12

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from ml_dash.core.values import parse_time
 from ml_dash.errors import MLDashError
-from ml_dash.values import parse_time
 
 Decorated = TypeVar("Decorated", bound=Any)
 
@@ -20,7 +20,7 @@ _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 def complete_experiment(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """project/name of the experiments that start with what was typed."""
-    from ml_dash import read
+    from ml_dash.reading import read
 
     try:
         found = read.find(ctx.params.get("path"))

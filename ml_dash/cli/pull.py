@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from ml_dash import register
 from ml_dash.cli import console, options
-from ml_dash.config import resolve
+from ml_dash.core.names import check_name
+from ml_dash.disk.config import resolve
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import JOURNAL
-from ml_dash.names import check_name
-from ml_dash.read import Located, at
+from ml_dash.reading.read import Located, at
+from ml_dash.sync import register
 
 
 @click.command()
@@ -37,9 +37,9 @@ def command(
 
     It can be continued here: numbers, parameters and files go on where they stopped.
     """
-    from ml_dash import proof
-    from ml_dash import remote as remotes
-    from ml_dash.pull import pull
+    from ml_dash.sync import proof
+    from ml_dash.sync import remote as remotes
+    from ml_dash.sync.pull.pull import pull
 
     project, slash, name = experiment.partition("/")
     if not slash:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import click
 
-from ml_dash import blobs, read, register
 from ml_dash.cli import UNSENT, console, options, sync
-from ml_dash.config import Settings, resolve
+from ml_dash.disk.config import Settings, resolve
 from ml_dash.errors import RemoteError, Unauthorised
+from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
-from ml_dash.login import has_login
+from ml_dash.reading import read
+from ml_dash.sync import register
+from ml_dash.sync.login import has_login
 
 _LOOK_EVERY_S = 0.1
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import console, options
 from ml_dash.projection import project
+from ml_dash.reading import read
 
 
 @click.command()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import FAILURE, console, options
+from ml_dash.core.names import experiment_id
+from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused
-from ml_dash.names import experiment_id
-from ml_dash.protocol import UNKNOWN
-from ml_dash.register import Registration, by_journal, registrations, unregister
-from ml_dash.remove import remove
+from ml_dash.reading import read
+from ml_dash.sync.register import Registration, by_journal, registrations, unregister
+from ml_dash.sync.remove import remove
 
 
 @click.command()
@@ -98,7 +98,7 @@ def _urls(goes_to: list[Registration]) -> str:
 
 
 def _check_reachable(registration: Registration) -> None:
-    from ml_dash.proof import connect
+    from ml_dash.sync.proof import connect
 
     try:
         connect(registration).close()
@@ -107,8 +107,8 @@ def _check_reachable(registration: Registration) -> None:
 
 
 def _remove_there(located: read.Located, registration: Registration) -> None:
-    from ml_dash import remote
-    from ml_dash.proof import connect
+    from ml_dash.sync import remote
+    from ml_dash.sync.proof import connect
 
     with contextlib.closing(connect(registration)) as link:
         try:

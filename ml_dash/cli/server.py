@@ -57,7 +57,7 @@ def create(
     above: Path, user: str, read_only: bool, read_all: bool, expires: str | None, data: Path | None, as_json: bool
 ) -> None:
     """Make a token for USER. It is shown this once, and stored only as a digest."""
-    from ml_dash.server.core import open_tokens
+    from ml_dash.server.engine.services import open_tokens
     from ml_dash.server.settings import duration_s
 
     expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
@@ -76,7 +76,7 @@ def create(
 @click.pass_obj
 def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
     """List all tokens ever made; not their texts, which nobody has."""
-    from ml_dash.server.core import open_tokens
+    from ml_dash.server.engine.services import open_tokens
 
     with open_tokens(_existing(data or above)) as tokens:
         found = tokens.list_tokens()
@@ -111,7 +111,7 @@ def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
 @click.pass_context
 def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
     """End the token with that ID, at once."""
-    from ml_dash.server.core import open_tokens
+    from ml_dash.server.engine.services import open_tokens
 
     with open_tokens(_existing(data or ctx.obj)) as tokens:
         if not tokens.revoke_token(identity):
@@ -123,7 +123,7 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
 def _existing(data: Path) -> Path:
     """The data folder, if it is one: to look at tokens must not begin a server somewhere."""
     from ml_dash.errors import NotFound
-    from ml_dash.server.tokens import DATABASE
+    from ml_dash.server.engine.tokens import DATABASE
 
     if not (data / DATABASE).is_file():
         raise NotFound(f"there is no server's data in {data}", hint="name its folder with --data")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ml_dash import read
 from ml_dash.cli import console
+from ml_dash.reading import read
 
 _SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",

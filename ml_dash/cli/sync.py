@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import UNSENT, console, options
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
-from ml_dash.register import Registration, by_journal, registrations
+from ml_dash.reading import read
+from ml_dash.sync.register import Registration, by_journal, registrations
 
 if TYPE_CHECKING:
-    from ml_dash.proof import Proof
+    from ml_dash.sync.proof import Proof
 
 
 @click.group(name="sync")
@@ -47,7 +47,7 @@ def status(ctx: click.Context, experiment: str | None, path: Path | None, as_jso
 
 def show(located: read.Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
     """Compare one experiment with its server and, unless `silent`, print what came out; the same as a mapping."""
-    from ml_dash import proof
+    from ml_dash.sync import proof
 
     name = console.safe(f"{located.project}/{located.name}")
     try:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from ml_dash import read
 from ml_dash.cli import DAMAGE, console, options
-from ml_dash.verify import VerifyReport, verify
+from ml_dash.reading import read
+from ml_dash.reading.verify import VerifyReport, verify
 
 _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "yellow"}
 

@@ -20,7 +20,8 @@ def command(ctx: click.Context, url: str | None, as_json: bool) -> None:
 
     Exit code 1 if there is no login, or a server does not accept it.
     """
-    from ml_dash import config, login
+    from ml_dash.disk import config
+    from ml_dash.sync import login
 
     wanted = config.remote_url(url) if url is not None else None
     found = [_asked(one.url) for one in login.logins() if wanted is None or one.url == wanted]
@@ -38,7 +39,7 @@ def command(ctx: click.Context, url: str | None, as_json: bool) -> None:
 
 
 def _asked(url: str) -> dict[str, Any]:
-    from ml_dash import login, remote
+    from ml_dash.sync import login, remote
 
     row: dict[str, Any] = {"remote": url, "accepted": False, "userName": None, "readOnly": None, "expiresAt": None}
     with contextlib.closing(remote.Link(url, lambda: login.token_for(url))) as link:

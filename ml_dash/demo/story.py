@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ml_dash import read
+from ml_dash.core.values import flatten
 from ml_dash.demo.train import BATCH, EPOCHS, HELD_OUT
 from ml_dash.errors import MLDashError, NotFound
-from ml_dash.values import flatten
+from ml_dash.reading import read
 
 SILENCE_S = 60.0
 PROJECT = "demo"

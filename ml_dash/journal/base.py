@@ -17,10 +17,10 @@ from zlib import crc32
 
 import msgspec
 
-from ..durable import fail_point, replace_file
+from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
+from ..core.state import FOLD_VERSION, State
+from ..disk.durable import fail_point, replace_file
 from ..errors import Damaged, JournalError, NewerFormat
-from ..frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
-from ..state import FOLD_VERSION, State
 from .segment import BASE, parse_name
 
 _HEAD: Final = struct.Struct("<QI")

@@ -21,9 +21,7 @@ from typing import Any, Final
 import msgpack
 import msgspec
 
-from ..durable import data_sync, fail_point, read_at, write_all
-from ..errors import Damaged
-from ..frames import (
+from ..core.frames import (
     HEAD,
     LengthCrcs,
     decode_order_header,
@@ -34,6 +32,8 @@ from ..frames import (
     mend_header,
     walk,
 )
+from ..disk.durable import data_sync, fail_point, read_at, write_all
+from ..errors import Damaged
 from .segment import ORDER, read_identity
 
 STRETCH: Final = 1

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from .. import events
-from ..durable import Write, fail_point, sync_folder
-from ..frames import Header, LengthCrcs, OrderHeader, encode_frame, encode_header, spilled
-from ..lock import hold
+from ..core import events
+from ..core.frames import Header, LengthCrcs, OrderHeader, encode_frame, encode_header, spilled
+from ..disk.durable import Write, fail_point, sync_folder
+from ..disk.lock import hold
 from .backlog import Backlog
 from .segment import BLOBS, SEGMENTS, SegmentFolder, SegmentName, lock_name
 

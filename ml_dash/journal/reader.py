@@ -15,9 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..durable import read_at
-from ..errors import Damaged, NewerFormat
-from ..frames import (
+from ..core.frames import (
     HEAD,
     MAX_PAYLOAD,
     SPILL,
@@ -32,6 +30,8 @@ from ..frames import (
     might_grow,
     walk,
 )
+from ..disk.durable import read_at
+from ..errors import Damaged, NewerFormat
 from .segment import SegmentName, list_segments, parse_name
 
 CHUNK_BYTES: Final = 512 << 10

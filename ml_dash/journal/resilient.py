@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from .. import events
-from ..durable import STORAGE_TROUBLE
+from ..core import events
+from ..core.frames import HEAD, MAX_PAYLOAD
+from ..disk.durable import STORAGE_TROUBLE
 from ..errors import StorageError
-from ..frames import HEAD, MAX_PAYLOAD
 from .backlog import Aside
 from .output import FIRST_RETRY_S, PATIENCE_S, Output, Retired, close_quietly, log
 from .segment import ROLL_BYTES

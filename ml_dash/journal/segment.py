@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..durable import replace_file, sync_folder
+from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
+from ..disk.durable import replace_file, sync_folder
 from ..errors import Damaged, JournalError
-from ..frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
 
 JOURNAL: Final = ".journal"
 SEGMENTS: Final = "segments"
@@ -102,7 +102,7 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
 
 def read_identity(journal: Path) -> OrderHeader:
     """Which experiment a journal belongs to, from its `order`; from the base or a segment where that is lost."""
-    from ..frames import decode_header
+    from ..core.frames import decode_header
 
     try:
         if (journal / ORDER).exists() and not (journal / ORDER).is_file():

@@ -16,11 +16,11 @@ from time import monotonic
 from typing import Final
 from zlib import crc32
 
-from ..durable import read_at
+from ..core.events import CLOSE
+from ..core.frames import HEAD, MAX_PAYLOAD, LengthCrcs, find_frame
+from ..disk.durable import read_at
+from ..disk.lock import Liveness, Turn, probe
 from ..errors import Damaged, JournalError
-from ..events import CLOSE
-from ..frames import HEAD, MAX_PAYLOAD, LengthCrcs, find_frame
-from ..lock import Liveness, Turn, probe
 from . import base as bases
 from .order import Death, Order, Stretch, death_payload, stretch_payload
 from .reader import Gap, Run, Segment, decode_event, open_segment, read

@@ -21,10 +21,10 @@ from time import monotonic, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-from .. import events
-from ..durable import STORAGE_TROUBLE, data_sync, fail_point
+from ..core import events
+from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
+from ..disk.durable import STORAGE_TROUBLE, data_sync, fail_point
 from ..errors import InvalidValue, StorageError
-from ..frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
 from .output import PATIENCE_S, Wakes, close_quietly, log
 from .resilient import Resilient, Tally
 from .segment import ROLL_BYTES

@@ -15,10 +15,10 @@ from zlib import crc32
 
 import msgspec
 
-from ..durable import boot_id, fail_point, replace_file
+from ..core.state import FOLD_VERSION, Range, State
+from ..disk.durable import boot_id, fail_point, replace_file
 from ..journal import base as bases
 from ..journal.segment import CHECKPOINT
-from ..state import FOLD_VERSION, Range, State
 
 LAYOUT_VERSION: Final = 2
 LINES_PER_MARK: Final = 1000

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from ..durable import fail_point, read_at, replace_file, write_all
+from ..core.names import file_path, metric_path
+from ..core.records import experiment_document, files_document, metric_document, parameters_document, shown_paths
+from ..core.state import Block, Edits, LogLine, State
+from ..disk.durable import fail_point, read_at, replace_file, write_all
 from ..journal.segment import BLOBS, parse_blob
-from ..names import file_path, metric_path
-from ..records import experiment_document, files_document, metric_document, parameters_document, shown_paths
-from ..state import Block, Edits, LogLine, State
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
 from .lines import document, log_lines, point_lines
 

@@ -6,9 +6,9 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from ..records import LogEntry, Point
-from ..state import Block, LogLine
-from ..values import from_json, texts_like_numbers, to_json, utc_text
+from ..core.records import LogEntry, Point
+from ..core.state import Block, LogLine
+from ..core.values import from_json, texts_like_numbers, to_json, utc_text
 
 _encoder: Final = msgspec.json.Encoder()
 _decode: Final = msgspec.json.Decoder().decode

@@ -13,13 +13,12 @@ from pathlib import Path
 from time import monotonic
 from typing import Final, Protocol
 
-from .. import blobs
-from ..durable import boot_id, data_sync
+from ..core.state import Edits, State
+from ..disk.durable import boot_id, data_sync
+from ..disk.lock import Liveness, Turn, probe
 from ..errors import JournalError, StorageError
+from ..journal import blobs
 from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
-from ..lock import Liveness, Turn, probe
-from ..state import Edits, State
-from ..view import Memory, View, look_anew
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
@@ -84,20 +83,20 @@ class Projector:
         """What the folder holds; hold `guard` while reading it."""
         return self._folder.layout if self._folder is not None else Layout()
 
-    def view(self) -> View:
-        """What was projected; hold `guard` while reading from it."""
+    @property
+    def folder(self) -> Folder:
+        """The folder as projected so far; hold `guard` while reading from it. Only after a pass that returned True."""
         assert self._folder is not None
-        return View(self.state, self._folder, Memory(), self._mended)
+        return self._folder
 
-    def _mended(self) -> View:
-        """The folder is not what it should be: write it again, or look at the journal alone."""
+    def mend(self) -> bool:
+        """Write the whole folder again, for it is not what it should be; False if that is impossible now."""
         self._start_anew()
         try:
-            if self.advance(wait_s=1.0, complete=False):
-                return self.view()
+            return self.advance(wait_s=1.0, complete=False)
         except OSError:
             self._replay = self._folder = None
-        return look_anew(self.journal, self.folder_path)
+            return False
 
     # -- bringing the folder up to date ------------------------------------------------------------------------------
 

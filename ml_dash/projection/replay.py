@@ -18,16 +18,16 @@ from typing import Final, Protocol
 
 import msgspec
 
-from .. import blobs
-from ..durable import data_sync, read_at, sync_folder
+from ..core.fold import fold, fold_death
+from ..core.frames import HEAD, Event
+from ..core.state import Edits, Range
+from ..disk.durable import data_sync, read_at, sync_folder
+from ..disk.lock import Liveness, probe
 from ..errors import Damaged, JournalError
-from ..fold import fold, fold_death
-from ..frames import HEAD, Event
+from ..journal import blobs
 from ..journal.order import Order, Stretch, death_payload, stretch_payload
 from ..journal.reader import Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
 from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
-from ..lock import Liveness, probe
-from ..state import Edits, Range
 from .checkpoint import Checkpoint
 
 _MERGE_BYTES: Final = 8 << 20

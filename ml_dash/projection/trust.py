@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from zlib import crc32
 
-from ..durable import boot_id
+from ..core.events import Malformed, changes, mapping
+from ..core.state import State
+from ..disk.durable import boot_id
 from ..errors import JournalError
-from ..events import Malformed, changes, mapping
 from ..journal.reader import Run, Segment, open_segment, read
 from ..journal.segment import ORDER, list_segments
-from ..state import State
 from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .folder import Folder
 

@@ -16,9 +16,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import StorageError
-from .app import App, described_settings, make_app
-from .core import Server
-from .observe import log, write_logs
+from .engine.services import Server
+from .http.app import App, described_settings, make_app
+from .http.observe import log, write_logs
 from .settings import ServerSettings, check_someone_may_enter
 
 DRAIN_S: Final = 10

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from ..core.protocol import DEVELOPMENT_SECRET
 from ..errors import InvalidValue
-from ..protocol import DEVELOPMENT_SECRET
 
 DATA_VARIABLE: Final = "ML_DASH_DATA"
 DEFAULT_DATA: Final = "ml-dash-server"

@@ -364,7 +364,7 @@ def test_another_handle_of_the_same_process_protects_for_all(make: Make, opened:
 def test_a_change_made_before_learning_of_the_protection_is_kept_and_marked(
     make: Make, opened: Experiment, python: Python
 ) -> None:
-    from ml_dash.keeper import keeper
+    from ml_dash.recording.background import keeper
 
     opened.parameters().set(before=1)
     # The projecting thread would tell it, if a tick of it came in between.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ml_dash import ChecksumMismatch, Experiment, InvalidValue, NotFound, StorageError, UnsupportedType
-from ml_dash import blobs as blobs_module
 from ml_dash.files import compute_sha256, get_mime_type, verify_checksum
+from ml_dash.journal import blobs as blobs_module
 
 if TYPE_CHECKING:
     from tests.api.conftest import Make

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ml_dash import Experiment, InvalidValue, RemoteClient, login, proof, register, sent
-from ml_dash.blobs import names
-from ml_dash.config import state_folder
+from ml_dash import Experiment, InvalidValue, RemoteClient
+from ml_dash.core.names import experiment_id
+from ml_dash.disk.config import state_folder
+from ml_dash.disk.lock import Turn
+from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
-from ml_dash.lock import Turn
-from ml_dash.names import experiment_id
-from ml_dash.read import at
+from ml_dash.reading.read import at
+from ml_dash.sync import login, proof, register, sent
 from tests.running import Server, end_started, once
 
 if TYPE_CHECKING:

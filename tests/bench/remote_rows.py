@@ -19,8 +19,8 @@ import psutil
 import requests
 
 from ml_dash import Experiment
-from ml_dash.login import development_token
-from ml_dash.names import experiment_id
+from ml_dash.core.names import experiment_id
+from ml_dash.sync.login import development_token
 
 from .rows import Figures, appends, quantile, row
 

@@ -213,7 +213,7 @@ def no_collapse(folder: Path, scale: float) -> Figures:
 @row("≥ 250,000 single points/s, ≥ 800,000 batched")
 def projection(folder: Path, scale: float) -> Figures:
     from ml_dash.projection.project import rebuild
-    from ml_dash.read import locate
+    from ml_dash.reading.read import locate
 
     single = fill(folder, "single", int(300_000 * scale), batched=False)
     batched = fill(folder, "batched", int(1_000_000 * scale), batched=True)
@@ -245,7 +245,7 @@ def projection_while_training(folder: Path, scale: float) -> Figures:
     for name in ("with", "without"):
         with opened(folder, name) as experiment:
             if name == "without":
-                from ml_dash.run import keeper
+                from ml_dash.recording.session import keeper
 
                 keeper.remove(experiment._run)
             begun, cpu, number = perf_counter(), process_time(), 0
@@ -280,7 +280,7 @@ def reopen(folder: Path, scale: float) -> Figures:
 def finish(folder: Path, name: str) -> None:
     """Bring the folder of an experiment up to date."""
     from ml_dash.projection.project import catch_up
-    from ml_dash.read import locate
+    from ml_dash.reading.read import locate
 
     catch_up(locate(f"bench/{name}", folder / "store"))
 
@@ -303,8 +303,8 @@ def read_last_100(folder: Path, scale: float) -> Figures:
 @row("verify ≤ 5 s, rebuild ≤ 8 s")
 def verify_and_rebuild(folder: Path, scale: float) -> Figures:
     from ml_dash.projection.project import rebuild
-    from ml_dash.read import locate
-    from ml_dash.verify import verify
+    from ml_dash.reading.read import locate
+    from ml_dash.reading.verify import verify
 
     fill(folder, "million", int(1_000_000 * scale), batched=False)
     located = locate("bench/million", folder / "store")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ml_dash import Experiment
-from ml_dash.frames import LengthCrcs, encode_frame, header_size
+from ml_dash.core.frames import LengthCrcs, encode_frame, header_size
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Record, Shell
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VICTIM = """
 import os, signal
 from ml_dash import Experiment
-from ml_dash.frames import LengthCrcs, encode_frame, header_size
+from ml_dash.core.frames import LengthCrcs, encode_frame, header_size
 experiment = Experiment("killed", "cv").open()
 for step in range(100):
     experiment.metric("loss").append(value=1 / (step + 1), step=step)

@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 import ml_dash
-from ml_dash import Experiment, config, read
+from ml_dash import Experiment
 from ml_dash.demo import stage, story
 from ml_dash.demo.network import SPECIES, Network, load_flowers
 from ml_dash.demo.train import EPOCHS
+from ml_dash.disk import config
+from ml_dash.reading import read
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Shell

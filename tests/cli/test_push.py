@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ml_dash import Experiment, NotFound, RemoteClient, login, register, sent
+from ml_dash import Experiment, NotFound, RemoteClient
+from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
-from ml_dash.names import experiment_id
-from ml_dash.read import at
+from ml_dash.reading.read import at
+from ml_dash.sync import login, register, sent
 from tests import running
 
 if TYPE_CHECKING:

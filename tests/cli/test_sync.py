@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ml_dash import Experiment, RemoteClient, experiments, register, sent
+from ml_dash import Experiment, RemoteClient, experiments
+from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
-from ml_dash.names import experiment_id
-from ml_dash.read import at
+from ml_dash.reading.read import at
+from ml_dash.sync import register, sent
 from tests import running
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_dash.fold import fold
-from ml_dash.names import metric_path
+from ml_dash.core.fold import fold
+from ml_dash.core.names import metric_path
+from ml_dash.core.state import Block, Edits, LogLine, State
 from ml_dash.projection.checkpoint import Layout
 from ml_dash.projection.folder import LOGS, Folder
 from ml_dash.projection.lines import log_lines, point_lines, read_log, read_point
-from ml_dash.state import Block, Edits, LogLine, State
-from ml_dash.view import Memory
-from tests.test_fold import A, B, canonical, histories, lines
+from ml_dash.reading.view import Memory
+from tests.core.test_fold import A, B, canonical, histories, lines
 
 
 class IntoMemory:

@@ -40,7 +40,7 @@ def _one(name: str, file: str, old: str, new: str, *rows: tuple[str, int]) -> Mu
 
 
 _SAFETY: Final = (
-    _one("skip the fsync", "durable.py", "        os.fdatasync(fd)\n", "        pass\n", ("W4", 160)),
+    _one("skip the fsync", "disk/durable.py", "        os.fdatasync(fd)\n", "        pass\n", ("W4", 160)),
     _one(
         "do not sync the names of new segments",
         "journal/segment.py",
@@ -78,7 +78,7 @@ _SAFETY: Final = (
     ),
     _one(
         "do not sync a file's content",
-        "blobs.py",
+        "journal/blobs.py",
         "            self._copy_and_hash()\n            os.fsync(self._writing)\n",
         "            self._copy_and_hash()\n",
         ("W4", 400),
@@ -140,14 +140,14 @@ _FRAMES: Final = (
     ),
     _one(
         "no checksum on the length",
-        "frames.py",
+        "core/frames.py",
         'crc = crc32(length.to_bytes(4, "little"), self.header_crc)',
         "crc = self.header_crc",
         ("W1", 5),
     ),
     _one(
         "do not check checksums",
-        "frames.py",
+        "core/frames.py",
         "            if crc32(payload, crcs[length]) != crc:\n                break\n",
         "",
         ("W7", 1_000),
@@ -161,7 +161,7 @@ _FRAMES: Final = (
     ),
     _one(
         "frames of any size",
-        "frames.py",
+        "core/frames.py",
         "MAX_PAYLOAD: Final = 1 << 20",
         "MAX_PAYLOAD: Final = 1 << 26",
         ("W26", 40),
@@ -182,7 +182,7 @@ _FRAMES: Final = (
     ),
     _one(
         "a torn tail is damage",
-        "verify.py",
+        "reading/verify.py",
         '            self.add("torn", segment.path.name, what)\n',
         '            self.add("damaged", segment.path.name, what)\n',
         ("W11", 40),
@@ -192,7 +192,7 @@ _FRAMES: Final = (
 _OTHERS: Final = (
     _one(
         "hard-link the user's file",
-        "blobs.py",
+        "journal/blobs.py",
         "        digest, size = _copy_to(reading, temporary)\n",
         "        os.link(source, temporary)\n        digest, size = digest_of(temporary), found.st_size\n",
         ("W29", 40),
@@ -206,27 +206,33 @@ _OTHERS: Final = (
     ),
     _one(
         "the living are taken for dead",
-        "lock.py",
+        "disk/lock.py",
         "    except BlockingIOError:\n        return Liveness.ALIVE\n",
         "    except BlockingIOError:\n        return Liveness.GONE\n",
         ("W21", 4),
     ),
     _one(
         "a child goes on with its parent's writer",
-        "run.py",
+        "recording/session.py",
         "    os.register_at_fork(after_in_child=registry.after_fork)\n",
         "    pass\n",
         ("W17", 14),
     ),
     _one(
         "no event is known again",
-        "fold.py",
+        "core/fold.py",
         "            if not admitted:\n                continue\n",
         "",
         ("W13", 20),
         ("P8", 20),
     ),
-    _one("the last to arrive wins", "state.py", "        if stamp > self.stamp:\n", "        if True:\n", ("P8", 40)),
+    _one(
+        "the last to arrive wins",
+        "core/state.py",
+        "        if stamp > self.stamp:\n",
+        "        if True:\n",
+        ("P8", 40),
+    ),
     _one(
         "fold before the order is recorded",
         REPLAY,
@@ -250,7 +256,7 @@ _OTHERS: Final = (
     ),
     _one(
         "documents are written in place",
-        "durable.py",
+        "disk/durable.py",
         "        os.replace(temporary, path)\n",
         "        path.write_bytes(data)\n        temporary.unlink()\n",
         ("P6", 4),
@@ -281,21 +287,21 @@ _OTHERS: Final = (
     ),
     _one(
         "write our credentials",
-        "ending.py",
+        "recording/ending.py",
         '            text = text.replace(secret, "***")\n',
         "            pass\n",
         ("W31", 12),
     ),
     _one(
         "a journal says where its folder is",
-        "read.py",
+        "reading/read.py",
         "        return folder if is_new or points_back(folder, journal) else home\n",
         "        return folder\n",
         ("P9", 400),
     ),
     _one(
         "names are paths as they are",
-        "names.py",
+        "core/names.py",
         "def metric_path(",
         "def metric_path(name: str, fold_case: bool = False) -> str:\n    return name\n\n\ndef _unused_path(",
         ("W25", 4),

@@ -129,7 +129,7 @@ def file_size_limit(trial: Trial) -> None:
 
 def _torn_is_not_damaged(trial: Trial) -> None:
     """A frame that was cut off and written again elsewhere is no damage."""
-    from ml_dash.verify import verify
+    from ml_dash.reading.verify import verify
 
     report = verify(located(trial.folder))
     found = [finding for finding in report.findings if finding.kind != "torn"]

@@ -108,7 +108,7 @@ def judge_state(trial: Trial, left: Path, ledger: Ledger, safe: int, damage: int
 
 
 def _judge_library(trial: Trial, left: Path, path: Path, journal: disk.Journal, damage: int) -> None:
-    from ml_dash.verify import verify
+    from ml_dash.reading.verify import verify
 
     before = segment_hashes(path)
     place = located(left)

@@ -137,7 +137,7 @@ def broken_locks(trial: Trial) -> None:
 
 def old_writer_wakes(trial: Trial) -> None:
     """W21. A stopped process is given up, another one resumes, then the first goes on: both are kept."""
-    from ml_dash.read import view
+    from ml_dash.reading.read import view
 
     with ear() as listener:
         go = trial.folder / "go"

@@ -211,7 +211,7 @@ def _damage(trial: Trial, home: Path) -> str:
 
 def edited_folder(trial: Trial) -> None:
     """P2. Somebody edits what is derived: `rebuild` mends it, `verify` tells what `catch_up` did not mend by itself."""
-    from ml_dash.verify import verify
+    from ml_dash.reading.verify import verify
 
     home = _copy(trial)
     _catch_up(trial.folder)

@@ -22,8 +22,8 @@ def hostile_journal(trial: Trial) -> None:
     """P9. Whatever a journal with right checksums says: nothing outside its folder is made, changed, or removed."""
     from ml_dash.errors import MLDashError
     from ml_dash.projection.project import catch_up, rebuild
-    from ml_dash.read import at, find, view
-    from ml_dash.verify import verify
+    from ml_dash.reading.read import at, find, view
+    from ml_dash.reading.verify import verify
 
     folder = trial.folder
     home = folder / "deep" / "er" / "store" / "project" / "name"
@@ -64,8 +64,8 @@ _SCALE: Final = """
 import resource, sys, time
 from pathlib import Path
 from ml_dash.projection.project import catch_up
-from ml_dash.read import at
-from ml_dash.verify import verify
+from ml_dash.reading.read import at
+from ml_dash.reading.verify import verify
 place = at(Path(sys.argv[1]))
 used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 begun = time.process_time()
@@ -130,7 +130,7 @@ def very_many_events(trial: Trial) -> None:
 
 def very_many_experiments(trial: Trial) -> None:
     """P10. A store of very many experiments is listed in time that grows with their number."""
-    from ml_dash.read import find
+    from ml_dash.reading.read import find
 
     small = 10_000 if LONG else 300
     figures = []

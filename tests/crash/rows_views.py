@@ -25,7 +25,7 @@ from .zygote import zygote
 def damaged_segment(trial: Trial) -> None:
     """P4. One segment of several is damaged: the rest is shown, the gap is told with its numbers."""
     from ml_dash.projection.project import catch_up, rebuild
-    from ml_dash.verify import verify
+    from ml_dash.reading.verify import verify
 
     template: Template = trial.shared
     shutil.copytree(template.folder / "store", trial.folder / "store", symlinks=True)
@@ -132,7 +132,7 @@ def _read_all(trial: Trial, home: Path, seen: dict[Path, int]) -> None:
 
 def any_order_of_arrival(trial: Trial) -> None:
     """P8. Stretches of several writers, in any order, twice or with gaps filled later: registers are the same."""
-    from ml_dash.fold import Edits, State, fold
+    from ml_dash.core.fold import Edits, State, fold
 
     rng = trial.rng
     template: Template = trial.shared

@@ -35,7 +35,7 @@ def hurry(**settings: float) -> None:
     ours = [module for name, module in sys.modules.items() if name.startswith("ml_dash.")]
     for name, value in settings.items():
         # `frames` is what readers go by: what this process writes may be smaller, what it reads may not.
-        homes = [module for module in ours if hasattr(module, name) and module.__name__ != "ml_dash.frames"]
+        homes = [module for module in ours if hasattr(module, name) and module.__name__ != "ml_dash.core.frames"]
         if not homes:
             raise LookupError(f"no module of the library has {name}")
         for module in homes:
@@ -249,7 +249,7 @@ def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> Non
 
 def located(folder: Path, name: str = NAME) -> Any:
     """The experiment of a trial, as readers find it."""
-    from ml_dash.read import at
+    from ml_dash.reading.read import at
 
     found = at(journal_of(folder, name))
     assert found is not None, f"no experiment in {journal_of(folder, name)}"

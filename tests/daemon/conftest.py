@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from ml_dash import Experiment, remote
+from ml_dash import Experiment
+from ml_dash.core.names import experiment_id
 from ml_dash.errors import ServerRefused
-from ml_dash.login import development_token
-from ml_dash.names import experiment_id
+from ml_dash.sync import remote
+from ml_dash.sync.login import development_token
 from tests.running import Server
 
 WAIT_S = 30.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ml_dash import register
+from ml_dash.sync import register
 from ml_dash_syncd.cli import commands, invoke
 
 from .conftest import Home

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ml_dash import register
+from ml_dash.sync import register
 from ml_dash_syncd import cursor as cursors
 from ml_dash_syncd.cursor import Cursor
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash import register
-from ml_dash.lock import hold
+from ml_dash.disk.lock import hold
+from ml_dash.sync import register
 from ml_dash_syncd import executing
 from ml_dash_syncd.settings import Settings
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from ml_dash import Experiment
-from ml_dash.lock import Liveness, probe
-from ml_dash.login import development_token
-from ml_dash.register import lock_path, status_path
-from ml_dash.remote import Link, find_experiment
+from ml_dash.disk.lock import Liveness, probe
+from ml_dash.sync.login import development_token
+from ml_dash.sync.register import lock_path, status_path
+from ml_dash.sync.remote import Link, find_experiment
 from tests.running import Server, once, uploader
 
 SYNCD = [sys.executable, "-m", "ml_dash_syncd"]

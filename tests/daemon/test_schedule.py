@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ml_dash import login, register
 from ml_dash.errors import ServerRefused, Unauthorised, Unreachable
 from ml_dash.journal.segment import SEGMENTS
-from ml_dash.register import Registration
-from ml_dash.remote import Link
+from ml_dash.sync import login, register
+from ml_dash.sync.register import Registration
+from ml_dash.sync.remote import Link
 from ml_dash_syncd import pauses, schedule
 from ml_dash_syncd.discover import Discovery
 from ml_dash_syncd.schedule import Schedule, Task

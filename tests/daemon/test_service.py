@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from ml_dash import register
-from ml_dash.lock import Liveness, probe
+from ml_dash.disk.lock import Liveness, probe
+from ml_dash.sync import register
 from ml_dash_syncd import service
 
 from .conftest import WAIT_S, Home

@@ -16,17 +16,17 @@ from typing import Any
 import msgpack
 import pytest
 
-from ml_dash import events as ev
-from ml_dash import remote
+from ml_dash.core import events as ev
+from ml_dash.core.frames import LengthCrcs, encode_frame
+from ml_dash.core.names import experiment_id
+from ml_dash.core.protocol import CONFLICT, DIGEST, GAP, MALFORMED, TOO_LARGE, JournalState
 from ml_dash.errors import ServerRefused, Unreachable
-from ml_dash.frames import LengthCrcs, encode_frame
 from ml_dash.journal.order import Death, Order, Stretch
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
-from ml_dash.login import development_token
-from ml_dash.names import experiment_id
-from ml_dash.protocol import CONFLICT, DIGEST, GAP, MALFORMED, TOO_LARGE, JournalState
-from ml_dash.register import Registration
+from ml_dash.sync import remote
+from ml_dash.sync.login import development_token
+from ml_dash.sync.register import Registration
 from ml_dash_syncd import account, contents, reading, ship
 from ml_dash_syncd.ship import Left, Outcome, Shipment
 from tests.journals import SECOND, Desk, Pen, flip

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash import Experiment, lock, register
+from ml_dash import Experiment
+from ml_dash.disk import lock
 from ml_dash.journal.segment import SEGMENTS
-from ml_dash.register import Registration
+from ml_dash.sync import register
+from ml_dash.sync.register import Registration
 from ml_dash_syncd import discover, watch
 from ml_dash_syncd.settings import Settings
 from ml_dash_syncd.watch import Hints, Look, Pace

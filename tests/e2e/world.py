@@ -25,8 +25,8 @@ HASTE: Final[dict[str, Any]] = {
     "ml_dash_syncd.pauses:LONGEST_S": 0.05,
     "ml_dash_syncd.reading:DAMAGE_S": 0.5,
     "ml_dash_syncd.contents:ASK_AGAIN_S": 0.2,
-    "ml_dash.remote:CONNECT_S": 1.0,
-    "ml_dash.remote:ANSWER_S": 1.0,
+    "ml_dash.sync.remote:CONNECT_S": 1.0,
+    "ml_dash.sync.remote:ANSWER_S": 1.0,
 }
 """Constants of the uploader's that trials cannot wait for."""
 

@@ -73,7 +73,7 @@ def test_kinds_of_a_later_version_are_passed_over(order: Order) -> None:
 
 def create_segment(journal: Path) -> None:
     """Something that still says whose journal this is."""
-    from ml_dash.frames import Header, encode_header
+    from ml_dash.core.frames import Header, encode_header
 
     name = f"{1:020d}-{WRITER}-000000.seg"
     (journal / "segments" / name).write_bytes(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ml_dash import events as ev
+from ml_dash.core import events as ev
 from ml_dash.errors import NewerFormat
 from ml_dash.journal.reader import (
     Frame,

@@ -9,14 +9,14 @@ from time import perf_counter
 
 import pytest
 
+from ml_dash.core.state import State, WriterState
+from ml_dash.disk.lock import Turn
 from ml_dash.errors import Damaged
 from ml_dash.journal import base as bases
 from ml_dash.journal.order import Death, Order, Record, Stretch, stretch_payload
 from ml_dash.journal.reader import Segment, open_segment
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
 from ml_dash.journal.sequence import Restart, Sequence, gaps_between, read_runs, whole_frames
-from ml_dash.lock import Turn
-from ml_dash.state import State, WriterState
 from tests.journals import SECOND, Desk, Pen, flip
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from ml_dash.core.events import LOG, LOST, POINT
+from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import InvalidValue, StorageError
-from ml_dash.events import LOG, LOST, POINT
 from ml_dash.journal import output, resilient
 from ml_dash.journal import writer as writing
 from ml_dash.journal.reader import Frame, scan
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, create_journal, list_segments
 from ml_dash.journal.writer import Tally, Writer, WriterGone, open_writer
-from ml_dash.lock import Liveness, probe
 
 
 class Unattended:

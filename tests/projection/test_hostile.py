@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_dash import events as ev
-from ml_dash.read import find, locate
-from ml_dash.remove import remove
+from ml_dash.core import events as ev
+from ml_dash.reading.read import find, locate
+from ml_dash.sync.remove import remove
 from tests.journals import Desk
 
 TRICKS = [

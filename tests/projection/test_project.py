@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from ml_dash import events as ev
+from ml_dash.core import events as ev
 from ml_dash.projection import checkpoint as checkpoints
 from ml_dash.projection import project, trust
 from ml_dash.projection.folder import EXPERIMENT, FILES, LOGS, PARAMETERS
 from ml_dash.projection.project import Projector
 from ml_dash.projection.replay import Enough, Pace
+from ml_dash.reading.view import projected
 from tests.journals import Desk, Pen, Tree, flip
 
 
@@ -455,7 +456,7 @@ def test_a_replaced_content_is_released_after_what_replaced_it_is_synced(
     monkeypatch.setattr("ml_dash.projection.replay.data_sync", lambda fd: log.append("segment"))
     monkeypatch.setattr("ml_dash.projection.replay.sync_folder", lambda path: log.append("folder"))
     monkeypatch.setattr("ml_dash.journal.order.data_sync", lambda fd: log.append("order"))
-    monkeypatch.setattr("ml_dash.blobs.release", lambda journal, name: log.append("released"))
+    monkeypatch.setattr("ml_dash.journal.blobs.release", lambda journal, name: log.append("released"))
     pen = desk.pen()
     pen.file(b"one")
     desk.catch_up()
@@ -508,7 +509,7 @@ def test_two_projectors_in_turns_write_the_same_bytes(desk: Desk) -> None:
 
 def test_where_locks_lie_everybody_follows_one_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process records what it finds while this one is at work: what was recorded first comes first."""
-    monkeypatch.setattr("ml_dash.lock.Turn.take", lambda *_: True)
+    monkeypatch.setattr("ml_dash.disk.lock.Turn.take", lambda *_: True)
     pens = [desk.pen(), desk.pen(), desk.pen()]
     for pen in pens:
         pen.point(value=0.0)
@@ -572,7 +573,7 @@ def test_a_view_of_an_edited_folder_still_tells_the_truth(desk: Desk, harm: str)
     pen.log("hello")
     worker = projector(desk)
     worker.advance()
-    views = [desk.view(), worker.view()]
+    views = [desk.view(), projected(worker)]
     for path in (desk.folder / "metrics/loss/data.jsonl", desk.folder / LOGS):
         data = path.read_bytes()
         if harm == "removed":
@@ -612,7 +613,7 @@ def test_every_page_is_found_at_once_wherever_it_begins(desk: Desk, count: int, 
         -(-count // 1000),
         -(-count // 1000),
     )
-    for view in (worker.view(), desk.view()):
+    for view in (projected(worker), desk.view()):
         for start in {0, 1, count - 1, min(999, count - 1), min(1000, count - 1)}:
             page = view.metric_page("loss", start, 3)
             assert [row["data"]["value"] for row in page["data"]] == list(range(start, min(count, start + 3)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from ml_dash.login import development_token
+from ml_dash.sync.login import development_token
 from tests.running import Server
 
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgpack
 
-from ml_dash import events as ev
-from ml_dash.fold import fold
-from ml_dash.frames import SPILL, Header, LengthCrcs, encode_frame, encode_header, spilled
+from ml_dash.core import events as ev
+from ml_dash.core.fold import fold
+from ml_dash.core.frames import SPILL, Header, LengthCrcs, encode_frame, encode_header, spilled
+from ml_dash.core.names import experiment_id, file_id
+from ml_dash.core.protocol import Appended
+from ml_dash.core.state import Edits, State
 from ml_dash.journal.segment import SegmentName
-from ml_dash.names import experiment_id, file_id
-from ml_dash.protocol import Appended
-from ml_dash.server.core import Server
-from ml_dash.server.ingest import decode_state
-from ml_dash.server.refold import refold
-from ml_dash.state import Edits, State
-from tests.test_fold import canonical, lines
+from ml_dash.server.engine.ingest import decode_state
+from ml_dash.server.engine.refold import refold
+from ml_dash.server.engine.services import Server
+from tests.core.test_fold import canonical, lines
 
 NS = "alice"
 START_NS = 1_761_733_800_000_000_000

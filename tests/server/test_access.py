@@ -13,8 +13,8 @@ from pathlib import Path
 import jwt
 import pytest
 
-from ml_dash.login import development_token
-from ml_dash.protocol import user_id
+from ml_dash.core.protocol import user_id
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash.names import experiment_id, metric_id
+from ml_dash.core.names import experiment_id, metric_id
 from tests.server.conftest import Web
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash.protocol import Refused
-from ml_dash.server.core import Server
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, everything, identity_of, send, send_blob
 
 CONTENT = bytes(range(256)) * 11

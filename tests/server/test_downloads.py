@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from ml_dash.login import development_token
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_dash import events as ev
-from ml_dash.frames import encode_frame
-from ml_dash.protocol import Refused
-from ml_dash.server.core import Server
+from ml_dash.core import events as ev
+from ml_dash.core.frames import encode_frame
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.services import Server
 from ml_dash.server.stores import StoreTrouble
+from tests.core.test_fold import histories
 from tests.server.sending import (
     EXPERIMENT,
     NS,
@@ -28,7 +29,6 @@ from tests.server.sending import (
     send,
     send_blob,
 )
-from tests.test_fold import histories
 
 
 @pytest.fixture
@@ -452,7 +452,7 @@ def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
 
 
 def test_many_long_bodies_are_folded_a_few_at_a_time(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.ingest._BODIES_AT_ONCE", 9_000)
+    monkeypatch.setattr("ml_dash.server.engine.ingest._BODIES_AT_ONCE", 9_000)
     sheet = Sheet().opens()
     for number in range(12):
         name, content = sheet.spills(ev.LOG, ["info", f"{number}" * 4000, None])
@@ -703,8 +703,8 @@ def test_a_listener_that_fails_does_not_undo_what_is_committed(core: Server) -> 
 
 
 def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.ingest._STATES_KEPT", 5)
-    monkeypatch.setattr("ml_dash.server.ingest._TAILS_KEPT", 3)
+    monkeypatch.setattr("ml_dash.server.engine.ingest._STATES_KEPT", 5)
+    monkeypatch.setattr("ml_dash.server.engine.ingest._TAILS_KEPT", 3)
     for number in range(12):
         sheet = Sheet(number, journal=number, name=f"run-{number}").opens()
         for metric in range(6):

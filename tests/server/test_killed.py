@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash.server.core import Server
+from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, folded, held, identity_of, send, send_blob
 
 STEPS = 12

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
-from ml_dash.protocol import MAX_BATCH_BYTES, Refused
-from ml_dash.server import bodies
-from ml_dash.server.bodies import Budget, body_of, decode_json
+from ml_dash.core.protocol import MAX_BATCH_BYTES, Refused
+from ml_dash.server.http import bodies
+from ml_dash.server.http.bodies import Budget, body_of, decode_json
 from tests.server.conftest import Web
 
 LIMIT = 1 << 20

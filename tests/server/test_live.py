@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from ml_dash.login import development_token
-from ml_dash.protocol import Refused
-from ml_dash.server import live
+from ml_dash.core.protocol import Refused
+from ml_dash.server.http import stream as live
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 

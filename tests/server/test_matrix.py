@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from ml_dash.login import development_token
-from ml_dash.server.app import ROUTES
-from ml_dash.server.calls import OPEN, READ, WRITE, Route
+from ml_dash.server.http.app import ROUTES
+from ml_dash.server.http.calls import OPEN, READ, WRITE, Route
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 

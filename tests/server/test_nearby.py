@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from ml_dash.login import development_token
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 
@@ -100,7 +100,7 @@ def test_pages_of_others_may_ask_only_where_that_is_set(web: Web, tmp_path: Path
 
 def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
     program = (
-        "import ml_dash.server.app as app, sys\n"
+        "import ml_dash.server.http.app as app, sys\n"
         "app.UNREAD_S = 0.3\n"
         "from ml_dash.cli import main\n"
         "main(sys.argv[1:])\n"

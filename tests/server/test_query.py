@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_dash.protocol import Refused
-from ml_dash.server.core import Server
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, Sheet, send
 
 COUNT = 2345
@@ -52,7 +52,7 @@ def test_pages_are_what_a_slice_is(core: Server, start: int, limit: int) -> None
 
 
 def test_pages_of_long_lines_are_shorter(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.query._PAGE_BYTES", 2_000)
+    monkeypatch.setattr("ml_dash.server.engine.queries._PAGE_BYTES", 2_000)
     found: list[int] = []
     more = True
     while more and len(found) < 100:

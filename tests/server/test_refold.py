@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash import events as ev
-from ml_dash.server.core import Server
+from ml_dash.core import events as ev
+from ml_dash.server.engine.services import Server
 from ml_dash.server.stores import StoreRefused
 from ml_dash.server.stores.sqlite import SqliteDocuments
 from tests.server.sending import EXPERIMENT, NS, Sheet, held, send, send_blob

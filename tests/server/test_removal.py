@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ml_dash.protocol import Refused
-from ml_dash.server.core import Server
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, folded, held, send, send_blob
 
 

@@ -17,7 +17,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import content_type_conformance, response_schema_conformance
 
-from ml_dash.login import development_token
+from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 
@@ -104,7 +104,7 @@ def description(server: Server) -> dict[str, Any]:
 
 
 def test_every_call_is_described(server: Server) -> None:
-    from ml_dash.server.app import ROUTES
+    from ml_dash.server.http.app import ROUTES
 
     paths = description(server)["paths"]
     described = {(method.upper(), path) for path, methods in paths.items() for method in methods}

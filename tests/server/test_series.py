@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ml_dash import events as ev
-from ml_dash.protocol import Refused
-from ml_dash.server.blocks import LINES, PART
-from ml_dash.server.core import Server
+from ml_dash.core import events as ev
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.blocks import LINES, PART
+from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, Sheet, forget, send
 
 COUNT = 3 * LINES + 170
@@ -158,7 +158,7 @@ def test_one_field_is_chosen_and_an_unknown_one_is_refused(core: Server) -> None
 
 def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines may be long; then a block holds fewer."""
-    monkeypatch.setattr("ml_dash.server.blocks._FULL_BYTES", 9_000)
+    monkeypatch.setattr("ml_dash.server.engine.blocks._FULL_BYTES", 9_000)
     rng = random.Random(5)
     rows = [{"value": rng.random(), "note": "x" * rng.randrange(300)} for _ in range(COUNT)]
     put(core, rows, sorted(rng.sample(range(1, COUNT), 90)))

@@ -9,7 +9,7 @@ from time import time_ns
 import pytest
 
 from ml_dash.errors import InvalidValue
-from ml_dash.server.core import Server, open_tokens
+from ml_dash.server.engine.services import Server, open_tokens
 from tests.server.sending import everything
 
 

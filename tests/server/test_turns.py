@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ml_dash.login import development_token
+from ml_dash.sync.login import development_token
 from tests.server.conftest import Web
 
 
@@ -14,7 +14,7 @@ def test_an_upload_waits_its_turn_and_is_told_to_come_again(tmp_path: Path) -> N
     import socket
 
     program = (
-        "import ml_dash.server.calls as calls, ml_dash.server.routes_files as files, sys\n"
+        "import ml_dash.server.http.calls as calls, ml_dash.server.http.routes_files as files, sys\n"
         "calls.UPLOADS = 1\n"
         "files.ADMISSION_S = 0.2\n"
         "from ml_dash.cli import main\n"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from ml_dash.core.protocol import Refused
 from ml_dash.errors import InvalidInput, WriteProtected
-from ml_dash.protocol import Refused
-from ml_dash.server.core import Server
+from ml_dash.server.engine.services import Server
 from ml_dash.server.stores import StoreTrouble
 from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, held, send
 from tests.server.test_ingest import Failing
@@ -209,7 +209,7 @@ def test_writers_at_once_get_numbers_of_their_own(core: Server) -> None:
 
 
 def test_segments_roll_over(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.scribe.ROLL_BYTES", 500)
+    monkeypatch.setattr("ml_dash.server.engine.server_writer.ROLL_BYTES", 500)
     for number in range(20):
         core.add_logs(NS, EXPERIMENT, [{"message": f"line {number}"}])
     assert [entry["message"] for entry in core.logs(NS, EXPERIMENT, 0, 99)["logs"]] == [f"line {n}" for n in range(20)]
@@ -218,7 +218,7 @@ def test_segments_roll_over(core: Server, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_many_experiments_are_written_with_few_in_memory(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.scribe._PENS_KEPT", 3)
+    monkeypatch.setattr("ml_dash.server.engine.server_writer._PENS_KEPT", 3)
     for turn in range(2):
         for number in range(6):
             made = core.upsert_experiment(NS, "cv", {"name": f"r{number}"})

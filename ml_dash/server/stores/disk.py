@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
-from ...durable import read_at, sync_folder
+from ...disk.durable import read_at, sync_folder
 from . import StoreTrouble
 
 Result = TypeVar("Result")

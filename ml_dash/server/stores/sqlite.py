@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from ...durable import sync_folder
+from ...disk.durable import sync_folder
 from . import (
     Arrival,
     BlobRow,

@@ -1,0 +1,275 @@
+"""Bytes and frames: the layout of a segment, its header and its frames. Knows no files.
+
+A segment is a header followed by frames. All integers are little-endian.
+
+    header   magic 8 | version u16 | length u16 | body (msgpack array, `length` bytes) | crc32 u32 of all before it
+    frame    length u32 | crc32 u32 | payload (msgpack array [seq, kind, time_ns, body], `length` bytes)
+
+A frame's CRC covers its length and its payload and starts from the header's CRC, so that a frame of one segment is
+never taken for a frame of another. CRC-32 is the one of zlib (ISO 3309); it does not detect deliberate forgery.
+docs/format.md draws the same bytes, with an example that a test decodes.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from typing import Any, Final
+from zlib import crc32
+
+import msgpack
+
+from ..errors import Damaged, NewerFormat
+
+MAGIC: Final = b"\x89MLDASH\n"
+ORDER_MAGIC: Final = b"\x89MLDORD\n"
+BASE_MAGIC: Final = b"\x89MLDBAS\n"
+VERSION: Final = 1
+MAX_PAYLOAD: Final = 1 << 20
+HEAD: Final = struct.Struct("<II")
+PREFIX: Final = struct.Struct("<8sHH")
+CRC: Final = struct.Struct("<I")
+SPILLED: Final = 1
+"""msgpack ext type of a body that is kept as a blob: SHA-256 (32 bytes), size u64."""
+SPILL: Final = struct.Struct("<32sQ")
+
+assert HEAD.size == 8
+assert PREFIX.size == 12
+
+# A frame starts with a length of at most 1 MiB and, behind its CRC, an array of four. One compiled look-ahead finds
+# every such place; the CRC decides.
+_CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
+
+# Two names of at most 200 bytes each, three ids, three numbers.
+_LARGEST_HEADER: Final = 1 << 10
+
+Event = tuple[int, int, int, Any]
+"""(seq, kind, time_ns, body)"""
+Decode = Callable[[bytes], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Who wrote a segment, and of which journal: ids are 16 random bytes, times ns since the epoch."""
+
+    journal: bytes
+    segment: bytes
+    writer: bytes
+    n: int
+    first_seq: int
+    created_ns: int
+    project: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class OrderHeader:
+    """Which journal an `order` file belongs to."""
+
+    journal: bytes
+    project: str
+    name: str
+    # Tells an `order` that was begun anew from the one before it.
+    nonce: bytes = b""
+
+
+class LengthCrcs(dict[int, int]):
+    """length → CRC of its four bytes, started from the header's CRC; filled as lengths appear."""
+
+    def __init__(self, header_crc: int) -> None:
+        super().__init__()
+        self.header_crc = header_crc
+
+    def __missing__(self, length: int) -> int:
+        self[length] = crc = crc32(length.to_bytes(4, "little"), self.header_crc)
+        return crc
+
+
+def encode_header(header: Header | OrderHeader, magic: bytes = b"") -> bytes:
+    """The bytes a segment (or `order`, or with its magic a base) starts with; the last four are their CRC.
+
+    Frames start from that CRC.
+    """
+    magic = magic or (MAGIC if isinstance(header, Header) else ORDER_MAGIC)
+    body: bytes = msgpack.packb(list(astuple(header)))
+    head = PREFIX.pack(magic, VERSION, len(body)) + body
+    return head + CRC.pack(crc32(head))
+
+
+def header_size(start: bytes) -> int:
+    """How many bytes the header at the start of `start` takes; 0 if there are too few to tell."""
+    if len(start) < PREFIX.size:
+        return 0
+    return PREFIX.size + int(PREFIX.unpack_from(start)[2]) + CRC.size
+
+
+def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], int, int]:
+    size = header_size(start)
+    if not size or len(start) < size:
+        raise Damaged(f"the header is cut off after {len(start)} bytes")
+    found, version, length = PREFIX.unpack_from(start)
+    if found != magic:
+        raise Damaged(f"the file starts with {found!r}, expected {magic!r}")
+    (crc,) = CRC.unpack_from(start, size - CRC.size)
+    expected = crc32(start[: size - CRC.size])
+    if crc != expected:
+        raise Damaged(f"header checksum {crc:08x}, expected {expected:08x}")
+    # Every version keeps this frame around its header, so that "newer" is never a flipped bit.
+    if version > VERSION:
+        raise NewerFormat(
+            f"the file is format {version}, this ml-dash reads up to {VERSION}",
+            hint="upgrade ml-dash (the file was not changed)",
+        )
+    try:
+        fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Damaged(f"the header is no msgpack: {error}") from None
+    if not isinstance(fields, list) or len(fields) < count:
+        raise Damaged("the header does not hold the fields of its format")
+    return fields, size, crc
+
+
+def decode_header(start: bytes) -> tuple[Header, int, int]:
+    """(header, its size in bytes, its CRC). Raises Damaged or NewerFormat."""
+    fields, size, crc = _header_fields(start, MAGIC, 8)
+    ids, numbers, texts = fields[:3], fields[3:6], fields[6:8]
+    _check_types(ids, numbers, texts)
+    return Header(*fields[:8]), size, crc
+
+
+def decode_order_header(start: bytes, magic: bytes = ORDER_MAGIC) -> tuple[OrderHeader, int, int]:
+    """The same for the head of an `order` file, or with its magic of a base."""
+    fields, size, crc = _header_fields(start, magic, 3)
+    _check_types(fields[:1], [], fields[1:3])
+    nonce = fields[3] if len(fields) > 3 and isinstance(fields[3], bytes) else b""
+    return OrderHeader(fields[0], fields[1], fields[2], nonce), size, crc
+
+
+def _check_types(ids: list[Any], numbers: list[Any], texts: list[Any]) -> None:
+    good = (
+        all(isinstance(value, bytes) and len(value) == 16 for value in ids)
+        and all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in numbers)
+        and all(isinstance(value, str) for value in texts)
+    )
+    if not good:
+        raise Damaged("the header does not hold the fields of its format")
+
+
+def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
+    """The frame that holds `payload` (at most 1 MiB)."""
+    length = len(payload)
+    assert length <= MAX_PAYLOAD
+    return HEAD.pack(length, crc32(payload, crcs[length])) + payload
+
+
+def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: list[Any]) -> int:
+    """Append the decoded payloads of the unbroken run of frames at `start` to `found`; where the run ends.
+
+    `decode` raises ValueError for a payload that is not an event; the run ends before it.
+    """
+    size, position = len(buffer), start
+    unpack, append, head, largest = HEAD.unpack_from, found.append, HEAD.size, MAX_PAYLOAD
+    try:
+        while position + head <= size:
+            length, crc = unpack(buffer, position)
+            end = position + head + length
+            if length > largest or end > size:
+                break
+            payload = buffer[position + head : end]
+            if crc32(payload, crcs[length]) != crc:
+                break
+            append(decode(payload))
+            position = end
+    except (ValueError, RecursionError):
+        pass
+    return position
+
+
+def might_grow(buffer: bytes, position: int) -> bool:
+    """Could the bytes from `position` on be the start of a frame that is not all there yet?"""
+    rest = len(buffer) - position
+    if rest < HEAD.size:
+        return True
+    length = int(HEAD.unpack_from(buffer, position)[0])
+    return length <= MAX_PAYLOAD and rest < HEAD.size + length
+
+
+def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> int:
+    """The first offset from `start` on at which a whole frame holds, or -1."""
+    size = len(buffer)
+    for match in _CANDIDATE.finditer(buffer, start):
+        position = match.start()
+        length, crc = HEAD.unpack_from(buffer, position)
+        end = position + HEAD.size + length
+        if length > MAX_PAYLOAD or end > size:
+            continue
+        payload = buffer[position + HEAD.size : end]
+        if crc32(payload, crc32(length.to_bytes(4, "little"), crcs.header_crc)) != crc:
+            continue
+        if _decodes(payload, decode):
+            return position
+    return -1
+
+
+def mend_header(start: bytes) -> bytes | None:
+    """`start` with its header put right, if damage to one byte of it explains that its checksum does not hold.
+
+    Nothing is guessed: the checksum must hold afterwards. Damage to the checksum itself (up to four bytes) is told by
+    the first frame, which starts from the true one; a wrong length by the place at which everything holds.
+    """
+    for size in _possible_sizes(start):
+        head, stored = bytearray(start[: size - CRC.size]), int.from_bytes(start[size - CRC.size : size], "little")
+        head[PREFIX.size - 2 : PREFIX.size] = (size - PREFIX.size - CRC.size).to_bytes(2, "little")
+        computed = crc32(head)
+        if computed == stored or _frame_holds(start, size, computed):
+            return bytes(head) + CRC.pack(computed) + start[size:]
+        mended = _with_one_byte_changed(head, stored) if size == header_size(start) else None
+        if mended is not None:
+            return mended + start[size - CRC.size :]
+    return None
+
+
+def _possible_sizes(start: bytes) -> Iterator[int]:
+    """The size that the header states, then every other one that a frame may follow."""
+    stated = header_size(start)
+    if PREFIX.size + CRC.size <= stated <= min(len(start), _LARGEST_HEADER):
+        yield stated
+    for match in _CANDIDATE.finditer(start, PREFIX.size + CRC.size, _LARGEST_HEADER):
+        if match.start() != stated:
+            yield match.start()
+
+
+def _frame_holds(buffer: bytes, position: int, header_crc: int) -> bool:
+    if position + HEAD.size > len(buffer):
+        return False
+    length, crc = HEAD.unpack_from(buffer, position)
+    payload = buffer[position + HEAD.size : position + HEAD.size + length]
+    if not length or len(payload) != length:
+        return False
+    return crc32(payload, crc32(length.to_bytes(4, "little"), header_crc)) == int(crc)
+
+
+def _with_one_byte_changed(head: bytearray, wanted: int) -> bytes | None:
+    """The only change of one byte after which the CRC is the one stored; None if there is none."""
+    for position, right in enumerate(bytes(head)):
+        before = crc32(head[:position])
+        rest = bytes(head[position + 1 :])
+        for value in range(256):
+            if value != right and crc32(rest, crc32(bytes((value,)), before)) == wanted:
+                return bytes(head[:position]) + bytes((value,)) + rest
+    return None
+
+
+def _decodes(payload: bytes, decode: Decode) -> bool:
+    try:
+        decode(payload)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def spilled(digest: bytes, size: int) -> msgpack.ExtType:
+    """What stands in a frame for a body that is kept as a blob."""
+    return msgpack.ExtType(SPILLED, SPILL.pack(digest, size))

@@ -1,0 +1,244 @@
+"""File contents by digest: put, open, check, list.
+
+A blob is copied once (as a reflink where the file system can), hashed as it is stored, synced, and only then given its
+name. The user's own file is never hard-linked: a later edit of it would change what was recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from ..core.events import blob_name
+from ..disk.durable import fail_point, sync_folder
+from ..errors import Damaged, InvalidValue
+from .segment import BLOBS, parse_blob
+
+MAX_FILE_BYTES: Final = 5_000_000_000
+_BLOCK: Final = 4 << 20
+_HASH_BLOCK: Final = 256 << 10
+_NO_END: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Content on disk under a temporary name, synced, not part of the journal yet."""
+
+    temporary: Path
+    digest: str
+    size_bytes: int
+
+
+def store(source: Path, journal: Path, writer: str = "") -> Stored:
+    """Copy `source` into the journal's blobs, hashed as stored and synced, under a temporary name of this writer.
+
+    Raises InvalidValue if it is no regular file or over 5 GB; OSError if the disk refuses. Nothing is left then.
+    """
+    fail_point("blob-temp")
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    reading = _open_source(source, flags)
+    temporary = journal / BLOBS / f".{writer}-{os.urandom(8).hex()}.tmp"
+    try:
+        found = os.fstat(reading)
+        if not stat.S_ISREG(found.st_mode):
+            raise InvalidValue(f"file {str(source)!r} is not a regular file; add regular files only")
+        if found.st_size > MAX_FILE_BYTES:
+            raise InvalidValue(f"file {str(source)!r} has {found.st_size:,} bytes; at most 5 GB can be added")
+        digest, size = _copy_to(reading, temporary)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(reading)
+    fail_point("blob-synced")
+    return Stored(temporary, digest, size)
+
+
+def _open_source(source: Path, flags: int) -> int:
+    try:
+        return os.open(source, flags)
+    except FileNotFoundError:
+        raise InvalidValue(f"file {str(source)!r} does not exist; nothing was recorded") from None
+    except OSError as error:
+        raise InvalidValue(f"file {str(source)!r} cannot be read: {error.strerror}; nothing was recorded") from error
+
+
+def _copy_to(reading: int, temporary: Path) -> tuple[str, int]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    writing = os.open(temporary, flags, 0o644)
+    try:
+        result = _Copy(reading, writing).run()
+        if hasattr(os, "fchmod"):
+            os.fchmod(writing, 0o444)
+        return result
+    finally:
+        os.close(writing)
+
+
+class _Copy:
+    """Copies and syncs in one thread, and hashes what has been stored in another."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._reading = reading
+        self._writing = writing
+        self._stored = 0
+        self._done = False
+        self._progress = threading.Condition()
+        self._digest = hashlib.sha256()
+        self._error: OSError | None = None
+
+    def run(self) -> tuple[str, int]:
+        if os.fstat(self._reading).st_size <= _BLOCK or not hasattr(os, "preadv"):
+            self._copy_and_hash()
+            os.fsync(self._writing)
+            return self._digest.hexdigest(), self._stored
+        hasher = threading.Thread(target=self._hash, name="ml-dash-hash", daemon=True)
+        hasher.start()
+        try:
+            try:
+                self._copy()
+            finally:
+                self._tell(self._stored, done=True)
+            os.fsync(self._writing)
+        finally:
+            hasher.join()
+        if self._error is not None:
+            raise self._error
+        return self._digest.hexdigest(), self._stored
+
+    def _copy_and_hash(self) -> None:
+        while block := os.read(self._reading, _BLOCK):
+            self._check_size(self._stored + len(block))
+            self._digest.update(block)
+            rest = memoryview(block)
+            while rest:
+                rest = rest[os.write(self._writing, rest) :]
+            self._stored += len(block)
+
+    def _check_size(self, size: int) -> None:
+        if size > MAX_FILE_BYTES:
+            raise InvalidValue(f"the file grew beyond {MAX_FILE_BYTES:,} bytes while it was being copied")
+
+    def _copy(self) -> None:
+        in_kernel = hasattr(os, "copy_file_range")
+        while True:
+            self._check_size(self._stored)
+            if in_kernel:
+                try:
+                    count = os.copy_file_range(self._reading, self._writing, _BLOCK)
+                except OSError as error:
+                    if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                        raise
+                    in_kernel = False
+                    continue
+            else:
+                block = os.read(self._reading, _BLOCK)
+                count = len(block)
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[os.write(self._writing, rest) :]
+            if count == 0:
+                return
+            self._tell(self._stored + count, done=False)
+
+    def _tell(self, stored: int, *, done: bool) -> None:
+        with self._progress:
+            self._stored, self._done = stored, done
+            self._progress.notify()
+
+    def _hash(self) -> None:
+        # Small enough to be hashed while it is still in the processor's cache.
+        view = memoryview(bytearray(_HASH_BLOCK))
+        hashed = 0
+        try:
+            while True:
+                with self._progress:
+                    while not self._done and self._stored == hashed:
+                        self._progress.wait()
+                    stored = self._stored
+                if stored == hashed:
+                    return
+                while hashed < stored:
+                    count = os.preadv(self._writing, [view[: min(_HASH_BLOCK, stored - hashed)]], hashed)
+                    if not count:
+                        raise OSError(errno.EIO, "the copy is shorter than what was written to it")
+                    self._digest.update(view[:count])
+                    hashed += count
+        except OSError as error:
+            self._error = error
+
+
+def publish(stored: Stored, journal: Path, writer: str, seq: int) -> Path:
+    """Give stored content the name that event (writer, seq) will find it by; durable on return."""
+    path = journal / BLOBS / blob_name(stored.digest, writer, seq)
+    stored.temporary.rename(path)
+    fail_point("blob-renamed")
+    sync_folder(path.parent)
+    return path
+
+
+def discard(stored: Stored) -> None:
+    """Remove stored content that no event will name."""
+    with contextlib.suppress(OSError):
+        stored.temporary.unlink(missing_ok=True)
+
+
+def path_of(journal: Path, digest: str, writer: str, seq: int) -> Path:
+    """Where the content of event (writer, seq) lies."""
+    return journal / BLOBS / blob_name(digest, writer, seq)
+
+
+def names(journal: Path) -> dict[str, int]:
+    """The blobs of a journal and their sizes in bytes."""
+    try:
+        with os.scandir(journal / BLOBS) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if parse_blob(entry.name) is not None}
+    except FileNotFoundError:
+        return {}
+
+
+def digest_of(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file, or of its first `size` bytes, in lower-case hex, in flat memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        rest = _NO_END if size is None else size
+        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
+            digest.update(block)
+            rest -= len(block)
+    return digest.hexdigest()
+
+
+def fetch_body(journal: Path, writer: str, seq: int, digest: bytes, size: int) -> Any:
+    """An event's body that was too long for a frame. Raises FileNotFoundError or Damaged."""
+    path = path_of(journal, digest.hex(), writer, seq)
+    if path.stat().st_size != size:
+        raise Damaged(f"blob {path.name} has {path.stat().st_size} bytes, recorded were {size}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).digest() != digest:
+        raise Damaged(f"blob {path.name}: the content is not what was recorded")
+    return msgpack.unpackb(content, strict_map_key=False)
+
+
+def sweep(journal: Path, lives: Callable[[str], bool]) -> None:
+    """Remove what writers left half-copied that do not live any more."""
+    for path in (journal / BLOBS).glob(".*.tmp"):
+        writer = path.name[1:].partition("-")[0]
+        if len(writer) == 32 and not lives(writer):
+            path.unlink(missing_ok=True)
+
+
+def release(journal: Path, name: str) -> None:
+    """Remove the content of a file that was replaced or deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        (journal / BLOBS / name).unlink()

@@ -1,0 +1,1 @@
+"""Experiments as readers find them: located, opened at any time, checked."""

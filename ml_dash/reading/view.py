@@ -1,0 +1,310 @@
+"""A consistent look at one experiment: the folded state, the folder's lines, and lines that are only in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+from ..core.names import check_prefix
+from ..core.records import (
+    ExperimentRecord,
+    FileRecord,
+    LogEntry,
+    LogPage,
+    MetricStats,
+    MetricSummary,
+    Point,
+    PointPage,
+    experiment_document,
+    file_record,
+    files_in_order,
+    live_files,
+    log_page,
+    metric_stats,
+    metric_summary,
+    parameters_document,
+    point_page,
+    series_name,
+)  # fmt: skip
+from ..core.state import Edits, Metric, State
+from ..errors import Damaged, InvalidValue, NotFound
+from ..journal import base as bases
+from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
+from ..projection.folder import LOGS, Folder
+from ..projection.lines import log_lines, point_lines, read_log, read_point
+from ..projection.project import Projector
+from ..projection.replay import OrderChanged, Replay
+from ..projection.start import begin
+
+log = logging.getLogger("ml_dash")
+
+MAX_LIMIT: Final = 10_000
+_TRIES: Final = 3
+# What reading lines raises that somebody has edited, removed, or is writing again.
+_UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
+_Entry = TypeVar("_Entry", LogEntry, Point)
+
+
+class Memory:
+    """A sink that keeps lines: what a reader has folded beyond the documented folder."""
+
+    def __init__(self) -> None:
+        self.logs: list[bytes] = []
+        self.metrics: dict[str, list[bytes]] = {}
+
+    def apply(self, edits: Edits) -> None:
+        """Keep the lines of some edits."""
+        if edits.logs:
+            self.logs += log_lines(edits.logs).splitlines()
+        for name, blocks in edits.points.items():
+            lines = self.metrics.setdefault(name, [])
+            for block in blocks:
+                lines += point_lines(block).splitlines()
+        edits.clear()
+
+
+def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
+    """What a checkpoint knows and the folder holds, with all that came later folded in memory.
+
+    Raises OrderChanged if the checkpoint is of no use, or has become so meanwhile.
+    """
+    return _look(journal, folder, checkpoint, lambda: look_anew(journal, folder))
+
+
+def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[], View]) -> View:
+    memory = Memory()
+    replay = Replay(journal, checkpoint)
+    replay.catch_up(memory, record=False)
+    if bases.identity_of(journal) != checkpoint.base:
+        # Segments may have gone while they were being read; another base stands for them now.
+        raise OrderChanged(journal)
+    return View(replay.state, Folder(folder, journal, checkpoint.layout), memory, again)
+
+
+def look_anew(journal: Path, folder: Path) -> View:
+    """The same from the journal alone: for a folder that is not there, or not what it should be.
+
+    Of the folder nothing is used but lines that a base has kept there and that are still the same. Raises JournalError
+    if there is a base that cannot be used.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return _look(journal, folder, begin(journal, folder), lambda: _look_at_journal(journal, folder))
+        except OrderChanged:
+            continue
+    return _look(journal, folder, begin(journal, folder), lambda: _look_at_journal(journal, folder))
+
+
+def _look_at_journal(journal: Path, folder: Path) -> View:
+    """Without what the folder holds: it was changed between being checked and being read."""
+    return _look(journal, folder, begin(journal), lambda: _look_at_journal(journal, folder))
+
+
+def projected(projector: Projector) -> View:
+    """What a projector has brought into the folder; hold its `guard` while reading from the view.
+
+    Where the folder turns out not to hold what it should, it is written again, or the journal alone is read.
+    """
+
+    def again() -> View:
+        return projected(projector) if projector.mend() else look_anew(projector.journal, projector.folder_path)
+
+    return View(projector.state, projector.folder, Memory(), again)
+
+
+_told: set[str] = set()
+
+
+def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
+    """Once for each experiment: what was asked for is not on this machine."""
+    if str(folder) not in _told:
+        _told.add(str(folder))
+        log.warning(
+            "ml-dash: %s before number %d of %s are not on this machine (gc, or a pull of the state only); the server "
+            "has them: read them there, or run ml-dash pull", what, first, folder,
+        )  # fmt: skip
+
+
+class View:
+    """A consistent look at one experiment: the state, the folder's lines, and the lines beyond them in memory.
+
+    Where the folder does not hold what it should (somebody edits it, or it is being rebuilt), `again` gives the view
+    to read from instead.
+    """
+
+    def __init__(self, state: State, folder: Folder, memory: Memory, again: Callable[[], View]) -> None:
+        self.state = state
+        self._folder = folder
+        self._memory = memory
+        self._again = again
+        self._replacement: View | None = None
+
+    def _elsewhere(self) -> View:
+        """The view to read from where this one cannot."""
+        if self._replacement is None:
+            self._replacement = self._again()
+        return self._replacement
+
+    def record(self) -> ExperimentRecord:
+        """The mapping that `experiment.json` holds."""
+        return experiment_document(self.state)
+
+    def parameters(self) -> dict[str, Any]:
+        """Flat parameters, in the order of first setting, values as they were set."""
+        return parameters_document(self.state)
+
+    def logs(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
+        """A page of log entries. With `level` only entries of that level count; `start_index` counts those then."""
+        check_limit(limit)
+        if level is not None:
+            return self._logs_of(level, start_index, limit)
+        known = self._folder.layout.logs
+        start, stop = self._bounds(start_index, limit, self.state.logs, known, "logs")
+        try:
+            lines = _lines(self._folder.path / LOGS, known, self._memory.logs, start, stop)
+            entries = _checked([read_log(line) for line in lines], "sequenceNumber", start, stop)
+        except _UNREADABLE:
+            return self._elsewhere().logs(start_index, limit)
+        return log_page(entries, start, more=stop < self.state.logs)
+
+    def _logs_of(self, level: str, start_index: int, limit: int) -> LogPage:
+        matching = [entry for entry in self.each_log() if entry["level"] == level]
+        start, stop = _bounds(start_index, limit, len(matching))
+        return log_page(matching[start:stop], start, more=stop < len(matching))
+
+    def each_log(self) -> Iterator[LogEntry]:
+        """All log entries, in flat memory."""
+        first = self._first_here(self._folder.layout.logs, "logs")
+        for start in range(first, self.state.logs, MAX_LIMIT):
+            yield from self.logs(start, MAX_LIMIT)["logs"]
+
+    def metrics(self) -> list[MetricSummary]:
+        """All metrics, by name."""
+        return [metric_summary(self.state, metric) for _, metric in sorted(self.state.metrics.items())]
+
+    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000) -> PointPage:
+        """A page of points; empty for an unknown metric."""
+        check_limit(limit)
+        metric = self.state.metrics.get(name)
+        if metric is None:
+            return point_page([], max(0, start_index), more=False)
+        known = self._folder.layout.metrics.get(name, LineFile())
+        start, stop = self._bounds(start_index, limit, metric.count, known, f"points of {name}")
+        try:
+            lines = _lines(self._folder.points_file(name), known, self._memory.metrics.get(name, []), start, stop)
+            points = _checked([read_point(line) for line in lines], "index", start, stop)
+        except _UNREADABLE:
+            return self._elsewhere().metric_page(name, start_index, limit)
+        return point_page(points, start, more=stop < metric.count)
+
+    def each_point(self, name: str) -> Iterator[Point]:
+        """All points of a metric, in flat memory."""
+        metric = self.state.metrics.get(name)
+        first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}")
+        for start in range(first, metric.count if metric is not None else 0, MAX_LIMIT):
+            yield from self.metric_page(name, start, MAX_LIMIT)["data"]
+
+    def _first_here(self, known: LineFile, what: str) -> int:
+        """The number of the first line that is on this machine."""
+        if known.first:
+            _tell_elsewhere(self._folder.path, what, known.first)
+        return known.first
+
+    def _bounds(self, start_index: int, limit: int, total: int, known: LineFile, what: str) -> tuple[int, int]:
+        """What a page holds; one that would begin before what is on this machine begins there instead."""
+        start, stop = _bounds(start_index, limit, total)
+        if start < known.first:
+            return _bounds(self._first_here(known, what), limit, total)
+        return start, stop
+
+    def metric_stats(self, name: str) -> MetricStats:
+        """Totals, times and the statistics of each series. Raises NotFound for an unknown metric."""
+        return metric_stats(self.state, self._metric(name))
+
+    def _metric(self, name: str) -> Metric:
+        metric = self.state.metrics.get(name)
+        if metric is None:
+            raise NotFound(f"metric {name!r} has no points in {self.state.project}/{self.state.name}")
+        return metric
+
+    def files(self, *, deleted: bool = False, prefix: str = "", tags: list[str] | None = None) -> list[FileRecord]:
+        """Files that are listed, oldest first; with `deleted` all that ever were."""
+        if deleted:
+            return [file_record(self.state, file) for file in files_in_order(self.state)]
+        return [file_record(self.state, file) for file in live_files(self.state, check_prefix(prefix), tags)]
+
+    def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
+        """(x, y) of one series; x is `step`, else `epoch`, else the index. Keeps minima and maxima when thinning."""
+        metric = self._metric(name)
+        field = next((field for field in metric.series if series_name(name, field) == (series or name)), None)
+        if field is None:
+            raise NotFound(f"metric {name!r} has no series {series or name!r}; it has {sorted(metric.series)}")
+        bucket = max(1, -(-metric.count * 2 // max(2, max_points)))
+        thinned: list[tuple[float, float]] = []
+        waiting: list[tuple[float, float]] = []
+        for point in self.each_point(name):
+            y = point["data"].get(field)
+            if isinstance(y, (int, float)) and not isinstance(y, bool) and y == y:
+                waiting.append((_x(point), float(y)))
+            if len(waiting) == bucket:
+                thinned += _extremes(waiting)
+                waiting = []
+        return thinned + _extremes(waiting)
+
+
+def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= 2:
+        return points
+    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
+    return sorted({points.index(low): low, points.index(high): high}.values(), key=points.index)
+
+
+def _x(point: Point) -> float:
+    for key in ("step", "epoch"):
+        x = point["data"].get(key)
+        if isinstance(x, (int, float)) and not isinstance(x, bool) and x == x:
+            return float(x)
+    return float(point["index"])
+
+
+def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
+    """Lines [start, stop): what the folder is known to hold from there, the rest from memory."""
+    found = _file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
+    return found + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
+
+
+def _file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
+    """Lines [start, stop) of a file, read from the last mark before them."""
+    mark, number = known.mark_before(start)
+    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
+    offset = known.marks[mark]
+    end = known.marks[behind] if behind < len(known.marks) else known.size
+    if not path.is_file():
+        raise Damaged(f"{path} is not there")
+    with path.open("rb") as file:
+        file.seek(offset)
+        lines = file.read(end - offset).splitlines()
+    skip = start - number
+    return lines[skip : skip + stop - start]
+
+
+def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_Entry]:
+    """What was read; raises Damaged if it is not entries [start, stop)."""
+    if [cast("dict[str, Any]", entry)[number] for entry in found] != list(range(start, stop)):
+        raise Damaged(f"the folder does not hold entries {start} to {stop - 1} where it should")
+    return found
+
+
+def _bounds(start_index: int, limit: int, total: int) -> tuple[int, int]:
+    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
+    start = max(0, total + start_index) if start_index < 0 else start_index
+    return start, max(start, min(total, start + limit))
+
+
+def check_limit(limit: int) -> int:
+    """Pages have 1 to 10,000 entries."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
+        raise InvalidValue(f"limit is {limit!r}", hint=f"use 1 to {MAX_LIMIT:,}; read longer series page by page")
+    return limit

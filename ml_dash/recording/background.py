@@ -1,0 +1,143 @@
+"""The one thread of a process that keeps the folders of its runs up to date."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from time import sleep
+from typing import TYPE_CHECKING, Final
+
+from ..disk.durable import Write, keeping_write
+from ..errors import StorageError
+
+if TYPE_CHECKING:
+    from ..journal.writer import Writer
+    from .lifecycle import Handle
+    from .session import Run
+
+log = logging.getLogger("ml_dash")
+
+PROJECT_EVERY_S: Final = 0.5
+_JOIN_S: Final = 5.0
+_NAP_S: Final = 0.0015
+# The main one, the one that syncs, the one that projects.
+_OUR_THREADS: Final = 3
+
+
+class Keeper:
+    """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles."""
+
+    def __init__(self) -> None:
+        self._lost: deque[Handle] = deque()
+        self._keeping: Write | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._runs: list[Run] = []
+        self._guard = threading.Lock()
+        self._closing = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """In a forked child: no thread, no runs."""
+        self._lost.clear()
+        self._begin()
+
+    def add(self, run: Run) -> None:
+        """Keep this run's folder up to date from now on."""
+        if run.local:
+            run.writer.when_contended = self._keeping_write()
+        with self._guard:
+            self._runs.append(run)
+            if self._thread is None:
+                self._wake = threading.Event()
+                thread = threading.Thread(target=self._loop, args=(self._wake,), name="ml-dash-project", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # No more threads: close() and every reader bring the folder up to date by themselves.
+                    log.debug("ml-dash: no thread to project with: %s", error)
+                    return
+                self._thread = thread
+
+    def remove(self, run: Run) -> None:
+        """Keep it no longer; the thread ends with the last one."""
+        with self._guard:
+            if run in self._runs:
+                self._runs.remove(run)
+            thread, wake = (None if self._runs else self._thread), self._wake
+            if not self._runs:
+                self._thread = None
+        if thread is not None:
+            wake.set()
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_S)
+
+    # -- lost handles ------------------------------------------------------------------------------------------------
+
+    def collect(self, handle: Handle) -> None:
+        """A handle was lost while open: it is closed within half a second, or at exit.
+
+        Called by the garbage collector, at any point of any thread: so nothing is locked or woken here.
+        """
+        self._lost.append(handle)
+
+    def close_lost(self) -> None:
+        """Close what was lost; on return, whoever else was doing so is done."""
+        with self._closing:
+            while self._lost:
+                handle = self._lost.popleft()
+                try:
+                    handle._close(None, None)
+                except StorageError as error:
+                    log.error("ml-dash: %s", error)
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _loop(self, wake: threading.Event) -> None:
+        while True:
+            wake.wait(PROJECT_EVERY_S)
+            wake.clear()
+            if self._lost:
+                self.close_lost()
+            with self._guard:
+                runs = list(self._runs)
+                if not runs or self._thread not in (None, threading.current_thread()):
+                    return
+            self._pass(runs)
+
+    def _pass(self, runs: list[Run]) -> None:
+        local = [run.writer for run in runs if run.local]
+        # Any busy thread, this one too, takes the interpreter's lock from a write that lets go of it.
+        busy = threading.active_count() > _OUR_THREADS
+        at_rest = self._keeping_write() if busy and local else None
+
+        def nap() -> None:
+            self._use(local, at_rest)
+            sleep(_NAP_S)
+            self._use(local, self._keeping_write() if local else None)
+
+        for run in runs:
+            run.tend()
+        due = [run for run in runs if run.behind]
+        if due and local:
+            self._use(local, self._keeping_write())
+        for run in due:
+            run.project(nap)
+        self._use(local, at_rest)
+
+    def _keeping_write(self) -> Write:
+        if self._keeping is None:
+            self._keeping = keeping_write()
+        return self._keeping
+
+    @staticmethod
+    def _use(writers: list[Writer], write: Write | None) -> None:
+        for writer in writers:
+            writer.use_write(write)
+
+
+keeper = Keeper()
+"""The keeper of this process."""

@@ -1,0 +1,30 @@
+"""Where records go that nobody wants (`ML_DASH_DISABLED`): a folder of this process, removed at its exit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ..disk.config import Settings
+
+_folder: tuple[Path, int] | None = None
+
+
+def settings_of_nothing(settings: Settings) -> Settings:
+    """The same settings, but for the place; nothing is synced there."""
+    global _folder
+    if _folder is None:
+        import tempfile
+
+        _folder = Path(tempfile.mkdtemp(prefix="ml-dash-disabled-")), os.getpid()
+    root = _folder[0]
+    return dataclasses.replace(settings, root=root, store=root, local_path=os.fspath(root), durability="os")
+
+
+def remove() -> None:
+    """At exit, once nothing is open there; a forked child leaves the folder to its parent."""
+    if _folder is not None and _folder[1] == os.getpid():
+        import shutil
+
+        shutil.rmtree(_folder[0], ignore_errors=True)

@@ -1,0 +1,83 @@
+"""How a run ended: from the exception that is passing, if any. Our own credentials never get into the text."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, Final
+
+from ..errors import InvalidValue
+
+STATUSES: Final = ("completed", "failed", "interrupted")
+_TRACEBACK_CHARACTERS: Final = 20_000
+_SECRET_VARIABLES: Final = ("ML_DASH_API_KEY", "ML_DASH_JWT_SECRET")
+
+Ending = tuple[str, dict[str, Any] | None]
+"""Status, and what went wrong where it is `failed`."""
+
+Before = tuple[BaseException | None, BaseException | None]
+"""What was there at `open()`: the exception being handled, and the last one that nobody handled."""
+
+
+def check_status(status: str | None) -> str | None:
+    """One of the three ways to end, or None."""
+    if status is not None and status not in STATUSES:
+        raise InvalidValue(f"status {status!r} is not a way to end", hint=f"use one of {', '.join(STATUSES)}")
+    return status
+
+
+def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
+    """What an exception makes of a run."""
+    if error is None or isinstance(error, GeneratorExit):
+        return "completed", None
+    if isinstance(error, SystemExit) and error.code in (0, None):
+        return "completed", None
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", None
+    return "failed", _described(error, secrets)
+
+
+def before() -> Before:
+    """What went wrong before `open()`: none of this run's business."""
+    return sys.exc_info()[1], _last_unhandled()
+
+
+def passing(seen: Before) -> BaseException | None:
+    """The exception being handled now, unless it was being handled when the experiment was opened."""
+    error = sys.exc_info()[1]
+    return None if error is seen[0] else error
+
+
+def unhandled(seen: Before) -> BaseException | None:
+    """At interpreter exit: the exception that ended the program, unless it was there at `open()`."""
+    error = _last_unhandled()
+    return None if error is seen[1] else error
+
+
+def _last_unhandled() -> BaseException | None:
+    error = getattr(sys, "last_value", None)
+    return error if isinstance(error, BaseException) else None
+
+
+def _described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
+    import traceback
+
+    hidden = {*secrets, *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
+
+    def clean(text: str) -> str:
+        # The longest first: one may be a part of another.
+        for secret in sorted(hidden, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text.encode("utf-8", "replace").decode()
+
+    try:
+        message = str(error)
+    except Exception as failure:  # noqa: BLE001 - a broken __str__ of the user's must not hide how the run ended
+        message = f"<{type(failure).__name__} in __str__>"
+    lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    return {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "message": clean(message)[:_TRACEBACK_CHARACTERS],
+        "traceback": clean(lines)[-_TRACEBACK_CHARACTERS:],
+    }

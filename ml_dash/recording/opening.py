@@ -1,0 +1,307 @@
+"""Open an experiment in this process: find or make its journal, check whose it is, start a writer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..core import events
+from ..core.frames import OrderHeader
+from ..core.state import State
+from ..core.version import __version__
+from ..disk.config import ARGUMENT, Settings, quiet
+from ..disk.durable import replace_file
+from ..disk.lock import Liveness, probe
+from ..errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
+from ..journal import base as bases
+from ..journal.reader import newest_time_ns
+from ..journal.segment import JOURNAL, SEGMENTS, create_journal, list_segments, parse_name, read_identity
+from ..journal.syncer import syncer
+from ..journal.writer import open_writer
+from ..projection import checkpoint as checkpoints
+from ..projection.start import begin
+from ..reading.read import Located, at, view
+from .environment import describe
+from .session import Run, cannot, registry, say
+
+log = logging.getLogger("ml_dash")
+
+_TAIL_TO_FOLD: Final = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks of `open()`.
+
+    `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
+    others have changed since.
+    """
+
+    project: str
+    name: str
+    settings: Settings
+    given: dict[str, Any]
+    given_anew: bool
+    write_protected: bool
+    resume: str
+    strict: bool
+    child: bool
+    parent: str | None
+    silent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
+
+    state: State | None = None
+    complete: bool = True
+    settled: dict[str, int] | None = None
+
+    @property
+    def protected(self) -> bool:
+        return self.state is not None and self.state.protected is not None
+
+
+def find(wish: Wish) -> Located | None:
+    """The experiment if it exists: where its documented folder points, else in the store.
+
+    Raises ForeignFolder if a folder that would be written to holds something else.
+    """
+    folder = wish.settings.root / wish.project / wish.name
+    home = wish.settings.store / wish.project / wish.name
+    pointed = at(folder)
+    journal = pointed.journal if pointed is not None else home / JOURNAL
+    if (journal / SEGMENTS).is_dir():
+        located = Located(wish.project, wish.name, folder, journal)
+        _check_identity(located)
+        return located if list_segments(journal) or bases.exists(journal) else None
+    try:
+        for place in {folder, home}:
+            _check_not_foreign(place)
+    except ForeignFolder:
+        # Another process may have made it since we looked.
+        if (home / JOURNAL / SEGMENTS).is_dir():
+            return find(wish)
+        raise
+    return None
+
+
+def where(wish: Wish) -> Located:
+    """Where the experiment is, or would be made. Raises ForeignFolder as `find` does."""
+    found = find(wish)
+    if found is not None:
+        return found
+    folder = wish.settings.root / wish.project / wish.name
+    return Located(wish.project, wish.name, folder, wish.settings.store / wish.project / wish.name / JOURNAL)
+
+
+def _check_identity(located: Located) -> None:
+    try:
+        identity = read_identity(located.journal)
+    except JournalError as error:
+        raise ForeignFolder(f"{located.journal} cannot be continued: {error.message}", hint=error.hint) from error
+    if (identity.project, identity.name) != (located.project, located.name):
+        raise ForeignFolder(
+            f"{located.folder} holds experiment {identity.project}/{identity.name}, "
+            f"not {located.project}/{located.name}",
+            hint=f"open it as project={identity.project!r}, name={identity.name!r}, or use another local_path",
+        )
+
+
+def _check_not_foreign(folder: Path) -> None:
+    try:
+        found = [entry for entry in os.listdir(folder) if not entry.startswith(f"{JOURNAL}.")]
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise ForeignFolder(f"{folder} is not a folder", hint="use another local_path or name") from None
+    except PermissionError:
+        return
+    if found:
+        raise ForeignFolder(
+            f"{folder} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
+            hint="use another local_path, or another name",
+        )
+
+
+def open_run(wish: Wish) -> tuple[Run, bool]:
+    """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
+    try:
+        located = find(wish)
+    except OSError as error:
+        if wish.strict:
+            raise cannot("use", wish.settings.root, error) from error
+        # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
+        located = None
+    journal = located.journal if located is not None else wish.settings.store / wish.project / wish.name / JOURNAL
+    run = registry.run_of(journal)
+    existing = located is not None or run is not None
+    _check_resume(wish, existing)
+    if run is not None:
+        _join(run, wish)
+    else:
+        run = _start(wish, located)
+    return run, existing
+
+
+def _check_resume(wish: Wish, existing: bool) -> None:
+    where = wish.settings.root / wish.project / wish.name
+    if wish.resume == "must" and not existing:
+        raise NotFound(
+            f'resume="must", but there is no experiment {wish.project}/{wish.name} in {where}',
+            hint='use resume="allow" to begin one',
+        )
+    if wish.resume == "never" and existing:
+        raise AlreadyExists(
+            f'resume="never", but experiment {wish.project}/{wish.name} exists in {where}',
+            hint='use another name, or resume="allow" to continue it',
+        )
+
+
+def _join(run: Run, wish: Wish) -> None:
+    """Another handle to the same writer: what it brings anew is an update."""
+    given = dict(wish.given) if wish.given_anew else {}
+    if wish.write_protected and not run.protected:
+        given["writeProtected"] = True
+    if given:
+        run.writer.append(events.UPDATE, given)
+    if wish.write_protected:
+        run.protect()
+    asked = wish.settings.durability
+    if asked != run.writer.durability and wish.settings.sources.get("durability") == ARGUMENT:
+        log.warning(
+            "ml-dash: %s/%s is open in this process with durability=%r already; that goes on, %r is not used",
+            wish.project, wish.name, run.writer.durability, asked,
+        )  # fmt: skip
+
+
+def _start(wish: Wish, located: Located | None) -> Run:
+    settings = wish.settings
+    home = located.journal.parent if located is not None else settings.store / wish.project / wish.name
+    place = Located(wish.project, wish.name, settings.root / wish.project / wish.name, home / JOURNAL)
+    body = _opening(wish, place, anew=wish.given_anew or located is None)
+    known = _Known()
+    try:
+        if located is None:
+            _ignore(settings.store)
+            identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
+        else:
+            identity = read_identity(home / JOURNAL)
+            known = _known(located)
+        floor = newest_time_ns(home / JOURNAL, known.settled or {})
+        if known.state is not None:
+            floor = max(floor, known.state.updated_ns)
+    except OSError as error:
+        if wish.strict:
+            raise cannot("use", home, error) from error
+        log.warning("ml-dash: cannot use %s: %s", home, error.strerror or error)
+        identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
+    writer = open_writer(
+        home / JOURNAL, identity, syncer, durability=settings.durability, strict=wish.strict, floor_ns=floor
+    )
+    run = Run(place, identity, writer, child=wish.child)
+    if known.protected or wish.write_protected:
+        run.protect()
+    syncer.add(writer)
+    try:
+        writer.append(events.OPEN, body)
+    except BaseException:
+        # Strict, and the disk refused after all: this run has not begun.
+        with contextlib.suppress(StorageError):
+            writer.close({"status": "failed"})
+        syncer.remove(writer)
+        raise
+    registry.enter(run)
+    if not wish.silent:
+        _announce(run, known, new=located is None)
+    return run
+
+
+def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
+    store = place.journal.parents[2]
+    body = events.opening(
+        given=wish.given if anew else {},
+        project=wish.project,
+        name=wish.name,
+        protected=wish.write_protected,
+        folder_path=Path(os.path.relpath(place.folder, store)).as_posix(),
+        remote=wish.settings.remote,
+        user_name=wish.settings.user_name,
+        place=describe(__version__),
+        parent=wish.parent,
+        child=wish.child,
+    )
+    body["journalPath"] = Path(os.path.relpath(place.journal, place.folder)).as_posix()
+    return body
+
+
+def _known(located: Located) -> _Known:
+    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that.
+
+    A base that cannot be used is told, loudly; what this run records is kept all the same.
+    """
+    try:
+        found = checkpoints.load(located.journal)
+        if found is None and bases.exists(located.journal):
+            found = begin(located.journal)
+    except JournalError as error:
+        log.error("ml-dash: %s", error)
+        return _Known(None, False)
+    settled = found.settled if found is not None else {}
+    unread = 0
+    for _, path in list_segments(located.journal):
+        with contextlib.suppress(FileNotFoundError):
+            size = path.stat().st_size
+            if settled.get(path.name) != size:
+                unread += size
+    if 0 < unread <= _TAIL_TO_FOLD:
+        with contextlib.suppress(OSError, JournalError):
+            return _Known(view(located).state, True, settled)
+    return _Known(found.state if found is not None else None, not unread, settled)
+
+
+def _ignore(store: Path) -> None:
+    """A store is not for version control."""
+    if not store.exists():
+        store.mkdir(parents=True, exist_ok=True)
+        replace_file(store / ".gitignore", b"*\n")
+
+
+def _announce(run: Run, known: _Known, *, new: bool) -> None:
+    """One line on stderr, once per process."""
+    if registry.told or run.child or quiet():
+        return
+    registry.told = True
+    what = "new"
+    if not new:
+        points, logs = (known.state.points, known.state.logs) if known.state is not None else (0, 0)
+        what = f"continued: {'' if known.complete else 'at least '}{points:,} points, {logs:,} logs"
+        if others := _others(run):
+            what += f"; also open in {others}"
+    say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
+
+
+def _others(run: Run) -> str:
+    """Live writers in other processes: where they run, as far as the folder tells."""
+    folder = run.located.journal / SEGMENTS
+    alive = []
+    for _, path in list_segments(run.located.journal):
+        name = parse_name(path.name)
+        if name is None or name.n or name.writer == run.writer.id:
+            continue
+        if (folder / name.lock).exists() and probe(folder / name.lock) is Liveness.ALIVE:
+            alive.append(name.writer)
+    if not alive:
+        return ""
+    places = view(run.located).state.writers
+    shown = [
+        f"pid {place.get('pid')} on {place.get('host')}"
+        for writer in alive[:3]
+        if (place := (places[writer].place if writer in places else None)) is not None
+    ]
+    return ", ".join(shown) + (f" and {len(alive) - 3} more" if len(alive) > 3 else "") or f"{len(alive)} processes"

@@ -1,0 +1,1 @@
+"""The server's work without HTTP: accept, fold, keep and answer."""

@@ -1,0 +1,228 @@
+"""Folded lines in blocks of 1,000: ready JSON lines, and for points summaries by which they are down-sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from ...core.fold import NO_SERIES
+from ...core.state import Block as Points
+from ...core.state import Edits
+from ...projection.lines import log_lines, point_lines
+from ..stores import Block, Read
+
+LINES: Final = 1000
+"""Lines of a block that is full."""
+
+PART: Final = 50
+"""A block has a summary of the whole, and one of each of its parts of that many lines."""
+
+LOGS: Final = "logs"
+_NUMBERS: Final = frozenset((int, float))
+# A block of long lines is full before it has 1,000: it is read and written as a whole.
+_FULL_BYTES: Final = 1 << 20
+
+# (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
+Spot = tuple[int, Any, Any]
+Found = tuple[int, Spot, Spot, Spot, Spot]
+Extremes = dict[str, Found]
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Extremes)
+_part_decoder: Final = msgspec.msgpack.Decoder(list[Extremes])
+
+
+def series_of(metric: str) -> str:
+    """The name under which a metric's lines are kept."""
+    return f"points/{metric}"
+
+
+def extremes_of(summary: bytes) -> Extremes:
+    """The summary of a block, field by field."""
+    return _decoder.decode(summary) if summary else {}
+
+
+def parts_of(parts: bytes) -> list[Extremes]:
+    """The summaries of a block's parts, in their order."""
+    return _part_decoder.decode(parts) if parts else []
+
+
+class Tail:
+    """The newest block of a series, which later lines are added to."""
+
+    __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.count = 0
+        self.full = False
+        self.lines = bytearray()
+        self.extremes: Extremes = {}
+        self.parts: list[Extremes] = []
+
+    @classmethod
+    def stored(cls, block: Block) -> Tail:
+        """The tail that a stored block is."""
+        tail = cls(block.first)
+        tail.count, tail.full, tail.lines = block.count, block.packed, bytearray(block.lines)
+        tail.extremes, tail.parts = extremes_of(block.summary), parts_of(block.parts)
+        return tail
+
+    def add(self, lines: bytes, count: int) -> None:
+        """Put lines behind those that are there."""
+        self.lines += lines
+        self.count += count
+        self.full = self.count >= LINES or len(self.lines) >= _FULL_BYTES
+
+    def summarise(self, points: Points) -> None:
+        """Take points into the summaries that are about to be added."""
+        position = 0
+        while position < len(points.rows):
+            inside = (self.count + position) % PART
+            if not inside:
+                self.parts.append({})
+            rows = points.rows[position : position + PART - inside]
+            found = extremes(rows, points.start + position)
+            _extend(self.parts[-1], found)
+            _extend(self.extremes, found)
+            position += len(rows)
+
+    def block(self, series: str) -> Block:
+        """What is stored of it."""
+        summary = _encoder.encode(self.extremes) if self.extremes else b""
+        parts = _encoder.encode(self.parts) if self.parts else b""
+        return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
+
+
+Tails = dict[str, Tail]
+
+
+def tail_of(tx: Read, ns: str, experiment: str, series: str, tails: Tails) -> Tail:
+    """The newest block of a series: known, stored, or a new one."""
+    tail = tails.get(series)
+    if tail is None:
+        found = tx.last_block(ns, experiment, series)
+        tail = tails[series] = Tail(0) if found is None else Tail.stored(found)
+    return tail
+
+
+def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[Block]:
+    """The blocks that the lines of some edits fill or begin; the edits are cleared."""
+    changed: list[Block] = []
+    if edits.logs:
+        tail, position = tail_of(tx, ns, experiment, LOGS, tails), 0
+        while position < len(edits.logs):
+            tail = _room(LOGS, tail, tails)
+            part = edits.logs[position : position + LINES - tail.count]
+            tail.add(log_lines(part), len(part))
+            position += len(part)
+            if tail.full:
+                changed.append(tail.block(LOGS))
+        if not tail.full:
+            changed.append(tail.block(LOGS))
+    for metric, blocks in edits.points.items():
+        series = series_of(metric)
+        tail = tail_of(tx, ns, experiment, series, tails)
+        for points in _joined(blocks):
+            position = 0
+            while position < len(points.rows):
+                tail = _room(series, tail, tails)
+                piece = _slice(points, position, position + LINES - tail.count)
+                tail.summarise(piece)
+                tail.add(point_lines(piece), len(piece.rows))
+                position += len(piece.rows)
+                if tail.full:
+                    changed.append(tail.block(series))
+        if not tail.full:
+            changed.append(tail.block(series))
+    edits.clear()
+    return changed
+
+
+def _room(series: str, tail: Tail, tails: Tails) -> Tail:
+    if not tail.full:
+        return tail
+    new = tails[series] = Tail(tail.first + tail.count)
+    return new
+
+
+def _joined(parts: list[Points]) -> Iterator[Points]:
+    """Single points come one by one or in short runs; encoding them together is cheaper."""
+    waiting: list[Points] = []
+    for part in parts:
+        if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
+            if waiting:
+                yield _merge(waiting)
+                waiting = []
+            yield part
+        else:
+            waiting.append(part)
+    if waiting:
+        yield _merge(waiting)
+
+
+def _merge(parts: list[Points]) -> Points:
+    if len(parts) == 1:
+        return parts[0]
+    rows: list[dict[str, Any]] = []
+    times: list[int] = []
+    for part in parts:
+        rows += part.rows
+        times += [part.times] * len(part.rows) if isinstance(part.times, int) else part.times
+    return Points(parts[0].start, rows, times)
+
+
+def _slice(points: Points, start: int, end: int) -> Points:
+    if start == 0 and end >= len(points.rows):
+        return points
+    times = points.times if isinstance(points.times, int) else points.times[start:end]
+    return Points(points.start + start, points.rows[start:end], times)
+
+
+# -- summaries --------------------------------------------------------------------------------------------------------
+
+
+def x_of(row: dict[str, Any], index: int) -> Any:
+    """What a point is drawn at: its step, else its epoch, else its index."""
+    for key in ("step", "epoch"):
+        value = row.get(key)
+        if type(value) in _NUMBERS:
+            return value
+    return index
+
+
+def _extend(known: Extremes, more: Extremes) -> None:
+    for name, found in more.items():
+        earlier = known.get(name)
+        known[name] = found if earlier is None else joined(earlier, found)
+
+
+def joined(a: Found, b: Found) -> Found:
+    """The summary of two stretches, `a` before `b`."""
+    low = b[2] if b[2][2] < a[2][2] else a[2]
+    high = b[3] if b[3][2] > a[3][2] else a[3]
+    return a[0] + b[0], a[1], low, high, b[4]
+
+
+def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
+    """The summary of consecutive points; NaN is left out."""
+    found: Extremes = {}
+    names = set().union(*rows) - NO_SERIES
+    for name in names:
+        values = [row.get(name) for row in rows]
+        places: list[int] | None = None
+        if not set(map(type, values)) <= _NUMBERS or values != values or any(value != value for value in values):
+            places = [i for i, value in enumerate(values) if type(value) in _NUMBERS and value == value]
+            values = [values[i] for i in places]
+            if not values:
+                continue
+        low, high = min(values), max(values)  # type: ignore[type-var]  # numbers only
+        chosen = (0, values.index(low), values.index(high), len(values) - 1)
+        spots = []
+        for choice in chosen:
+            place = choice if places is None else places[choice]
+            spots.append((start + place, x_of(rows[place], start + place), values[choice]))
+        found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
+    return found

@@ -1,0 +1,91 @@
+"""Tokens of users: made, found by what they hash to, listed, revoked. Their text is never stored."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import time_ns
+from typing import Any, Final
+
+from ...errors import InvalidValue
+from ..stores import Documents, TokenRow
+from ..stores.sqlite import SqliteDocuments
+
+DATABASE: Final = "server.sqlite"
+PREFIX: Final = "mld_"
+
+
+class Tokens:
+    """The tokens that a server knows. Any thread may call."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+
+    def create_token(
+        self, user: str, *, read_only: bool = False, expires_ns: int | None = None, read_all: bool = False
+    ) -> tuple[str, str]:
+        """A new token of a user: (its id, its text). The text is told only here. Times in ns since the epoch.
+
+        Raises InvalidValue for a user without a name.
+        """
+        if not user.strip() or not user.isprintable():
+            raise InvalidValue(f"user is {user!r}", hint="use the name that the user has as user_name=")
+        text = PREFIX + secrets.token_urlsafe(32)
+        row = TokenRow(os.urandom(6).hex(), _digest(text), user, read_only, read_all, time_ns(), expires_ns or 0, 0)
+        with self._documents.write() as tx:
+            tx.put_token(row)
+        return row.id, text
+
+    def find_token(self, text: str) -> dict[str, Any] | None:
+        """Whose token that is and what it allows; None if it is unknown, expired or revoked.
+
+        It is looked up by its SHA-256, so how long that takes tells nothing of the tokens that there are.
+        """
+        with self._documents.read() as tx:
+            row = tx.token(_digest(text))
+        if row is None or row.revoked_ns or (row.expires_ns and row.expires_ns <= time_ns()):
+            return None
+        return _shown(row)
+
+    def list_tokens(self) -> list[dict[str, Any]]:
+        """All tokens ever made, oldest first, without their texts."""
+        with self._documents.read() as tx:
+            return [{**_shown(row), "created_ns": row.created_ns, "revoked_ns": row.revoked_ns} for row in tx.tokens()]
+
+    def revoke_token(self, identity: str) -> bool:
+        """From now on it opens nothing; False if there is no such token."""
+        with self._documents.write() as tx:
+            row = next((row for row in tx.tokens() if row.id == identity), None)
+            if row is not None and not row.revoked_ns:
+                tx.put_token(replace(row, revoked_ns=time_ns()))
+        return row is not None
+
+
+@contextlib.contextmanager
+def open_tokens(data: Path) -> Iterator[Tokens]:
+    """The tokens of a data folder, beside a running server or without. Raises StoreRefused, StoreTrouble, OSError."""
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    documents = SqliteDocuments(data / DATABASE)
+    try:
+        yield Tokens(documents)
+    finally:
+        documents.close()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _shown(row: TokenRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "user": row.user,
+        "read_only": row.read_only,
+        "read_all": row.read_all,
+        "expires_ns": row.expires_ns or None,
+    }

@@ -1,0 +1,219 @@
+"""Contents of files and of long bodies: staged piece by piece, verified, then kept as objects."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import time
+from typing import Final
+from zlib import crc32
+
+from ...core.names import file_id
+from ...core.protocol import DIGEST, GAP, MALFORMED, NO_EVENT, UNKNOWN, BlobState, Refused
+from ...core.state import File
+from ...disk.durable import data_sync, fail_point, sync_folder, write_all
+from ...journal.segment import parse_blob
+from ..stores import BlobRow, JournalRow, Objects, Read, StoreTrouble
+from .ingest import Ingest, decode_state
+
+MAX_FILE_BYTES: Final = 5 << 30
+_LOCKS: Final = 256
+_KEPT_S: Final = 30 * 86_400
+"""An upload that was not gone on with for that long begins anew."""
+_PIECE: Final = 1 << 20
+
+
+def file_key(ns: str, project: str, experiment: str, identity: str, filename: str) -> str:
+    """The name of a file's object."""
+    return f"files/{_one_part(ns)}/{project}/{experiment}/{identity}/{filename}"
+
+
+def body_key(ns: str, name: str) -> str:
+    """The name of the object that holds an event's body."""
+    return f"bodies/{_one_part(ns)}/{name}"
+
+
+def _one_part(ns: str) -> str:
+    """A namespace as one part of a key, whatever the user is called."""
+    return ns.replace("%", "%25").replace("/", "%2F") or "%"
+
+
+def _sweep(staging: Path) -> None:
+    """Remove what nobody will go on with: uploads by REST that a crash has ended, and parts that are old."""
+    for path in staging.iterdir():
+        if path.suffix != ".part" or path.stat().st_mtime < time() - _KEPT_S:
+            path.unlink()
+
+
+class Contents:
+    """Uploads of blobs. Any thread may call; pieces of one blob go one by one."""
+
+    def __init__(self, ingest: Ingest, objects: Objects, staging: Path) -> None:
+        self._ingest = ingest
+        self._objects = objects
+        self.staging = staging
+        staging.mkdir(parents=True, exist_ok=True)
+        sync_folder(staging.parent)
+        _sweep(staging)
+        # One that is verified may keep others waiting that share its lock; there are enough of them.
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    # -- what is here ------------------------------------------------------------------------------------------------
+
+    def state(self, ns: str, journal: str, name: str) -> BlobState:
+        """How much of a blob is here; a content that is known already is linked, and whole at once."""
+        with self._ingest.documents.read() as tx:
+            known = self._row(tx, ns, journal, name)
+            if known is not None:
+                return BlobState(length=known.size, size=known.size, complete=True)
+            if self._is_removed(tx, ns, journal, name):
+                return BlobState(length=0, size=None, complete=True)
+            file = self._file(tx, ns, journal, name)
+            same = tx.same_content(ns, name[:64], file[0].size_bytes) if file is not None else []
+        if file is not None and not file[0].live:
+            return BlobState(length=file[0].size_bytes, size=file[0].size_bytes, complete=True)
+        if file is not None and self._linked(same, file[1]):
+            size = file[0].size_bytes
+            self._note(ns, file[2], name, size, file[1])
+            return BlobState(length=size, size=size, complete=True)
+        part = self._part(ns, name)
+        length = part.stat().st_size if part.exists() else 0
+        return BlobState(length=length, size=file[0].size_bytes if file is not None else None, complete=False)
+
+    def _linked(self, same: list[BlobRow], key: str) -> bool:
+        """Has the object `key` one of these contents now? Any of them may be lost (an older backup)."""
+        for row in same:
+            if self._objects.size(row.key) == row.size:
+                with contextlib.suppress(FileNotFoundError):
+                    self._objects.copy(row.key, key)
+                    return True
+        return False
+
+    def _row(self, tx: Read, ns: str, journal: str, name: str) -> BlobRow | None:
+        """A blob that is whole here; one whose object was lost (an older backup) is not."""
+        found = tx.blob(ns, "", name)
+        known = tx.journal(ns, journal)
+        if found is None and known is not None:
+            found = tx.blob(ns, known.experiment, name)
+        return found if found is not None and self._objects.size(found.key) == found.size else None
+
+    def _is_removed(self, tx: Read, ns: str, journal: str, name: str) -> bool:
+        """Was its writer put out of sight? Then nobody will ask for its contents."""
+        parsed, known = parse_blob(name), tx.journal(ns, journal)
+        row = tx.experiment(ns, known.experiment) if known is not None else None
+        return row is not None and parsed is not None and parsed[1] in row.removed_writers
+
+    def _file(self, tx: Read, ns: str, journal: str, name: str) -> tuple[File, str, JournalRow] | None:
+        """The file that brought a blob, the name of its object, and its journal; None if its event is not here."""
+        parsed, known = parse_blob(name), tx.journal(ns, journal)
+        if parsed is None or known is None:
+            return None
+        row = tx.experiment(ns, known.experiment)
+        if row is None:
+            return None
+        state = decode_state(row)
+        file = state.files.get(file_id(bytes.fromhex(parsed[1]), parsed[2]))
+        if file is None or file.blob != name:
+            return None
+        return file, file_key(ns, state.project, known.experiment, file.id, file.filename), known
+
+    # -- bringing it -------------------------------------------------------------------------------------------------
+
+    def append(
+        self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
+    ) -> BlobState:
+        """Bytes [offset, offset + len(data)) of a blob of `size` bytes; durable on return. Raises Refused."""
+        if parse_blob(name) is None or offset + len(data) > size or size > MAX_FILE_BYTES:
+            raise Refused(422, MALFORMED, "that is not a part of a blob")
+        with self._ingest.documents.read() as tx:
+            known = self._row(tx, ns, journal, name)
+            file = None if body else self._file(tx, ns, journal, name)
+            removed = self._is_removed(tx, ns, journal, name)
+        if known is not None:
+            return BlobState(length=known.size, size=known.size, complete=True)
+        if removed:
+            return BlobState(length=size, size=size, complete=True)
+        if not body:
+            if file is None:
+                raise Refused(409, NO_EVENT, "the event that names this file is not here yet")
+            if not file[0].live:
+                self._part(ns, name).unlink(missing_ok=True)
+                return BlobState(length=size, size=size, complete=True)
+            if file[0].size_bytes != size:
+                raise Refused(422, MALFORMED, f"the event says {file[0].size_bytes} bytes, not {size}")
+        part = self._part(ns, name)
+        with self._lock_of(part):
+            length = self._write(part, offset, data)
+            if length < size:
+                return BlobState(length=length, size=size, complete=False)
+            self._verify(part, name, size)
+            fail_point("blob-staged")
+            key = body_key(ns, name) if file is None else file[1]
+            self._objects.put(key, part)
+            fail_point("blob-stored")
+            self._note(ns, None if file is None else file[2], name, size, key)
+        return BlobState(length=size, size=size, complete=True)
+
+    def _write(self, part: Path, offset: int, data: bytes) -> int:
+        try:
+            fd = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            try:
+                length = os.fstat(fd).st_size
+                if offset > length:
+                    raise Refused(409, GAP, f"{length} bytes are here, not {offset}", length=length)
+                fresh = data[length - offset :]
+                if fresh:
+                    write_all(fd, fresh, length)
+                    data_sync(fd)
+                    if not length:
+                        sync_folder(self.staging)
+                return max(length, offset + len(data))
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StoreTrouble(f"the upload could not be stored: {error}", hint="nothing was acknowledged") from error
+
+    def _verify(self, part: Path, name: str, size: int) -> None:
+        digest = hashlib.sha256()
+        with part.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+        if part.stat().st_size != size or digest.hexdigest() != name[:64]:
+            part.unlink()
+            raise Refused(422, DIGEST, "the content is not what its name says; it was dropped, begin again at 0")
+
+    def _note(self, ns: str, journal: JournalRow | None, name: str, size: int, key: str) -> None:
+        """The content is whole; one that was released meanwhile goes again."""
+        with self._ingest.documents.write() as tx:
+            file = self._file(tx, ns, journal.id, name) if journal is not None else None
+            wanted = journal is None or (file is not None and file[0].live)
+            if wanted:
+                experiment = journal.experiment if journal is not None else ""
+                tx.put_blob(ns, BlobRow(name, name[:64], size, key, experiment))
+        if not wanted:
+            self._objects.delete(key)
+
+    def _part(self, ns: str, name: str) -> Path:
+        return self.staging / f"{hashlib.sha256(ns.encode()).hexdigest()[:16]}-{name}.part"
+
+    def _lock_of(self, part: Path) -> threading.Lock:
+        return self._locks[crc32(part.name.encode()) % _LOCKS]
+
+    # -- reading it --------------------------------------------------------------------------------------------------
+
+    def open(self, ns: str, experiment: str, name: str, start: int, end: int | None) -> tuple[Iterator[bytes], int]:
+        """The bytes [start, end) of a whole blob, and its size. Raises Refused."""
+        with self._ingest.documents.read() as tx:
+            row = tx.blob(ns, experiment, name)
+            if row is None and tx.experiment(ns, experiment) is not None:
+                row = tx.blob(ns, "", name)
+        if row is None:
+            raise Refused(404, UNKNOWN, "this content is not here")
+        try:
+            return self._objects.open(row.key, start, end), row.size
+        except FileNotFoundError:
+            raise Refused(404, UNKNOWN, "this content is lost here; the uploader brings it again") from None

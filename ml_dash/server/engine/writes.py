@@ -1,0 +1,177 @@
+"""What comes by REST: each call becomes events of the server's own journal, and is answered when they are durable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import time_ns
+from typing import Any
+
+from ...core import events as ev
+from ...core.names import check_filename, check_prefix, experiment_id, file_id
+from ...core.protocol import UNKNOWN, Refused
+from ...core.records import CHUNK_SIZE, buffered, experiment_document, metric_id_of
+from ...core.state import State
+from ...core.values import parse_time, utc_text
+from ...errors import InvalidValue
+from ...log import LogLevel
+from ..stores import BlobRow, Objects, Write
+from .ingest import Live
+from .queries import file_answer, parameters_answer
+from .server_writer import New, Scribe, points_events, refuse_protected
+from .uploads import file_key
+
+
+class Writes:
+    """REST writes. `ns` is a namespace, `experiment` an id. Any thread may call.
+
+    Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
+    """
+
+    def __init__(self, scribe: Scribe, objects: Objects) -> None:
+        self._scribe = scribe
+        self._objects = objects
+
+    def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create an experiment, or change the one of that name: only what is given."""
+        change = {key: value for key, value in body.items() if key != "name" and (key != "writeProtected" or value)}
+        events: list[New] = [(ev.UPDATE, change, None)] if change else []
+        live = self._scribe.write(ns, project, body["name"], lambda *_: events)
+        document = experiment_document(live.state)
+        return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
+
+    # -- logs and parameters -----------------------------------------------------------------------------------------
+
+    def add_logs(self, ns: str, experiment: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Add log entries; a time of theirs counts as it is, else it is now."""
+        entries = [_log_event(number, entry) for number, entry in enumerate(logs)]
+        live = self._write(ns, experiment, lambda *_: entries)
+        end = live.state.logs
+        return {
+            "created": len(entries),
+            "startSequence": end - len(entries),
+            "endSequence": end - 1,
+            "experimentId": experiment,
+        }
+
+    def set_parameters(self, ns: str, experiment: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Merge flat parameters into those that are there."""
+
+        def make(state: State, writer: str, first: int) -> list[New]:
+            refuse_protected(state)
+            return [(ev.PARAMETERS, data, None)] if data else []
+
+        live = self._write(ns, experiment, make)
+        return parameters_answer(experiment, live.state, live.row.version)
+
+    # -- metrics -----------------------------------------------------------------------------------------------------
+
+    def append_points(
+        self,
+        ns: str,
+        experiment: str,
+        metric: str,
+        rows: list[dict[str, Any]],
+        *,
+        description: str | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Append points, numbered together; what is given of the metric replaces what it had."""
+        events = points_events(metric, rows)
+        given = ev.given(description=description, tags=tags, metadata=metadata)
+        if given:
+            events.insert(0, (ev.METRIC, [metric, given], None))
+        live = self._write(ns, experiment, lambda *_: events)
+        count = live.state.metrics[metric].count
+        return {
+            "metricId": metric_id_of(live.state, metric),
+            "startIndex": count - len(rows),
+            "endIndex": count - 1,
+            "count": len(rows),
+            "bufferedDataPoints": buffered(count),
+            "chunkSize": CHUNK_SIZE,
+        }
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def add_file(self, ns: str, experiment: str, staged: Path, fields: dict[str, Any]) -> dict[str, Any]:
+        """Add the file at `staged`, whose size and SHA-256 `fields` give; it is taken from there."""
+        filename = check_filename(fields["filename"])
+        prefix = check_prefix(fields["prefix"])
+        path = fields["prefix"] or "/"
+        body = ev.file_added(
+            path=path,
+            prefix=prefix,
+            filename=filename,
+            size_bytes=fields["sizeBytes"],
+            checksum=fields["checksum"],
+            content_type=fields["contentType"],
+            given=ev.given(**{key: fields.get(key) for key in ("description", "tags", "metadata")}),
+        )
+        project, name = self._scribe.known(ns, experiment)
+        placed: list[tuple[str, str]] = []
+
+        def store(tx: Write, state: State, writer: str, first: int) -> None:
+            refuse_protected(state)
+            identity = file_id(bytes.fromhex(writer), first)
+            blob = ev.blob_name(fields["checksum"], writer, first)
+            key = file_key(ns, project, experiment, identity, filename)
+            self._objects.put(key, staged)
+            placed.append((identity, key))
+            tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
+
+        try:
+            live = self._scribe.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
+        except BaseException:
+            for _, key in placed:
+                self._objects.delete(key)
+            raise
+        file = live.state.files[placed[0][0]]
+        return file_answer(live.state, file, {file.blob})
+
+    def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change description, tags or metadata of a file; what is not given stays."""
+
+        def make(state: State, writer: str, first: int) -> list[New]:
+            refuse_protected(state)
+            _live_file(state, file_id)
+            return [(ev.FILE_UPDATE, {"id": file_id, **changes}, None)] if changes else []
+
+        live = self._write(ns, experiment, make)
+        file = live.state.files[file_id]
+        return file_answer(live.state, file, {file.blob})
+
+    def delete_file(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
+        """Delete a file: `{id, deletedAt}`; its content is released."""
+
+        def make(state: State, writer: str, first: int) -> list[New]:
+            refuse_protected(state)
+            _live_file(state, file_id)
+            return [(ev.FILE_DELETE, {"id": file_id}, None)]
+
+        live = self._write(ns, experiment, make)
+        return {"id": file_id, "deletedAt": utc_text(live.state.files[file_id].deleted_ns)}
+
+    def _write(self, ns: str, experiment: str, make: Any) -> Live:
+        project, name = self._scribe.known(ns, experiment)
+        assert experiment_id(project, name) == experiment
+        return self._scribe.write(ns, project, name, make)
+
+
+def _live_file(state: State, file_id: str) -> None:
+    file = state.files.get(file_id)
+    if file is None or not file.live:
+        raise Refused(404, UNKNOWN, "there is no such file")
+
+
+def _log_event(number: int, entry: dict[str, Any]) -> New:
+    level = LogLevel.validate(entry.get("level") or "info")
+    text = entry.get("timestamp")
+    try:
+        # A time to come would keep the experiment the newest until then; 0 stands for none.
+        time = None if text is None else max(1, min(parse_time(text), time_ns()))
+    except ValueError:
+        raise InvalidValue(
+            f"logs[{number}].timestamp is {text!r:.60}", hint="use ISO 8601, as 2025-10-25T10:30:00.123Z"
+        ) from None
+    return ev.LOG, [level, entry["message"], entry.get("metadata")], time

@@ -1,0 +1,327 @@
+"""The server's HTTP interface as one ASGI application: finds the call, asks who is there, answers, keeps count."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import time
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+import anyio
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, UNAVAILABLE, UNKNOWN, Refused
+from ...errors import InvalidInput, NotFound, UnsupportedType, WriteProtected
+from ..engine.services import Server
+from ..settings import ServerSettings
+from . import routes_about, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
+from .auth import Doorkeeper, is_nearby
+from .bodies import busy
+from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
+from .observe import Observer, log, shown_path
+from .stream import Hub
+
+ACTIVE: Final = 2048
+"""Requests under way at once; more are told to come again."""
+
+RETRY_S: Final = 5
+METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+LINGER_BYTES: Final = 64 << 20
+LINGER_S: Final = 5.0
+
+UNREAD_S: Final = 300.0
+"""An answer of which nothing is taken for so long is given up."""
+
+ROUTES: Final = [
+    *routes_sync.ROUTES,
+    *routes_metrics.ROUTES,
+    *routes_logs.ROUTES,
+    *routes_experiments.ROUTES,
+    *routes_files.ROUTES,
+    *routes_about.ROUTES,
+]
+
+_COMMON_HEADERS: Final = [
+    (PROTOCOL_HEADER.lower().encode(), str(PROTOCOL).encode()),
+    (b"x-content-type-options", b"nosniff"),
+]
+
+
+def make_app(core: Server, settings: ServerSettings) -> App:
+    """The application over an open core; whoever made the core closes it."""
+    hub = Hub()
+    core.on_change(hub.changed)
+    return App(Services(core, settings, Doorkeeper(core, settings), Observer(), hub, tuple(ROUTES)))
+
+
+class App:
+    """The ASGI application."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._active = 0
+        self._table = [(_pattern(path), path, methods) for path, methods in _by_path(ROUTES).items()]
+        self._inner: ASGIApp = self._answer
+        origins = services.settings.cors_origins
+        if origins:
+            self._inner = CORSMiddleware(
+                self._answer,
+                allow_origins=list(origins),
+                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", "Range", "If-Range", "Last-Event-ID", PROTOCOL_HEADER],
+                expose_headers=["Content-Range", "ETag", "Retry-After", PROTOCOL_HEADER],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif scope["type"] == "http":
+            exchange = _Exchange(scope, receive, send)
+            await self._inner(scope, exchange.receive, exchange.send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self.services.hub.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    # -- one request -------------------------------------------------------------------------------------------------
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        request = Request(scope, receive, send)
+        record = _Record()
+        observer = self.services.observer
+
+        async def noting(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            await send(message)
+
+        self._active += 1
+        observer.active.inc()
+        try:
+            response = await self._response(request, record)
+            await response(scope, receive, noting)
+        except (ClientDisconnect, ConnectionError):
+            record.gone = True
+        finally:
+            self._active -= 1
+            observer.active.dec()
+            observer.body_memory.set(self.services.budget.used)
+            observer.listeners.set(self.services.hub.count)
+            seconds = time.perf_counter() - began
+            observer.answered(record.method, record.route, record.status, seconds)
+            _note(request, record, seconds)
+
+    async def _response(self, request: Request, record: _Record) -> Response:
+        """The answer, whatever happens; ClientDisconnect where nobody waits for it."""
+        # Whatever a client calls its method, there are only so many figures.
+        record.method = request.method if request.method in METHODS else "OTHER"
+        try:
+            if self._active > ACTIVE:
+                raise busy()
+            route, parts = self._find(request)
+            record.route, record.method = route.path, route.method
+            call = Call(request, self.services, parts)
+            if route.access != OPEN:
+                await self._identify(call, write=route.access == WRITE)
+                record.user = call.who.user if call.who else None
+            return await route.handler(call)
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the reason
+            return self._failed(error, request, record)
+
+    def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
+        """The call that a request is for. Paths are matched as they were sent: `%2F` in a name is no slash."""
+        path = request.scope.get("raw_path", b"").decode("ascii", "replace")
+        for pattern, _, methods in self._table:
+            match = pattern.fullmatch(path)
+            if match is None:
+                continue
+            method = "GET" if request.method == "HEAD" else request.method
+            if method not in methods:
+                raise _NotAllowed(methods)
+            if not _is_framed_once(request):
+                malformed("a request has either Content-Length or Transfer-Encoding")
+            return methods[method], {name: _decoded(text) for name, text in match.groupdict().items()}
+        raise Refused(404, UNKNOWN, "there is nothing at this path; GET /openapi.json lists all calls")
+
+    async def _identify(self, call: Call, *, write: bool) -> None:
+        keeper = self.services.doorkeeper
+        # A browser brings its cookie to whatever links here: enough to look, never to change anything.
+        token = keeper.token_of(call.request, cookie=not write)
+        call.who = await call.read(keeper.who, token, nearby=is_nearby(call.request))
+        call.namespace = call.who.namespace(call.text("namespace"), write=write)
+        version = call.request.headers.get(PROTOCOL_HEADER)
+        if version not in (None, str(PROTOCOL)):
+            malformed(f"{PROTOCOL_HEADER} is {version[:20]!a}, and this server speaks version {PROTOCOL}")
+
+    def _failed(self, error: Exception, request: Request, record: _Record) -> Response:
+        refused = _refused(error)
+        self.services.observer.refused.labels(refused.code).inc()
+        record.code = refused.code
+        if refused.code == CONFLICT:
+            log.error("conflict: %s", refused.message, extra={"path": shown_path(request.url.path), **refused.extra})
+        if refused.status >= 500:
+            self.services.observer.failures.inc()
+            if not isinstance(error, Refused):
+                log.error("%s %s failed", request.method, shown_path(request.url.path), exc_info=error)
+        return refusal(refused)
+
+
+class _NotAllowed(Refused):
+    """405, with the methods that the path has."""
+
+    def __init__(self, methods: dict[str, Route]) -> None:
+        super().__init__(405, "method", "this path has no such method")
+        allowed = sorted({*methods, *(["HEAD"] if "GET" in methods else [])})
+        self.headers = {"Allow": ", ".join(allowed)}
+
+
+def _refused(error: Exception) -> Refused:
+    """Any error as it is answered."""
+    match error:
+        case Refused():
+            return error
+        case WriteProtected():
+            return Refused(409, "write_protected", str(error))
+        case NotFound():
+            return Refused(404, UNKNOWN, str(error))
+        case InvalidInput() | UnsupportedType():
+            return Refused(400, MALFORMED, str(error))
+        case OSError() | sqlite3.Error() | MemoryError():
+            text = "the server cannot store or read now; nothing of this request counts, send it again"
+            return Refused(503, UNAVAILABLE, text, retry_after_s=RETRY_S)
+    return Refused(500, "internal", "the server failed at this request; its log says why")
+
+
+# -- paths -----------------------------------------------------------------------------------------------------------
+
+
+def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
+    found: dict[str, dict[str, Route]] = {}
+    for route in routes:
+        found.setdefault(route.path, {})[route.method] = route
+    return found
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = re.split(r"(\{[a-z]+(?:\.\.\.)?\})", path)
+    return re.compile("".join(_part(part) for part in parts))
+
+
+def _part(part: str) -> str:
+    if not part.startswith("{"):
+        return re.escape(part)
+    name = part.strip("{}.")
+    return f"(?P<{name}>.+)" if part.endswith("...}") else f"(?P<{name}>[^/]+)"
+
+
+def _decoded(text: str) -> str:
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        malformed("the path is not UTF-8")
+
+
+def _is_framed_once(request: Request) -> bool:
+    """Two answers to the question where the body ends are how requests are smuggled past a proxy."""
+    return not ("transfer-encoding" in request.headers and "content-length" in request.headers)
+
+
+# -- what is sent ----------------------------------------------------------------------------------------------------
+
+
+class _Record:
+    """What the log says about a request."""
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.route = "none"
+        self.status = 0
+        self.user: str | None = None
+        self.code: str | None = None
+        self.gone = False
+
+
+def _note(request: Request, record: _Record, seconds: float) -> None:
+    level = "info" if record.route not in ("/health", "/-/ready", "/metrics") else "debug"
+    getattr(log, level)(
+        "request",
+        extra={
+            "method": request.method,
+            "path": shown_path(request.url.path),
+            "status": record.status,
+            "ms": round(seconds * 1000, 2),
+            "user": record.user,
+            "peer": request.client.host if request.client else None,
+            **({"code": record.code} if record.code else {}),
+            **({"client_gone": True} if record.gone else {}),
+        },
+    )
+
+
+class _Exchange:
+    """One request and its answer on the wire: headers that all answers have, and a clean end for bodies not read.
+
+    A connection that is closed while the client still sends is reset, and the client may never see the answer. So an
+    answer that comes before its request was read in full is held open until the rest has come, within bounds.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        headers = dict(scope["headers"])
+        self._unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+        self._expects = b"expect" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [*message.get("headers", ()), *_COMMON_HEADERS]
+            if self._unread:
+                headers.append((b"connection", b"close"))
+            await self._sent({**message, "headers": headers})
+        elif self._unread and not message.get("more_body", False):
+            await self._sent({**message, "more_body": True})
+            # Who waits for leave to send, does not send.
+            if not self._expects:
+                await self._drain()
+            await self._sent({"type": "http.response.body", "body": b""})
+        else:
+            await self._sent(message)
+
+    async def _sent(self, message: Message) -> None:
+        """Wait until the client has taken nearly all of it. Raises ConnectionError where it takes nothing."""
+        try:
+            with anyio.fail_after(UNREAD_S):
+                await self._send(message)
+        except TimeoutError:
+            raise ConnectionAbortedError("the answer is not read") from None
+
+    async def _drain(self) -> None:
+        had = 0
+        with contextlib.suppress(TimeoutError), anyio.fail_after(LINGER_S):
+            while self._unread and had < LINGER_BYTES:
+                had += len((await self.receive()).get("body", b""))
+
+
+def described_settings(settings: ServerSettings) -> dict[str, Any]:
+    """What the log says about a server that starts."""
+    return {"data": str(settings.data), "host": settings.host, "dev": settings.dev}

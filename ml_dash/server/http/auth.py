@@ -1,0 +1,172 @@
+"""Who is asking: tokens of the server's owner, signed logins, and what they may do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jwt
+from starlette.requests import Request
+
+from ...core.protocol import DEVELOPMENT_SECRET, FORBIDDEN, UNAUTHORISED, UNKNOWN, Refused, user_id
+from ..engine.services import Server
+from ..settings import ServerSettings, is_loopback_host
+
+COOKIE: Final = "ml_dash_token"
+"""Where a browser keeps the token: only for reading, as no page of another site can make it send this one."""
+
+MAX_TOKEN: Final = 4096
+MAX_USER_NAME: Final = 200
+CLOCK_LEEWAY_S: Final = 2 * 3600
+"""How far the clock of the machine that signed a login may be ahead: an hour is what a wrong time zone makes of it."""
+
+_CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ml-dash"'}
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Somebody whose token was accepted: a user, whose name is their namespace."""
+
+    user: str
+    read_only: bool = False
+    read_all: bool = False
+    kind: str = "token"
+    expires_s: float | None = None
+
+    def namespace(self, asked: str | None, *, write: bool) -> str:
+        """The namespace of a request. Raises Refused: 403 where the token may not, 404 where it may not even know."""
+        if write and self.read_only:
+            raise Refused(403, FORBIDDEN, "this token may only read; ask the server's owner for one that may write")
+        if asked is None or asked == self.user:
+            return self.user
+        if not self.read_all:
+            raise Refused(404, UNKNOWN, "there is no such namespace, or it is not yours to read")
+        if write:
+            raise Refused(403, FORBIDDEN, "another namespace can be read with this token, and not written")
+        return asked
+
+
+class Unauthorised(Refused):
+    """401, the same for every reason that somebody could learn from."""
+
+    def __init__(self, message: str = "the token is not accepted: unknown, expired or revoked; run: ml-dash login URL"):
+        super().__init__(401, UNAUTHORISED, message)
+        self.headers = _CHALLENGE
+
+
+class Doorkeeper:
+    """Tells who is asking. Thread-safe."""
+
+    def __init__(self, core: Server, settings: ServerSettings) -> None:
+        self._core = core
+        self._settings = settings
+
+    def token_of(self, request: Request, *, cookie: bool) -> str:
+        """The token that a request brings in its header, or, with `cookie`, in a browser's. Raises Unauthorised."""
+        given = request.headers.getlist("authorization")
+        if len(given) > 1:
+            raise Unauthorised("there is more than one Authorization header")
+        if given:
+            scheme, _, token = given[0].partition(" ")
+            if scheme.lower() != "bearer":
+                raise Unauthorised("the Authorization header must be: Bearer TOKEN")
+        elif cookie:
+            token = request.cookies.get(COOKIE, "")
+        else:
+            token = ""
+        token = token.strip()
+        if not token:
+            raise Unauthorised("a token is needed, in the header Authorization: Bearer TOKEN")
+        if len(token) > MAX_TOKEN or not token.isascii():
+            raise Unauthorised
+        return token
+
+    def who(self, token: str, *, nearby: bool) -> Who:
+        """Whose token it is. Asks the database: for a thread. Raises Unauthorised.
+
+        `nearby`: it came over loopback, by no proxy, and to a name of this machine; only then may the development login
+        be good.
+        """
+        if token.count(".") == 2:
+            return self._signed(token, nearby)
+        found = self._core.find_token(token)
+        if found is None:
+            raise Unauthorised
+        expires_ns = found.get("expires_ns")
+        return Who(
+            user=found["user"],
+            read_only=bool(found.get("read_only")),
+            read_all=bool(found.get("read_all")),
+            expires_s=expires_ns / 1e9 if expires_ns else None,
+        )
+
+    def development_login(self, user: str) -> str:
+        """A login of the development kind, for a browser on this machine."""
+        now = int(time.time())
+        claims = {
+            "userId": user_id(user),
+            "userName": user,
+            "iat": now,
+            "exp": now + self._settings.jwt_expiration_s,
+        }
+        return jwt.encode(claims, DEVELOPMENT_SECRET, algorithm="HS256")
+
+    def _signed(self, token: str, nearby: bool) -> Who:
+        secrets = [] if self._settings.jwt_secret is None else [self._settings.jwt_secret]
+        if self._settings.accepts_development_logins and nearby:
+            secrets.append(DEVELOPMENT_SECRET)
+        for secret in secrets:
+            claims = _claims(token, secret)
+            if claims is not None:
+                return self._checked(claims)
+        raise Unauthorised
+
+    def _checked(self, claims: dict[str, Any]) -> Who:
+        """The user that verified claims name. Raises Unauthorised where they are stale, or contradict themselves."""
+        now, issued, expires = time.time(), claims["iat"], claims["exp"]
+        user: Any = claims.get("userName")
+        if not _is_number(issued) or not _is_number(expires) or not is_user_name(user):
+            raise Unauthorised
+        if issued > now + CLOCK_LEEWAY_S or now >= min(expires, issued + self._settings.jwt_expiration_s):
+            raise Unauthorised
+        if str(claims.get("userId")) != user_id(user):
+            raise Unauthorised
+        return Who(user=user, kind="login", expires_s=float(min(expires, issued + self._settings.jwt_expiration_s)))
+
+
+def is_user_name(value: Any) -> bool:
+    """May that be the name of a user?"""
+    return isinstance(value, str) and 0 < len(value) <= MAX_USER_NAME and value.isprintable() and bool(value.strip())
+
+
+def is_nearby(request: Request) -> bool:
+    """Did this come over loopback, by no proxy, to a name of this machine?
+
+    The name is what the request says itself: a page of another site, whose name was made to lead here, has another.
+    """
+    headers = request.headers
+    if any(name in headers for name in ("forwarded", "x-forwarded-for", "x-forwarded-host", "via")):
+        return False
+    host = headers.get("host", "")
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    return is_loopback_peer(request) and is_loopback_host(name)
+
+
+def is_loopback_peer(request: Request) -> bool:
+    """Is the other end of the connection on this machine?"""
+    return request.client is not None and is_loopback_host(request.client.host)
+
+
+def _claims(token: str, secret: str) -> dict[str, Any] | None:
+    """What a login says, if that secret signed it; times are not judged here, but must be there."""
+    options: Any = {"require": ["exp", "iat"], "verify_exp": False, "verify_iat": False, "verify_aud": False}
+    try:
+        claims: dict[str, Any] = jwt.decode(token, secret, algorithms=["HS256"], options=options)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        return None
+    return claims
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12

@@ -1,0 +1,223 @@
+"""What a handler gets and gives: who asks, checked parameters, a thread to work in, and the forms of answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, TypeVar
+
+import anyio.to_thread
+import msgspec
+from anyio import CapacityLimiter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ...core.protocol import MALFORMED, UNKNOWN, Refused
+from ...core.values import field_values, from_json, to_json
+from ..engine.services import Server
+from ..settings import ServerSettings
+from .auth import Doorkeeper, Who
+from .bodies import JSON_BYTES, Budget, body_of, decode_json
+from .observe import Observer
+from .stream import Hub
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+Result = TypeVar("Result")
+Shape = TypeVar("Shape")
+
+OPEN: Final = "open"
+READ: Final = "read"
+WRITE: Final = "write"
+
+PAGE: Final = 10_000
+"""The most entries or points of one page."""
+
+LARGEST_INDEX: Final = 10**15
+
+READERS: Final = 16
+WRITERS: Final = 8
+"""Threads: writes wait for each other anyway, and must not keep reads waiting."""
+
+UPLOADS: Final = 128
+"""Files that may be on their way in at once; each is a descriptor and a parser, no thread."""
+
+LARGE_JSON: Final = 3
+"""Large JSON bodies as values at once: JSON grows when it is decoded, twenty times at worst."""
+
+_SMALL_JSON: Final = 64 << 10
+_HEX: Final = re.compile(r"[0-9a-f]{32}")
+_ID: Final = re.compile(r"[0-9]{1,20}")
+_INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+_UNSAFE_TEXT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+@dataclass
+class Services:
+    """What all calls share."""
+
+    core: Server
+    settings: ServerSettings
+    doorkeeper: Doorkeeper
+    observer: Observer
+    hub: Hub
+    routes: tuple[Route, ...]
+    budget: Budget = field(default_factory=Budget)
+    readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
+    writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
+    uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(UPLOADS))
+    large_json: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LARGE_JSON))
+
+
+@dataclass
+class Call:
+    """One request that is being answered. Its methods raise Refused for what is not acceptable."""
+
+    request: Request
+    services: Services
+    parts: dict[str, str]
+    who: Who | None = None
+    namespace: str = ""
+
+    @property
+    def core(self) -> Server:
+        return self.services.core
+
+    # -- work --------------------------------------------------------------------------------------------------------
+
+    async def read(self, work: Callable[..., Result], *args: Any, **named: Any) -> Result:
+        """What `work` returns, in a thread for those who read."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **named), limiter=self.services.readers)
+
+    async def write(self, work: Callable[..., Result], *args: Any, **named: Any) -> Result:
+        """What `work` returns, in a thread for those who write. It is finished even if the client has gone."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **named), limiter=self.services.writers)
+
+    # -- the path ----------------------------------------------------------------------------------------------------
+
+    def experiment(self) -> str:
+        return self._matching("experiment", _ID)
+
+    def file(self) -> str:
+        return self._matching("file", _ID)
+
+    def journal(self) -> str:
+        return self._matching("journal", _HEX)
+
+    def segment(self) -> str:
+        return self._matching("segment", _HEX)
+
+    def _matching(self, name: str, form: re.Pattern[str]) -> str:
+        """An id in the path; one that cannot be is not known either."""
+        if not form.fullmatch(self.parts[name]):
+            raise Refused(404, UNKNOWN, f"there is no such {name}")
+        return self.parts[name]
+
+    # -- the query ---------------------------------------------------------------------------------------------------
+
+    def text(self, name: str, longest: int = 1000) -> str | None:
+        """A parameter as it is; None where it is not given."""
+        given = self.request.query_params.getlist(name)
+        if len(given) > 1:
+            malformed(f"{name} is given more than once")
+        if given and (len(given[0]) > longest or _UNSAFE_TEXT.search(given[0])):
+            malformed(f"{name} is longer than {longest} characters, or has control characters")
+        return given[0] if given else None
+
+    def integer(self, name: str, default: int | None, low: int, high: int) -> int:
+        """A whole number within bounds; without a default it must be given."""
+        text = self.text(name)
+        if text is None:
+            if default is None:
+                malformed(f"{name} is missing")
+            return default
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            malformed(f"{name} is not a number from {low} to {high}")
+        return int(text)
+
+    def number_or_none(self, name: str, low: int, high: int) -> int | None:
+        return None if self.text(name) is None else self.integer(name, low, low, high)
+
+    # -- the body ----------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def body(self, limit: int) -> AsyncIterator[bytes]:
+        """The whole body, decompressed."""
+        async with body_of(self.request, limit, self.services.budget) as data:
+            self.services.observer.received(len(data))
+            yield data
+
+    @asynccontextmanager
+    async def json(self, shape: type[Shape], limit: int = JSON_BYTES) -> AsyncIterator[Shape]:
+        """The JSON body, of that shape."""
+        async with self.body(limit) as data:
+            if len(data) <= _SMALL_JSON:
+                yield shaped(data, shape)
+            else:
+                async with self.services.large_json:
+                    yield await self.read(shaped, data, shape)
+
+
+class Handler(Protocol):
+    """What answers a call."""
+
+    def __call__(self, call: Call, /) -> Awaitable[Response]: ...
+
+
+class Route(NamedTuple):
+    """A call that the server answers. `{name}` in its path is one part, `{name...}` one or more; `access` who may."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: str
+
+
+# -- shapes and answers ----------------------------------------------------------------------------------------------
+
+
+def shaped(data: bytes, shape: type[Shape]) -> Shape:
+    """JSON as a value of that shape. Raises Refused (400) that says where it differs."""
+    try:
+        return msgspec.convert(decode_json(data), shape)
+    except msgspec.ValidationError as error:
+        malformed(f"the body is not what this call takes: {error}")
+    except RecursionError:
+        malformed("the body's JSON is nested too deeply")
+
+
+def recorded(values: Mapping[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
+    """Values from JSON as they are recorded; `texts` names what is text though it looks like a number.
+
+    Raises InvalidInput for integers out of range and for what is nested too deeply, as the library does.
+    """
+    return from_json(field_values(values), texts)
+
+
+def answer(content: Any, status: int = 200) -> Response:
+    """Strict JSON: NaN and infinities as texts."""
+    return raw_json(msgspec.json.encode(to_json(content)), status)
+
+
+def raw_json(data: bytes, status: int = 200) -> Response:
+    """JSON that is ready."""
+    return Response(data, status, {"Cache-Control": "no-store"}, media_type="application/json")
+
+
+def refusal(refused: Refused) -> Response:
+    """An error, as all calls tell it."""
+    response = answer(refused.body(), refused.status)
+    if refused.retry_after_s is not None:
+        response.headers["Retry-After"] = str(refused.retry_after_s)
+    for name, value in getattr(refused, "headers", {}).items():
+        response.headers[name] = value
+    return response
+
+
+def malformed(message: str) -> NoReturn:
+    """Raises Refused: 400."""
+    raise Refused(400, MALFORMED, message)

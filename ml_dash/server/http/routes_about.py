@@ -1,0 +1,133 @@
+"""The calls about the server itself: health, figures, its description, who asks; and the page for people."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Final
+from urllib.parse import parse_qsl
+
+from starlette.responses import RedirectResponse, Response
+
+from ...core.protocol import UNAVAILABLE, Refused
+from .auth import COOKIE, MAX_TOKEN, is_nearby, is_user_name
+from .calls import OPEN, READ, Call, Route, answer, malformed, raw_json
+from .observe import METRICS_TYPE
+from .openapi import description
+from .page import experiments_page, login_page
+
+_FORM_BYTES: Final = 8 << 10
+_PAGE: Final = 200
+_PAGE_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+    "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+async def health(call: Call) -> Response:
+    """Is all that the server needs there? 503 where it is not."""
+    found = await call.read(call.core.health)
+    good = all(state == "connected" for state in found.values())
+    now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    uptime = round(time.monotonic() - call.services.observer.began, 3)
+    document = {"status": "ok" if good else "degraded", "timestamp": now, "uptime": uptime, **found}
+    return answer(document, 200 if good else 503)
+
+
+async def ready(call: Call) -> Response:
+    """Does it take requests? 503 while it cannot store, or is about to end."""
+    found = await call.read(call.core.health)
+    if call.services.hub.closing or any(state != "connected" for state in found.values()):
+        raise Refused(503, UNAVAILABLE, "not ready", retry_after_s=5)
+    return answer({"status": "ready"})
+
+
+async def figures(call: Call) -> Response:
+    """Figures in the text format of Prometheus."""
+    data = await call.read(call.services.observer.exposition)
+    return Response(data, headers={"Cache-Control": "no-store", "Content-Type": METRICS_TYPE})
+
+
+async def openapi(call: Call) -> Response:
+    """What this server can be asked, as OpenAPI 3.1."""
+    return raw_json(description(call.services.routes))
+
+
+async def whoami(call: Call) -> Response:
+    """Whose token this is, and what it allows."""
+    who = call.who
+    assert who is not None
+    expires = None if who.expires_s is None else datetime.fromtimestamp(who.expires_s, timezone.utc)
+    return answer({
+        "userName": who.user,
+        "namespace": who.user,
+        "kind": who.kind,
+        "readOnly": who.read_only,
+        "expiresAt": None if expires is None else expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+    })
+
+
+# -- the page for people ----------------------------------------------------------------------------------------------
+
+
+async def page(call: Call) -> Response:
+    """The projects and experiments of whoever is logged in, with links to their data; else a form to log in."""
+    services = call.services
+    development = services.settings.accepts_development_logins and is_nearby(call.request)
+    try:
+        token = services.doorkeeper.token_of(call.request, cookie=True)
+        who = await call.read(services.doorkeeper.who, token, nearby=is_nearby(call.request))
+    except Refused as refused:
+        if "text/html" not in call.request.headers.get("accept", "text/html"):
+            raise
+        return _html(login_page(development), 200 if refused.status == 401 else refused.status)
+    namespace = who.namespace(call.text("namespace"), write=False)
+    project, after = call.text("project"), call.text("after")
+    found = await call.read(call.core.experiments, namespace, project=project, limit=_PAGE, after=after)
+    projects = await call.read(call.core.projects, namespace)
+    return _html(experiments_page(who.user, namespace, projects, found, project))
+
+
+async def log_in(call: Call) -> Response:
+    """Keep a token in this browser, so that it can look at things."""
+    async with call.body(_FORM_BYTES) as data:
+        try:
+            form = dict(parse_qsl(data.decode(), max_num_fields=8))
+        except ValueError:
+            malformed("that is not a form")
+    services, nearby = call.services, is_nearby(call.request)
+    token = form.get("token", "").strip()
+    if not token and services.settings.accepts_development_logins and nearby and is_user_name(form.get("user")):
+        token = services.doorkeeper.development_login(form["user"])
+    if not token or len(token) > MAX_TOKEN or not token.isascii():
+        malformed("the form has no token")
+    await call.read(services.doorkeeper.who, token, nearby=nearby)
+    response = RedirectResponse("/", 303, _PAGE_HEADERS)
+    secure = call.request.headers.get("x-forwarded-proto") == "https" or call.request.url.scheme == "https"
+    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86_400)
+    return response
+
+
+async def log_out(call: Call) -> Response:
+    """Forget the token in this browser."""
+    response = RedirectResponse("/", 303, _PAGE_HEADERS)
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+def _html(text: str, status: int = 200) -> Response:
+    return Response(text, status, _PAGE_HEADERS, media_type="text/html")
+
+
+ROUTES: Final = [
+    Route("GET", "/", page, OPEN),
+    Route("POST", "/login", log_in, OPEN),
+    Route("POST", "/logout", log_out, OPEN),
+    Route("GET", "/whoami", whoami, READ),
+    Route("GET", "/health", health, OPEN),
+    Route("GET", "/-/ready", ready, OPEN),
+    Route("GET", "/metrics", figures, READ),
+    Route("GET", "/openapi.json", openapi, OPEN),
+]

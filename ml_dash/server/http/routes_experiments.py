@@ -1,0 +1,140 @@
+"""The calls about projects, experiments and parameters, and the stream for live readers."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final, TypedDict
+
+from starlette.responses import Response, StreamingResponse
+
+from ...core.names import check_name
+from ...core.protocol import MAX_BATCH_BYTES
+from ...core.values import flatten
+from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
+
+PAGE: Final = 1000
+STATUSES: Final = ("running", "completed", "failed", "interrupted")
+SORTS: Final = ("updated", "created", "name", "points")
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class NewExperiment(_Named, total=False):
+    """What `POST /projects/{project}/experiments` takes; `text` names what in `metadata` is text and no number."""
+
+    description: str | None
+    tags: list[str] | None
+    folder: str | None
+    metadata: dict[str, Any] | None
+    writeProtected: bool | None
+    text: list[str]
+
+
+class _Data(TypedDict):
+    data: dict[str, Any]
+
+
+class NewParameters(_Data, total=False):
+    """What `POST /experiments/{id}/parameters` takes; `text` names what is text though it looks like a number."""
+
+    text: list[str]
+
+
+async def projects(call: Call) -> Response:
+    return answer({"projects": await call.read(call.core.projects, call.namespace)})
+
+
+async def upsert_experiment(call: Call) -> Response:
+    project = check_name("project", call.parts["project"])
+    async with call.json(NewExperiment) as body:
+        check_name("name", body["name"])
+        given = {name: value for name, value in body.items() if value is not None and name != "text"}
+        if body.get("metadata") is not None:
+            given["metadata"] = recorded(body["metadata"] or {}, body.get("text", ()))
+        return answer(await call.write(call.core.upsert_experiment, call.namespace, project, given))
+
+
+async def experiments(call: Call) -> Response:
+    """A page of experiments, by what they are and what they are called."""
+    status, sort = call.text("status"), call.text("sort") or SORTS[0]
+    if status not in (None, *STATUSES):
+        malformed(f"status is none of {', '.join(STATUSES)}")
+    if sort not in SORTS:
+        malformed(f"sort is none of {', '.join(SORTS)}")
+    return answer(
+        await call.read(
+            call.core.experiments,
+            call.namespace,
+            project=call.text("project"),
+            status=status,
+            tag=call.text("tag"),
+            folder=call.text("folder"),
+            q=call.text("q"),
+            sort=sort,
+            limit=call.integer("limit", 100, 1, PAGE),
+            after=call.text("after", 2000),
+        )
+    )
+
+
+async def experiment(call: Call) -> Response:
+    return answer(await call.read(call.core.experiment, call.namespace, call.experiment()))
+
+
+async def set_parameters(call: Call) -> Response:
+    async with call.json(NewParameters, MAX_BATCH_BYTES) as body:
+        data = flatten(recorded(body["data"], body.get("text", ())))
+        return answer(await call.write(call.core.set_parameters, call.namespace, call.experiment(), data))
+
+
+async def get_parameters(call: Call) -> Response:
+    return answer(await call.read(call.core.get_parameters, call.namespace, call.experiment()))
+
+
+async def events(call: Call) -> Response:
+    """A stream that says how many events the experiment has, when that changes."""
+    hub, name = call.services.hub, call.experiment()
+    if call.request.method == "HEAD":
+        await call.read(call.core.experiment, call.namespace, name)
+        return Response(media_type="text/event-stream")
+    text = call.request.headers.get("last-event-id", "")
+    known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    listener = hub.join(call.namespace, name)
+    try:
+        # Joined before asking, so that nothing between the two is missed.
+        found = await call.read(call.core.experiment, call.namespace, name)
+        listener.tell(found["counts"]["events"])
+    except BaseException:
+        hub.leave(call.namespace, name, listener)
+        raise
+    return _Stream(call, name, listener, known)
+
+
+class _Stream(StreamingResponse):
+    """The answer to a live reader, who leaves when it ends, however it ends."""
+
+    def __init__(self, call: Call, name: str, listener: Any, known: int | None) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        hub = call.services.hub
+        stream = hub.stream(name, listener, known)
+        super().__init__(stream, headers=headers, media_type="text/event-stream")
+        self._leave = partial(hub.leave, call.namespace, name, listener)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+ROUTES: Final = [
+    Route("GET", "/projects", projects, READ),
+    Route("POST", "/projects/{project}/experiments", upsert_experiment, WRITE),
+    Route("GET", "/experiments", experiments, READ),
+    Route("GET", "/experiments/{experiment}", experiment, READ),
+    Route("GET", "/experiments/{experiment}/parameters", get_parameters, READ),
+    Route("POST", "/experiments/{experiment}/parameters", set_parameters, WRITE),
+    Route("GET", "/experiments/{experiment}/events", events, READ),
+]

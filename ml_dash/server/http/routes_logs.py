@@ -1,0 +1,62 @@
+"""The calls about log entries."""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypedDict
+
+from starlette.responses import Response
+
+from ...core.protocol import MAX_BATCH_BYTES
+from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
+
+MANY: Final = 10_000
+
+
+class _Message(TypedDict):
+    message: str
+
+
+class NewLog(_Message, total=False):
+    """One entry as it is sent."""
+
+    timestamp: str | None
+    level: str | None
+    metadata: dict[str, Any] | None
+    text: list[str]
+
+
+class NewLogs(TypedDict):
+    """What `POST /experiments/{id}/logs` takes."""
+
+    logs: list[NewLog]
+
+
+async def add_logs(call: Call) -> Response:
+    async with call.json(NewLogs, MAX_BATCH_BYTES) as body:
+        if not 1 <= len(body["logs"]) <= MANY:
+            malformed(f"logs has {len(body['logs'])} entries; send 1 to {MANY}")
+        return answer(
+            await call.write(call.core.add_logs, call.namespace, call.experiment(), [_plain(e) for e in body["logs"]])
+        )
+
+
+def _plain(entry: NewLog) -> dict[str, Any]:
+    """An entry with its values as they were meant, and only what was given."""
+    given: dict[str, Any] = {name: value for name, value in entry.items() if value is not None and name != "text"}
+    if "metadata" in given:
+        given["metadata"] = recorded(given["metadata"], entry.get("text", ()))
+    return given
+
+
+async def logs(call: Call) -> Response:
+    """A page of entries; filters keep their numbers."""
+    start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
+    level, words = call.text("level"), call.text("q")
+    page = await call.read(call.core.logs, call.namespace, call.experiment(), start, limit, level, words)
+    return raw_json(page) if isinstance(page, bytes) else answer(page)
+
+
+ROUTES: Final = [
+    Route("POST", "/experiments/{experiment}/logs", add_logs, WRITE),
+    Route("GET", "/experiments/{experiment}/logs", logs, READ),
+]

@@ -1,0 +1,171 @@
+"""The calls that bring journals here and back: /sync/v1, see docs/protocol.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final, TypedDict
+
+from starlette.responses import Response
+
+from ...core.protocol import MAX_BATCH_BYTES, PREFIX, UNKNOWN, Refused
+from ...journal.segment import parse_blob, parse_name
+from .calls import READ, WRITE, Call, Route, answer, malformed
+from .downloads import download
+
+ORDER_PAGE: Final = 10_000
+LARGEST_OFFSET: Final = 1 << 50
+_RANGE: Final = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
+_MANY: Final = 64 << 10
+
+
+class _Death(TypedDict):
+    writer: str
+    segment: str
+    end: int
+
+
+class Deaths(TypedDict):
+    """What observers noted of writers."""
+
+    deaths: list[_Death]
+
+
+class Digests(TypedDict):
+    """How many bytes of which segments to hash."""
+
+    segments: dict[str, int]
+
+
+async def journal(call: Call) -> Response:
+    return answer(await call.read(call.core.journal, call.namespace, call.journal()))
+
+
+async def append_segment(call: Call) -> Response:
+    """Frames of a segment. The answer goes out when they are durable and folded, and not before."""
+    file = call.parts["file"]
+    if parse_name(file) is None:
+        malformed("the path does not end in the name of a segment file")
+    offset = call.integer("offset", None, 0, LARGEST_OFFSET)
+    damaged, without = _damaged(call), _without(call)
+    async with call.body(MAX_BATCH_BYTES) as data:
+        return answer(
+            await call.write(
+                call.core.append_segment,
+                call.namespace, call.journal(), file, offset, data, damaged=damaged, without=without,
+            )
+        )  # fmt: skip
+
+
+async def deaths(call: Call) -> Response:
+    async with call.json(Deaths) as body:
+        return answer(await call.write(call.core.deaths, call.namespace, call.journal(), body["deaths"]))
+
+
+async def blob_state(call: Call) -> Response:
+    # A content that is known in this namespace already is linked by this call.
+    return answer(await call.write(call.core.blob_state, call.namespace, call.journal(), _blob(call)))
+
+
+async def append_blob(call: Call) -> Response:
+    name, offset = _blob(call), call.integer("offset", None, 0, LARGEST_OFFSET)
+    size = call.integer("size", None, 0, LARGEST_OFFSET)
+    kind = call.text("kind")
+    if kind not in (None, "body", "file"):
+        malformed("kind is neither body nor file")
+    async with call.body(MAX_BATCH_BYTES) as data:
+        return answer(
+            await call.write(
+                call.core.append_blob,
+                call.namespace, call.journal(), name, offset, size, data, body=kind == "body",
+            )
+        )  # fmt: skip
+
+
+async def digests(call: Call) -> Response:
+    async with call.json(Digests) as body:
+        return answer(await call.read(call.core.digests, call.namespace, call.journal(), body["segments"]))
+
+
+async def find_experiment(call: Call) -> Response:
+    project, name = call.text("project"), call.text("name")
+    if project is None or name is None:
+        malformed("project and name must be given")
+    return answer(await call.read(call.core.find_experiment, call.namespace, project, name))
+
+
+async def order(call: Call) -> Response:
+    after, limit = call.integer("after", 0, 0, LARGEST_OFFSET), call.integer("limit", 1000, 1, ORDER_PAGE)
+    return answer(await call.read(call.core.order, call.namespace, call.experiment(), after, limit))
+
+
+async def segment_bytes(call: Call) -> Response:
+    offset = call.integer("offset", 0, 0, LARGEST_OFFSET)
+    limit = call.integer("limit", MAX_BATCH_BYTES // 2, 1, MAX_BATCH_BYTES)
+    data, headers = await call.read(call.core.segment_bytes, call.namespace, call.segment(), offset, limit)
+    return _bytes(data, "application/octet-stream", headers)
+
+
+async def base(call: Call) -> Response:
+    return _bytes(await call.read(call.core.base, call.namespace, call.experiment()), "application/vnd.msgpack", {})
+
+
+async def experiment_blob(call: Call) -> Response:
+    experiment, name = call.experiment(), _blob(call)
+
+    def open_at(start: int, end: int) -> tuple[Iterator[bytes], int]:
+        return call.core.open_blob(call.namespace, experiment, name, start, end)
+
+    return await download(call, open_at, checksum=name[:64], filename=name)
+
+
+async def remove_experiment(call: Call) -> Response:
+    return answer(await call.write(call.core.remove_experiment, call.namespace, call.experiment()))
+
+
+def _bytes(data: bytes, kind: str, headers: dict[str, Any]) -> Response:
+    shown = {name: str(value) for name, value in headers.items()}
+    return Response(data, headers={"Cache-Control": "no-store", **shown}, media_type=kind)
+
+
+def _blob(call: Call) -> str:
+    if parse_blob(call.parts["blob"]) is None:
+        raise Refused(404, UNKNOWN, "that is not the name of a blob")
+    return call.parts["blob"]
+
+
+def _damaged(call: Call) -> list[tuple[int, int]]:
+    """Ranges of the file that hold no frame."""
+    text = call.text("damaged", _MANY)
+    found = []
+    for part in text.split(",") if text else ():
+        match = _RANGE.fullmatch(part)
+        if match is None or int(match[1]) >= int(match[2]):
+            malformed("damaged is not of the form a-b,c-d")
+        found.append((int(match[1]), int(match[2])))
+    return found
+
+
+def _without(call: Call) -> list[str]:
+    """Names of blobs that the client says it cannot send."""
+    text = call.text("without", _MANY)
+    names = text.split(",") if text else []
+    if any(parse_blob(name) is None for name in names):
+        malformed("without does not list names of blobs")
+    return names
+
+
+ROUTES: Final = [
+    Route("POST", f"{PREFIX}/journals/{{journal}}/segments/{{file}}", append_segment, WRITE),
+    Route("GET", f"{PREFIX}/journals/{{journal}}", journal, READ),
+    Route("POST", f"{PREFIX}/journals/{{journal}}/deaths", deaths, WRITE),
+    Route("GET", f"{PREFIX}/journals/{{journal}}/blobs/{{blob}}/state", blob_state, READ),
+    Route("PUT", f"{PREFIX}/journals/{{journal}}/blobs/{{blob}}", append_blob, WRITE),
+    Route("POST", f"{PREFIX}/journals/{{journal}}/digests", digests, READ),
+    Route("GET", f"{PREFIX}/experiments", find_experiment, READ),
+    Route("GET", f"{PREFIX}/experiments/{{experiment}}/order", order, READ),
+    Route("GET", f"{PREFIX}/segments/{{segment}}", segment_bytes, READ),
+    Route("GET", f"{PREFIX}/experiments/{{experiment}}/base", base, READ),
+    Route("GET", f"{PREFIX}/experiments/{{experiment}}/blobs/{{blob}}", experiment_blob, READ),
+    Route("DELETE", f"{PREFIX}/experiments/{{experiment}}", remove_experiment, WRITE),
+]

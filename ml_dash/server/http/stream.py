@@ -1,0 +1,123 @@
+"""Live readers: who follows an experiment is told, over one long answer, how many events it has."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Final
+
+from ...core.protocol import BUSY, Refused
+
+HEARTBEAT_S: Final = 15.0
+LISTENERS: Final = 1000
+LISTENERS_PER_NAMESPACE: Final = 200
+
+Key = tuple[str, str]
+"""(namespace, experiment)"""
+
+
+class Listener:
+    """One live reader. All it can miss is a number that a later one replaces, so its queue holds one."""
+
+    def __init__(self) -> None:
+        self.events: int | None = None
+        self.removed = False
+        self.news = asyncio.Event()
+
+    def tell(self, events: int | None) -> None:
+        if events is None:
+            self.removed = True
+        elif self.events is None or events > self.events:
+            self.events = events
+        self.news.set()
+
+
+class Hub:
+    """Brings news from the threads that fold to the connections that wait."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[Key, set[Listener]] = {}
+        self._per_namespace: dict[str, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pending: dict[Key, int | None] = {}
+        self._lock = threading.Lock()
+        self.closing = False
+        self.count = 0
+
+    def start(self) -> None:
+        """Take the running loop for the one that serves."""
+        self._loop = asyncio.get_running_loop()
+
+    def changed(self, namespace: str, experiment: str, events: int | None) -> None:
+        """An experiment has that many events now; None: it was removed. From any thread; never waits."""
+        loop = self._loop
+        if loop is None or (namespace, experiment) not in self._listeners:
+            return
+        with self._lock:
+            first = not self._pending
+            # One that was removed, and begun anew at once, was removed all the same.
+            if self._pending.get((namespace, experiment), 0) is not None:
+                self._pending[namespace, experiment] = events
+        # One wake-up for many changes. The loop may have ended since.
+        if first and not loop.is_closed():
+            loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        for key, events in pending.items():
+            for listener in self._listeners.get(key, ()):
+                listener.tell(events)
+
+    def close(self) -> None:
+        """End all streams: the server is asked to stop. In the loop."""
+        self.closing = True
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.news.set()
+
+    def join(self, namespace: str, experiment: str) -> Listener:
+        """Follow an experiment. Raises Refused (429) where too many do."""
+        if self.count >= LISTENERS or self._per_namespace.get(namespace, 0) >= LISTENERS_PER_NAMESPACE:
+            raise Refused(429, BUSY, "too many live readers are connected", retry_after_s=30)
+        listener = Listener()
+        self._listeners.setdefault((namespace, experiment), set()).add(listener)
+        self._per_namespace[namespace] = self._per_namespace.get(namespace, 0) + 1
+        self.count += 1
+        return listener
+
+    def leave(self, namespace: str, experiment: str, listener: Listener) -> None:
+        """Follow no longer."""
+        listeners = self._listeners[namespace, experiment]
+        listeners.discard(listener)
+        if not listeners:
+            del self._listeners[namespace, experiment]
+        self._per_namespace[namespace] -= 1
+        if not self._per_namespace[namespace]:
+            del self._per_namespace[namespace]
+        self.count -= 1
+
+    async def stream(self, experiment: str, listener: Listener, known: int | None) -> AsyncIterator[bytes]:
+        """Server-sent events: the number now, unless that is `known`, and each time it has grown; comments between."""
+        yield b": ml-dash\nretry: 2000\n\n"
+        told = known
+        while not self.closing:
+            listener.news.clear()
+            if listener.removed:
+                yield _event("removed", told, {"experiment": experiment})
+                return
+            if listener.events is not None and listener.events != told:
+                told = listener.events
+                yield _event("change", told, {"experiment": experiment, "events": told})
+                continue
+            try:
+                await asyncio.wait_for(listener.news.wait(), HEARTBEAT_S)
+            except asyncio.TimeoutError:
+                yield b": still here\n\n"
+
+
+def _event(kind: str, number: int | None, data: dict[str, object]) -> bytes:
+    mark = "" if number is None else f"id: {number}\n"
+    return f"{mark}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()

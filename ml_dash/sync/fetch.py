@@ -1,0 +1,167 @@
+"""Bring an experiment's state, and its files, from the server before it is opened: for a job that goes on elsewhere.
+
+The wait is bounded: what has not come by then is left, nothing half-done is put in place, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ..disk.config import Settings
+from ..disk.lock import Liveness, probe
+from ..errors import JournalError, MLDashError, NotFound, ServerRefused, Unauthorised
+from ..journal import base as bases
+from ..journal import blobs
+from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
+from ..projection.project import Projector
+from ..reading.read import Located
+from ..reading.view import look_anew
+from .login import tokens_for
+from .pull.download import bring_blob
+from .pull.pull import pull
+from .pull.source import Permit, Stopped
+from .remote import Link, ServerSource, find_experiment
+
+log = logging.getLogger("ml_dash")
+
+WAIT_S: Final = 30.0
+
+
+def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
+    """Bring what the server has of `located`; a server that has nothing, or does not answer, is no error.
+
+    Does nothing where the experiment is open already, in this process or another one of this machine. Warns, by the
+    log, where something could not be brought within `wait_s` seconds.
+    """
+    if _is_open(located):
+        return
+    work = _Work(located, settings)
+    thread = threading.Thread(target=work.run, name="ml-dash-fetch", daemon=True)
+    thread.start()
+    thread.join(wait_s)
+    if thread.is_alive() and work.permit.stop():
+        work.failure = f"it did not answer in time ({wait_s:.0f} s)"
+    elif thread.is_alive():
+        # It is being put in place at this moment, which takes no network.
+        work.permit.wait_placed(wait_s)
+    work.stopped.set()
+    if work.failure:
+        log.warning(
+            "ml-dash: nothing was fetched from %s: %s; going on with what is here", settings.remote, work.failure
+        )
+    elif work.left:
+        log.warning(
+            "ml-dash: %d files of %s/%s did not come from %s%s; run: ml-dash pull %s/%s --state-only --files",
+            work.left, located.project, located.name, settings.remote, f": {work.trouble}" if work.trouble else "",
+            located.project, located.name,
+        )  # fmt: skip
+
+
+def _is_open(located: Located) -> bool:
+    """Does a writer of this machine live? Then the experiment goes on here, and what it has is the newest."""
+    locks = {located.journal / SEGMENTS / name.lock for name, _ in list_segments(located.journal)}
+    return any(lock.exists() and probe(lock) is Liveness.ALIVE for lock in locks)
+
+
+class _Work:
+    """What the thread does, and what came of it."""
+
+    def __init__(self, located: Located, settings: Settings) -> None:
+        self.permit = Permit()
+        self.stopped = threading.Event()
+        # Why nothing came; how many files did not come, and why.
+        self.failure = ""
+        self.left = 0
+        self.trouble = ""
+        self._located = located
+        self._settings = settings
+
+    def run(self) -> None:
+        try:
+            with self._link() as link:
+                source = ServerSource(link)
+                pull(source, self._located, state_only=self._state_only(), files=False, fill=False, permit=self.permit)
+                self._bring_files(source)
+        except (NotFound, Stopped):
+            # It begins here; or nobody waits any more.
+            return
+        except (MLDashError, OSError) as error:
+            if self.permit.placed or self.left:
+                self.trouble = str(error)
+            else:
+                self.failure = self.failure or str(error)
+
+    def _state_only(self) -> bool:
+        """Is the state enough? Where a journal is, or lines that a base keeps, what came later is brought to it."""
+        journal = self._located.journal
+        if not (journal / SEGMENTS).is_dir():
+            return True
+        try:
+            base = bases.load(journal)
+        except JournalError:
+            return True
+        return base is not None and not base.kept
+
+    @contextmanager
+    def _link(self) -> Iterator[Link]:
+        """The server, with the first login that it accepts. Raises Unauthorised, Unreachable."""
+        url = self._settings.remote
+        assert url is not None
+        given = self._settings.api_key
+        tokens = [given] if given is not None else tokens_for(url, self._settings.user_name)
+        for number, token in enumerate(tokens):
+            with contextlib.closing(Link(url, token)) as link:
+                try:
+                    find_experiment(link, self._located.project, self._located.name)
+                except Unauthorised:
+                    if number == len(tokens) - 1:
+                        raise
+                    continue
+                except MLDashError:
+                    # Asked again by whoever uses it, and told there.
+                    pass
+                yield link
+                return
+        raise Unauthorised(f"there is no login for {url}", hint=f"run: ml-dash login {url}")
+
+    def _bring_files(self, source: ServerSource) -> None:
+        """The contents of files that are listed, the smallest first, for as long as somebody waits."""
+        journal = self._located.journal
+        found = source.find(self._located.project, self._located.name)
+        if found is None:
+            return
+        live = [file for file in look_anew(journal, self._located.folder).state.files.values() if file.live]
+        present = blobs.names(journal)
+        lacking = [file for file in live if present.get(file.blob) != file.size_bytes]
+        self.left = len(lacking)
+        try:
+            for file in sorted(lacking, key=lambda file: file.size_bytes):
+                self._check()
+                try:
+                    bring_blob(source, found["experiment"], file.blob, journal, lambda size: self._check())
+                except ServerRefused as refused:
+                    if refused.status != 404:
+                        raise
+                    self.trouble = "it does not have them yet"
+                else:
+                    self.left -= 1
+        finally:
+            if self.left < len(lacking) and bases.exists(journal):
+                self._show_files()
+
+    def _check(self) -> None:
+        if self.stopped.is_set():
+            raise Stopped
+
+    def _show_files(self) -> None:
+        """Make the documented folder show what has come."""
+        projector = Projector(self._located.journal, self._located.folder)
+        with projector.having_turn(WAIT_S) as taken:
+            if taken:
+                (self._located.journal / CHECKPOINT).unlink(missing_ok=True)
+                projector.begin_at_base()

@@ -1,0 +1,297 @@
+"""Logins: the tokens stored for each server, and the one to use.
+
+`credentials.json` in the user's configuration folder, mode 0600 in a folder of mode 0700:
+
+    {"remotes": {url: {"token": text or null, "user": name or null, "tokens": {fingerprint: token}}}}
+
+`token` is what `ml-dash login` stored. `tokens` are those that programs brought as `api_key=`; a registration names one
+by its fingerprint, so that several for one server go side by side. A service finds its own in
+`$CREDENTIALS_DIRECTORY/ml-dash-credentials`, of the same form; what is there wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.protocol import DEVELOPMENT_SECRET, user_id
+from ..disk.config import Environment, config_folder, is_loopback, remote_url
+from ..disk.durable import sync_folder, write_all
+from ..disk.lock import Turn
+
+log = logging.getLogger("ml_dash")
+
+CREDENTIALS: Final = "credentials.json"
+SERVICE_CREDENTIALS: Final = "ml-dash-credentials"
+SECRET_VARIABLE: Final = "ML_DASH_JWT_SECRET"
+TOKEN_DAYS: Final = 30
+
+_WAIT_S: Final = 5.0
+_FOR_OTHERS: Final = 0o077
+_told: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What is stored for one server; `repr` shows no token."""
+
+    url: str
+    user: str | None
+    token: str | None
+    tokens: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"<Login of {self.user or 'somebody'} at {self.url}>"
+
+
+def fingerprint(token: str) -> str:
+    """What names a token without telling it: 16 hex digits of its SHA-256."""
+    return hashlib.sha256(token.encode()).hexdigest()[:16]
+
+
+# -- the token to use ------------------------------------------------------------------------------------------------
+
+
+def token_for(
+    url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
+) -> str | None:
+    """The token to show that server first; None if there is no login for it."""
+    return next(iter(tokens_for(url, user_name, fingerprint, env)), None)
+
+
+def tokens_for(
+    url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
+) -> list[str]:
+    """All tokens that may be shown to that server, the one to try first in front.
+
+    First the one that a program brought (`fingerprint` names it); then, on this machine, the development login of
+    `user_name`; then what `ml-dash login` stored; then the login of `user_name` signed with `ML_DASH_JWT_SECRET`. The
+    next one is for when the server does not accept the one before: a program's token was revoked, and its user has
+    logged in since.
+    """
+    found = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
+    return list(dict.fromkeys(found))
+
+
+def has_login(
+    url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
+) -> bool:
+    """Would `token_for` find one? Signs nothing and loads nothing."""
+    return any(True for _ in _choices(remote_url(url), user_name, fingerprint, _environment(env)))
+
+
+def _choices(url: str, name: str | None, mark: str | None, env: Environment) -> Iterator[Callable[[], str]]:
+    stored = _stored(url, env)
+    if stored is not None and mark is not None and mark in stored.tokens:
+        yield lambda: stored.tokens[mark]
+    if name is not None and is_loopback(url):
+        yield lambda: development_token(name, env)
+    if stored is not None and stored.token is not None:
+        token = stored.token
+        yield lambda: token
+    if name is not None and not is_loopback(url) and env.get(SECRET_VARIABLE):
+        yield lambda: development_token(name, env)
+
+
+def development_token(user_name: str, env: Environment | None = None) -> str:
+    """A JWT that says who the user is: valid for 30 days, signed with `ML_DASH_JWT_SECRET`.
+
+    Without that variable it is signed with the well-known development secret, which only a server on this machine
+    accepts, and only with `--dev`.
+    """
+    import jwt
+
+    now = int(time.time())
+    claims = {"userId": user_id(user_name), "userName": user_name, "iat": now, "exp": now + TOKEN_DAYS * 86_400}
+    return jwt.encode(claims, _environment(env).get(SECRET_VARIABLE) or DEVELOPMENT_SECRET, algorithm="HS256")
+
+
+def _environment(env: Environment | None) -> Environment:
+    return os.environ if env is None else env
+
+
+# -- what is stored --------------------------------------------------------------------------------------------------
+
+
+def logins(env: Environment | None = None) -> list[Login]:
+    """What is stored for each server, by URL."""
+    found: dict[str, Login] = {}
+    for path in (_path(env), _service_path(_environment(env))):
+        remotes = _remotes(_read(path)) if path is not None else {}
+        for url, entry in remotes.items():
+            if (login := _login(url, entry)) is not None:
+                found[login.url] = login
+    return [found[url] for url in sorted(found)]
+
+
+def stored(url: str, env: Environment | None = None) -> Login | None:
+    """What is stored for one server."""
+    return _stored(remote_url(url), _environment(env))
+
+
+def _stored(url: str, env: Environment) -> Login | None:
+    return next((login for login in logins(env) if login.url == url), None)
+
+
+def _login(url: str, entry: Any) -> Login | None:
+    try:
+        known = remote_url(url)
+    except ValueError:
+        return None
+    if not isinstance(entry, dict):
+        return None
+    token, user, tokens = entry.get("token"), entry.get("user"), entry.get("tokens")
+    return Login(
+        url=known,
+        user=user if isinstance(user, str) else None,
+        token=token if _is_token(token) else None,
+        tokens={k: t for k, t in tokens.items() if _is_token(t)} if isinstance(tokens, dict) else {},
+    )
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value) and " " not in value
+
+
+def store(url: str, token: str, user: str | None = None, env: Environment | None = None) -> None:
+    """Keep `token` as the login for that server; it replaces the one before. Durable on return. Raises OSError."""
+
+    def change(remotes: dict[str, Any], key: str) -> None:
+        entry = _entry(remotes, key)
+        remotes[key] = {**entry, "token": token, "user": user}
+
+    _change(url, change, env)
+
+
+def remember(url: str, token: str, env: Environment | None = None) -> str:
+    """Keep a token that a program brought, beside the login; its fingerprint. Durable on return. Raises OSError.
+
+    Nothing is written where it is known already.
+    """
+    mark = fingerprint(token)
+    known = stored(url, env)
+    if known is not None and known.tokens.get(mark) == token:
+        return mark
+
+    def change(remotes: dict[str, Any], key: str) -> None:
+        entry = _entry(remotes, key)
+        tokens = entry.get("tokens")
+        remotes[key] = {**entry, "tokens": {**(tokens if isinstance(tokens, dict) else {}), mark: token}}
+
+    _change(url, change, env)
+    return mark
+
+
+def forget(url: str, env: Environment | None = None) -> bool:
+    """Remove all that is stored for that server; was there anything? Raises OSError."""
+    found = False
+
+    def change(remotes: dict[str, Any], key: str) -> None:
+        nonlocal found
+        found = remotes.pop(key, None) is not None
+
+    _change(url, change, env)
+    return found
+
+
+def _entry(remotes: dict[str, Any], key: str) -> dict[str, Any]:
+    entry = remotes.get(key)
+    return entry if isinstance(entry, dict) else {"token": None, "user": None}
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def _path(env: Environment | None) -> Path:
+    return config_folder(env) / CREDENTIALS
+
+
+def _service_path(env: Environment) -> Path | None:
+    folder = env.get("CREDENTIALS_DIRECTORY", "")
+    return Path(folder, SERVICE_CREDENTIALS) if folder else None
+
+
+def _read(path: Path) -> Any:
+    """The content; None where there is none, or none that can be read."""
+    try:
+        with path.open("rb") as file:
+            if os.name == "posix" and os.fstat(file.fileno()).st_mode & _FOR_OTHERS:
+                _tell_once(f"{path} can be read by other users; run: chmod 600 {path}")
+            return json.loads(file.read())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        _tell_once(f"{path} cannot be read ({error}); its logins are not used")
+        return None
+
+
+def _remotes(content: Any) -> dict[str, Any]:
+    remotes = content.get("remotes") if isinstance(content, dict) else None
+    return dict(remotes) if isinstance(remotes, dict) else {}
+
+
+def _change(url: str, change: Callable[[dict[str, Any], str], None], env: Environment | None) -> None:
+    """Read, change and replace the file, one process at a time."""
+    path, wanted = _path(env), remote_url(url)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    turn = Turn(path.with_name(f".{CREDENTIALS}.lock"))
+    turn.take(_WAIT_S)
+    try:
+        content = _read_to_change(path)
+        remotes = _remotes(content)
+        change(remotes, next((known for known in remotes if _same(known, wanted)), wanted))
+        others = content if isinstance(content, dict) else {}
+        _write(path, json.dumps({**others, "remotes": remotes}, indent=2).encode())
+    finally:
+        turn.give_back()
+
+
+def _read_to_change(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        aside = path.with_name(f"{CREDENTIALS}.damaged")
+        os.replace(path, aside)
+        _tell_once(f"{path} is damaged ({error}); it was kept as {aside.name}, and begun anew")
+        return None
+
+
+def _same(known: str, wanted: str) -> bool:
+    try:
+        return remote_url(known) == wanted
+    except ValueError:
+        return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace the file, never readable by others, not even for a moment."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        try:
+            write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _tell_once(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        log.warning("ml-dash: %s", text)

@@ -1,0 +1,390 @@
+"""Prove that a server has what a journal holds: digests of segments, compared; files, asked for by their blobs.
+
+The server says the SHA-256 of the first bytes of each segment it has, and the same bytes are read and hashed here. So
+nothing that either side has noted down (cursors, checkpoints) is part of the proof. Read in blocks, in flat memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..core.protocol import UNKNOWN, Digest, JournalState
+from ..errors import Damaged, JournalError, ServerRefused, Unauthorised
+from ..journal import base as bases
+from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
+from ..journal.segment import list_segments, parse_blob, read_identity
+from ..reading.read import Located, view
+from . import remote
+from .register import Registration, cursor_of
+
+if TYPE_CHECKING:
+    from .remote import Link
+
+Progress = Callable[[int, int], None]
+"""(bytes compared, bytes in all)"""
+
+_BLOCK: Final = 1 << 20
+# How many segments are asked for at once.
+_AT_ONCE: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment that is here, or that a base stands for: its first `size` bytes are asked for.
+
+    `path` is None, and `sha256` known, where only the base remembers it.
+    """
+
+    id: str
+    journal: str
+    file: str
+    size: int
+    path: Path | None = None
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What a server has of an experiment, shown by digests.
+
+    `conflicts` names segments whose bytes differ there; `reasons` says for people why something is missing.
+    """
+
+    project: str
+    name: str
+    remote: str
+    user: str | None
+    events: int
+    events_there: int
+    files: int
+    files_there: int
+    segments: int
+    segments_equal: int
+    bytes: int
+    bytes_there: int
+    removed: bool = False
+    conflicts: tuple[str, ...] = ()
+    missing_files: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = field(default=())
+
+    @property
+    def complete(self) -> bool:
+        """Is all of it there?"""
+        return (
+            self.events_there == self.events
+            and self.files_there == self.files
+            and self.segments_equal == self.segments
+            and not self.conflicts
+            and not self.removed
+        )
+
+
+def connect(registration: Registration) -> Link:
+    """A connection to the registration's server, with the first login that it accepts.
+
+    Raises Unauthorised if there is none, or if it accepts none; Unreachable.
+    """
+    from .login import tokens_for
+
+    tokens = tokens_for(registration.remote, registration.user, registration.login)
+    for number, token in enumerate(tokens):
+        link = remote.Link(registration.remote, token)
+        try:
+            remote.whoami(link)
+        except Unauthorised:
+            link.close()
+            if number == len(tokens) - 1:
+                raise
+        except BaseException:
+            link.close()
+            raise
+        else:
+            return link
+    raise Unauthorised(
+        f"there is no login for {registration.remote}", hint=f"run: ml-dash login {registration.remote}"
+    )
+
+
+def prove(
+    located: Located, registration: Registration, link: Link, progress: Progress | None = None
+) -> Proof:
+    """Compare what is here with what the server has. Changes nothing on either side.
+
+    A run may go on meanwhile: what it adds may count as missing, never as there. Raises RemoteError; JournalError for a
+    base that cannot be read.
+    """
+    return _Comparison(located, registration, link, progress or (lambda done, total: None)).run()
+
+
+class _Comparison:
+    """One comparison of a journal with a server."""
+
+    def __init__(self, located: Located, registration: Registration, link: Link, progress: Progress) -> None:
+        self.located = located
+        self.registration = registration
+        self.link = link
+        self.progress = progress
+        self.reasons: list[str] = []
+        self.conflicts: list[str] = []
+        self.equal = 0
+        self.missing_events = 0
+        self.bytes_there = 0
+        self.compared = 0
+        self.total = 0
+
+    def run(self) -> Proof:
+        # The state first: what is appended after it is then only counted as missing.
+        state = view(self.located).state
+        self.home = read_identity(self.located.journal).journal.hex()
+        base = bases.load(self.located.journal)
+        parts = self._parts(base)
+        self.total = sum(part.size for part in parts)
+        known = {journal: self._journal(journal) for journal in {self.home, *(part.journal for part in parts)}}
+        if known[self.home] is None and any(part.journal == self.home for part in parts):
+            self.reasons.append("unknown to the server: nothing was sent yet, or as another user")
+        for journal in known:
+            self._compare([part for part in parts if part.journal == journal], known[journal])
+        removed = any(found is not None and found["tombstone"] for found in known.values())
+        if removed:
+            self.reasons.append("it was removed on the server, which keeps what these writers send out of sight")
+        files = [file for file in state.files.values() if file.live]
+        there = self._blobs_there(known)
+        missing = [f"{file.place} ({file.id})" for file in files if not self._has(file.blob, there, parts, known)]
+        self._ask_the_uploader()
+        there_events = max(0, state.events - self.missing_events)
+        counted = max((found["events"] for found in known.values() if found is not None), default=0)
+        if counted < there_events:
+            # The bytes are the same, but the server counts otherwise: no more is proven.
+            self.reasons.append(f"the server counts {counted:,} events")
+            there_events = counted
+        return Proof(
+            project=self.located.project,
+            name=self.located.name,
+            remote=self.registration.remote,
+            user=self.registration.user,
+            events=state.events,
+            events_there=there_events,
+            files=len(files),
+            files_there=len(files) - len(missing),
+            segments=len(parts),
+            segments_equal=self.equal,
+            bytes=self.total,
+            bytes_there=self.bytes_there,
+            removed=removed,
+            conflicts=tuple(self.conflicts),
+            missing_files=tuple(missing),
+            reasons=tuple(self.reasons),
+        )
+
+    def _journal(self, journal: str) -> JournalState | None:
+        try:
+            return remote.journal(self.link, journal)
+        except ServerRefused as refused:
+            if refused.code == UNKNOWN:
+                return None
+            raise
+
+    # -- segments ----------------------------------------------------------------------------------------------------
+
+    def _parts(self, base: bases.Base | None) -> list[Part]:
+        """Every segment, with as many bytes as are whole frames or damage: not a torn end."""
+        found: dict[str, Part] = {}
+        for _, path in list_segments(self.located.journal):
+            try:
+                segment = open_segment(path)
+                if segment is None:
+                    continue
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            except (OSError, Damaged) as error:
+                self.reasons.append(f"segment {path.name} cannot be read: {error}")
+                self.missing_events += 1
+                continue
+            found[segment.id] = Part(segment.id, segment.header.journal.hex(), path.name, size, path)
+        for stood in base.segments.values() if base is not None else ():
+            if stood.id not in found:
+                found[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
+        return list(found.values())
+
+    def _compare(self, parts: list[Part], known: JournalState | None) -> None:
+        for start in range(0, len(parts), _AT_ONCE):
+            some = parts[start : start + _AT_ONCE]
+            digests = self._digests(some) if known is not None else {}
+            for part in some:
+                there = digests.get(part.id)
+                if there is None:
+                    self._not_there(part, 0)
+                elif part.path is None:
+                    self._compare_remembered(part, there)
+                else:
+                    self._compare_bytes(part, part.path, there)
+
+    def _digests(self, parts: list[Part]) -> dict[str, Digest]:
+        return remote.digests(self.link, parts[0].journal, {part.id: part.size for part in parts})
+
+    def _compare_remembered(self, part: Part, there: Digest) -> None:
+        self._advance(part.size)
+        if there["of"] == part.size and there["sha256"] == part.sha256:
+            self.equal += 1
+            self.bytes_there += part.size
+            return
+        self.conflicts.append(part.file)
+        self.reasons.append(
+            f"segment {part.file} was freed here, and the server has not what it held "
+            f"({there['of']:,} of {part.size:,} bytes{'' if there['of'] < part.size else ', but others'})"
+        )
+
+    def _compare_bytes(self, part: Part, path: Path, there: Digest) -> None:
+        of = there["of"]
+        try:
+            same = _digest(path, of, self._advance) == there["sha256"]
+        except (FileNotFoundError, EOFError):
+            self.reasons.append(f"segment {part.file} went while it was read; look again")
+            self.missing_events += 1
+            return
+        if same:
+            self.bytes_there += of
+            self._not_there(part, of)
+            return
+        start = self._first_difference(part, path, of)
+        self.conflicts.append(part.file)
+        self.reasons.append(
+            f"segment {part.file}: the server holds other bytes from {start:,} on; what arrived first is kept there"
+        )
+        self.bytes_there += start
+        self.missing_events += self._not_whole_before(part, path, start)
+
+    def _first_difference(self, part: Part, path: Path, of: int) -> int:
+        """The first byte that differs, found by asking for digests of ever closer lengths."""
+        same, different = 0, of
+        while different - same > 1:
+            middle = (same + different) // 2
+            found = remote.digests(self.link, part.journal, {part.id: middle}).get(part.id)
+            if found is not None and found["of"] == middle and found["sha256"] == _digest(path, middle):
+                same = middle
+            else:
+                different = middle
+        return same
+
+    def _not_there(self, part: Part, start: int) -> None:
+        """Bytes from `start` on are not on the server: equal all the same if they hold nothing to be sent."""
+        if part.path is None:
+            self._advance(part.size)
+            self.conflicts.append(part.file)
+            self.reasons.append(f"segment {part.file} was freed here, and the server does not have it")
+            return
+        self._advance(part.size - start)
+        if start >= part.size:
+            self.equal += 1
+            return
+        events, torn = self._events(part, part.path, start)
+        self.missing_events += events
+        if torn and not events:
+            self.equal += 1
+            self.bytes_there += part.size - start
+
+    def _events(self, part: Part, path: Path, start: int) -> tuple[int, bool]:
+        """How many events there are from a byte on, and whether the rest, if any, is an end that a crash cut off."""
+        events, whole = 0, True
+        try:
+            segment = open_segment(path)
+            if segment is None:
+                return 0, True
+            for item in read(segment, max(start, segment.first), part.size):
+                if isinstance(item, Run):
+                    events += len(item.events)
+                elif isinstance(item, Gap):
+                    self.reasons.append(f"segment {part.file}: bytes {item.start:,} to {item.end:,} are damaged here")
+                    whole = False
+                elif isinstance(item, Tail) and not is_partial(segment, item):
+                    self.reasons.append(
+                        f"segment {part.file}: its last {item.end - item.start} bytes hold no frame, and were not sent"
+                    )
+        except FileNotFoundError:
+            return events, False
+        except (OSError, JournalError) as error:
+            self.reasons.append(f"segment {part.file} cannot be read: {error}")
+            return max(events, 1), False
+        return events, whole
+
+    def _not_whole_before(self, part: Part, path: Path, different: int) -> int:
+        """How many events are not proven if a byte differs: that of its frame, and all behind it."""
+        try:
+            segment = open_segment(path)
+            if segment is None:
+                return 1
+            counts = [
+                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Run))
+                for end in (part.size, max(segment.first, different))
+            ]
+        except (OSError, JournalError) as error:
+            self.reasons.append(f"segment {part.file} cannot be read: {error}")
+            return 1
+        return max(1, counts[0] - counts[1])
+
+    def _advance(self, count: int) -> None:
+        self.compared += count
+        self.progress(min(self.compared, self.total), self.total)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _blobs_there(known: dict[str, JournalState | None]) -> set[str]:
+        return {
+            name
+            for found in known.values()
+            if found is not None
+            for name, state in found["blobs"].items()
+            if state["complete"]
+        }
+
+    def _has(
+        self, blob: str, there: set[str], parts: list[Part], known: dict[str, JournalState | None]
+    ) -> bool:
+        if blob in there:
+            return True
+        # It may be known under another journal of this experiment, or by its content.
+        parsed = parse_blob(blob)
+        writer = parsed[1] if parsed is not None else ""
+        journal = next((part.journal for part in parts if f"-{writer}-" in part.file), self.home)
+        if known.get(journal) is None:
+            return False
+        try:
+            return remote.blob_state(self.link, journal, blob)["complete"]
+        except ServerRefused:
+            return False
+
+    # -- what the uploader says --------------------------------------------------------------------------------------
+
+    def _ask_the_uploader(self) -> None:
+        cursor = cursor_of(self.registration)
+        if cursor is None:
+            return
+        self.reasons += [f"parked: {name}: {reason}" for name, reason in sorted(cursor.parked.items())]
+        if cursor.trouble is not None:
+            self.reasons.append(cursor.trouble.text or cursor.trouble.kind)
+
+
+def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
+    digest = hashlib.sha256()
+    for block in _blocks(path, size):
+        digest.update(block)
+        if tell is not None:
+            tell(len(block))
+    return digest.hexdigest()
+
+
+def _blocks(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while size:
+            block = file.read(min(_BLOCK, size))
+            if not block:
+                raise EOFError
+            size -= len(block)
+            yield block

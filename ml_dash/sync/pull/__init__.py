@@ -1,0 +1,1 @@
+"""Bring an experiment from a server: download, check, put in place."""

@@ -1,0 +1,81 @@
+"""How a server has merged an experiment, in the form of the `order` that a journal has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from ...core.frames import LengthCrcs, OrderHeader, encode_frame, encode_header
+from ...disk.durable import replace_file
+from ...errors import Damaged
+from ...journal.order import DEATH, STRETCH, Order, Stretch, death_payload, stretch_payload
+from ...journal.segment import ORDER
+
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+def checked(record: Any) -> list[Any]:
+    """A record of a server's order; raises Damaged if it is none."""
+    kind, who, third, end = record if isinstance(record, list) and len(record) == 4 else (0, "", 0, 0)
+    sound = isinstance(who, str) and _ID.fullmatch(who) is not None and type(end) is int and end >= 0
+    if kind == STRETCH:
+        sound = sound and type(third) is int and 0 <= third <= end
+    else:
+        sound = sound and kind == DEATH and isinstance(third, str) and _ID.fullmatch(third) is not None
+    if not sound:
+        raise Damaged(f"the server's order holds {str(record)[:200]!r}, which is no record of an order")
+    return [kind, who, third, end]
+
+
+def joined(records: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """Stretches that go on where the one before ended are one; uploads come in small pieces."""
+    waiting: list[Any] | None = None
+    for record in records:
+        if waiting is not None and record[:3] == [STRETCH, waiting[1], waiting[3]] and waiting[0] == STRETCH:
+            waiting[3] = record[3]
+            continue
+        if waiting is not None:
+            yield waiting
+        waiting = list(record)
+    if waiting is not None:
+        yield waiting
+
+
+def lengths(records: list[list[Any]]) -> dict[str, int]:
+    """Segment id → so many bytes of it the server has merged."""
+    totals: dict[str, int] = {}
+    for kind, who, _, end in records:
+        if kind == STRETCH:
+            totals[who] = max(totals.get(who, 0), end)
+    return totals
+
+
+def payload(record: list[Any]) -> bytes:
+    kind, who, third, end = record
+    return stretch_payload(who, third, end) if kind == STRETCH else death_payload(who, third, end)
+
+
+def write_order(journal: Path, identity: OrderHeader, payloads: list[bytes]) -> None:
+    header = encode_header(identity)
+    crcs = LengthCrcs(int.from_bytes(header[-4:], "little"))
+    replace_file(journal / ORDER, header + b"".join(encode_frame(payload, crcs) for payload in payloads), sync=True)
+
+
+def ends(order: Order) -> dict[str, int]:
+    """Segment id → how much of it an order names."""
+    named: dict[str, int] = {}
+    for record, _ in order.read(0):
+        if isinstance(record, Stretch):
+            named[record.segment] = max(named.get(record.segment, 0), record.end)
+    return named
+
+
+def ends_in(journal: Path) -> dict[str, int]:
+    order = Order(journal)
+    order.open(write=False)
+    try:
+        return ends(order)
+    finally:
+        order.close()

@@ -1,0 +1,150 @@
+"""Bring an experiment from a server to this machine: all of it, or only its state.
+
+What is brought lies in a journal of this machine's own: segments keep the journal id that their headers name, so that
+the uploader knows them for what the server has already, and `order` says how the server merged them. So log entries and
+points have here the numbers that they have there. A new journal appears whole, by one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from ...core.frames import OrderHeader
+from ...core.state import State
+from ...disk.durable import fail_point, replace_file, sync_folder
+from ...errors import ForeignFolder, NotFound
+from ...journal import base as bases
+from ...journal.segment import BLOBS, JOURNAL, SEGMENTS, read_identity
+from ...projection.project import Projector
+from ...reading.read import Located
+from ...reading.view import look_anew
+from .download import Bringer, PullReport
+from .existing import WAIT_S, Join
+from .order import joined, lengths, payload, write_order
+from .scratch import lived_in, scratch_in, sweep
+from .source import Permit, Progress, Source
+
+
+def pull(
+    source: Source,
+    located: Located,
+    *,
+    state_only: bool = False,
+    files: bool | None = None,
+    fill: bool = True,
+    permit: Permit | None = None,
+    progress: Progress | None = None,
+) -> PullReport:
+    """Bring the experiment `located.project`/`located.name` to where `located` says, or what of it is missing there.
+
+    With `state_only` a base stands for all segments; contents of files come only with `files` then. Without `fill`
+    what a base stands for here stays on the server. On return what was brought is durable.
+
+    Raises NotFound if the server does not have the experiment, InvalidValue if the state alone is asked for of one
+    whose journal is here, RemoteError if the server does not answer or answers something else; nothing changed then.
+    """
+    found = source.find(located.project, located.name)
+    if found is None:
+        raise NotFound(
+            f"{source.name} has no experiment {located.project}/{located.name}",
+            hint="it may not be sent yet, or belong to another user; see: ml-dash whoami",
+        )
+    bringer = Bringer(source, located, found["experiment"], permit or Permit(), progress)
+    with_files = not state_only if files is None else files
+    if not (located.journal / SEGMENTS).is_dir():
+        with contextlib.suppress(FileExistsError):
+            return _into_nothing(bringer, state_only, with_files)
+    identity = read_identity(located.journal)
+    if (identity.project, identity.name) != (located.project, located.name):
+        raise ForeignFolder(
+            f"{located.journal} holds experiment {identity.project}/{identity.name}, not "
+            f"{located.project}/{located.name}",
+            hint="name another place with --path",
+        )
+    return Join(bringer).bring(state_only, with_files, fill)
+
+
+def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport:
+    """A new journal. Raises FileExistsError if another process has made one meanwhile."""
+    journal, folder = bringer.located.journal, bringer.located.folder
+    home = journal.parent
+    for place in {home, folder}:
+        _refuse_foreign(place)
+    _make_store(home.parents[1])
+    home.mkdir(parents=True, exist_ok=True)
+    sweep(home)
+    temporary = scratch_in(home, JOURNAL)
+    (temporary / SEGMENTS).mkdir(parents=True)
+    (temporary / BLOBS).mkdir()
+    try:
+        with lived_in(temporary):
+            state = _bring_new(bringer, temporary, state_only, files)
+            bringer.permit.take()
+            fail_point("pull-brought")
+            _rename(temporary, journal)
+            fail_point("pull-placed")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for changed in (home, home.parent, home.parent.parent):
+        sync_folder(changed)
+    bringer.permit.done()
+    if not state_only:
+        Projector(journal, folder).advance(wait_s=WAIT_S)
+    return bringer.report(state, state_only=state_only, new=True)
+
+
+def _bring_new(bringer: Bringer, into: Path, state_only: bool, files: bool) -> State:
+    """Make a journal, complete and synced; its state."""
+    identity = OrderHeader(os.urandom(16), bringer.located.project, bringer.located.name)
+    records: list[bytes] = []
+    if state_only:
+        bases.save(into, identity, bringer.remote_base())
+    else:
+        records = _bring_all(bringer, into)
+    write_order(into, identity, records)
+    state = look_anew(into, bringer.located.folder).state
+    if files:
+        bringer.bring_files(state, into)
+    for folder in (into / SEGMENTS, into / BLOBS, into):
+        sync_folder(folder)
+    return state
+
+
+def _bring_all(bringer: Bringer, into: Path) -> list[bytes]:
+    """All segments and the bodies that belong to them; the records of the server's order."""
+    records = list(joined(bringer.records()))
+    bringer.bring_segments(lengths(records), into)
+    bringer.bring_bodies(into)
+    return list(map(payload, records))
+
+
+def _rename(temporary: Path, journal: Path) -> None:
+    try:
+        os.rename(temporary, journal)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) and journal.is_dir():
+            raise FileExistsError(error.errno, "another process has made this journal", str(journal)) from None
+        raise
+
+
+def _make_store(store: Path) -> None:
+    """A store is not for version control."""
+    if not store.exists():
+        store.mkdir(parents=True, exist_ok=True)
+        replace_file(store / ".gitignore", b"*\n")
+
+
+def _refuse_foreign(home: Path) -> None:
+    try:
+        found = [entry for entry in os.listdir(home) if not entry.startswith(JOURNAL)]
+    except FileNotFoundError:
+        return
+    if found:
+        raise ForeignFolder(
+            f"{home} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
+            hint="name another place with --path",
+        )

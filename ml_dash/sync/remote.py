@@ -1,0 +1,466 @@
+"""One server over HTTP: the calls of the sync protocol and of the REST API, with errors that say what to do next.
+
+Only JSON that a server of this protocol can have made counts as an answer: a sign-in page of a network answers 200 too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json as jsons
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote
+
+from ..core.protocol import (
+    PREFIX,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    UNKNOWN,
+    Appended,
+    BlobState,
+    DeathNote,
+    Digest,
+    FoundExperiment,
+    JournalState,
+    OrderPage,
+    blob_path,
+    journal_path,
+    segment_path,
+)
+from ..core.version import __version__
+from ..disk.config import is_loopback
+from ..errors import RemoteError, ServerRefused, Unauthorised, Unreachable
+
+if TYPE_CHECKING:
+    import requests
+
+Token = Callable[[], str | None] | str | None
+Timeout = tuple[float, float]
+
+CONNECT_S: Final = 5.0
+ANSWER_S: Final = 60.0
+_BLOCK: Final = 1 << 20
+_ANSWER_BYTES: Final = 64 << 20
+_COMPRESSED_FROM: Final = 1 << 10
+_SAMPLE: Final = 32 << 10
+_SHOWN: Final = 300
+_DOT: Final = "/%2E"
+# An HTTP status that does not mean "no", but "not now".
+_LATER: Final = frozenset((408, 425, 429))
+_LONGEST_PAUSE_S: Final = 3600.0
+
+
+class Link:
+    """One server and one login, over connections that are kept open. For one thread at a time."""
+
+    def __init__(self, url: str, token: Token, *, timeout_s: Timeout | None = None) -> None:
+        """`token` is a text or what gives one; `timeout_s` are seconds to connect, and between bytes of the answer."""
+        self.url = url.rstrip("/")
+        self._token = token
+        self._timeout_s = timeout_s if timeout_s is not None else (CONNECT_S, ANSWER_S)
+        self._session: requests.Session | None = None
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _open(self) -> requests.Session:
+        import requests
+        from requests.adapters import HTTPAdapter
+
+        session = requests.Session()
+        # .netrc must not put a login of its own in the place of ours; a proxy cannot reach this machine's loopback.
+        session.auth = _no_auth
+        if is_loopback(self.url):
+            session.trust_env = False
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=4, max_retries=0)
+        session.mount("http://", adapter)
+        session.mount("https://", adapter)
+        session.headers["User-Agent"] = f"ml-dash/{__version__}"
+        session.headers[PROTOCOL_HEADER] = str(PROTOCOL)
+        return session
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = None,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        """The answer to one request, if it is a good one.
+
+        Raises Unauthorised (no login, 401, 403), Unreachable (try again, later) or ServerRefused (the server says no).
+        """
+        import requests
+
+        token = self._token() if callable(self._token) else self._token
+        if token is None:
+            raise Unauthorised(f"there is no login for {self.url}", hint=f"run: ml-dash login {self.url}")
+        sent = {"Authorization": f"Bearer {token}", **(headers or {})}
+        if json is not None:
+            data = jsons.dumps(json, allow_nan=False).encode()
+            sent["Content-Type"] = "application/json"
+        try:
+            session = self._session = self._session or self._open()
+            # Redirects are not followed: a login is for one server, and a POST must not become a GET.
+            response = session.request(
+                method, self.url + path, params=params, data=data, headers=sent, stream=True,
+                timeout=self._timeout_s, allow_redirects=False,
+                auth=_Exactly(self.url + path) if _DOT in path else None,
+            )  # fmt: skip
+            if response.status_code >= 300:
+                _refuse(self.url, response)
+            if PROTOCOL_HEADER not in response.headers:
+                raise _strange(self.url, response)
+            if not stream:
+                _read_whole(self.url, response)
+        except requests.exceptions.SSLError as error:
+            raise Unreachable(f"{self.url} has no certificate that is trusted here: {_short(error)}") from error
+        except (requests.RequestException, OSError) as error:
+            if isinstance(error, RemoteError):
+                raise
+            raise Unreachable(f"{self.url} cannot be reached: {_short(error)}") from error
+        except ValueError as error:
+            # No request can be made of that URL or header; urllib3 says so by errors of its own.
+            raise Unreachable(f"{self.url} cannot be asked: {_short(error)}") from error
+        return response
+
+    def ask(self, method: str, path: str, needed: Sequence[str], **how: Any) -> dict[str, Any]:
+        """The JSON object that answers, with the fields that the protocol promises."""
+        response = self.call(method, path, **how)
+        try:
+            found = jsons.loads(response.content)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not all(name in found for name in needed):
+            raise _strange(self.url, response)
+        return found
+
+
+# -- the sync protocol (docs/protocol.md) -----------------------------------------------------------------------------
+
+
+def journal(link: Link, journal: str) -> JournalState:
+    """What the server has of a journal. Raises ServerRefused with code `unknown` if that is nothing."""
+    needed = ("segments", "blobs", "missing", "removed", "tombstone")
+    return cast("JournalState", link.ask("GET", journal_path(journal), needed))
+
+
+def append_segment(
+    link: Link,
+    journal: str,
+    file: str,
+    offset: int,
+    data: bytes | memoryview,
+    *,
+    damaged: Sequence[tuple[int, int]] = (),
+    without: Sequence[str] = (),
+) -> Appended:
+    """Send bytes of a segment; how many of it are durable on the server then."""
+    params = {"offset": str(offset)}
+    if damaged:
+        params["damaged"] = ",".join(f"{start}-{end}" for start, end in damaged)
+    if without:
+        params["without"] = ",".join(without)
+    body, headers = _packed(data)
+    path = segment_path(journal, file)
+    found = link.ask("POST", path, ("length", "events"), params=params, data=body, headers=headers)
+    if not _is_size(found["length"]):
+        raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
+    return cast("Appended", found)
+
+
+def deaths(link: Link, journal: str, notes: Sequence[DeathNote]) -> int:
+    """Tell which writers were found dead; how many of the notes were new to the server."""
+    found = link.ask("POST", f"{journal_path(journal)}/deaths", ("deaths",), json={"deaths": list(notes)})
+    return cast("int", found["deaths"])
+
+
+def blob_state(link: Link, journal: str, name: str) -> BlobState:
+    """How much of a blob the server has."""
+    return cast("BlobState", link.ask("GET", f"{blob_path(journal, name)}/state", ("length", "complete")))
+
+
+def append_blob(
+    link: Link, journal: str, name: str, offset: int, size: int, data: bytes | memoryview, *, body: bool = False
+) -> BlobState:
+    """Send bytes of a blob of `size` bytes; how much of it is durable on the server then."""
+    params = {"offset": str(offset), "size": str(size), **({"kind": "body"} if body else {})}
+    packed, headers = _packed(data)
+    path = blob_path(journal, name)
+    found = link.ask("PUT", path, ("length", "complete"), params=params, data=packed, headers=headers)
+    if not _is_size(found["length"]):
+        raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
+    return cast("BlobState", found)
+
+
+def digests(link: Link, journal: str, wanted: Mapping[str, int]) -> dict[str, Digest]:
+    """SHA-256 of the first so many bytes of segments, by their ids; segments that the server lacks are left out."""
+    found = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})
+    return cast("dict[str, Digest]", found["segments"])
+
+
+def find_experiment(link: Link, project: str, name: str) -> FoundExperiment:
+    """An experiment by its names. Raises ServerRefused with code `unknown`."""
+    params = {"project": project, "name": name}
+    return cast("FoundExperiment", link.ask("GET", f"{PREFIX}/experiments", ("experiment", "journals"), params=params))
+
+
+def order(link: Link, experiment: str, after: int, limit: int) -> OrderPage:
+    """A page of what arrived, in the order of arrival."""
+    params = {"after": str(after), "limit": str(limit)}
+    path = f"{PREFIX}/experiments/{experiment}/order"
+    return cast("OrderPage", link.ask("GET", path, ("records", "next"), params=params))
+
+
+def segment_bytes(link: Link, segment: str, offset: int, limit: int) -> tuple[bytes, str, str]:
+    """(bytes of a segment from `offset` on, its file name, the id of its journal)."""
+    params = {"offset": str(offset), "limit": str(limit)}
+    response = link.call("GET", f"{PREFIX}/segments/{segment}", params=params)
+    try:
+        return response.content, response.headers["X-ML-Dash-File"], response.headers["X-ML-Dash-Journal"]
+    except KeyError:
+        raise _strange(link.url, response) from None
+
+
+def base(link: Link, experiment: str) -> bytes:
+    """The state of an experiment, see `journal.base.decode`."""
+    return link.call("GET", f"{PREFIX}/experiments/{experiment}/base").content
+
+
+def blob(link: Link, experiment: str, name: str) -> Iterator[bytes]:
+    """The content of a blob, in blocks of at most 1 MiB. Raises ServerRefused (404) where it is not whole."""
+    response = link.call("GET", f"{PREFIX}/experiments/{experiment}/blobs/{quote(name)}", stream=True)
+    return _blocks(link.url, response)
+
+
+def has_blob(link: Link, experiment: str, name: str, size: int) -> bool:
+    """Could the whole of a blob be fetched, and has it that size in bytes? One byte of it is."""
+    path = f"{PREFIX}/experiments/{experiment}/blobs/{quote(name)}"
+    try:
+        response = link.call("GET", path, headers={"Range": "bytes=0-0"} if size else {})
+    except ServerRefused as refused:
+        if refused.status in (404, 416):
+            return False
+        raise
+    if not size:
+        return not response.content
+    return response.headers.get("Content-Range", "").rpartition("/")[2] == str(size)
+
+
+def remove(link: Link, experiment: str) -> int:
+    """Put an experiment out of sight on the server; how many writers that silences."""
+    return cast("int", link.ask("DELETE", f"{PREFIX}/experiments/{experiment}", ("writers",))["writers"])
+
+
+def whoami(link: Link) -> dict[str, Any]:
+    """Whose login that is, and what it allows."""
+    return link.ask("GET", "/whoami", ("userName", "readOnly"))
+
+
+class ServerSource:
+    """A server, as `pull` asks it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def name(self) -> str:
+        return self._link.url
+
+    def find(self, project: str, name: str) -> FoundExperiment | None:
+        try:
+            return find_experiment(self._link, project, name)
+        except ServerRefused as refused:
+            if refused.status == 404:
+                return None
+            raise
+
+    def order(self, experiment: str, after: int, limit: int) -> OrderPage:
+        return order(self._link, experiment, after, limit)
+
+    def segment(self, segment: str, offset: int, limit: int) -> tuple[bytes, str, str]:
+        return segment_bytes(self._link, segment, offset, limit)
+
+    def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
+        return digests(self._link, journal, wanted)
+
+    def base(self, experiment: str) -> bytes:
+        return base(self._link, experiment)
+
+    def blob(self, experiment: str, name: str) -> Iterator[bytes]:
+        return blob(self._link, experiment, name)
+
+
+class ServerHolder:
+    """A server, as `gc` asks it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def name(self) -> str:
+        return self._link.url
+
+    def removed(self, journal: str) -> set[str]:
+        known = _known(self._link, journal)
+        return set(known["removed"]) if known is not None else set()
+
+    def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
+        return digests(self._link, journal, wanted)
+
+    def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
+        known = _known(self._link, journal)
+        if known is None:
+            return set()
+        there = known["blobs"]
+        found = {name for name, size in wanted.items() if name in there and there[name]["length"] == size}
+        # Bodies are not listed, nor versions that were replaced; the state of a blob only says whether to send it.
+        experiment = known["experiment"]
+        return found | {
+            name for name in wanted.keys() - found if has_blob(self._link, experiment, name, wanted[name])
+        }
+
+
+def _known(link: Link, journal_id: str) -> JournalState | None:
+    try:
+        return journal(link, journal_id)
+    except ServerRefused as refused:
+        if refused.code == UNKNOWN:
+            return None
+        raise
+
+
+# -- requests and answers ---------------------------------------------------------------------------------------------
+
+
+class _Exactly:
+    """Puts back a path that the library has resolved: a metric may be called `..`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        _, mark, query = (request.url or "").partition("?")
+        request.url = self._url + mark + query
+        return request
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _packed(data: bytes | memoryview) -> tuple[bytes | memoryview, dict[str, str]]:
+    """A body, compressed where that is worth it."""
+    headers = {"Content-Type": "application/octet-stream"}
+    if len(data) < _COMPRESSED_FROM:
+        return bytes(data), headers
+    sample = data[:_SAMPLE]
+    if len(data) > 2 * _SAMPLE and len(zlib.compress(sample, 1)) > len(sample) * 0.9:
+        # Checkpoints and pictures do not get smaller; finding that out must not cost more than sending them.
+        return data, headers
+    packed = gzip.compress(data, 1, mtime=0)
+    if len(packed) > len(data) * 0.9:
+        return data, headers
+    return packed, {**headers, "Content-Encoding": "gzip"}
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_whole(url: str, response: requests.Response) -> None:
+    """Read the answer, within bounds. Raises Unreachable for one without end."""
+    parts, have = [], 0
+    with contextlib.closing(response):
+        for part in response.iter_content(_BLOCK):
+            have += len(part)
+            if have > _ANSWER_BYTES:
+                raise Unreachable(f"{url} answers without end")
+            parts.append(part)
+    response._content = b"".join(parts)
+
+
+def _refuse(url: str, response: requests.Response) -> None:
+    """Raise what an answer other than "done" means."""
+    status = response.status_code
+    _read_whole(url, response)
+    error, extra = _error(response)
+    if PROTOCOL_HEADER not in response.headers or error is None or status < 400:
+        if status in (401, 403) or status < 400 or status in (404, 405, 407, 410):
+            # Something stands between, or this is no ml-dash server: what the server would say is not known.
+            raise _strange(url, response)
+        if status != 413:
+            failure = Unreachable(f"{url} answered {status} {response.reason or ''}".rstrip())
+            failure.retry_after_s = _pause(response)
+            raise failure
+        error, extra = {"code": "too_large", "message": "a proxy before the server takes no body of this size"}, {}
+    code, message = str(error.get("code", "")), str(error.get("message", ""))[:_SHOWN]
+    if status in (401, 403):
+        raise Unauthorised(f"{url}: {message}", hint=f"run: ml-dash login {url}")
+    if status in _LATER or status >= 500:
+        failure = Unreachable(f"{url} cannot take it now ({status} {code}): {message}")
+        failure.retry_after_s = _pause(response)
+        failure.answered = True
+        raise failure
+    raise ServerRefused(f"{url} refused ({status} {code}): {message}", status=status, code=code, extra=extra)
+
+
+def _error(response: requests.Response) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """What an answer of a server of ours says is wrong; None if it is none."""
+    try:
+        body = jsons.loads(response.content)
+        error = body.pop("error")
+        return (error, body) if isinstance(error, dict) else (None, {})
+    except (ValueError, LookupError, AttributeError, TypeError):
+        return None, {}
+
+
+def _pause(response: requests.Response) -> float | None:
+    """Seconds that `Retry-After` asks to wait, within reason: a number, or a date (RFC 9110)."""
+    text = response.headers.get("Retry-After")
+    if text is None:
+        return None
+    if text.strip().isdecimal():
+        return min(float(text), _LONGEST_PAUSE_S)
+    import time
+    from email.utils import parsedate_to_datetime
+
+    try:
+        left = parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(0.0, left), _LONGEST_PAUSE_S)
+
+
+def _strange(url: str, response: requests.Response) -> Unreachable:
+    kind = response.headers.get("Content-Type", "no type")
+    return Unreachable(
+        f"{url} answered {response.status_code} with something that is none of an ml-dash server ({kind[:60]})",
+        hint="check the URL, and whether a proxy or a sign-in page stands before it",
+    )
+
+
+def _short(error: BaseException) -> str:
+    """What is wrong, without the nested representations that the library adds."""
+    reason: Any = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    return str(reason).partition(": ")[2][:_SHOWN] if "object at 0x" in str(reason) else str(reason)[:_SHOWN]
+
+
+def _blocks(url: str, response: requests.Response) -> Iterator[bytes]:
+    import requests
+
+    with contextlib.closing(response):
+        try:
+            yield from response.iter_content(_BLOCK)
+        except (requests.RequestException, OSError) as error:
+            raise Unreachable(f"{url} broke off: {_short(error)}") from error

@@ -1,0 +1,379 @@
+"""How much of what this process wrote the server has acknowledged: counted, waited for, told at the end.
+
+All of it is read from the uploader's cursors and from the journal, on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ..core.frames import HEAD, MAX_PAYLOAD
+from ..disk.config import Settings
+from ..disk.durable import read_at
+from ..errors import InvalidValue, JournalError
+from ..journal.blobs import names
+from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_segment, read
+from ..journal.segment import list_segments, parse_blob
+from ..reading.read import Located, view
+from . import register
+from .login import has_login
+
+if TYPE_CHECKING:
+    from ..journal.writer import Writer
+
+log = logging.getLogger("ml_dash")
+
+_LOOK_EVERY_S: Final = 60.0
+_FIRST_NAP_S: Final = 0.005
+_LONGEST_NAP_S: Final = 0.1
+# To look at the state takes longer the more was recorded, and a large file may be waited for.
+_LIVE_S: Final = 1.0
+# An uploader that was started takes this long at most to take its lock.
+_START_S: Final = 15.0
+_FINISH_START_S: Final = 1.0
+# At the end of a process that opened thousands of experiments, their count may not be worth waiting for.
+_COUNT_S: Final = 1.0
+
+
+class Sent:
+    """What one writer of this process wrote, on its way to one server."""
+
+    def __init__(self, registration: register.Registration, located: Located, writer: Writer) -> None:
+        self.registration = registration
+        self.located = located
+        self.id = writer.id
+        self._writer: Writer | None = writer
+        self._written = 0
+        # (events written, when it was looked at, contents of files that are neither replaced nor deleted)
+        self._live: tuple[int, float, frozenset[str]] | None = None
+
+    @property
+    def written(self) -> int:
+        """Events that are in the journal; what still waits in memory for the disk is not."""
+        writer = self._writer
+        return writer.durable_counts()["written"] if writer is not None else self._written
+
+    @property
+    def waiting(self) -> bool:
+        """Does anything wait in memory for the disk?"""
+        writer = self._writer
+        return writer is not None and writer.waiting
+
+    def end(self) -> None:
+        """The writer has closed: its count stays, it goes."""
+        self._written, self._writer = self.written, None
+
+    def acknowledged(self) -> int:
+        """How many events of this writer the server has, as far as the cursor tells."""
+        # First the count, then the cursor, then the sizes: what is appended meanwhile can only make this too low.
+        written = self.written
+        cursor = register.cursor_of(self.registration)
+        return self._acknowledged(cursor, written) if cursor is not None else 0
+
+    def _acknowledged(self, cursor: register.Cursor, written: int) -> int:
+        for name, path in list_segments(self.located.journal):
+            if name.writer != self.id:
+                continue
+            try:
+                seq = _first_unsent(path, cursor.segments.get(path.name, 0))
+            except FileNotFoundError:
+                continue
+            except (OSError, JournalError) as error:
+                log.debug("ml-dash: cannot count what is sent of %s: %s", path, error)
+                return 0
+            if seq is not None:
+                return min(written, seq)
+        return written
+
+    def complete(self) -> bool:
+        """Has the server acknowledged all that this writer wrote, files included?"""
+        written = self.written
+        cursor = register.cursor_of(self.registration)
+        if cursor is None or self.waiting or self._acknowledged(cursor, written) < written:
+            return False
+        missing = {name for name in names(self.located.journal) if self._is_ours(name)} - cursor.blobs
+        if not missing:
+            return True
+        # A version that was replaced or deleted need not be sent, and bodies of events went before their frames.
+        return missing.isdisjoint(self._live_blobs(written))
+
+    def _live_blobs(self, written: int) -> frozenset[str]:
+        """The contents that are wanted, as of now or a moment ago."""
+        now = time.monotonic()
+        if self._live is None or self._live[0] != written or now - self._live[1] > _LIVE_S:
+            files = view(self.located).state.files.values()
+            self._live = written, now, frozenset(file.blob for file in files if file.live)
+        return self._live[2]
+
+    def _is_ours(self, blob: str) -> bool:
+        parts = parse_blob(blob)
+        return parts is not None and parts[1] == self.id
+
+    def hopeless(self) -> str | None:
+        """Why it cannot be acknowledged as things are; None if it can."""
+        remote, user, mark = self.registration.remote, self.registration.user, self.registration.login
+        if not has_login(remote, user, mark):
+            return f"there is no login for {remote}; run: ml-dash login {remote}"
+        cursor = register.cursor_of(self.registration)
+        if cursor is None:
+            return None
+        if cursor.trouble is not None and cursor.trouble.kind == "login":
+            return f"{cursor.trouble.text or 'the login is not accepted'}; run: ml-dash login {remote}"
+        for name, reason in cursor.parked.items():
+            if f"-{self.id}-" in name:
+                return f"{remote} does not take {name}: {reason}; see: ml-dash sync status"
+        return None
+
+
+def _first_unsent(path: Path, acknowledged: int) -> int | None:
+    """The number of the first event in a segment behind byte `acknowledged`; None if there is none."""
+    if path.stat().st_size <= acknowledged:
+        return None
+    segment = open_segment(path)
+    if segment is None:
+        return None
+    if acknowledged <= segment.first:
+        return segment.header.first_seq if path.stat().st_size > segment.first else None
+    seq = _number_at(segment, acknowledged)
+    if seq is not None:
+        return seq
+    item = next(read(segment, acknowledged), None)
+    if item is None or (isinstance(item, Tail) and is_partial(segment, item)):
+        return None  # cut off by the disk, or on its way
+    # No frame begins there: damage, or a cursor of something else. What is whole before it counts.
+    last = segment.header.first_seq - 1
+    for before in read(segment, segment.first, acknowledged):
+        if isinstance(before, Run):
+            last = before.events[-1][0]
+    return last + 1
+
+
+def _number_at(segment: Segment, offset: int) -> int | None:
+    """The number of the frame at `offset`; None if no whole frame is there."""
+    with segment.path.open("rb") as file:
+        head = read_at(file.fileno(), HEAD.size, offset)
+        if len(head) < HEAD.size:
+            return None
+        length = int(HEAD.unpack(head)[0])
+        if length > MAX_PAYLOAD:
+            return None
+        payload = read_at(file.fileno(), length, offset + HEAD.size)
+    from zlib import crc32
+
+    if len(payload) < length or crc32(payload, segment.crcs[length]) != HEAD.unpack(head)[1]:
+        return None
+    try:
+        return decode_event(payload)[0]
+    except ValueError:
+        return None
+
+
+# -- this process ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Process:
+    """What this process has sent or has to send, and whom it told."""
+
+    pid: int
+    sent: deque[Sent]
+    told: set[str]
+    failed: bool = False
+    looked: float = 0.0
+
+
+_guard = threading.Lock()
+_process = _Process(os.getpid(), deque(), set())
+
+
+def _here() -> _Process:
+    """In a forked child: nothing of its parent's."""
+    global _process, _guard
+    if _process.pid != os.getpid():
+        _guard = threading.Lock()
+        _process = _Process(os.getpid(), deque(), set(_process.told))
+    return _process
+
+
+def begin(
+    located: Located, writer: Writer, settings: Settings, known: list[Sent], *, forked: bool, local: bool
+) -> Sent | None:
+    """Register a journal for upload, start the uploader, and add to `known`, what this run has begun.
+
+    A few files are looked at, one may be written; no network, no waiting. None, and a warning once, where that fails.
+    """
+    here = _here()
+    if forked:
+        register.never_start()
+    try:
+        registration = register.register(located.journal, settings)
+    except OSError as error:
+        if not here.failed:
+            here.failed = True
+            log.warning(
+                "ml-dash: the upload to %s could not be asked for: %s. Data is kept here; run: ml-dash push",
+                settings.remote, error,
+            )  # fmt: skip
+        return None
+    begun = next((one for one in known if one.registration.key == registration.key), None)
+    if begun is not None:
+        return begun
+    sent = Sent(registration, located, writer)
+    known.append(sent)
+    with _guard:
+        here.sent.append(sent)
+    here.looked = time.monotonic()
+    if has_login(registration.remote, registration.user, registration.login):
+        register.start_daemon(alone=local)
+    return sent
+
+
+def needs_login(sent: Sent) -> bool:
+    """Is there no login for its server, and was that not said yet?"""
+    one, told = sent.registration, _here().told
+    if one.remote in told or has_login(one.remote, one.user, one.login):
+        return False
+    told.add(one.remote)
+    return True
+
+
+def end(ended: list[Sent]) -> None:
+    """A run has closed."""
+    for one in ended:
+        one.end()
+    here = _here()
+    # A sweep opens thousands: those that are done are let go of, the oldest first, two for each that ends.
+    for _ in range(2 * len(ended)):
+        with _guard:
+            oldest = here.sent.popleft() if here.sent else None
+        if oldest is None:
+            return
+        if oldest._writer is not None or not _is_complete(oldest):
+            with _guard:
+                here.sent.append(oldest)
+
+
+def _is_complete(one: Sent) -> bool:
+    try:
+        return one.complete()
+    except (OSError, JournalError):
+        return False
+
+
+def tend(sent: list[Sent], *, local: bool) -> None:
+    """Once a minute: start an uploader if there is none, and now there is a login."""
+    here = _here()
+    now = time.monotonic()
+    if now - here.looked < _LOOK_EVERY_S:
+        return
+    here.looked = now
+    one = sent[0].registration
+    if not register.daemon_runs() and has_login(one.remote, one.user, one.login):
+        register.start_daemon(alone=local)
+
+
+def of_journal(journal: Path, remote: str) -> list[Sent]:
+    """What this process has written to a journal that goes to a server, as far as it is not known to be there."""
+    here = _here()
+    with _guard:
+        return [one for one in here.sent if one.located.journal == journal and one.registration.remote == remote]
+
+
+# -- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
+    """Wait until all of it is acknowledged: (True, "") then, else False and why not.
+
+    Ends early where it cannot happen: no login, nobody who uploads, refused for good.
+    """
+    begun = time.monotonic()
+    nap = _FIRST_NAP_S
+    seen_daemon = begun
+    while True:
+        sent = [one for one in sent if not _is_complete(one)]
+        if not sent:
+            return True, ""
+        for one in sent:
+            if (reason := one.hopeless()) is not None:
+                return False, reason
+        now = time.monotonic()
+        if register.daemon_runs():
+            seen_daemon = now
+        elif not register.start_daemon():
+            return False, _nobody()
+        elif now - seen_daemon > _START_S:
+            return False, f"ml-dash-syncd does not start; see {register.log_path()}"
+        left = None if timeout is None else timeout - (now - begun)
+        if left is not None and left <= 0:
+            return False, _still_waiting(sent, timeout)
+        time.sleep(nap if left is None else min(nap, left))
+        nap = min(nap * 1.5, _LONGEST_NAP_S)
+
+
+def _nobody() -> str:
+    if not register.autosync():
+        return f"no ml-dash-syncd runs, and {register.AUTOSYNC} is off; start it with: ml-dash-syncd run"
+    return "no ml-dash-syncd runs, and this process is not the one to start it; start it with: ml-dash-syncd run"
+
+
+def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
+    events = sum(one.written - one.acknowledged() for one in sent)
+    what = f"{events:,} events" if events else "files"
+    trouble = next((c.trouble for one in sent if (c := register.cursor_of(one.registration)) and c.trouble), None)
+    return f"{what} are not acknowledged after {timeout:g} s" + (f": {trouble.text}" if trouble else "")
+
+
+def tell_at_exit(*, quiet: bool) -> str | None:
+    """At the end of the process: wait as asked, and the line to print if something is not sent."""
+    here = _here()
+    register.finish_start(_FINISH_START_S)
+    with _guard:
+        left = list(here.sent)
+    if not left:
+        return None
+    with contextlib.suppress(InvalidValue, KeyboardInterrupt):
+        if (seconds := register.exit_wait_s()) > 0:
+            wait(left, seconds)
+    return None if quiet else _line(left)
+
+
+def _line(left: list[Sent]) -> str | None:
+    deadline = time.monotonic() + _COUNT_S
+    events = files = looked = 0
+    remotes: dict[str, Sent] = {}
+    for one in left:
+        if looked and time.monotonic() > deadline:
+            break
+        looked += 1
+        try:
+            unsent = one.written - one.acknowledged()
+            if not unsent and one.complete():
+                continue
+        except (OSError, JournalError):
+            continue
+        events += unsent
+        files += not unsent
+        remotes.setdefault(one.registration.remote, one)
+    if not remotes:
+        return None
+    count = f"{events:,} event{'' if events == 1 else 's'}" if events else "files"
+    what = ("at least " if looked < len(left) else "") + count
+    where = ", ".join(remotes)
+    be = "is" if events == 1 else "are"
+    reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
+    if reason is not None:
+        return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
+    if register.daemon_runs() or register.daemon_comes_up():
+        so = "ml-dash-syncd goes on sending; where it ends with the job, run that as: ml-dash-syncd exec -- CMD"
+    else:
+        so = "nobody is sending; run: ml-dash-syncd once, or the job as: ml-dash-syncd exec -- CMD"
+    return f"ml-dash: {what} {be} not on {where} yet, and kept here; {so}"

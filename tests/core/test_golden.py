@@ -1,0 +1,84 @@
+"""What an earlier release wrote is read to the same bytes, for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ml_dash import Experiment
+from ml_dash.journal.reader import Frame, scan
+from ml_dash.projection.project import rebuild
+from ml_dash.reading.read import Located, locate, view
+from ml_dash.reading.verify import verify
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if (path / "journal").is_dir())
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> Path:
+    return GOLDEN / str(request.param)
+
+
+@pytest.fixture
+def located(version: Path, tmp_path: Path) -> Located:
+    """The golden journal where a user would have it, without its folder."""
+    home = tmp_path / "store" / "golden" / "every kind"
+    shutil.copytree(version / "journal", home / ".journal", copy_function=shutil.copyfile)
+    return locate("golden/every kind", tmp_path / "store")
+
+
+def test_there_is_a_journal_of_every_format_version() -> None:
+    from ml_dash.core.frames import VERSION
+
+    assert [f"v{number}" for number in range(1, VERSION + 1)] == VERSIONS
+
+
+def test_its_folder_is_the_same_byte_for_byte(version: Path, located: Located) -> None:
+    rebuild(located, None)
+    digests = {
+        path.relative_to(located.folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in located.folder.rglob("*")
+        if path.is_file() and ".journal" not in path.parts
+    }
+    for path in (version / "folder").rglob("*"):
+        if path.is_file():  # shows the difference, where a digest would only tell that there is one
+            assert (located.folder / path.relative_to(version / "folder")).read_bytes() == path.read_bytes()
+    assert digests == json.loads((version / "folder.json").read_text(encoding="utf-8"))
+
+
+def test_it_verifies_and_its_torn_end_is_only_torn(located: Located) -> None:
+    rebuild(located, None)
+    report = verify(located)
+    assert report.ok
+    assert {finding.kind for finding in report.findings} == {"torn", "released"}
+
+
+def test_every_kind_of_event_is_in_it(located: Located) -> None:
+    kinds = {
+        item.kind
+        for path in (located.journal / "segments").glob("*.seg")
+        for item in scan(path)
+        if isinstance(item, Frame)
+    }
+    assert kinds >= set(range(1, 13))  # all but `lost`, which takes a failing disk
+
+
+def test_it_says_how_it_ended(located: Located) -> None:
+    record = view(located).record()
+    assert record["status"] == "interrupted"
+    assert [writer["ended"] for writer in record["writers"]] == ["failed", "died"]
+
+
+def test_it_can_be_continued(located: Located) -> None:
+    with Experiment(name="every kind", project="golden", local_path=located.folder.parent.parent) as experiment:
+        assert experiment.resumed
+        assert experiment.metric("train/loss").append(value=0.0, step=1600)["index"] == 1600
+        assert experiment.parameters().get()["lr"] == 0.001
+        assert experiment.log().read(start_index=-1)["logs"][0]["message"] == "the last words"
+        assert [file["filename"] for file in experiment.file().list()] == ["model.bin"]
+    assert experiment.status == "completed"

@@ -1,0 +1,369 @@
+"""Registrations for upload, what the uploader's cursors say, and how it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, perf_counter
+from typing import Any
+
+import psutil
+import pytest
+
+from ml_dash.disk.config import Settings, resolve, state_folder
+from ml_dash.disk.lock import Turn
+from ml_dash.errors import InvalidValue
+from ml_dash.sync import login, register
+
+SERVER = "http://localhost:3999"
+# Stands for ml_dash_syncd: says how it was started, and lives until it is ended.
+STAND_IN = """
+import json, os, sys, time
+if __name__ == "__main__":
+    found = {
+        "arguments": sys.argv[1:], "pid": os.getpid(), "parent": os.getppid(), "session": os.getsid(0),
+        "cwd": os.getcwd(), "stdin": os.readlink("/proc/self/fd/0"), "stdout": os.readlink("/proc/self/fd/1"),
+        "files": sorted(os.listdir("/proc/self/fd")), "env": dict(os.environ),
+    }
+    path = os.path.join(os.environ["STAND_IN"], f"{os.getpid()}.json")
+    with open(path + ".tmp", "w") as file:
+        json.dump(found, file)
+    os.rename(path + ".tmp", path)
+    print("stand-in is up", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    names = ("config", "state")
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith("ML_DASH_")},
+        **{f"XDG_{name.upper()}_HOME": str(tmp_path / name) for name in names},
+    }
+
+
+@pytest.fixture(autouse=True)
+def _first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(register, "_attempts", register._Attempts())
+
+
+class StandIn:
+    """A program in the place of `ml_dash_syncd`, and those of it that were started."""
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder = folder
+        module = folder / "modules" / "ml_dash_syncd"
+        module.mkdir(parents=True)
+        (module / "__init__.py").touch()
+        (module / "__main__.py").write_text(STAND_IN)
+        self.env = {**env, "PYTHONPATH": str(module.parent), "STAND_IN": str(folder)}
+
+    @property
+    def started(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
+    def wait(self, count: int = 1) -> list[dict[str, Any]]:
+        deadline = monotonic() + 30
+        while len(self.started) < count:
+            assert monotonic() < deadline, "it was not started"
+            threading.Event().wait(0.01)
+        return self.started
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, env: dict[str, str]) -> Iterator[StandIn]:
+    stand_in = StandIn(tmp_path / "stand-in", env)
+    yield stand_in
+    register.finish_start(10)
+    for one in stand_in.started:
+        os.kill(one["pid"], signal.SIGKILL)
+
+
+def settings(**given: Any) -> Settings:
+    return resolve(remote=SERVER, env={}, **{"user_name": "alice", **given})
+
+
+# -- registrations ---------------------------------------------------------------------------------------------------
+
+
+def test_a_registration_is_read_back(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path / "a" / ".journal", settings(), env)
+    assert register.registrations(env) == [made]
+    assert made == register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice", None)
+
+
+def test_its_file_is_what_the_uploader_is_promised(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, settings(), env)
+    (path,) = register.registered_folder(env).iterdir()
+    assert path.name == f"{made.key}.json"
+    assert len(made.key) == 32
+    assert json.loads(path.read_text()) == {
+        "journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": None,
+    }  # fmt: skip
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(state_folder(env).stat().st_mode) == 0o700
+
+
+def test_asking_again_writes_nothing(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, settings(), env)
+    path = register.registered_folder(env) / f"{made.key}.json"
+    before = path.stat().st_ino
+    register.register(tmp_path, settings(), env)
+    assert path.stat().st_ino == before
+
+
+@pytest.mark.parametrize("left", [b"", b"{", b"null", b"\0" * 100])
+def test_a_registration_that_a_power_cut_has_left_is_written_anew(
+    tmp_path: Path, env: dict[str, str], left: bytes
+) -> None:
+    made = register.register(tmp_path, settings(), env)
+    path = register.registered_folder(env) / f"{made.key}.json"
+    path.write_bytes(left)
+    assert register.registrations(env) == []
+    register.register(tmp_path, settings(), env)
+    assert register.registrations(env) == [made]
+
+
+def test_a_file_under_another_name_is_no_registration(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, settings(), env)
+    folder = register.registered_folder(env)
+    (folder / f"{made.key}.json").rename(folder / f"{'0' * 32}.json")
+    assert register.registrations(env) == []
+
+
+def test_the_same_journal_goes_to_several_servers_and_users(tmp_path: Path, env: dict[str, str]) -> None:
+    for name in ("alice", "bob"):
+        register.register(tmp_path, settings(user_name=name), env)
+    register.register(tmp_path, resolve(remote="http://127.0.0.1:1", user_name="alice", env={}), env)
+    assert len(register.registrations(env)) == 3
+
+
+def test_a_token_given_in_code_goes_to_the_logins_and_not_into_the_registration(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    made = register.register(tmp_path, settings(api_key="mld_secret"), env)
+    assert made.login == login.fingerprint("mld_secret")
+    assert made.token(env) == "mld_secret"
+    found = [path for path in state_folder(env).rglob("*") if path.is_file()]
+    assert not any(b"mld_secret" in path.read_bytes() for path in found)
+
+
+def test_a_stored_login_is_not_bound_to_its_token(tmp_path: Path, env: dict[str, str]) -> None:
+    """So that the next login is used for what was registered before."""
+    login.store("https://dash.example.org", "mld_old", env=env)
+    made = register.register(tmp_path, resolve(remote="https://dash.example.org", env=env), env)
+    assert made.login is None
+    login.store("https://dash.example.org", "mld_new", env=env)
+    assert made.token(env) == "mld_new"
+
+
+def test_a_registration_and_its_cursor_go_together(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, settings(), env)
+    cursors = register.cursors_folder(env)
+    cursors.mkdir()
+    (cursors / f"{made.key}.json").write_text('{"segments": {}}')
+    register.unregister(made, env)
+    assert (register.registrations(env), register.cursor_of(made, env)) == ([], None)
+
+
+def test_registering_takes_less_than_0_3_ms(tmp_path: Path, env: dict[str, str]) -> None:
+    wanted = settings()
+    register.register(tmp_path, wanted, env)
+    spent = []
+    for number in range(50):
+        begun = perf_counter()
+        register.register(tmp_path / str(number), wanted, env)
+        spent.append(perf_counter() - begun)
+    assert sorted(spent)[len(spent) // 2] < 0.3e-3
+
+
+# -- cursors ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cursor_is_read_as_the_uploader_writes_it(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, settings(), env)
+    register.cursors_folder(env).mkdir()
+    content = {
+        "version": 1, "segments": {"a.seg": 10}, "blobs": ["b"], "parked": {"c.seg": "conflict"},
+        "trouble": {"kind": "login", "text": "no login", "since": 1.5},
+    }  # fmt: skip
+    (register.cursors_folder(env) / f"{made.key}.json").write_text(json.dumps(content))
+    cursor = register.cursor_of(made, env)
+    assert cursor is not None
+    assert (cursor.segments, cursor.blobs, cursor.parked) == ({"a.seg": 10}, {"b"}, {"c.seg": "conflict"})
+    assert cursor.trouble == register.Trouble("login", "no login")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7"])
+def test_a_cursor_that_cannot_be_read_acknowledges_nothing(tmp_path: Path, env: dict[str, str], content: str) -> None:
+    made = register.register(tmp_path, settings(), env)
+    register.cursors_folder(env).mkdir()
+    (register.cursors_folder(env) / f"{made.key}.json").write_text(content)
+    assert register.cursor_of(made, env) is None
+
+
+@pytest.mark.parametrize("value", [None, 3, [], "x", {"a": "b"}])
+def test_a_damaged_cursor_acknowledges_nothing(tmp_path: Path, env: dict[str, str], value: object) -> None:
+    made = register.register(tmp_path, settings(), env)
+    register.cursors_folder(env).mkdir()
+    content = {"segments": value, "parked": value, "trouble": None}
+    (register.cursors_folder(env) / f"{made.key}.json").write_text(json.dumps(content))
+    cursor = register.cursor_of(made, env)
+    assert cursor is not None
+    assert cursor.segments == {}
+
+
+# -- the uploader ----------------------------------------------------------------------------------------------------
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks at /proc")
+
+
+@needs_proc
+def test_the_uploader_is_started_on_its_own(stand_in: StandIn) -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    try:
+        assert register.start_daemon(stand_in.env)
+        (found,) = stand_in.wait()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert found["arguments"] == ["run", "--idle-exit", "600"]
+    assert found["cwd"] == "/"
+    assert found["session"] not in (os.getsid(0), os.getpid())
+    assert found["stdin"] == "/dev/null"
+    assert found["stdout"] == str(register.log_path(stand_in.env))
+    assert found["files"] in (["0", "1", "2"], ["0", "1", "2", "3"])  # 3 is the listing itself
+    assert found["pid"] not in {child.pid for child in psutil.Process().children(recursive=True)}
+    assert register.log_path(stand_in.env).read_text() == "stand-in is up\n"
+
+
+@needs_proc
+def test_the_uploader_is_told_no_token_and_no_fail_point(stand_in: StandIn) -> None:
+    secrets = {"ML_DASH_API_KEY": "mld_secret", "ML_DASH_FAIL": "sync-read:1:kill", "ML_DASH_JWT_SECRET": "needed"}
+    register.start_daemon({**stand_in.env, **secrets})
+    (found,) = stand_in.wait()
+    assert [name for name in secrets if name in found["env"]] == ["ML_DASH_JWT_SECRET"]
+
+
+@needs_proc
+def test_the_caller_does_not_wait_for_the_uploader(stand_in: StandIn) -> None:
+    begun = perf_counter()
+    register.start_daemon(stand_in.env)
+    assert perf_counter() - begun < 0.1
+    stand_in.wait()
+
+
+@needs_proc
+def test_it_is_tried_once_a_minute(stand_in: StandIn) -> None:
+    for _ in range(20):
+        assert register.start_daemon(stand_in.env)
+    register.finish_start(30)
+    assert len(stand_in.wait()) == 1
+
+
+def test_none_is_started_where_one_runs(stand_in: StandIn) -> None:
+    state_folder(stand_in.env).mkdir(parents=True)
+    lock = Turn(register.lock_path(stand_in.env))
+    assert lock.take()
+    try:
+        assert register.daemon_runs(stand_in.env)
+        assert register.start_daemon(stand_in.env)
+        assert register._attempts.thread is None
+    finally:
+        lock.give_back()
+    assert not register.daemon_runs(stand_in.env)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"ML_DASH_AUTOSYNC": "0"}, {"ML_DASH_AUTOSYNC": "off"}, {"RANK": "1"}, {"SLURM_PROCID": "3"},
+     {"RANK": "8", "LOCAL_RANK": "0"}],
+)  # fmt: skip
+def test_none_is_started_where_another_process_or_nobody_is_to(stand_in: StandIn, variables: dict[str, str]) -> None:
+    assert not register.start_daemon({**stand_in.env, **variables})
+    assert register._attempts.thread is None
+
+
+@needs_proc
+def test_the_first_rank_of_a_machine_starts_one_for_a_journal_that_only_it_can_see(stand_in: StandIn) -> None:
+    assert register.start_daemon({**stand_in.env, "RANK": "8", "LOCAL_RANK": "0"}, alone=True)
+    assert len(stand_in.wait()) == 1
+
+
+def test_a_switch_that_makes_no_sense_is_an_error() -> None:
+    with pytest.raises(InvalidValue, match="ML_DASH_AUTOSYNC"):
+        register.autosync({"ML_DASH_AUTOSYNC": "perhaps"})
+    with pytest.raises(InvalidValue, match="ML_DASH_EXIT_WAIT"):
+        register.exit_wait_s({"ML_DASH_EXIT_WAIT": "-1"})
+    assert register.exit_wait_s({"ML_DASH_EXIT_WAIT": "2.5"}) == 2.5
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_error_of_the_caller(
+    stand_in: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    register.start_daemon({**stand_in.env, "XDG_STATE_HOME": str(tmp_path / "file")})
+    register.finish_start(30)
+    assert "ml-dash-syncd was not started" in caplog.text
+
+
+Run = Callable[[str], str]
+
+
+@pytest.fixture
+def run(stand_in: StandIn) -> Run:
+    def run(script: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script)], env=stand_in.env, capture_output=True, text=True,
+            timeout=60, check=True,
+        )  # fmt: skip
+        return done.stdout
+
+    return run
+
+
+@needs_proc
+@pytest.mark.parametrize("how", ["fork", "spawn"])
+def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path, how: str) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import multiprocessing, sys
+            from ml_dash import register
+
+            def child(queue):
+                queue.put(register.start_daemon())
+
+            if __name__ == "__main__":
+                context = multiprocessing.get_context(sys.argv[1])
+                queue = context.Queue()
+                process = context.Process(target=child, args=(queue,))
+                process.start()
+                print(queue.get(timeout=30))
+                process.join()
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), how], env=stand_in.env, capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "False\n"
+    assert stand_in.started == []
+
+
+@needs_proc
+def test_a_process_that_ends_at_once_has_started_it(run: Run, stand_in: StandIn) -> None:
+    run("from ml_dash import register; register.start_daemon(); register.finish_start(10)")
+    assert len(stand_in.wait()) == 1
