@@ -368,7 +368,8 @@ def test_the_base_may_stand_before_lines_that_stay(desk: Desk, keeper: Keeper) -
 PROGRAM = """
 import sys
 from pathlib import Path
-from ml_dash import gc, read
+from ml_dash.reading import read
+from ml_dash.sync import gc
 from tests.holders import Keeper
 located = read.locate(sys.argv[1])
 keeper = Keeper()

@@ -191,7 +191,7 @@ def test_no_token_is_shown_by_a_login() -> None:
 
 def test_processes_that_store_at_once_lose_nothing(env: dict[str, str]) -> None:
     script = (
-        "import sys; from ml_dash import login\n"
+        "import sys; from ml_dash.sync import login\n"
         "sys.stdin.read()\n"
         "for i in range(10): login.remember(f'http://h{sys.argv[1]}', f'token-{sys.argv[1]}-{i}')"
     )

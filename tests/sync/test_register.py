@@ -340,7 +340,7 @@ def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path
         textwrap.dedent(
             """
             import multiprocessing, sys
-            from ml_dash import register
+            from ml_dash.sync import register
 
             def child(queue):
                 queue.put(register.start_daemon())
@@ -365,5 +365,5 @@ def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path
 
 @needs_proc
 def test_a_process_that_ends_at_once_has_started_it(run: Run, stand_in: StandIn) -> None:
-    run("from ml_dash import register; register.start_daemon(); register.finish_start(10)")
+    run("from ml_dash.sync import register; register.start_daemon(); register.finish_start(10)")
     assert len(stand_in.wait()) == 1
