@@ -177,7 +177,6 @@ def _line(one: dict[str, Any]) -> str:
 def check_config(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None) -> None:
     """Read the settings, and say what they come to. Exit code 2 if they are wrong."""
     from ml_dash.sync import register
-    from ml_dash.sync.login import has_login
 
     from .discover import Discovery
 
@@ -190,8 +189,9 @@ def check_config(stores: Sequence[Path], remote: str | None, user: str | None, c
         click.echo(f"store: {store}{'' if store.is_dir() else ' (not there yet)'} -> {found.remote}")
     known = Discovery(found).find().values()
     click.echo(f"experiments: {len(known)}")
-    for url, name in sorted({(one.remote, one.user or "") for one in known}):
-        login = "a login" if has_login(url, name or None) else f"NO login: run ml-dash login {url}"
+    logins = {(one.remote, one.user or ""): one.has_login() for one in known}
+    for (url, name), has_login in sorted(logins.items()):
+        login = "a login" if has_login else f"NO login: run ml-dash login {url}"
         click.echo(f"remote: {url}{f' as {name}' if name else ''}: {login}")
 
 

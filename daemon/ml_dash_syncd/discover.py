@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from ml_dash.disk.config import config_folder
 from ml_dash.errors import MLDashError
 from ml_dash.reading import read
 from ml_dash.sync import register
@@ -68,6 +69,9 @@ class Discovery:
                 self._registered = [one for one in known if not self._only or one.key in self._only]
         for store in () if self._only else self.settings.stores:
             folders = [store, *_folders(store)] if store.is_dir() else [store]
+            if self.settings.user is None:
+                # Whoever logs in first is who it is bound to.
+                folders.append(config_folder())
             if self._has_changed(folders) or store not in self._in_stores:
                 self._in_stores[store] = self._look(store)
                 changed = True
@@ -86,7 +90,24 @@ class Discovery:
         except (OSError, MLDashError) as error:
             log.warning("%s cannot be read: %s", store, error)
             return []
-        return [Registration(str(one.journal), self.settings.remote, self.settings.user) for one in located]
+        if self.settings.user is not None:
+            return [Registration(str(one.journal), self.settings.remote, self.settings.user) for one in located]
+        return self._bound([one.journal for one in located], self.settings.remote)
+
+    def _bound(self, journals: list[Path], remote: str) -> list[Registration]:
+        """The journals of a store, each bound to whoever was logged in when it was first seen.
+
+        Written down, so that the login of another user, who comes later, does not take them over.
+        """
+        claimed = {one.journal for one in self._registered if one.remote == remote and one.is_claimed}
+        found = [register.bind(journal, remote, None) for journal in journals if str(journal) not in claimed]
+        for one in found:
+            if one.is_claimed:
+                try:
+                    register.write(one)
+                except OSError as error:
+                    log.warning("%s cannot be registered: %s", one.journal, error)
+        return found
 
     def _has_changed(self, folders: Iterable[Path]) -> bool:
         changed = False

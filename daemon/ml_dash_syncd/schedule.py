@@ -16,7 +16,7 @@ from typing import Final
 
 from ml_dash.errors import JournalError, MLDashError, ServerRefused, Unauthorised, Unreachable
 from ml_dash.sync import register, remote
-from ml_dash.sync.login import tokens_for
+from ml_dash.sync.identity import with_identity
 from ml_dash.sync.register import Registration
 
 from . import watch
@@ -518,21 +518,13 @@ class Schedule:
                 self._make_ready(one)
 
     def _step(self, task: Task, links: Connections) -> Outcome:
-        """One step, with the first login that the server accepts."""
-        registration = task.registration
-        tokens = tokens_for(registration.remote, registration.user, registration.login)
+        """One step, under the identity that the journal is registered with and no other."""
         deadline = min(time.monotonic() + TURN_S, self._deadline)
-        for number, token in enumerate(tokens):
-            link = _connect(links, task.login, number, token)
-            try:
-                return task.shipment.step(link, deadline)
-            except Unauthorised:
-                if number == len(tokens) - 1:
-                    raise
-        raise Unauthorised(
-            f"no login for {registration.remote} yet: data is kept here",
-            hint=f"run: ml-dash login {registration.remote}",
-        )
+
+        def attempt(number: int, token: str) -> Outcome:
+            return task.shipment.step(_connect(links, task.login, number, token), deadline)
+
+        return with_identity(task.registration, attempt)
 
     def _no_login(self, task: Task, error: Unauthorised) -> None:
         with self._guard:

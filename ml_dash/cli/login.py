@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -16,12 +17,18 @@ from ml_dash.errors import InvalidValue, Unreachable
 @click.command()
 @click.argument("url", required=False)
 @click.option("--no-check", is_flag=True, help="Do not ask the server whether it accepts the token.")
+@click.option(
+    "--claim/--no-claim",
+    default=None,
+    help="Send what was recorded for this server before anybody was logged in, or leave it. Default: ask.",
+)
 @click.pass_context
-def command(ctx: click.Context, url: str | None, no_check: bool) -> None:
+def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | None) -> None:
     """Store a token for the server at URL (default: ML_DASH_REMOTE).
 
     The token is asked for, or read from standard input, or taken from ML_DASH_API_KEY; never from the command line,
-    which others on the machine can see.
+    which others on the machine can see. What was recorded here for that server before anybody was logged in is listed;
+    it goes there under this login only if you say so.
     """
     from ml_dash.sync import login, remote
 
@@ -42,6 +49,27 @@ def command(ctx: click.Context, url: str | None, no_check: bool) -> None:
     login.store(where, token, user)
     as_whom = f" as {console.safe(user)}" if user else ""
     console.say(f"logged in at {console.safe(where)}{as_whom}")
+    _offer(where, claim)
+
+
+def _offer(where: str, claim: bool | None) -> None:
+    """List what nobody has claimed for that server, and claim it if that is wanted."""
+    from ml_dash.sync import register
+
+    waiting = register.unclaimed(where)
+    if not waiting:
+        return
+    console.say(f"recorded for {console.safe(where)} while nobody was logged in there:")
+    for one in waiting:
+        console.say(f"  {console.safe(str(Path(one.journal).parent))}")
+    if claim is None and console.on_terminal(sys.stdin):
+        claim = click.confirm("Send all of it under this login?", default=False, err=True)
+    if not claim:
+        console.say("it stays here; to send it: ml-dash push EXPERIMENT, or ml-dash login --claim")
+        return
+    for one in waiting:
+        register.claim(one, register.bind(Path(one.journal), where, None))
+    console.say(f"claimed {len(waiting):,} experiment{'' if len(waiting) == 1 else 's'}; ml-dash-syncd sends them")
 
 
 def _missing(ctx: click.Context) -> str:

@@ -61,15 +61,37 @@ def _register(located: list[read.Located], settings: Settings, ctx: click.Contex
     """Ask for the upload of each. Raises Unauthorised before anything is written if there is no login."""
     if settings.remote is None:
         known = register.by_journal(register.registrations())
-        chosen = [(one, found) for one in located for found in known.get(os.path.realpath(one.journal), [])]
+        chosen = [(one, _claimed(found)) for one in located for found in known.get(os.path.realpath(one.journal), [])]
         without = [one for one in located if os.path.realpath(one.journal) not in known]
         if without or not chosen:
             names = ", ".join(f"{one.project}/{one.name}" for one in without[:3])
             raise click.UsageError(f"No server is known for {names or 'them'}: give --remote URL.", ctx)
         return chosen
     if settings.api_key is None and not has_login(settings.remote, settings.user_name):
-        raise Unauthorised(f"no login for {settings.remote} yet", hint=f"run: ml-dash login {settings.remote}")
-    return [(one, register.register(one.journal, settings)) for one in located]
+        as_whom = f" as {settings.user_name}" if settings.user_name else ""
+        raise Unauthorised(f"no login for {settings.remote}{as_whom} yet", hint=f"run: ml-dash login {settings.remote}")
+    chosen = [(one, register.register(one.journal, settings)) for one in located]
+    _drop_unclaimed(chosen)
+    return chosen
+
+
+def _claimed(found: register.Registration) -> register.Registration:
+    """The registration, claimed by whoever is logged in there if nobody had. Raises Unauthorised if nobody is."""
+    if found.is_claimed:
+        return found
+    bound = register.bind(Path(found.journal), found.remote, None)
+    if not bound.is_claimed:
+        raise Unauthorised(f"no login for {found.remote} yet", hint=f"run: ml-dash login {found.remote}")
+    return register.claim(found, bound)
+
+
+def _drop_unclaimed(chosen: list[Chosen]) -> None:
+    """What has been claimed by name no longer waits for somebody to claim it."""
+    mine = {(os.path.realpath(one.journal), found.remote) for one, found in chosen}
+    for waiting in {found.remote: register.unclaimed(found.remote) for _, found in chosen}.values():
+        for one in waiting:
+            if (os.path.realpath(one.journal), one.remote) in mine:
+                register.unregister(one)
 
 
 def _drain(chosen: list[Chosen]) -> None:

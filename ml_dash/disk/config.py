@@ -296,9 +296,6 @@ def _login(url: str, name: str | None, env: Environment, sources: dict[str, str]
     token = stored_login(url, env)
     if token is not None:
         sources["api_key"] = LOGIN
-    elif name is None:
-        hint = "give user_name= or api_key=, or set ML_DASH_USER_NAME or ML_DASH_API_KEY"
-        raise InvalidValue(f'remote "{url}" needs a login, and none is stored for it', hint=hint)
     return token
 
 

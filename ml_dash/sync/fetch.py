@@ -21,6 +21,7 @@ from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
 from ..projection.project import Projector
 from ..reading.read import Located
 from ..reading.view import look_anew
+from .identity import with_tokens
 from .login import tokens_for
 from .pull.download import bring_blob
 from .pull.pull import pull
@@ -109,25 +110,29 @@ class _Work:
 
     @contextmanager
     def _link(self) -> Iterator[Link]:
-        """The server, with the first login that it accepts. Raises Unauthorised, Unreachable."""
+        """The server under the identity that the settings name, and no other. Raises Unauthorised, Unreachable."""
         url = self._settings.remote
         assert url is not None
-        given = self._settings.api_key
-        tokens = [given] if given is not None else tokens_for(url, self._settings.user_name)
-        for number, token in enumerate(tokens):
-            with contextlib.closing(Link(url, token)) as link:
-                try:
-                    find_experiment(link, self._located.project, self._located.name)
-                except Unauthorised:
-                    if number == len(tokens) - 1:
-                        raise
-                    continue
-                except MLDashError:
-                    # Asked again by whoever uses it, and told there.
-                    pass
-                yield link
-                return
-        raise Unauthorised(f"there is no login for {url}", hint=f"run: ml-dash login {url}")
+        given, user = self._settings.api_key, self._settings.user_name
+        tokens = [given] if given is not None else tokens_for(url, user)
+        who = f"the token ending in {given[-4:]}" if given is not None else f"user {user}"
+        with contextlib.closing(with_tokens(url, who, tokens, self._accepted)) as link:
+            yield link
+
+    def _accepted(self, number: int, token: str) -> Link:
+        """A connection with that token. Raises Unauthorised if the server does not take it."""
+        url = self._settings.remote
+        assert url is not None
+        link = Link(url, token)
+        try:
+            find_experiment(link, self._located.project, self._located.name)
+        except Unauthorised:
+            link.close()
+            raise
+        except MLDashError:
+            # Asked again by whoever uses the connection, and reported there.
+            pass
+        return link
 
     def _bring_files(self, source: ServerSource) -> None:
         """The contents of files that are listed, the smallest first, for as long as somebody waits."""

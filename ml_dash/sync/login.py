@@ -70,12 +70,12 @@ def token_for(
 def tokens_for(
     url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
 ) -> list[str]:
-    """All tokens that may be shown to that server, the one to try first in front.
+    """The tokens of one identity at that server, the one to try first in front; never those of another identity.
 
-    First the one that a program brought (`fingerprint` names it); then, on this machine, the development login of
-    `user_name`; then what `ml-dash login` stored; then the login of `user_name` signed with `ML_DASH_JWT_SECRET`. The
-    next one is for when the server does not accept the one before: a program's token was revoked, and its user has
-    logged in since.
+    A `fingerprint` means that one token and nothing else: if the server refuses it, no other is tried. A `user_name`
+    means that user: on this machine the development login, then what `ml-dash login` stored for the same user, then a
+    login signed with `ML_DASH_JWT_SECRET`. With neither, it is what `ml-dash login` stored, whoever that is: only for
+    what a person asks at this moment, never for what was registered before.
     """
     found = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
     return list(dict.fromkeys(found))
@@ -90,13 +90,18 @@ def has_login(
 
 def _choices(url: str, name: str | None, mark: str | None, env: Environment) -> Iterator[Callable[[], str]]:
     stored = _stored(url, env)
-    if stored is not None and mark is not None and mark in stored.tokens:
-        yield lambda: stored.tokens[mark]
+    token = stored.token if stored is not None else None
+    if mark is not None:
+        brought = stored.tokens.get(mark) if stored is not None else None
+        if brought is None and token is not None and fingerprint(token) == mark:
+            brought = token
+        if brought is not None:
+            yield lambda: str(brought)
+        return
     if name is not None and is_loopback(url):
         yield lambda: development_token(name, env)
-    if stored is not None and stored.token is not None:
-        token = stored.token
-        yield lambda: token
+    if token is not None and stored is not None and name in (None, stored.user):
+        yield lambda: str(token)
     if name is not None and not is_loopback(url) and env.get(SECRET_VARIABLE):
         yield lambda: development_token(name, env)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.protocol import UNKNOWN, Digest, JournalState
-from ..errors import Damaged, JournalError, ServerRefused, Unauthorised
+from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
 from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob, read_identity
 from ..reading.read import Located, view
 from . import remote
+from .identity import with_identity
 from .register import Registration, cursor_of
 
 if TYPE_CHECKING:
@@ -84,29 +85,21 @@ class Proof:
 
 
 def connect(registration: Registration) -> Link:
-    """A connection to the registration's server, with the first login that it accepts.
+    """A connection to the registration's server under its own identity.
 
     Raises Unauthorised if there is none, or if it accepts none; Unreachable.
     """
-    from .login import tokens_for
 
-    tokens = tokens_for(registration.remote, registration.user, registration.login)
-    for number, token in enumerate(tokens):
+    def attempt(number: int, token: str) -> Link:
         link = remote.Link(registration.remote, token)
         try:
             remote.whoami(link)
-        except Unauthorised:
-            link.close()
-            if number == len(tokens) - 1:
-                raise
         except BaseException:
             link.close()
             raise
-        else:
-            return link
-    raise Unauthorised(
-        f"there is no login for {registration.remote}", hint=f"run: ml-dash login {registration.remote}"
-    )
+        return link
+
+    return with_identity(registration, attempt)
 
 
 def prove(

@@ -45,7 +45,11 @@ _NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL")
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One journal that goes to one server as one user; `login` is the fingerprint of a token that a program brought."""
+    """One journal that goes to one server under one identity, which it keeps for ever.
+
+    The identity is the token whose fingerprint is `login`, else the user named `user`. With neither it is unclaimed:
+    nothing is sent until somebody claims it.
+    """
 
     journal: str
     remote: str
@@ -55,11 +59,27 @@ class Registration:
     @property
     def key(self) -> str:
         """The name of its files."""
-        return registration_key(self.journal, self.remote, self.user)
+        return registration_key(self.journal, self.remote, self.user, self.login)
 
-    def token(self, env: Environment | None = None) -> str | None:
-        """The token to show the server; None without a login."""
-        return login.token_for(self.remote, self.user, self.login, env)
+    @property
+    def is_claimed(self) -> bool:
+        """Is it bound to an identity?"""
+        return self.user is not None or self.login is not None
+
+    def tokens(self, env: Environment | None = None) -> list[str]:
+        """The tokens of its identity, the one to try first in front; none while it is unclaimed."""
+        return login.tokens_for(self.remote, self.user, self.login, env) if self.is_claimed else []
+
+    def identity(self, env: Environment | None = None) -> str:
+        """Under which identity it goes, for messages: a token by its last four characters, or a user."""
+        if self.login is not None:
+            token = next(iter(self.tokens(env)), None)
+            return f"the token ending in {token[-4:]}" if token is not None else f"the token {self.login}"
+        return f"user {self.user}" if self.user is not None else "nobody yet"
+
+    def has_login(self, env: Environment | None = None) -> bool:
+        """Is a token of its identity stored here, or can one be signed? Signs nothing."""
+        return self.is_claimed and login.has_login(self.remote, self.user, self.login, env)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +100,11 @@ class Cursor:
     trouble: Trouble | None = None
 
 
-def registration_key(journal: str | os.PathLike[str], remote: str, user: str | None) -> str:
-    """What names a registration: the same for the same journal, server and user."""
-    text = f"{os.fspath(journal)}\0{remote}\0{user or ''}"
+def registration_key(
+    journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None
+) -> str:
+    """What names a registration: the same for the same journal, server and identity."""
+    text = f"{os.fspath(journal)}\0{remote}\0{user or ''}" + (f"\0{mark}" if mark else "")
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
@@ -115,17 +137,41 @@ def log_path(env: Environment | None = None) -> Path:
 
 
 def register(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
-    """Ask for the upload of a journal to `settings.remote`; an `api_key=` goes to the stored logins.
+    """Ask for the upload of a journal to `settings.remote` under the identity that the settings name.
 
-    Writes nothing where this was asked for before. Raises OSError if the disk refuses.
+    A token given in code or by the environment is kept beside the stored logins, and is the only one used for this
+    journal. Without token and user name, the journal is bound to whoever is logged in there now; with no login either,
+    it stays unclaimed. Writes nothing where this was asked for before. Raises OSError if the disk refuses.
     """
     assert settings.remote is not None
-    mark = None
-    if settings.api_key is not None and settings.sources.get("api_key") != LOGIN:
-        mark = login.remember(settings.remote, settings.api_key, env)
-    wanted = Registration(os.path.abspath(journal), settings.remote, settings.user_name, mark)  # noqa: PTH100 - links stay
+    wanted = bind(journal, settings.remote, settings.user_name, _given_token(settings), env)
     write(wanted, env)
     return wanted
+
+
+def bind(
+    journal: Path, remote: str, user: str | None, token: str | None = None, env: Environment | None = None
+) -> Registration:
+    """The registration of a journal under the identity of `token`, else `user`, else whoever is logged in there now.
+
+    Unclaimed where there is none of the three. Nothing is registered yet. Raises OSError where a token cannot be kept.
+    """
+    where = os.path.abspath(journal)  # noqa: PTH100 - links stay
+    if token is not None:
+        return Registration(where, remote, user, login.remember(remote, token, env))
+    if user is not None:
+        return Registration(where, remote, user)
+    stored = login.stored(remote, env)
+    if stored is None or stored.token is None:
+        return Registration(where, remote)
+    if stored.user is not None:
+        return Registration(where, remote, stored.user)
+    # Nobody asked the server whose token that is. Kept under its fingerprint, it stays the same when the login changes.
+    return Registration(where, remote, None, login.remember(remote, stored.token, env))
+
+
+def _given_token(settings: Settings) -> str | None:
+    return settings.api_key if settings.sources.get("api_key") != LOGIN else None
 
 
 def write(registration: Registration, env: Environment | None = None) -> bool:
@@ -159,9 +205,22 @@ def registrations(env: Environment | None = None) -> list[Registration]:
     with contextlib.suppress(FileNotFoundError):
         for path in registered_folder(env).iterdir():
             registration = _registration(_json(path)) if path.suffix == ".json" else None
-            if registration is not None and registration.key == path.stem:
+            if registration is None:
+                continue
+            if registration.key == path.stem:
+                found.append(registration)
+            elif path.stem == registration_key(registration.journal, registration.remote, registration.user):
+                # Version 0.1 left the token out of the name.
+                _rename(registration, path.stem, env)
                 found.append(registration)
     return sorted(found, key=lambda one: (one.journal, one.remote, one.user or ""))
+
+
+def _rename(registration: Registration, old_key: str, env: Environment | None) -> None:
+    """Give the files of a registration their present name; another process may be doing the same."""
+    for folder in (cursors_folder(env), registered_folder(env)):
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(folder / f"{old_key}.json", folder / f"{registration.key}.json")
 
 
 def by_journal(known: Iterable[Registration]) -> dict[str, list[Registration]]:
@@ -178,6 +237,20 @@ def _registration(content: Any) -> Registration | None:
     texts = [content.get(name) for name in ("journal", "remote", "user", "login")]
     journal, remote, user, mark = (text if isinstance(text, str) else None for text in texts)
     return Registration(journal, remote, user, mark) if journal and remote else None
+
+
+def unclaimed(remote: str, env: Environment | None = None) -> list[Registration]:
+    """What was recorded for that server while nobody was logged in there."""
+    return [one for one in registrations(env) if one.remote == remote and not one.is_claimed]
+
+
+def claim(registration: Registration, claimed: Registration, env: Environment | None = None) -> Registration:
+    """Put `claimed`, which names an identity, in the place of an unclaimed registration; `claimed`. Raises OSError."""
+    assert claimed.is_claimed
+    write(claimed, env)
+    # Only now: a kill between the two leaves both, and the unclaimed one sends nothing.
+    unregister(registration, env)
+    return claimed
 
 
 def unregister(registration: Registration, env: Environment | None = None) -> None:

@@ -24,7 +24,6 @@ from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_
 from ..journal.segment import list_segments, parse_blob
 from ..reading.read import Located, view
 from . import register
-from .login import has_login
 
 if TYPE_CHECKING:
     from ..journal.writer import Writer
@@ -119,8 +118,8 @@ class Sent:
 
     def hopeless(self) -> str | None:
         """Why it cannot be acknowledged as things are; None if it can."""
-        remote, user, mark = self.registration.remote, self.registration.user, self.registration.login
-        if not has_login(remote, user, mark):
+        remote = self.registration.remote
+        if not self.registration.has_login():
             return f"there is no login for {remote}; run: ml-dash login {remote}"
         cursor = register.cursor_of(self.registration)
         if cursor is None:
@@ -231,7 +230,7 @@ def begin(
     with _guard:
         here.sent.append(sent)
     here.looked = time.monotonic()
-    if has_login(registration.remote, registration.user, registration.login):
+    if registration.has_login():
         register.start_daemon(alone=local)
     return sent
 
@@ -239,7 +238,7 @@ def begin(
 def needs_login(sent: Sent) -> bool:
     """Is there no login for its server, and was that not said yet?"""
     one, told = sent.registration, _here().told
-    if one.remote in told or has_login(one.remote, one.user, one.login):
+    if one.remote in told or one.has_login():
         return False
     told.add(one.remote)
     return True
@@ -276,7 +275,7 @@ def tend(sent: list[Sent], *, local: bool) -> None:
         return
     here.looked = now
     one = sent[0].registration
-    if not register.daemon_runs() and has_login(one.remote, one.user, one.login):
+    if not register.daemon_runs() and one.has_login():
         register.start_daemon(alone=local)
 
 

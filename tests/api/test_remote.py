@@ -18,6 +18,7 @@ from ml_dash import Experiment, InvalidValue, RemoteClient
 from ml_dash.core.names import experiment_id
 from ml_dash.disk.config import state_folder
 from ml_dash.disk.lock import Turn
+from ml_dash.errors import NotFound
 from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.read import at
@@ -115,7 +116,7 @@ def test_an_api_key_goes_to_the_logins_and_nowhere_else(make: Make, tmp_path: Pa
     with make(remote=AFAR, api_key="mld_secret") as experiment:
         experiment.log("training starts")
     (one,) = register.registrations()
-    assert one.token() == "mld_secret"
+    assert one.tokens() == ["mld_secret"]
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and b"mld_secret" in path.read_bytes()]
     assert [path.name for path in holding] == ["credentials.json"]
 
@@ -468,9 +469,9 @@ def test_experiments_that_are_done_are_let_go_of(make: Make, uploader: Uploader)
 def test_a_login_that_comes_later_is_found_by_the_next_process(make: Make) -> None:
     make(remote=AFAR, user_name="alice").open().close()
     (one,) = register.registrations()
-    assert one.token() is None
-    login.store(AFAR, "mld_new")
-    assert one.token() == "mld_new"
+    assert one.tokens() == []
+    login.store(AFAR, "mld_new", "alice")
+    assert one.tokens() == ["mld_new"]
 
 
 def test_the_library_says_nothing_of_uploads_at_debug_level_that_holds_a_token(
@@ -583,9 +584,14 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert len(there(server, "killed")) >= written - 1
 
 
-def test_a_token_that_is_not_accepted_keeps_the_data_until_there_is_a_login(python: Python, server: Server) -> None:
+def test_a_token_that_is_not_accepted_keeps_the_data_here_whoever_is_logged_in(python: Python, server: Server) -> None:
+    login.store(server.url, login.development_token("alice"), "alice")
     python(RECORD.replace('user_name="alice"', 'api_key="mld_never-issued"'), server.url, "later")
     assert once() == 3
-    login.store(server.url, login.development_token("alice"))
-    assert once() == 0
-    assert there(server, "later") == list(range(500))
+    with pytest.raises(NotFound):
+        there(server, "later")
+    (refused,) = register.registrations()
+    cursor = register.cursor_of(refused)
+    assert cursor is not None
+    assert cursor.trouble is not None
+    assert "the token ending in sued" in cursor.trouble.text

@@ -35,7 +35,7 @@ def _command(name: str) -> click.Command:
 
 def _options(name: str) -> set[str]:
     parameters = [parameter for parameter in _parameters(_command(name)) if isinstance(parameter, click.Option)]
-    return {option for parameter in parameters for option in parameter.opts}
+    return {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def _parameters(command: click.Command) -> list[click.Parameter]:

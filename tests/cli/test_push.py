@@ -253,3 +253,37 @@ def test_one_that_goes_nowhere_is_not_removed_there(dash: Dash, record: Record) 
     result = dash("rm", "cv/first", "--remote", "--yes", code=FAILURE)
     assert folder.exists()
     assert "leave --remote away" in result.err
+
+
+def test_what_nobody_claimed_is_claimed_by_naming_it(
+    dash: Dash, record: Record, server: running.Server, client: RemoteClient, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    record("first", loss=(1.0,))
+    record("second", loss=(1.0,))
+    monkeypatch.delenv("ML_DASH_USER_NAME")
+    for name in ("first", "second"):
+        journal = tmp_path / "disk" / "cv" / name / ".journal"
+        journal = journal if journal.exists() else next(tmp_path.rglob(f"{name}/.journal"))
+        register.write(register.Registration(str(journal), server.url))
+    assert "ml-dash login" in dash("push", "cv/first", code=FAILURE).err
+    login.store(server.url, login.development_token(tmp_path.name), tmp_path.name)
+    dash("push", "cv/first")
+    assert [one.user for one in register.registrations()].count(tmp_path.name) == 1
+    assert [one["name"] for one in client.experiments(project="cv")["experiments"]] == ["first"]
+    assert len(register.unclaimed(server.url)) == 1
+
+
+def test_a_login_lists_what_waits_and_claims_it_only_if_told_to(
+    dash: Dash, record: Record, server: running.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record("first")
+    journal = next(tmp_path.rglob("first/.journal"))
+    register.write(register.Registration(str(journal), server.url))
+    monkeypatch.setenv("ML_DASH_API_KEY", login.development_token(tmp_path.name))
+    for more in ([], ["--no-claim"]):
+        said = dash("login", server.url, *more).out
+        assert str(journal.parent) in said
+        assert len(register.unclaimed(server.url)) == 1
+    assert "claimed 1 experiment;" in dash("login", server.url, "--claim").out
+    assert [one.user for one in register.registrations()] == [tmp_path.name]

@@ -308,4 +308,36 @@ _OTHERS: Final = (
     ),
 )
 
-MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS)
+LOGIN: Final = "sync/login.py"
+_IDENTITIES: Final = (
+    _one(
+        "a refused token is followed by the stored login",
+        LOGIN,
+        "            yield lambda: str(brought)\n        return\n",
+        "            yield lambda: str(brought)\n",
+        ("D20", 6),
+    ),
+    _one(
+        "a user name stands for whoever is logged in",
+        LOGIN,
+        " and name in (None, stored.user):\n",
+        ":\n",
+        ("D20", 20),
+    ),
+    _one(
+        "whoever logs in next inherits what nobody claimed",
+        "sync/register.py",
+        "return self.user is not None or self.login is not None\n",
+        "return True\n",
+        ("D20", 6),
+    ),
+    _one(
+        "the login goes by what it is now, not by what it was",
+        "sync/register.py",
+        "        return Registration(where, remote, stored.user)\n",
+        "        return Registration(where, remote, None, None)\n",
+        ("D20", 6),
+    ),
+)
+
+MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES)

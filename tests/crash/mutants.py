@@ -25,14 +25,22 @@ def copy_tree(target: Path) -> None:
     """The library and these tests, to be broken."""
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "ml_dash", target / "ml_dash", ignore=ignore)
-    shutil.copytree(ROOT / "tests" / "crash", target / "tests" / "crash", ignore=ignore)
+    shutil.copytree(ROOT / "daemon", target / "daemon", ignore=ignore)
+    # Without it, the package of that name in an editable checkout would be taken instead: no mutant would be noticed.
+    (target / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "__init__.py", target / "tests")
+    for suite in ("crash", "e2e"):
+        shutil.copytree(ROOT / "tests" / suite, target / "tests" / suite, ignore=ignore)
 
 
 def run_rows(tree: Path, rows: Iterable[tuple[str, int]], seed: str) -> str:
     """What the first of these rows that fails on that tree says; empty if none does."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    paths = os.pathsep.join([str(tree), str(tree / "daemon")])
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     for row, count in rows:
-        command = [sys.executable, "-m", "tests.crash", "--row", row, "--count", str(count), "--seed", seed]
+        # Rows of the daemon and of the server are the other suite's.
+        suite = "tests.e2e" if row[0] in "DS" else "tests.crash"
+        command = [sys.executable, "-m", suite, "--row", row, "--count", str(count), "--seed", seed]
         made = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False
         )

@@ -107,7 +107,8 @@ def test_without_a_login_everything_is_kept(tmp_path: Path) -> None:
     record(tmp_path / "store", "kept")
     done = call("once", "--store", str(tmp_path / "store"), "--remote", "https://far.example")
     assert done.returncode == 3
-    assert "no login for https://far.example yet: data is kept here; run: ml-dash login" in done.stderr
+    told = "nobody has claimed what was recorded for https://far.example yet: it is kept here; run: ml-dash login"
+    assert told in done.stderr
 
 
 def test_settings_come_from_options_then_the_file(server: Server, tmp_path: Path) -> None:

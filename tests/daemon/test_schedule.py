@@ -162,7 +162,7 @@ def test_a_development_login_that_is_signed_anew_uses_the_same_connection(
 ) -> None:
     """Otherwise each second would open one more."""
     signed = iter(range(1000))
-    monkeypatch.setattr(schedule, "tokens_for", lambda *_: [f"token-{next(signed)}"])
+    monkeypatch.setattr("ml_dash.sync.login.tokens_for", lambda *_: [f"token-{next(signed)}"])
     left = [50]
 
     def step(parcel: Parcel, link: Link) -> Outcome:
@@ -278,7 +278,7 @@ def test_pauses_grow_with_jitter_up_to_a_minute() -> None:
 
 def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://dash.example.org"
-    login.store(url, "old")
+    login.store(url, "old", "alice")
 
     def step(parcel: Parcel, link: Link) -> Outcome:
         token = link._token() if callable(link._token) else link._token
@@ -295,14 +295,14 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     assert all(desk.parcel(name).told[-1][0] == "login" for name in names)
     assert all(desk.task(name).trouble for name in names)
     assert sum(len(desk.parcel(name).times) for name in names) <= schedule.WORKERS
-    login.store(url, "new")
+    login.store(url, "new", "alice")
     desk.until(lambda: desk.schedule.at_rest() and not any(desk.task(name).trouble for name in names))
     assert all(desk.parcel(name).times for name in names)
 
 
 def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -> None:
     url = "http://dash.example.org"
-    login.store(url, "old")
+    login.store(url, "old", "alice")
     asked, stored = threading.Event(), threading.Event()
 
     def step(parcel: Parcel, link: Link) -> Outcome:
@@ -316,7 +316,7 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     desk.register("one", url)
     desk.begin()
     desk.until(asked.is_set)
-    login.store(url, "new")
+    login.store(url, "new", "alice")
     before = desk.schedule.logins.changed
     desk.until(lambda: desk.schedule.logins.changed > before)
     stored.set()

@@ -13,7 +13,7 @@ import pytest
 from ml_dash import Experiment
 from ml_dash.disk import lock
 from ml_dash.journal.segment import SEGMENTS
-from ml_dash.sync import register
+from ml_dash.sync import login, register
 from ml_dash.sync.register import Registration
 from ml_dash_syncd import discover, watch
 from ml_dash_syncd.settings import Settings
@@ -208,6 +208,24 @@ def test_an_experiment_in_a_store_is_found_though_its_journal_came_after_its_fol
     made.rename(store / "p" / "one" / ".journal")
     (found,) = discovery.find().values()
     assert (found.journal, found.remote, found.user) == (str(store / "p" / "one" / ".journal"), URL, "alice")
+
+
+@pytest.mark.usefixtures("_state")
+def test_what_a_store_held_for_one_login_does_not_go_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    made = tmp_path / "store" / "p" / "one" / ".journal"
+    made.parent.mkdir(parents=True)
+    journal(tmp_path / "elsewhere", "one").rename(made)
+    discovery = discover.Discovery(Settings(stores=(tmp_path / "store",), remote=URL))
+    assert [one.is_claimed for one in discovery.find().values()] == [False]
+    login.store(URL, "of-alice", "alice")
+    assert [one.user for one in discovery.find().values()] == ["alice"]
+    login.store(URL, "of-bob", "bob")
+    for again in (discovery, discover.Discovery(discovery.settings)):
+        again.forget()
+        assert [(one.journal, one.user) for one in again.find().values()] == [(str(made), "alice")]
 
 
 @pytest.mark.usefixtures("_state")

@@ -9,6 +9,7 @@ from . import (
     rows_gate,
     rows_host,
     rows_hosts,
+    rows_identity,
     rows_network,
     rows_power,
     rows_reading,
@@ -18,7 +19,8 @@ from . import (
 from .harness import Row
 
 _MODULES: Final = (
-    rows_daemon, rows_network, rows_hosts, rows_reading, rows_host, rows_server, rows_gate, rows_power, rows_whole,
+    rows_daemon, rows_network, rows_hosts, rows_identity, rows_reading, rows_host, rows_server, rows_gate, rows_power,
+    rows_whole,
 )  # fmt: skip
 ROWS: Final[dict[str, Row]] = {
     row.id: row

@@ -94,11 +94,27 @@ def test_a_token_that_is_known_is_not_written_again(env: dict[str, str], path: P
     assert path.stat().st_ino == before.st_ino
 
 
-def test_a_token_of_a_program_is_followed_by_the_login(env: dict[str, str]) -> None:
-    """So that a revoked one does not keep the data here once its user has logged in."""
+def test_a_token_of_a_program_is_followed_by_no_other(env: dict[str, str]) -> None:
+    """Data must not land in the namespace of whoever is logged in when the program's token is revoked."""
     mark = login.remember(SERVER, "revoked", env)
-    login.store(SERVER, "mine", env=env)
-    assert login.tokens_for(SERVER, None, mark, env) == ["revoked", "mine"]
+    login.store(SERVER, "mine", "alice", env)
+    env = {**env, "ML_DASH_JWT_SECRET": "a secret of thirty-two bytes or more"}
+    assert login.tokens_for(SERVER, None, mark, env) == ["revoked"]
+    assert login.tokens_for(SERVER, "alice", mark, env) == ["revoked"]
+    assert login.tokens_for(SERVER, "alice", "0" * 16, env) == []
+
+
+def test_a_user_name_never_means_the_login_of_another_user(env: dict[str, str]) -> None:
+    for url in (SERVER, HERE):
+        login.store(url, "of bob".replace(" ", "-"), "bob", env)
+        assert "of-bob" not in login.tokens_for(url, "alice", None, env)
+    assert not login.has_login(SERVER, "alice", env=env)
+
+
+def test_a_login_whose_user_nobody_asked_for_stands_for_no_name(env: dict[str, str]) -> None:
+    login.store(SERVER, "whose", None, env)
+    assert login.tokens_for(SERVER, "alice", None, env) == []
+    assert login.tokens_for(SERVER, None, None, env) == ["whose"]
 
 
 def test_forgetting_a_server_forgets_its_tokens_and_no_other_server(env: dict[str, str]) -> None:
@@ -126,7 +142,7 @@ def test_the_development_login_is_signed_with_the_secret_of_the_environment(env:
 
 
 def test_on_this_machine_a_user_name_is_enough_and_comes_first(env: dict[str, str]) -> None:
-    login.store(HERE, "stored", env=env)
+    login.store(HERE, "stored", "alice", env)
     first, second = login.tokens_for(HERE, "alice", None, env)
     assert jwt.decode(first, DEVELOPMENT_SECRET, algorithms=["HS256"])["userName"] == "alice"
     assert second == "stored"
@@ -140,7 +156,7 @@ def test_beyond_this_machine_a_user_name_alone_is_no_login(env: dict[str, str]) 
 def test_beyond_this_machine_the_stored_login_comes_before_the_signed_one(env: dict[str, str]) -> None:
     env = {**env, "ML_DASH_JWT_SECRET": "a secret of thirty-two bytes or more"}
     assert login.has_login(SERVER, "alice", env=env)
-    login.store(SERVER, "stored", env=env)
+    login.store(SERVER, "stored", "alice", env)
     assert login.tokens_for(SERVER, "alice", None, env)[0] == "stored"
 
 

@@ -293,13 +293,12 @@ def test_what_the_uploader_says_is_passed_on(senders: Senders, tmp_path: Path) -
 # -- logins ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_that_was_revoked_is_followed_by_the_login(server: Server) -> None:
+def test_a_token_that_was_revoked_is_followed_by_no_other_login(server: Server) -> None:
     mark = login.remember(server.url, "mld_revoked")
-    registration = Registration("/nowhere", server.url, None, mark)
-    with pytest.raises(Unauthorised):
-        proof.connect(registration)
-    login.store(server.url, login.development_token("alice"))
-    with contextlib.closing(proof.connect(registration)) as link:
+    login.store(server.url, login.development_token("alice"), "alice")
+    with pytest.raises(Unauthorised, match="refuses the token ending in oked"):
+        proof.connect(Registration("/nowhere", server.url, None, mark))
+    with contextlib.closing(proof.connect(Registration("/nowhere", server.url, "alice"))) as link:
         assert remote.whoami(link)["userName"] == "alice"
 
 

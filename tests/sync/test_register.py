@@ -152,18 +152,77 @@ def test_a_token_given_in_code_goes_to_the_logins_and_not_into_the_registration(
 ) -> None:
     made = register.register(tmp_path, settings(api_key="mld_secret"), env)
     assert made.login == login.fingerprint("mld_secret")
-    assert made.token(env) == "mld_secret"
+    assert made.tokens(env) == ["mld_secret"]
     found = [path for path in state_folder(env).rglob("*") if path.is_file()]
     assert not any(b"mld_secret" in path.read_bytes() for path in found)
 
 
-def test_a_stored_login_is_not_bound_to_its_token(tmp_path: Path, env: dict[str, str]) -> None:
-    """So that the next login is used for what was registered before."""
-    login.store("https://dash.example.org", "mld_old", env=env)
-    made = register.register(tmp_path, resolve(remote="https://dash.example.org", env=env), env)
-    assert made.login is None
-    login.store("https://dash.example.org", "mld_new", env=env)
-    assert made.token(env) == "mld_new"
+TEAM = "https://dash.example.org"
+
+
+def test_a_stored_login_binds_its_user_and_not_its_token(tmp_path: Path, env: dict[str, str]) -> None:
+    """So that the next login of the same user is used for what was registered before."""
+    login.store(TEAM, "mld_old", "alice", env)
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    assert (made.user, made.login) == ("alice", None)
+    login.store(TEAM, "mld_new", "alice", env)
+    assert made.tokens(env) == ["mld_new"]
+
+
+def test_the_login_of_another_user_does_not_inherit_what_was_registered(tmp_path: Path, env: dict[str, str]) -> None:
+    login.store(TEAM, "mld_alice", "alice", env)
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    login.store(TEAM, "mld_bob", "bob", env)
+    assert made.tokens(env) == []
+    assert not made.has_login(env)
+
+
+def test_a_login_of_an_unknown_user_binds_its_token(tmp_path: Path, env: dict[str, str]) -> None:
+    login.store(TEAM, "mld_unknown", None, env)
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    login.store(TEAM, "mld_bob", "bob", env)
+    assert made.tokens(env) == ["mld_unknown"]
+    assert made.identity(env) == "the token ending in nown"
+
+
+def test_without_any_login_it_is_unclaimed_and_nobody_inherits_it(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    assert not made.is_claimed
+    login.store(TEAM, "mld_alice", "alice", env)
+    assert made.tokens(env) == []
+    assert not made.has_login(env)
+
+
+def test_two_tokens_for_one_journal_are_two_registrations(tmp_path: Path, env: dict[str, str]) -> None:
+    """The second must not take what was registered under the first."""
+    one = register.register(tmp_path, settings(api_key="mld_one"), env)
+    two = register.register(tmp_path, settings(api_key="mld_two"), env)
+    assert {tuple(found.tokens(env)) for found in register.registrations(env)} == {("mld_one",), ("mld_two",)}
+    assert one.key != two.key
+
+
+def test_a_registration_of_version_0_1_keeps_its_token_and_its_cursor(tmp_path: Path, env: dict[str, str]) -> None:
+    mark = login.remember(SERVER, "mld_secret", env)
+    old = register.registration_key(tmp_path, SERVER, "alice")
+    for folder, content in (
+        (register.registered_folder(env), {"journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": mark}),
+        (register.cursors_folder(env), {"segments": {"a.seg": 7}}),
+    ):
+        folder.mkdir(parents=True)
+        (folder / f"{old}.json").write_text(json.dumps(content))
+    for _ in range(2):
+        (found,) = register.registrations(env)
+        assert found.tokens(env) == ["mld_secret"]
+        cursor = register.cursor_of(found, env)
+        assert cursor is not None
+        assert cursor.segments == {"a.seg": 7}
+
+
+def test_a_registration_of_version_0_1_that_names_nobody_is_unclaimed(tmp_path: Path, env: dict[str, str]) -> None:
+    register.write(register.Registration(str(tmp_path), SERVER), env)
+    login.store(SERVER, "mld_bob", "bob", env)
+    (found,) = register.registrations(env)
+    assert found.tokens(env) == []
 
 
 def test_a_registration_and_its_cursor_go_together(tmp_path: Path, env: dict[str, str]) -> None:

@@ -1,0 +1,51 @@
+"""Identities at a server: whose token a call shows, and what is said when the server refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from ..errors import Unauthorised
+
+if TYPE_CHECKING:
+    from .register import Registration
+
+_Answer = TypeVar("_Answer")
+
+
+def with_identity(registration: Registration, attempt: Callable[[int, str], _Answer]) -> _Answer:
+    """What `attempt(number, token)` returns with the first token of the registration's identity that is accepted.
+
+    Only tokens of that identity are tried: data never goes under another login, whoever is logged in meanwhile.
+    Raises Unauthorised, naming the identity, if it is refused, has no token here, or nobody has claimed the journal.
+    """
+    if not registration.is_claimed:
+        raise Unauthorised(
+            f"nobody has claimed what was recorded for {registration.remote} yet: it is kept here",
+            hint=f"run: ml-dash login {registration.remote}, or ml-dash push",
+        )
+    return with_tokens(registration.remote, registration.identity(), registration.tokens(), attempt)
+
+
+def with_tokens(
+    remote: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]
+) -> _Answer:
+    """What `attempt(number, token)` returns with the first of `tokens` that the server accepts.
+
+    Raises Unauthorised if there is none, or if all are refused; `identity` says in the message whose they are.
+    """
+    refused = None
+    for number, token in enumerate(tokens):
+        try:
+            return attempt(number, token)
+        except Unauthorised as error:
+            refused = error
+    if refused is None:
+        raise Unauthorised(
+            f"there is no login for {remote} as {identity} here: data is kept here, and goes under no other login",
+            hint=f"run: ml-dash login {remote}",
+        )
+    raise Unauthorised(
+        f"{remote} refuses {identity}: data is kept here, and goes under no other login",
+        hint=f"to send it as another user: ml-dash login {remote}, then ml-dash push EXPERIMENT --remote {remote}",
+    ) from refused
