@@ -11,7 +11,7 @@ from .core import events
 from .core.names import check_name, clash_key, experiment_id
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
-from .files import FileBuilder, FileEntry, one_of
+from .files import FileBuilder, FileEntry, one_source
 from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
 from .parameters import ParametersBuilder
@@ -106,7 +106,7 @@ class Experiment(Handle):
 
     @overload
     def log(
-        self, message: str, level: str | LogLevel = "info", metadata: Metadata | None = None, **extra: Any
+        self, message: object, level: str | LogLevel = "info", metadata: Metadata | None = None, **extra: Any
     ) -> None: ...
 
     @overload
@@ -114,13 +114,14 @@ class Experiment(Handle):
 
     def log(
         self,
-        message: str | None = None,
+        message: object = None,
         level: str | LogLevel = "info",
         metadata: Metadata | None = None,
         **extra: Any,
     ) -> LogBuilder | None:
         """Record one log entry; without a message, a builder with `.debug() .info() .warn() .error() .fatal() .read()`.
 
+        Anything but text is recorded as `str()` of it; an exception with its type and traceback in the metadata.
         `level`: debug, info, warn, error or fatal, in any case. `extra` joins `metadata` and wins. Raises InvalidValue
         or UnsupportedType; nothing is recorded then.
         """
@@ -187,7 +188,6 @@ class Experiment(Handle):
         source: PathText,
         prefix: PathText = "/",
         *,
-        file_prefix: PathText | None = None,
         description: str | None = None,
         tags: list[str] | None = None,
         metadata: Metadata | None = None,
@@ -222,12 +222,12 @@ class Experiment(Handle):
     ) -> FileEntry | FileBuilder:
         """Add a file now (with a positional path; returns its record), or a builder for everything else.
 
-        The builder: `.save()` with `file_path=`, `.list()`, and with `file_id=` `.download() .delete() .update()`.
+        The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
+        `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
         """
         self._check_open()
-        where = one_of("prefix", prefix, "file_prefix", file_prefix)
-        what = one_of("a path", source, "file_path", file_path)
-        builder = FileBuilder(self, what, where, file_id, dest_path, description, tags, metadata)
+        what = one_source(source, file_path, file_prefix, file_id)
+        builder = FileBuilder(self, what, prefix, file_id, dest_path, description, tags, metadata)
         return builder.save() if source is not None else builder
 
     def update(

@@ -57,11 +57,19 @@ class FileEntry(dict[str, Any]):
         return self
 
 
-def one_of(first: str, a: PathText | None, second: str, b: PathText | None) -> PathText | None:
-    """Two arguments that are one: whichever was given."""
-    if a is not None and b is not None and a != b:
-        raise InvalidValue(f"both {first} ({a!r}) and {second} ({b!r}) were given", hint="give one of them")
-    return a if a is not None else b
+def one_source(
+    source: PathText | None, file_path: PathText | None, file_prefix: PathText | None, file_id: str | None
+) -> PathText | None:
+    """The path of the file that is meant, by whichever argument it came; None if by none, or by `file_id`.
+
+    Raises InvalidValue naming them if there is more than one.
+    """
+    paths = {"a path": source, "file_path": file_path, "file_prefix": file_prefix}
+    given = {name: value for name, value in (*paths.items(), ("file_id", file_id)) if value is not None}
+    if len(given) > 1:
+        shown_all = " and ".join(f"{name} ({value!r:.80})" for name, value in given.items())
+        raise InvalidValue(f"more than one source was given: {shown_all}", hint="give one of them")
+    return next((value for value in paths.values() if value is not None), None)
 
 
 class FileBuilder:
@@ -78,8 +86,6 @@ class FileBuilder:
         tags: list[str] | None,
         metadata: Mapping[str, Any] | None,
     ) -> None:
-        if source is not None and file_id is not None:
-            raise InvalidValue(f"two sources were given: {source!r} and file_id={file_id!r}", hint="give one")
         self._handle = handle
         self._source = source
         self._prefix = os.fspath(prefix) if isinstance(prefix, os.PathLike) else prefix
@@ -236,7 +242,10 @@ class FileBuilder:
 
 def _path(argument: str, value: object) -> Path:
     if not isinstance(value, (str, os.PathLike)):
-        raise UnsupportedType(f"{argument} is {type(value).__name__}, expected a path")
+        raise UnsupportedType(
+            f"{argument} is {type(value).__name__}, expected a path",
+            hint='write it to a file first, then: experiment.file("plot.png", prefix="/plots")',
+        )
     text = os.fspath(value)
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidValue(f"{argument} is {text[:80]!a}, which is no path", hint="give the path of a file")

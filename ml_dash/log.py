@@ -13,6 +13,7 @@ from .core.names import shown
 from .core.values import PLAIN, lenient_values
 from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType
 from .metric import page_of
+from .recording.ending import described
 from .recording.lifecycle import Handle, checked_mapping
 
 if TYPE_CHECKING:
@@ -52,11 +53,11 @@ _LEVELS: Final[dict[object, str]] = {
 
 
 def append_log(
-    handle: Handle, message: str, level: str | LogLevel, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
+    handle: Handle, message: object, level: str | LogLevel, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
 ) -> None:
     """Record one entry."""
     if type(message) is not str:
-        message = _checked_message(message)
+        message, extra = _as_message(message, extra, handle)
     try:
         known = _LEVELS[level]
     except (KeyError, TypeError):
@@ -81,9 +82,27 @@ def append_log(
         handle._not_open()
 
 
-def _checked_message(message: object) -> str:
-    if not isinstance(message, str):
-        raise UnsupportedType(f"message is {type(message).__name__}, expected text", hint="use str(...)")
+def _as_message(message: object, extra: dict[str, Any], handle: Handle) -> tuple[str, dict[str, Any]]:
+    """Text for anything that is logged, and the metadata with what a text cannot say of an exception."""
+    if isinstance(message, str):
+        return _checked_message(message), extra
+    if isinstance(message, BaseException):
+        told = described(message, handle._settings.secrets)
+        return told["message"] or told["type"], {
+            "exceptionType": told["type"], "exception": told["traceback"], **extra
+        }  # fmt: skip
+    if isinstance(message, Mapping):
+        handle._warn("log() was given a mapping, and recorded it as text; numbers go by metric(name).append(value=...)")
+    try:
+        return str(message).encode("utf-8", "replace").decode(), extra
+    except Exception as error:
+        raise UnsupportedType(
+            f"message is {type(message).__name__}, and str() of it raises {type(error).__name__}: {error}",
+            hint="log a text",
+        ) from error
+
+
+def _checked_message(message: str) -> str:
     try:
         message.encode()
     except UnicodeEncodeError:

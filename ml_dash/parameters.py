@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .core.events import PARAMETERS
-from .core.values import flatten, lenient_values, unflatten
+from .core.values import as_mapping, flatten, parameter_values, unflatten
 from .recording.lifecycle import checked_mapping
 
 if TYPE_CHECKING:
@@ -21,15 +21,20 @@ class ParametersBuilder:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
-    def set(self, parameters: Mapping[str, Any] | None = None, /, **more: Any) -> Self:
+    def set(self, parameters: object = None, /, **more: Any) -> Self:
         """Merge parameters; nested mappings become dotted keys, lists stay whole. Returns the builder.
 
-        Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
+        `parameters` is a mapping, or an object that holds named values: `argparse.Namespace`, `SimpleNamespace`, a
+        dataclass, attrs, pydantic or OmegaConf object; so may values be. Keys of int, float, bool, None and Enum become
+        text. Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
         """
         self._handle._changeable_run()
         if parameters is not None:
-            more = {**checked_mapping("parameters", parameters), **more}
-        flat = flatten(lenient_values(more, self._handle._warn))
+            given = as_mapping(parameters)
+            if given is None:
+                checked_mapping("parameters", parameters)
+            more = {**dict(given or {}), **more}
+        flat = flatten(parameter_values(more, self._handle._warn))
         if flat:
             self._handle._record(PARAMETERS, flat)
         return self

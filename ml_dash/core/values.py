@@ -31,8 +31,8 @@ INFINITY: Final = float("inf")
 NUMBER_TEXTS: Final = {"NaN": float("nan"), "Infinity": INFINITY, "-Infinity": -INFINITY}
 
 ACCEPTED: Final = (
-    "use None, bool, int, float, str, bytes, datetime, Path, Enum, dataclasses, lists, tuples, mappings with "
-    f"text keys, or scalars and arrays of up to {MAX_ELEMENTS:,} elements"
+    "use None, bool, int, float, Decimal, Fraction, str, bytes, datetime, Path, Enum, dataclasses, lists, tuples, "
+    f"mappings with text keys, or scalars and arrays of up to {MAX_ELEMENTS:,} elements"
 )
 
 _UNCHECKED: Final[frozenset[type]] = frozenset({float, bool, type(None)})
@@ -65,6 +65,71 @@ def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -
         return _described(value)
 
     return {_key(key): _plain(value, key, 1, describe) for key, value in mapping.items()}
+
+
+def parameter_values(mapping: Mapping[Any, object], warn: Callable[[str], None]) -> dict[str, object]:
+    """Parameters as plain values: as `lenient_values` does, but more is taken for a mapping and for a key.
+
+    Objects that hold named values (see `as_mapping`) count as mappings; keys of int, float, bool, None and Enum become
+    text. Raises `InvalidValue` for two keys that become the same text, `UnsupportedType` for any other key.
+    """
+    return lenient_values(_with_text_keys(mapping, "", 1), warn)
+
+
+def as_mapping(value: object) -> Mapping[Any, object] | None:
+    """What an object that holds named values holds; None for any other object.
+
+    Mappings (OmegaConf's too), dataclasses, attrs and pydantic objects, `argparse.Namespace` and
+    `types.SimpleNamespace`; told by their shape, without importing where they come from.
+    """
+    if isinstance(value, Mapping):
+        return value
+    kind = type(value)
+    if hasattr(kind, "__dataclass_fields__"):
+        return dict(_dataclass_items(value))
+    if hasattr(kind, "__attrs_attrs__"):
+        return {field.name: getattr(value, field.name) for field in kind.__attrs_attrs__ if hasattr(value, field.name)}
+    if any((base.__module__, base.__name__) in _NAMESPACES for base in kind.__mro__):
+        return dict(vars(value))
+    fields = getattr(kind, "model_fields", None) or getattr(kind, "__fields__", None)
+    if isinstance(fields, Mapping) and (hasattr(kind, "model_dump") or hasattr(kind, "parse_obj")):
+        more = getattr(value, "model_extra", None) or {}
+        return {**{name: getattr(value, name) for name in fields}, **more}
+    return None
+
+
+_NAMESPACES: Final = frozenset({("argparse", "Namespace"), ("types", "SimpleNamespace")})
+
+
+def _with_text_keys(mapping: Mapping[Any, object], path: str, depth: int) -> dict[str, object]:
+    """The same values under text keys, nested mappings too; lists are left as they are."""
+    _check_depth(depth, path)
+    found: dict[str, object] = {}
+    origin: dict[str, object] = {}
+    for key, value in mapping.items():
+        name = key if type(key) is str else _key_text(key)
+        where = f"{path}.{name}" if path else name
+        if name in origin:
+            raise InvalidValue(
+                f'the keys {origin[name]!r:.80} and {key!r:.80} both become "{where}"', hint="rename one of them"
+            )
+        origin[name] = key
+        if type(value) in PLAIN:
+            found[name] = value
+            continue
+        inner = as_mapping(value)
+        found[name] = value if inner is None else _with_text_keys(inner, where, depth + 1)
+    return found
+
+
+def _key_text(key: object) -> str:
+    from enum import Enum
+
+    if isinstance(key, Enum):
+        key = key.value
+    if key is None or isinstance(key, (bool, int, float)):
+        return str(key)
+    return _key(key)
 
 
 def _refuse(key: str, _value: object, reason: str) -> object:
@@ -173,7 +238,13 @@ def _other(value: object, key: str, depth: int, unknown: Unknown) -> object:
         return _mapping(dict(_dataclass_items(value)), key, depth, unknown)
     if hasattr(kind, "tolist") or hasattr(kind, "item"):
         return _array(value, key, depth, unknown)
+    if any((base.__module__, base.__name__) in _EXACT_NUMBERS for base in kind.__mro__):
+        return float(value)  # type: ignore[arg-type]
     return unknown(key, value, f"is {_type_name(value)}, which cannot be recorded")
+
+
+# Told by name: most programs load neither module. `decimal` is the name that its C version gives too.
+_EXACT_NUMBERS: Final = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
 
 
 def _moment(value: datetime, key: str, unknown: Unknown) -> object:

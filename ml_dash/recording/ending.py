@@ -11,6 +11,8 @@ from ..errors import InvalidValue
 
 STATUSES: Final = ("completed", "failed", "interrupted")
 _TRACEBACK_CHARACTERS: Final = 20_000
+_EX_TEMPFAIL: Final = 75  # sysexits.h
+_LARGEST_SIGNAL: Final = 64
 _SECRET_VARIABLES: Final = ("ML_DASH_API_KEY", "ML_DASH_JWT_SECRET")
 
 Ending = tuple[str, dict[str, Any] | None]
@@ -33,9 +35,14 @@ def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
         return "completed", None
     if isinstance(error, SystemExit) and error.code in (0, None):
         return "completed", None
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and _asks_to_come_back(error.code)):
         return "interrupted", None
-    return "failed", _described(error, secrets)
+    return "failed", described(error, secrets)
+
+
+def _asks_to_come_back(code: object) -> bool:
+    """Does an exit code say that a signal ended the program (128 + its number), or that it is to be tried again?"""
+    return isinstance(code, int) and (code == _EX_TEMPFAIL or 128 < code <= 128 + _LARGEST_SIGNAL)
 
 
 def before() -> Before:
@@ -60,7 +67,8 @@ def _last_unhandled() -> BaseException | None:
     return error if isinstance(error, BaseException) else None
 
 
-def _described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
+def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
+    """Type, message and traceback of an exception, each as text, our own credentials replaced by `***`."""
     import traceback
 
     hidden = {*secrets, *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}

@@ -179,8 +179,12 @@ WAYS_OUT = {
     ),
     "SystemExit of a handler for SIGTERM": (
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\nwith experiment: wait(signal.SIGTERM)",
-        143, "failed", "143",
+        143, "interrupted", "",
     ),
+    "SystemExit that asks to be tried again": ("with experiment: sys.exit(75)", 75, "interrupted", ""),
+    "SystemExit of the last signal": ("with experiment: sys.exit(192)", 192, "interrupted", ""),
+    "SystemExit beyond signals": ("with experiment: sys.exit(193)", 193, "failed", "193"),
+    "SystemExit of 128": ("with experiment: sys.exit(128)", 128, "failed", "128"),
     "a thread that fails": (
         "thread = threading.Thread(target=lambda: 1/0)\nthread.start()\nthread.join()", 0, "completed", "",
     ),

@@ -477,7 +477,6 @@ def test_any_other_text_is_a_name(make: Make, runs: Path, name: str) -> None:
         ({"durability": "often"}, InvalidValue, 'durability is \'often\'; use "always", "interval" or "os"'),
         ({"remote": "ftp://x"}, InvalidValue, "does not begin with http:// or https://"),
         ({"remote": "http://u:secret@x"}, InvalidValue, r"remote 'http://\*\*\*@x' contains user info; .* api_key="),
-        ({"remote": "https://far.example"}, InvalidValue, "needs a login.*user_name= or api_key="),
     ],
 )
 def test_bad_arguments_are_refused_with_argument_value_and_what_is_accepted(

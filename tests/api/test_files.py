@@ -66,8 +66,8 @@ def test_the_builder_form_adds_when_saved(opened: Experiment, model: Path) -> No
     assert opened.file().list() == []
     record = builder.save()
     assert (record["path"], record["prefix"], record["tags"]) == ("a/b/", "a/b/", ["one"])
-    assert opened.file(file_path=model, file_prefix="/c").save()["prefix"] == "/c/"
-    assert opened.file(model, file_prefix=Path("/d"))["prefix"] == "/d/"
+    assert opened.file(file_prefix=model, prefix="/c").save()["prefix"] == "/c/"
+    assert opened.file(model, prefix=Path("/d"))["prefix"] == "/d/"
     assert opened.file(model)["prefix"] == "/"
     assert len(opened.file().list()) == 4
 
@@ -190,7 +190,7 @@ def test_a_list_is_of_a_prefix_by_whole_parts_and_of_any_of_the_tags(opened: Exp
     assert listed() == listed(prefix="/") == listed(prefix="") == everything
     for prefix in ("/models", "models", "/models/", "//models//"):
         assert listed(prefix=prefix) == ["/models/", "/models/best/"]
-    assert listed(file_prefix="models/best") == ["/models/best/"]
+    assert listed(prefix="models/best") == ["/models/best/"]
     assert listed(prefix="/mod") == listed(prefix="/other") == []
     assert listed(tags=["a"]) == ["/models/", "/models/best/"]
     assert listed(tags=["b", "c"]) == ["/models/best/", "/models-old/"]
@@ -333,15 +333,16 @@ def test_what_is_no_file_is_refused_and_leaves_nothing(
     [
         ((), {}, InvalidValue, 'no file was named; use experiment.file("model.pth", prefix="/models")'),
         (("model.pth",), {"file_path": "other"}, InvalidValue, r"a path \('model.pth'\) and file_path \('other'\)"),
-        (("model.pth",), {"file_id": "1"}, InvalidValue, "two sources were given"),
+        (("model.pth",), {"file_id": "1"}, InvalidValue, r"more than one source was given: .* file_id \('1'\)"),
         (
             (),
-            {"file_path": "model.pth", "prefix": "/a", "file_prefix": "/b"},
+            {"file_path": "a.pth", "prefix": "/a", "file_prefix": "b.pth"},
             InvalidValue,
-            r"prefix \('/a'\) and file_pre",
+            r"file_path \('a.pth'\) and file_prefix \('b.pth'\)",
         ),
         (("model.pth",), {"prefix": "/a/../b"}, ValueError, r'prefix "/a/../b" contains "\.\."'),
         (("model.pth",), {"prefix": "/a\nb"}, ValueError, r"contains the control character U\+000A"),
+        ((b"bytes",), {}, UnsupportedType, r"the file is bytes, expected a path; write it to a file first"),
         (("model.pth",), {"prefix": 5}, UnsupportedType, "prefix is int, expected str"),
         (("model.pth",), {"tags": 5}, UnsupportedType, "expected a list of text"),
         (("model.pth",), {"metadata": 5}, UnsupportedType, "metadata is int, expected a mapping"),

@@ -98,7 +98,6 @@ def test_a_builder_shares_metadata_between_entries(opened: Experiment) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda e: e.log(5), UnsupportedType, r"message is int, expected text; use str\(\.\.\.\)"),
         (lambda e: e.log("\ud800"), InvalidValue, r'message "\\ud800" holds a lone surrogate'),
         (lambda e: e.log("x", metadata=[1]), UnsupportedType, "metadata is list, expected a mapping"),
         (lambda e: e.log(metadata=5), UnsupportedType, "metadata is int, expected a mapping"),
@@ -349,3 +348,39 @@ def test_a_record_that_cannot_be_formatted_is_told_as_logging_does(
 def test_extra_fields_of_a_record_may_be_of_any_kind(opened: Experiment, logger: logging.Logger) -> None:
     logger.info("x", extra={"path": Path("/tmp"), "odd": set})
     assert _entries(opened)[0][2] == {"path": "/tmp", "odd": "<class 'set'>", "logger": "training.loop"}
+
+
+def test_anything_but_text_is_logged_as_its_text(opened: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    for message in (5, 0.5, [1, 2], Path("a"), {"loss": 0.5}, {"loss": 0.25}):
+        opened.log(message)
+    opened.log(step=1).warn(7)
+    assert [entry["message"] for entry in opened.log().read()["logs"]] == [
+        "5", "0.5", "[1, 2]", "a", "{'loss': 0.5}", "{'loss': 0.25}", "7",
+    ]  # fmt: skip
+    (told,) = [record.getMessage() for record in caplog.records if "mapping" in record.getMessage()]
+    assert "metric(name).append(value=...)" in told
+
+
+def test_an_exception_is_logged_with_its_type_and_traceback(
+    opened: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ML_DASH_API_KEY", "mld_secret")
+    try:
+        raise ValueError("bad batch, said mld_secret")
+    except ValueError as error:
+        opened.log(error, level="error", step=3)
+    (entry,) = opened.log().read()["logs"]
+    assert (entry["level"], entry["message"]) == ("error", "bad batch, said ***")
+    assert entry["metadata"] is not None
+    assert (entry["metadata"]["exceptionType"], entry["metadata"]["step"]) == ("ValueError", 3)
+    assert 'raise ValueError("bad batch' in entry["metadata"]["exception"]
+
+
+def test_a_message_without_a_text_is_refused(opened: Experiment) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    with pytest.raises(UnsupportedType, match="message is Broken, and str"):
+        opened.log(Broken())
+    assert opened.log().read()["total"] == 0

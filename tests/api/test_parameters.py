@@ -189,11 +189,11 @@ def test_anything_else_is_kept_as_text_with_one_warning_for_each_key(
             raise RuntimeError
 
     for _ in range(2):
-        opened.parameters().set(odd=Odd(), broken=Broken(), deep={"a_set": {1}}, big=np.zeros(1025), keys={1: 2})
+        opened.parameters().set(odd=Odd(), broken=Broken(), deep={"a_set": {1}}, big=np.zeros(1025), keys=[{1: 2}])
     found = opened.parameters().get()
     assert (found["odd"], found["broken"], found["deep.a_set"]) == ("o" * 1000, "<Broken: unprintable>", "{1}")
     assert found["big"].startswith("[0. 0.")
-    assert found["keys"] == "{1: 2}"
+    assert found["keys"] == ["{1: 2}"]
     told = sorted(record.getMessage().partition('"')[2].partition('"')[0] for record in caplog.records)
     assert told == ["big", "broken", "deep.a_set", "keys", "odd"]
 
@@ -221,7 +221,7 @@ def _cycle() -> Any:
         ({"\ud800": 1}, InvalidValue, "holds a lone surrogate"),
         ({"deep": _deep(65)}, InvalidValue, '"deep" is nested deeper than 64 levels'),
         ({"cycle": _cycle()}, InvalidValue, "nested deeper than 64 levels, or contains itself"),
-        ({1: 2}, UnsupportedType, "the key 1 is int, expected str"),
+        ({(1,): 2}, UnsupportedType, r"the key \(1,\) is tuple, expected str"),
         ([("a", 1)], UnsupportedType, "parameters is list, expected a mapping"),
     ],
 )

@@ -105,9 +105,8 @@ def files(experiment: Experiment) -> None:
     assert_type(record, FileEntry)
     assert_type(record.save(), FileEntry)
     print(record["id"], record["sizeBytes"])
-    assert_type(experiment.file(Path("model.pth"), file_prefix="/models"), FileEntry)
     assert_type(experiment.file(file_path="model.pth", prefix="/"), FileBuilder)
-    assert_type(experiment.file(file_path="model.pth", file_prefix="/").save(), FileEntry)
+    assert_type(experiment.file(file_prefix="model.pth", prefix="/").save(), FileEntry)
     assert_type(experiment.file().list()[0]["tags"], "list[str] | None")
     assert_type(experiment.file(prefix="/models", tags=["a"]).list()[0]["id"], str)
     assert_type(experiment.file(file_id="1", dest_path=Path("copy")).download(), str)
@@ -158,7 +157,6 @@ async def decorated(mine: Experiment) -> None:
 
 
 def what_is_wrong(experiment: Experiment) -> None:
-    experiment.log(5)  # type: ignore[call-overload]  # pyright: ignore
     experiment.metric(5)  # type: ignore[call-overload]  # pyright: ignore
     experiment.close(status="done")  # type: ignore[arg-type]  # pyright: ignore
     experiment.name = "other"  # type: ignore[misc]  # pyright: ignore

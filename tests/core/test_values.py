@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import enum
 import json
@@ -10,10 +11,12 @@ import random
 import struct
 import subprocess
 import sys
+import types
 from collections import OrderedDict
 from collections.abc import Callable
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -240,7 +243,6 @@ UNSUPPORTED: list[tuple[Any, str]] = [
     ({1, 2}, "set"),
     (frozenset(), "frozenset"),
     (1 + 2j, "complex"),
-    (Decimal("0.1"), "decimal.Decimal"),
     (date(2025, 1, 1), "datetime.date"),
     (timedelta(1), "datetime.timedelta"),
     (range(3), "range"),
@@ -572,3 +574,82 @@ def test_importing_values_loads_nothing_heavy() -> None:
         [sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert not set(heavy).intersection(done.stdout.split())
+
+
+# -- more that counts as a mapping, a key or a number ----------------------------------------------------------------
+
+
+class Key(enum.Enum):
+    LEFT = "left"
+    TWO = 2
+
+
+class Attrs:
+    """What attrs makes, as far as it can be told without importing it."""
+
+    class Field:
+        name = "lr"
+
+    __attrs_attrs__ = (Field,)
+    lr = 0.1
+
+
+class Pydantic:
+    """What pydantic makes, second version."""
+
+    model_fields: ClassVar[dict[str, object]] = {"lr": None}
+    model_extra: ClassVar[dict[str, object]] = {"more": 2}
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+    def model_dump(self) -> dict[str, object]:
+        raise AssertionError("it would turn inner values into text")
+
+
+def parameters(value: Any) -> dict[str, object]:
+    found = values.as_mapping(value)
+    assert found is not None
+    told: list[str] = []
+    plain = values.parameter_values(found, told.append)
+    assert told == []
+    return values.flatten(plain)
+
+
+@dataclasses.dataclass
+class Inner:
+    depth: int
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (argparse.Namespace(lr=0.1, model=argparse.Namespace(depth=2)), {"lr": 0.1, "model.depth": 2}),
+        (types.SimpleNamespace(model=Inner(3)), {"model.depth": 3}),
+        (Attrs(), {"lr": 0.1}),
+        (Pydantic(), {"lr": 0.1, "more": 2}),
+        (MappingProxyType({"a": MappingProxyType({"b": 1})}), {"a.b": 1}),
+        ({"a": {1: "x", 2.5: "y", False: "z"}}, {"a.1": "x", "a.2.5": "y", "a.False": "z"}),
+        ({None: 1, Key.LEFT: 2, Key.TWO: 3, 7: 4}, {"None": 1, "left": 2, "2": 3, "7": 4}),
+    ],
+)
+def test_what_holds_named_values_is_taken_for_a_mapping(given: Any, expected: dict[str, object]) -> None:
+    assert parameters(given) == expected
+
+
+@pytest.mark.parametrize("given", [{1: "a", "1": "b"}, {"x": {None: 1, "None": 2}}, {Key.LEFT: 1, "left": 2}])
+def test_two_keys_that_become_one_are_refused_by_name(given: Any) -> None:
+    with pytest.raises(InvalidValue, match="both become"):
+        parameters(given)
+
+
+def test_a_namespace_that_contains_itself_is_refused() -> None:
+    loop = types.SimpleNamespace()
+    loop.inner = loop
+    with pytest.raises(InvalidValue, match="contains itself"):
+        parameters(loop)
+
+
+@pytest.mark.parametrize("given", [Decimal("0.5"), Fraction(1, 2)])
+def test_exact_numbers_become_floats(given: object) -> None:
+    assert values.field_values({"value": given}) == {"value": 0.5}
