@@ -18,6 +18,7 @@ from . import events as ev
 from .events import Malformed
 from .frames import Event
 from .names import check_filename, check_metric_name, check_prefix, file_id
+from .ranges import Range
 from .state import (
     FOLD_VERSION,
     RUNNING,
@@ -27,7 +28,6 @@ from .state import (
     File,
     LogLine,
     Metric,
-    Range,
     Register,
     Series,
     StampTuple,

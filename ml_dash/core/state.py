@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from . import events as ev
+from .ranges import Range
 
 FOLD_VERSION: Final = 1
 RUNNING: Final = "running"
@@ -14,7 +15,6 @@ RUNS_KEPT: Final = 64
 _NUMBERS: Final = 1 << 63
 
 StampTuple = tuple[int, str, int]
-Range = tuple[int, int]
 _BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
 
 

@@ -15,7 +15,8 @@ from zlib import crc32
 
 import msgspec
 
-from ..core.state import FOLD_VERSION, Range, State
+from ..core.ranges import Range
+from ..core.state import FOLD_VERSION, State
 from ..disk.durable import boot_id, fail_point, replace_file
 from ..journal import base as bases
 from ..journal.segment import CHECKPOINT

@@ -20,7 +20,8 @@ import msgspec
 
 from ..core.fold import fold, fold_death
 from ..core.frames import HEAD, Event
-from ..core.state import Edits, Range
+from ..core.ranges import Range, holes, union
+from ..core.state import Edits
 from ..disk.durable import data_sync, read_at, sync_folder
 from ..disk.lock import Liveness, probe
 from ..errors import Damaged, JournalError
@@ -178,7 +179,7 @@ class Replay:
             for record, _ in self._order.read(0):
                 if isinstance(record, Stretch) and record.start < record.end:
                     named = self._all_named.get(record.segment, [])
-                    self._all_named[record.segment] = _with(named, record.start, record.end)
+                    self._all_named[record.segment] = union(named, record.start, record.end)
         return self._all_named.get(segment, [])
 
     # -- what is new -------------------------------------------------------------------------------------------------
@@ -278,7 +279,7 @@ class Replay:
             sink.apply(self.edits)
             if pace is not None:
                 pace.step()
-        self.at.covered[segment.id] = _with(self.at.covered.get(segment.id, []), run.start, run.end)
+        self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), run.start, run.end)
 
     # -- who died ----------------------------------------------------------------------------------------------------
 
@@ -435,30 +436,3 @@ def _size(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
-def holes(covered: list[Range], start: int, end: int) -> Iterator[Range]:
-    """What of [start, end) is not covered."""
-    for first, last in covered:
-        if last <= start:
-            continue
-        if first >= end:
-            break
-        if first > start:
-            yield start, first
-        start = max(start, last)
-    if start < end:
-        yield start, end
-
-
-def _with(covered: list[Range], start: int, end: int) -> list[Range]:
-    """The ranges, with [start, end) added."""
-    if covered and covered[-1][1] == start:
-        return [*covered[:-1], (covered[-1][0], end)]
-    merged: list[Range] = []
-    for first, last in sorted([*covered, (start, end)]):
-        if merged and first <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
-        else:
-            merged.append((first, last))
-    return merged

@@ -12,8 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from ..core.frames import LengthCrcs, decode_order_header, find_frame, walk
+from ..core.ranges import Range, holes
 from ..core.records import experiment_document, files_document, metric_document, parameters_document, shown_paths
-from ..core.state import Edits, File, Range, State
+from ..core.state import Edits, File, State
 from ..disk.lock import Liveness, probe
 from ..errors import JournalError
 from ..journal import base as bases
@@ -26,7 +27,7 @@ from ..projection import checkpoint as checkpoints
 from ..projection.checkpoint import Checkpoint, Layout
 from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder
 from ..projection.lines import document, log_lines, point_lines
-from ..projection.replay import Replay, holes
+from ..projection.replay import Replay
 from ..projection.start import begin
 from .read import Located
 

@@ -21,6 +21,7 @@ from ...core.fold import fold, fold_death
 from ...core.frames import HEAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, mend_header, walk
 from ...core.names import check_name, experiment_id
 from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
+from ...core.ranges import Range, holes, overlapping
 from ...core.records import experiment_document
 from ...core.state import FOLD_VERSION, Edits, State
 from ...disk.durable import fail_point
@@ -35,7 +36,6 @@ from ..stores import (
     ExperimentRow,
     JournalRow,
     Objects,
-    Range,
     Read,
     SegmentRow,
     StoreTrouble,
@@ -239,7 +239,7 @@ class Ingest:
             tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
         if end > row.length:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
-        kept = [hole for gap in row.damaged for hole in outside([(run.start, run.end) for run in mended], *gap)]
+        kept = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
         tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*kept, *gaps]))))
         live = self.live(tx, ns, row.experiment, *self._names(tx, ns, row))
         live.row = replace(live.row, heard_ns=time_ns())
@@ -301,9 +301,9 @@ class Ingest:
             return []
         ours = b"".join(tx.bytes_of(ns, row.id, part.offset, end))
         theirs = part.data if len(part.data) == len(ours) else part.data[: len(ours)]
-        unsure = _overlapping(row.damaged, part.offset, end)
+        unsure = overlapping(row.damaged, part.offset, end)
         if ours != theirs:
-            for low, high in outside(sorted([*unsure, *part.damaged]), part.offset, end):
+            for low, high in holes(sorted([*unsure, *part.damaged]), part.offset, end):
                 a, b = ours[low - part.offset : high - part.offset], part.bytes(low, high)
                 if a != b:
                     self._contradict(part, ours, low + _difference(a, b))
@@ -467,7 +467,7 @@ def _mended(part: Part, start: int, end: int) -> list[Run]:
                 raise Refused(422, TORN, "the header does not hold", offset=0)
             runs.append(Run(0, row.first, []))
         start = row.first
-    for low, high in outside(part.damaged, start, end):
+    for low, high in holes(part.damaged, start, end):
         runs.append(_frames(part, low, high))
     return runs
 
@@ -500,25 +500,6 @@ def _spill(row: SegmentRow, event: Event) -> tuple[str, int] | None:
         return None
     digest, size = SPILL.unpack(bytes(body.data))
     return ev.blob_name(digest.hex(), row.writer, event[0]), size
-
-
-def outside(ranges: Iterable[Range], start: int, end: int) -> Iterator[Range]:
-    """What of [start, end) none of the sorted ranges covers."""
-    for low, high in ranges:
-        if high <= start:
-            continue
-        if low >= end:
-            break
-        if low > start:
-            yield start, low
-        start = max(start, high)
-    if start < end:
-        yield start, end
-
-
-def _overlapping(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
-    """The parts of ranges that lie in [start, end)."""
-    return [(max(low, start), min(high, end)) for low, high in sorted(ranges) if low < end and high > start]
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:

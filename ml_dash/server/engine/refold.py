@@ -7,10 +7,11 @@ from typing import Final
 
 from ...core.fold import fold, fold_death
 from ...core.frames import Event, LengthCrcs, walk
+from ...core.ranges import holes
 from ...core.state import FOLD_VERSION, Edits, State
 from ...journal.reader import Run, decode_event
 from ..stores import Arrival, Read, SegmentRow, StoreRefused, Write
-from .ingest import STRETCH, Ingest, Live, outside
+from .ingest import STRETCH, Ingest, Live
 
 _ARRIVALS: Final = 1000
 
@@ -65,7 +66,7 @@ def _fold(ingest: Ingest, tx: Write, ns: str, live: Live, arrival: Arrival, edit
 
 def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Run]:
     """The events of a stretch, around what is damaged."""
-    for low, high in outside(segment.damaged, start, end):
+    for low, high in holes(segment.damaged, start, end):
         data = b"".join(tx.bytes_of(ns, segment.id, low, high))
         events: list[Event] = []
         stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)

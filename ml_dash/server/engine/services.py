@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.protocol import UNKNOWN, Appended, BlobState, Refused
+from ...core.ranges import Range
 from ...disk.durable import sync_folder
-from ..stores import Documents, Objects, Range, StoreRefused, StoreTrouble
+from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.disk import DiskObjects
 from ..stores.sqlite import SqliteDocuments
 from .ingest import Changed, Ingest

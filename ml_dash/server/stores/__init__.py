@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...core.ranges import Range
 from ...errors import MLDashError, StorageError
-
-Range = tuple[int, int]
 
 
 class StoreRefused(MLDashError):

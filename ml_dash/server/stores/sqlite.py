@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ...core.ranges import Range
 from ...disk.durable import sync_folder
 from . import (
     Arrival,
@@ -23,7 +24,6 @@ from . import (
     Filter,
     JournalRow,
     Place,
-    Range,
     SegmentRow,
     StoreRefused,
     StoreTrouble,
