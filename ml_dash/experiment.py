@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
 
-_RESUME = ("allow", "must", "never")
+_RESUME = ("allow", "must", "never", "new")
 
 
 class Experiment(Handle):
@@ -34,9 +34,11 @@ class Experiment(Handle):
     With `with`, or with `open()` and `close()`. Opening an experiment that exists continues it. Data is in
     `local_path` (default `.ml-dash`); with `remote=` it is kept there too, and uploaded by `ml-dash-syncd`.
 
-    `resume`: "allow", "must" (NotFound if new) or "never" (AlreadyExists). `durability`: "interval" syncs to disk
-    within a second, "always" before each call returns, "os" leaves it to the operating system. `strict=True` raises
-    StorageError at the call when the disk refuses, instead of keeping events in memory until it takes them again.
+    `resume`: "allow", "must" (NotFound if new), "never" (AlreadyExists), or "new": the next free of `name`, `name-2`,
+    `name-3`, ...; `experiment.name` tells which. With "allow", `ML_DASH_RESUME` may say another of these.
+    `durability`: "interval" syncs to disk within a second, "always" before each call returns, "os" leaves it to the
+    operating system. `strict=True` raises StorageError at the call when the disk refuses, instead of keeping events in
+    memory until it takes them again.
     `read_only=True` writes nothing, NotFound if absent. `write_protected=True` makes parameters and files final.
     Raises InvalidName, InvalidValue or UnsupportedType for a bad argument; nothing is written by the constructor.
     Thread-safe; handles of one process share one writer; forked and unpickled handles get a writer of their own.
@@ -67,8 +69,12 @@ class Experiment(Handle):
     ) -> None:
         self._name = check_name("name", name)
         self._project = check_name("project", project)
+        if resume == "allow":
+            resume, label = os.environ.get("ML_DASH_RESUME") or resume, "ML_DASH_RESUME"
+        else:
+            label = "resume"
         if resume not in _RESUME:
-            raise InvalidValue(f"resume is {resume!r:.80}", hint=f"use one of {', '.join(_RESUME)}")
+            raise InvalidValue(f"{label} is {resume!r:.80}", hint=f"use one of {', '.join(_RESUME)}")
         self._disabled = disabled()
         if self._disabled:
             remote = remote_url(remote) if remote is not None else None

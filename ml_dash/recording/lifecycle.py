@@ -116,7 +116,7 @@ class Handle:
 
         Handle._gone = (WriterGone,)
         self._before = before()
-        if self._resume_from_remote and not child and not self._recorded:
+        if self._resume_from_remote and not child and not self._recorded and self._resume != "new":
             from ..sync.fetch import fetch
 
             fetch(opening.where(self._wish()), self._settings)
@@ -127,6 +127,8 @@ class Handle:
             registry.handles.add(self)
         if not child:
             self._resumed = resumed
+            # With resume="new" it may be another one than was asked for.
+            self._name = run.located.name
         self._recorded = True
         self._run = run
         self._tallies = run.tallies

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ..core import events
 from ..core.frames import OrderHeader
+from ..core.names import check_name
 from ..core.state import State
 from ..core.version import __version__
 from ..disk.config import ARGUMENT, Settings, quiet
-from ..disk.durable import replace_file
-from ..disk.lock import Liveness, probe
+from ..disk.durable import fail_point, replace_file
+from ..disk.lock import Liveness, Turn, probe
 from ..errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
 from ..journal import base as bases
 from ..journal.reader import newest_time_ns
-from ..journal.segment import JOURNAL, SEGMENTS, create_journal, list_segments, parse_name, read_identity
+from ..journal.segment import JOURNAL, SEGMENTS, TURN, create_journal, list_segments, parse_name, read_identity
 from ..journal.syncer import syncer
 from ..journal.writer import open_writer
 from ..projection import checkpoint as checkpoints
@@ -131,6 +133,8 @@ def _check_not_foreign(folder: Path) -> None:
 
 def open_run(wish: Wish) -> tuple[Run, bool]:
     """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
+    if wish.resume == "new":
+        return _open_new(wish), False
     try:
         located = find(wish)
     except OSError as error:
@@ -147,6 +151,51 @@ def open_run(wish: Wish) -> tuple[Run, bool]:
     else:
         run = _start(wish, located)
     return run, existing
+
+
+def _open_new(wish: Wish) -> Run:
+    """The run of an experiment that did not exist, under the next free of `name`, `name-2`, `name-3`, ...
+
+    Whoever holds the turn of a journal without segments makes the first one. So among processes that begin at once
+    each gets a name of its own, and one that is killed meanwhile leaves a name that the next one takes. Where locks do
+    not work, two that begin in the same moment may get the same name, as with resume="allow".
+    """
+    for number in itertools.count(1):
+        name = wish.name if number == 1 else f"{wish.name}-{number}"
+        run = _claim(replace(wish, name=check_name("name", name)))
+        if run is not None:
+            return run
+    raise AssertionError("names do not end")
+
+
+def _claim(wish: Wish) -> Run | None:
+    """The run of a new experiment of just this name; None if the name is taken."""
+    home = wish.settings.store / wish.project / wish.name
+    try:
+        if _is_taken(wish):
+            return None
+        _ignore(wish.settings.store)
+        create_journal(home, wish.project, wish.name, sync=wish.settings.durability == "always")
+        turn = Turn(home / JOURNAL / TURN)
+        if not turn.take():
+            # Somebody is making its first segment, or brings it up to date already.
+            return None
+    except OSError as error:
+        raise cannot("use", home, error) from error
+    try:
+        fail_point("name-claimed")
+        return None if _is_taken(wish) else _start(wish, None)
+    finally:
+        turn.give_back()
+
+
+def _is_taken(wish: Wish) -> bool:
+    """Is there an experiment of that name, here or in this process, or a folder that is none of ours?"""
+    try:
+        journal = where(wish).journal
+        return find(wish) is not None or registry.run_of(journal) is not None
+    except ForeignFolder:
+        return True
 
 
 def _check_resume(wish: Wish, existing: bool) -> None:
