@@ -144,7 +144,10 @@ class Handle:
 
         self._sent = run.sent
         forked = os.getpid() != _FIRST_PROCESS
-        begun = sent.begin(run.located, run.writer, self._settings, run.sent, forked=forked, local=run.local)
+        begun = sent.begin(
+            run.located, run.writer, self._settings, run.sent, forked=forked, local=run.local,
+            new=not self._resumed and not run.child,
+        )  # fmt: skip
         if begun is not None and not run.child and not forked and not quiet() and sent.needs_login(begun):
             remote = self._settings.remote
             say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")

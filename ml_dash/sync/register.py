@@ -149,6 +149,32 @@ def register(journal: Path, settings: Settings, env: Environment | None = None) 
     return wanted
 
 
+def register_again(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
+    """The registration under which a journal that is continued goes on.
+
+    Where the settings name no identity, the one it was registered with stays, unclaimed too: whoever is logged in by
+    now does not take over what was recorded before. Of several, the one of the present login. Raises OSError.
+    """
+    if _given_token(settings) is not None or settings.user_name is not None:
+        return register(journal, settings, env)
+    there = by_journal(registrations(env)).get(os.path.realpath(journal), [])
+    known = [one for one in there if one.remote == settings.remote]
+    if not known:
+        return register(journal, settings, env)
+    assert settings.remote is not None
+    present = login.stored(settings.remote, env)
+    return min(known, key=lambda one: (not _is_of(one, present), not one.is_claimed))
+
+
+def _is_of(registration: Registration, present: login.Login | None) -> bool:
+    """Is it bound to the identity that is logged in now?"""
+    if present is None or present.token is None:
+        return False
+    if registration.login is not None:
+        return registration.login == login.fingerprint(present.token)
+    return registration.user is not None and registration.user == present.user
+
+
 def bind(
     journal: Path, remote: str, user: str | None, token: str | None = None, env: Environment | None = None
 ) -> Registration:

@@ -119,6 +119,8 @@ class Sent:
     def hopeless(self) -> str | None:
         """Why it cannot be acknowledged as things are; None if it can."""
         remote = self.registration.remote
+        if not self.registration.is_claimed:
+            return f"nobody has claimed it for {remote}; run: ml-dash login {remote}, or ml-dash push"
         if not self.registration.has_login():
             return f"there is no login for {remote}; run: ml-dash login {remote}"
         cursor = register.cursor_of(self.registration)
@@ -203,17 +205,19 @@ def _here() -> _Process:
 
 
 def begin(
-    located: Located, writer: Writer, settings: Settings, known: list[Sent], *, forked: bool, local: bool
+    located: Located, writer: Writer, settings: Settings, known: list[Sent], *, forked: bool, local: bool, new: bool
 ) -> Sent | None:
     """Register a journal for upload, start the uploader, and add to `known`, what this run has begun.
 
-    A few files are looked at, one may be written; no network, no waiting. None, and a warning once, where that fails.
+    A journal that is not `new` keeps the identity it has. A few files are looked at, one may be written; no network,
+    no waiting. None, and a warning once, where that fails.
     """
     here = _here()
     if forked:
         register.never_start()
     try:
-        registration = register.register(located.journal, settings)
+        ask = register.register if new else register.register_again
+        registration = ask(located.journal, settings)
     except OSError as error:
         if not here.failed:
             here.failed = True

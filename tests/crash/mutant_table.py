@@ -338,6 +338,13 @@ _IDENTITIES: Final = (
         "        return Registration(where, remote, None, None)\n",
         ("D20", 6),
     ),
+    _one(
+        "whoever is logged in takes over what is continued",
+        "sync/register.py",
+        "    if not known:\n",
+        "    if known is not None:\n",
+        ("D20", 6),
+    ),
 )
 
 MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES)

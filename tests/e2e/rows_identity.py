@@ -111,6 +111,11 @@ def nobody_elses_data(trial: Trial) -> None:
                 owner = None
             owners[pen.place.identity] = owner
             trial.counts[kind.__name__.strip("_").replace("_", " ")] += 1
+            if trial.rng.random() < 0.5:
+                # Continued by a program that names nobody, while somebody else is logged in: it stays whose it was.
+                host.log_in(trial.rng.choice(users))
+                register.register_again(pen.place.journal, resolve(remote=host.url, env=env), env)
+                trial.counts["continued"] += 1
             if trial.rng.random() < 0.3:
                 _send(trial, host, named, owners)
         host.log_in(trial.rng.choice(users))

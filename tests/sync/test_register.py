@@ -426,3 +426,24 @@ def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path
 def test_a_process_that_ends_at_once_has_started_it(run: Run, stand_in: StandIn) -> None:
     run("from ml_dash.sync import register; register.start_daemon(); register.finish_start(10)")
     assert len(stand_in.wait()) == 1
+
+
+# -- continued -------------------------------------------------------------------------------------------------------
+
+
+def test_a_journal_that_is_continued_keeps_its_identity_though_another_user_is_logged_in(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    login.store(TEAM, "mld_alice", "alice", env)
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    login.store(TEAM, "mld_bob", "bob", env)
+    assert register.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
+    assert register.registrations(env) == [made]
+
+
+def test_an_unclaimed_journal_that_is_continued_stays_unclaimed(tmp_path: Path, env: dict[str, str]) -> None:
+    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    login.store(TEAM, "mld_mallory", "mallory", env)
+    assert register.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
+    assert not made.is_claimed
+    assert register.registrations(env) == [made]
