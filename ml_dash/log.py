@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -119,8 +120,19 @@ class LogBuilder:
     def __init__(self, handle: Handle, metadata: dict[str, Any] | None) -> None:
         self._handle = handle
         self._metadata = metadata
+        self._used = False
+
+    def __del__(self) -> None:
+        # log(loss=0.5) makes one of these and drops it: nothing is recorded, and nobody would know.
+        if self._metadata and not self._used and not sys.is_finalizing():
+            given = ", ".join(self._metadata)[:80]
+            self._handle._warn(
+                f"log({given}) without a message recorded nothing; numbers go by metric(name).append(value=...), "
+                'and entries by log("message", key=value)'
+            )
 
     def _log(self, level: str, message: str, extra: dict[str, Any]) -> None:
+        self._used = True
         append_log(self._handle, message, level, self._metadata, extra)
 
     def debug(self, message: str, /, **extra: Any) -> None:
@@ -148,6 +160,7 @@ class LogBuilder:
 
         With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue.
         """
+        self._used = True
         wanted = LogLevel.validate(level) if level is not None else None
         start, count = page_of(start_index, limit)
         with self._handle._looking() as view:

@@ -89,7 +89,7 @@ def as_mapping(value: object) -> Mapping[Any, object] | None:
         return dict(_dataclass_items(value))
     if hasattr(kind, "__attrs_attrs__"):
         return {field.name: getattr(value, field.name) for field in kind.__attrs_attrs__ if hasattr(value, field.name)}
-    if any((base.__module__, base.__name__) in _NAMESPACES for base in kind.__mro__):
+    if _is_one_of(kind, _NAMESPACES):
         return dict(vars(value))
     fields = getattr(kind, "model_fields", None) or getattr(kind, "__fields__", None)
     if isinstance(fields, Mapping) and (hasattr(kind, "model_dump") or hasattr(kind, "parse_obj")):
@@ -230,21 +230,28 @@ def _other(value: object, key: str, depth: int, unknown: Unknown) -> object:
         return _moment(value, key, unknown)
     if isinstance(value, Mapping):
         return _mapping(value, key, depth, unknown)
-    if isinstance(value, list | tuple):
-        return _sequence(value, key, depth, unknown)
+    if isinstance(value, list | tuple) or _is_one_of(kind, _LISTS):
+        return _sequence(value, key, depth, unknown)  # type: ignore[arg-type]
     if isinstance(value, PathLike):
         return _plain(fspath(value), key, depth, unknown)
     if hasattr(kind, "__dataclass_fields__") and not isinstance(value, type):
         return _mapping(dict(_dataclass_items(value)), key, depth, unknown)
     if hasattr(kind, "tolist") or hasattr(kind, "item"):
         return _array(value, key, depth, unknown)
-    if any((base.__module__, base.__name__) in _EXACT_NUMBERS for base in kind.__mro__):
+    if _is_one_of(kind, _EXACT_NUMBERS):
         return float(value)  # type: ignore[arg-type]
     return unknown(key, value, f"is {_type_name(value)}, which cannot be recorded")
 
 
 # Told by name: most programs load neither module. `decimal` is the name that its C version gives too.
 _EXACT_NUMBERS: Final = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
+# A list of OmegaConf's is no list; iterated, it gives its items with interpolations resolved.
+_LISTS: Final = frozenset({("omegaconf.listconfig", "ListConfig")})
+
+
+def _is_one_of(kind: type, names: frozenset[tuple[str, str]]) -> bool:
+    """Is it, or is it derived from, a class of one of these (module, name)? Nothing is imported to tell."""
+    return any((base.__module__, base.__name__) in names for base in kind.__mro__)
 
 
 def _moment(value: datetime, key: str, unknown: Unknown) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
 from datetime import datetime, timezone
@@ -384,3 +385,18 @@ def test_a_message_without_a_text_is_refused(opened: Experiment) -> None:
     with pytest.raises(UnsupportedType, match="message is Broken, and str"):
         opened.log(Broken())
     assert opened.log().read()["total"] == 0
+
+
+def test_a_log_call_that_records_nothing_says_so(opened: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    opened.log(loss=0.5)
+    gc.collect()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "log(loss) without a message recorded nothing" in told
+    assert "metric(name).append(value=...)" in told
+    caplog.clear()
+    opened.log(epoch=1).info("said")
+    opened.log(metadata={"a": 1}).read()
+    opened.log().read()
+    gc.collect()
+    assert caplog.records == []
+    assert opened.log().read()["total"] == 1

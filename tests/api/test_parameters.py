@@ -252,3 +252,22 @@ def test_the_file_is_one_flat_object_in_the_order_of_first_setting(make: Make, r
     document = read_json(experiment.path / "parameters.json")
     assert document == {"b.x": 2, "a": "NaN", "c": [1]}
     assert list(document) == ["b.x", "a", "c"]
+
+
+def test_objects_of_the_real_libraries_are_taken_whole(opened: Experiment, caplog: pytest.LogCaptureFixture) -> None:
+    import attrs
+    import pydantic
+    from omegaconf import OmegaConf
+
+    made = attrs.make_class("Made", {"lr": attrs.field(default=0.1)})
+
+    class Model(pydantic.BaseModel):
+        depth: int = 2
+
+    config = OmegaConf.create({"sizes": [1, [2, 3]], "deep": [{"n": "${width}"}], "width": 7, "inner": {"a": "x"}})
+    opened.parameters().set({"attrs": made(), "pydantic": Model(), "config": config})
+    assert opened.parameters().get() == {
+        "attrs.lr": 0.1, "pydantic.depth": 2, "config.sizes": [1, [2, 3]], "config.deep": [{"n": 7}],
+        "config.width": 7, "config.inner.a": "x",
+    }  # fmt: skip
+    assert caplog.records == []
