@@ -230,9 +230,7 @@ class RemoteClient:
         body = written("data", field_values(data))
         return cast("AppendResult", self._json("POST", f"{_metric(experiment_id, metric)}/append", json=body))
 
-    def append_batch(
-        self, experiment_id: str, metric: str, points: Iterable[Mapping[str, Any]]
-    ) -> AppendBatchResult:
+    def append_batch(self, experiment_id: str, metric: str, points: Iterable[Mapping[str, Any]]) -> AppendBatchResult:
         """Append many points at once; they become one event."""
         rows = [field_values(point) for point in points]
         texts = [texts_like_numbers(row) for row in rows]
@@ -336,9 +334,7 @@ class RemoteClient:
         """Delete a file: `{id, deletedAt}`."""
         return cast("DeletedFile", self._json("DELETE", _file(experiment_id, file_id)))
 
-    def read_file(
-        self, experiment_id: str, file_id: str, start: int = 0, end: int | None = None
-    ) -> Iterator[bytes]:
+    def read_file(self, experiment_id: str, file_id: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The content of a file, or its bytes [start, end), in blocks of at most 1 MiB; nothing is checked."""
         headers = {}
         if start or end is not None:

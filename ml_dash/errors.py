@@ -1,26 +1,26 @@
 """Every exception that ml-dash raises on purpose.
 
-    MLDashError
-    ├── InvalidInput            ValueError         an argument's value is not acceptable
-    │   ├── InvalidName                            a project, experiment, metric or file name
-    │   ├── InvalidValue                           a number, text or setting out of range
-    │   ├── ForeignFolder                          the folder belongs to something else
-    │   └── ChecksumMismatch                       bytes differ from what was recorded
-    ├── UnsupportedType         TypeError          an argument's type is not acceptable
-    ├── NotOpen                 RuntimeError       the experiment is not open
-    ├── ReadOnly                RuntimeError       the experiment was opened with read_only=True
-    ├── WriteProtected          RuntimeError       the experiment is write-protected
-    ├── StillOpen               RuntimeError       a live writer has the experiment open
-    ├── NotFound                FileNotFoundError  no such experiment, metric or file
-    ├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
-    ├── StorageError            OSError            the disk refused; says what was kept and what was lost
-    ├── RemoteError             ConnectionError    a server did not do what was asked
-    │   ├── Unreachable                            no connection, no answer in time, or none of an ml-dash server
-    │   ├── ServerRefused                          the server says no, and why
-    │   └── Unauthorised                           no login, or one that the server does not accept
-    └── JournalError            Exception          bytes on disk are not what a journal should hold
-        ├── NewerFormat                            written by a newer ml-dash
-        └── Damaged                                a checksum or a length does not hold
+MLDashError
+├── InvalidInput            ValueError         an argument's value is not acceptable
+│   ├── InvalidName                            a project, experiment, metric or file name
+│   ├── InvalidValue                           a number, text or setting out of range
+│   ├── ForeignFolder                          the folder belongs to something else
+│   └── ChecksumMismatch                       bytes differ from what was recorded
+├── UnsupportedType         TypeError          an argument's type is not acceptable
+├── NotOpen                 RuntimeError       the experiment is not open
+├── ReadOnly                RuntimeError       the experiment was opened with read_only=True
+├── WriteProtected          RuntimeError       the experiment is write-protected
+├── StillOpen               RuntimeError       a live writer has the experiment open
+├── NotFound                FileNotFoundError  no such experiment, metric or file
+├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
+├── StorageError            OSError            the disk refused; says what was kept and what was lost
+├── RemoteError             ConnectionError    a server did not do what was asked
+│   ├── Unreachable                            no connection, no answer in time, or none of an ml-dash server
+│   ├── ServerRefused                          the server says no, and why
+│   └── Unauthorised                           no login, or one that the server does not accept
+└── JournalError            Exception          bytes on disk are not what a journal should hold
+    ├── NewerFormat                            written by a newer ml-dash
+    └── Damaged                                a checksum or a length does not hold
 """
 
 from __future__ import annotations

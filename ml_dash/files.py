@@ -263,13 +263,13 @@ def _find(view: View, identity: str, *, deleted: bool = False) -> FileRecord:
 
 
 def _refuse_clash(view: View, prefix: str, filename: str) -> None:
-    place = f"{prefix}/{filename}" if prefix else filename
-    for file in view.state.files.values():
-        if file.live and (file.place.startswith(place + "/") or place.startswith(file.place + "/")):
-            raise InvalidValue(
-                f"file {shown(place)} clashes with {shown(file.place)}: one would be the folder of the other",
-                hint="use another prefix",
-            )
+    file = view.clashing(prefix, filename)
+    if file is not None:
+        place = f"{prefix}/{filename}" if prefix else filename
+        raise InvalidValue(
+            f"file {shown(place)} clashes with {shown(file.place)}: one would be the folder of the other",
+            hint="use another prefix",
+        )
 
 
 def _copy_checked(blob: Path, target: Path, checksum: str) -> None:

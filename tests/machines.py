@@ -109,9 +109,7 @@ class Machine:
 
     def train(self, name: str, points: int, *, kill: bool = False, **options: Any) -> dict[str, Any]:
         """A run of some points, each with a log entry, and a file; how it went."""
-        done = self.run(
-            "-c", _TRAIN, name, self.url, str(points), "kill" if kill else "close", json.dumps(options)
-        )
+        done = self.run("-c", _TRAIN, name, self.url, str(points), "kill" if kill else "close", json.dumps(options))
         assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         found["told"] = done.stderr

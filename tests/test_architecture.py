@@ -178,8 +178,7 @@ def _impure_uses(tree: ast.Module) -> list[str]:
             case ast.Attribute(value=ast.Name(id=source), attr=name) if source in IMPURE:
                 found.append(f"{source}.{name}")
             case (
-                ast.Call(func=ast.Attribute(attr="now" | "today" as name))
-                | ast.Call(func=ast.Name(id="open" as name))
+                ast.Call(func=ast.Attribute(attr="now" | "today" as name)) | ast.Call(func=ast.Name(id="open" as name))
             ):
                 found.append(f"{name}()")
     return [name for name in found if name not in HARMLESS]

@@ -375,9 +375,7 @@ def test_a_file_that_is_too_large_is_refused(alice: RemoteClient, made: str, tmp
     assert (refused.value.status, refused.value.code) == (413, "too_large")
 
 
-def test_a_bad_copy_is_removed(
-    alice: RemoteClient, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_copy_is_removed(alice: RemoteClient, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"content")
     record = alice.upload_file(made, tmp_path / "file")
     monkeypatch.setattr(client.RemoteClient, "read_file", lambda *_: iter([b"contend"]))

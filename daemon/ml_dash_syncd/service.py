@@ -276,5 +276,3 @@ def _end_at_once(code: int) -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
-
-

@@ -263,9 +263,7 @@ class Shipment:
             return True
         return self._send_stretch(link, sequence, segment, end, deadline)
 
-    def _send_stretch(
-        self, link: remote.Link, sequence: Sequence, segment: Segment, end: int, deadline: float
-    ) -> bool:
+    def _send_stretch(self, link: remote.Link, sequence: Sequence, segment: Segment, end: int, deadline: float) -> bool:
         file = segment.path.name
         while (offset := max(self.account.cursor.segments.get(file, 0), sequence.stood(segment.id))) < end:
             if time.monotonic() >= deadline:
@@ -411,5 +409,3 @@ def _writer_of(file: str) -> str:
 def _comes_before(file: str, other: str) -> bool:
     """Is it an earlier segment of the same writer?"""
     return file[:53] == other[:53] and file < other
-
-

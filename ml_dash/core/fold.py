@@ -483,6 +483,7 @@ def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
     _take_place(work, added)
     for kind, later, change in state.early.pop(added.id, []):
         (_file_delete if kind == ev.FILE_DELETE else _file_update)(work, change, later)
+    work.edits.moved.append(added.id)
     work.edits.files = True
 
 
@@ -503,6 +504,7 @@ def _end_file(work: _Batch, file: File, *, replaced_ns: int = 0, deleted_ns: int
         work.edits.released.append(file.blob)
     file.replaced_ns = replaced_ns or file.replaced_ns
     file.deleted_ns = min(file.deleted_ns or deleted_ns, deleted_ns or file.deleted_ns)
+    work.edits.moved.append(file.id)
     work.edits.files = True
 
 

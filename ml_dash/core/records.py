@@ -5,7 +5,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from typing import Any, Final, TypedDict
 
-from .names import clash_key, experiment_id, file_path, metric_id
+from .names import experiment_id, metric_id
 from .state import RUNNING, File, Metric, Series, State, WriterState
 from .values import utc_text
 
@@ -322,34 +322,6 @@ def live_files(state: State, prefix: str = "", tags: list[str] | None = None) ->
         and (not prefix or file.prefix == prefix or file.prefix.startswith(prefix + "/"))
         and (not wanted or wanted & set(file.tags.value or ()))
     ]
-
-
-def shown_paths(state: State) -> dict[str, File]:
-    """Where each live file is shown under `files/`. One that clashes with an older one is shown as `<name>%<id>`:
-    in its own folder, or, where a file stands in the place of that, at the top.
-    """
-    shown: dict[str, File] = {}
-    taken: set[str] = set()
-    folders: set[str] = set()
-    for file in live_files(state):
-        path = file_path(file.prefix, file.filename)
-        key = clash_key(path)
-        parents = _parents(key)
-        if not taken.isdisjoint(parents):
-            path, parents = f"{file_path('', file.filename)}%{file.id}", []
-            key = clash_key(path)
-        elif key in taken or key in folders:
-            path = f"{path}%{file.id}"
-            key = clash_key(path)
-        shown[path] = file
-        taken.add(key)
-        folders.update(parents)
-    return shown
-
-
-def _parents(path: str) -> list[str]:
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def writer_record(writer: WriterState) -> dict[str, Any]:

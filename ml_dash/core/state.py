@@ -15,7 +15,7 @@ RUNS_KEPT: Final = 64
 _NUMBERS: Final = 1 << 63
 
 StampTuple = tuple[int, str, int]
-_BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
+BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Register:
     """A value that a later event replaces."""
 
     value: Any = None
-    stamp: StampTuple = _BEFORE_ALL
+    stamp: StampTuple = BEFORE_ALL
 
     def offer(self, value: Any, stamp: StampTuple) -> None:
         """Take the value if its stamp is the greatest so far."""
@@ -224,6 +224,8 @@ class Edits:
     points: dict[str, list[Block]] = field(default_factory=dict)
     metrics: set[str] = field(default_factory=set)
     released: list[str] = field(default_factory=list)
+    # Ids of files that came, went or were replaced: what is shown under files/ changes.
+    moved: list[str] = field(default_factory=list)
     parameters: bool = False
     files: bool = False
     experiment: bool = False

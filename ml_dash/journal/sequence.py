@@ -276,9 +276,7 @@ class Sequence:
 
     def _has_new(self) -> bool:
         return any(
-            _size(path) > self._behind(segment)
-            for _, path in self._listed
-            if (segment := self._open(path)) is not None
+            _size(path) > self._behind(segment) for _, path in self._listed if (segment := self._open(path)) is not None
         )
 
     def _list(self) -> None:

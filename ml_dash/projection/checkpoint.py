@@ -56,9 +56,10 @@ class Layout:
     metrics: dict[str, LineFile] = field(default_factory=dict)
     # Path under files/ → the blob that is shown there.
     placed: dict[str, str] = field(default_factory=dict)
-    # What is behind the state: metadata of these metrics, and experiment.json.
+    # What is behind the state: metadata of these metrics, experiment.json, the metadata of files.
     stale: list[str] = field(default_factory=list)
     stale_experiment: bool = False
+    stale_files: bool = False
 
 
 @dataclass(slots=True)

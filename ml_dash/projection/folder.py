@@ -17,8 +17,9 @@ from typing import Final
 from zlib import crc32
 
 from ..core.names import file_path, metric_path
-from ..core.records import experiment_document, files_document, metric_document, parameters_document, shown_paths
-from ..core.state import Block, Edits, LogLine, State
+from ..core.records import experiment_document, files_document, metric_document, parameters_document
+from ..core.shown import Shown
+from ..core.state import Block, Edits, File, LogLine, State
 from ..disk.durable import fail_point, read_at, replace_file, write_all
 from ..journal.segment import BLOBS, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
@@ -54,6 +55,8 @@ class Folder:
         self.layout = layout
         self._fold_case = folds_case(journal)
         self._scratch = journal / _SCRATCH.format(os.getpid())
+        # Where live files belong; None until that was worked out.
+        self._shown: Shown | None = None
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -108,7 +111,7 @@ class Folder:
     def mark_unshown(self, state: State, edits: Edits) -> None:
         """Note in `edits` whether contents have come that were not in the journal before: `pull` brings them."""
         placed = self.layout.placed
-        unshown = [file.blob for path, file in shown_paths(state).items() if path not in placed]
+        unshown = [file.blob for path, file in Shown(state).paths.items() if path not in placed]
         edits.files |= any(_is_blob(self.journal / BLOBS / blob) for blob in unshown)
 
     # -- lines -------------------------------------------------------------------------------------------------------
@@ -147,8 +150,9 @@ class Folder:
             _replace(folder / METADATA, document(metric_document(state, state.metrics[name])), self._scratch)
         if edits.parameters:
             _replace(self.path / PARAMETERS, document(parameters_document(state)), self._scratch)
+        self._place_moved(state, edits)
         if edits.files:
-            self._place_files(state)
+            self._place_files()
             _replace(self.path / FILES, document(files_document(state)), self._scratch)
         if edits.experiment:
             _replace(self.path / EXPERIMENT, document(experiment_document(state)), self._scratch)
@@ -156,23 +160,51 @@ class Folder:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def _place_files(self, state: State) -> None:
-        wanted = {path: file.blob for path, file in shown_paths(state).items()}
-        placed = self.layout.placed
-        for path in placed.keys() - wanted.keys():
-            self._remove_file(self.path / "files", path)
-            del placed[path]
-        for path, blob in wanted.items():
-            target = self.path / "files" / path
+    def clashing(self, state: State, prefix: str, filename: str) -> File | None:
+        """The live file that would be the folder of one there, or have it as its folder."""
+        place = f"{prefix}/{filename}" if prefix else filename
+        if self._shown is not None and self._shown.is_free(place):
+            return None
+        for file in state.files.values():
+            if file.live and (file.place.startswith(place + "/") or place.startswith(file.place + "/")):
+                return file
+        return None
+
+    def _place_moved(self, state: State, edits: Edits) -> None:
+        """Show what came, and what went no more."""
+        if not edits.moved and not edits.files:
+            return
+        if self._shown is None:
+            self._shown = Shown(state)
+            self._place_files()
+        else:
+            for path in self._shown.follow(state, edits.moved):
+                self._place(path)
+        edits.moved = []
+
+    def _place_files(self) -> None:
+        """See that everything is shown that is to be, and nothing else."""
+        shown = self._shown
+        assert shown is not None
+        for path in [*(self.layout.placed.keys() - shown.paths.keys()), *shown.paths]:
+            self._place(path)
+
+    def _place(self, path: str) -> None:
+        assert self._shown is not None
+        file, placed = self._shown.paths.get(path), self.layout.placed
+        target = self.path / "files" / path
+        if file is not None:
+            blob = file.blob
             if placed.get(path) == blob and target.exists():
-                continue
+                return
             content = self.journal / BLOBS / blob
             if _is_blob(content):
                 self._make(target.parent)
                 _show(content, target, self._scratch)
                 placed[path] = blob
-            elif placed.pop(path, None) is not None:
-                self._remove_file(self.path / "files", path)
+                return
+        if placed.pop(path, None) is not None:
+            self._remove_file(self.path / "files", path)
 
     def forget_unsure_files(self) -> None:
         """After another boot only what is one file with its blob is surely whole; the rest is placed again."""

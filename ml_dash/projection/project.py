@@ -28,6 +28,8 @@ from .start import begin
 
 # While training, what changes with every pass (documents, checkpoint) is rewritten for at most this share of the time.
 _SHARE: Final = 0.02
+# And the metadata of files no more often than this: it holds all files that ever were.
+_FILES_EVERY_S: Final = 1.0
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0
 
@@ -65,6 +67,7 @@ class Projector:
         self._folder: Folder | None = None
         self._signature: tuple[int, int, int] | None = None
         self._documents_due = 0.0
+        self._files_due = 0.0
         self._checkpoint_due = 0.0
         # Has no pass come to its end yet since this process began, or since another one wrote the checkpoint?
         self._fresh = True
@@ -103,7 +106,7 @@ class Projector:
     def advance(self, *, wait_s: float = 0.0, pace: Pace | None = None, complete: bool = True) -> bool:
         """Bring the folder up to date; False if another process has the turn for longer than `wait_s` seconds.
 
-        With `complete=False` experiment.json and the metadata of metrics may lag behind for some passes. Raises
+        With `complete=False` experiment.json and the metadata of metrics and files may lag for some passes. Raises
         OSError if the disk refuses (the next call begins at the last checkpoint then), and Enough if `pace` does.
         """
         with self.having_turn(wait_s) as taken:
@@ -154,11 +157,15 @@ class Projector:
             raise
         if complete:
             folder.mark_missing(replay.state, replay.edits)
-        due = self.lagging and (complete or monotonic() >= self._documents_due)
+        due = self.lagging and (complete or self._is_due(replay.edits))
         if replay.state.events and (changed or due):
             self._finish(replay, folder, complete, last=True)
         elif self._fresh:
             self._settle(replay.state, folder)
+
+    def _is_due(self, edits: Edits) -> bool:
+        now, rest = monotonic(), edits.experiment or edits.metrics or edits.parameters
+        return bool(rest and now >= self._documents_due) or (edits.files and now >= self._files_due)
 
     @property
     def lagging(self) -> bool:
@@ -180,6 +187,7 @@ class Projector:
         replay = Replay(self.journal, found)
         replay.edits.metrics.update(found.layout.stale)
         replay.edits.experiment = found.layout.stale_experiment
+        replay.edits.files = found.layout.stale_files
         if self._anew:
             # What is in the folder may be anything.
             replay.edits.metrics.update(found.state.metrics)
@@ -211,18 +219,24 @@ class Projector:
         edits, layout = replay.edits, folder.layout
         later = Edits()
         begun = monotonic()
-        if not complete and begun < self._documents_due:
-            later = Edits(metrics=edits.metrics, experiment=edits.experiment)
-            edits.metrics, edits.experiment = set(), False
-        folder.write_documents(replay.state, edits)
         self._files_changed |= edits.files
+        if not complete and begun < self._documents_due:
+            later.metrics, later.experiment = edits.metrics, edits.experiment
+            edits.metrics, edits.experiment = set(), False
+        if not complete and begun < self._files_due:
+            later.files, edits.files = edits.files, False
+        folder.write_documents(replay.state, edits)
         if last and self._fresh:
             self._settle(replay.state, folder)
+        ended = monotonic()
         if not later.metrics and not later.experiment:
-            self._documents_due = monotonic() + (monotonic() - begun) / _SHARE
+            self._documents_due = ended + (ended - begun) / _SHARE
+        if edits.files:
+            self._files_due = ended + max(_FILES_EVERY_S, (ended - begun) / _SHARE)
         self._release(replay)
         replay.edits = later
         layout.stale, layout.stale_experiment = sorted(later.metrics), later.experiment
+        layout.stale_files = later.files
         begun = monotonic()
         if complete or not last or begun >= self._checkpoint_due:
             trust.seal(replay.at, self.journal)

@@ -424,9 +424,7 @@ def _frame_sizes(segment: Segment, run: Run) -> Iterator[int]:
 
 
 def _continues(first: Stretch, second: Stretch) -> bool:
-    return (
-        first.segment == second.segment and first.end == second.start and second.end - first.start <= _MERGE_BYTES
-    )
+    return first.segment == second.segment and first.end == second.start and second.end - first.start <= _MERGE_BYTES
 
 
 def _size(path: Path) -> int | None:

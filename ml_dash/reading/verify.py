@@ -13,7 +13,8 @@ import msgspec
 
 from ..core.frames import LengthCrcs, decode_order_header, find_frame, walk
 from ..core.ranges import Range, holes
-from ..core.records import experiment_document, files_document, metric_document, parameters_document, shown_paths
+from ..core.records import experiment_document, files_document, metric_document, parameters_document
+from ..core.shown import shown_paths
 from ..core.state import Edits, File, State
 from ..disk.lock import Liveness, probe
 from ..errors import JournalError

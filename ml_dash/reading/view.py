@@ -28,7 +28,7 @@ from ..core.records import (
     point_page,
     series_name,
 )  # fmt: skip
-from ..core.state import Edits, Metric, State
+from ..core.state import Edits, File, Metric, State
 from ..errors import Damaged, InvalidValue, NotFound
 from ..journal import base as bases
 from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
@@ -234,6 +234,10 @@ class View:
         if deleted:
             return [file_record(self.state, file) for file in files_in_order(self.state)]
         return [file_record(self.state, file) for file in live_files(self.state, check_prefix(prefix), tags)]
+
+    def clashing(self, prefix: str, filename: str) -> File | None:
+        """The live file that would be the folder of one there, or have it as its folder."""
+        return self._folder.clashing(self.state, prefix, filename)
 
     def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
         """(x, y) of one series; x is `step`, else `epoch`, else the index. Keeps minima and maxima when thinning."""

@@ -361,9 +361,7 @@ class _Collection:
         segments = dict(old.segments) if old is not None else {}
         for one in going:
             digest = blobs.digest_of(one.path, one.length)
-            segments[one.id] = Stood(
-                one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote
-            )
+            segments[one.id] = Stood(one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote)
         live = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         known = self.held | (old.blobs.keys() if old is not None else set())
         store = self.journal.parents[2]

@@ -27,9 +27,7 @@ def with_identity(registration: Registration, attempt: Callable[[int, str], _Ans
     return with_tokens(registration.remote, registration.identity(), registration.tokens(), attempt)
 
 
-def with_tokens(
-    remote: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]
-) -> _Answer:
+def with_tokens(remote: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]) -> _Answer:
     """What `attempt(number, token)` returns with the first of `tokens` that the server accepts.
 
     Raises Unauthorised if there is none, or if all are refused; `identity` says in the message whose they are.

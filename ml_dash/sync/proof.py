@@ -102,9 +102,7 @@ def connect(registration: Registration) -> Link:
     return with_identity(registration, attempt)
 
 
-def prove(
-    located: Located, registration: Registration, link: Link, progress: Progress | None = None
-) -> Proof:
+def prove(located: Located, registration: Registration, link: Link, progress: Progress | None = None) -> Proof:
     """Compare what is here with what the server has. Changes nothing on either side.
 
     A run may go on meanwhile: what it adds may count as missing, never as there. Raises RemoteError; JournalError for a
@@ -336,9 +334,7 @@ class _Comparison:
             if state["complete"]
         }
 
-    def _has(
-        self, blob: str, there: set[str], parts: list[Part], known: dict[str, JournalState | None]
-    ) -> bool:
+    def _has(self, blob: str, there: set[str], parts: list[Part], known: dict[str, JournalState | None]) -> bool:
         if blob in there:
             return True
         # It may be known under another journal of this experiment, or by its content.

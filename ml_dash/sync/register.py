@@ -100,9 +100,7 @@ class Cursor:
     trouble: Trouble | None = None
 
 
-def registration_key(
-    journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None
-) -> str:
+def registration_key(journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None) -> str:
     """What names a registration: the same for the same journal, server and identity."""
     text = f"{os.fspath(journal)}\0{remote}\0{user or ''}" + (f"\0{mark}" if mark else "")
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]

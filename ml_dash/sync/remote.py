@@ -325,9 +325,7 @@ class ServerHolder:
         found = {name for name, size in wanted.items() if name in there and there[name]["length"] == size}
         # Bodies are not listed, nor versions that were replaced; the state of a blob only says whether to send it.
         experiment = known["experiment"]
-        return found | {
-            name for name in wanted.keys() - found if has_blob(self._link, experiment, name, wanted[name])
-        }
+        return found | {name for name in wanted.keys() - found if has_blob(self._link, experiment, name, wanted[name])}
 
 
 def _known(link: Link, journal_id: str) -> JournalState | None:

@@ -91,9 +91,7 @@ def test_opening_registers_the_journal(make: Make, runs: Path) -> None:
     assert experiment.durable_state()["remote"] == 0
 
 
-def test_nothing_is_registered_without_a_remote_or_when_disabled(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_registered_without_a_remote_or_when_disabled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     make().open()
     monkeypatch.setenv("ML_DASH_DISABLED", "1")
     make("second", remote=HERE, user_name="alice").open()

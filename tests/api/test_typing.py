@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-CALLS = '''
+CALLS = """
 from __future__ import annotations
 
 import logging
@@ -162,7 +162,7 @@ def what_is_wrong(experiment: Experiment) -> None:
     experiment.name = "other"  # type: ignore[misc]  # pyright: ignore
     experiment.file("model.pth", prefx="/")  # type: ignore[call-overload]  # pyright: ignore
     experiment.metric("loss").read()["points"]  # type: ignore[typeddict-item]  # pyright: ignore
-'''
+"""
 
 
 @pytest.fixture(scope="module")

@@ -79,9 +79,7 @@ def interleaved(first: Callable[[], list[int]], second: Callable[[], list[int]],
 def append(folder: Path, scale: float) -> Figures:
     count = int(20_000 * scale)
     with opened(folder) as experiment:
-        figures = interleaved(
-            lambda: appends(experiment, count), lambda: references.bare_points(folder, count)
-        )
+        figures = interleaved(lambda: appends(experiment, count), lambda: references.bare_points(folder, count))
     segments = list((folder / "store").glob("bench/bench/.journal/segments/*.seg"))
     figures["bytes per point"] = sum(path.stat().st_size for path in segments) / (7 * count)
     return figures
@@ -350,6 +348,23 @@ def run_python(code: str, folder: Path) -> float:
     begun = perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)
     return perf_counter() - begun
+
+
+@row("≤ 2 ms each; twice as many: growth ≤ 1.2")
+def many_files(folder: Path, scale: float) -> Figures:
+    count = int(5_000 * scale)
+    sources = folder / "sources"
+    sources.mkdir()
+    for number in range(2 * count):
+        (sources / f"{number}.bin").write_bytes(os.urandom(1024))
+    spent = []
+    with opened(folder) as experiment:
+        for first in (0, count):
+            begun = perf_counter()
+            for number in range(first, first + count):
+                experiment.file(sources / f"{number}.bin", prefix="/many").save()
+            spent.append((perf_counter() - begun) / count * 1000)
+    return {"ms each, first half": spent[0], "ms each, second half": spent[1], "growth": spent[1] / spent[0]}
 
 
 @row("≤ 40 ms over bare Python")

@@ -140,18 +140,14 @@ def test_what_makes_no_sense(dash: Dash, record: Record, server: running.Server)
     assert not register.registrations()
 
 
-def test_without_a_login_nothing_is_registered(
-    dash: Dash, record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_login_nothing_is_registered(dash: Dash, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     record("first")
     result = dash("push", "cv/first", "--remote", "https://dash.example.org", code=FAILURE)
     assert "ml-dash login https://dash.example.org" in result.err
     assert not register.registrations()
 
 
-def test_a_server_that_is_away_keeps_the_registration(
-    dash: Dash, record: Record, server: running.Server
-) -> None:
+def test_a_server_that_is_away_keeps_the_registration(dash: Dash, record: Record, server: running.Server) -> None:
     record("first")
     server.end()
     try:
@@ -230,9 +226,7 @@ def test_one_that_was_never_sent_is_removed_too(dash: Dash, record: Record, serv
     assert not register.registrations()
 
 
-def test_where_the_server_is_away_nothing_is_removed(
-    dash: Dash, record: Record, server: running.Server
-) -> None:
+def test_where_the_server_is_away_nothing_is_removed(dash: Dash, record: Record, server: running.Server) -> None:
     folder = record("first", remote=server.url)
     server.end()
     try:

@@ -91,9 +91,7 @@ def test_before_and_after_it_is_sent(dash: Dash, record: Record, server: running
     assert running.drain() == []
     after = dash("sync", "status", "cv/first")
     total = experiments()[0]["counts"]["events"]
-    assert after.lines == [
-        f"cv/first: {total} of {total} events, 2 of 2 files, digests equal ({server.url})"
-    ]
+    assert after.lines == [f"cv/first: {total} of {total} events, 2 of 2 files, digests equal ({server.url})"]
     (shown,) = dash("sync", "status", "--json").json
     assert shown["complete"] is True
     assert shown["events"] == {"here": total, "there": total}
@@ -128,9 +126,7 @@ def test_what_a_killed_process_left_is_sent_and_proven(shell: Shell) -> None:
     assert shown["events"]["there"] == experiments(shell.folder / ".ml-dash")[0]["counts"]["events"] >= 1000
 
 
-def test_a_copy_that_was_changed_on_the_server_is_found(
-    dash: Dash, record: Record, server: running.Server
-) -> None:
+def test_a_copy_that_was_changed_on_the_server_is_found(dash: Dash, record: Record, server: running.Server) -> None:
     folder = record("first", loss=tuple(1 / (n + 1) for n in range(500)))
     record("second")
     assert running.drain() == []
@@ -225,9 +221,7 @@ def test_a_server_that_is_away_is_no_proof(dash: Dash, record: Record, server: r
     assert server.url in shown["error"]
 
 
-def test_another_users_copy_proves_nothing(
-    dash: Dash, record: Record, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_users_copy_proves_nothing(dash: Dash, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     record("first")
     assert running.drain() == []
     monkeypatch.setenv("ML_DASH_USER_NAME", "mallory")
@@ -294,9 +288,7 @@ def test_a_damaged_journal_is_compared_as_far_as_it_can_be_read(dash: Dash, reco
     assert shown["bytes"]["there"] == len(data) // 2
 
 
-def test_a_terminal_shows_names_as_they_are(
-    shell: Shell, record: Record
-) -> None:
+def test_a_terminal_shows_names_as_they_are(shell: Shell, record: Record) -> None:
     record("naïve-測定", files={"a.bin": "x"})
     assert running.drain() == []
     shown = shell.in_terminal("sync", "status", columns=200)

@@ -568,6 +568,7 @@ def test_commits_are_synced_and_readers_do_not_wait(sqlite: SqliteDocuments) -> 
 
 def test_connections_do_not_grow_with_threads(sqlite: SqliteDocuments) -> None:
     """Those who serve HTTP start a new thread for a burst of requests, again and again."""
+
     def look() -> None:
         with sqlite.read() as tx:
             tx.setting("x")

@@ -22,8 +22,8 @@ from ml_dash.core.records import (
     metric_document,
     metric_stats,
     parameters_document,
-    shown_paths,
 )
+from ml_dash.core.shown import Shown, shown_paths
 from ml_dash.core.state import RUNS_KEPT, Edits, State, WriterState, index_of
 from ml_dash.projection.lines import log_lines, point_lines
 
@@ -733,6 +733,20 @@ def test_two_names_that_some_file_systems_take_for_one_are_shown_apart() -> None
     folder.file("0", "m/Model")
     other = folder.file("1", "m/model")
     assert set(shown_paths(folder.state)) == {"m/Model", f"m/model%{other}"}
+
+
+def test_where_files_are_shown_is_followed_as_they_come_and_go() -> None:
+    folder = Folder()
+    shown = Shown(folder.state)
+    names = ["a/b", "a", "A", "a/b/c", "d/e", "a/b", "D", "d/e/f"]
+    added = []
+    for number, name in enumerate([*names, *reversed(names)]):
+        added.append(folder.file(str(number % 10), name, writer=(A, B)[number % 2], at=(number * 7) % 11 + 1))
+        if number % 3 == 2:
+            folder.fold(A, (ev.FILE_DELETE, {"id": added[number // 3]}))
+        shown.follow(folder.state, folder.edits.moved)
+        folder.edits.moved = []
+        assert shown.paths == shown_paths(folder.state)
 
 
 def test_replacing_a_file_many_times_takes_no_quadratic_time() -> None:

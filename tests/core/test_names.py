@@ -71,9 +71,7 @@ def is_safe(path: str) -> bool:
     )
 
 
-DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
-    p + d for p in ("com", "lpt") for d in "0123456789¹²³"
-}
+DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {p + d for p in ("com", "lpt") for d in "0123456789¹²³"}
 
 
 def alike(path: str) -> str:
@@ -153,9 +151,7 @@ def test_a_metric_path_is_safe_and_leads_back_to_its_name(name: str, fold: bool)
 
 @given(st.text(st.sampled_from("aAbB%/. \u00e9e\u0301s\u017fKk\u212a"), min_size=1, max_size=6), st.randoms())
 def test_names_that_look_alike_stay_apart_on_a_case_insensitive_store(name: str, rng: random.Random) -> None:
-    variant = "".join(
-        rng.choice([c, c.swapcase(), c.casefold(), unicodedata.normalize("NFD", c)]) for c in name
-    )
+    variant = "".join(rng.choice([c, c.swapcase(), c.casefold(), unicodedata.normalize("NFD", c)]) for c in name)
     same = alike(metric_path(name, True)) == alike(metric_path(variant, True))
     assert same == (name == variant)
 
@@ -163,9 +159,7 @@ def test_names_that_look_alike_stay_apart_on_a_case_insensitive_store(name: str,
 def test_twenty_thousand_random_names_have_twenty_thousand_paths() -> None:
     rng = random.Random(25)
     alphabet = "aAbB/.% \\:-+~éÉ\u0301日😀\u202e" + "data.jsonl"
-    found = {
-        "".join(rng.choices(alphabet, k=rng.choice([1, 2, 5, 20, 120, 150, 300]))) for _ in range(20_000)
-    }
+    found = {"".join(rng.choices(alphabet, k=rng.choice([1, 2, 5, 20, 120, 150, 300]))) for _ in range(20_000)}
     for fold in (False, True):
         paths = {metric_path(name, fold) for name in found}
         assert len(paths) == len(found)
@@ -196,9 +190,7 @@ def test_paths_work_on_a_real_file_system_and_stay_inside(tmp_path: Path) -> Non
 # Names of projects and experiments
 
 
-@pytest.mark.parametrize(
-    "name", ["cv", "a b", "ünïcode", "x" * 200, "é" * 100, "a..b", "v1.0", "-x", "~", "C:", "😀"]
-)
+@pytest.mark.parametrize("name", ["cv", "a b", "ünïcode", "x" * 200, "é" * 100, "a..b", "v1.0", "-x", "~", "C:", "😀"])
 def test_legal_project_names_are_returned_as_they_are(name: str) -> None:
     assert check_name("project", name) == name
 
@@ -310,9 +302,7 @@ def test_an_illegal_file_name_is_refused(name: str) -> None:
         check_filename(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.pth", "a b.txt", "epoch=3.ckpt", "README", "x" * 200, "data.jsonl", "Ünï.bin"]
-)
+@pytest.mark.parametrize("name", ["model.pth", "a b.txt", "epoch=3.ckpt", "README", "x" * 200, "data.jsonl", "Ünï.bin"])
 def test_an_ordinary_file_keeps_its_name(name: str) -> None:
     assert file_path("", check_filename(name)) == name
     assert file_path("models/best", name) == f"models/best/{name}"
@@ -331,12 +321,8 @@ def test_what_our_own_files_or_a_system_claim_is_escaped(prefix: str, filename: 
     assert file_path(prefix, filename) == path
 
 
-file_parts = st.text(st.sampled_from("ab.%é-+ :"), min_size=1, max_size=5).filter(
-    lambda t: t not in (".", "..")
-)
-files = st.tuples(
-    st.lists(file_parts | st.just("p" * 250), max_size=4).map("/".join), file_parts | st.just("n" * 201)
-)
+file_parts = st.text(st.sampled_from("ab.%é-+ :"), min_size=1, max_size=5).filter(lambda t: t not in (".", ".."))
+files = st.tuples(st.lists(file_parts | st.just("p" * 250), max_size=4).map("/".join), file_parts | st.just("n" * 201))
 
 
 @given(files, files)

@@ -41,16 +41,10 @@ from ml_dash.core.values import (
 )
 from ml_dash.errors import InvalidValue, UnsupportedType
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
-    [*values.NUMBER_TEXTS]
-)
-scalars = (
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(max_size=8)
-)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from([*values.NUMBER_TEXTS])
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(max_size=8)
 keys = texts | st.sampled_from(["a", "a.b", "a~1b", "a~b", "0", "", "text"])
-plain = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4)
-)
+plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
 plain_fields = st.dictionaries(keys, plain, max_size=5)
 
 
@@ -443,9 +437,7 @@ def flat_keys(sep: str) -> st.SearchStrategy[str]:
     return st.lists(st.sampled_from(["a", "b", "c", "", "é"]), min_size=1, max_size=4).map(sep.join)
 
 
-leaves: st.SearchStrategy[Any] = (
-    st.none() | st.integers() | texts | st.lists(st.integers(), max_size=2) | st.just({})
-)
+leaves: st.SearchStrategy[Any] = st.none() | st.integers() | texts | st.lists(st.integers(), max_size=2) | st.just({})
 
 
 @given(
@@ -517,10 +509,7 @@ def test_times_are_written_like_this(time_ns: int, text: str) -> None:
 @given(st.integers(-(2**63), 2**64 - 1))
 def test_a_time_agrees_with_datetime_and_comes_back_cut_to_microseconds(time_ns: int) -> None:
     text = utc_text(time_ns)
-    assert (
-        text
-        == (EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat(timespec="microseconds")[:-6] + "Z"
-    )
+    assert text == (EPOCH + timedelta(microseconds=time_ns // 1000)).isoformat(timespec="microseconds")[:-6] + "Z"
     assert parse_time(text) == time_ns // 1000 * 1000
 
 
@@ -566,13 +555,9 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_importing_values_loads_nothing_heavy() -> None:
     heavy = ("dataclasses", "datetime", "json", "numpy", "decimal", "urllib.request", "ml_dash.core.events")
-    program = (
-        f"import sys; sys.path.insert(0, {str(Path(values.__file__).parents[2])!r}); import ml_dash.errors; "
-    )
+    program = f"import sys; sys.path.insert(0, {str(Path(values.__file__).parents[2])!r}); import ml_dash.errors; "
     program += "before = set(sys.modules); import ml_dash.core.values; print(*(set(sys.modules) - before))"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60, check=True
-    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert not set(heavy).intersection(done.stdout.split())
 
 

@@ -34,9 +34,7 @@ class Home:
 
     def open(self, name: str = "one", **more: Any) -> Experiment:
         """An open experiment that goes to the server."""
-        return Experiment(
-            name, "p", local_path=self.store, remote=self.url, user_name=self.user, **more
-        ).open()
+        return Experiment(name, "p", local_path=self.store, remote=self.url, user_name=self.user, **more).open()
 
     def record(self, name: str = "one", logs: int = 3, **more: Any) -> None:
         """A closed one, with so many log entries."""

@@ -35,9 +35,7 @@ def test_a_unit_names_this_installation(script: Path, name: str) -> None:
     assert start(install.unit(name)) == f"{script} run"
 
 
-def test_a_path_that_means_something_to_systemd_is_quoted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_that_means_something_to_systemd_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "50% of $HOME"
     folder.mkdir()
     (folder / "ml-dash-syncd").touch()

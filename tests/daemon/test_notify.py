@@ -15,9 +15,7 @@ from ml_dash_syncd.notify import Notifier
 
 @pytest.fixture(params=["path", pytest.param("abstract", marks=pytest.mark.skipif(
     sys.platform != "linux", reason="abstract sockets are Linux's"))])  # fmt: skip
-def manager(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[socket.socket]:
+def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     name = str(tmp_path / "s") if request.param == "path" else f"@ml-dash-{os.getpid()}-{os.urandom(4).hex()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind("\0" + name[1:] if name.startswith("@") else name)

@@ -253,5 +253,3 @@ def loading(address: Address, loaders: list[Loader]) -> Iterator[threading.Event
             thread.join()
     if failures:
         raise failures[0]
-
-

@@ -120,9 +120,7 @@ class _Ended(Exception):
 class Proxy:
     """Listens on loopback, a thread for each connection. `plan` and `upstream` may change at any time."""
 
-    def __init__(
-        self, upstream: tuple[str, int], plan: Plan = let_pass, *, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, upstream: tuple[str, int], plan: Plan = let_pass, *, tls: ssl.SSLContext | None = None) -> None:
         self.upstream = upstream
         self.plan = plan
         self.tls = tls

@@ -1,4 +1,3 @@
-
 """`order`: what was recorded is read back, whatever lies between."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """Reading segments: from any position, frames from gaps, a torn end from damage."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """Names of segments and blobs, and how a journal comes to be."""
 
 from __future__ import annotations

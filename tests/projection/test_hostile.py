@@ -1,4 +1,3 @@
-
 """Journals that were made to do harm: whatever they hold, nothing crashes and nothing leaves the folder."""
 
 from __future__ import annotations

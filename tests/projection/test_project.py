@@ -1,4 +1,3 @@
-
 """The projector: the folder is always what the journal says, however it came about."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """Finding experiments, and looking at them without writing."""
 
 from __future__ import annotations

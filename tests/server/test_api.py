@@ -195,9 +195,7 @@ def test_a_file_comes_back_as_it_was_sent(web: Web, upload: Path) -> None:
         ({"prefix": "../up"}, 400, "malformed"),
     ],
 )
-def test_a_bad_upload_leaves_nothing(
-    web: Web, upload: Path, fields: dict[str, str], status: int, code: str
-) -> None:
+def test_a_bad_upload_leaves_nothing(web: Web, upload: Path, fields: dict[str, str], status: int, code: str) -> None:
     path = f"/experiments/{web.experiment('bad-files')}/files"
     with upload.open("rb") as file:
         web.refused("POST", path, status, code, files={"file": ("model.bin", file)}, data=fields)

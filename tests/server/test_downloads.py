@@ -75,7 +75,7 @@ def test_conditions(owner: Web, path: str) -> None:
     assert tag == f'"{hashlib.sha256(CONTENT).hexdigest()}"'
     assert owner.ask("GET", path, 206, headers={"Range": "bytes=0-1", "If-Range": tag}).content == CONTENT[:2]
     assert owner.ask("GET", path, headers={"Range": "bytes=0-1", "If-Range": '"older"'}).content == CONTENT
-    for given in (tag, f'W/{tag}', f'"other", {tag}', "*"):
+    for given in (tag, f"W/{tag}", f'"other", {tag}', "*"):
         assert owner.ask("GET", path, 304, headers={"If-None-Match": given}).content == b""
     assert owner.ask("GET", path, headers={"If-None-Match": '"other"'}).content == CONTENT
 

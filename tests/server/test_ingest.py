@@ -432,9 +432,10 @@ def test_a_body_that_is_none_costs_its_event(core: Server, content: bytes) -> No
     sheet.log("after")
     send_blob(core, sheet, name, content, body=True)
     send(core, sheet)
-    assert core.experiment(NS, EXPERIMENT)["counts"] | {"events": 2, "logs": 1} == core.experiment(NS, EXPERIMENT)[
-        "counts"
-    ]
+    assert (
+        core.experiment(NS, EXPERIMENT)["counts"] | {"events": 2, "logs": 1}
+        == core.experiment(NS, EXPERIMENT)["counts"]
+    )
     assert_refolds(core)
 
 
@@ -665,9 +666,7 @@ class Failing:
 @pytest.mark.parametrize(
     "call", ["claim_stretch", "claim_arrival", "put_blocks", "put_experiment", "put_segment", "experiment", "drop_blob"]
 )
-def test_after_a_failure_everything_is_as_it_was(
-    core: Server, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_after_a_failure_everything_is_as_it_was(core: Server, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     sheet = Sheet().opens().logs(5).point(value=1.0)
     blob = sheet.adds_file(b"weights")
     send(core, sheet)

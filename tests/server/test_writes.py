@@ -228,9 +228,7 @@ def test_many_experiments_are_written_with_few_in_memory(core: Server, monkeypat
 
 
 @pytest.mark.parametrize("call", ["claim_stretch", "claim_arrival", "put_experiment", "put_blob", "put_segment"])
-def test_a_disk_that_refuses_leaves_nothing_half_done(
-    core: Server, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_disk_that_refuses_leaves_nothing_half_done(core: Server, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     add_file(core, b"old", "old.bin")
     before, objects = held(core), list(core.objects.list(""))
     failing = Failing(core, monkeypatch)

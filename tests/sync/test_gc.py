@@ -380,9 +380,7 @@ gc.collect(located, [keeper], keep_projection=sys.argv[2] == "keep")
 
 @pytest.mark.parametrize("keep", ["keep", "free"])
 @pytest.mark.parametrize("point", ["base-before:1", "gc-base:1", "gc-removed:1", "gc-removed:2", "checkpoint-before:1"])
-def test_killed_anywhere_it_leaves_a_journal_that_goes_on(
-    desk: Desk, keeper: Keeper, point: str, keep: str
-) -> None:
+def test_killed_anywhere_it_leaves_a_journal_that_goes_on(desk: Desk, keeper: Keeper, point: str, keep: str) -> None:
     run(desk), run(desk), run(desk)
     desk.catch_up()
     before, lines = facts(desk), desk.lines(LOGS)

@@ -1,4 +1,3 @@
-
 """Removing an experiment: journal and folder together, never while a writer lives."""
 
 from __future__ import annotations

@@ -249,9 +249,7 @@ class Ingest:
                 self._fold(tx, ns, live, row, run, edits)
         return end, live, self.store(tx, ns, live, edits)
 
-    def _begin(
-        self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool
-    ) -> SegmentRow:
+    def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool) -> SegmentRow:
         """The row of a segment whose first bytes these are; its journal is noted."""
         header, first, crc = _header(data, damaged)
         if header.journal.hex() != journal or header.writer.hex() != name.writer or header.n != name.n:
@@ -328,9 +326,7 @@ class Ingest:
 
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
-    def _require_bodies(
-        self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]
-    ) -> None:
+    def _require_bodies(self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]) -> None:
         """Raises Refused if bodies of these events are not here, and not given up."""
         names = [spill[0] for run in runs if has_spilled(run) for event in run.events if (spill := _spill(row, event))]
         missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]

@@ -134,10 +134,7 @@ class Query:
         """All metrics, by name, with their statistics."""
         with self._looking(ns, experiment) as (_, _, state):
             found = sorted(state.metrics.items())
-            return [
-                {**metric_summary(state, metric), "series": all_series(metric)}
-                for _, metric in found
-            ]
+            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in found]
 
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Totals, times and the statistics of each series."""

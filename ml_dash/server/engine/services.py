@@ -40,9 +40,7 @@ class Server:
     StoreTrouble or OSError when the disk refuses; nothing is changed then.
     """
 
-    def __init__(
-        self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None
-    ) -> None:
+    def __init__(self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None) -> None:
         """Open the folder, making it if need be. Raises StoreRefused if it is in use, damaged or of a newer version."""
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(data.parent)

@@ -123,9 +123,7 @@ class Contents:
 
     # -- bringing it -------------------------------------------------------------------------------------------------
 
-    def append(
-        self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
-    ) -> BlobState:
+    def append(self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool) -> BlobState:
         """Bytes [offset, offset + len(data)) of a blob of `size` bytes; durable on return. Raises Refused."""
         if parse_blob(name) is None or offset + len(data) > size or size > MAX_FILE_BYTES:
             raise Refused(422, MALFORMED, "that is not a part of a blob")

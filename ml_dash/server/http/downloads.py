@@ -109,7 +109,7 @@ def _lists(header: str | None, tag: str) -> bool:
 
 def _disposition(filename: str) -> str:
     """Always a download; a name that a header cannot hold is sent encoded beside a plain one."""
-    plain = re.sub(r'[^A-Za-z0-9._ ()+-]', "_", filename)[:150] or "file"
+    plain = re.sub(r"[^A-Za-z0-9._ ()+-]", "_", filename)[:150] or "file"
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 

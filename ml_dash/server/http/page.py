@@ -46,9 +46,7 @@ def experiments_page(
 def _row(experiment: dict[str, Any], namespace: str, user: str) -> str:
     path, query = f"/experiments/{quote(experiment['id'])}", _query(namespace, user)
     tail = f"?{query}" if query else ""
-    links = " ".join(
-        f'<a href="{path}/{name}{tail}">{name}</a>' for name in ("parameters", "metrics", "logs", "files")
-    )
+    links = " ".join(f'<a href="{path}/{name}{tail}">{name}</a>' for name in ("parameters", "metrics", "logs", "files"))
     name = escape(f"{experiment['project']}/{experiment['name']}")
     points = experiment["counts"].get("points", 0)
     return (

@@ -60,13 +60,15 @@ async def whoami(call: Call) -> Response:
     who = call.who
     assert who is not None
     expires = None if who.expires_s is None else datetime.fromtimestamp(who.expires_s, timezone.utc)
-    return answer({
-        "userName": who.user,
-        "namespace": who.user,
-        "kind": who.kind,
-        "readOnly": who.read_only,
-        "expiresAt": None if expires is None else expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
-    })
+    return answer(
+        {
+            "userName": who.user,
+            "namespace": who.user,
+            "kind": who.kind,
+            "readOnly": who.read_only,
+            "expiresAt": None if expires is None else expires.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        }
+    )
 
 
 # -- the page for people ----------------------------------------------------------------------------------------------

@@ -100,9 +100,7 @@ async def update_file(call: Call) -> Response:
         changes: dict[str, Any] = {name: value for name, value in body.items() if value is not None and name != "text"}
         if "metadata" in changes:
             changes["metadata"] = recorded(changes["metadata"], body.get("text", ()))
-        return answer(
-            await call.write(call.core.update_file, call.namespace, call.experiment(), call.file(), changes)
-        )
+        return answer(await call.write(call.core.update_file, call.namespace, call.experiment(), call.file(), changes))
 
 
 async def delete_file(call: Call) -> Response:

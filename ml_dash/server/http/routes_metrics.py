@@ -62,9 +62,7 @@ async def append_batch(call: Call) -> Response:
         if not all(given):
             malformed("a point has no fields")
         return answer(
-            await call.write(
-                _append_batch, call, call.experiment(), _metric(call), given, texts, _extras(body)
-            )
+            await call.write(_append_batch, call, call.experiment(), _metric(call), given, texts, _extras(body))
         )
 
 
