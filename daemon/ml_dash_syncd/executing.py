@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Final
 
 from ml_dash.errors import MLDashError
+from ml_dash.sync.register import EXEC
 
 from .discover import Discovery
 from .schedule import Schedule, Task
@@ -36,7 +37,8 @@ def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
         signals = _Forwarding()
         signals.install()
         try:
-            signals.job = job = subprocess.Popen(list(command))
+            # The job's programs need not say at their end that something is not sent yet: that is for us.
+            signals.job = job = subprocess.Popen(list(command), env={**os.environ, EXEC: "1"})
         except FileNotFoundError:
             log.error("%s: command not found", command[0])
             return NOT_FOUND, []

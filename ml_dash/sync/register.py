@@ -34,13 +34,15 @@ STATUS: Final = "syncd.json"
 LOG: Final = "syncd.log"
 AUTOSYNC: Final = "ML_DASH_AUTOSYNC"
 EXIT_WAIT: Final = "ML_DASH_EXIT_WAIT"
+EXEC: Final = "ML_DASH_EXEC"
+"""Set by `ml-dash-syncd exec` for the job that it runs."""
 
 IDLE_EXIT_S: Final = 600
 _TRY_EVERY_S: Final = 60.0
 _COMING_UP_S: Final = 10.0
 _LARGEST_FILE: Final = 256 << 20
 # The uploader signs in with what is stored, and must not die at a step that a test chose for the process that records.
-_NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL")
+_NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL", EXEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +329,11 @@ def _json(path: Path) -> Any:
 def daemon_runs(env: Environment | None = None) -> bool:
     """Does an uploader of this user run on this host, as far as its lock tells?"""
     return probe(lock_path(env)) is Liveness.ALIVE
+
+
+def in_exec() -> bool:
+    """Is this process part of a job that `ml-dash-syncd exec` runs, and sends when it has ended?"""
+    return EXEC in os.environ
 
 
 def daemon_comes_up() -> bool:

@@ -40,6 +40,9 @@ _START_S: Final = 15.0
 _FINISH_START_S: Final = 1.0
 # At the end of a process that opened thousands of experiments, their count may not be worth waiting for.
 _COUNT_S: Final = 1.0
+# A closing event comes after all that a program can wait for; an uploader that is at work needs this long for it.
+_CLOSING_S: Final = 0.5
+_FEW: Final = 100
 
 
 class Sent:
@@ -98,11 +101,22 @@ class Sent:
         cursor = register.cursor_of(self.registration)
         if cursor is None or self.waiting or self._acknowledged(cursor, written) < written:
             return False
+        return self._has_files(cursor, written)
+
+    def _has_files(self, cursor: register.Cursor, written: int) -> bool:
         missing = {name for name in names(self.located.journal) if self._is_ours(name)} - cursor.blobs
         if not missing:
             return True
         # A version that was replaced or deleted need not be sent, and bodies of events went before their frames.
         return missing.isdisjoint(self._live_blobs(written))
+
+    def only_closes(self) -> bool:
+        """Does the server have all but the closing event, and no trouble that keeps it from that?"""
+        written = self.written
+        cursor = register.cursor_of(self.registration)
+        if self._writer is not None or cursor is None or cursor.trouble is not None or self.hopeless() is not None:
+            return False
+        return written - self._acknowledged(cursor, written) == 1 and self._has_files(cursor, written)
 
     def _live_blobs(self, written: int) -> frozenset[str]:
         """The contents that are wanted, as of now or a moment ago."""
@@ -346,7 +360,22 @@ def tell_at_exit(*, quiet: bool) -> str | None:
     with contextlib.suppress(InvalidValue, KeyboardInterrupt):
         if (seconds := register.exit_wait_s()) > 0:
             wait(left, seconds)
-    return None if quiet else _line(left)
+    if quiet:
+        return None
+    try:
+        if register.daemon_runs() and not register.in_exec() and _only_closing(left):
+            with contextlib.suppress(KeyboardInterrupt):
+                wait(left, _CLOSING_S)
+            if _only_closing(left):
+                return None
+    except (OSError, JournalError) as error:
+        log.debug("ml-dash: cannot tell what is sent: %s", error)
+    return _line(left)
+
+
+def _only_closing(left: list[Sent]) -> bool:
+    """Are closing events all that is not acknowledged? Of thousands of experiments this is not asked."""
+    return len(left) <= _FEW and all(_is_complete(one) or one.only_closes() for one in left)
 
 
 def _line(left: list[Sent]) -> str | None:
@@ -375,6 +404,8 @@ def _line(left: list[Sent]) -> str | None:
     reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
     if reason is not None:
         return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
+    if register.in_exec():
+        return None  # it sends what is left when the job has ended, and says what it could not send
     if register.daemon_runs() or register.daemon_comes_up():
         so = "ml-dash-syncd goes on sending; where it ends with the job, run that as: ml-dash-syncd exec -- CMD"
     else:

@@ -412,6 +412,41 @@ def test_the_end_says_how_many_events_are_not_sent_and_who_sends_them(python: Py
     )
 
 
+CLOSES = """
+import sys
+from ml_dash import Experiment
+
+with Experiment("first", "cv", remote=sys.argv[1], user_name="alice") as experiment:
+    experiment.log("a message")
+    print(experiment.durable_state()["written"], flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("cursor", "line"), [({}, False), ({"trouble": {"kind": "unreachable", "text": "refused", "since": 1}}, True)]
+)
+def test_a_closing_event_that_is_under_way_is_no_trouble(
+    python: Python, uploader: Uploader, cursor: dict[str, Any], line: bool
+) -> None:
+    """All but that was acknowledged before the end; with nobody who sends, it is told as ever."""
+    uploader.run()
+    started = python.start(CLOSES, HERE, env={"ML_DASH_QUIET": "0"})
+    assert started.line() == "2"
+    uploader.acknowledge(**cursor)
+    started.tell()
+    ended = started.end()
+    assert ("1 event is not on" in ended.err) is line, ended.err
+
+
+def test_a_closing_event_that_nobody_sends_is_told(python: Python, uploader: Uploader) -> None:
+    started = python.start(CLOSES, HERE, env={"ML_DASH_QUIET": "0"})
+    assert started.line() == "2"
+    uploader.acknowledge()
+    started.tell()
+    assert "1 event is not on http://localhost:1 yet, and kept here; nobody is sending" in started.end().err
+
+
 @pytest.mark.parametrize("variables", [{"ML_DASH_QUIET": "1"}, {"RANK": "1"}, {"SLURM_PROCID": "2"}])
 def test_nothing_is_said_where_nobody_reads(python: Python, variables: dict[str, str]) -> None:
     assert python(LINES, AFAR, env={"ML_DASH_QUIET": "0", **variables}).err == ""

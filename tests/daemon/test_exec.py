@@ -82,6 +82,27 @@ def test_the_job_is_sent_while_it_runs(home: Home) -> None:
     assert home.logs() == 1
 
 
+def test_a_job_does_not_tell_of_what_is_sent_after_it(home: Home) -> None:
+    register.lock_path().parent.mkdir(parents=True)
+    held = hold(register.lock_path())
+    assert held is not None
+    program = (
+        "from ml_dash import Experiment\n"
+        f"with Experiment('one', 'p', local_path={str(home.store)!r}, remote={home.url!r}, "
+        f"user_name={home.user!r}) as experiment:\n"
+        "    experiment.log('0')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "ML_DASH_QUIET": "0"}
+    try:
+        done = home.syncd("exec", "--", sys.executable, "-c", program, env=environment)
+    finally:
+        held.release()
+    assert done.returncode == 0, done.stderr
+    assert "ml-dash: p/one -> " in done.stderr
+    assert "not on" not in done.stderr
+    assert home.logs() == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_job_that_is_ended_by_a_signal_ends_us_with_128_and_its_number(home: Home, number: signal.Signals) -> None:
     with subprocess.Popen(
