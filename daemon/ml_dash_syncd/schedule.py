@@ -23,7 +23,7 @@ from . import watch
 from .discover import Discovery
 from .pauses import Login, Logins, Pause
 from .settings import Settings
-from .ship import Left, Outcome, Shipment
+from .ship import Left, Outcome, Replaced, Shipment
 from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
 
 log = logging.getLogger("ml_dash.syncd")
@@ -559,7 +559,7 @@ class Schedule:
         self.errors += 1
         with contextlib.suppress(OSError):
             missing = isinstance(error, (FileNotFoundError, JournalError))
-            if missing and not Path(task.registration.journal).exists():
+            if isinstance(error, Replaced) or (missing and not Path(task.registration.journal).exists()):
                 # It was removed; what was acknowledged stays on the server.
                 task.trouble = "the journal is gone from this machine"
                 task.removed = Path(task.registration.journal).parents[1].is_dir()

@@ -23,7 +23,7 @@ from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.journal.sequence import Restart, Sequence
 from ml_dash.sync import remote
-from ml_dash.sync.register import Registration
+from ml_dash.sync.register import Registration, is_of
 
 from . import contents, reading
 from .account import Account
@@ -55,6 +55,10 @@ class Outcome:
     again_s: float | None = None
     # Only contents wait whose events may still come.
     only_events: bool = False
+
+
+class Replaced(JournalError):
+    """The journal that was registered is gone, and another one is at its path: nobody asked for that to be sent."""
 
 
 class Shipment:
@@ -132,8 +136,11 @@ class Shipment:
 
     def _open(self) -> Sequence:
         if self._sequence is None:
-            self._sequence = Sequence(self.journal, patience_s=reading.DAMAGE_S)
-            self.account.open(self._sequence.id)
+            sequence = Sequence(self.journal, patience_s=reading.DAMAGE_S)
+            if not is_of(self.registration, sequence.id):
+                raise Replaced(f"{self.journal} is another journal now than the one that was registered")
+            self._sequence = sequence
+            self.account.open(sequence.id)
         return self._sequence
 
     def _step(self, link: remote.Link, deadline: float) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def command(
         chosen = [found for one in registered if (found := read.at(Path(one.journal))) is not None]
     shown = []
     for located in {one.journal: one for one in chosen}.values():
-        mine = known.get(os.path.realpath(located.journal), [])
+        mine = register.of_journal(located.journal, known)
         if mine or experiments:
             shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
     if as_json:

@@ -61,8 +61,9 @@ def _register(located: list[read.Located], settings: Settings, ctx: click.Contex
     """Ask for the upload of each. Raises Unauthorised before anything is written if there is no login."""
     if settings.remote is None:
         known = register.by_journal(register.registrations())
-        chosen = [(one, _claimed(found)) for one in located for found in known.get(os.path.realpath(one.journal), [])]
-        without = [one for one in located if os.path.realpath(one.journal) not in known]
+        registered = [(one, register.of_journal(one.journal, known)) for one in located]
+        chosen = [(one, _claimed(found)) for one, there in registered for found in there]
+        without = [one for one, there in registered if not there]
         if without or not chosen:
             names = ", ".join(f"{one.project}/{one.name}" for one in without[:3])
             raise click.UsageError(f"No server is known for {names or 'them'}: give --remote URL.", ctx)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused
 from ml_dash.reading import read
-from ml_dash.sync.register import Registration, by_journal, registrations, unregister
+from ml_dash.sync.register import Registration, by_journal, of_journal, registrations, unregister
 from ml_dash.sync.remove import remove
 
 
@@ -83,7 +82,7 @@ def command(
 def _destinations(chosen: list[read.Located], *, needed: bool) -> dict[Path, list[Registration]]:
     """Where each journal goes. Raises NotFound, if `needed`, for one that goes nowhere."""
     known = by_journal(registrations())
-    found = {located.journal: known.get(os.path.realpath(located.journal), []) for located in chosen}
+    found = {located.journal: of_journal(located.journal, known) for located in chosen}
     for located in chosen:
         if needed and not found[located.journal]:
             raise NotFound(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import click
 from ml_dash.cli import UNSENT, console, options
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.reading import read
-from ml_dash.sync.register import Registration, by_journal, registrations
+from ml_dash.sync.register import Registration, by_journal, of_journal, registrations
 
 if TYPE_CHECKING:
     from ml_dash.sync.proof import Proof
@@ -86,7 +85,7 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
     if experiment is None and path is None:
         for registration in known:
             located = read.at(Path(registration.journal))
-            if located is not None:
+            if located is not None and registration in of_journal(located.journal, by_journal([registration])):
                 yield located, registration
             else:
                 console.note(f"{registration.journal} is registered, and gone")
@@ -97,7 +96,7 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
     chosen = [read.locate(experiment, path)] if experiment is not None else read.find(path)
     mine_of = by_journal(known)
     for located in chosen:
-        mine = mine_of.get(os.path.realpath(located.journal), [])
+        mine = of_journal(located.journal, mine_of)
         yield from ((located, registration) for registration in mine)
         if not mine and experiment is not None:
             raise NotFound(

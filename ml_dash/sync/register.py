@@ -22,7 +22,8 @@ from typing import Any, Final
 from ..disk.config import LOGIN, Environment, Settings, flag, state_folder
 from ..disk.durable import write_all
 from ..disk.lock import Liveness, probe
-from ..errors import InvalidValue
+from ..errors import InvalidValue, JournalError
+from ..journal.segment import read_identity
 from . import login
 
 log = logging.getLogger("ml_dash")
@@ -50,13 +51,14 @@ class Registration:
     """One journal that goes to one server under one identity, which it keeps for ever.
 
     The identity is the token whose fingerprint is `login`, else the user named `user`. With neither it is unclaimed:
-    nothing is sent until somebody claims it.
+    nothing is sent until somebody claims it. `id` is the journal's own, in hex: another one may come to be at its path.
     """
 
     journal: str
     remote: str
     user: str | None = None
     login: str | None = None
+    id: str | None = None
 
     @property
     def key(self) -> str:
@@ -157,7 +159,7 @@ def register_again(journal: Path, settings: Settings, env: Environment | None = 
     """
     if _given_token(settings) is not None or settings.user_name is not None:
         return register(journal, settings, env)
-    there = by_journal(registrations(env)).get(os.path.realpath(journal), [])
+    there = of_journal(journal, by_journal(registrations(env)), env)
     known = [one for one in there if one.remote == settings.remote]
     if not known:
         return register(journal, settings, env)
@@ -183,17 +185,40 @@ def bind(
     Unclaimed where there is none of the three. Nothing is registered yet. Raises OSError where a token cannot be kept.
     """
     where = os.path.abspath(journal)  # noqa: PTH100 - links stay
+    itself = _id_of(journal)
     if token is not None:
-        return Registration(where, remote, user, login.remember(remote, token, env))
+        return Registration(where, remote, user, login.remember(remote, token, env), itself)
     if user is not None:
-        return Registration(where, remote, user)
+        return Registration(where, remote, user, None, itself)
     stored = login.stored(remote, env)
     if stored is None or stored.token is None:
-        return Registration(where, remote)
+        return Registration(where, remote, None, None, itself)
     if stored.user is not None:
-        return Registration(where, remote, stored.user)
+        return Registration(where, remote, stored.user, None, itself)
     # Nobody asked the server whose token that is. Kept under its fingerprint, it stays the same when the login changes.
-    return Registration(where, remote, None, login.remember(remote, stored.token, env))
+    return Registration(where, remote, None, login.remember(remote, stored.token, env), itself)
+
+
+def _id_of(journal: Path) -> str | None:
+    """The id of the journal that is at a path now, in hex; None where that cannot be read."""
+    try:
+        return read_identity(journal).journal.hex()
+    except (OSError, JournalError):
+        return None
+
+
+def is_of(registration: Registration, journal: str | None, env: Environment | None = None) -> bool:
+    """Was it made for the journal of that id, and not for one that was at the path before?
+
+    As it is written down now, for it may be made anew meanwhile. One of an older version has no id: its cursor tells,
+    once something was sent. True where nothing tells.
+    """
+    written = _registration(_json(registered_folder(env) / f"{registration.key}.json")) or registration
+    known = written.id
+    if known is None:
+        cursor = _json(cursors_folder(env) / f"{registration.key}.json")
+        known = cursor.get("journal") if isinstance(cursor, dict) else None
+    return known is None or journal is None or known == journal
 
 
 def _given_token(settings: Settings) -> str | None:
@@ -206,7 +231,7 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
     path = folder / f"{registration.key}.json"
     document = {
         "journal": registration.journal, "remote": registration.remote, "user": registration.user,
-        "login": registration.login,
+        "login": registration.login, "id": registration.id,
     }  # fmt: skip
     data = json.dumps(document, indent=1).encode()
     with contextlib.suppress(FileNotFoundError):
@@ -257,12 +282,21 @@ def by_journal(known: Iterable[Registration]) -> dict[str, list[Registration]]:
     return found
 
 
+def of_journal(
+    journal: Path, known: Mapping[str, list[Registration]], env: Environment | None = None
+) -> list[Registration]:
+    """Those of `known` (see `by_journal`) that are the journal's; not those of one that was at its path before."""
+    there = known.get(os.path.realpath(journal), [])
+    itself = _id_of(journal) if there else None
+    return [one for one in there if is_of(one, itself, env)]
+
+
 def _registration(content: Any) -> Registration | None:
     if not isinstance(content, dict):
         return None
-    texts = [content.get(name) for name in ("journal", "remote", "user", "login")]
-    journal, remote, user, mark = (text if isinstance(text, str) else None for text in texts)
-    return Registration(journal, remote, user, mark) if journal and remote else None
+    texts = [content.get(name) for name in ("journal", "remote", "user", "login", "id")]
+    journal, remote, user, mark, itself = (text if isinstance(text, str) else None for text in texts)
+    return Registration(journal, remote, user, mark, itself) if journal and remote else None
 
 
 def unclaimed(remote: str, env: Environment | None = None) -> list[Registration]:

@@ -325,6 +325,13 @@ _IDENTITIES: Final = (
         ("D20", 20),
     ),
     _one(
+        "a journal inherits the registration of the one that was at its path",
+        "sync/register.py",
+        "    return known is None or journal is None or known == journal\n",
+        "    return True\n",
+        ("D20", 20),
+    ),
+    _one(
         "whoever logs in next inherits what nobody claimed",
         "sync/register.py",
         "return self.user is not None or self.login is not None\n",
@@ -334,8 +341,8 @@ _IDENTITIES: Final = (
     _one(
         "the login goes by what it is now, not by what it was",
         "sync/register.py",
-        "        return Registration(where, remote, stored.user)\n",
-        "        return Registration(where, remote, None, None)\n",
+        "        return Registration(where, remote, stored.user, None, itself)\n",
+        "        return Registration(where, remote, None, None, itself)\n",
         ("D20", 6),
     ),
     _one(

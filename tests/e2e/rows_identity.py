@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ml_dash.sync import login, register
 
 from .asking import Client, claims, jwt
 from .harness import Row, Trial
+from .pens import Pen, make_place
 from .servers import account, syncd
 from .world import DRAINED, HASTE, Site, World, site, world
 
@@ -98,14 +100,25 @@ def nobody_elses_data(trial: Trial) -> None:
         trial.rng.shuffle(kinds)
         host.nameless = trial.rng.random() < 0.5
         named: dict[bytes, str] = {}
+        gone: dict[bytes, str | None] = {}
         for kind in kinds:
             if trial.rng.random() < 0.5:
                 host.log_in(trial.rng.choice(users))
-            pen = here.pen()
-            pen.open()
-            pen.point(value=1.0)
-            pen.close()
+            pen = _recorded(here.pen())
             owner = kind(host, pen.place.journal, trial.rng)
+            if trial.rng.random() < 0.3 and not (kind in (_by_name, _by_login) and host.nameless):
+                # Removed, sent or not, and recorded anew at the same path: nothing of that is the first one's.
+                if trial.rng.random() < 0.5:
+                    _send(trial, host, named, owners)
+                gone[pen.place.identity] = owner
+                shutil.rmtree(pen.place.home)
+                place = make_place(here.store, here.project, pen.place.name)
+                pen = _recorded(here.pen(place))
+                if trial.rng.random() < 0.5:
+                    host.log_in(trial.rng.choice(users))
+                kind = trial.rng.choice([one for one in KINDS if one is not _by_version_0_1])
+                owner = kind(host, pen.place.journal, trial.rng)
+                trial.counts["recorded anew"] += 1
             if kind in (_by_name, _by_login) and host.nameless and owner is not None:
                 named[pen.place.identity] = owner
                 owner = None
@@ -124,12 +137,23 @@ def nobody_elses_data(trial: Trial) -> None:
         trial.check(status == expected, f"`once` ended with {status}, expected {expected}")
         for user in users:
             with Client(shared.server.port, user=user) as client:
+                for identity, owner in gone.items():
+                    wrong = owner != user and client.journal(identity.hex()) is not None
+                    trial.check(not wrong, f"a removed journal of {owner or 'nobody'} is in the namespace of {user}")
                 for identity, owner in owners.items():
                     found = client.journal(identity.hex()) is not None
                     trial.check(
                         found == (owner == user),
                         f"journal of {owner or 'nobody'} is {'' if found else 'not '}in the namespace of {user}",
                     )
+
+
+def _recorded(pen: Pen) -> Pen:
+    """A whole run with one point."""
+    pen.open()
+    pen.point(value=1.0)
+    pen.close()
+    return pen
 
 
 def _send(trial: Trial, host: _Host, named: dict[bytes, str], owners: dict[bytes, str | None]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from ml_dash.disk.config import Settings, resolve, state_folder
 from ml_dash.disk.lock import Turn
 from ml_dash.errors import InvalidValue
+from ml_dash.journal.segment import create_journal
 from ml_dash.sync import login, register
 
 SERVER = "http://localhost:3999"
@@ -101,13 +103,37 @@ def test_a_registration_is_read_back(tmp_path: Path, env: dict[str, str]) -> Non
     assert made == register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice", None)
 
 
+def test_a_journal_recorded_anew_at_a_path_inherits_no_registration(tmp_path: Path, env: dict[str, str]) -> None:
+    home = tmp_path / "a"
+    create_journal(home, "p", "a", sync=False)
+    first = register.register(home / ".journal", settings(), env)
+    assert register.of_journal(home / ".journal", register.by_journal(register.registrations(env)), env) == [first]
+    shutil.rmtree(home)
+    header = create_journal(home, "p", "a", sync=False)
+    assert not register.is_of(first, header.journal.hex(), env)
+    assert register.of_journal(home / ".journal", register.by_journal(register.registrations(env)), env) == []
+    login.store(SERVER, "mld_bob", "bob", env)
+    again = register.register_again(home / ".journal", resolve(remote=SERVER, env=env), env)
+    assert (again.user, again.id) == ("bob", header.journal.hex())
+
+
+def test_of_an_old_registration_its_cursor_tells_whose_it_is(tmp_path: Path, env: dict[str, str]) -> None:
+    old = register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice")
+    register.write(old, env)
+    assert register.is_of(old, "ab" * 16, env)
+    register.cursors_folder(env).mkdir(parents=True)
+    (register.cursors_folder(env) / f"{old.key}.json").write_text('{"journal": "' + "cd" * 16 + '"}')
+    assert not register.is_of(old, "ab" * 16, env)
+    assert register.is_of(old, "cd" * 16, env)
+
+
 def test_its_file_is_what_the_uploader_is_promised(tmp_path: Path, env: dict[str, str]) -> None:
     made = register.register(tmp_path, settings(), env)
     (path,) = register.registered_folder(env).iterdir()
     assert path.name == f"{made.key}.json"
     assert len(made.key) == 32
     assert json.loads(path.read_text()) == {
-        "journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": None,
+        "journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": None, "id": None,
     }  # fmt: skip
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(state_folder(env).stat().st_mode) == 0o700
