@@ -13,7 +13,10 @@ from ml_dash.cli import FAILURE, console, options
 
 
 @click.group(name="server", invoke_without_command=True)
-@click.option("--data", type=click.Path(path_type=Path), help="The folder to keep all in. Default: ml-dash-server.")
+@click.option(
+    "--data", type=click.Path(path_type=Path),
+    help="The folder to keep all in. Default: ~/.local/share/ml-dash/server.",
+)  # fmt: skip
 @click.option("--host", help="The address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one. Default: $PORT, else 3000.")
 @click.option("--dev", is_flag=True, help="Accept the development login, user_name= alone; on loopback only.")
@@ -41,7 +44,7 @@ def token() -> None:
 
 def _data_option(decorated: Any) -> Any:
     return click.option(
-        "--data", type=click.Path(path_type=Path), help="The server's data folder. Default: ml-dash-server."
+        "--data", type=click.Path(path_type=Path), help="The server's data folder. Default: the one of a server here."
     )(decorated)
 
 
@@ -58,11 +61,15 @@ def create(
 ) -> None:
     """Make a token for USER. It is shown this once, and stored only as a digest."""
     from ml_dash.server.engine.services import open_tokens
-    from ml_dash.server.settings import duration_s
+    from ml_dash.server.settings import duration_s, running_elsewhere
 
     expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
     with open_tokens(data or above) as tokens:
         identity, text = tokens.create_token(user, read_only=read_only, read_all=read_all, expires_ns=expires_ns)
+    other = running_elsewhere(data or above) if data is None else None
+    if other is not None:
+        url, folder = other
+        console.complain(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
     if as_json:
         console.say_json({"id": identity, "user": user, "token": text})
         return

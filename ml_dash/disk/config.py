@@ -169,16 +169,61 @@ def config_folder(env: Environment | None = None) -> Path:
 def state_folder(env: Environment | None = None) -> Path:
     """Where this user's registrations, cursors and the uploader's state are on this host; it may not exist.
 
+    The first that can be written to of `XDG_STATE_HOME`, `~/.local/state`, `XDG_RUNTIME_DIR` and a private folder in
+    the temporary one, so that a job without a home has a place too; where none can, the first, whose error tells why.
     A folder for each host: the home folder is often shared by all machines of a cluster.
     """
     import platform
 
     environment = os.environ if env is None else env
-    base = environment.get("XDG_STATE_HOME", "")
-    if not Path(base).is_absolute():
-        base = str(Path(environment.get("HOME") or os.path.expanduser("~"), ".local", "state"))  # noqa: PTH111
     host = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in platform.node().lower())
-    return Path(base, "ml-dash", host.lstrip(".") or "localhost")
+    below = Path("ml-dash", host.lstrip(".") or "localhost")
+    home = str(Path(environment.get("HOME") or os.path.expanduser("~"), ".local", "state"))  # noqa: PTH111
+    named = (environment.get("XDG_STATE_HOME", ""), home, environment.get("XDG_RUNTIME_DIR", ""))
+    # The base directory specification says to ignore a relative one.
+    folders = [Path(base, below) for base in named if Path(base).is_absolute()]
+    for folder in folders:
+        if _can_be_written(folder):
+            return folder
+    private = _private_folder(environment)
+    if private is not None:
+        return private / below
+    return folders[0] if folders else Path(home, below)
+
+
+def _can_be_written(folder: Path) -> bool:
+    """May this user write there, or make it where it is not?"""
+    for known in (folder, *folder.parents):
+        try:
+            if known.is_dir():
+                return os.access(known, os.W_OK | os.X_OK)
+            if known.exists():
+                return False
+        except OSError:
+            return False
+    return False
+
+
+def _private_folder(env: Environment) -> Path | None:
+    """A folder of this user's alone in the temporary one; None where somebody else has made one of that name."""
+    if not hasattr(os, "getuid"):
+        return None
+    import stat
+    import tempfile
+
+    folder = Path(env.get("TMPDIR") or tempfile.gettempdir(), f"ml-dash-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        pass
+    except OSError:
+        return None
+    try:
+        found = folder.lstat()
+    except OSError:
+        return None
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    return folder if private else None
 
 
 def stored_login(url: str, env: Environment | None = None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -33,6 +34,12 @@ from .session import Run, cannot, registry, say
 log = logging.getLogger("ml_dash")
 
 _TAIL_TO_FOLD: Final = 2 << 20
+
+
+# What stays as it is until somebody mends it. The rest (no space, a quota, a disk or a mount in trouble) may pass.
+_NEVER_PASSES: Final = frozenset((
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +145,7 @@ def open_run(wish: Wish) -> tuple[Run, bool]:
     try:
         located = find(wish)
     except OSError as error:
-        if wish.strict:
+        if wish.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", wish.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
@@ -245,8 +252,9 @@ def _start(wish: Wish, located: Located | None) -> Run:
         floor = newest_time_ns(home / JOURNAL, known.settled or {})
         if known.state is not None:
             floor = max(floor, known.state.updated_ns)
+        _check_writable(home / JOURNAL / SEGMENTS)
     except OSError as error:
-        if wish.strict:
+        if wish.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", home, error) from error
         log.warning("ml-dash: cannot use %s: %s", home, error.strerror or error)
         identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
@@ -269,6 +277,14 @@ def _start(wish: Wish, located: Located | None) -> Run:
     if not wish.silent:
         _announce(run, known, new=located is None)
     return run
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so."""
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+        raise OSError(code, os.strerror(code), str(folder))
 
 
 def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:

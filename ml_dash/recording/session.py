@@ -320,7 +320,7 @@ def cannot(act: str, place: Path, error: OSError) -> StorageError:
     """What is raised where the disk refuses to read or write a place."""
     failure = StorageError(
         f"cannot {act} {place}: {error.strerror or error}",
-        hint="mend the disk or its permissions, or use another local_path",
+        hint="mend the disk or its permissions, or record elsewhere: local_path=, or ML_DASH_LOCAL_PATH",
     )
     failure.errno = error.errno
     return failure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
+import os
 import signal
 import socket
 import sys
@@ -15,11 +17,12 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..disk.durable import replace_file
 from ..errors import StorageError
 from .engine.services import Server
 from .http.app import App, described_settings, make_app
 from .http.observe import log, write_logs
-from .settings import ServerSettings, check_someone_may_enter
+from .settings import ServerSettings, check_someone_may_enter, running_path
 
 DRAIN_S: Final = 10
 """How long requests under way may take to end after SIGTERM."""
@@ -57,11 +60,22 @@ def serve(settings: ServerSettings) -> None:
             with server.capture_signals():
                 sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
                 sys.stdout.flush()
+                _note_running(settings, f"http://{shown}:{port}")
                 log.info("started", extra={**described_settings(settings), "port": port})
                 server.run(sockets=[listener])
     finally:
         core.close()
     log.info("ended")
+
+
+def _note_running(settings: ServerSettings, url: str) -> None:
+    """For `token create`, which may be run where another data folder is the default."""
+    path = running_path()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(path, json.dumps({"pid": os.getpid(), "data": str(settings.data), "url": url}).encode())
+    except OSError as error:
+        log.info("that it runs is noted nowhere: %s", error)
 
 
 def _look_for_cycles_rarely() -> None:

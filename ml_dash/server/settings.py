@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from ..core.protocol import DEVELOPMENT_SECRET
+from ..disk.config import state_folder
 from ..errors import InvalidValue
 
 DATA_VARIABLE: Final = "ML_DASH_DATA"
-DEFAULT_DATA: Final = "ml-dash-server"
 DEFAULT_PORT: Final = 3000
 SECRET_BYTES: Final = 32
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -63,7 +64,7 @@ def server_settings(
             hint = f"unset {name}: files and SQLite in --data are what this version uses"
             raise InvalidValue(f"{name} is set, but MongoDB and S3 come later", hint=hint)
     settings = ServerSettings(
-        data=Path(os.path.abspath(data or environment.get(DATA_VARIABLE) or DEFAULT_DATA)),  # noqa: PTH100
+        data=Path(os.path.abspath(data or environment.get(DATA_VARIABLE) or default_data(environment))),  # noqa: PTH100
         host=host or "127.0.0.1",
         port=_port(environment) if port is None else port,
         dev=dev,
@@ -77,6 +78,31 @@ def server_settings(
         hint = "take --dev away, or let it listen on 127.0.0.1: everybody knows the development secret"
         raise InvalidValue(f"--dev and --host {settings.host} do not go together", hint=hint)
     return settings
+
+
+def default_data(env: Mapping[str, str]) -> Path:
+    """Where a server keeps its data if nobody says: the same folder wherever it is started."""
+    base = env.get("XDG_DATA_HOME", "")
+    # The base directory specification says to ignore a relative one.
+    if not Path(base).is_absolute():
+        base = str(Path(env.get("HOME") or Path.home(), ".local", "share"))
+    return Path(base, "ml-dash", "server")
+
+
+def running_path() -> Path:
+    """Where the newest server of this user says which data it serves."""
+    return state_folder() / "server.json"
+
+
+def running_elsewhere(data: Path) -> tuple[str, str] | None:
+    """(URL, data folder) of a server of this user that runs on another folder than `data`."""
+    try:
+        found = json.loads(running_path().read_bytes())
+        os.kill(int(found["pid"]), 0)
+        url, other = str(found["url"]), str(found["data"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return (url, other) if os.path.realpath(other) != os.path.realpath(data) else None
 
 
 def check_someone_may_enter(settings: ServerSettings, has_tokens: bool) -> None:

@@ -123,7 +123,8 @@ def test_a_state_folder_that_cannot_be_written_costs_a_warning_and_no_event(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    for name in ("XDG_STATE_HOME", "HOME", "XDG_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path / "file"))
     for name in ("first", "second"):
         with make(name, remote=HERE, user_name="alice") as experiment:
             experiment.log("kept")

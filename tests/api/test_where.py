@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +194,62 @@ def test_a_file_where_a_folder_should_be_is_refused(tmp_path: Path, part: str) -
     with pytest.raises(ForeignFolder, match="is not a folder; use another local_path"):
         Experiment("first", "cv", local_path="runs").open()
     assert (tmp_path / part).read_text() == "mine"
+
+
+# As a user without rights: (what stands in the way, where the run wants to be).
+_PREPARE = """
+import os, pathlib, sys
+top = pathlib.Path(sys.argv[1]); kind = sys.argv[2]
+from ml_dash import Experiment, MLDashError
+where = top / "runs"
+def record(where=where):
+    with Experiment("first", "cv", local_path=where) as experiment:
+        experiment.metric("loss").append(value=1.0)
+if os.getuid() == 0:
+    # Modules may lie where only this user reads: so all are loaded first.
+    record(sys.argv[4])
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+if kind == "folder": top.chmod(0o555)
+elif kind == "search": where.mkdir(); where.chmod(0)
+elif kind == "store": where.mkdir(); where.chmod(0o555)
+elif kind == "project": (where / "cv").mkdir(parents=True); (where / "cv").chmod(0o555)
+elif kind == "experiment": (where / "cv" / "first").mkdir(parents=True); (where / "cv" / "first").chmod(0o555)
+elif kind == "segments": record(); (where / "cv" / "first" / ".journal" / "segments").chmod(0o555)
+elif kind == "journal": record(); (where / "cv" / "first" / ".journal").chmod(0)
+elif kind == "loop": where.symlink_to(where)
+elif kind == "long": where = top / ("x" * 300)
+elif kind == "file": where = top / "file" / "runs"; (top / "file").write_text("mine")
+elif kind == "device": where = pathlib.Path("/dev/null/runs")
+elif kind == "another's": where = pathlib.Path(sys.argv[3])
+before = sorted(str(path) for path in top.rglob("*")) if kind not in ("search", "journal", "loop") else None
+try:
+    Experiment("first", "cv", local_path=where).open()
+except MLDashError as error:
+    print(type(error).__name__, error)
+    if before is not None:
+        assert sorted(str(path) for path in top.rglob("*")) == before, "something was left"
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["folder", "search", "store", "project", "experiment", "segments", "journal", "loop", "long", "file", "device",
+     "another's"],
+)  # fmt: skip
+def test_a_place_that_can_never_work_is_told_at_open(kind: str) -> None:
+    """Not after hours of training, when what was kept in memory is lost."""
+    # Not in `tmp_path`: the user without rights could not reach that.
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as foreign:
+        Path(foreign).chmod(0o555)
+        if os.getuid() == 0:
+            shutil.chown(folder, 65534, 65534)
+        with tempfile.TemporaryDirectory() as loaded:
+            command = [sys.executable, "-c", _PREPARE, folder, kind, foreign, loaded]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/", check=False)
+        subprocess.run(["chmod", "-R", "u+rwX", folder, foreign], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(("StorageError cannot use", "ForeignFolder")), (done.stdout, done.stderr)
+    assert "local_path" in done.stdout
 
 
 @pytest.mark.parametrize("keywords", [{"local_path": "root"}, {"local_prefix": "root"}], ids=str)

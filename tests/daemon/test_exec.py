@@ -24,7 +24,8 @@ def test_a_state_folder_that_cannot_be_written_does_not_keep_the_job_from_runnin
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home.folder / "file").touch()
-    monkeypatch.setenv("XDG_STATE_HOME", str(home.folder / "file"))
+    for name in ("XDG_STATE_HOME", "HOME", "XDG_RUNTIME_DIR", "TMPDIR"):
+        monkeypatch.setenv(name, str(home.folder / "file"))
     done = home.syncd("exec", "--", "/bin/sh", "-c", "echo ran; exit 5")
     assert (done.returncode, done.stdout) == (5, "ran\n")
     assert "nothing is sent while the job runs" in done.stderr

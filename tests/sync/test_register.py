@@ -103,6 +103,37 @@ def test_a_registration_is_read_back(tmp_path: Path, env: dict[str, str]) -> Non
     assert made == register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice", None)
 
 
+def test_the_state_folder_is_the_first_that_can_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    places = {"XDG_STATE_HOME": "one", "HOME": "two", "XDG_RUNTIME_DIR": "three", "TMPDIR": "four"}
+    env = {name: str(tmp_path / folder) for name, folder in places.items()}
+    (tmp_path / "four").mkdir()
+    found = []
+    for name in (*places, None):
+        found.append(state_folder(env).relative_to(tmp_path).parts[0])
+        if name is not None:
+            env[name] = str(tmp_path / "file" / "sub")
+    # Nowhere: the first is named, and its error tells why.
+    assert found == ["one", "two", "three", "four", "file"]
+    private = tmp_path / "four" / f"ml-dash-{os.getuid()}"
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("how", ["open to others", "a link"])
+def test_a_private_folder_that_is_not_private_is_not_used(tmp_path: Path, how: str) -> None:
+    gone = str(tmp_path / "file" / "sub")
+    (tmp_path / "file").write_text("in the way")
+    env = {"XDG_STATE_HOME": gone, "HOME": gone, "TMPDIR": str(tmp_path)}
+    private = tmp_path / f"ml-dash-{os.getuid()}"
+    if how == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        private.symlink_to(tmp_path / "theirs")
+    else:
+        private.mkdir()
+        private.chmod(0o777)
+    assert tmp_path / "file" in state_folder(env).parents
+
+
 def test_a_journal_recorded_anew_at_a_path_inherits_no_registration(tmp_path: Path, env: dict[str, str]) -> None:
     home = tmp_path / "a"
     create_journal(home, "p", "a", sync=False)
@@ -397,7 +428,8 @@ def test_a_state_folder_that_cannot_be_written_is_no_error_of_the_caller(
     stand_in: StandIn, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    register.start_daemon({**stand_in.env, "XDG_STATE_HOME": str(tmp_path / "file")})
+    nowhere = dict.fromkeys(("XDG_STATE_HOME", "HOME", "XDG_RUNTIME_DIR", "TMPDIR"), str(tmp_path / "file"))
+    register.start_daemon({**stand_in.env, **nowhere})
     register.finish_start(30)
     assert "ml-dash-syncd was not started" in caplog.text
 
