@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ USAGE = 2
 UNSENT = 3
 BROKEN_PIPE = 141
 
+_LONG_S = 3600.0
 _FOLDER = click.Path(path_type=Path)
 
 
@@ -169,7 +171,38 @@ def _line(one: dict[str, Any]) -> str:
     if one["contents"]:
         what += f", {one['contentsDone']:,} of {one['contents']:,} contents"
     trouble = f"; {one['trouble']['text']}" if one["trouble"] else ""
-    return f"{name} -> {one['remote']}: {what}{trouble}"
+    return f"{name} -> {one['remote']}: {what}{trouble}{_hint(one)}"
+
+
+def _hint(one: dict[str, Any]) -> str:
+    """What to do about a server that has not answered for so long that its URL may be wrong."""
+    trouble = one["trouble"] or {}
+    since = trouble.get("since")
+    if trouble.get("kind") != "unreachable" or since is None or time.time() - since < _LONG_S:
+        return ""
+    hours = int((time.time() - since) // 3600)
+    return f"; no answer for {hours} h. If the URL is wrong: ml-dash-syncd forget {one['remote']}"
+
+
+@commands.command()
+@click.argument("target", metavar="EXPERIMENT|URL")
+@click.pass_context
+def forget(ctx: click.Context, target: str) -> None:
+    """Send it no longer: an experiment, or all that goes to a server. The data stays here, and there.
+
+    EXPERIMENT is project/name or the path of its folder. It is asked for anew when it is opened with remote=, or by
+    ml-dash push.
+    """
+    from ml_dash.sync import register
+
+    found = register.meant(target)
+    for one in found:
+        register.unregister(one)
+        name = "/".join(Path(one.journal).parts[-3:-1])
+        click.echo(f"{name} no longer goes to {one.remote}; it is kept in {one.journal}")
+    if not found:
+        click.echo(f"ml-dash-syncd: nothing is registered for {target}; ml-dash-syncd status shows what is", err=True)
+        ctx.exit(FAILURE)
 
 
 @commands.command(name="check-config")

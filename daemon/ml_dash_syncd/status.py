@@ -36,7 +36,8 @@ def _experiment(one: Registration) -> dict[str, Any]:
         "project": journal.parts[-3] if len(journal.parts) > 2 else "",
         "name": journal.parts[-2] if len(journal.parts) > 1 else "",
         "journal": one.journal,
-        "there": journal.is_dir(),
+        # Another journal may be at its path by now.
+        "there": journal.is_dir() and bool(register.of_journal(journal, register.by_journal([one]))),
         "remote": one.remote,
         "user": one.user,
         "bytes": sum(sizes.values()),
@@ -44,7 +45,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
         "contents": len(contents),
         "contentsDone": len(sent & contents.keys()),
         "parked": dict(cursor.parked) if cursor is not None else {},
-        "trouble": {"kind": cursor.trouble.kind, "text": cursor.trouble.text}
+        "trouble": {"kind": cursor.trouble.kind, "text": cursor.trouble.text, "since": cursor.trouble.since}
         if cursor is not None and cursor.trouble is not None
         else None,
     }

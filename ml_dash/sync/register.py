@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ..disk.config import LOGIN, Environment, Settings, flag, state_folder
+from ..disk.config import LOGIN, Environment, Settings, flag, remote_url, state_folder
 from ..disk.durable import write_all
 from ..disk.lock import Liveness, probe
 from ..errors import InvalidValue, JournalError
@@ -88,10 +88,14 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why the uploader makes no headway: `kind` for programs (`login`, `unreachable`, ...), `text` for people."""
+    """Why the uploader makes no headway: `kind` for programs (`login`, `unreachable`, ...), `text` for people.
+
+    `since`: seconds since 1970; None where that is not known.
+    """
 
     kind: str
     text: str
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +317,21 @@ def claim(registration: Registration, claimed: Registration, env: Environment | 
     return claimed
 
 
+def meant(target: str, env: Environment | None = None) -> list[Registration]:
+    """The registrations that a text names: a server's URL, `project/name`, or the path of a folder or journal."""
+    known = registrations(env)
+    if "://" in target:
+        url = remote_url(target)
+        return [one for one in known if one.remote == url]
+    path = os.path.realpath(target)
+    return [
+        one
+        for one in known
+        if target == "/".join(Path(one.journal).parts[-3:-1])
+        or path in (os.path.realpath(one.journal), os.path.realpath(Path(one.journal).parent))
+    ]
+
+
 def unregister(registration: Registration, env: Environment | None = None) -> None:
     """Ask for it no longer; its cursor goes too. Raises OSError."""
     (registered_folder(env) / f"{registration.key}.json").unlink(missing_ok=True)
@@ -344,7 +363,9 @@ def _items(value: Any) -> list[tuple[str, Any]]:
 def _trouble(value: Any) -> Trouble | None:
     if not isinstance(value, dict):
         return None
-    return Trouble(str(value.get("kind", "")), str(value.get("text", "")))
+    since = value.get("since")
+    known = float(since) if isinstance(since, (int, float)) else None
+    return Trouble(str(value.get("kind", "")), str(value.get("text", "")), known)
 
 
 def _json(path: Path) -> Any:

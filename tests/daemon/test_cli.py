@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from ml_dash.sync import register
+from ml_dash.sync.register import Registration
 from ml_dash_syncd.cli import commands, invoke
 
 from .conftest import Home
@@ -20,7 +23,8 @@ from .conftest import Home
 def test_help_names_the_commands() -> None:
     done = CliRunner().invoke(commands, ["--help"])
     assert done.exit_code == 0
-    assert all(f"  {name} " in done.stdout for name in ("run", "once", "exec", "status", "check-config", "install"))
+    names = ("run", "once", "exec", "status", "check-config", "forget", "install")
+    assert all(f"  {name} " in done.stdout for name in names)
 
 
 def test_a_command_that_does_not_exist_is_an_error_and_not_taken_for_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +88,30 @@ def test_check_config_says_where_each_setting_is_from(home: Home) -> None:
     assert done.returncode == 0, done.stderr
     for line in (f"stores: from {config}", f"remote: from {config}", "user: from ML_DASH_USER_NAME"):
         assert line in done.stdout
+
+
+def test_forget_takes_back_what_names_an_experiment_or_a_server(home: Home, tmp_path: Path) -> None:
+    wrong, right = "http://127.0.0.1:1", "http://127.0.0.1:2"
+    paths = [tmp_path / "runs" / "p" / name / ".journal" for name in ("a", "b")]
+    for path in paths:
+        path.mkdir(parents=True)
+        for url in (wrong, right):
+            register.write(Registration(str(path), url, "alice"))
+    stuck = register.registrations()[0]
+    register.cursors_folder().mkdir(parents=True)
+    trouble = {"kind": "unreachable", "text": "nobody answers", "since": time.time() - 2 * 3600 - 60}
+    cursor = {"version": 1, "journal": "", "segments": {}, "blobs": [], "parked": {}, "trouble": trouble}
+    (register.cursors_folder() / f"{stuck.key}.json").write_text(json.dumps(cursor))
+    shown = home.syncd("status").stdout
+    assert f"no answer for 2 h. If the URL is wrong: ml-dash-syncd forget {stuck.remote}" in shown
+    assert shown.count("no answer") == 1
+    done = home.syncd("forget", wrong + "/")
+    assert (done.returncode, done.stdout.count("no longer goes to http://127.0.0.1:1")) == (0, 2)
+    assert {one.remote for one in register.registrations()} == {right}
+    assert home.syncd("forget", "p/a").returncode == 0
+    assert home.syncd("forget", str(paths[1].parent)).returncode == 0
+    assert register.registrations() == []
+    assert all(path.is_dir() for path in paths)
+    done = home.syncd("forget", "p/a")
+    assert done.returncode == 1
+    assert "nothing is registered for p/a" in done.stderr

@@ -316,7 +316,7 @@ def test_a_cursor_is_read_as_the_uploader_writes_it(tmp_path: Path, env: dict[st
     cursor = register.cursor_of(made, env)
     assert cursor is not None
     assert (cursor.segments, cursor.blobs, cursor.parked) == ({"a.seg": 10}, {"b"}, {"c.seg": "conflict"})
-    assert cursor.trouble == register.Trouble("login", "no login")
+    assert cursor.trouble == register.Trouble("login", "no login", 1.5)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7"])
