@@ -164,16 +164,23 @@ class Experiment(Handle):
         description: str | None = None,
         tags: list[str] | None = None,
         metadata: Metadata | None = None,
+        **fields: Any,
     ) -> MetricBuilder | MetricsBuilder:
         """One metric: `.append(value=...) .append_batch([...]) .read() .stats()`; without a name `.list_all()`.
 
         `description`, `tags` and `metadata` are recorded with the next append, where given.
         """
-        if description is None and tags is None and metadata is None:
+        if description is None and tags is None and metadata is None and not fields:
             try:
                 return self._metrics[name]  # type: ignore[index]  # None is in no dict of names
             except (KeyError, TypeError):
                 pass
+        if fields:
+            field, value = next(iter(fields.items()))
+            raise UnsupportedType(
+                f"metric() was given {field}={value!r:.40}, which is a point's",
+                hint=f"use experiment.metric({name!r:.80}).append({field}={value!r:.40})",
+            )
         self._check_open()
         if name is None:
             return MetricsBuilder(self)

@@ -64,6 +64,13 @@ def one_source(
 
     Raises InvalidValue naming them if there is more than one.
     """
+    what = source if source is not None else file_path
+    if isinstance(what, (bytes, bytearray, memoryview)):
+        found = f"the source is {type(what).__name__}, expected the path of a file"
+        raise UnsupportedType(found, hint="write them first: Path('a.bin').write_bytes(...), then file('a.bin')")
+    if callable(getattr(what, "savefig", None)):
+        found = "the source is a figure, expected the path of a file"
+        raise UnsupportedType(found, hint="save it first: figure.savefig('a.png'), then file('a.png')")
     paths = {"a path": source, "file_path": file_path, "file_prefix": file_prefix}
     given = {name: value for name, value in (*paths.items(), ("file_id", file_id)) if value is not None}
     if len(given) > 1:

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from .core.events import LOG
-from .core.names import shown
+from .core.names import LEVELS, level_of, shown
 from .core.values import PLAIN, lenient_values
 from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType
 from .metric import page_of
@@ -39,17 +39,15 @@ class LogLevel(Enum):
         """The level in lower case; `warning` and `critical` are taken as `warn` and `fatal`. Raises InvalidValue."""
         level = text.value if isinstance(text, LogLevel) else None
         if isinstance(text, str):
-            level = _LEVELS.get(text.strip().lower())
+            level = level_of(text)
         if level is None:
             raise InvalidValue(f"log level {text!r:.80} is unknown", hint="use debug, info, warn, error or fatal")
         return level
 
 
 _LEVELS: Final[dict[object, str]] = {
-    **{level.value: level.value for level in LogLevel},
+    **{text: level for text, level in LEVELS.items()},  # noqa: C416 - its keys become objects
     **{level: level.value for level in LogLevel},
-    "warning": "warn",
-    "critical": "fatal",
 }
 
 

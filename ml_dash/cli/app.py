@@ -63,6 +63,8 @@ class Commands(click.Group):
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             from difflib import get_close_matches
 
+            if args[0] in ("plot", "chart"):
+                raise click.UsageError(f"No such command {args[0]!r}. Use: ml-dash metrics EXPERIMENT --plot", ctx)
             near = get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)

@@ -13,12 +13,14 @@ from typing import Any, Final, TextIO
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import json_point, look
+from ml_dash.cli.look import json_point, look, meant
 from ml_dash.cli.summary import final_values, summary
+from ml_dash.core.fold import NO_SERIES
+from ml_dash.core.records import Point, series_name
 from ml_dash.core.values import flatten, to_json
-from ml_dash.errors import NotFound
 from ml_dash.reading import read
 
+Meant = tuple[str, str | None]
 Line = Mapping[str, Any]
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 Source = tuple[Callable[[], Iterable[Line]], Callable[[], Table]]
@@ -70,29 +72,33 @@ def _of_one(experiment: str | None, path: Path | None, what: str, metrics: tuple
     _, view = look(experiment, path)
     if what == "logs":
         return view.each_log, lambda: (_LOG, ([entry[key] for key in _LOG] for entry in view.each_log()))
-    names = _names(view, metrics)
+    names = [meant(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
     return lambda: _points(view, names), lambda: _points_table(view, names)
 
 
-def _names(view: read.View, wanted: tuple[str, ...]) -> list[str]:
-    known = [entry["name"] for entry in view.metrics()]
-    for name in wanted:
-        if name not in known:
-            raise NotFound(f"no metric {name!r}", hint="see: ml-dash metrics")
-    return list(wanted) or known
-
-
-def _points(view: read.View, names: list[str]) -> Iterator[Line]:
-    for name in names:
-        for point in view.each_point(name):
+def _points(view: read.View, names: list[Meant]) -> Iterator[Line]:
+    for name, series in names:
+        for point in _each(view, name, series):
             yield {"metric": name, **json_point(point)}
 
 
-def _points_table(view: read.View, names: list[str]) -> Table:
+def _each(view: read.View, name: str, series: str | None) -> Iterator[Point]:
+    """The points of a metric; of one of its series those that have it, with what tells their place."""
+    for point in view.each_point(name):
+        if series is None:
+            yield point
+            continue
+        field = next((field for field in point["data"] if series_name(name, field) == series), None)
+        if field is not None:
+            kept = {key: value for key, value in point["data"].items() if key == field or key in NO_SERIES}
+            yield {**point, "data": kept}
+
+
+def _points_table(view: read.View, names: list[Meant]) -> Table:
     """Reads all points first, for the columns: they may not fit into memory, their names do."""
     fields: dict[str, None] = {}
-    for name in names:
-        for point in view.each_point(name):
+    for name, series in names:
+        for point in _each(view, name, series):
             fields.update(dict.fromkeys(point["data"]))
     fixed = ["metric", "index", "createdAt"]
     header = fixed + [f"data.{field}" if field in fixed else field for field in fields]

@@ -10,20 +10,27 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.look import look
+from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
 
-LEVELS = ("debug", "info", "warn", "error", "fatal")
 POLL_S = 0.5
 
 _STYLES = {"debug": "dim", "info": "green", "warn": "yellow", "error": "red", "fatal": "bold red"}
 
 
+def _level(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
+    """The level as it is recorded; taken in any case, and as `warning` and `critical` too."""
+    if text is None or (level := level_of(text)) is not None:
+        return text if text is None else level
+    raise click.BadParameter(f"{text!r} is no level; use one of {', '.join(LEVELS)}")
+
+
 @click.command()
 @options.experiment_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until interrupted.")
-@click.option("--level", type=click.Choice(LEVELS, case_sensitive=False), help="Only entries of this level.")
+@click.option("--level", callback=_level, metavar="LEVEL", help="Only entries of this level.")
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the last N entries.")
 @options.path_option
 @options.json_option

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_dash.core.values import texts_like_numbers
+from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
 
@@ -32,3 +33,20 @@ def json_point(point: Any) -> dict[str, Any]:
     """A point as in data.jsonl: `text` names the fields whose text would pass for NaN or an infinity."""
     texts = texts_like_numbers(point["data"])
     return {**point, "text": texts} if texts else point
+
+
+def meant(view: read.View, text: str) -> tuple[str, str | None]:
+    """(metric, its series or None for all) that a text means: a metric's name, or else one that a table shows.
+
+    Raises NotFound naming what is near.
+    """
+    all_stats = {entry["name"]: view.metric_stats(entry["name"]) for entry in view.metrics()}
+    if text in all_stats:
+        return text, None
+    for name, stats in all_stats.items():
+        if text in stats["series"]:
+            return name, text
+    known = ", ".join(list(all_stats)[:10]) + (", ..." if len(all_stats) > 10 else "")
+    series = [series for stats in all_stats.values() for series in stats["series"]]
+    hint = read.nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
+    raise NotFound(f"no metric {text!r}", hint=hint)

@@ -66,15 +66,28 @@ def command(
             and (since is None or (entry["updatedAt"] or "") >= utc_text(since))
         )
 
-    entries, code = _entries(read.find(path, project))
+    found = read.find(path, project)
+    entries, code = _entries(found)
     entries = sorted(filter(wanted, entries), key=_SORTS[sort], reverse=sort != "name")[:limit]
     if as_json:
         console.say_json(entries)
     elif entries:
         _say(entries)
     else:
-        console.note("no experiments" if code == OK else "no experiment that can be read")
+        filters = {"--project": project, "--status": status, "--tag": tags, "--folder": folder, "--since": since}
+        console.note(_nothing(path, [name for name, value in filters.items() if value], code))
     ctx.exit(code)
+
+
+def _nothing(path: Path | None, filters: list[str], code: int) -> str:
+    """Where was looked, and what the filters have left out."""
+    if code != OK:
+        return "no experiment that can be read"
+    where, there = read.places(path), len(read.find(path))
+    if not there:
+        return f"no experiments in {where}; name another folder with --path"
+    without = "it" if len(filters) == 1 else "them"
+    return f"no experiments with this {' and '.join(filters)} in {where}; {there:,} without {without}"
 
 
 def list_found() -> bool:

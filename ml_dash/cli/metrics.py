@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import json_point, look
+from ml_dash.cli.look import json_point, look, meant
 from ml_dash.cli.plot import plot
 from ml_dash.core.records import MetricStats, Point
-from ml_dash.errors import NotFound
 from ml_dash.reading import read
 
 LAST = 10
@@ -54,11 +53,11 @@ def command(
         raise click.UsageError("Give --plot or --json, not both.", ctx)
     _, view = look(experiment, path)
     names = [entry["name"] for entry in view.metrics()]
-    if metric is not None and metric not in names:
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise NotFound(f"no metric {metric!r}", hint=f"it has: {known}" if names else "it has no metrics")
+    only = None
+    if metric is not None:
+        metric, only = meant(view, metric)
     if as_plot:
-        _plot(view, names if metric is None else [metric], last)
+        _plot(view, names if metric is None else [metric], last, only)
     elif metric is not None:
         _say_points(view, metric, LAST if last is None else last, as_json)
     else:
@@ -120,8 +119,9 @@ def _last_points(view: read.View, name: str, count: int) -> list[Point]:
     return points
 
 
-def _plot(view: read.View, names: list[str], last: int | None) -> None:
+def _plot(view: read.View, names: list[str], last: int | None, only: str | None) -> None:
     wanted = [(name, series) for name in names for series in view.metric_stats(name)["series"]]
+    wanted = [one for one in wanted if only in (None, one[1])]
     drawn = 0
     for name, series in wanted[:MAX_PLOTS]:
         points = view.series(name, series, 8 * console.width() if last is None else _ALL)

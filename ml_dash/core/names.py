@@ -268,3 +268,16 @@ def _sha256(content: bytes) -> bytes:
     from hashlib import sha256  # loads OpenSSL, which `import ml_dash` need not wait for
 
     return sha256(content).digest()
+
+
+LEVELS: Final[dict[str, str]] = {
+    **{level: level for level in ("debug", "info", "warn", "error", "fatal")},
+    "warning": "warn",
+    "critical": "fatal",
+}
+"""The levels as people write them, in lower case → as they are recorded."""
+
+
+def level_of(text: str) -> str | None:
+    """The recorded form of a level that somebody wrote, in any case; None if it is none."""
+    return LEVELS.get(text.strip().lower())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -256,7 +256,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
     if located is not None:
         return located
     known = find(path)
-    where = ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{_STORE}"
+    where = places(path)
     if not known:
         raise NotFound(f"no experiments in {where}", hint="name the folder with --path")
     if text is None:
@@ -264,11 +264,26 @@ def locate(text: str | None, path: Path | None = None) -> Located:
     matching = [one for one in known if f"{one.project}/{one.name}" == text]
     matching = matching or [one for one in known if one.name == text]
     if not matching:
-        raise NotFound(f"no experiment {text!r} in {where} ({len(known):,} others are there)", hint="see: ml-dash ls")
+        others = "1 other is" if len(known) == 1 else f"{len(known):,} others are"
+        near = nearest(text, (name for one in known for name in (f"{one.project}/{one.name}", one.name)))
+        raise NotFound(f"no experiment {text!r} in {where} ({others} there)", hint=f"{near}see: ml-dash ls")
     if len(matching) > 1:
         names = ", ".join(f"{one.project}/{one.name}" for one in matching)
         raise InvalidValue(f"{text!r} may be any of {names}", hint="write project/name")
     return matching[0]
+
+
+def places(path: Path | None) -> str:
+    """Where experiments are looked for, for a message."""
+    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{_STORE}"
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(text, dict.fromkeys(names), n=3)
+    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def _at_text(text: str) -> Located | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from ..core.names import check_prefix
+from ..core.names import check_prefix, level_of
 from ..core.records import (
     ExperimentRecord,
     FileRecord,
@@ -159,7 +159,7 @@ class View:
         """A page of log entries. With `level` only entries of that level count; `start_index` counts those then."""
         check_limit(limit)
         if level is not None:
-            return self._logs_of(level, start_index, limit)
+            return self._logs_of(level_of(level) or level, start_index, limit)
         known = self._folder.layout.logs
         start, stop = self._bounds(start_index, limit, self.state.logs, known, "logs")
         try:

@@ -231,3 +231,59 @@ def test_export_writes_logs_and_experiments_too(shell: Shell, record: Record, tm
     first, _ = shell.ok("export", "--what", "experiments", "--json").json_lines
     assert (first["name"], first["parameters"], first["metrics"]) == ("a", {"lr": 0.1}, {"loss": 0.5})
     assert shell("export", "cv/a", "--what", "experiments").code == 2
+
+
+@pytest.mark.parametrize("level", ["warning", "WARN", "Warning"])
+def test_levels_are_taken_as_everywhere(shell: Shell, record: Record, level: str) -> None:
+    record("first", logs=("one",))
+    with Experiment("first", "cv") as experiment:
+        experiment.log("careful", level=level)
+        assert [entry["message"] for entry in experiment.log().read(level=level)["logs"]] == ["careful"]
+    assert [entry["message"] for entry in shell.ok("logs", "--json", "--level", level).json_lines] == ["careful"]
+    refused = shell("logs", "--level", "loud")
+    assert (refused.code, "use one of debug, info, warn, error, fatal" in refused.err) == (2, True)
+
+
+def _with_two_series() -> None:
+    with Experiment("first", "cv") as experiment:
+        experiment.metric("val").append(acc=0.5, loss=2.0, epoch=1)
+        experiment.metric("val").append(loss=1.0, epoch=2)
+
+
+def test_a_series_is_taken_wherever_a_metric_is(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _with_two_series()
+    assert "val.acc" in shell.ok("metrics", "cv/first", "val.acc").out
+    plotted = shell.ok("metrics", "cv/first", "val.acc", "--plot").out
+    assert "val.acc" in plotted
+    assert "val.loss" not in plotted
+    lines = shell.ok("export", "cv/first", "--metric", "val.loss", "--format", "jsonl").json_lines
+    assert [line["data"] for line in lines] == [{"loss": 2.0, "epoch": 1}, {"loss": 1.0, "epoch": 2}]
+    (line,) = shell.ok("export", "cv/first", "--metric", "val.acc", "--format", "jsonl").json_lines
+    assert line["data"] == {"acc": 0.5, "epoch": 1}
+    # A metric of that very name comes first.
+    with Experiment("first", "cv") as experiment:
+        experiment.metric("val.acc").append(value=7.0)
+    assert shell.ok("metrics", "cv/first", "val.acc", "--json").json["name"] == "val.acc"
+
+
+def test_what_is_mistyped_names_what_is_near(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _with_two_series()
+    assert "did you mean 'cv/first'" in shell("show", "cv/frist").err
+    assert "(1 other is there)" in shell("show", "zzz").err
+    assert "did you mean 'val.loss'" in shell("metrics", "cv/first", "val.los").err
+    assert "ml-dash metrics EXPERIMENT --plot" in shell("plot").err
+
+
+def test_a_list_of_nothing_says_where_it_looked_and_what_was_left_out(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert f"no experiments in {tmp_path}" in shell("ls").err
+    monkeypatch.chdir(tmp_path)
+    _with_two_series()
+    said = shell("ls", "--tag", "nope", "--status", "failed").err
+    assert "no experiments with this --status and --tag in " in said
+    assert said.strip().endswith("; 1 without them")

@@ -20,6 +20,7 @@ from ...core.records import (
     metric_stats,
     metric_summary,
     parameters_document,
+    series_name,
 )
 from ...core.state import File, Metric, State
 from ...core.values import texts_like_numbers, to_json, utc_text
@@ -139,11 +140,12 @@ class Query:
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Totals, times and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, metric))}
+            return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
 
     def metric_page(self, ns: str, experiment: str, metric: str, start: int, limit: int) -> bytes:
         """A page of points from index `start` (negative: from the end), as JSON: the lines of `data.jsonl`."""
         with self._looking(ns, experiment) as (tx, _, state):
+            metric = _metric_of(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
             start, stop = _bounds(start, limit, total)
@@ -170,7 +172,10 @@ class Query:
     ) -> bytes:
         """Each series (or that of one field) in about `points` points, minima and maxima kept; indices [start, end)."""
         with self._looking(ns, experiment) as (tx, _, state):
-            known = _metric(state, metric)
+            name = _metric_of(state, metric)
+            if name != metric and field is None:
+                field = next(one for one in state.metrics[name].series if series_name(name, one) == metric)
+            metric, known = name, _metric(state, name)
             if field is not None and field not in known.series:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
             low, _ = _bounds(start or 0, 1, known.count)
@@ -278,6 +283,16 @@ def _read_place(text: str, sort: str) -> Place:
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
     return (min(int(value), _LARGEST) if numeric else value), identity
+
+
+def _metric_of(state: State, name: str) -> str:
+    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    if name in state.metrics:
+        return name
+    for metric, known in state.metrics.items():
+        if any(series_name(metric, field) == name for field in known.series):
+            return metric
+    return name
 
 
 def _metric(state: State, name: str) -> Metric:

@@ -6,6 +6,7 @@ from typing import Any, Final, TypedDict
 
 from starlette.responses import Response
 
+from ...core.names import level_of
 from ...core.protocol import MAX_BATCH_BYTES
 from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
@@ -52,6 +53,7 @@ async def logs(call: Call) -> Response:
     """A page of entries; filters keep their numbers."""
     start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
     level, words = call.text("level"), call.text("q")
+    level = level if level is None else level_of(level) or level
     page = await call.read(call.core.logs, call.namespace, call.experiment(), start, limit, level, words)
     return raw_json(page) if isinstance(page, bytes) else answer(page)
 
