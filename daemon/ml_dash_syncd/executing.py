@@ -51,7 +51,7 @@ def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
         ours = Signals()
         ours.install()
         try:
-            return code, once(settings, tries=TRIES, signals=ours)
+            return code, once(settings, tries=TRIES, signals=ours, abort_code=code)
         except (MLDashError, OSError) as error:
             log.error("not all may have been sent: %s", error)
             return code, []

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -190,9 +191,13 @@ def _hangs(schedule: Schedule) -> bool:
 
 
 def once(
-    settings: Settings, keys: Iterable[str] = (), *, tries: int | None = None, signals: Signals | None = None
-) -> list[Task]:
-    """Send what is there until all of it is acknowledged, or cannot be for now; what stays."""
+    settings: Settings, keys: Iterable[str] = (), *, tries: int | None = None, signals: Signals | None = None,
+    abort_code: int = 143,
+) -> list[Task]:  # fmt: skip
+    """Send what is there until all of it is acknowledged, or cannot be for now; what stays.
+
+    A second signal to end ends the process at once, with `abort_code`.
+    """
     tries = ONCE_TRIES if tries is None else tries
     if signals is None:
         signals = Signals()
@@ -204,7 +209,7 @@ def once(
         hint = f"the registrations are in {register.registered_folder()}"
         raise InvalidValue(f"nothing is registered as {', '.join(sorted(unknown))}", hint=hint)
     schedule = Schedule(discovery)
-    signals.wake, signals.aborted = schedule.wake, _leave
+    signals.wake, signals.aborted = schedule.wake, partial(_leave, abort_code)
     try:
         schedule.start()
         while not signals.end:
@@ -262,17 +267,21 @@ def turn_log_over() -> None:
         return
 
 
-def _leave() -> None:
+def _leave(code: int = 143) -> None:
     """A second TERM: at once, whatever is under way. Only the server's answers count, so nothing is lost."""
     log.warning("ends at once; what is under way is sent again the next time")
-    _end_at_once(143)
+    _exit(code)
 
 
 def _end_at_once(code: int) -> None:
     """End without waiting for threads that hang in a request."""
     hanging = [thread for thread in threading.enumerate() if thread.name.startswith("ml-dash-send")]
     if code or hanging:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
+        _exit(code)
+
+
+def _exit(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -168,21 +168,29 @@ class Hints:
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell(name)` is called, from another thread, with the name given for the folder."""
+        """`tell(name)` is called, from another thread, with each name given for the folder."""
         self._tell = tell
         self._shared: Any = None
         self._observer: Any = None
         self._watched: dict[str, Any] = {}
+        # A journal that goes to two servers has two names.
+        self._names: dict[str, set[str]] = {}
         self.broken = ""
 
     def watch(self, folder: str, name: str) -> None:
         """Hear of new entries in a folder, from now on."""
-        if self.broken or folder in self._watched:
+        if self.broken:
+            return
+        names = self._names.get(folder, set())
+        if name not in names:
+            # A new set: another thread may be going through the one that is there.
+            self._names[folder] = {*names, name}
+        if folder in self._watched:
             return
         try:
-            self._watched[folder] = self._add_shared(folder, name)
+            self._watched[folder] = self._add_shared(folder)
         except (ImportError, AttributeError, TypeError):
-            self._observe(folder, name)
+            self._observe(folder)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -191,7 +199,7 @@ class Hints:
             else:
                 log.debug("%s cannot be watched: %s", folder, error)
 
-    def _add_shared(self, folder: str, name: str) -> Any:
+    def _add_shared(self, folder: str) -> Any:
         from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
 
         constants: Any = InotifyConstants
@@ -200,22 +208,22 @@ class Hints:
             instance.start()
             self._shared = instance
         mask = constants.IN_CREATE | constants.IN_MOVED_TO | constants.IN_ONLYDIR
-        return self._shared.add_callback(os.fsencode(folder), mask, _Callback(self, folder, name), id(self))
+        return self._shared.add_callback(os.fsencode(folder), mask, _Callback(self, folder), id(self))
 
-    def _observe(self, folder: str, name: str) -> None:
+    def _observe(self, folder: str) -> None:
         if len(self._watched) >= _MOST_OBSERVED:
             return
         from watchdog.events import FileSystemEventHandler
         from watchdog.observers import Observer
 
-        tell = self._tell
+        heard = self.heard
 
         class Handler(FileSystemEventHandler):
             def on_created(self, event: Any) -> None:
-                tell(name)
+                heard(folder)
 
             def on_moved(self, event: Any) -> None:
-                tell(name)
+                heard(folder)
 
         try:
             if self._observer is None:
@@ -229,9 +237,10 @@ class Hints:
         self.broken = str(error)
         log.info("the file system does not tell of changes any more (%s): looking has to do", error)
 
-    def heard(self, folder: str, name: str) -> None:
+    def heard(self, folder: str) -> None:
         """Something is new there."""
-        self._tell(name)
+        for name in self._names.get(folder, ()):
+            self._tell(name)
 
     def forgotten(self, folder: str) -> None:
         """The folder is gone; it is watched again when it is back."""
@@ -254,16 +263,16 @@ class Hints:
 class _Callback:
     """What watchdog calls."""
 
-    __slots__ = ("_folder", "_hints", "_name")
+    __slots__ = ("_folder", "_hints")
 
-    def __init__(self, hints: Hints, folder: str, name: str) -> None:
-        self._hints, self._folder, self._name = hints, folder, name
+    def __init__(self, hints: Hints, folder: str) -> None:
+        self._hints, self._folder = hints, folder
 
     def on_event(self, event: Any) -> None:
-        self._hints.heard(self._folder, self._name)
+        self._hints.heard(self._folder)
 
     def on_watch_deleted(self, wd: Any) -> None:
         self._hints.forgotten(self._folder)
 
     def on_queue_overflow(self) -> None:
-        self._hints.heard(self._folder, self._name)
+        self._hints.heard(self._folder)

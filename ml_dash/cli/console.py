@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
 from typing import Any, NamedTuple, TextIO
 
+# Columns of a terminal between two of a table.
+_BETWEEN = 3
 MAX_RICH_ROWS = 300
 """Longer tables are laid out here: rich takes 0.3 ms a row, and `ls` has a second for 5,000."""
 
@@ -77,6 +79,15 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
     if not coloured(stream or sys.stdout):
         return text
     return f"\x1b[{';'.join(_STYLES[part] for part in style.split())}m{text}\x1b[0m"
+
+
+def is_plain() -> bool:
+    """Does stdout take ASCII alone, as in the C locale?"""
+    try:
+        "\u2800\u2524\u2502\u2514\u2500".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (UnicodeError, LookupError):
+        return True
+    return False
 
 
 def width() -> int:
@@ -165,13 +176,34 @@ def moment(text: object) -> str:
     return text[:19].replace("T", " ") if isinstance(text, str) else "-"
 
 
-def say_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
-    """A table on stdout. A header that starts with `>` is above numbers. Cells are already safe."""
+def say_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
+    """A table on stdout. A header that starts with `>` is above numbers. Cells are already safe.
+
+    On a terminal that is too narrow, the columns named in `drop` go, the first one first.
+    """
     table = [list(row) for row in rows]
+    if on_terminal(sys.stdout):
+        headers, table = _narrowed(list(headers), table, drop, width())
     if on_terminal(sys.stdout) and len(table) <= MAX_RICH_ROWS:
         say(_rich_table(headers, table))
     else:
         say(_plain_table(headers, table))
+
+
+def _narrowed(
+    headers: list[str], rows: list[list[Cell]], drop: Sequence[str], wide: int
+) -> tuple[list[str], list[list[Cell]]]:
+    """The table without as many of the columns in `drop` as it takes to fit."""
+    for name in drop:
+        texts = [[c if isinstance(c, str) else c.text for c in row] for row in rows]
+        titles = [header.removeprefix(">") for header in headers]
+        columns = [max(map(_columns, column)) for column in zip(titles, *texts, strict=True)]
+        if sum(columns) + _BETWEEN * (len(columns) - 1) <= wide:
+            break
+        place = headers.index(name)
+        headers = [*headers[:place], *headers[place + 1 :]]
+        rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+    return headers, rows
 
 
 def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:

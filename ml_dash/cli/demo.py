@@ -59,7 +59,7 @@ def command(ctx: click.Context, path: Path | None) -> None:
     console.say(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
     console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
     points = read.view(located).series("loss", "loss", 8 * console.width())
-    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT)))
+    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())))
     console.say(_next_steps(full, path))
     if place is None:
         console.say(LOCAL_ONLY)

@@ -57,9 +57,7 @@ def command(
     """Write points, logs or experiments as CSV or JSON lines."""
     if metrics and what != "points":
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
-    if what == "experiments" and experiment is not None:
-        raise click.UsageError("--what experiments takes all that are found: give no EXPERIMENT.", ctx)
-    lines, table = _experiments(path) if what == "experiments" else _of_one(experiment, path, what, metrics)
+    lines, table = _experiments(experiment, path) if what == "experiments" else _of_one(experiment, path, what, metrics)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -109,8 +107,9 @@ def _points_table(view: read.View, names: list[Meant]) -> Table:
     return header, rows
 
 
-def _experiments(path: Path | None) -> Source:
-    found = read.find(path)
+def _experiments(experiment: str | None, path: Path | None) -> Source:
+    """All that are found, or the one that is meant."""
+    found = read.find(path) if experiment is None else [read.locate(experiment, path)]
 
     def lines() -> Iterator[Line]:
         for located in found:
@@ -120,7 +119,8 @@ def _experiments(path: Path | None) -> Source:
 
     def table() -> Table:
         """Nested mappings become columns: `parameters.lr`, `metrics.loss`."""
-        flat = [flatten(line) for line in lines()]
+        # Of an experiment without parameters or metrics, the empty mapping is no column.
+        flat = [{key: value for key, value in flatten(line).items() if value != {}} for line in lines()]
         header = list(dict.fromkeys(key for line in flat for key in line))
         return header, ([line.get(key) for key in header] for line in flat)
 

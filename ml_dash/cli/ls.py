@@ -18,6 +18,9 @@ from ml_dash.reading import read
 
 Entry = dict[str, Any]
 
+# Which columns a narrow terminal does without, the first one first.
+_DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
+
 STATUSES = ("running", "completed", "failed", "interrupted")
 _SORTS: dict[str, Callable[[Entry], Any]] = {
     "updated": lambda entry: entry["updatedAt"] or "",
@@ -40,6 +43,7 @@ _SORTS: dict[str, Callable[[Entry], Any]] = {
 )
 @click.option("--sort", type=click.Choice(list(_SORTS)), default="updated", show_default=True)
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
+@click.option("--wide", is_flag=True, help="All columns, also where the terminal is too narrow for them.")
 @options.path_option
 @options.json_option
 @click.pass_context
@@ -52,6 +56,7 @@ def command(
     since: int | None,
     sort: str,
     limit: int | None,
+    wide: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -72,7 +77,7 @@ def command(
     if as_json:
         console.say_json(entries)
     elif entries:
-        _say(entries)
+        _say(entries, wide)
     else:
         filters = {"--project": project, "--status": status, "--tag": tags, "--folder": folder, "--since": since}
         console.note(_nothing(path, [name for name, value in filters.items() if value], code))
@@ -126,7 +131,7 @@ def _status_in_folder(located: read.Located) -> object:
         return None
 
 
-def _say(entries: list[Entry]) -> None:
+def _say(entries: list[Entry], wide: bool) -> None:
     console.say_table(
         ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
         [
@@ -141,4 +146,5 @@ def _say(entries: list[Entry]) -> None:
             )
             for entry in entries
         ],
+        drop=() if wide else _DROPPED,
     )

@@ -127,7 +127,7 @@ def _plot(view: read.View, names: list[str], last: int | None, only: str | None)
         points = view.series(name, series, 8 * console.width() if last is None else _ALL)
         if last is not None:
             points = points[max(len(points) - last, 0) :]
-        lines = plot(points, console.width(), PLOT_HEIGHT)
+        lines = plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())
         if lines:
             drawn += 1
             console.say(console.styled(console.safe(series), "bold"))

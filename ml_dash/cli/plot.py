@@ -10,12 +10,14 @@ Point = tuple[float, float]
 
 # The bit of each dot of a Braille character, by row and column (Unicode, block U+2800).
 _BITS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+_UPPER = 0x01 | 0x08 | 0x02 | 0x10
+_LOWER = 0x04 | 0x20 | 0x40 | 0x80
 
 
-def plot(points: Sequence[Point], width: int, height: int) -> list[str]:
+def plot(points: Sequence[Point], width: int, height: int, *, plain: bool = False) -> list[str]:
     """`points`, joined by lines, on `height` lines and two more for the x axis, at most `width` columns wide.
 
-    What is not finite leaves a gap. Empty if there is nothing to draw.
+    What is not finite leaves a gap. Empty if there is nothing to draw. `plain`: of ASCII characters alone.
     """
     finite = [point for point in points if all(map(math.isfinite, point))]
     if not finite:
@@ -31,9 +33,10 @@ def plot(points: Sequence[Point], width: int, height: int) -> list[str]:
     lines = []
     for row, (label, line) in enumerate(zip(labels, cells, strict=True)):
         shown = label if row in (0, height // 2, height - 1) else ""
-        lines.append(f"{shown:>{margin}} {'┤' if shown else '│'}{_text(line)}".rstrip())
+        edge = "|" if plain else "┤" if shown else "│"
+        lines.append(f"{shown:>{margin}} {edge}{_text(line, plain)}".rstrip())
     start, end = _labels([left, right])
-    lines.append(" " * (margin + 1) + "└" + "─" * columns)
+    lines.append(" " * (margin + 1) + ("+" + "-" * columns if plain else "└" + "─" * columns))
     lines.append(" " * (margin + 2) + start + f"{end:>{max(columns - len(start), len(end) + 1)}}")
     return lines
 
@@ -76,7 +79,10 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, i
         )
 
 
-def _text(cells: list[int]) -> str:
+def _text(cells: list[int], plain: bool) -> str:
+    if plain:
+        # Upper or lower half of a character: as near as ASCII comes.
+        return "".join(" '.:"[bool(bits & _UPPER) + 2 * bool(bits & _LOWER)] for bits in cells)
     return "".join(chr(0x2800 + bits) if bits else " " for bits in cells)
 
 

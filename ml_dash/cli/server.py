@@ -61,10 +61,10 @@ def create(
 ) -> None:
     """Make a token for USER. It is shown this once, and stored only as a digest."""
     from ml_dash.server.engine.services import open_tokens
-    from ml_dash.server.settings import duration_s, running_elsewhere
+    from ml_dash.server.settings import check_data, duration_s, running_elsewhere
 
     expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
-    with open_tokens(data or above) as tokens:
+    with open_tokens(check_data(data or above)) as tokens:
         identity, text = tokens.create_token(user, read_only=read_only, read_all=read_all, expires_ns=expires_ns)
     other = running_elsewhere(data or above) if data is None else None
     if other is not None:

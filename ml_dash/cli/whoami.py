@@ -52,7 +52,8 @@ def _asked(url: str) -> dict[str, Any]:
 
 def _sentence(row: dict[str, Any]) -> str:
     if not row["accepted"]:
-        return str(row["error"])
+        # What the server said begins with its URL, as the line does.
+        return str(row["error"]).removeprefix(f"{row['remote']}: ")
     rights = "may read" if row["readOnly"] else "may read and write"
     until = f", until {row['expiresAt']}" if row["expiresAt"] else ""
     return f"{row['userName']}, {rights}{until}"

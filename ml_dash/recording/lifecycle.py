@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import sys
@@ -58,6 +59,9 @@ class Handle:
 
     _gone: ClassVar[tuple[type[Exception], ...]] = ()
     """What a writer raises that was closed while another thread was about to call it; known once one was opened."""
+
+    _ended_at_exit = False
+    """Did the end of the process close it?"""
 
     def _start_state(self) -> None:
         _handles.add(self)
@@ -213,6 +217,7 @@ class Handle:
             self._counts = run.durable_state()
 
     def _close_at_exit(self) -> None:
+        self._ended_at_exit = True
         self._close(unhandled(self._before), None)
 
     # -- what the builders ask ---------------------------------------------------------------------------------------
@@ -273,6 +278,8 @@ class Handle:
         return located
 
     def _not_open(self, *_: Any) -> NoReturn:
+        if self._ended_at_exit and threading.current_thread() is not threading.main_thread():
+            _end_thread(f"{self._project}/{self._name}")
         raise NotOpen(
             f"experiment {self._project}/{self._name} is not open",
             hint="use it in a with block, or call experiment.open() first",
@@ -422,6 +429,19 @@ class _TalliesOfAnotherProcess:
     def __getitem__(self, name: str) -> Any:
         self._handle._check_open()
         return self._handle._tallies[name]
+
+
+_late = itertools.count(1)
+
+
+def _end_thread(name: str) -> NoReturn:
+    """End a thread that records while the interpreter ends: not with a traceback, for it did nothing wrong."""
+    if next(_late) == 1:
+        text = f"ml-dash: threads still recorded into {name} while the process ended: dropped; join them first\n"
+        # Not by `sys.stderr`: to wait for its lock now could end the process badly.
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+    raise SystemExit
 
 
 def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None) -> None:

@@ -345,7 +345,8 @@ def _announce(run: Run, known: _Known, *, new: bool) -> None:
     what = "new"
     if not new:
         points, logs = (known.state.points, known.state.logs) if known.state is not None else (0, 0)
-        what = f"continued: {'' if known.complete else 'at least '}{points:,} points, {logs:,} logs"
+        held = f"{points:,} point{'' if points == 1 else 's'}, {logs:,} log entr{'y' if logs == 1 else 'ies'}"
+        what = f"continued: {'' if known.complete else 'at least '}{held}"
         if others := _others(run):
             what += f"; also open in {others}"
     say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")

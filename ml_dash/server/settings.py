@@ -74,10 +74,20 @@ def server_settings(
         max_file_size=size_bytes(environment.get("MAX_FILE_SIZE") or "5GB", "MAX_FILE_SIZE"),
         log_level=_level(environment.get("LOG_LEVEL") or "info"),
     )
+    check_data(settings.data)
     if dev and not settings.is_loopback:
         hint = "take --dev away, or let it listen on 127.0.0.1: everybody knows the development secret"
         raise InvalidValue(f"--dev and --host {settings.host} do not go together", hint=hint)
     return settings
+
+
+def check_data(data: Path) -> Path:
+    """The data folder. Raises `InvalidValue` where something else stands in its place."""
+    for place in (data, *data.parents):
+        if place.exists() and not place.is_dir():
+            found = f"--data {data} cannot be a folder: {place} is a file"
+            raise InvalidValue(found, hint="name a folder; it is made if it is not there")
+    return data
 
 
 def default_data(env: Mapping[str, str]) -> Path:

@@ -403,7 +403,9 @@ def _refuse(url: str, response: requests.Response) -> None:
         error, extra = {"code": "too_large", "message": "a proxy before the server takes no body of this size"}, {}
     code, message = str(error.get("code", "")), str(error.get("message", ""))[:_SHOWN]
     if status in (401, 403):
-        raise Unauthorised(f"{url}: {message}", hint=f"run: ml-dash login {url}")
+        # The server does not know under which URL it is reached; the hint does.
+        said = message.removesuffix("; run: ml-dash login URL")
+        raise Unauthorised(f"{url}: {said}", hint=f"run: ml-dash login {url}")
     if status in _LATER or status >= 500:
         failure = Unreachable(f"{url} cannot take it now ({status} {code}): {message}")
         failure.retry_after_s = _pause(response)

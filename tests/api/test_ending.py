@@ -364,7 +364,8 @@ def test_the_first_open_tells_where_and_whether_it_continues_and_nothing_else(py
     told = python(TELL, 1204, env={"ML_DASH_QUIET": ""})
     assert (told.out, told.err) == ("", f"ml-dash: cv/first -> {runs}/cv/first (new)\n")
     told = python(TELL, 1, env={"ML_DASH_QUIET": ""})
-    assert (told.out, told.err) == ("", f"ml-dash: cv/first -> {runs}/cv/first (continued: 1,204 points, 1 logs)\n")
+    continued = "continued: 1,204 points, 1 log entry"
+    assert (told.out, told.err) == ("", f"ml-dash: cv/first -> {runs}/cv/first ({continued})\n")
 
 
 def test_it_tells_who_else_has_it_open(python: Python, make: Make, opened: Experiment) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,3 +35,30 @@ def test_the_error_shows_the_right_call(make: Make, call: Any, right: str) -> No
             call(experiment)
         assert right in str(raised.value)
         assert experiment.durable_state()["accepted"] == 1
+
+
+_LATE = """
+import threading
+from ml_dash import Experiment
+experiment = Experiment("first", "cv").open()
+begun = threading.Event()
+def work():
+    try:
+        while True:
+            experiment.metric("loss").append(value=1.0)
+            experiment.log("one")
+            begun.set()
+    except Exception:
+        print("an exception")
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_thread_that_records_while_the_process_ends_gets_no_traceback(tmp_path: Path) -> None:
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", _LATE], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "Traceback" not in done.stderr
+        # One line, where the thread came to record before the interpreter stopped it.
+        assert done.stderr.count("threads still recorded into cv/first") <= 1

@@ -61,7 +61,8 @@ def test_what_the_demo_leaves_is_a_killed_and_a_resumed_run(shell: Shell, tmp_pa
     assert [writer["ended"] for writer in document["writers"]] == ["died", "completed"]
     epochs = [json.loads(line)["data"]["epoch"] for line in (folder / "metrics/loss/data.jsonl").open()]
     assert set(epochs) == set(range(EPOCHS))
-    assert EPOCHS < len(epochs) < EPOCHS + 25, "some epochs after the last checkpoint were trained twice"
+    # None twice where the kill came right after a checkpoint.
+    assert EPOCHS <= len(epochs) < EPOCHS + 25, "epochs after the last checkpoint were trained twice, no others"
     saved = json.loads((folder / "files/checkpoints/network.json").read_text())
     assert saved["epoch"] == EPOCHS
     flowers = load_flowers()

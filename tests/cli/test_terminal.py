@@ -249,3 +249,27 @@ def test_shell_completion_knows_commands_experiments_and_metrics(shell: Shell, r
     assert completed("metrics", "cv/first", "l") == ["loss"]
     for name in ("zsh", "fish"):
         assert "_ML_DASH_COMPLETE" in shell.ok("completion", name).out
+
+
+def test_a_narrow_list_drops_columns_and_keeps_names_whole(shell: Shell, record: Record) -> None:
+    name = "a-name-that-somebody-wants-to-copy"
+    record(name, tags=["first", "second", "third"])
+    wide = STYLES.sub("", shell.in_terminal("ls", columns=140).out)
+    assert all(text in wide for text in (f"cv/{name}", "first, second, third", "updated (UTC)"))
+    for columns, gone in ((80, ["first, second"]), (60, ["first, second", "updated", "logs"])):
+        shown = STYLES.sub("", shell.in_terminal("ls", columns=columns).out)
+        assert f"cv/{name}" in shown
+        assert max(map(len, shown.splitlines())) <= columns
+        assert not [text for text in gone if text in shown]
+        assert "completed" in shown
+    assert "third" in STYLES.sub("", shell.in_terminal("ls", "--wide", columns=60).out)
+
+
+def test_a_plot_in_the_c_locale_is_of_ascii(shell: Shell, record: Record) -> None:
+    record("first", loss=(1.0, 0.5, 0.25))
+    ascii_only = {"PYTHONIOENCODING": "ascii"}
+    shown = shell.ok("metrics", "--plot", env=ascii_only).out
+    assert shown.isascii()
+    assert "\\u" not in shown
+    assert "+---" in shown
+    assert set(" .':") & set(shown)

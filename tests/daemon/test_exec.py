@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from ml_dash import Experiment
 from ml_dash.disk.lock import hold
 from ml_dash.sync import register
 from ml_dash_syncd import executing
@@ -138,3 +142,24 @@ def test_what_cannot_be_started_is_told_as_by_a_shell(home: Home) -> None:
     done = home.syncd("exec", "--", str(home.folder / "text"))
     assert done.returncode == 126
     assert "cannot be started" in done.stderr
+
+
+def test_a_second_signal_while_it_sends_leaves_the_jobs_exit_code(home: Home) -> None:
+    """The server takes connections and answers nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Experiment("one", "p", local_path=home.folder / "runs") as experiment:
+            experiment.log("kept")
+            journal = experiment.path / ".journal"
+        register.write(register.Registration(str(journal), url, "alice"))
+        started = subprocess.Popen([*EXEC, "/bin/sh", "-c", "exit 7"], stderr=subprocess.PIPE, text=True)
+        silent.settimeout(WAIT_S)
+        connection, _ = silent.accept()
+        with connection:
+            until = time.monotonic() + WAIT_S
+            while started.poll() is None and time.monotonic() < until:
+                started.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    started.wait(0.05)
+        _, said = started.communicate(timeout=WAIT_S)
+    assert (started.returncode, "ends at once" in said) == (7, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import queue
 import threading
 import time
 from pathlib import Path
@@ -149,7 +150,7 @@ def test_a_folder_that_cannot_be_watched_does_not_end_the_watching_of_others(
 
 
 def test_limits_end_watching_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Hints, folder: str, called: str) -> None:
+    def refuse(self: Hints, folder: str) -> None:
         raise OSError(errno.ENOSPC, "inotify watch limit reached")
 
     monkeypatch.setattr(Hints, "_add_shared", refuse)
@@ -161,7 +162,7 @@ def test_limits_end_watching_and_nothing_else(tmp_path: Path, monkeypatch: pytes
 
 
 def test_another_version_of_watchdog_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(self: Hints, folder: str, called: str) -> None:
+    def missing(self: Hints, folder: str) -> None:
         raise ImportError
 
     monkeypatch.setattr(Hints, "_add_shared", missing)
@@ -250,6 +251,28 @@ def test_a_folder_of_registrations_that_cannot_be_read_leaves_what_is_known(monk
         broken.setattr(register, "registrations", refuse)
         assert len(discovery.find()) == 1
     assert len(discovery.find()) == 2
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_hint_is_for_all_who_watch_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
+) -> None:
+    """A journal that goes to two servers is watched for both."""
+    told: queue.Queue[str] = queue.Queue()
+    hints = watch.Hints(told.put)
+    if not shared:
+
+        def absent(folder: str) -> None:
+            raise ImportError(folder)
+
+        monkeypatch.setattr(hints, "_add_shared", absent)
+    try:
+        for name in ("one", "two", "one"):
+            hints.watch(str(tmp_path), name)
+        (tmp_path / "new").touch()
+        assert {told.get(timeout=30), told.get(timeout=30)} == {"one", "two"}
+    finally:
+        hints.close()
 
 
 def test_the_bounds_are_those_of_the_documentation() -> None:
