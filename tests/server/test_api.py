@@ -247,6 +247,21 @@ def test_live_readers_hear_of_changes(web: Web) -> None:
         assert json.loads(told[5:])["events"] > before
 
 
+@pytest.mark.parametrize(("token", "status"), [("mld_wrong", 401), ("", 400), ("x" * 5000, 400), ("größe", 400)])
+def test_a_wrong_token_shows_a_person_the_form_and_the_reason(web: Web, token: str, status: int) -> None:
+    browser = Web(web.url, None)
+    browser.session.headers["Accept"] = "text/html,application/xhtml+xml,*/*;q=0.8"
+    answer = browser.ask("POST", "/login", status, data={"token": token})
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert 'name="token"' in answer.text
+    assert 'role="alert"' in answer.text
+    assert "Set-Cookie" not in answer.headers
+    browser.session.close()
+    program = Web(web.url, None)
+    program.refused("POST", "/login", status, "unauthorised" if status == 401 else "malformed", data={"token": token})
+    program.session.close()
+
+
 def test_the_page_is_plain_and_escaped(web: Web) -> None:
     web.experiment("<img src=x onerror=alert(1)>", "page")
     anonymous = Web(web.url, None)

@@ -55,8 +55,8 @@ def _row(experiment: dict[str, Any], namespace: str, user: str) -> str:
     )
 
 
-def login_page(development: bool) -> str:
-    """The form that asks for a token or, with the development login, for a user's name."""
+def login_page(development: bool, refused: str | None = None) -> str:
+    """The form that asks for a token or, with the development login, for a user's name; why it is shown once more."""
     form = (
         '<form method="post" action="/login"><p><label>Token<br>'
         '<input name="token" type="password" autocomplete="current-password" required></label> '
@@ -68,7 +68,8 @@ def login_page(development: bool) -> str:
             '<input name="user" required></label> <button>look</button></p></form>'
         )
     hint = '<p class="dim">The server\'s owner makes tokens: <code>ml-dash server token create USER</code></p>'
-    return _document("Log in", f"<h1>ml-dash</h1>{form}{hint}")
+    why = f'<p role="alert">{escape(refused[:1].upper() + refused[1:])}.</p>' if refused else ""
+    return _document("Log in", f"<h1>ml-dash</h1>{why}{form}{hint}")
 
 
 def _query(namespace: str, user: str, **more: str | None) -> str:

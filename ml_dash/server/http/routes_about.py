@@ -103,9 +103,16 @@ async def log_in(call: Call) -> Response:
     token = form.get("token", "").strip()
     if not token and services.settings.accepts_development_logins and nearby and is_user_name(form.get("user")):
         token = services.doorkeeper.development_login(form["user"])
-    if not token or len(token) > MAX_TOKEN or not token.isascii():
-        malformed("the form has no token")
-    await call.read(services.doorkeeper.who, token, nearby=nearby)
+    try:
+        if not token or len(token) > MAX_TOKEN or not token.isascii():
+            malformed("the form has no token")
+        await call.read(services.doorkeeper.who, token, nearby=nearby)
+    except Refused as refused:
+        if "text/html" not in call.request.headers.get("accept", "") or refused.status not in (400, 401):
+            raise
+        # For a person in a browser: the form once more, and why.
+        development = services.settings.accepts_development_logins and nearby
+        return _html(login_page(development, refused.message.partition(";")[0]), refused.status)
     response = RedirectResponse("/", 303, _PAGE_HEADERS)
     secure = call.request.headers.get("x-forwarded-proto") == "https" or call.request.url.scheme == "https"
     response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure, max_age=30 * 86_400)
