@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -122,6 +122,9 @@ class Schedule:
         self._timers: list[tuple[float, int, Task]] = []
         self._busy = 0
         self._busy_backlog = 0
+        # How many threads are with each server, and how many may be.
+        self._busy_with: Counter[str] = Counter()
+        self._most_with = workers
         self._stopping = False
         self._deadline = _NEVER
         self._woken = threading.Event()
@@ -203,6 +206,10 @@ class Schedule:
         if found is self._found:
             return
         self._found = found
+        servers = len({registration.remote for registration in found.values()})
+        # A server that stalls holds its threads for as long as a request may take: one is left for each of the others,
+        # beside the one that backlogs leave free.
+        self._most_with = len(self._threads) if servers < 2 else max(1, len(self._threads) - servers)
         for key in set(self.tasks) - set(found):
             with self._guard:
                 task = self.tasks.pop(key)
@@ -408,6 +415,7 @@ class Schedule:
                     task.busy = False
                     self._busy -= 1
                     self._busy_backlog -= not task.living
+                    self._busy_with[task.registration.remote] -= 1
                     again, task.again = task.again, False
                     # Before anybody sees that it is not busy: it must not look as if it were done.
                     if again_s == 0 or (again and not fails):
@@ -419,24 +427,35 @@ class Schedule:
                 connection.link.close()
 
     def _next(self) -> Task | None:
-        """The next task to work on; None at the end. Of backlogs one thread is always kept free for the living."""
+        """The next task to work on; None at the end.
+
+        Of backlogs one thread is always kept free for the living, of a server one for each other server.
+        """
         with self._guard:
             while True:
                 if self._stopping:
                     return None
-                queue = self._live
-                if not queue and self._backlog and self._busy_backlog < max(1, len(self._threads) - 1):
-                    queue = self._backlog
-                if queue:
-                    task = queue.popleft()
+                task = self._take(self._live)
+                if task is None and self._busy_backlog < max(1, len(self._threads) - 1):
+                    task = self._take(self._backlog)
+                if task is not None:
                     task.ready = False
                     task.busy = True
                     task.living = task.look.live
                     self._busy += 1
                     self._busy_backlog += not task.living
+                    self._busy_with[task.registration.remote] += 1
                     task.began = time.monotonic()
                     return task
                 self._guard.wait()
+
+    def _take(self, queue: deque[Task]) -> Task | None:
+        """The first of a queue whose server may have one more thread."""
+        for place, task in enumerate(queue):
+            if self._busy_with[task.registration.remote] < self._most_with:
+                del queue[place]
+                return task
+        return None
 
     def _attempt(self, task: Task, links: Connections) -> float | None:
         """Let a task make a step; after how many seconds it is to have another (0: at once; None: when it changes)."""

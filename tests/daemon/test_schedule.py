@@ -381,3 +381,25 @@ def test_a_journal_that_was_removed_is_told_and_comes_back(desk: Desk) -> None:
     desk.until(lambda: bool(desk.task("one").trouble))
     (desk.folder / "away").rename(desk.folder / "one")
     desk.until(lambda: not desk.task("one").trouble and desk.schedule.at_rest())
+
+
+def test_a_server_that_stalls_leaves_threads_for_the_others(desk: Desk) -> None:
+    """Every step to it hangs until the test is over; those to another server go on."""
+    stalled, release = threading.Semaphore(0), threading.Event()
+
+    def hang(parcel: Parcel, link: Link) -> Outcome:
+        stalled.release()
+        release.wait(60)
+        return DONE
+
+    for number in range(8):
+        desk.register(f"a{number}", "http://127.0.0.1:1")
+        Parcel.steps[f"a{number}"] = hang
+        desk.register(f"b{number}", "http://127.0.0.1:2")
+    try:
+        desk.begin()
+        desk.until(lambda: all(desk.parcel(f"b{number}").times for number in range(8)))
+        held = sum(stalled.acquire(blocking=False) for _ in range(8))
+        assert held == schedule.WORKERS - 2
+    finally:
+        release.set()
