@@ -82,7 +82,12 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 
 
 def is_plain() -> bool:
-    """Does stdout take ASCII alone, as in the C locale?"""
+    """Does stdout take ASCII alone, or was the C locale asked for?"""
+    named = [os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
+    # Where LANG is C, Python itself sets LC_CTYPE to one of these.
+    if next((one for one in named if one and one not in ("C.UTF-8", "C.utf8", "UTF-8")), "") in ("C", "POSIX"):
+        # Python writes UTF-8 there all the same; whoever asked for that locale does not read it.
+        return True
     try:
         "\u2800\u2524\u2502\u2514\u2500".encode(getattr(sys.stdout, "encoding", None) or "ascii")
     except (UnicodeError, LookupError):

@@ -265,10 +265,10 @@ def test_a_narrow_list_drops_columns_and_keeps_names_whole(shell: Shell, record:
     assert "third" in STYLES.sub("", shell.in_terminal("ls", "--wide", columns=60).out)
 
 
-def test_a_plot_in_the_c_locale_is_of_ascii(shell: Shell, record: Record) -> None:
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"LC_ALL": "", "LANG": "C"}])
+def test_a_plot_in_the_c_locale_is_of_ascii(shell: Shell, record: Record, env: dict[str, str]) -> None:
     record("first", loss=(1.0, 0.5, 0.25))
-    ascii_only = {"PYTHONIOENCODING": "ascii"}
-    shown = shell.ok("metrics", "--plot", env=ascii_only).out
+    shown = shell.ok("metrics", "--plot", env=env).out
     assert shown.isascii()
     assert "\\u" not in shown
     assert "+---" in shown
