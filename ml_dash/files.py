@@ -65,9 +65,6 @@ def one_source(
     Raises InvalidValue naming them if there is more than one.
     """
     what = source if source is not None else file_path
-    if isinstance(what, (bytes, bytearray, memoryview)):
-        found = f"the source is {type(what).__name__}, expected the path of a file"
-        raise UnsupportedType(found, hint="write them first: Path('a.bin').write_bytes(...), then file('a.bin')")
     if callable(getattr(what, "savefig", None)):
         found = "the source is a figure, expected the path of a file"
         raise UnsupportedType(found, hint="save it first: figure.savefig('a.png'), then file('a.png')")

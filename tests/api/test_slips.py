@@ -25,8 +25,7 @@ class _Figure:
     [
         (lambda one: one.metric("loss", value=0.5), "experiment.metric('loss').append(value=0.5)"),
         (lambda one: one.file(_Figure()), "figure.savefig('a.png'), then file('a.png')"),
-        (lambda one: one.file(b"weights"), "write_bytes(...), then file('a.bin')"),
-        (lambda one: one.file(file_path=bytearray(b"weights")), "write_bytes(...), then file('a.bin')"),
+        (lambda one: one.file(b"weights"), "write it to a file first"),
     ],
 )
 def test_the_error_shows_the_right_call(make: Make, call: Any, right: str) -> None:

@@ -106,7 +106,9 @@ def nobody_elses_data(trial: Trial) -> None:
                 host.log_in(trial.rng.choice(users))
             pen = _recorded(here.pen())
             owner = kind(host, pen.place.journal, trial.rng)
-            if trial.rng.random() < 0.3 and not (kind in (_by_name, _by_login) and host.nameless):
+            # Of a registration of version 0.1 that sent nothing, nothing tells which journal it was for.
+            tells = kind is not _by_version_0_1 and not (kind in (_by_name, _by_login) and host.nameless)
+            if tells and trial.rng.random() < 0.3:
                 # Removed, sent or not, and recorded anew at the same path: nothing of that is the first one's.
                 if trial.rng.random() < 0.5:
                     _send(trial, host, named, owners)

@@ -75,10 +75,12 @@ def _record(trial: Trial, group: int) -> Recording:
     operations, ends = [], []
     position = 0
     for operation in shim.read_log(log):
-        operations.append(operation)
         position += 4 + 1 + 8 + 8 + 12 + len(operation.path.encode()) + len(operation.path2.encode())
         position += len(operation.data)
-        ends.append(position)
+        # What it notes in its user's home, outside its data, is no promise.
+        if not Path(operation.path).is_relative_to(root / "home"):
+            operations.append(operation)
+            ends.append(position)
     made = Recording(root, operations, answers, ends, trial.folder / "site")
     _recordings[group, id(trial.shared)] = made
     return made
