@@ -238,9 +238,13 @@ class RemoteClient:
         found = self._json("POST", f"{_metric(experiment_id, metric)}/append-batch", json=body)
         return cast("AppendBatchResult", found)
 
-    def points(self, experiment_id: str, metric: str, start_index: int = 0, limit: int = 1000) -> PointPage:
-        """A page of points; a negative start counts from the end."""
-        query = {"startIndex": start_index, "limit": limit}
+    def points(
+        self, experiment_id: str, metric: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
+    ) -> PointPage:
+        """A page of points; a negative start counts from the end. Without `superseded` those that are current."""
+        query: dict[str, Any] = {"startIndex": start_index, "limit": limit}
+        if not superseded:
+            query["superseded"] = "false"
         page = self._json("GET", f"{_metric(experiment_id, metric)}/data", params=query)
         page["data"] = [read_values("data", point) for point in page["data"]]
         return cast("PointPage", page)
@@ -264,12 +268,14 @@ class RemoteClient:
         start: int | None = None,
         end: int | None = None,
         field: str | None = None,
+        superseded: bool = False,
     ) -> SeriesPage:
         """Each series down-sampled to about `points` points, its minima and maxima kept; for plots.
 
-        `start` and `end` bound the index, `field` asks for the series of one field only.
+        `start` and `end` bound the index, `field` asks for the series of one field only. What a rewind has superseded
+        is left out, unless it is asked for.
         """
-        query = _given(points=points, start=start, end=end, field=field)
+        query = _given(points=points, start=start, end=end, field=field, superseded="true" if superseded else None)
         found = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
         return cast("SeriesPage", {**found, "series": read_numbers(found["series"])})
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from .core import events
-from .core.names import check_name, clash_key, experiment_id
+from .core.names import check_metric_name, check_name, clash_key, experiment_id
+from .core.values import checked_step
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
 from .files import FileBuilder, FileEntry, one_source
@@ -36,6 +37,7 @@ class Experiment(Handle):
 
     `resume`: "allow", "must" (NotFound if new), "never" (AlreadyExists), or "new": the next free of `name`, `name-2`,
     `name-3`, ...; `experiment.name` tells which. With "allow", `ML_DASH_RESUME` may say another of these.
+    `resume_step`: `open()` goes back to this step, as `rewind` does, if there is anything to go back in.
     `durability`: "interval" syncs to disk within a second, "always" before each call returns, "os" leaves it to the
     operating system. `strict=True` raises StorageError at the call when the disk refuses, instead of keeping events in
     memory until it takes them again.
@@ -63,6 +65,7 @@ class Experiment(Handle):
         api_key: str | None = None,
         resume: str = "allow",
         resume_from_remote: bool = False,
+        resume_step: float | None = None,
         read_only: bool = False,
         durability: str | None = None,
         strict: bool = False,
@@ -94,6 +97,7 @@ class Experiment(Handle):
         self._write_protected = bool(write_protected)
         self._resume = resume
         self._resume_from_remote = bool(resume_from_remote) and not self._disabled
+        self._resume_step = None if resume_step is None else checked_step("resume_step", resume_step)
         self._read_only = bool(read_only)
         self._strict = bool(strict)
 
@@ -257,6 +261,27 @@ class Experiment(Handle):
         if given:
             self._record(events.UPDATE, given)
 
+    def rewind(self, step: float, metrics: Iterable[str] | None = None) -> None:
+        """Go on from a checkpoint: points recorded before now with a `step` (else `epoch`) >= `step` are superseded.
+
+        They are kept, by index and on disk, but are out of statistics, plots, final values and exports unless asked
+        for. `metrics`: only those of these names. Points without step and epoch stay, and so do logs. Of several
+        processes that go on together each may call it with the same step, before it records: it takes nothing from what
+        the others have recorded since they did. Raises InvalidValue for a step that is negative or no finite number,
+        InvalidName for a metric's; nothing is recorded then.
+        """
+        body: dict[str, Any] = {"step": checked_step("step", step)}
+        if metrics is not None:
+            names = [metrics] if isinstance(metrics, str) else metrics
+            if not isinstance(names, Iterable):
+                found = type(names).__name__
+                raise UnsupportedType(f"metrics is {found}, expected names of metrics", hint='like ["loss"]')
+            names = list(names)
+            if not names:
+                raise InvalidValue("metrics is empty", hint="name at least one, or leave it out to rewind all")
+            body["metrics"] = sorted(set(map(check_metric_name, names)))
+        self._rewind(body)
+
     # -- safety ------------------------------------------------------------------------------------------------------
 
     def wait_synced(self, timeout: float | None = None) -> bool:
@@ -317,6 +342,12 @@ class Experiment(Handle):
     def resumed(self) -> bool:
         """Did `open()` continue an experiment that existed?"""
         return self._resumed
+
+    @property
+    def last_step(self) -> int | float | None:
+        """The greatest step (else epoch) of the points that are current; None if none has any."""
+        with self._looking() as view:
+            return view.last_step()
 
     @property
     def description(self) -> str | None:

@@ -12,7 +12,8 @@ from .core.values import INT_MAX, INT_MIN, PLAIN, field_values
 from .errors import Damaged, InvalidValue, UnsupportedType
 
 if TYPE_CHECKING:
-    from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, PointPage
+    from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, Point, PointPage
+    from .reading.view import View
     from .recording.lifecycle import Handle
     from .recording.session import MetricTally
 
@@ -204,21 +205,31 @@ class MetricBuilder:
         self._handle._record(METRIC, (self._name, self._given))
         self._given = {}
 
-    def read(self, start_index: int = 0, limit: int = 1000) -> PointPage:
+    def read(self, start_index: int = 0, limit: int = 1000, superseded: bool = True) -> PointPage:
         """A page of points: `{data: [{index, data, createdAt}], startIndex, endIndex, total, hasMore}`.
 
         A negative start counts from the end; `total` counts this answer; `limit` is at most 10,000, else InvalidValue;
-        an unknown metric gives an empty page. Sees every append of this process.
+        an unknown metric gives an empty page. `superseded=False` leaves out what a rewind has superseded and fills the
+        page with what follows: go on from `endIndex + 1`. Sees every append of this process.
         """
         start, count = page_of(start_index, limit)
+
+        def page(view: View) -> PointPage:
+            return view.metric_page(self._name, start, count, superseded=bool(superseded))
+
         with self._handle._looking() as view:
             try:
-                return view.metric_page(self._name, start, count)
+                return page(view)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
                 from .reading.read import fresh_view
 
-                return fresh_view(self._handle._located()).metric_page(self._name, start, count)
+                return page(fresh_view(self._handle._located()))
+
+    def last(self) -> Point | None:
+        """The last point that is current, not superseded: `{index, data, createdAt}`; None if there is none."""
+        found = self.read(-1, 1, superseded=False)["data"]
+        return found[0] if found else None
 
     def stats(self) -> MetricStats:
         """Totals, times and the statistics of each series. Raises NotFound for a metric without points."""

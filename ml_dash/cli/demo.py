@@ -102,6 +102,8 @@ def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
     console.say(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
     if place is not None:
         console.say(f"{console.styled('Started the server again', 'bold green')} meanwhile, with the data that it had.")
+    again = sum(view.metric_stats(one["name"])["supersededDataPoints"] for one in view.metrics())
+    console.say(f"{again:,} points were recorded once more from there: their first versions are superseded, and kept.")
     in_all = story.count(view, [first, second])
     console.say()
     _say_counts({"when it was killed": after_kill, "at the end": in_all})

@@ -15,8 +15,8 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.look import json_point, look, meant
 from ml_dash.cli.summary import final_values, summary
-from ml_dash.core.fold import NO_SERIES
 from ml_dash.core.records import Point, series_name
+from ml_dash.core.statistics import NO_SERIES
 from ml_dash.core.values import flatten, to_json
 from ml_dash.reading import read
 
@@ -39,6 +39,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
     help="experiments: one row for each that is found, with its parameters and final values.",
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
+@click.option("--superseded", is_flag=True, help="Also points that a rewind has superseded.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
@@ -49,6 +50,7 @@ def command(
     experiment: str | None,
     what: str,
     metrics: tuple[str, ...],
+    superseded: bool,
     form: str,
     output: Path | None,
     as_json: bool,
@@ -57,7 +59,12 @@ def command(
     """Write points, logs or experiments as CSV or JSON lines."""
     if metrics and what != "points":
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
-    lines, table = _experiments(experiment, path) if what == "experiments" else _of_one(experiment, path, what, metrics)
+    if superseded and what != "points":
+        raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
+    if what == "experiments":
+        lines, table = _experiments(experiment, path)
+    else:
+        lines, table = _of_one(experiment, path, what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -66,23 +73,25 @@ def command(
             _write_csv(*table(), stream)
 
 
-def _of_one(experiment: str | None, path: Path | None, what: str, metrics: tuple[str, ...]) -> Source:
+def _of_one(
+    experiment: str | None, path: Path | None, what: str, metrics: tuple[str, ...], superseded: bool
+) -> Source:
     _, view = look(experiment, path)
     if what == "logs":
         return view.each_log, lambda: (_LOG, ([entry[key] for key in _LOG] for entry in view.each_log()))
     names = [meant(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
-    return lambda: _points(view, names), lambda: _points_table(view, names)
+    return lambda: _points(view, names, superseded), lambda: _points_table(view, names, superseded)
 
 
-def _points(view: read.View, names: list[Meant]) -> Iterator[Line]:
+def _points(view: read.View, names: list[Meant], superseded: bool) -> Iterator[Line]:
     for name, series in names:
-        for point in _each(view, name, series):
+        for point in _each(view, name, series, superseded):
             yield {"metric": name, **json_point(point)}
 
 
-def _each(view: read.View, name: str, series: str | None) -> Iterator[Point]:
+def _each(view: read.View, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
     """The points of a metric; of one of its series those that have it, with what tells their place."""
-    for point in view.each_point(name):
+    for point in view.each_point(name, superseded=superseded):
         if series is None:
             yield point
             continue
@@ -92,17 +101,17 @@ def _each(view: read.View, name: str, series: str | None) -> Iterator[Point]:
             yield {**point, "data": kept}
 
 
-def _points_table(view: read.View, names: list[Meant]) -> Table:
+def _points_table(view: read.View, names: list[Meant], superseded: bool) -> Table:
     """Reads all points first, for the columns: they may not fit into memory, their names do."""
     fields: dict[str, None] = {}
     for name, series in names:
-        for point in _each(view, name, series):
+        for point in _each(view, name, series, superseded):
             fields.update(dict.fromkeys(point["data"]))
     fixed = ["metric", "index", "createdAt"]
     header = fixed + [f"data.{field}" if field in fixed else field for field in fields]
     rows = (
         [line["metric"], line["index"], line["createdAt"], *(line["data"].get(field) for field in fields)]
-        for line in _points(view, names)
+        for line in _points(view, names, superseded)
     )
     return header, rows
 

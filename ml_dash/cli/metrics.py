@@ -32,6 +32,7 @@ def complete_metric(ctx: click.Context, _param: click.Parameter, typed: str) -> 
 @options.experiment_argument
 @click.argument("metric", required=False, shell_complete=complete_metric)
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST}).")
+@click.option("--superseded", is_flag=True, help="With METRIC: also points that a rewind has superseded.")
 @click.option("--plot", "as_plot", is_flag=True, help="Draw the series over their steps.")
 @options.path_option
 @options.json_option
@@ -41,6 +42,7 @@ def command(
     experiment: str | None,
     metric: str | None,
     last: int | None,
+    superseded: bool,
     as_plot: bool,
     path: Path | None,
     as_json: bool,
@@ -51,6 +53,8 @@ def command(
     """
     if as_plot and as_json:
         raise click.UsageError("Give --plot or --json, not both.", ctx)
+    if superseded and (as_plot or metric is None):
+        raise click.UsageError("--superseded goes with the points of a METRIC.", ctx)
     _, view = look(experiment, path)
     names = [entry["name"] for entry in view.metrics()]
     only = None
@@ -59,7 +63,7 @@ def command(
     if as_plot:
         _plot(view, names if metric is None else [metric], last, only)
     elif metric is not None:
-        _say_points(view, metric, LAST if last is None else last, as_json)
+        _say_points(view, metric, LAST if last is None else last, superseded, as_json)
     else:
         _say_all(view, names, as_json)
 
@@ -87,13 +91,15 @@ def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str
     return ["series", ">points", ">first", ">last", ">min", ">max", ">mean"], rows
 
 
-def _say_points(view: read.View, name: str, last: int, as_json: bool) -> None:
+def _say_points(view: read.View, name: str, last: int, superseded: bool, as_json: bool) -> None:
     stats = view.metric_stats(name)
-    points = _last_points(view, name, last)
+    points = _last_points(view, name, last, superseded)
     if as_json:
         console.say_json({**stats, "data": [json_point(point) for point in points]})
         return
     console.say_table(*series_table([stats]))
+    if count := stats["supersededDataPoints"]:
+        console.note(f"{count:,} of {stats['totalDataPoints']:,} points are superseded: a run went on from before them")
     if not points:
         return
     console.say()
@@ -109,10 +115,11 @@ def _say_points(view: read.View, name: str, last: int, as_json: bool) -> None:
     console.say_table([">index", *(f">{console.safe(field)}" for field in fields), "time (UTC)"], rows)
 
 
-def _last_points(view: read.View, name: str, count: int) -> list[Point]:
+def _last_points(view: read.View, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
-        page = view.metric_page(name, len(points) - count, min(count - len(points), read.MAX_LIMIT))
+        limit = min(count - len(points), read.MAX_LIMIT)
+        page = view.metric_page(name, len(points) - count, limit, superseded=superseded)
         points += page["data"]
         if not page["hasMore"]:
             break

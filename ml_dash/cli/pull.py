@@ -49,13 +49,13 @@ def command(
         raise click.UsageError("No server is named: give --remote URL, or set ML_DASH_REMOTE.")
     folder = settings.root / check_name("project", project) / check_name("name", name)
     located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
-    registration = register.Registration(str(located.journal), settings.remote, settings.user_name)
+    registration = register.asking(located.journal, settings)
     with contextlib.closing(proof.connect(registration)) as link, console.progress(f"bringing {experiment}") as tell:
         report = pull(
             remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None), progress=tell
         )
     # What is recorded here from now on goes there, too.
-    register.register(report.located.journal, settings)
+    register.register_again(report.located.journal, settings)
     if as_json:
         console.say_json({
             "project": project, "name": name, "path": str(report.located.folder), "remote": settings.remote,

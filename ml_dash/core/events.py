@@ -18,12 +18,13 @@ small integers; a reader passes on kinds it does not know. Bodies are plain msgp
 | `FILE_DELETE` | map: `id`                                                                   |
 | `UPDATE`      | map of the `description`, `tags`, `folder`, `metadata` that were given      |
 | `LOST`        | map: `count` of events, `reason`; the numbers `from`..`to` stay unused      |
+| `REWIND`      | map: `step`, and `metrics` (a list of names) where not all are meant        |
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 OPEN: Final = 1
 CLOSE: Final = 2
@@ -38,6 +39,7 @@ FILE_UPDATE: Final = 10
 FILE_DELETE: Final = 11
 UPDATE: Final = 12
 LOST: Final = 13
+REWIND: Final = 14
 
 NAMES: Final[dict[int, str]] = {
     OPEN: "open",
@@ -53,6 +55,7 @@ NAMES: Final[dict[int, str]] = {
     FILE_DELETE: "file_delete",
     UPDATE: "update",
     LOST: "lost",
+    REWIND: "rewind",
 }
 
 Body = Any
@@ -173,6 +176,13 @@ def natural(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= _LARGEST:
         raise Malformed
     return value
+
+
+def step(value: Any) -> int | float:
+    """The value, a finite number that is not negative. Raises Malformed."""
+    if type(value) not in (int, float) or not 0 <= value < float("inf"):
+        raise Malformed
+    return cast("int | float", value)
 
 
 def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:

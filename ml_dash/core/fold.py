@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
-from operator import add
 from typing import Any, Final
 
 from . import events as ev
+from . import rewinds
 from .events import Malformed
 from .frames import Event
 from .names import check_filename, check_metric_name, check_prefix, file_id
@@ -29,26 +28,21 @@ from .state import (
     LogLine,
     Metric,
     Register,
-    Series,
+    Rewind,
     StampTuple,
     State,
     WriterState,
     index_of,
 )  # fmt: skip
+from .statistics import Columns, Rows, all_plain, columns_of
 
 __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
 
-NO_SERIES: Final = frozenset(("step", "epoch", "timestamp"))
 ENDINGS: Final = frozenset(("completed", "failed", "interrupted"))
 _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
-_NUMBERS: Final = frozenset((int, float))
 _TEXT: Final = {str}
 _LARGEST: Final = (1 << 63) - 1
 _NEVER: Final = 1 << 64
-
-Rows = list[dict[str, Any]]
-Columns = dict[str, list[Any]]
-
 
 # -- the fold ---------------------------------------------------------------------------------------------------------
 
@@ -106,7 +100,10 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
         work.flush(name)
     _extend(writer, first, expected)
     if folded:
+        before_ns = writer.last_ns
         _note_progress(state, writer, folded, first_ns, last_ns)
+        if state.rewinds and (work.rewound or rewinds.may_settle(state, writer, before_ns)):
+            rewinds.settle(state, edits)
         edits.experiment = True
 
 
@@ -278,7 +275,7 @@ def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
 class _Batch:
     """One stretch of one writer being folded: single points wait here to be counted column by column."""
 
-    __slots__ = ("edits", "first_ns", "rows", "state", "writer")
+    __slots__ = ("edits", "first_ns", "rewound", "rows", "state", "writer")
 
     def __init__(self, state: State, writer: WriterState, edits: Edits) -> None:
         self.state = state
@@ -286,6 +283,7 @@ class _Batch:
         self.edits = edits
         self.rows: dict[str, tuple[Rows, list[int]]] = {}
         self.first_ns = _NEVER
+        self.rewound = False
 
     @property
     def began_ns(self) -> int:
@@ -309,12 +307,12 @@ class _Batch:
         if name not in self.rows:
             return
         rows, times = self.rows.pop(name)
-        columns = _columns(rows)
+        columns = columns_of(rows)
         if columns is None:
             kept = [(row, time) for row, time in zip(rows, times, strict=True) if _is_point(row)]
             self.state.malformed += len(rows) - len(kept)
             rows, times = [row for row, _ in kept], [time for _, time in kept]
-            columns = _columns(rows, checked=True)
+            columns = columns_of(rows, checked=True)
         if rows and columns is not None:
             self.add(name, rows, times, columns)
 
@@ -326,13 +324,10 @@ class _Batch:
         start, count = metric.count, len(rows)
         if not self.writer.uncounted:
             self._tell_run(metric, start, count)
-        metric.count = start + count
         metric.last_ns = max(metric.last_ns, last_ns)
         metric.updated_ns = max(metric.updated_ns, last_ns)
         self.state.points += count
-        for field_name, values in columns.items():
-            if field_name not in NO_SERIES:
-                _count_values(metric.series, field_name, values)
+        rewinds.count_points(self.state, metric, rows, times, columns, self.edits)
         self.edits.points.setdefault(name, []).append(Block(start, rows, times))
         self.edits.metrics.add(name)
 
@@ -356,56 +351,6 @@ def _is_point(row: dict[Any, Any]) -> bool:
     return set(map(type, row)) <= _TEXT and all(map(ev.plain, row.values()))
 
 
-def _columns(rows: Rows, *, checked: bool = False) -> Columns | None:
-    """The points by field; None if one of them holds what no caller can have appended."""
-    names: set[Any] = set().union(*rows)
-    if not checked and set(map(type, names)) - _TEXT:
-        return None
-    if set(map(len, rows)) == {len(names)}:
-        columns = {name: [row[name] for row in rows] for name in names}
-    else:
-        columns = {name: [row[name] for row in rows if name in row] for name in names}
-    return columns if checked or all(map(_all_plain, columns.values())) else None
-
-
-def _all_plain(values: list[Any]) -> bool:
-    return ev.all_leaves(values) or all(map(ev.plain, values))
-
-
-def _count_values(all_series: dict[str, Series], name: str, values: list[Any]) -> None:
-    kinds = set(map(type, values))
-    if not kinds <= _NUMBERS:
-        values = [value for value in values if type(value) in _NUMBERS]
-    if not values:
-        return
-    series = all_series.get(name)
-    if series is None:
-        series = all_series[name] = Series(first=values[0])
-    series.count += len(values)
-    series.last = values[-1]
-    # Plain left-to-right addition: the same result whatever the stretches, and in every Python version.
-    total = reduce(add, map(float, values) if int in kinds else values, series.total)
-    if total != total:
-        total, values = _without_nan(series.total, values)
-        if not values:
-            return
-    series.total = total
-    series.counted += len(values)
-    low, high = min(values), max(values)
-    if series.min is None or series.max is None:
-        series.min, series.max = low, high
-        return
-    if low < series.min:
-        series.min = low
-    if high > series.max:
-        series.max = high
-
-
-def _without_nan(total: float, values: list[Any]) -> tuple[float, list[Any]]:
-    kept = [value for value in values if value == value]
-    return reduce(add, map(float, kept), total), kept
-
-
 def _points(work: _Batch, body: Any, stamp: StampTuple) -> None:
     name, fields, columns = body
     check_metric_name(name)
@@ -415,7 +360,7 @@ def _points(work: _Batch, body: Any, stamp: StampTuple) -> None:
     if not count or len(set(fields)) != len(fields) or len(fields) != len(columns):
         raise Malformed
     for column in columns:
-        if type(column) is not list or len(column) != count or not _all_plain(column):
+        if type(column) is not list or len(column) != count or not all_plain(column):
             raise Malformed
     work.flush(name)
     work.add(name, _rows(fields, columns), stamp[0], dict(zip(fields, columns, strict=True)))
@@ -453,6 +398,18 @@ def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
     _offer(metric, given, stamp)
     metric.updated_ns = max(metric.updated_ns, stamp[0])
     work.edits.metrics.add(name)
+
+
+def _rewind(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    body = ev.mapping(body)
+    step, names = ev.step(body["step"]), body.get("metrics")
+    if names is not None:
+        if type(names) is not list or not names:
+            raise Malformed
+        names = sorted(set(map(check_metric_name, names)))
+    work.flush_all()
+    rewinds.note(work.state, Rewind(stamp[0], stamp[1], step, names))
+    work.rewound = True
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -546,4 +503,5 @@ _HANDLERS: Final[dict[int, Callable[[_Batch, Any, StampTuple], None]]] = {
     ev.FILE_DELETE: _file_delete,
     ev.UPDATE: _update,
     ev.LOST: _lost,
+    ev.REWIND: _rewind,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 Range = tuple[int, int]
 
@@ -19,6 +20,45 @@ def holes(covered: Iterable[Range], start: int, end: int) -> Iterator[Range]:
         start = max(start, last)
     if start < end:
         yield start, end
+
+
+def size_of(ranges: Iterable[Range]) -> int:
+    """How many numbers the ranges hold."""
+    return sum(end - start for start, end in ranges)
+
+
+def page_of(ranges: list[Range], start: int, limit: int) -> list[Range]:
+    """The first `limit` numbers from `start` on that the ranges hold; a negative start counts theirs from the end."""
+    if start < 0:
+        skipped, start = size_of(ranges) + start, 0
+    else:
+        skipped = 0
+    page: list[Range] = []
+    for first, last in ranges:
+        first = max(first, start)
+        left_out = min(max(0, skipped), max(0, last - first))
+        skipped, first = skipped - left_out, first + left_out
+        last = min(last, first + limit)
+        if first < last:
+            page.append((first, last))
+            limit -= last - first
+        if not limit:
+            break
+    return page
+
+
+def windows(ranges: Iterable[Range], size: int) -> Iterator[list[Range]]:
+    """The ranges, cut at the multiples of `size`: those between two of these together."""
+
+    def cut() -> Iterator[Range]:
+        for start, end in ranges:
+            while start < end:
+                stop = min(end, (start // size + 1) * size)
+                yield start, stop
+                start = stop
+
+    for _, found in groupby(cut(), key=lambda part: part[0] // size):
+        yield list(found)
 
 
 def overlapping(ranges: Iterable[Range], start: int, end: int) -> list[Range]:

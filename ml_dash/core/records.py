@@ -6,6 +6,7 @@ from binascii import b2a_base64
 from typing import Any, Final, TypedDict
 
 from .names import experiment_id, metric_id
+from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
 from .values import utc_text
 
@@ -93,8 +94,22 @@ class MetricSummary(TypedDict):
     createdAt: str
 
 
-class MetricStats(TypedDict):
-    """What `stats()` returns."""
+class _WhereUnsure(TypedDict, total=False):
+    supersededElsewhere: bool
+
+
+class _Superseded(_WhereUnsure):
+    superseded: list[list[int]]
+    supersededDataPoints: int
+
+
+class MetricStats(_Superseded):
+    """What `stats()` returns.
+
+    `superseded` holds indices [start, end) of points that a rewind has superseded: `totalDataPoints` counts them, the
+    statistics of the series do not. `supersededElsewhere` is there where a rewind hit points that are not on this
+    machine: `superseded` and the statistics do not tell of it then.
+    """
 
     metricId: str
     name: str
@@ -181,8 +196,9 @@ def log_page(logs: list[LogEntry], start: int, *, more: bool) -> LogPage:
 
 
 def point_page(data: list[Point], start: int, *, more: bool) -> PointPage:
-    """A page that begins with point `start`."""
-    return PointPage(data=data, startIndex=start, endIndex=start + len(data) - 1, total=len(data), hasMore=more)
+    """A page that begins with point `start`, or behind it where points are left out."""
+    end = data[-1]["index"] if data else start - 1
+    return PointPage(data=data, startIndex=start, endIndex=end, total=len(data), hasMore=more)
 
 
 def _readable(value: Any) -> Any:
@@ -256,8 +272,18 @@ def metric_stats(state: State, metric: Metric) -> MetricStats:
         lastDataAt=_time(metric.last_ns),
         createdAt=utc_text(metric.created_ns),
         updatedAt=utc_text(metric.updated_ns),
+        **_superseded(metric),
         series=all_series(metric),
     )
+
+
+def _superseded(metric: Metric) -> _Superseded:
+    shown = _Superseded(
+        superseded=[[start, end] for start, end in metric.superseded], supersededDataPoints=size_of(metric.superseded)
+    )
+    if metric.unsure:
+        shown["supersededElsewhere"] = True
+    return shown
 
 
 def metric_document(state: State, metric: Metric) -> dict[str, Any]:
@@ -274,6 +300,7 @@ def metric_document(state: State, metric: Metric) -> dict[str, Any]:
         "lastDataAt": _time(metric.last_ns),
         "createdAt": utc_text(metric.created_ns),
         "updatedAt": utc_text(metric.updated_ns),
+        **_superseded(metric),
         "series": all_series(metric),
     }
     return document

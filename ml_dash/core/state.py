@@ -9,7 +9,7 @@ from typing import Any, Final
 from . import events as ev
 from .ranges import Range
 
-FOLD_VERSION: Final = 1
+FOLD_VERSION: Final = 2
 RUNNING: Final = "running"
 RUNS_KEPT: Final = 64
 _NUMBERS: Final = 1 << 63
@@ -45,8 +45,49 @@ class Series:
 
 
 @dataclass(slots=True)
+class Reach:
+    """From where to where some points go: what a rewind asks of them. Of those that are not superseded.
+
+    The least and the greatest step (else epoch), None where none has any, and whether some have none (`bare`); the
+    earliest and the latest time, cut to microseconds, 0 where there is no point.
+    """
+
+    low: float | int | None = None
+    high: float | int | None = None
+    bare: bool = False
+    first_ns: int = 0
+    last_ns: int = 0
+
+
+@dataclass(slots=True)
+class Span:
+    """Consecutive points of a metric, up to index `end`: behind them counting anew can begin.
+
+    `series` are the statistics from the metric's first point to the last one here.
+    """
+
+    end: int
+    reach: Reach
+    series: dict[str, Series] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rewind:
+    """Points of an earlier time, from a step on, are superseded: of some metrics, or of all.
+
+    `before_ns` is what counts as its time: see `rewinds.settle`.
+    """
+
+    time_ns: int
+    writer: str
+    step: float | int
+    metrics: list[str] | None = None
+    before_ns: int = -1
+
+
+@dataclass(slots=True)
 class Metric:
-    """One metric: how many points, when, and the statistics of its series."""
+    """One metric: how many points, when, and the statistics of its series (of what is not superseded)."""
 
     name: str
     created_ns: int
@@ -62,6 +103,13 @@ class Metric:
     runs: list[tuple[str, int, int]] = field(default_factory=list)
     # How many points each writer that has not ended brought.
     tallies: dict[str, int] = field(default_factory=dict)
+    # The points, in spans that grow with their age, and the reach of those behind the last one, which fill the next.
+    spans: list[Span] = field(default_factory=list)
+    reach: Reach = field(default_factory=Reach)
+    # Indices [start, end) of points that a rewind has superseded.
+    superseded: list[Range] = field(default_factory=list)
+    # A rewind hit points that are not on this machine: `superseded` and the statistics do not tell of it.
+    unsure: bool = False
 
 
 @dataclass(slots=True)
@@ -194,6 +242,8 @@ class State:
     # File id → changes of a file that is not there yet.
     early: dict[str, list[tuple[int, StampTuple, dict[str, Any]]]] = field(default_factory=dict)
     writers: dict[str, WriterState] = field(default_factory=dict)
+    # By their times. Those that later ones cover are kept: which of them counts from when, may still change.
+    rewinds: list[Rewind] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -226,6 +276,8 @@ class Edits:
     released: list[str] = field(default_factory=list)
     # Ids of files that came, went or were replaced: what is shown under files/ changes.
     moved: list[str] = field(default_factory=list)
+    # Metrics whose statistics are to be counted anew, once their lines are applied: from these indices on.
+    rewound: dict[str, int] = field(default_factory=dict)
     parameters: bool = False
     files: bool = False
     experiment: bool = False

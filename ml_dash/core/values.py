@@ -50,6 +50,19 @@ def field_values(fields: Mapping[str, object]) -> dict[str, object]:
     return {_key(key): _plain(value, key, 1, _refuse) for key, value in fields.items()}
 
 
+def checked_step(argument: str, value: object) -> int | float:
+    """The step to which something goes back: a finite number, not negative. Raises `InvalidValue`."""
+    try:
+        step = _plain(value, argument, 1, _refuse)
+    except (UnsupportedType, InvalidValue):
+        step = None
+    if type(step) is int and 0 <= step <= INT_MAX:
+        return step
+    if type(step) is float and 0 <= step < INFINITY:
+        return step
+    raise InvalidValue(f"{argument} is {value!r:.80}", hint="use the step to go on from: a number that is not negative")
+
+
 def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -> dict[str, object]:
     """Parameters or metadata as plain values; anything else is kept as `str(value)`, cut at 1,000 characters.
 

@@ -32,7 +32,7 @@ def train(experiment: Experiment) -> float:
     flowers = load_flowers()
     random.Random(SEED).shuffle(flowers)
     learned, held_out = flowers[HELD_OUT:], flowers[:HELD_OUT]
-    network, first = _resume(experiment)
+    network, first = _resume(experiment, len(learned) // BATCH)
     accuracy = network.accuracy(held_out)
 
     for epoch in range(first, EPOCHS):
@@ -68,16 +68,22 @@ def _save(experiment: Experiment, network: Network, epoch: int) -> None:
     experiment.log(f"checkpoint after epoch {epoch}", level="debug")
 
 
-def _resume(experiment: Experiment) -> tuple[Network, int]:
-    """The network as last saved, and how many epochs are behind it; a fresh one if none was saved."""
+def _resume(experiment: Experiment, batches: int) -> tuple[Network, int]:
+    """The network as last saved, and how many epochs are behind it; a fresh one if none was saved.
+
+    What was recorded after the checkpoint is about to be recorded again: from now on only that counts.
+    """
     saved = experiment.file(prefix="/checkpoints").list()
     if not saved:
         experiment.log("training starts")
+        experiment.rewind(0)
         return Network.fresh(WIDTH, random.Random(SEED)), 0
     with tempfile.TemporaryDirectory() as folder:
         path = experiment.file(file_id=saved[-1]["id"], dest_path=str(Path(folder, "saved.json"))).download()
         state = json.loads(Path(path).read_text())
     experiment.log(f"training goes on after epoch {state['epoch']}", level="warn", checkpoint=saved[-1]["id"])
+    experiment.rewind(state["epoch"], metrics=["loss", "accuracy"])
+    experiment.rewind(state["epoch"] * batches, metrics=["batch/loss"])
     return Network(state["hidden"], state["output"]), state["epoch"]
 
 

@@ -18,6 +18,7 @@ from zlib import crc32
 import msgspec
 
 from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
+from ..core.rewinds import upgrade
 from ..core.state import FOLD_VERSION, State
 from ..disk.durable import fail_point, replace_file
 from ..errors import Damaged, JournalError, NewerFormat
@@ -108,15 +109,13 @@ def decode(body: bytes) -> Base:
             f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}",
             hint="upgrade ml-dash (the file was not changed)",
         )
-    if version < FOLD_VERSION:
-        raise JournalError(
-            f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}; it was kept",
-            hint="run ml-dash pull for this experiment: the server folds anew what it stands for",
-        )
     try:
         base = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+    if version < FOLD_VERSION:
+        upgrade(base.state)
+        base = replace(base, fold_version=FOLD_VERSION)
     if not all(_holds(identity, stood) for identity, stood in base.segments.items()):
         raise Damaged("it names segments that cannot be", hint=ADVICE)
     return base

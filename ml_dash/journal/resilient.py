@@ -93,11 +93,17 @@ class Resilient(Output):
 
     def _accept(self, kind: int, body: Any, tally: Tally | None, count: int) -> int | None:
         """Degraded: number the event and keep it in memory, or count it as lost if memory is full."""
-        self._last_ns = now = max(time_ns(), self._last_ns)
+        now = self._time_apart() if kind == events.REWIND else max(time_ns(), self._last_ns)
+        self._last_ns = now
         payload = self._pack((self._seq, kind, now, body))
         seq = self._seq
         self._seq += 1
         return self._count(tally, count, seq) if self._backlog.push_if_it_fits(seq, payload) else None
+
+    def _time_apart(self) -> int:
+        """A whole microsecond later than all that was written: lines show no less, and `rewinds` goes by them."""
+        self._last_ns = (max(time_ns(), self._last_ns) // 1000 + 1) * 1000
+        return self._last_ns
 
     def _set_aside(self, kind: int, body: Any, tally: Tally | None, count: int) -> None:
         """Another thread hangs inside the kernel: keep the event until somebody is inside again."""

@@ -18,12 +18,13 @@ from zlib import crc32
 
 from ..core.names import file_path, metric_path
 from ..core.records import experiment_document, files_document, metric_document, parameters_document
+from ..core.rewinds import Elsewhere, Past
 from ..core.shown import Shown
 from ..core.state import Block, Edits, File, LogLine, State
 from ..disk.durable import fail_point, read_at, replace_file, write_all
 from ..journal.segment import BLOBS, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
-from .lines import document, log_lines, point_lines
+from .lines import document, log_lines, point_lines, read_points
 
 LOGS: Final = "logs/logs.jsonl"
 POINTS: Final = "data.jsonl"
@@ -32,6 +33,7 @@ PARAMETERS: Final = "parameters.json"
 EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
 
+_READ_LINES: Final = 4 * LINES_PER_MARK
 # Where a projector prepares what it puts into the folder: in the journal, so that a crash leaves nothing in the folder.
 _SCRATCH: Final = ".project.{:x}.tmp"
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]+\.tmp")
@@ -120,17 +122,33 @@ class Folder:
         """Write the lines of some edits."""
         if edits.logs:
             parts = _log_parts(edits.logs)
-            _append(self.path / LOGS, self.layout.logs, map(log_lines, parts), map(len, parts))
+            data = _counted(self.layout.logs, map(log_lines, parts), map(len, parts))
+            _append(self.path / LOGS, self.layout.logs, data)
         for name, blocks in edits.points.items():
             known = self.layout.metrics.get(name)
             if known is None:
                 known = self.layout.metrics[name] = LineFile()
             if not known.size:
                 self._make(self.metric_folder(name))
-            pieces = [piece for block in blocks for piece in _pieces(block)]
-            _append(self.points_file(name), known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
+            _append(self.points_file(name), known, metric_lines(known, blocks))
         edits.clear()
         fail_point("project-lines")
+
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Points [start, end) of a metric, in parts. Raises Elsewhere; FolderChanged if somebody edited them."""
+        known, path = self.layout.metrics.get(name, LineFile()), self.points_file(name)
+        if start < known.first:
+            raise Elsewhere
+        while start < end:
+            stop = min(end, start + _READ_LINES)
+            try:
+                part = read_points(b"\n".join(file_lines(path, known, start, stop)), start)
+            except (OSError, ValueError, LookupError) as error:
+                raise FolderChanged(path) from error
+            if len(part[0]) != stop - start:
+                raise FolderChanged(path)
+            yield part
+            start = stop
 
     def trim(self) -> None:
         """Cut what lies behind the last line: left by a crash between writing and its checkpoint, or by an editor."""
@@ -271,16 +289,39 @@ def _cuts(start: int, count: int) -> list[int]:
     return [0, *range(first, count, LINES_PER_MARK), count]
 
 
-def _append(path: Path, known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> None:
-    size, written = known.size, bytearray()
+def file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
+    """Lines [start, stop) of a file, read from the last mark before them; of those, as many as are there."""
+    mark, number = known.mark_before(start)
+    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
+    offset = known.marks[mark]
+    end = known.marks[behind] if behind < len(known.marks) else known.size
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    with path.open("rb") as file:
+        file.seek(offset)
+        lines = file.read(end - offset).splitlines()
+    return lines[start - number : stop - number]
+
+
+def metric_lines(known: LineFile, blocks: list[Block]) -> bytes:
+    """The lines of some blocks, which `known` counts from now on; its size waits for their being written."""
+    pieces = [piece for block in blocks for piece in _pieces(block)]
+    return _counted(known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
+
+
+def _counted(known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
+    written = bytearray()
     for piece, count in zip(pieces, counts, strict=True):
         if known.lines % LINES_PER_MARK == 0 or known.lines == known.first:
-            known.marks.append(size + len(written))
+            known.marks.append(known.size + len(written))
         known.lines += count
         written += piece
-    data = bytes(written)
-    _write_missing(path, size, data)
-    known.size = size + len(data)
+    return bytes(written)
+
+
+def _append(path: Path, known: LineFile, data: bytes) -> None:
+    _write_missing(path, known.size, data)
+    known.size += len(data)
     known.crc = crc32(data, known.crc)
 
 

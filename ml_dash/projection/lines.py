@@ -13,7 +13,8 @@ from ..core.values import from_json, texts_like_numbers, to_json, utc_text
 _encoder: Final = msgspec.json.Encoder()
 _decode: Final = msgspec.json.Decoder().decode
 # What a plain encoding may have got wrong: null may stand for NaN, and a text may look like a number's name.
-_SUSPECT: Final = (b"null", b'NaN"', b'Infinity"')
+_NUMBER_NAMES: Final = (b'NaN"', b'Infinity"')
+_SUSPECT: Final = (b"null", *_NUMBER_NAMES)
 
 
 def point_lines(block: Block) -> bytes:
@@ -72,6 +73,27 @@ def read_point(line: bytes) -> Point:
         "Point",
         {"index": raw["index"], "data": from_json(raw["data"], raw.get("text", ())), "createdAt": raw["createdAt"]},
     )
+
+
+class _Line(msgspec.Struct):
+    index: int
+    data: dict[str, Any]
+    createdAt: str  # noqa: N815 - as the lines have it
+    text: list[str] = []
+
+
+_lines: Final = msgspec.json.Decoder(_Line)
+
+
+def read_points(lines: bytes, start: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """The fields and the times of the points from index `start` on. Raises ValueError if the lines are not those."""
+    found = _lines.decode_lines(lines)
+    if not found or (found[0].index, found[-1].index) != (start, start + len(found) - 1):
+        raise ValueError(f"the lines do not begin with point {start}")
+    rows = [line.data for line in found]
+    if any(suspect in lines for suspect in _NUMBER_NAMES):
+        rows = [from_json(line.data, line.text) for line in found]
+    return rows, [line.createdAt for line in found]
 
 
 def read_log(line: bytes) -> LogEntry:

@@ -21,6 +21,7 @@ import msgspec
 from ..core.fold import fold, fold_death
 from ..core.frames import HEAD, Event
 from ..core.ranges import Range, holes, union
+from ..core.rewinds import Past, recount
 from ..core.state import Edits
 from ..disk.durable import data_sync, read_at, sync_folder
 from ..disk.lock import Liveness, probe
@@ -58,6 +59,9 @@ class Sink(Protocol):
 
     def apply(self, edits: Edits) -> None:
         """Write the lines of some edits, and clear them."""
+
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Points [start, end) of a metric that were applied; see `rewinds.History`."""
 
 
 class Replay:
@@ -277,6 +281,8 @@ class Replay:
         for start in range(0, len(run.events), size):
             fold(state, segment.writer, run.events[start : start + size], self.edits)
             sink.apply(self.edits)
+            if self.edits.rewound:
+                recount(state, self.edits, sink.history)
             if pace is not None:
                 pace.step()
         self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), run.start, run.end)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from zlib import crc32
 
 from ..core.events import Malformed, changes, mapping
-from ..core.state import State
+from ..core.state import Metric, State
 from ..disk.durable import boot_id
 from ..errors import JournalError
 from ..journal.reader import Run, Segment, open_segment, read
@@ -46,6 +46,8 @@ def is_consistent(checkpoint: Checkpoint) -> bool:
         layout.logs.lines == state.logs
         and {name: lines.lines for name, lines in layout.metrics.items()} == counts
         and all(_has_marks(lines) for lines in (layout.logs, *layout.metrics.values()))
+        and all(map(_has_spans, state.metrics.values()))
+        and state.writers.keys() >= {rewind.writer for rewind in state.rewinds}
         and state.writers.keys() >= {*state.session, *state.alive}
         and state.files.keys() >= set(chain.from_iterable(state.places.values()))
         and all(map(_stays_inside, layout.placed))
@@ -74,6 +76,18 @@ def _has_marks(lines: LineFile) -> bool:
     ends, first = [*lines.marks, lines.size], lines.first
     marks = -(-lines.lines // LINES_PER_MARK) - first // LINES_PER_MARK if lines.lines > first else 0
     return 0 <= first <= lines.lines and len(lines.marks) == marks and sorted(ends) == ends and ends[0] == 0
+
+
+def _has_spans(metric: Metric) -> bool:
+    """Do its spans and what is superseded follow each other, within its points?"""
+    ends = [0, *(span.end for span in metric.spans)]
+    bounds = [bound for superseded in metric.superseded for bound in superseded]
+    return (
+        ends == sorted(set(ends))
+        and bounds == sorted(set(bounds))
+        and max(ends[-1], *bounds[-1:], 0) <= metric.count
+        and min(bounds, default=0) >= 0
+    )
 
 
 def _stays_inside(path: str) -> bool:

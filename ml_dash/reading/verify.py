@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ import msgspec
 from ..core.frames import LengthCrcs, decode_order_header, find_frame, walk
 from ..core.ranges import Range, holes
 from ..core.records import experiment_document, files_document, metric_document, parameters_document
+from ..core.rewinds import Elsewhere, Past
 from ..core.shown import shown_paths
 from ..core.state import Edits, File, State
 from ..disk.lock import Liveness, probe
@@ -25,9 +27,9 @@ from ..journal.order import Order, Stretch
 from ..journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
 from ..journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
-from ..projection.checkpoint import Checkpoint, Layout
-from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder
-from ..projection.lines import document, log_lines, point_lines
+from ..projection.checkpoint import Checkpoint, Layout, LineFile
+from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
+from ..projection.lines import document, log_lines
 from ..projection.replay import Replay
 from ..projection.start import begin
 from .read import Located
@@ -110,11 +112,15 @@ class _Nowhere:
     def apply(self, edits: Edits) -> None:
         edits.clear()
 
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        raise Elsewhere
+
 
 class _Compare:
     """A sink that compares lines with the documented folder instead of writing them."""
 
     def __init__(self, folder: Folder, tell: Callable[[], None]) -> None:
+        # Its layout counts what was compared.
         self.folder = folder
         # How long each file of lines has to be, where it is something else, and where it ends too early.
         self.sizes: dict[Path, int] = {folder.path / LOGS: 0}
@@ -126,9 +132,19 @@ class _Compare:
         if edits.logs:
             self._compare(self.folder.path / LOGS, log_lines(edits.logs))
         for name, blocks in edits.points.items():
-            self._compare(self.folder.points_file(name), b"".join(map(point_lines, blocks)))
+            known = self.folder.layout.metrics.setdefault(name, LineFile())
+            lines = metric_lines(known, blocks)
+            known.size += len(lines)
+            self._compare(self.folder.points_file(name), lines)
         edits.clear()
         self._tell()
+
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """The points as the folder has them: where it does not, it was found to differ already."""
+        try:
+            yield from self.folder.history(name, start, end)
+        except FolderChanged:
+            raise Elsewhere from None
 
     def _compare(self, path: Path, expected: bytes) -> None:
         position = self.sizes.get(path, 0)
@@ -177,7 +193,8 @@ class _Check:
             return None, Checkpoint()
 
     def run(self) -> VerifyReport:
-        compare = _Compare(self.folder, self._tell)
+        counted = Folder(self.folder.path, self.journal, deepcopy(self.replay.at.layout))
+        compare = _Compare(counted, self._tell)
         compare.sizes.update({path: lines.size for path, lines in self._folder_at_start().line_files()})
         self.replay.catch_up(compare, record=False, unordered=_Nowhere())
         state = self.replay.state

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from ..core.names import check_prefix, level_of
+from ..core.ranges import holes, page_of, size_of, windows
 from ..core.records import (
     ExperimentRecord,
     FileRecord,
@@ -28,12 +29,14 @@ from ..core.records import (
     point_page,
     series_name,
 )  # fmt: skip
+from ..core.rewinds import Past, last_step
 from ..core.state import Edits, File, Metric, State
+from ..core.statistics import step_of
 from ..errors import Damaged, InvalidValue, NotFound
 from ..journal import base as bases
 from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
-from ..projection.folder import LOGS, Folder
-from ..projection.lines import log_lines, point_lines, read_log, read_point
+from ..projection.folder import LOGS, Folder, FolderChanged, file_lines
+from ..projection.lines import log_lines, point_lines, read_log, read_point, read_points
 from ..projection.project import Projector
 from ..projection.replay import OrderChanged, Replay
 from ..projection.start import begin
@@ -50,7 +53,8 @@ _Entry = TypeVar("_Entry", LogEntry, Point)
 class Memory:
     """A sink that keeps lines: what a reader has folded beyond the documented folder."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Folder | None = None) -> None:
+        self._folder = folder
         self.logs: list[bytes] = []
         self.metrics: dict[str, list[bytes]] = {}
 
@@ -64,6 +68,16 @@ class Memory:
                 lines += point_lines(block).splitlines()
         edits.clear()
 
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Points [start, end) of a metric, in parts. Raises Elsewhere, and FolderChanged as `Folder.history` does."""
+        known = self._folder.layout.metrics.get(name) if self._folder is not None else None
+        behind = known.lines if known is not None else 0
+        if self._folder is not None and start < behind:
+            yield from self._folder.history(name, start, min(end, behind))
+        if end > behind:
+            start = max(start, behind)
+            yield read_points(b"\n".join(self.metrics[name][start - behind : end - behind]), start)
+
 
 def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
     """What a checkpoint knows and the folder holds, with all that came later folded in memory.
@@ -74,13 +88,17 @@ def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
 
 
 def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[], View]) -> View:
-    memory = Memory()
+    found = Folder(folder, journal, checkpoint.layout)
+    memory = Memory(found)
     replay = Replay(journal, checkpoint)
-    replay.catch_up(memory, record=False)
+    try:
+        replay.catch_up(memory, record=False)
+    except FolderChanged as error:
+        raise OrderChanged(folder) from error
     if bases.identity_of(journal) != checkpoint.base:
         # Segments may have gone while they were being read; another base stands for them now.
         raise OrderChanged(journal)
-    return View(replay.state, Folder(folder, journal, checkpoint.layout), memory, again)
+    return View(replay.state, found, memory, again)
 
 
 def look_anew(journal: Path, folder: Path) -> View:
@@ -111,7 +129,7 @@ def projected(projector: Projector) -> View:
     def again() -> View:
         return projected(projector) if projector.mend() else look_anew(projector.journal, projector.folder_path)
 
-    return View(projector.state, projector.folder, Memory(), again)
+    return View(projector.state, projector.folder, Memory(projector.folder), again)
 
 
 _told: set[str] = set()
@@ -184,12 +202,16 @@ class View:
         """All metrics, by name."""
         return [metric_summary(self.state, metric) for _, metric in sorted(self.state.metrics.items())]
 
-    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000) -> PointPage:
-        """A page of points; empty for an unknown metric."""
+    def metric_page(
+        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
+    ) -> PointPage:
+        """A page of points; empty for an unknown metric. Without `superseded` it holds those that are current."""
         check_limit(limit)
         metric = self.state.metrics.get(name)
         if metric is None:
             return point_page([], max(0, start_index), more=False)
+        if not superseded and metric.superseded:
+            return self._current_page(metric, start_index, limit)
         known = self._folder.layout.metrics.get(name, LineFile())
         start, stop = self._bounds(start_index, limit, metric.count, known, f"points of {name}")
         try:
@@ -199,12 +221,42 @@ class View:
             return self._elsewhere().metric_page(name, start_index, limit)
         return point_page(points, start, more=stop < metric.count)
 
-    def each_point(self, name: str) -> Iterator[Point]:
-        """All points of a metric, in flat memory."""
+    def _current_page(self, metric: Metric, start_index: int, limit: int) -> PointPage:
+        """A page of points that are not superseded, by index; a negative start counts those from the end."""
+        known = self._folder.layout.metrics.get(metric.name, LineFile())
+        first = self._first_here(known, f"points of {metric.name}") if start_index < known.first else 0
+        current = list(holes(metric.superseded, first, metric.count))
+        chosen = page_of(current, start_index, limit)
+        points: list[Point] = []
+        for parts in windows(chosen, LINES_PER_MARK):
+            start, stop = parts[0][0], parts[-1][1]
+            page = self.metric_page(metric.name, start, stop - start)["data"]
+            points += [point for low, high in parts for point in page[low - start : high - start]]
+        start = max(start_index, first) if start_index >= 0 else points[0]["index"] if points else 0
+        return point_page(points, start, more=bool(chosen) and chosen[-1][1] < current[-1][1])
+
+    def each_point(self, name: str, *, superseded: bool = True) -> Iterator[Point]:
+        """All points of a metric, or those that are current, in flat memory."""
         metric = self.state.metrics.get(name)
+        if metric is None:
+            return
         first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}")
-        for start in range(first, metric.count if metric is not None else 0, MAX_LIMIT):
-            yield from self.metric_page(name, start, MAX_LIMIT)["data"]
+        for start in range(first, metric.count, MAX_LIMIT):
+            page = self.metric_page(name, start, MAX_LIMIT)["data"]
+            if superseded or not metric.superseded:
+                yield from page
+            else:
+                for low, high in holes(metric.superseded, start, start + len(page)):
+                    yield from page[low - start : high - start]
+
+    def last_point(self, name: str) -> Point | None:
+        """The last point that is current."""
+        page = self.metric_page(name, -1, 1, superseded=False)["data"]
+        return page[0] if page else None
+
+    def last_step(self) -> int | float | None:
+        """The greatest step (else epoch) of what is current, of all metrics."""
+        return last_step(self.state)
 
     def _first_here(self, known: LineFile, what: str) -> int:
         """The number of the first line that is on this machine."""
@@ -245,10 +297,10 @@ class View:
         field = next((field for field in metric.series if series_name(name, field) == (series or name)), None)
         if field is None:
             raise NotFound(f"metric {name!r} has no series {series or name!r}; it has {sorted(metric.series)}")
-        bucket = max(1, -(-metric.count * 2 // max(2, max_points)))
+        bucket = max(1, -(-(metric.count - size_of(metric.superseded)) * 2 // max(2, max_points)))
         thinned: list[tuple[float, float]] = []
         waiting: list[tuple[float, float]] = []
-        for point in self.each_point(name):
+        for point in self.each_point(name, superseded=False):
             y = point["data"].get(field)
             if isinstance(y, (int, float)) and not isinstance(y, bool) and y == y:
                 waiting.append((_x(point), float(y)))
@@ -266,32 +318,14 @@ def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _x(point: Point) -> float:
-    for key in ("step", "epoch"):
-        x = point["data"].get(key)
-        if isinstance(x, (int, float)) and not isinstance(x, bool) and x == x:
-            return float(x)
-    return float(point["index"])
+    step = step_of(point["data"])
+    return float(point["index"] if step is None else step)
 
 
 def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
     """Lines [start, stop): what the folder is known to hold from there, the rest from memory."""
-    found = _file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
+    found = file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
     return found + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
-
-
-def _file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
-    """Lines [start, stop) of a file, read from the last mark before them."""
-    mark, number = known.mark_before(start)
-    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
-    offset = known.marks[mark]
-    end = known.marks[behind] if behind < len(known.marks) else known.size
-    if not path.is_file():
-        raise Damaged(f"{path} is not there")
-    with path.open("rb") as file:
-        file.seek(offset)
-        lines = file.read(end - offset).splitlines()
-    skip = start - number
-    return lines[skip : skip + stop - start]
 
 
 def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_Entry]:

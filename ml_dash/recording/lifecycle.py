@@ -53,6 +53,7 @@ class Handle:
     _write_protected: bool
     _resume: str
     _resume_from_remote: bool
+    _resume_step: int | float | None
     _read_only: bool
     _strict: bool
     _disabled: bool
@@ -124,6 +125,7 @@ class Handle:
             from ..sync.fetch import fetch
 
             fetch(opening.where(self._wish()), self._settings)
+        first = not child and not self._recorded
         with registry.lock:
             run, resumed = opening.open_run(self._wish(child=child, parent=parent))
             run.handles += 1
@@ -138,8 +140,18 @@ class Handle:
         self._tallies = run.tallies
         self._append = run.writer.append
         self._parent = None
+        if first and self._resume_step is not None:
+            # Also where there is nothing here: a server may have it, or another rank has begun it a moment ago.
+            self._rewind({"step": self._resume_step})
         if self._settings.remote is not None:
             self._ask_for_upload(run)
+
+    def _rewind(self, body: dict[str, Any]) -> None:
+        """Record that points before now, from a step on, are superseded."""
+        try:
+            self._open_run().writer.append_apart(events.REWIND, body)
+        except self._gone:
+            self._not_open()
 
     def _ask_for_upload(self, run: Run) -> None:
         """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""
@@ -345,6 +357,7 @@ class Handle:
             "write_protected": self._write_protected,
             "resume": self._resume,
             "resume_from_remote": self._resume_from_remote,
+            "resume_step": self._resume_step,
             "read_only": self._read_only,
             "strict": self._strict,
             "was_open": self.is_open,
@@ -359,8 +372,8 @@ class Handle:
         self._start_state()
         vars(self).update(state["own"])
         for argument in (
-            "name", "project", "settings", "given", "write_protected", "resume", "resume_from_remote", "read_only",
-            "strict", "recorded", "resumed",
+            "name", "project", "settings", "given", "write_protected", "resume", "resume_from_remote", "resume_step",
+            "read_only", "strict", "recorded", "resumed",
         ):  # fmt: skip
             setattr(self, f"_{argument}", state[argument])
         self._disabled = disabled()

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..core.frames import OrderHeader
+from ..core.rewinds import Elsewhere, Past
 from ..core.state import Edits, State, index_of
 from ..disk.config import quiet
 from ..disk.durable import on_local_disk
@@ -296,6 +297,10 @@ class _Seeker:
         with contextlib.suppress(Enough, OSError):
             self._replay.catch_up(self, record=False)
         return self._found
+
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Nobody asks this fold for statistics."""
+        raise Elsewhere
 
     def apply(self, edits: Edits) -> None:
         """Called after each stretch; the point is among the newest once its writer has brought that many."""

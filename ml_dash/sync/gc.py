@@ -111,8 +111,11 @@ def collect(
         return work.run(dry_run=dry_run)
 
 
-class _Nowhere:
+class _InFolder:
     """A sink for lines that are in the folder already."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.history = folder.history
 
     def apply(self, edits: Edits) -> None:
         edits.clear()
@@ -330,7 +333,7 @@ class _Collection:
         if position == self.at.order_position:
             return self.at.state
         replay = Replay(self.journal, begin(self.journal))
-        replay.follow(position, _Nowhere())
+        replay.follow(position, _InFolder(self.projector.folder))
         if any(replay.at.covered.get(one.id) != self.at.covered[one.id] for one in going):
             # A record before that place is damaged, and what it named was merged again behind it.
             raise Damaged(

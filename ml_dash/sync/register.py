@@ -161,15 +161,25 @@ def register_again(journal: Path, settings: Settings, env: Environment | None = 
     Where the settings name no identity, the one it was registered with stays, unclaimed too: whoever is logged in by
     now does not take over what was recorded before. Of several, the one of the present login. Raises OSError.
     """
-    if _given_token(settings) is not None or settings.user_name is not None:
-        return register(journal, settings, env)
-    there = of_journal(journal, by_journal(registrations(env)), env)
-    known = [one for one in there if one.remote == settings.remote]
-    if not known:
-        return register(journal, settings, env)
+    wanted = asking(journal, settings, env)
+    write(wanted, env)
+    return wanted
+
+
+def asking(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
+    """The identity under which a server is asked about a journal, which need not be here: nothing is registered by it.
+
+    The one that the settings name; else the one that the journal is registered with; else whoever is logged in now.
+    """
     assert settings.remote is not None
-    present = login.stored(settings.remote, env)
-    return min(known, key=lambda one: (not _is_of(one, present), not one.is_claimed))
+    token, user = _given_token(settings), settings.user_name
+    if token is None and user is None:
+        there = of_journal(journal, by_journal(registrations(env)), env)
+        known = [one for one in there if one.remote == settings.remote]
+        if known:
+            present = login.stored(settings.remote, env)
+            return min(known, key=lambda one: (not _is_of(one, present), not one.is_claimed))
+    return bind(journal, settings.remote, user, token, env)
 
 
 def _is_of(registration: Registration, present: login.Login | None) -> bool:

@@ -13,14 +13,15 @@ from . import (
     rows_network,
     rows_power,
     rows_reading,
+    rows_rewind,
     rows_server,
     rows_whole,
 )
 from .harness import Row
 
 _MODULES: Final = (
-    rows_daemon, rows_network, rows_hosts, rows_identity, rows_reading, rows_host, rows_server, rows_gate, rows_power,
-    rows_whole,
+    rows_daemon, rows_network, rows_hosts, rows_identity, rows_reading, rows_rewind, rows_host, rows_server, rows_gate,
+    rows_power, rows_whole,
 )  # fmt: skip
 ROWS: Final[dict[str, Row]] = {
     row.id: row

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import random
 import resource
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -94,3 +96,45 @@ def _prepare(folder: Path, impatient: dict[str, Any] | None, limits: dict[str, i
     for name, value in (limits or {}).items():
         number = getattr(resource, name)
         resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
+
+
+def rank(
+    pipe: int,
+    folder: Path,
+    *,
+    store: str,
+    project: str,
+    number: int,
+    session: int,
+    start: int,
+    steps: int,
+    seed: str,
+    dies: bool,
+    go: str,
+) -> None:
+    """One rank of a job that goes on from step `start`: opens, goes back, records at once; after `go` some more."""
+    from ml_dash import Experiment
+    from tests.crash.oracle import Reporter
+    from tests.crash.victims import wait_for_file
+
+    rng, report = random.Random(seed), Reporter(pipe, number)
+    experiment = Experiment("run", project, local_path=store, resume_step=start).open()
+
+    def record(step: int) -> None:
+        point: dict[str, Any] = {"value": rng.random(), "session": session, "rank": number}
+        experiment.metric(f"rank{number}").append(step=step, **point)
+        experiment.metric("all").append_batch([{"step": step, **point}, {"epoch": step, **point}])
+        if not step % 5:
+            experiment.metric("bare").append(**point)
+
+    early = rng.randrange(steps)
+    for step in range(start, start + early):
+        record(step)
+    report.value("open", number)
+    wait_for_file(Path(go), report)
+    for step in range(start + early, start + steps):
+        record(step)
+        report.value("going", number)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    experiment.close()

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
-from ...core.fold import NO_SERIES
+from ...core.rewinds import History, Past
 from ...core.state import Block as Points
 from ...core.state import Edits
-from ...projection.lines import log_lines, point_lines
+from ...core.statistics import NO_SERIES, NUMBERS, step_of
+from ...projection.lines import log_lines, point_lines, read_points
 from ..stores import Block, Read
 
 LINES: Final = 1000
@@ -20,7 +21,6 @@ PART: Final = 50
 """A block has a summary of the whole, and one of each of its parts of that many lines."""
 
 LOGS: Final = "logs"
-_NUMBERS: Final = frozenset((int, float))
 # A block of long lines is full before it has 1,000: it is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
 
@@ -181,16 +181,27 @@ def _slice(points: Points, start: int, end: int) -> Points:
     return Points(points.start + start, points.rows[start:end], times)
 
 
+def history(tx: Read, ns: str, experiment: str) -> History:
+    """What the fold asks where a rewind has hit something: points that are stored."""
+
+    def points(metric: str, start: int, end: int) -> Iterator[Past]:
+        for block in tx.blocks(ns, experiment, series_of(metric), start, end):
+            first, lines = block.first, block.lines
+            if first < start or first + block.count > end:
+                low, high = max(start, first), min(end, first + block.count)
+                lines, first = b"\n".join(lines.splitlines()[low - first : high - first]), low
+            yield read_points(lines, first)
+
+    return points
+
+
 # -- summaries --------------------------------------------------------------------------------------------------------
 
 
 def x_of(row: dict[str, Any], index: int) -> Any:
     """What a point is drawn at: its step, else its epoch, else its index."""
-    for key in ("step", "epoch"):
-        value = row.get(key)
-        if type(value) in _NUMBERS:
-            return value
-    return index
+    step = step_of(row)
+    return index if step is None else step
 
 
 def _extend(known: Extremes, more: Extremes) -> None:
@@ -213,8 +224,8 @@ def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
     for name in names:
         values = [row.get(name) for row in rows]
         places: list[int] | None = None
-        if not set(map(type, values)) <= _NUMBERS or values != values or any(value != value for value in values):
-            places = [i for i, value in enumerate(values) if type(value) in _NUMBERS and value == value]
+        if not set(map(type, values)) <= NUMBERS or values != values or any(value != value for value in values):
+            places = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
             values = [values[i] for i in places]
             if not values:
                 continue

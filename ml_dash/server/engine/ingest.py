@@ -23,6 +23,7 @@ from ...core.names import check_name, experiment_id
 from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
 from ...core.ranges import Range, holes, overlapping
 from ...core.records import experiment_document
+from ...core.rewinds import recount
 from ...core.state import FOLD_VERSION, Edits, State
 from ...disk.durable import fail_point
 from ...errors import Damaged, InvalidInput, NewerFormat
@@ -41,7 +42,7 @@ from ..stores import (
     StoreTrouble,
     Write,
 )
-from .blocks import Tails, add
+from .blocks import Tails, add, history
 
 STRETCH: Final = 1
 DEATH: Final = 2
@@ -135,6 +136,8 @@ class Ingest:
     def apply(self, tx: Write, ns: str, live: Live, edits: Edits) -> None:
         """Put the lines of edits into the documents; what else has changed waits for `store`."""
         tx.put_blocks(ns, live.row.id, add(tx, ns, live.row.id, edits, live.tails))
+        if edits.rewound:
+            recount(live.state, edits, history(tx, ns, live.row.id))
         if len(live.tails) > _TAILS_KEPT or sum(len(tail.lines) for tail in live.tails.values()) > _TAIL_BYTES_KEPT:
             live.tails = {}
 

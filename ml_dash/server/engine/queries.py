@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
+from ...core.ranges import Range, holes, page_of, size_of, windows
 from ...core.records import (
     LogEntry,
     all_series,
@@ -30,6 +31,7 @@ from .blocks import LINES, LOGS, series_of
 from .ingest import decode_state
 from .series import sample
 
+_T = TypeVar("_T")
 _LARGEST: Final = (1 << 63) - 1
 _PAGE_BYTES: Final = 32 << 20
 _SCANNED_AT_ONCE: Final = 20 * LINES
@@ -111,7 +113,7 @@ class Query:
             total = state.logs
             start, stop = _bounds(start, limit, total)
             if level is None and q is None:
-                entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop))]
+                entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
             wanted = _matching(level, q)
             entries, position = [], start
@@ -142,19 +144,28 @@ class Query:
         with self._looking(ns, experiment) as (_, _, state):
             return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
 
-    def metric_page(self, ns: str, experiment: str, metric: str, start: int, limit: int) -> bytes:
-        """A page of points from index `start` (negative: from the end), as JSON: the lines of `data.jsonl`."""
+    def metric_page(
+        self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
+    ) -> bytes:
+        """A page of points from index `start` (negative: from the end), as JSON: the lines of `data.jsonl`.
+
+        Without `superseded` it holds those that are current, and a negative start counts those.
+        """
         with self._looking(ns, experiment) as (tx, _, state):
             metric = _metric_of(state, metric)
-            known = state.metrics.get(metric)
-            total = known.count if known is not None else 0
-            start, stop = _bounds(start, limit, total)
-            lines = list(_bounded(_lines(tx, ns, experiment, series_of(metric), start, stop)))
+            known = _metric(state, metric)
+            total = known.count
+            current = list(holes(() if superseded else known.superseded, 0, total))
+            chosen = page_of(current, start, limit)
+            found = (one for window in windows(chosen, LINES) for one in _bulk(tx, ns, experiment, metric, window))
+            indices, lines = _unzipped(_bounded(found, lambda one: len(one[1])))
+        start = start if start >= 0 else indices[0] if indices else 0
+        end = indices[-1] if indices else start - 1
         tail = {
             "startIndex": start,
-            "endIndex": start + len(lines) - 1,
+            "endIndex": end,
             "total": len(lines),
-            "hasMore": start + len(lines) < total and bool(lines),
+            "hasMore": bool(lines) and end + 1 < (current[-1][1] if current else 0),
             "totalDataPoints": total,
         }
         return b'{"data":[' + b",".join(lines) + b"]," + msgspec.json.encode(tail)[1:]
@@ -169,26 +180,34 @@ class Query:
         start: int | None = None,
         end: int | None = None,
         field: str | None = None,
+        superseded: bool = False,
     ) -> bytes:
-        """Each series (or that of one field) in about `points` points, minima and maxima kept; indices [start, end)."""
+        """Each series (or that of one field) in about `points` points, minima and maxima kept; indices [start, end).
+
+        What is superseded is left out, unless it is asked for.
+        """
         with self._looking(ns, experiment) as (tx, _, state):
             name = _metric_of(state, metric)
             if name != metric and field is None:
                 field = next(one for one in state.metrics[name].series if series_name(name, one) == metric)
             metric, known = name, _metric(state, name)
-            if field is not None and field not in known.series:
+            if field is not None and field not in known.series and not known.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
             low, _ = _bounds(start or 0, 1, known.count)
             high = known.count if end is None else _bounds(end, 1, known.count)[0]
             low = min(low, known.count)
             high = max(low, min(high, known.count))
-            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field)
+            without = () if superseded else known.superseded
+            found = sample(
+                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
+            )
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
             "startIndex": low,
             "endIndex": high - 1,
             "totalDataPoints": known.count,
+            "supersededDataPoints": size_of(known.superseded),
             "series": found,
         }
         return msgspec.json.encode(to_json(answer))
@@ -317,14 +336,27 @@ def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: in
         yield from lines[max(0, start - block.first) : stop - block.first]
 
 
-def _bounded(lines: Iterator[bytes]) -> Iterator[bytes]:
+def _bulk(tx: Read, ns: str, experiment: str, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:
+    """(index, line) of the points in some ranges that lie near each other."""
+    start, stop = ranges[0][0], ranges[-1][1]
+    lines = list(_lines(tx, ns, experiment, series_of(metric), start, stop))
+    for low, high in ranges:
+        yield from zip(range(low, high), lines[low - start : high - start], strict=True)
+
+
+def _unzipped(pairs: Iterable[tuple[int, bytes]]) -> tuple[list[int], list[bytes]]:
+    both = list(pairs)
+    return [index for index, _ in both], [line for _, line in both]
+
+
+def _bounded(found: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[_T]:
     """No more of them than an answer may hold; at least one."""
     size = 0
-    for line in lines:
-        if size and size + len(line) > _PAGE_BYTES:
+    for one in found:
+        if size and size + size_of(one) > _PAGE_BYTES:
             return
-        size += len(line)
-        yield line
+        size += size_of(one)
+        yield one
 
 
 def _entry(line: bytes) -> LogEntry:

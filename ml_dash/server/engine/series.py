@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...projection.lines import read_point
 from ..stores import Read
@@ -14,17 +15,27 @@ MAX_POINTS: Final = 100_000
 
 
 def sample(
-    tx: Read, ns: str, experiment: str, metric: str, *, start: int, end: int, points: int, field: str | None
+    tx: Read,
+    ns: str,
+    experiment: str,
+    metric: str,
+    *,
+    start: int,
+    end: int,
+    points: int,
+    field: str | None,
+    without: Sequence[Range] = (),
 ) -> dict[str, dict[str, Any]]:
     """Of points [start, end), at most about `points` of each series: {name: {"index", "x", "value", "count"}}.
 
     The range is cut into `points / 2` equal parts; of each the least and the greatest value are kept, and of the whole
     the first and the last point. Where a part is longer than a stored summary, it is made of those that begin in it.
+    Indices in the ranges `without` are left out.
     """
     width = max(1.0, (end - start) / max(1, points // 2))
     series = series_of(metric)
     found: dict[str, dict[int, Found]] = {}
-    for index, summary in _summaries(tx, ns, experiment, series, start, end, width):
+    for index, summary in _summaries(tx, ns, experiment, series, start, end, width, without):
         part = int((index - start) / width)
         for name, spots in summary.items():
             if field is None or name == field:
@@ -35,12 +46,13 @@ def sample(
 
 
 def _summaries(
-    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, width: float
+    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, width: float, without: Sequence[Range]
 ) -> Iterator[tuple[int, Extremes]]:
     """(first index, summary) of stretches that are no longer than `width`, one after the other; all of [start, end)."""
     if width < PART:
-        for block in tx.blocks(ns, experiment, series, start, end):
-            yield from _of_lines(block.lines, block.first, start, end, width, start)
+        for low, high in holes(without, start, end):
+            for block in tx.blocks(ns, experiment, series, low, high):
+                yield from _of_lines(block.lines, block.first, [(low, high)], width, start)
         return
     whole = width >= LINES
     for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
@@ -49,27 +61,30 @@ def _summaries(
         for number, summary in enumerate(stretches):
             low = first + number * length
             high = min(low + length, first + count)
-            if low >= start and high <= end:
+            wanted = list(holes(without, max(low, start), min(high, end)))
+            if wanted == [(low, high)]:
                 yield low, summary
-            elif low < end and high > start:
-                # One at the ends of the range: only a part of it counts.
+            elif wanted:
+                # At the ends of the range, or beside what is left out: only a part of it counts.
                 for block in tx.blocks(ns, experiment, series, low, low + 1):
-                    yield from _of_lines(block.lines, block.first, max(low, start), min(high, end), width, start)
+                    yield from _of_lines(block.lines, block.first, wanted, width, start)
 
 
 def _of_lines(
-    lines: bytes, first: int, start: int, end: int, width: float, origin: int
+    lines: bytes, first: int, wanted: list[Range], width: float, origin: int
 ) -> Iterator[tuple[int, Extremes]]:
-    """The same of the lines of a block that lie in [start, end), by counting them anew."""
-    low, high = max(start, first), min(end, first + lines.count(b"\n"))
-    rows = [read_point(line)["data"] for line in lines.splitlines()[low - first : high - first]]
-    base = low
-    while low < high:
-        part = int((low - origin) / width)
-        # The first index that belongs to the next part.
-        stop = min(high, max(low + 1, origin + -int(-(part + 1) * width // 1)))
-        yield low, extremes(rows[low - base : stop - base], low)
-        low = stop
+    """The same of those lines of a block that are wanted, by counting them anew."""
+    all_lines = lines.splitlines()
+    for start, end in wanted:
+        low, high = max(start, first), min(end, first + len(all_lines))
+        rows = [read_point(line)["data"] for line in all_lines[low - first : high - first]]
+        base = low
+        while low < high:
+            part = int((low - origin) / width)
+            # The first index that belongs to the next part.
+            stop = min(high, max(low + 1, origin + -int(-(part + 1) * width // 1)))
+            yield low, extremes(rows[low - base : stop - base], low)
+            low = stop
 
 
 def _shown(parts: dict[int, Found]) -> dict[str, Any]:

@@ -142,6 +142,13 @@ class Call:
     def number_or_none(self, name: str, low: int, high: int) -> int | None:
         return None if self.text(name) is None else self.integer(name, low, low, high)
 
+    def flag(self, name: str, default: bool) -> bool:
+        """true or false."""
+        text = self.text(name)
+        if text not in (None, "true", "false"):
+            malformed(f"{name} is neither true nor false")
+        return default if text is None else text == "true"
+
     # -- the body ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager

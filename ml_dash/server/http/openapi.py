@@ -43,6 +43,7 @@ def _optional(**schemas: dict[str, Any]) -> Query:
 
 _INDEX: Final = _between(-LARGEST_INDEX, LARGEST_INDEX)
 _LINES: Final = _optional(startIndex=_INDEX, limit=_between(1, PAGE))
+_BOOLEAN: Final[dict[str, Any]] = {"enum": ["true", "false"]}
 _OFFSET: Final = _between(0, routes_sync.LARGEST_OFFSET)
 
 _QUERIES: Final[dict[str, Query]] = {
@@ -52,8 +53,10 @@ _QUERIES: Final[dict[str, Query]] = {
         limit=_between(1, routes_experiments.PAGE), after={"type": "string", "maxLength": 2000},
     ),
     "logs": {**_LINES, **_optional(level={"enum": ["debug", "info", "warn", "error", "fatal"]}, q=_TEXT)},
-    "data": _LINES,
-    "series": _optional(points=_between(1, routes_metrics.PLOT), start=_INDEX, end=_INDEX, field=_TEXT),
+    "data": {**_LINES, **_optional(superseded=_BOOLEAN)},
+    "series": _optional(
+        points=_between(1, routes_metrics.PLOT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN
+    ),
     "files": _optional(prefix=_TEXT, tags=_TEXT),
     "append_segment": {"offset": (_OFFSET, True), **_optional(damaged=_TEXT, without=_TEXT)},
     "append_blob": {"offset": (_OFFSET, True), "size": (_OFFSET, True), "kind": ({"enum": ["body", "file"]}, False)},

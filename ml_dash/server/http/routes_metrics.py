@@ -84,7 +84,10 @@ def _append_batch(
 async def data(call: Call) -> Response:
     """A page of points, as the lines that `data.jsonl` would have."""
     start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
-    page = await call.read(call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit)
+    page = await call.read(
+        call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit,
+        superseded=call.flag("superseded", True),
+    )  # fmt: skip
     return raw_json(page) if isinstance(page, bytes) else answer(page)
 
 
@@ -107,6 +110,7 @@ async def series(call: Call) -> Response:
         start=call.number_or_none("start", -LARGEST_INDEX, LARGEST_INDEX),
         end=call.number_or_none("end", -LARGEST_INDEX, LARGEST_INDEX),
         field=call.text("field"),
+        superseded=call.flag("superseded", False),
     )
     return raw_json(found) if isinstance(found, bytes) else answer(found)
 

@@ -1,0 +1,329 @@
+"""What a rewind supersedes: points of an earlier time whose step (else epoch) is not smaller than its own.
+
+The state holds no points. It keeps, for each metric, the statistics as they were at the ends of spans of points, with
+the greatest step in each span: so a rewind finds what it hits without looking at points, and what follows the last span
+before that is read again, once for a stretch, from where the sink has put it. Which points are superseded depends on
+the times of points and rewinds alone, never on the order of arrival; counting again gives what counting once would.
+
+Times are compared in microseconds, as lines show them: a writer gives a rewind a whole microsecond that none of its own
+points shares but later ones.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Final
+
+from .ranges import Range
+from .state import FOLD_VERSION, Edits, Metric, Reach, Rewind, Series, Span, State, WriterState
+from .statistics import Columns, Rows, columns_of, count_columns, step_of, steps_of
+from .values import parse_time, utc_text
+
+SPAN: Final = 1000
+"""Points of a span that is new."""
+
+_OF_ONE_SIZE: Final = 4
+_MICROSECOND: Final = 1000
+_INFINITY: Final = float("inf")
+_LATEST_NS: Final = (1 << 63) - 1
+
+Past = tuple[Rows, list[str]]
+"""Points that follow each other: their fields, and their times as text."""
+
+History = Callable[[str, int, int], Iterator[Past]]
+"""history(metric, start, end): the points with these indices, in parts. Raises Elsewhere."""
+
+
+class Elsewhere(Exception):
+    """Some of the points that are asked for are not on this machine: a base stands for them."""
+
+
+# -- counting points as they come -------------------------------------------------------------------------------------
+
+
+def count_points(
+    state: State, metric: Metric, rows: Rows, times: list[int] | int, columns: Columns, edits: Edits
+) -> None:
+    """Count points that follow those that are there. What a rewind may hit among them is marked for `recount`."""
+    position, count = 0, len(rows)
+    uniform = True
+    while position < count:
+        begun = metric.spans[-1].end if metric.spans else 0
+        end = min(count, position + SPAN - (metric.count - begun))
+        if position or end < count:
+            piece = rows[position:end]
+            uniform = uniform and all(len(values) == count for values in columns.values())
+            part = {name: values[position:end] for name, values in columns.items()} if uniform else _columns(piece)
+        else:
+            piece, part = rows, columns
+        moments = (times, times) if isinstance(times, int) else (min(times[position:end]), max(times[position:end]))
+        reach = _reach(piece, part, *map(_cut, moments))
+        if state.rewinds and any(_may_hit(rewind, metric.name, reach) for rewind in state.rewinds):
+            edits.rewound[metric.name] = min(edits.rewound.get(metric.name, metric.count), metric.count)
+        count_columns(metric.series, part)
+        metric.count += len(piece)
+        metric.reach = _joined(metric.reach, reach)
+        if metric.count - begun == SPAN:
+            metric.spans.append(Span(metric.count, metric.reach, _copied(metric.series)))
+            metric.reach = Reach()
+            _join_old(metric.spans)
+        position = end
+
+
+def _columns(rows: Rows) -> Columns:
+    return columns_of(rows, checked=True) or {}
+
+
+def _cut(time_ns: int) -> int:
+    return time_ns - time_ns % _MICROSECOND
+
+
+def _reach(rows: Rows, columns: Columns, first_ns: int, last_ns: int) -> Reach:
+    steps = steps_of(rows, columns)
+    if not steps:
+        return Reach(bare=True, first_ns=first_ns, last_ns=last_ns)
+    return Reach(min(steps), max(steps), len(steps) < len(rows), first_ns, last_ns)
+
+
+def _joined(a: Reach, b: Reach) -> Reach:
+    if not a.last_ns:
+        return b
+    if not b.last_ns:
+        return a
+    lows = [low for low in (a.low, b.low) if low is not None]
+    highs = [high for high in (a.high, b.high) if high is not None]
+    return Reach(
+        min(lows, default=None),
+        max(highs, default=None),
+        a.bare or b.bare,
+        min(a.first_ns, b.first_ns),
+        max(a.last_ns, b.last_ns),
+    )
+
+
+def _join_old(spans: list[Span]) -> None:
+    """Of each size at most four are kept: the two oldest of five become one, so that old spans are the long ones."""
+    size, last = SPAN, len(spans)
+    while True:
+        first = last
+        while first and spans[first - 1].end - (spans[first - 2].end if first > 1 else 0) == size:
+            first -= 1
+        if last - first <= _OF_ONE_SIZE:
+            return
+        a, b = spans[first], spans[first + 1]
+        spans[first : first + 2] = [Span(b.end, _joined(a.reach, b.reach), b.series)]
+        size, last = size * 2, first + 1
+
+
+def _copied(all_series: dict[str, Series]) -> dict[str, Series]:
+    return {name: replace(series) for name, series in all_series.items()}
+
+
+# -- rewinds ----------------------------------------------------------------------------------------------------------
+
+
+def note(state: State, rewind: Rewind) -> None:
+    """Take a rewind into the state; what it does is for `settle` to say."""
+    insort(state.rewinds, rewind, key=lambda one: (one.time_ns, one.writer))
+
+
+def may_settle(state: State, writer: WriterState, before_ns: int) -> bool:
+    """A writer whose last event was at `before_ns` has gone on: may that show that another one ran beside it?"""
+    begun = [state.writers[one.writer].first_ns for one in state.rewinds]
+    return before_ns <= max(begun) and any(one.writer == writer.id for one in state.rewinds)
+
+
+def settle(state: State, edits: Edits) -> None:
+    """Work out from when each rewind counts, and mark the metrics for which that has changed.
+
+    It counts from its own time. But of several ranks each may rewind to the step that all go on from: what one of them
+    has recorded since must stay when the next one says the same. So the n-th rewind of a writer to a step counts from
+    when the n-th of a writer that ran beside it did, if that came first: one that still wrote when this one began.
+    """
+    nth: Counter[tuple[object, ...]] = Counter()
+    groups: dict[tuple[object, ...], list[Rewind]] = {}
+    for rewind in state.rewinds:
+        what = (rewind.step, None if rewind.metrics is None else tuple(rewind.metrics))
+        number = nth[rewind.writer, what]
+        nth[rewind.writer, what] += 1
+        group = groups.setdefault((what, number), [])
+        began_ns = state.writers[rewind.writer].first_ns
+        beside = [
+            other.before_ns
+            for other in group
+            if other.writer != rewind.writer and state.writers[other.writer].last_ns > began_ns
+        ]
+        group.append(rewind)
+        before_ns = min([_whole(rewind.time_ns), *beside])
+        if before_ns != rewind.before_ns:
+            lowered = before_ns < rewind.before_ns
+            rewind.before_ns = before_ns
+            _mark(state, rewind, edits, lowered=lowered)
+
+
+def _whole(time_ns: int) -> int:
+    """The whole microsecond that is not before a time."""
+    return -(-time_ns // _MICROSECOND) * _MICROSECOND
+
+
+def _mark(state: State, rewind: Rewind, edits: Edits, *, lowered: bool) -> None:
+    """What a rewind hits is counted anew; what it no longer does, since it counts from an earlier time, as well."""
+    for name in state.metrics if rewind.metrics is None else rewind.metrics:
+        metric = state.metrics.get(name)
+        if metric is None:
+            continue
+        if lowered and metric.superseded:
+            start = metric.superseded[0][0]
+            for span in metric.spans:
+                if span.end > start:
+                    span.reach = _unknown()
+            metric.reach = _unknown()
+        begun = 0
+        for end, reach in _reaches(metric):
+            if _may_hit(rewind, name, reach):
+                edits.rewound[name] = min(begun, edits.rewound.get(name, begun))
+                break
+            begun = end
+
+
+def _reaches(metric: Metric) -> Iterator[tuple[int, Reach]]:
+    """(end, reach) of each span, the open one last."""
+    for span in metric.spans:
+        yield span.end, span.reach
+    yield metric.count, metric.reach
+
+
+def _unknown() -> Reach:
+    """Of points of which nothing is known: any rewind may hit some of them."""
+    return Reach(-_INFINITY, _INFINITY, True, 1, _LATEST_NS)
+
+
+def _may_hit(rewind: Rewind, name: str, reach: Reach) -> bool:
+    return (
+        reach.high is not None
+        and reach.high >= rewind.step
+        and (reach.first_ns < rewind.before_ns or rewind.before_ns < 0)
+        and (rewind.metrics is None or name in rewind.metrics)
+    )
+
+
+def last_step(state: State) -> int | float | None:
+    """The greatest step (else epoch) of the points that are current; None if there is none."""
+    found = [reach.high for metric in state.metrics.values() for _, reach in _reaches(metric)]
+    return max((high for high in found if high is not None and high < _INFINITY), default=None)
+
+
+# -- counting anew ----------------------------------------------------------------------------------------------------
+
+
+def recount(state: State, edits: Edits, history: History) -> None:
+    """Count anew what edits have marked, now that their lines are applied: from the last span before what is hit."""
+    rewound, edits.rewound = edits.rewound, {}
+    for name, start in rewound.items():
+        metric = state.metrics[name]
+        try:
+            _recount(metric, start, Judge(state, name), history)
+        except Elsewhere:
+            metric.unsure = True
+        edits.metrics.add(name)
+
+
+def _recount(metric: Metric, start: int, judge: Judge, history: History) -> None:
+    spans = [span for span in metric.spans if span.end <= start]
+    begun, series = (spans[-1].end, _copied(spans[-1].series)) if spans else (0, {})
+    superseded = [(low, min(high, begun)) for low, high in metric.superseded if low < begun]
+    open_reach = Reach()
+    for end, known in list(_reaches(metric))[len(spans) :]:
+        reach = Reach()
+        if judge.covers(known):
+            _add(superseded, begun, end)
+        elif begun < end:
+            reach = _count_again(series, judge, history(metric.name, begun, end), begun, end, superseded)
+        if end < metric.count or len(spans) < len(metric.spans):
+            spans.append(Span(end, reach, _copied(series)))
+        else:
+            open_reach = reach
+        begun = end
+    metric.series, metric.spans, metric.reach, metric.superseded = series, spans, open_reach, superseded
+
+
+def _count_again(
+    series: dict[str, Series], judge: Judge, points: Iterator[Past], start: int, end: int, superseded: list[Range]
+) -> Reach:
+    """Count what is current among points [start, end); the reach of that."""
+    found = Reach()
+    for rows, times in points:
+        gone = judge.superseded(rows, times)
+        for place in gone:
+            _add(superseded, start + place, start + place + 1)
+        start += len(rows)
+        if gone:
+            live = sorted(set(range(len(rows))).difference(gone))
+            rows, times = [rows[place] for place in live], [times[place] for place in live]
+        if rows:
+            columns = _columns(rows)
+            count_columns(series, columns)
+            found = _joined(found, _reach(rows, columns, parse_time(min(times)), parse_time(max(times))))
+    if start != end:
+        raise Elsewhere
+    return found
+
+
+def _add(ranges: list[Range], start: int, end: int) -> None:
+    """Add [start, end) behind all that the ranges hold."""
+    if ranges and ranges[-1][1] == start:
+        ranges[-1] = (ranges[-1][0], end)
+    elif start < end:
+        ranges.append((start, end))
+
+
+class Judge:
+    """Says which points of a metric are superseded, by their times and steps."""
+
+    def __init__(self, state: State, name: str) -> None:
+        # Of rewinds that a later one with no greater step covers, nothing is needed: times and steps both grow then.
+        self._times: list[str] = []
+        self._steps: list[int | float] = []
+        applying = [one for one in state.rewinds if one.metrics is None or name in one.metrics]
+        for rewind in sorted(applying, key=lambda one: (-one.before_ns, one.step)):
+            if not self._steps or rewind.step < self._steps[-1]:
+                self._times.append(utc_text(rewind.before_ns))
+                self._steps.append(rewind.step)
+        self._times.reverse()
+        self._steps.reverse()
+
+    def covers(self, reach: Reach) -> bool:
+        """Is all that was current superseded, or was nothing? Then nothing has to be read."""
+        if reach.bare:
+            return False
+        return reach.low is None or self._covers(utc_text(reach.last_ns), reach.low)
+
+    def superseded(self, rows: Rows, times: list[str]) -> list[int]:
+        """The places of points that are superseded, in order."""
+        first, last = bisect_right(self._times, min(times)), bisect_right(self._times, max(times))
+        if first == len(self._times):
+            return []
+        if first == last:
+            limit = self._steps[first]
+            return [
+                place for place, row in enumerate(rows) if (step := step_of(row)) is not None and step >= limit
+            ]
+        return [place for place, row in enumerate(rows) if self._covers(times[place], step_of(row))]
+
+    def _covers(self, time: str, step: int | float | None) -> bool:
+        place = bisect_right(self._times, time)
+        return step is not None and place < len(self._times) and step >= self._steps[place]
+
+
+# -- states of older versions -----------------------------------------------------------------------------------------
+
+
+def upgrade(state: State) -> None:
+    """Of points that version 1 of the fold has counted only their number is known: any rewind may hit them."""
+    for metric in state.metrics.values():
+        if metric.count and not metric.spans:
+            metric.spans = [Span(metric.count, _unknown(), _copied(metric.series))]
+    state.version = FOLD_VERSION

@@ -1,0 +1,97 @@
+"""Statistics of points: by field, in the order of their indices, the same however the points are parted."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import add
+from typing import Any, Final, cast
+
+from . import events as ev
+from .state import Series
+
+NO_SERIES: Final = frozenset(("step", "epoch", "timestamp"))
+NUMBERS: Final = frozenset((int, float))
+_TEXT: Final = {str}
+
+Row = dict[str, Any]
+Rows = list[Row]
+Columns = dict[str, list[Any]]
+
+
+def step_of(row: Row) -> int | float | None:
+    """Where a point stands: its step, else its epoch; None if it has no such number."""
+    for key in ("step", "epoch"):
+        value = row.get(key)
+        if type(value) in NUMBERS and value == value:
+            return cast("int | float", value)
+    return None
+
+
+def steps_of(rows: Rows, columns: Columns) -> list[int | float]:
+    """The step (else epoch) of each of some points that has any."""
+    values = columns.get("step") or columns.get("epoch")
+    if values is None:
+        return []
+    if len(values) == len(rows) and set(map(type, values)) <= NUMBERS:
+        total = sum(values)
+        if total == total:
+            return values
+    return [step for step in map(step_of, rows) if step is not None]
+
+
+def columns_of(rows: Rows, *, checked: bool = False) -> Columns | None:
+    """The points by field; None if one of them holds what no caller can have appended."""
+    names: set[Any] = set().union(*rows)
+    if not checked and set(map(type, names)) - _TEXT:
+        return None
+    if set(map(len, rows)) == {len(names)}:
+        columns = {name: [row[name] for row in rows] for name in names}
+    else:
+        columns = {name: [row[name] for row in rows if name in row] for name in names}
+    return columns if checked or all(map(all_plain, columns.values())) else None
+
+
+def all_plain(values: list[Any]) -> bool:
+    """Can a caller have recorded each of these?"""
+    return ev.all_leaves(values) or all(map(ev.plain, values))
+
+
+def count_columns(all_series: dict[str, Series], columns: Columns) -> None:
+    """Count the values of points that follow those counted so far, field by field."""
+    for name, values in columns.items():
+        if name not in NO_SERIES:
+            _count_values(all_series, name, values)
+
+
+def _count_values(all_series: dict[str, Series], name: str, values: list[Any]) -> None:
+    kinds = set(map(type, values))
+    if not kinds <= NUMBERS:
+        values = [value for value in values if type(value) in NUMBERS]
+    if not values:
+        return
+    series = all_series.get(name)
+    if series is None:
+        series = all_series[name] = Series(first=values[0])
+    series.count += len(values)
+    series.last = values[-1]
+    # Plain left-to-right addition: the same result whatever the stretches, and in every Python version.
+    total = reduce(add, map(float, values) if int in kinds else values, series.total)
+    if total != total:
+        total, values = _without_nan(series.total, values)
+        if not values:
+            return
+    series.total = total
+    series.counted += len(values)
+    low, high = min(values), max(values)
+    if series.min is None or series.max is None:
+        series.min, series.max = low, high
+        return
+    if low < series.min:
+        series.min = low
+    if high > series.max:
+        series.max = high
+
+
+def _without_nan(total: float, values: list[Any]) -> tuple[float, list[Any]]:
+    kept = [value for value in values if value == value]
+    return reduce(add, map(float, kept), total), kept
