@@ -52,7 +52,7 @@ def count_points(
     uniform = True
     while position < count:
         begun = metric.spans[-1].end if metric.spans else 0
-        end = min(count, position + SPAN - (metric.count - begun))
+        end = min(count, position + max(1, SPAN - (metric.count - begun)))
         if position or end < count:
             piece = rows[position:end]
             uniform = uniform and all(len(values) == count for values in columns.values())
@@ -66,7 +66,7 @@ def count_points(
         count_columns(metric.series, part)
         metric.count += len(piece)
         metric.reach = _joined(metric.reach, reach)
-        if metric.count - begun == SPAN:
+        if metric.count - begun >= SPAN:
             metric.spans.append(Span(metric.count, metric.reach, _copied(metric.series)))
             metric.reach = Reach()
             _join_old(metric.spans)
@@ -84,18 +84,17 @@ def _cut(time_ns: int) -> int:
 def _reach(rows: Rows, columns: Columns, first_ns: int, last_ns: int) -> Reach:
     steps = steps_of(rows, columns)
     if not steps:
-        return Reach(bare=True, first_ns=first_ns, last_ns=last_ns)
-    return Reach(min(steps), max(steps), len(steps) < len(rows), first_ns, last_ns)
+        return Reach(len(rows), bare=True, first_ns=first_ns, last_ns=last_ns)
+    return Reach(len(rows), min(steps), max(steps), len(steps) < len(rows), first_ns, last_ns)
 
 
 def _joined(a: Reach, b: Reach) -> Reach:
-    if not a.last_ns:
-        return b
-    if not b.last_ns:
-        return a
+    if not a.points or not b.points:
+        return a if a.points else b
     lows = [low for low in (a.low, b.low) if low is not None]
     highs = [high for high in (a.high, b.high) if high is not None]
     return Reach(
+        a.points + b.points,
         min(lows, default=None),
         max(highs, default=None),
         a.bare or b.bare,
@@ -198,7 +197,7 @@ def _reaches(metric: Metric) -> Iterator[tuple[int, Reach]]:
 
 def _unknown() -> Reach:
     """Of points of which nothing is known: any rewind may hit some of them."""
-    return Reach(-_INFINITY, _INFINITY, True, 1, _LATEST_NS)
+    return Reach(1, -_INFINITY, _INFINITY, bare=True, last_ns=_LATEST_NS)
 
 
 def _may_hit(rewind: Rewind, name: str, reach: Reach) -> bool:
@@ -297,9 +296,9 @@ class Judge:
 
     def covers(self, reach: Reach) -> bool:
         """Is all that was current superseded, or was nothing? Then nothing has to be read."""
-        if reach.bare:
-            return False
-        return reach.low is None or self._covers(utc_text(reach.last_ns), reach.low)
+        if not reach.points:
+            return True
+        return reach.low is not None and not reach.bare and self._covers(utc_text(reach.last_ns), reach.low)
 
     def superseded(self, rows: Rows, times: list[str]) -> list[int]:
         """The places of points that are superseded, in order."""
@@ -308,9 +307,8 @@ class Judge:
             return []
         if first == last:
             limit = self._steps[first]
-            return [
-                place for place, row in enumerate(rows) if (step := step_of(row)) is not None and step >= limit
-            ]
+            steps = map(step_of, rows)
+            return [place for place, step in enumerate(steps) if step is not None and step >= limit]
         return [place for place, row in enumerate(rows) if self._covers(times[place], step_of(row))]
 
     def _covers(self, time: str, step: int | float | None) -> bool:

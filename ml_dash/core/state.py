@@ -48,10 +48,11 @@ class Series:
 class Reach:
     """From where to where some points go: what a rewind asks of them. Of those that are not superseded.
 
-    The least and the greatest step (else epoch), None where none has any, and whether some have none (`bare`); the
-    earliest and the latest time, cut to microseconds, 0 where there is no point.
+    How many they are; the least and the greatest step (else epoch), None where none has any, and whether some have none
+    (`bare`); the earliest and the latest time, cut to microseconds.
     """
 
+    points: int = 0
     low: float | int | None = None
     high: float | int | None = None
     bare: bool = False

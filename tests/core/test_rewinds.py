@@ -362,7 +362,7 @@ def test_the_last_step_is_that_of_what_is_current() -> None:
     assert rewinds.last_step(state) == 199
     state, _ = resumed((1, ev.REWIND, 2000, {"step": 0}), size=1500)
     assert rewinds.last_step(state) is None
-    state.metrics["other"] = Metric("other", 1, reach=Reach(7, 7))
+    state.metrics["other"] = Metric("other", 1, reach=Reach(1, 7, 7))
     assert rewinds.last_step(state) == 7
 
 

@@ -33,6 +33,7 @@ RESILIENT: Final = "journal/resilient.py"
 PROJECT: Final = "projection/project.py"
 REPLAY: Final = "projection/replay.py"
 FOLDER: Final = "projection/folder.py"
+REWINDS: Final = "core/rewinds.py"
 
 
 def _one(name: str, file: str, old: str, new: str, *rows: tuple[str, int]) -> Mutant:
@@ -348,10 +349,61 @@ _IDENTITIES: Final = (
     _one(
         "whoever is logged in takes over what is continued",
         "sync/register.py",
-        "    if not known:\n",
-        "    if known is not None:\n",
+        "        if known:\n            present",
+        "        if known is None:\n            present",
         ("D20", 6),
     ),
 )
 
-MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES)
+_REWINDS: Final = (
+    _one(
+        "ranks take from each other what they have recorded since they went back",
+        REWINDS,
+        "state.writers[other.writer].last_ns > began_ns",
+        "state.writers[other.writer].last_ns < 0",
+        ("W32", 24),
+    ),
+    _one(
+        "whoever went back to the same step before ran beside",
+        REWINDS,
+        "state.writers[other.writer].last_ns > began_ns",
+        "state.writers[other.writer].last_ns > 0",
+        ("W32", 24),
+    ),
+    Mutant(
+        "the step itself stays",
+        REWINDS,
+        (("step is not None and step >= limit]", "step is not None and step > limit]"),),
+        (("W32", 24),),
+    ),
+    _one(
+        "what comes late is not judged",
+        REWINDS,
+        "        if state.rewinds and any(",
+        "        if not state.rewinds and any(",
+        ("W32", 60),
+    ),
+    _one(
+        "spans that are joined forget the older one's reach",
+        REWINDS,
+        "[Span(b.end, _joined(a.reach, b.reach), b.series)]",
+        "[Span(b.end, b.reach, b.series)]",
+        ("W32", 40),
+    ),
+    _one(
+        "counting anew begins with the statistics of now",
+        REWINDS,
+        "_copied(spans[-1].series)) if spans else (0, {})",
+        "_copied(metric.series)) if spans else (0, {})",
+        ("W32", 24),
+    ),
+    _one(
+        "charts show what is superseded",
+        "server/engine/queries.py",
+        "            without = () if superseded else known.superseded\n",
+        "            without = ()\n",
+        ("W32", 24),
+    ),
+)
+
+MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES, *_REWINDS)

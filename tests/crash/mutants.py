@@ -38,8 +38,8 @@ def run_rows(tree: Path, rows: Iterable[tuple[str, int]], seed: str) -> str:
     paths = os.pathsep.join([str(tree), str(tree / "daemon")])
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     for row, count in rows:
-        # Rows of the daemon and of the server are the other suite's.
-        suite = "tests.e2e" if row[0] in "DS" else "tests.crash"
+        # Rows with the daemon or a server are the other suite's.
+        suite = "tests.e2e" if row[0] in "DS" or row == "W32" else "tests.crash"
         command = [sys.executable, "-m", suite, "--row", row, "--count", str(count), "--seed", seed]
         made = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False

@@ -13,13 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from ml_dash.core import rewinds
 from tests.crash import oracle_reader as disk
 from tests.crash.compare import points_of, tree, tree_difference
 from tests.crash.oracle import ear
 
 from .asking import Client, login
 from .harness import Row, Trial
+from .victims import FEW
 from .world import Site, World, site, world
+
+# Trials have few points: what a rewind asks, and where counting anew begins, is kept for so few that it matters.
+rewinds.SPAN = FEW  # type: ignore[misc]
 
 Points = dict[str, list[dict[str, Any]]]
 _FAR: Final = 1_000_000

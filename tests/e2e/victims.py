@@ -12,7 +12,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+FEW: Final = 8
+"""Points of a span, in every process of the trials."""
 
 
 def hurry(settings: dict[str, Any]) -> None:

@@ -20,3 +20,5 @@ for name in (
     "uvicorn.loops.asyncio", "uvicorn.protocols.http.h11_impl", "uvicorn.lifespan.on", "ml_dash_syncd.__main__",
 ):  # fmt: skip
     importlib.import_module(name)
+
+importlib.import_module("ml_dash.core.rewinds").SPAN = victims.FEW

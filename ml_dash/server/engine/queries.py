@@ -153,9 +153,9 @@ class Query:
         """
         with self._looking(ns, experiment) as (tx, _, state):
             metric = _metric_of(state, metric)
-            known = _metric(state, metric)
-            total = known.count
-            current = list(holes(() if superseded else known.superseded, 0, total))
+            known = state.metrics.get(metric)
+            total = known.count if known is not None else 0
+            current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
             found = (one for window in windows(chosen, LINES) for one in _bulk(tx, ns, experiment, metric, window))
             indices, lines = _unzipped(_bounded(found, lambda one: len(one[1])))
