@@ -82,3 +82,24 @@ def test_it_can_be_continued(located: Located) -> None:
         assert experiment.log().read(start_index=-1)["logs"][0]["message"] == "the last words"
         assert [file["filename"] for file in experiment.file().list()] == ["model.bin"]
     assert experiment.status == "completed"
+
+
+def test_a_base_of_the_first_fold_is_read_and_gone_back_behind(tmp_path: Path) -> None:
+    """It knows nothing of steps: what a rewind would hit before it, is said to be unsure."""
+    journal = tmp_path / "store" / "golden" / "run" / ".journal"
+    for name in ("segments", "blobs"):
+        (journal / name).mkdir(parents=True)
+    for name in ("base", "order"):
+        shutil.copyfile(GOLDEN / "base1" / name, journal / name)
+    with Experiment("run", "golden", local_path=tmp_path / "store", read_only=True) as experiment:
+        stats = experiment.metric("loss").stats()
+        assert (stats["totalDataPoints"], stats["superseded"]) == (2500, [])
+        assert stats["series"]["loss"]["min"] == 1 / 2500
+        assert experiment.parameters().get() == {"lr": 0.1}
+    with Experiment("run", "golden", local_path=tmp_path / "store", resume_step=2000) as experiment:
+        experiment.metric("loss").append(value=1, step=2000)
+        stats = experiment.metric("loss").stats()
+        assert stats["supersededElsewhere"]
+        assert stats["series"]["loss"]["count"] == 2501
+        experiment.rewind(2000)
+        assert experiment.metric("loss").last() is not None

@@ -8,12 +8,14 @@ import signal
 from pathlib import Path
 from typing import Final
 
+from ml_dash.reading.read import Located
+
 from . import oracle_reader as disk
 from . import shim
 from .harness import Row, Trial
 from .oracle import ear, gaps
 from .recovery import ended, hear_or_tell, recovered
-from .victims import NAME, PROJECT, located
+from .victims import NAME, PROJECT, experiment, located
 from .zygote import shimmed, zygote
 
 
@@ -177,6 +179,66 @@ def old_writer_wakes(trial: Trial) -> None:
         _one_file_for_each_writer(trial, journal, at_least=2)
 
 
+_DECIDING: Final = ("name-claimed", "segment-create", "header-written")
+
+
+def new_names(trial: Trial) -> None:
+    """W33. 2 to 64 processes open `resume="new"` at once, some are killed while they decide."""
+    from ml_dash.reading.read import find, view
+
+    rng = trial.rng
+    store = trial.folder / "store"
+    taken = rng.choice((0, 0, 1, 3))
+    for number in range(taken):
+        experiment(trial.folder, f"run-{number + 1}" if number else "run").open().close()
+    count = rng.choice((2, 3, 8, 8, 64)) if trial.index % 10 else 64
+    go = trial.folder / "go"
+    with ear() as listener:
+        victims = []
+        for worker in range(count):
+            killed = {"ML_DASH_FAIL": f"{rng.choice(_DECIDING)}:1:kill"} if rng.random() < 0.2 else {}
+            victims.append(
+                trial.shared.start(
+                    "victims_processes:newcomer", trial.folder, pipe=listener.write, env=killed, worker=worker,
+                    go=str(go), dies=rng.random() < 0.2,
+                )
+            )  # fmt: skip
+        listener.started()
+        listener.wait_for("ready", count)
+        go.touch()
+        if rng.random() < 0.5:
+            listener.listen(rng.random() * 0.02)
+            victims[rng.randrange(count)].kill()
+        for victim in victims:
+            status = victim.wait()
+            trial.check(status in (0, -signal.SIGKILL), f"a process ended with {status}: {victim.told()}")
+        ledger = listener.finish(5.0)
+    told = dict(ledger.values.get("name", []))
+    trial.check(len(set(told.values())) == len(told), f"two processes have one name: {sorted(told.values())}")
+    trial.check(not set(told.values()) & set(range(1, taken + 1)), "a name was given that was taken")
+    for one in find(store):
+        look = view(one)
+        if one.name in {f"run-{number}" if number > 1 else "run" for number in told.values()} and look.state.points:
+            points = [point["data"]["value"] for point in look.each_point("who")]
+            trial.check(len(points) == 1 and told.get(points[0]) is not None, f"{one.name} holds points of {points}")
+    # No name is blocked for ever: those that come now take the gaps, the lowest first.
+    for _ in range(count + taken):
+        there = {1 if one.name == "run" else int(one.name.removeprefix("run-")) for one in find(store) if _began(one)}
+        free = next(number for number in range(1, len(there) + 2) if number not in there)
+        with experiment(trial.folder, "run", resume="new") as target:
+            expected = "run" if free == 1 else f"run-{free}"
+            if not trial.check(target.name == expected, f"the next name is {target.name}, expected {expected}"):
+                break
+        if free > max(there, default=0):
+            break
+    trial.counts["processes"] += count
+    trial.counts["names"] += len(told)
+
+
+def _began(located: Located) -> bool:
+    return bool(list((located.journal / "segments").glob("*.seg")))
+
+
 _CLOCKS: Final = ("clock=shift:-3600", "clock=shift:315360000", "clock=freeze", "clock=shift:-1")
 
 
@@ -217,4 +279,5 @@ ROWS = (
     Row("W20", "locks that do not lock", 600, 12, broken_locks, shimmed),
     Row("W21", "an old writer wakes up", 300, 6, old_writer_wakes, zygote),
     Row("W22", "wrong clocks", 800, 12, wrong_clock, shimmed),
+    Row("W33", "new names for all that begin at once", 500, 10, new_names, zygote),
 )

@@ -110,6 +110,20 @@ def beside(
     report.value("closed", 1)
 
 
+def newcomer(pipe: int, folder: Path, *, worker: int, go: str, dies: bool) -> None:
+    """Takes the next free name, as many others do in the same moment."""
+    report = Reporter(pipe, worker)
+    report.value("ready", 1)
+    wait_for_file(Path(go), report)
+    target = experiment(folder, "run", resume="new").open()
+    report.value("name", 1 if target.name == "run" else int(target.name.removeprefix("run-")))
+    target.metric("who").append(value=worker)
+    report.value("recorded", 1)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    target.close()
+
+
 def clocked(pipe: int, folder: Path, *, seed: str, worker: int, count: int, clock: str) -> None:
     """Half of the calls by the true clock, the other half by a wrong one; then the true one again."""
     from . import shim
