@@ -15,6 +15,7 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import compress, groupby
 from typing import Final
 
 from .ranges import Range
@@ -59,8 +60,12 @@ def count_points(
             part = {name: values[position:end] for name, values in columns.items()} if uniform else _columns(piece)
         else:
             piece, part = rows, columns
-        moments = (times, times) if isinstance(times, int) else (min(times[position:end]), max(times[position:end]))
-        reach = _reach(piece, part, *map(_cut, moments))
+        if isinstance(times, int):
+            first_ns = last_ns = times
+        else:
+            moments = times[position:end]
+            first_ns, last_ns = min(moments), max(moments)
+        reach = _reach(piece, part, _cut(first_ns), _cut(last_ns))
         if state.rewinds and any(_may_hit(rewind, metric.name, reach) for rewind in state.rewinds):
             edits.rewound[metric.name] = min(edits.rewound.get(metric.name, metric.count), metric.count)
         count_columns(metric.series, part)
@@ -89,18 +94,17 @@ def _reach(rows: Rows, columns: Columns, first_ns: int, last_ns: int) -> Reach:
 
 
 def _joined(a: Reach, b: Reach) -> Reach:
+    """The reach of two stretches, `a` before `b`."""
     if not a.points or not b.points:
         return a if a.points else b
-    lows = [low for low in (a.low, b.low) if low is not None]
-    highs = [high for high in (a.high, b.high) if high is not None]
-    return Reach(
-        a.points + b.points,
-        min(lows, default=None),
-        max(highs, default=None),
-        a.bare or b.bare,
-        min(a.first_ns, b.first_ns),
-        max(a.last_ns, b.last_ns),
-    )
+    low, high = a.low, a.high
+    if low is None or (b.low is not None and b.low < low):
+        low = b.low
+    if high is None or (b.high is not None and b.high > high):
+        high = b.high
+    first_ns = a.first_ns if a.first_ns < b.first_ns else b.first_ns
+    last_ns = a.last_ns if a.last_ns > b.last_ns else b.last_ns
+    return Reach(a.points + b.points, low, high, a.bare or b.bare, first_ns, last_ns)
 
 
 def _join_old(spans: list[Span]) -> None:
@@ -255,15 +259,23 @@ def _count_again(
     """Count what is current among points [start, end); the reach of that."""
     found = Reach()
     for rows, times in points:
-        gone = judge.superseded(rows, times)
-        for place in gone:
-            _add(superseded, start + place, start + place + 1)
-        start += len(rows)
-        if gone:
-            live = sorted(set(range(len(rows))).difference(gone))
-            rows, times = [rows[place] for place in live], [times[place] for place in live]
+        columns, count = _columns(rows), len(rows)
+        current = judge.current(rows, columns, times)
+        if current is not None:
+            for is_current, group in groupby(current):
+                size = len(list(group))
+                if not is_current:
+                    _add(superseded, start, start + size)
+                start += size
+            if all(len(values) == count for values in columns.values()):
+                columns = {name: list(compress(values, current)) for name, values in columns.items()}
+                rows, times = list(compress(rows, current)), list(compress(times, current))
+            else:
+                rows, times = list(compress(rows, current)), list(compress(times, current))
+                columns = _columns(rows)
+        else:
+            start += count
         if rows:
-            columns = _columns(rows)
             count_columns(series, columns)
             found = _joined(found, _reach(rows, columns, parse_time(min(times)), parse_time(max(times))))
     if start != end:
@@ -300,16 +312,18 @@ class Judge:
             return True
         return reach.low is not None and not reach.bare and self._covers(utc_text(reach.last_ns), reach.low)
 
-    def superseded(self, rows: Rows, times: list[str]) -> list[int]:
-        """The places of points that are superseded, in order."""
+    def current(self, rows: Rows, columns: Columns, times: list[str]) -> list[bool] | None:
+        """Which of some points are current; None if all are."""
         first, last = bisect_right(self._times, min(times)), bisect_right(self._times, max(times))
         if first == len(self._times):
-            return []
+            return None
+        steps: list[int | float | None] = [*steps_of(rows, columns)]
+        if len(steps) < len(rows):
+            steps = list(map(step_of, rows))
         if first == last:
             limit = self._steps[first]
-            steps = map(step_of, rows)
-            return [place for place, step in enumerate(steps) if step is not None and step >= limit]
-        return [place for place, row in enumerate(rows) if self._covers(times[place], step_of(row))]
+            return [step is None or step < limit for step in steps]
+        return [not self._covers(time, step) for time, step in zip(times, steps, strict=True)]
 
     def _covers(self, time: str, step: int | float | None) -> bool:
         place = bisect_right(self._times, time)

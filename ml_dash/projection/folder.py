@@ -24,7 +24,7 @@ from ..core.state import Block, Edits, File, LogLine, State
 from ..disk.durable import fail_point, read_at, replace_file, write_all
 from ..journal.segment import BLOBS, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
-from .lines import document, log_lines, point_lines, read_points
+from .lines import document, joined, log_lines, point_lines, read_points
 
 LOGS: Final = "logs/logs.jsonl"
 POINTS: Final = "data.jsonl"
@@ -57,6 +57,14 @@ class Folder:
         self.layout = layout
         self._fold_case = folds_case(journal)
         self._scratch = journal / _SCRATCH.format(os.getpid())
+        # Metric → its folder and its file of lines: asked for with every stretch.
+        self._places: dict[str, tuple[Path, Path]] = {}
+        # Folders that are there: what was looked at while one thing is done is not looked at again.
+        self._made: set[Path] = set()
+        # How many points and entries `apply` may hold back, so that a file is opened once for many of them.
+        self.holds = 0
+        self._held = Edits()
+        self._held_lines = 0
         # Where live files belong; None until that was worked out.
         self._shown: Shown | None = None
 
@@ -64,11 +72,18 @@ class Folder:
 
     def metric_folder(self, name: str) -> Path:
         """Where a metric's files are."""
-        return self.path / "metrics" / metric_path(name, fold_case=self._fold_case)
+        return self._place_of(name)[0]
 
     def points_file(self, name: str) -> Path:
         """Where a metric's lines are."""
-        return self.metric_folder(name) / POINTS
+        return self._place_of(name)[1]
+
+    def _place_of(self, name: str) -> tuple[Path, Path]:
+        place = self._places.get(name)
+        if place is None:
+            folder = self.path / "metrics" / metric_path(name, fold_case=self._fold_case)
+            place = self._places[name] = folder, folder / POINTS
+        return place
 
     def line_files(self) -> Iterator[tuple[Path, LineFile]]:
         """Every file of lines, and what is known of it."""
@@ -98,10 +113,19 @@ class Folder:
 
     def _make(self, folder: Path) -> None:
         """A folder of ours: a symbolic link in its place would lead what is written elsewhere."""
-        for part in [*reversed(folder.relative_to(self.path).parents), folder.relative_to(self.path)]:
-            if (self.path / part).is_symlink() and part.parts:
-                (self.path / part).unlink()
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder in self._made:
+            return
+        if folder == self.path:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._make(folder.parent)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                if folder.is_symlink():
+                    folder.unlink()
+                folder.mkdir(exist_ok=True)
+        self._made.add(folder)
 
     def mark_missing(self, state: State, edits: Edits) -> None:
         """Note in `edits` which documents are not there."""
@@ -119,23 +143,36 @@ class Folder:
     # -- lines -------------------------------------------------------------------------------------------------------
 
     def apply(self, edits: Edits) -> None:
-        """Write the lines of some edits."""
-        if edits.logs:
-            parts = _log_parts(edits.logs)
+        """Write the lines of some edits, or hold them back until `flush`."""
+        self._held.logs += edits.logs
+        self._held_lines += len(edits.logs)
+        for name, blocks in edits.points.items():
+            self._held.points.setdefault(name, []).extend(blocks)
+            self._held_lines += sum(len(block.rows) for block in blocks)
+        edits.clear()
+        if self._held_lines > self.holds or not self.holds:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the lines that are held back."""
+        self._made = set()
+        held, self._held, self._held_lines = self._held, Edits(), 0
+        if held.logs:
+            parts = _log_parts(held.logs)
             data = _counted(self.layout.logs, map(log_lines, parts), map(len, parts))
             _append(self.path / LOGS, self.layout.logs, data)
-        for name, blocks in edits.points.items():
+        for name, blocks in held.points.items():
             known = self.layout.metrics.get(name)
             if known is None:
                 known = self.layout.metrics[name] = LineFile()
             if not known.size:
                 self._make(self.metric_folder(name))
-            _append(self.points_file(name), known, metric_lines(known, blocks))
-        edits.clear()
+            _append(self.points_file(name), known, metric_lines(known, [joined(blocks)]))
         fail_point("project-lines")
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
         """Points [start, end) of a metric, in parts. Raises Elsewhere; FolderChanged if somebody edited them."""
+        self.flush()
         known, path = self.layout.metrics.get(name, LineFile()), self.points_file(name)
         if start < known.first:
             raise Elsewhere
@@ -161,6 +198,7 @@ class Folder:
 
     def write_documents(self, state: State, edits: Edits) -> None:
         """Replace the documents that edits made stale."""
+        self._made = set()
         for name in sorted(edits.metrics & state.metrics.keys()):
             folder = self.metric_folder(name)
             if name not in self.layout.metrics:

@@ -34,6 +34,18 @@ def point_lines(block: Block) -> bytes:
     return encoded
 
 
+def joined(blocks: list[Block]) -> Block:
+    """Blocks that follow each other, as one: many are encoded at once for little more than one alone."""
+    if len(blocks) == 1:
+        return blocks[0]
+    rows: list[dict[str, Any]] = []
+    times: list[int] = []
+    for block in blocks:
+        rows += block.rows
+        times += [block.times] * len(block.rows) if isinstance(block.times, int) else block.times
+    return Block(blocks[0].start, rows, times)
+
+
 def log_lines(entries: list[LogLine]) -> bytes:
     """The lines of consecutive log entries."""
     lines = [

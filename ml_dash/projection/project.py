@@ -30,6 +30,8 @@ from .start import begin
 _SHARE: Final = 0.02
 # And the metadata of files no more often than this: it holds all files that ever were.
 _FILES_EVERY_S: Final = 1.0
+# With nobody to wait for, so many lines are written together; in slices, each slice by itself.
+_HOLDS: Final = 100_000
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0
 
@@ -150,8 +152,10 @@ class Projector:
 
     def _pass(self, pace: Pace | None, complete: bool) -> None:
         replay, folder = self._resume()
+        folder.holds = _HOLDS if pace is None else 0
         try:
             changed = replay.catch_up(folder, record=True, pace=pace)
+            folder.flush()
         except Enough:
             self._finish(replay, folder, complete, last=False)
             raise
@@ -179,17 +183,18 @@ class Projector:
         if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
             return replay, folder
         found = checkpoints.load(self.journal)
-        anew = found is None or found.boot != boot_id()
+        begins = found is None and _is_empty(self.folder_path)
+        anew = (found is None and not begins) or (found is not None and found.boot != boot_id())
         if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
-            found, anew = begin(self.journal, self.folder_path), True
+            found, anew = begin(self.journal, self.folder_path), not begins
         self._fresh, self._anew, self._files_changed = True, anew, False
         folder = Folder(self.folder_path, self.journal, found.layout)
         replay = Replay(self.journal, found)
         replay.edits.metrics.update(found.layout.stale)
         replay.edits.experiment = found.layout.stale_experiment
         replay.edits.files = found.layout.stale_files
-        if self._anew:
-            # What is in the folder may be anything.
+        if self._anew or begins:
+            # What is in the folder may be anything, or nothing.
             replay.edits.metrics.update(found.state.metrics)
             replay.edits.experiment = replay.edits.parameters = replay.edits.files = True
             folder.forget_unsure_files()
@@ -320,6 +325,12 @@ class Projector:
             finally:
                 self._keeps = False
             return RebuildReport(self.state.events, size, monotonic() - begun)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Is nothing there that a projection writes?"""
+    places = [folder / name for name in (EXPERIMENT, PARAMETERS, "logs", "metrics", "files")]
+    return not any(path.is_symlink() or path.exists() for path in places)
 
 
 def _remove_derived(folder: Path, kept: dict[Path, int]) -> None:

@@ -28,11 +28,12 @@ from ..disk.lock import Liveness, probe
 from ..errors import Damaged, JournalError
 from ..journal import blobs
 from ..journal.order import Order, Stretch, death_payload, stretch_payload
-from ..journal.reader import Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
+from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
 from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
 from .checkpoint import Checkpoint
 
 _MERGE_BYTES: Final = 8 << 20
+_LONG_CHUNK: Final = 2 << 20
 _ALL_EVERY_S: Final = 30.0
 
 log = logging.getLogger("ml_dash")
@@ -89,6 +90,7 @@ class Replay:
         # Segment file name → its size when there was a rest in it that is no whole frame.
         self._left: dict[str, int] = {}
         self._journal_id = b""
+        self._chunk = CHUNK_BYTES
 
     def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None, unordered: Sink | None = None) -> bool:
         """Fold all that is new; was there anything?
@@ -97,6 +99,8 @@ class Replay:
         or the sink cannot be used, OrderChanged if the checkpoint is of no use, and Enough if `pace` does.
         """
         before = self.state.events, self.state.status
+        # Where many metrics take turns, more events at once are more points of each: folded and written together.
+        self._chunk = _LONG_CHUNK if pace is None else CHUNK_BYTES
         self._order = Order(self.journal)
         self._all_named = None
         self._order.open(write=record)
@@ -371,7 +375,7 @@ class Replay:
     def _items(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
         """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
         try:
-            yield from read(segment, start, end)
+            yield from read(segment, start, end, self._chunk)
         except OSError as error:
             self._set_aside(segment.path.name, error)
 

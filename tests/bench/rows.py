@@ -367,6 +367,66 @@ def many_files(folder: Path, scale: float) -> Figures:
     return {"ms each, first half": spent[0], "ms each, second half": spent[1], "growth": spent[1] / spent[0]}
 
 
+@row("≥ 0.3 of the rate of one metric at 5,000; `show` ≤ 1 s; twice as many: growth ≤ 1.2")
+def many_metrics(folder: Path, scale: float) -> Figures:
+    """20 points of each of so many metrics, in turn, until the first read has seen them all."""
+    sizes = int(2_500 * scale), int(5_000 * scale)
+
+    def seconds_each(name: str, metrics: int, points: int) -> float:
+        with opened(folder, name) as experiment:
+            begun = perf_counter()
+            for step in range(points):
+                for number in range(metrics):
+                    experiment.metric(f"layer{number // 10}/m{number}").append(value=step * 0.5, step=step)
+            experiment.metric("layer0/m0").stats()
+            return (perf_counter() - begun) / (metrics * points)
+
+    single = median(seconds_each(f"single{i}", 1, 20 * sizes[1]) for i in range(3))
+    few, many = (median(seconds_each(f"of{size}-{i}", size, 20) for i in range(3)) for size in sizes)
+    command = ["-m", "ml_dash", "show", f"bench/of{sizes[1]}-0", "--path", str(folder / "store")]
+    begun = perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return {
+        "points/s": 1 / many, "of the rate of one metric": single / many, "growth": many / few,
+        "show s": perf_counter() - begun,
+    }  # fmt: skip
+
+
+@row("≤ 1 s per million points hit; nothing hit: nothing read")
+def rewinds(folder: Path, scale: float) -> Figures:
+    """What it takes to fold a rewind: one that hits the later half, one that hits stretches of 500, one that hits nothing."""
+    from ml_dash.core import events as ev
+    from ml_dash.core.fold import fold
+    from ml_dash.core.rewinds import recount
+    from ml_dash.core.state import Edits, State
+    from ml_dash.projection.checkpoint import Layout
+    from ml_dash.projection.folder import Folder
+
+    count, writer = int(1_000_000 * scale), "aa" * 16
+
+    def folded(name: str, step_of: Callable[[int], int], step: int) -> float:
+        (folder / name / "journal").mkdir(parents=True)
+        sink = Folder(folder / name / "folder", folder / name / "journal", Layout())
+        sink.prepare()
+        state, edits = State(), Edits()
+        for number, start in enumerate(range(0, count, 1000)):
+            steps = [step_of(i) for i in range(start, start + 1000)]
+            fold(state, writer, [(number, ev.POINTS, 1000, ["m", ["value", "step"], [steps, steps]])], edits)
+            sink.apply(edits)
+        begun = perf_counter()
+        fold(state, writer, [(count, ev.REWIND, 2000, {"step": step})], edits)
+        sink.apply(edits)
+        recount(state, edits, sink.history)
+        return perf_counter() - begun
+
+    return {
+        "half s": folded("half", lambda i: i, count // 2),
+        "half, in stretches s": folded("stretches", lambda i: i // 500 % 2, 1),
+        "none s": folded("none", lambda i: i, count),
+        "million points": count / 1e6,
+    }
+
+
 @row("≤ 40 ms over bare Python")
 def import_time(folder: Path, scale: float) -> Figures:
     rounds = max(3, int(21 * scale))

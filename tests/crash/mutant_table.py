@@ -373,7 +373,7 @@ _REWINDS: Final = (
     Mutant(
         "the step itself stays",
         REWINDS,
-        (("step is not None and step >= limit]", "step is not None and step > limit]"),),
+        (("step is None or step < limit for", "step is None or step <= limit for"),),
         (("W32", 24),),
     ),
     _one(

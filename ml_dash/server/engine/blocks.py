@@ -11,6 +11,7 @@ from ...core.rewinds import History, Past
 from ...core.state import Block as Points
 from ...core.state import Edits
 from ...core.statistics import NO_SERIES, NUMBERS, step_of
+from ...projection.lines import joined as joined_blocks
 from ...projection.lines import log_lines, point_lines, read_points
 from ..stores import Block, Read
 
@@ -154,24 +155,13 @@ def _joined(parts: list[Points]) -> Iterator[Points]:
     for part in parts:
         if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
             if waiting:
-                yield _merge(waiting)
+                yield joined_blocks(waiting)
                 waiting = []
             yield part
         else:
             waiting.append(part)
     if waiting:
-        yield _merge(waiting)
-
-
-def _merge(parts: list[Points]) -> Points:
-    if len(parts) == 1:
-        return parts[0]
-    rows: list[dict[str, Any]] = []
-    times: list[int] = []
-    for part in parts:
-        rows += part.rows
-        times += [part.times] * len(part.rows) if isinstance(part.times, int) else part.times
-    return Points(parts[0].start, rows, times)
+        yield joined_blocks(waiting)
 
 
 def _slice(points: Points, start: int, end: int) -> Points:
