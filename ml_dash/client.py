@@ -127,11 +127,16 @@ class RemoteClient:
         folder: str | None = None,
         metadata: Metadata | None = None,
         write_protected: bool | None = None,
+        status: str | None = None,
     ) -> CreatedExperiment:
-        """Create an experiment, or continue it: what is given replaces what was there."""
+        """Create an experiment, or continue it: what is given replaces what was there.
+
+        `status` "completed", "failed" or "interrupted" ends what was written through clients; without, it is
+        interrupted after an hour in which nothing came. Programs that record by themselves decide their own.
+        """
         body = _given(
             name=name, description=description, tags=tags, folder=folder, writeProtected=write_protected,
-            **metadata_of(metadata),
+            status=status, **metadata_of(metadata),
         )  # fmt: skip
         found = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
         return cast("CreatedExperiment", {**found, "experiment": read_metadata(found["experiment"])})

@@ -12,6 +12,7 @@ MLDashError
 ├── WriteProtected          RuntimeError       the experiment is write-protected
 ├── StillOpen               RuntimeError       a live writer has the experiment open
 ├── NotFound                FileNotFoundError  no such experiment, metric or file
+├── ReleasedData            FileNotFoundError  it was freed on this machine, and is on a server
 ├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
 ├── StorageError            OSError            the disk refused; says what was kept and what was lost
 ├── RemoteError             ConnectionError    a server did not do what was asked
@@ -85,6 +86,10 @@ class StillOpen(MLDashError, RuntimeError):
 
 class NotFound(MLDashError, FileNotFoundError):
     """No such experiment, metric or file."""
+
+
+class ReleasedData(MLDashError, FileNotFoundError):
+    """It was recorded, and is not on this machine any more: a server has it. The text says how to read it."""
 
 
 class AlreadyExists(MLDashError, FileExistsError):

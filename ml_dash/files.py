@@ -205,7 +205,10 @@ class FileBuilder:
         identity = self._wanted_id()
         with self._handle._looking() as view:
             record = _find(view, identity)
-            blob = self._handle._located().journal / BLOBS / view.state.files[identity].blob
+            name = view.state.files[identity].blob
+            blob = self._handle._located().journal / BLOBS / name
+            if not blob.exists() and (away := view.released(name, record["filename"])) is not None:
+                raise away
         target = _path("dest_path", self._dest_path) if self._dest_path is not None else Path(record["filename"])
         if target.is_dir() or (self._dest_path is not None and os.fspath(self._dest_path).endswith(_SEPARATORS)):
             target = target / record["filename"]

@@ -20,6 +20,7 @@ from .recording.lifecycle import Handle, checked_mapping
 if TYPE_CHECKING:
     from .core.records import LogPage
     from .experiment import Experiment
+    from .reading.view import View
 
 # Records of these are not sent to experiments: to write one may be what they tell about.
 _OURS: Final = ("ml_dash", "filelock")
@@ -156,19 +157,27 @@ class LogBuilder:
     def read(self, start_index: int = 0, limit: int = 1000, level: str | LogLevel | None = None) -> LogPage:
         """A page of entries: `{logs, startIndex, endIndex, total, hasMore}`; a negative start counts from the end.
 
-        With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue.
+        With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue. Where `gc` has
+        freed entries, a page begins with the first that is here; ReleasedData if none of it is.
         """
         self._used = True
         wanted = LogLevel.validate(level) if level is not None else None
         start, count = page_of(start_index, limit)
+
+        def page(view: View) -> LogPage:
+            found = view.logs(start, count, wanted)
+            if not found["logs"]:
+                view.refuse_released(start=start)
+            return found
+
         with self._handle._looking() as view:
             try:
-                return view.logs(start, count, wanted)
+                return page(view)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
                 from .reading.read import fresh_view
 
-                return fresh_view(self._handle._located()).logs(start, count, wanted)
+                return page(fresh_view(self._handle._located()))
 
 
 class LogHandler(logging.Handler):

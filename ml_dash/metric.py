@@ -210,12 +210,16 @@ class MetricBuilder:
 
         A negative start counts from the end; `total` counts this answer; `limit` is at most 10,000, else InvalidValue;
         an unknown metric gives an empty page. `superseded=False` leaves out what a rewind has superseded and fills the
-        page with what follows: go on from `endIndex + 1`. Sees every append of this process.
+        page with what follows: go on from `endIndex + 1`. Sees every append of this process. Where `gc` has freed
+        points, a page begins with the first that is here; ReleasedData if none of it is.
         """
         start, count = page_of(start_index, limit)
 
         def page(view: View) -> PointPage:
-            return view.metric_page(self._name, start, count, superseded=bool(superseded))
+            found = view.metric_page(self._name, start, count, superseded=bool(superseded))
+            if not found["data"]:
+                view.refuse_released(self._name, start)
+            return found
 
         with self._handle._looking() as view:
             try:

@@ -40,7 +40,7 @@ def _run(argv: Sequence[str]) -> int:
     import click
 
     from ml_dash.cli import app, console
-    from ml_dash.errors import JournalError, MLDashError, NewerFormat
+    from ml_dash.errors import JournalError, MLDashError, NewerFormat, ReleasedData
 
     console.prepare_streams()
     try:
@@ -52,6 +52,8 @@ def _run(argv: Sequence[str]) -> int:
         return error.exit_code
     except MLDashError as error:
         console.complain(str(error))
+        if isinstance(error, ReleasedData):
+            return UNSENT
         return DAMAGE if isinstance(error, JournalError) and not isinstance(error, NewerFormat) else FAILURE
     except BrokenPipeError:
         raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import look
+from ml_dash.cli.look import Reading, look, look_at
 from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
@@ -32,26 +32,38 @@ def _level(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until interrupted.")
 @click.option("--level", callback=_level, metavar="LEVEL", help="Only entries of this level.")
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the last N entries.")
+@options.remote_option
 @options.path_option
 @options.json_option
+@click.pass_context
 def command(
+    ctx: click.Context,
     experiment: str | None,
     follow: bool,
     level: str | None,
     last: int | None,
+    away: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """Print log entries, oldest first. With --json one object a line, as in logs.jsonl."""
-    located, _ = look(experiment, path)
+    if away:
+        if follow:
+            raise click.UsageError("--follow reads what is recorded here: leave --remote out.", ctx)
+        there = look_at(experiment, path, away=True)
+        _say(there, 0 if last is None else _start_of_last(there, level, last), level, as_json)
+        return
+    located, view = look(experiment, path)
+    if last is None:
+        view.refuse_released()
     start = 0
     while True:
         known = _sizes(located)
         view = read.view(located)
         if last is not None:
-            start, last = _start_of_last(view, level, last), None
-        for entry in _entries(view, start, level):
-            console.say(console.json_text(entry) if as_json else _line(entry))
+            begun, last = _start_of_last(view, level, last), None
+            start = view.state.logs if begun is None else begun
+        _say(view, start, level, as_json)
         if not follow:
             return
         start = view.state.logs
@@ -62,7 +74,12 @@ def command(
             time.sleep(POLL_S)
 
 
-def _entries(view: read.View, start: int, level: str | None) -> Iterator[LogEntry]:
+def _say(view: Reading, start: int | None, level: str | None, as_json: bool) -> None:
+    for entry in _entries(view, start, level) if start is not None else ():
+        console.say(console.json_text(entry) if as_json else _line(entry))
+
+
+def _entries(view: Reading, start: int, level: str | None) -> Iterator[LogEntry]:
     while True:
         page = view.logs(start, read.MAX_LIMIT)
         yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
@@ -71,12 +88,14 @@ def _entries(view: read.View, start: int, level: str | None) -> Iterator[LogEntr
             return
 
 
-def _start_of_last(view: read.View, level: str | None, count: int) -> int:
-    """The number of the first of the last `count` entries of a level."""
+def _start_of_last(view: Reading, level: str | None, count: int) -> int | None:
+    """The number of the first of the last `count` entries of a level; None if there is none."""
     if count == 0:
-        return view.state.logs
+        return None
     page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
-    return page[0]["sequenceNumber"] if page else view.state.logs
+    if not page:
+        view.refuse_released()
+    return page[0]["sequenceNumber"] if page else None
 
 
 def _sizes(located: read.Located) -> dict[str, int]:

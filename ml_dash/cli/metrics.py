@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import json_point, look, meant
+from ml_dash.cli.look import Reading, json_point, look_at, meant
 from ml_dash.cli.plot import plot
 from ml_dash.core.records import MetricStats, Point
 from ml_dash.reading import read
@@ -34,6 +34,7 @@ def complete_metric(ctx: click.Context, _param: click.Parameter, typed: str) -> 
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST}).")
 @click.option("--superseded", is_flag=True, help="With METRIC: also points that a rewind has superseded.")
 @click.option("--plot", "as_plot", is_flag=True, help="Draw the series over their steps.")
+@options.remote_option
 @options.path_option
 @options.json_option
 @click.pass_context
@@ -44,6 +45,7 @@ def command(
     last: int | None,
     superseded: bool,
     as_plot: bool,
+    away: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -55,7 +57,7 @@ def command(
         raise click.UsageError("Give --plot or --json, not both.", ctx)
     if superseded and (as_plot or metric is None):
         raise click.UsageError("--superseded goes with the points of a METRIC.", ctx)
-    _, view = look(experiment, path)
+    view = look_at(experiment, path, away=away)
     names = [entry["name"] for entry in view.metrics()]
     only = None
     if metric is not None:
@@ -68,7 +70,7 @@ def command(
         _say_all(view, names, as_json)
 
 
-def _say_all(view: read.View, names: list[str], as_json: bool) -> None:
+def _say_all(view: Reading, names: list[str], as_json: bool) -> None:
     all_stats = [view.metric_stats(name) for name in names]
     if as_json:
         console.say_json(all_stats)
@@ -91,7 +93,7 @@ def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str
     return ["series", ">points", ">first", ">last", ">min", ">max", ">mean"], rows
 
 
-def _say_points(view: read.View, name: str, last: int, superseded: bool, as_json: bool) -> None:
+def _say_points(view: Reading, name: str, last: int, superseded: bool, as_json: bool) -> None:
     stats = view.metric_stats(name)
     points = _last_points(view, name, last, superseded)
     if as_json:
@@ -115,7 +117,7 @@ def _say_points(view: read.View, name: str, last: int, superseded: bool, as_json
     console.say_table([">index", *(f">{console.safe(field)}" for field in fields), "time (UTC)"], rows)
 
 
-def _last_points(view: read.View, name: str, count: int, superseded: bool) -> list[Point]:
+def _last_points(view: Reading, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
         limit = min(count - len(points), read.MAX_LIMIT)
@@ -123,14 +125,17 @@ def _last_points(view: read.View, name: str, count: int, superseded: bool) -> li
         points += page["data"]
         if not page["hasMore"]:
             break
+    if count and not points:
+        view.refuse_released(name)
     return points
 
 
-def _plot(view: read.View, names: list[str], last: int | None, only: str | None) -> None:
+def _plot(view: Reading, names: list[str], last: int | None, only: str | None) -> None:
     wanted = [(name, series) for name in names for series in view.metric_stats(name)["series"]]
     wanted = [one for one in wanted if only in (None, one[1])]
     drawn = 0
     for name, series in wanted[:MAX_PLOTS]:
+        view.refuse_released(name)
         points = view.series(name, series, 8 * console.width() if last is None else _ALL)
         if last is not None:
             points = points[max(len(points) - last, 0) :]

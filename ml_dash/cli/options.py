@@ -43,6 +43,12 @@ def path_option(command: Decorated) -> Decorated:
     )(command)
 
 
+def remote_option(command: Decorated) -> Decorated:
+    return click.option(
+        "--remote", "away", is_flag=True, help="Read from the server that the experiment goes to, not from here."
+    )(command)
+
+
 def json_option(command: Decorated) -> Decorated:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 

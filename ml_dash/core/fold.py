@@ -159,7 +159,7 @@ def _retire(state: State, writer: WriterState, began_ns: int) -> None:
     if writer.place is None and writer.id not in state.session:
         # Its opening event is lost. It counts like any other.
         _join_session(state, writer, began_ns)
-    if not writer.child:
+    if not writer.child or not state.session:
         _decide_status(state)
 
 
@@ -172,6 +172,11 @@ def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
 
 def _decide_status(state: State) -> None:
     writers = [state.writers[writer] for writer in state.session]
+    if not writers:
+        # Nobody opened it by itself, as where all came by REST: the one that ended last decides.
+        children = [writer for writer in state.writers.values() if writer.place is not None]
+        writers = [writer for writer in children if writer.alive] or children
+        writers = [max(writers, key=lambda one: (one.ended_ns or one.last_ns, one.id))] if writers else []
     if not writers or any(writer.alive for writer in writers):
         state.status = RUNNING
     elif any(writer.ended == "failed" for writer in writers):

@@ -376,7 +376,7 @@ def writer_record(writer: WriterState) -> dict[str, Any]:
 def experiment_document(state: State) -> ExperimentRecord:
     """`experiment.json`: everything here comes from events and from what `order` records."""
     writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
-    session = [state.writers[writer] for writer in state.session]
+    session = [state.writers[writer] for writer in state.session or state.writers]
     ended = max((writer.ended_ns or writer.last_ns for writer in session), default=0)
     error = next((writer.error for writer in reversed(session) if writer.error), None)
     document: ExperimentRecord = {

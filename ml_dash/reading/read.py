@@ -23,14 +23,13 @@ from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import EXPERIMENT, Folder
 from ..projection.replay import OrderChanged
-from .view import MAX_LIMIT, Memory, View, check_limit, look, look_anew
+from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew
 
 __all__ = [
     "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back",
     "record", "view",
 ]  # fmt: skip
 
-_STORE: Final = ".ml-dash"
 _OPENING_BYTES: Final = 64 << 10
 _OPENINGS_READ: Final = 256
 _MOST_PARENTS: Final = 3
@@ -226,11 +225,11 @@ def _paths() -> Settings:
 def _places(path: Path | None) -> list[Path]:
     if path is not None:
         base = Path(path).expanduser().absolute()
-        return [base, base / _STORE] if (base / _STORE).is_dir() else [base]
+        return [base, base / STORE] if (base / STORE).is_dir() else [base]
     settings = _paths()
     if settings.store.is_dir():
         return [settings.store]
-    return sorted(Path.cwd().glob(f"*/{_STORE}"))
+    return sorted(Path.cwd().glob(f"*/{STORE}"))
 
 
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
@@ -275,7 +274,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 
 def places(path: Path | None) -> str:
     """Where experiments are looked for, for a message."""
-    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{_STORE}"
+    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{STORE}"
 
 
 def nearest(text: str, names: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -32,7 +33,7 @@ from ..core.records import (
 from ..core.rewinds import Past, last_step
 from ..core.state import Edits, File, Metric, State
 from ..core.statistics import step_of
-from ..errors import Damaged, InvalidValue, NotFound
+from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
 from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from ..projection.folder import LOGS, Folder, FolderChanged, file_lines
@@ -43,6 +44,7 @@ from ..projection.start import begin
 
 log = logging.getLogger("ml_dash")
 
+STORE: Final = ".ml-dash"
 MAX_LIMIT: Final = 10_000
 _TRIES: Final = 3
 # What reading lines raises that somebody has edited, removed, or is writing again.
@@ -136,13 +138,30 @@ _told: set[str] = set()
 
 
 def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
-    """Once for each experiment: what was asked for is not on this machine."""
+    """Once for each experiment: a part of what was asked for is not on this machine."""
     if str(folder) not in _told:
         _told.add(str(folder))
         log.warning(
             "ml-dash: %s before number %d of %s are not on this machine (gc, or a pull of the state only); the server "
             "has them: read them there, or run ml-dash pull", what, first, folder,
         )  # fmt: skip
+
+
+def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedData:
+    """What is raised where somebody asks for what only a server has."""
+    try:
+        base = bases.load(journal)
+    except (OSError, JournalError):
+        base = None
+    remotes = sorted({stood.remote for stood in base.segments.values() if stood.remote}) if base is not None else []
+    name = f"{state.project}/{state.name}"
+    where = "" if folder.parents[1].name == STORE else f" --path {shlex.quote(str(folder.parents[1]))}"
+    remote = f" --remote {remotes[0]}" if remotes else " --remote URL"
+    return ReleasedData(
+        f"{what} in {name}: not on this machine any more (gc, or a pull of the state alone); "
+        f"{remotes[0] if remotes else 'its server'} has it",
+        hint=f"read it with --remote, or bring it here: ml-dash pull {shlex.quote(name)}{remote}{where}",
+    )
 
 
 class View:
@@ -232,7 +251,7 @@ class View:
             start, stop = parts[0][0], parts[-1][1]
             page = self.metric_page(metric.name, start, stop - start)["data"]
             points += [point for low, high in parts for point in page[low - start : high - start]]
-        start = max(start_index, first) if start_index >= 0 else points[0]["index"] if points else 0
+        start = max(start_index, first) if start_index >= 0 else points[0]["index"] if points else first
         return point_page(points, start, more=bool(chosen) and chosen[-1][1] < current[-1][1])
 
     def each_point(self, name: str, *, superseded: bool = True) -> Iterator[Point]:
@@ -257,6 +276,14 @@ class View:
     def last_step(self) -> int | float | None:
         """The greatest step (else epoch) of what is current, of all metrics."""
         return last_step(self.state)
+
+    def refuse_released(self, metric: str | None = None, start: int = 0) -> None:
+        """Raises ReleasedData if lines of the logs, or of a metric, from number `start` on are not on this machine."""
+        layout = self._folder.layout
+        first = layout.logs.first if metric is None else layout.metrics.get(metric, LineFile()).first
+        if first > start:
+            what = f"{'log entries' if metric is None else f'points of {metric}'} before number {first:,}"
+            raise released(self.state, self._folder.journal, self._folder.path, what)
 
     def _first_here(self, known: LineFile, what: str) -> int:
         """The number of the first line that is on this machine."""
@@ -286,6 +313,14 @@ class View:
         if deleted:
             return [file_record(self.state, file) for file in files_in_order(self.state)]
         return [file_record(self.state, file) for file in live_files(self.state, check_prefix(prefix), tags)]
+
+    def released(self, blob: str, filename: str) -> ReleasedData | None:
+        """What is to be raised where a content is not here, because a base stands for it; None if none does."""
+        journal = self._folder.journal
+        base = bases.load(journal)
+        if base is None or blob not in base.blobs:
+            return None
+        return released(self.state, journal, self._folder.path, f"the content of {filename!r}")
 
     def clashing(self, prefix: str, filename: str) -> File | None:
         """The live file that would be the folder of one there, or have it as its folder."""

@@ -56,6 +56,9 @@ class Holder(Protocol):
     def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
         """Which of these blobs (name → size in bytes) it holds, whole and verified."""
 
+    def let_go(self, journal: str, wanted: dict[str, int]) -> set[str]:
+        """Which of these it does not hold and does not want: their files were replaced or deleted elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
@@ -149,8 +152,10 @@ class _Collection:
         self.kept: dict[str, str] = {}
         # Copies of segments of which the base stands for more.
         self.shorter: list[_Candidate] = []
-        # Contents here that all servers hold.
+        # Contents here that all servers hold; and those that one of them has let go, since their files were replaced
+        # or deleted on another machine: they stay here, and keep nothing from being freed.
         self.held: set[str] = set()
+        self.let_go: set[str] = set()
 
     def run(self, *, dry_run: bool) -> GcReport:
         """Decide, put the base in place, then remove what it stands for."""
@@ -303,7 +308,11 @@ class _Collection:
                 by_journal.setdefault(journal, {})[name] = size
         for journal, wanted in by_journal.items():
             sets = [holder.complete_blobs(journal, wanted) for holder in self.holders]
-            self.held |= wanted.keys() & set.intersection(*sets)
+            held = wanted.keys() & set.intersection(*sets)
+            self.held |= held
+            lacking = {name: size for name, size in wanted.items() if name in self.live - held}
+            for holder in self.holders if lacking else ():
+                self.let_go |= holder.let_go(journal, lacking)
 
     def _journal_in_base(self, writer: str) -> str:
         segments = self.base.segments.values() if self.base is not None else ()
@@ -315,7 +324,7 @@ class _Collection:
         missing = {
             parsed[1]: name
             for name in self.present
-            if name not in self.held and (name in self.live or name not in of_files)
+            if name not in self.held | self.let_go and (name in self.live or name not in of_files)
             if (parsed := parse_blob(name)) is not None
         }
         for one in candidates:

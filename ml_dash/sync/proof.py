@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.protocol import UNKNOWN, Digest, JournalState
+from ..core.state import File
 from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
 from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
-from ..journal.segment import list_segments, parse_blob, read_identity
+from ..journal.segment import list_segments, read_identity
 from ..reading.read import Located, view
 from . import remote
 from .identity import with_identity
@@ -143,8 +144,7 @@ class _Comparison:
         if removed:
             self.reasons.append("it was removed on the server, which keeps what these writers send out of sight")
         files = [file for file in state.files.values() if file.live]
-        there = self._blobs_there(known)
-        missing = [f"{file.place} ({file.id})" for file in files if not self._has(file.blob, there, parts, known)]
+        missing = [f"{file.place} ({file.id})" for file in files if not self._has(file, parts, known)]
         self._ask_the_uploader()
         there_events = max(0, state.events - self.missing_events)
         counted = max((found["events"] for found in known.values() if found is not None), default=0)
@@ -324,29 +324,13 @@ class _Comparison:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _blobs_there(known: dict[str, JournalState | None]) -> set[str]:
-        return {
-            name
-            for found in known.values()
-            if found is not None
-            for name, state in found["blobs"].items()
-            if state["complete"]
-        }
-
-    def _has(self, blob: str, there: set[str], parts: list[Part], known: dict[str, JournalState | None]) -> bool:
-        if blob in there:
+    def _has(self, file: File, parts: list[Part], known: dict[str, JournalState | None]) -> bool:
+        """Is the content there, or not wanted there any more, since another machine has replaced it? As `gc` asks."""
+        journal = next((part.journal for part in parts if f"-{file.writer}-" in part.file), self.home)
+        there = known.get(journal)
+        if remote.holds(self.link, there, file.blob, file.size_bytes):
             return True
-        # It may be known under another journal of this experiment, or by its content.
-        parsed = parse_blob(blob)
-        writer = parsed[1] if parsed is not None else ""
-        journal = next((part.journal for part in parts if f"-{writer}-" in part.file), self.home)
-        if known.get(journal) is None:
-            return False
-        try:
-            return remote.blob_state(self.link, journal, blob)["complete"]
-        except ServerRefused:
-            return False
+        return remote.has_let_go(self.link, there, journal, file.blob)
 
     # -- what the uploader says --------------------------------------------------------------------------------------
 

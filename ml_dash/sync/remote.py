@@ -319,13 +319,32 @@ class ServerHolder:
 
     def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
         known = _known(self._link, journal)
-        if known is None:
-            return set()
-        there = known["blobs"]
-        found = {name for name, size in wanted.items() if name in there and there[name]["length"] == size}
-        # Bodies are not listed, nor versions that were replaced; the state of a blob only says whether to send it.
-        experiment = known["experiment"]
-        return found | {name for name in wanted.keys() - found if has_blob(self._link, experiment, name, wanted[name])}
+        return {name for name, size in wanted.items() if holds(self._link, known, name, size)}
+
+    def let_go(self, journal: str, wanted: dict[str, int]) -> set[str]:
+        known = _known(self._link, journal)
+        return {name for name in wanted if has_let_go(self._link, known, journal, name)}
+
+
+def holds(link: Link, known: JournalState | None, name: str, size: int) -> bool:
+    """Does the server hold a content, whole and verified? `known` is what it says of the journal that brought it."""
+    if known is None:
+        return False
+    listed = known["blobs"].get(name)
+    if listed is not None and listed["complete"] and listed["length"] == size:
+        return True
+    # Bodies are not listed, nor versions that were replaced; the state of a blob only says whether to send it.
+    return has_blob(link, known["experiment"], name, size)
+
+
+def has_let_go(link: Link, known: JournalState | None, journal_id: str, name: str) -> bool:
+    """Does the server not want a content that it does not hold: was the file replaced or deleted on another machine?"""
+    if known is None:
+        return False
+    try:
+        return blob_state(link, journal_id, name)["complete"]
+    except ServerRefused:
+        return False
 
 
 def _known(link: Link, journal_id: str) -> JournalState | None:

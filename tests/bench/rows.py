@@ -394,7 +394,7 @@ def many_metrics(folder: Path, scale: float) -> Figures:
 
 @row("≤ 1 s per million points hit; nothing hit: nothing read")
 def rewinds(folder: Path, scale: float) -> Figures:
-    """What it takes to fold a rewind: one that hits the later half, one that hits stretches of 500, one that hits nothing."""
+    """What it takes to fold a rewind that hits the later half, stretches of 500, or nothing."""
     from ml_dash.core import events as ev
     from ml_dash.core.fold import fold
     from ml_dash.core.rewinds import recount

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import pytest
@@ -73,6 +74,59 @@ def test_all_writes_are_events_and_survive(core: Server, tmp_path: Path) -> None
     assert len(again.experiment(NS, EXPERIMENT)["writers"]) == 2
     assert_refolds(again)
     again.close()
+
+
+def status(core: Server) -> str:
+    return str(core.experiment(NS, EXPERIMENT)["status"])
+
+
+def test_what_is_written_by_rest_alone_ends_when_it_says_so(core: Server) -> None:
+    core.append_points(NS, EXPERIMENT, "loss", [{"value": 1.0}])
+    assert status(core) == "running"
+    for ending in ("completed", "failed", "interrupted", "completed"):
+        ended = core.upsert_experiment(NS, "cv", {"name": "run", "status": ending})["experiment"]
+        assert (ended["status"], ended["endedAt"] is None) == (ending, False)
+        assert_refolds(core)
+    core.append_points(NS, EXPERIMENT, "loss", [{"value": 2.0}])
+    assert status(core) == "running"
+    core.upsert_experiment(NS, "cv", {"name": "run", "status": "completed"})
+    assert status(core) == "completed"
+    assert_refolds(core)
+
+
+def test_what_a_server_before_this_one_left_open_ends_with_it(core: Server, tmp_path: Path) -> None:
+    core.append_points(NS, EXPERIMENT, "loss", [{"value": 1.0}])
+    core.close()
+    again = Server(tmp_path / "data")
+    assert status(again) == "running"
+    again.upsert_experiment(NS, "cv", {"name": "run", "status": "completed"})
+    assert status(again) == "completed"
+    assert_refolds(again)
+    again.close()
+
+
+def test_what_nobody_writes_to_any_more_is_interrupted_and_goes_on_with_the_next_write(core: Server) -> None:
+    core.append_points(NS, EXPERIMENT, "loss", [{"value": 1.0}])
+    assert core.end_quiet(time_ns() - 3600 * 10**9) == 0
+    assert status(core) == "running"
+    assert core.end_quiet(time_ns()) == 1
+    assert status(core) == "interrupted"
+    assert core.end_quiet(time_ns()) == 0
+    assert_refolds(core)
+    core.append_points(NS, EXPERIMENT, "loss", [{"value": 2.0}])
+    assert status(core) == "running"
+    core.upsert_experiment(NS, "cv", {"name": "run", "status": "completed"})
+    assert status(core) == "completed"
+    assert_refolds(core)
+
+
+def test_programs_that_record_by_themselves_decide_their_status(core: Server) -> None:
+    send(core, Sheet().opens())
+    core.upsert_experiment(NS, "cv", {"name": "run", "status": "failed"})
+    assert status(core) == "running"
+    assert core.end_quiet(time_ns()) == 0
+    assert status(core) == "running"
+    assert_refolds(core)
 
 
 def test_texts_that_look_like_numbers_are_named(core: Server) -> None:

@@ -12,15 +12,16 @@ from typing import Any, Final
 import msgspec
 
 from ...core import events as ev
+from ...core.fold import fold_death
 from ...core.frames import MAX_PAYLOAD, Header, LengthCrcs, encode_frame, encode_header
 from ...core.names import check_metric_name, check_name, experiment_id
 from ...core.protocol import UNKNOWN, Refused
-from ...core.state import State
+from ...core.state import Edits, State
 from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
 from ..stores import Write
-from .ingest import Ingest, Live
+from .ingest import DEATH, Ingest, Live
 
 New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
@@ -63,10 +64,12 @@ class Scribe:
         make: Callable[[State, str, int], Iterable[New]],
         *,
         before: Callable[[Write, State, str, int], None] | None = None,
+        ends: str | None = None,
     ) -> Live:
         """Fold the events that `make(state, writer, next number)` gives; what the experiment is then, durably.
 
-        `before` runs in the same transaction, ahead of the events. Raises what `make` raises; nothing is changed then.
+        `before` runs in the same transaction, ahead of the events. `ends` is the status in which the writer closes
+        behind them. Raises what `make` raises; nothing is changed then.
         """
         identity = experiment_id(project, name)
         with self._guard:
@@ -87,6 +90,8 @@ class Scribe:
                     if before is not None:
                         before(tx, live.state, writer, first)
                     new += make(live.state, writer, first)
+                    if ends is not None:
+                        new.append((ev.CLOSE, {"status": ends}, None))
                     data, last_ns = _frames(pen, new, live.state.updated_ns)
                     length, _, released = self._ingest.take(tx, ns, pen.journal.hex(), pen.segment, pen.length, data)
             except (Refused, InvalidInput, WriteProtected):
@@ -96,9 +101,45 @@ class Scribe:
                 raise
             pen.seq += len(new)
             pen.length, pen.last_ns = length, last_ns
-            self._keep((ns, identity), pen)
+            if ends is None:
+                self._keep((ns, identity), pen)
         self._ingest.told(ns, live, released)
+        if ends is not None:
+            self._end_writers(ns, identity)
         return live
+
+    def end_quiet(self, before_ns: int) -> int:
+        """Take writers of the server for gone where nothing was written since; of how many experiments.
+
+        Who writes by REST may never say that it has ended. If it goes on, so does the experiment.
+        """
+        with self._ingest.documents.read() as tx:
+            found = tx.quiet(before_ns)
+        return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in found)
+
+    def _end_writers(self, ns: str, experiment: str, before_ns: int = _LATEST_NS) -> bool:
+        """Note the death of those that are neither closed nor at hand (`before_ns`: nor were heard of since)."""
+        with self._guard, self._ingest.writing() as tx:
+            row = tx.experiment(ns, experiment)
+            if row is None or row.heard_ns >= before_ns:
+                return False
+            live = self._ingest.live(tx, ns, experiment)
+            pen = self._pens.get((ns, experiment)) if before_ns == _LATEST_NS else None
+            own = [
+                writer
+                for writer in live.state.alive
+                if (live.state.writers[writer].place or {}).get("server") is True
+                and (pen is None or pen.writer.hex() != writer)
+            ]
+            edits = Edits()
+            for writer in own:
+                fold_death(live.state, writer, edits)
+                self._ingest.arrive(tx, ns, live, DEATH, writer, 0, 0)
+            if own:
+                self._ingest.store(tx, ns, live, edits)
+        if own:
+            self._ingest.told(ns, live)
+        return bool(own)
 
     def _keep(self, key: tuple[str, str], pen: Pen) -> None:
         self._pens[key] = pen

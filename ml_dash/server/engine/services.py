@@ -85,7 +85,9 @@ class Server:
         self.list_files = query.list_files
         self.file_record = query.file_record
 
-        writes = Writes(Scribe(ingest), self.objects)
+        scribe = Scribe(ingest)
+        self.end_quiet = scribe.end_quiet
+        writes = Writes(scribe, self.objects)
         self.upsert_experiment = writes.upsert_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters

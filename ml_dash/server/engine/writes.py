@@ -10,7 +10,7 @@ from ...core import events as ev
 from ...core.names import check_filename, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
 from ...core.records import CHUNK_SIZE, buffered, experiment_document, metric_id_of
-from ...core.state import State
+from ...core.state import RUNNING, State
 from ...core.values import parse_time, utc_text
 from ...errors import InvalidValue
 from ...log import LogLevel
@@ -32,10 +32,16 @@ class Writes:
         self._objects = objects
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an experiment, or change the one of that name: only what is given."""
-        change = {key: value for key, value in body.items() if key != "name" and (key != "writeProtected" or value)}
+        """Create an experiment, or change the one of that name: only what is given. A `status` but running ends it.
+
+        Of an experiment that programs record by themselves, these decide the status.
+        """
+        apart = ("name", "status")
+        change = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
         events: list[New] = [(ev.UPDATE, change, None)] if change else []
-        live = self._scribe.write(ns, project, body["name"], lambda *_: events)
+        status = body.get("status", RUNNING)
+        ends = None if status == RUNNING else status
+        live = self._scribe.write(ns, project, body["name"], lambda *_: events, ends=ends)
         document = experiment_document(live.state)
         return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
 

@@ -46,6 +46,9 @@ ROUTES: Final = [
     *routes_about.ROUTES,
 ]
 
+QUIET_NS: Final = 3600 * 10**9
+QUIET_EVERY_S: Final = 600.0
+
 _COMMON_HEADERS: Final = [
     (PROTOCOL_HEADER.lower().encode(), str(PROTOCOL).encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -85,14 +88,26 @@ class App:
             await self._inner(scope, exchange.receive, exchange.send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as beside:
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.startup":
+                    self.services.hub.start()
+                    beside.start_soon(self._end_quiet)
+                    await send({"type": "lifespan.startup.complete"})
+                else:
+                    beside.cancel_scope.cancel()
+                    await send({"type": "lifespan.shutdown.complete"})
+                    return
+
+    async def _end_quiet(self) -> None:
+        """Now and then: what was written by REST alone, and for an hour was not, runs no longer."""
         while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self.services.hub.start()
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                await send({"type": "lifespan.shutdown.complete"})
-                return
+            try:
+                await anyio.to_thread.run_sync(self.services.core.end_quiet, time.time_ns() - QUIET_NS)
+            except (Refused, OSError) as error:
+                log.warning("quiet experiments could not be ended: %s", error)
+            await anyio.sleep(QUIET_EVERY_S)
 
     # -- one request -------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class NewExperiment(_Named, total=False):
     folder: str | None
     metadata: dict[str, Any] | None
     writeProtected: bool | None
+    status: str | None
     text: list[str]
 
 
@@ -50,6 +51,8 @@ async def upsert_experiment(call: Call) -> Response:
     project = check_name("project", call.parts["project"])
     async with call.json(NewExperiment) as body:
         check_name("name", body["name"])
+        if body.get("status") not in (None, *STATUSES):
+            malformed(f"status is none of {', '.join(STATUSES)}")
         given = {name: value for name, value in body.items() if value is not None and name != "text"}
         if body.get("metadata") is not None:
             given["metadata"] = recorded(body["metadata"] or {}, body.get("text", ()))

@@ -332,6 +332,10 @@ class _Transaction:
     def stale(self, fold_version: int) -> list[tuple[str, str]]:
         return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
 
+    def quiet(self, before_ns: int) -> list[tuple[str, str]]:
+        found = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
+        return list(found)
+
     def put_experiment(self, ns: str, row: ExperimentRow) -> None:
         tags = json.dumps(row.tags)
         values = (

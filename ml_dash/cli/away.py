@@ -1,0 +1,112 @@
+"""One experiment as a server has it: what the reading commands print with --remote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+from ml_dash.core.names import experiment_id
+from ml_dash.core.ranges import page_of
+from ml_dash.errors import InvalidValue
+from ml_dash.reading import read
+
+if TYPE_CHECKING:
+    from ml_dash.client import RemoteClient
+    from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
+    from ml_dash.sync.register import Registration
+
+
+class Away:
+    """Answers as `View` does, from a server. For one command: what it has asked once it does not ask again."""
+
+    def __init__(self, client: RemoteClient, located: read.Located) -> None:
+        self._client = client
+        self._id = experiment_id(located.project, located.name)
+        self._metrics: list[MetricSummary] | None = None
+
+    def metrics(self) -> list[MetricSummary]:
+        """All metrics, by name."""
+        if self._metrics is None:
+            self._metrics = cast("list[MetricSummary]", self._client.metrics(self._id))
+        return self._metrics
+
+    def metric_stats(self, name: str) -> MetricStats:
+        """Totals and the statistics of each series."""
+        return self._client.stats(self._id, name)
+
+    def metric_page(
+        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
+    ) -> PointPage:
+        """A page of points."""
+        return self._client.points(self._id, name, start_index, limit, superseded=superseded)
+
+    def each_point(self, name: str, *, superseded: bool = True) -> Iterator[Point]:
+        """All points of a metric, or those that are current."""
+        start, more = 0, True
+        while more:
+            page = self.metric_page(name, start, read.MAX_LIMIT, superseded=superseded)
+            yield from page["data"]
+            start, more = page["endIndex"] + 1, page["hasMore"]
+
+    def logs(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
+        """A page of log entries; with `level` only those count."""
+        if level is None:
+            return self._client.logs(self._id, start_index, limit)
+        matching = [entry for entry in self.each_log() if entry["level"] == level]
+        [(start, stop)] = page_of([(0, len(matching))], start_index, limit) or [(0, 0)]
+        entries = matching[start:stop]
+        return {
+            "logs": entries, "startIndex": start, "endIndex": stop - 1, "total": len(entries),
+            "hasMore": stop < len(matching),
+        }  # fmt: skip
+
+    def each_log(self) -> Iterator[LogEntry]:
+        """All log entries."""
+        start, more = 0, True
+        while more:
+            page = self.logs(start, read.MAX_LIMIT)
+            yield from page["logs"]
+            start, more = page["endIndex"] + 1, page["hasMore"]
+
+    def refuse_released(self, metric: str | None = None, start: int = 0) -> None:
+        """A server has it all."""
+
+    def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
+        """(x, y) of one series."""
+        drawn: Any = self._client.series(self._id, name, min(max_points, read.MAX_LIMIT))["series"]
+        line = drawn.get(series or name, {"x": [], "value": []})
+        return [(float(x), float(y)) for x, y in zip(line["x"], line["value"], strict=True)]
+
+
+def connect(located: read.Located) -> Away:
+    """The server that an experiment goes to, or that the environment names, asked under the experiment's identity.
+
+    Raises InvalidValue if there is none, RemoteError if it does not answer.
+    """
+    from ml_dash.client import RemoteClient
+    from ml_dash.sync.identity import with_identity
+
+    registration = _registration(located)
+
+    def attempt(_: int, token: str) -> RemoteClient:
+        client = RemoteClient(registration.remote, api_key=token)
+        client.whoami()
+        return client
+
+    return Away(with_identity(registration, attempt), located)
+
+
+def _registration(located: read.Located) -> Registration:
+    from ml_dash.disk.config import resolve
+    from ml_dash.sync import register
+
+    mine = register.of_journal(located.journal, register.by_journal(register.registrations()))
+    settings = resolve()
+    here = [one for one in mine if settings.remote in (None, one.remote)]
+    if here:
+        return min(here, key=lambda one: not one.is_claimed)
+    if settings.remote is None:
+        raise InvalidValue(
+            f"{located.project}/{located.name} goes to no server from here", hint="name one: set ML_DASH_REMOTE"
+        )
+    return register.asking(located.journal, settings)
