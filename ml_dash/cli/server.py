@@ -20,8 +20,11 @@ from ml_dash.cli import FAILURE, console, options
 @click.option("--host", help="The address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one. Default: $PORT, else 3000.")
 @click.option("--dev", is_flag=True, help="Accept the development login, user_name= alone; on loopback only.")
+@click.option("--open", "opens", is_flag=True, help="With --dev: open the page in a browser, logged in.")
 @click.pass_context
-def command(ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool) -> None:
+def command(
+    ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool, opens: bool
+) -> None:
     """Collect what many machines record, and answer questions about it.
 
     It says on stdout where it listens. SIGTERM lets requests under way end.
@@ -29,12 +32,27 @@ def command(ctx: click.Context, data: Path | None, host: str | None, port: int |
     _check_installed(ctx)
     from ml_dash.server.settings import server_settings
 
+    if opens and not dev:
+        raise click.UsageError("--open goes with --dev: where tokens are asked for, give yours in the browser.", ctx)
     settings = server_settings(data=data, host=host, port=port, dev=dev)
     ctx.obj = settings.data
     if ctx.invoked_subcommand is None:
         from ml_dash.server.run import serve
 
-        serve(settings)
+        serve(settings, opens=opens)
+
+
+@command.command()
+@click.option("--print", "only_print", is_flag=True, help="Print the unit, and write nothing.")
+def install(only_print: bool) -> None:
+    """Write the systemd unit with the path of this installation; as root."""
+    from ml_dash.server import install as units
+
+    if only_print:
+        console.say(units.unit().rstrip())
+        return
+    path = units.install()
+    console.say(f"{path} is written. Now: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 
 @command.group()

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import webbrowser
 from collections.abc import Generator
 from types import FrameType
 from typing import Any, Final
@@ -35,8 +36,8 @@ _BACKLOG: Final = 1024
 _HEADER_BYTES: Final = 64 << 10
 
 
-def serve(settings: ServerSettings) -> None:
-    """Serve until SIGTERM or SIGINT, which let requests under way end.
+def serve(settings: ServerSettings, *, opens: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, which let requests under way end; `opens` shows the page in a browser.
 
     Raises InvalidValue where nobody could be let in, StoreRefused if the data folder cannot be used, StorageError if
     the address cannot be had.
@@ -59,6 +60,11 @@ def serve(settings: ServerSettings) -> None:
             shown = f"[{host}]" if ":" in host else host
             with server.capture_signals():
                 sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
+                if settings.dev:
+                    link = f"http://{shown}:{port}/login?key={app.services.doorkeeper.login_key()}"
+                    sys.stdout.write(f"in a browser on this machine, logged in (works once): {link}\n")
+                    if opens:
+                        webbrowser.open(link)
                 sys.stdout.flush()
                 _note_running(settings, f"http://{shown}:{port}")
                 log.info("started", extra={**described_settings(settings), "port": port})

@@ -154,3 +154,50 @@ def test_memory_stays_flat_while_a_file_comes_in(web: Web) -> None:
 
     web.ask("POST", path, data=form(), headers={"Content-Type": "multipart/form-data; boundary=B"})
     assert max(*most, memory()) - before < 48 << 20
+
+
+def test_the_link_of_the_development_server_logs_one_browser_in_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ml_dash", "server", "--dev", "--port", "0", "--data", str(tmp_path / "data")]
+    serving = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert serving.stdout is not None
+        url = serving.stdout.readline().split()[-1]
+        link = serving.stdout.readline().split()[-1]
+        assert link.startswith(f"{url}/login?key=")
+        for headers in ({"Host": "dash.example.org"}, {"X-Forwarded-For": "127.0.0.1"}):
+            refused = requests.get(link, headers=headers, allow_redirects=False, timeout=20)
+            assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
+        assert "This link was used" in requests.get(f"{url}/login?key=other", timeout=20).text
+        browser = requests.Session()
+        page = browser.get(link, timeout=20)
+        assert (page.status_code, page.url) == (200, f"{url}/")
+        assert "logged in as" in page.text
+        again = requests.get(link, timeout=20)
+        assert (again.status_code, 'name="user"' in again.text) == (401, True)
+        browser.close()
+    finally:
+        serving.terminate()
+        serving.wait(20)
+        serving.stdout.close()
+
+
+def test_open_goes_with_the_development_login(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ml_dash", "server", "--open", "--data", str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "--open goes with --dev" in done.stderr) == (2, True)
+
+
+def test_the_unit_of_the_server_names_this_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ml_dash.server import install
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ml-dash").touch()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    path = install.install(tmp_path / "units")
+    start = next(line for line in path.read_text().splitlines() if line.startswith("ExecStart="))
+    assert start == f"ExecStart={tmp_path}/bin/ml-dash server --data /var/lib/ml-dash --host 127.0.0.1 --port 3000"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python 3"))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    assert f'ExecStart="{tmp_path}/python 3" -m ml_dash server --data' in install.unit()

@@ -58,6 +58,7 @@ _QUERIES: Final[dict[str, Query]] = {
         points=_between(1, routes_metrics.PLOT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN
     ),
     "files": _optional(prefix=_TEXT, tags=_TEXT),
+    "follow_link": _optional(key=_TEXT),
     "append_segment": {"offset": (_OFFSET, True), **_optional(damaged=_TEXT, without=_TEXT)},
     "append_blob": {"offset": (_OFFSET, True), "size": (_OFFSET, True), "kind": ({"enum": ["body", "file"]}, False)},
     "find_experiment": {"project": (_TEXT, True), "name": (_TEXT, True)},
@@ -85,6 +86,7 @@ _FORMS: Final = {
 }  # fmt: skip
 _OTHER_ANSWERS: Final = {
     "page": "text/html",
+    "follow_link": "text/html",
     "figures": "text/plain",
     "events": "text/event-stream",
     "download_file": "application/octet-stream",
@@ -92,7 +94,7 @@ _OTHER_ANSWERS: Final = {
     "segment_bytes": "application/octet-stream",
     "base": "application/vnd.msgpack",
 }
-_REDIRECTS: Final = ("log_in", "log_out")
+_REDIRECTS: Final = ("follow_link", "log_in", "log_out")
 
 
 @cache

@@ -119,6 +119,20 @@ async def log_in(call: Call) -> Response:
     return response
 
 
+async def follow_link(call: Call) -> Response:
+    """The link that the server prints with --dev: it logs one browser on this machine in, once."""
+    services, nearby = call.services, is_nearby(call.request)
+    token = None
+    if services.settings.accepts_development_logins and nearby:
+        token = services.doorkeeper.development_login_by(call.text("key") or "")
+    if token is None:
+        development = services.settings.accepts_development_logins and nearby
+        return _html(login_page(development, "this link was used, or is none of this server"), 401)
+    response = RedirectResponse("/", 303, _PAGE_HEADERS)
+    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86_400)
+    return response
+
+
 async def log_out(call: Call) -> Response:
     """Forget the token in this browser."""
     response = RedirectResponse("/", 303, _PAGE_HEADERS)
@@ -132,6 +146,7 @@ def _html(text: str, status: int = 200) -> Response:
 
 ROUTES: Final = [
     Route("GET", "/", page, OPEN),
+    Route("GET", "/login", follow_link, OPEN),
     Route("POST", "/login", log_in, OPEN),
     Route("POST", "/logout", log_out, OPEN),
     Route("GET", "/whoami", whoami, READ),
