@@ -24,6 +24,7 @@ from .discover import Discovery
 from .pauses import Login, Logins, Pause
 from .settings import Settings
 from .ship import Left, Outcome, Replaced, Shipment
+from .states import Event, State, after
 from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
 
 log = logging.getLogger("ml_dash.syncd")
@@ -59,28 +60,27 @@ class Task:
     shipment: Shipment
     look: Look
     key: str
-    busy: bool = False
-    ready: bool = False
-    again: bool = False
-    settled: bool = False
-    """Was everything sent that was there when it was last looked at?"""
-    gone: bool = False
-    removed: bool = False
-    """Was the journal removed, and not only its disk?"""
+    state: State = State.SETTLED
     outcome: Outcome | None = None
     trouble: str = ""
     pause: Pause = field(default_factory=Pause)
     timer: float = _NEVER
     """When it has its next turn though nothing may have changed."""
-    held: bool = False
-    """Does it wait for its server, not for itself?"""
     stale: bool = False
-    """Is the server to be asked anew what it has?"""
-    living: bool = False
-    """Was it being written when it was taken up?"""
+    """Is the server to be asked anew what it has, with the next step?"""
     asked: float = 0.0
     began: float = 0.0
     """When the step that is under way began."""
+
+    @property
+    def settled(self) -> bool:
+        """Was all sent that was there when it was last looked at, or can it not be?"""
+        return self.state in (State.SETTLED, State.REMOVED)
+
+    @property
+    def busy(self) -> bool:
+        """Is it with a thread?"""
+        return self.state in (State.BUSY, State.AGAIN)
 
     @property
     def login(self) -> Login:
@@ -91,6 +91,10 @@ class Task:
     def name(self) -> str:
         """What to call it in the log."""
         return "/".join(Path(self.registration.journal).parts[-3:-1])
+
+
+Ending = tuple[Event, "float | None"]
+"""How a step ended, and after how many seconds the task is to have another turn (None: when it changes)."""
 
 
 @dataclass
@@ -213,7 +217,10 @@ class Schedule:
         for key in set(self.tasks) - set(found):
             with self._guard:
                 task = self.tasks.pop(key)
-                task.gone = True
+                for queue in (self._live, self._backlog):
+                    with contextlib.suppress(ValueError):
+                        queue.remove(task)
+                self._move(task, Event.DROP)
         for key, registration in found.items():
             known = self.tasks.get(key)
             if known is None:
@@ -250,7 +257,6 @@ class Schedule:
         task.look.live = False
         if changed:
             task.trouble = f"{task.look.folder} cannot be read: {error.strerror or error}"
-            task.settled = True
         return False
 
     def _look_at_live(self) -> None:
@@ -349,15 +355,14 @@ class Schedule:
 
     def _make_ready(self, task: Task) -> None:
         with self._guard:
-            if task.gone:
-                return
-            task.settled = False
-            if task.busy:
-                task.again = True
-            elif not task.ready:
-                task.ready = True
-                (self._live if task.look.live else self._backlog).append(task)
-                self._guard.notify()
+            self._move(task, Event.CHANGE)
+
+    def _move(self, task: Task, event: Event) -> None:
+        """Let an event happen to a task; one that becomes ready joins its queue. Only inside the guard."""
+        before, task.state = task.state, after(task.state, event)
+        if task.state is State.READY and before is not State.READY:
+            (self._live if task.look.live else self._backlog).append(task)
+            self._guard.notify()
 
     def _later(self, task: Task, seconds: float) -> None:
         """One turn more after so long; of several the first counts."""
@@ -405,29 +410,24 @@ class Schedule:
     def _work(self) -> None:
         links: Connections = {}
         try:
-            while (task := self._next()) is not None:
-                again_s = self._attempt(task, links)
-                # A failure waits for its time, whatever changes; without one, a change is all it can wait for.
-                fails = bool(task.trouble) and again_s is not None
+            while (taken := self._next()) is not None:
+                task, living = taken
+                event, again_s = self._attempt(task, links)
                 with self._guard:
-                    if again_s is not None and again_s > 0:
+                    if again_s:
                         self._later(task, again_s)
-                    task.busy = False
                     self._busy -= 1
-                    self._busy_backlog -= not task.living
+                    self._busy_backlog -= not living
                     self._busy_with[task.registration.remote] -= 1
-                    again, task.again = task.again, False
-                    # Before anybody sees that it is not busy: it must not look as if it were done.
-                    if again_s == 0 or (again and not fails):
-                        self._make_ready(task)
+                    self._move(task, event)
                     self._guard.notify_all()
                 self.wake()
         finally:
             for connection in links.values():
                 connection.link.close()
 
-    def _next(self) -> Task | None:
-        """The next task to work on; None at the end.
+    def _next(self) -> tuple[Task, bool] | None:
+        """The next task to work on, and whether it is being written; None at the end.
 
         Of backlogs one thread is always kept free for the living, of a server one for each other server.
         """
@@ -439,14 +439,13 @@ class Schedule:
                 if task is None and self._busy_backlog < max(1, len(self._threads) - 1):
                     task = self._take(self._backlog)
                 if task is not None:
-                    task.ready = False
-                    task.busy = True
-                    task.living = task.look.live
+                    self._move(task, Event.TAKE)
+                    living = task.look.live
                     self._busy += 1
-                    self._busy_backlog += not task.living
+                    self._busy_backlog += not living
                     self._busy_with[task.registration.remote] += 1
                     task.began = time.monotonic()
-                    return task
+                    return task, living
                 self._guard.wait()
 
     def _take(self, queue: deque[Task]) -> Task | None:
@@ -457,12 +456,12 @@ class Schedule:
                 return task
         return None
 
-    def _attempt(self, task: Task, links: Connections) -> float | None:
-        """Let a task make a step; after how many seconds it is to have another (0: at once; None: when it changes)."""
+    def _attempt(self, task: Task, links: Connections) -> Ending:
+        """Let a task make a step, and say how that ended."""
         pause = self.remotes.setdefault(task.registration.remote, Pause())
-        wait = self._held_back(task, pause)
-        if wait:
-            return wait
+        held_back = self._held_back(task, pause)
+        if held_back is not None:
+            return held_back
         before = task.shipment.sent_bytes
         try:
             if task.stale:
@@ -471,7 +470,7 @@ class Schedule:
             outcome = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
-            return self.logins.waits(task.login) + 0.001
+            return Event.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
             return self._unreachable(task, pause, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
@@ -490,43 +489,38 @@ class Schedule:
                 self.last_sent = time.time()
         self._succeeded(task, pause)
         task.outcome = outcome
-        if outcome.left is Left.MORE:
-            return 0.0
-        task.settled = True
-        return outcome.again_s
+        if outcome.left is Left.MORE or outcome.again_s == 0:
+            return Event.MORE, None
+        return Event.SENT, outcome.again_s
 
-    def _held_back(self, task: Task, pause: Pause) -> float:
-        """For how many seconds a task must wait for its server, its login or itself; 0 if it may try."""
+    def _held_back(self, task: Task, pause: Pause) -> Ending | None:
+        """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
         with self._guard:
-            task.held = True
             if not pause.over:
                 task.trouble = pause.why
-                return max(0.01, pause.until - time.monotonic())
+                return Event.HELD, max(0.01, pause.until - time.monotonic())
             if pause.failures and pause.probe is not None:
                 task.trouble = pause.why
-                return PROBE_S
-            task.held = False
+                return Event.HELD, PROBE_S
             if not task.pause.over:
-                return max(0.01, task.pause.until - time.monotonic())
+                return Event.FAILED, max(0.01, task.pause.until - time.monotonic())
             wait = self.logins.waits(task.login)
             if not wait:
                 # Where a server hangs, one thread hangs with it; the others go on with other servers.
                 pause.probe = task if pause.failures else None
-                return 0.0
+                return None
         refused = self.logins.refused.get(task.login)
         if refused is not None:
             task.shipment.tell("login", refused.why)
             task.trouble = refused.why
-        task.settled = True
-        return wait
+        return Event.REFUSED, wait
 
     def _succeeded(self, task: Task, pause: Pause) -> None:
         with self._guard:
             recovered = pause.failures > 0
             pause.succeed()
-            waiting = [one for _, _, one in self._timers if one.held] if recovered else []
+            waiting = [one for _, _, one in self._timers if one.state is State.HELD] if recovered else []
         task.pause.succeed()
-        task.removed = False
         self.logins.accept(task.login)
         task.trouble = ""
         task.asked = task.asked or time.monotonic()
@@ -552,9 +546,8 @@ class Schedule:
             log.warning("%s", error)
         task.shipment.tell("login", error.message)
         task.trouble = str(error)
-        task.settled = True
 
-    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> float:
+    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> Ending:
         """The server, or the network, is in trouble; where the server said so of this one request, only this task."""
         with self._guard:
             self.errors += 1
@@ -567,24 +560,23 @@ class Schedule:
                 wait = max(0.0, pause.until - time.monotonic())
             else:
                 wait = pause.fail(error.message, error.retry_after_s)
-            task.held = not alone
         if first:
             log.warning("%s; tried again with growing pauses", error)
         task.shipment.tell("unreachable", error.message)
         task.trouble = str(error)
-        return wait + 0.001
+        return Event.FAILED if alone else Event.HELD, wait + 0.001
 
-    def _failed(self, task: Task, error: Exception) -> float | None:
+    def _failed(self, task: Task, error: Exception) -> Ending:
         self.errors += 1
         with contextlib.suppress(OSError):
             missing = isinstance(error, (FileNotFoundError, JournalError))
             if isinstance(error, Replaced) or (missing and not Path(task.registration.journal).exists()):
                 # It was removed; what was acknowledged stays on the server.
                 task.trouble = "the journal is gone from this machine"
-                task.removed = Path(task.registration.journal).parents[1].is_dir()
-                task.settled = True
                 task.shipment.forget()
-                return None
+                # Only a disk may be away.
+                removed = Path(task.registration.journal).parents[1].is_dir()
+                return Event.REMOVED if removed else Event.SENT, None
         kind = "refused" if isinstance(error, ServerRefused) else "disk"
         text = str(error) or repr(error)
         if task.trouble != text:
@@ -595,9 +587,8 @@ class Schedule:
         wait = task.pause.fail(text)
         if isinstance(error, JournalError):
             # It does not get better by itself; a change of the journal is noticed anyway.
-            task.settled = True
-            return 60.0
-        return wait + 0.001
+            return Event.REFUSED, 60.0
+        return Event.FAILED, wait + 0.001
 
 
 def _connect(links: Connections, login: Login, number: int, token: str) -> remote.Link:

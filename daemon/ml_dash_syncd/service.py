@@ -25,6 +25,7 @@ from .notify import Notifier
 from .schedule import Schedule, Task
 from .settings import Settings
 from .ship import Left
+from .states import State
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -229,7 +230,7 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
         return True
     outcome = task.outcome
     if outcome is None:
-        return task.settled and not task.busy and not task.ready
+        return task.settled
     # Once all was sent that was there: a writer that lives may go on for ever.
     drained = outcome.left is Left.NOTHING or outcome.only_events
     return drained or (outcome.left is Left.LATER and outcome.again_s is None)
@@ -238,7 +239,7 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
 def stays(task: Task) -> str | None:
     """Why something of a journal is not on its server; None if all is."""
     outcome, cursor = task.outcome, task.shipment.cursor
-    if task.removed:
+    if task.state is State.REMOVED:
         return None
     if task.trouble:
         return task.trouble
