@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ml_dash.core.protocol import DIGEST, GAP, NO_EVENT, TOO_LARGE, BlobState
+from ml_dash.core.protocol import DIGEST, GAP, MAX_BLOBS, NO_EVENT, TOO_LARGE, BlobState
 from ml_dash.disk.durable import read_at
 from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import ServerRefused, Unreachable
@@ -24,6 +24,10 @@ from .account import Account
 
 BLOB_BYTES: Final = 4 << 20
 """How much of a content is sent at once."""
+
+SMALL_BYTES: Final = 64 << 10
+TOGETHER_BYTES: Final = 4 << 20
+"""Contents of at most so many bytes go together, so many bytes in a request."""
 
 ASK_AGAIN_S: Final = 30.0
 _TRIES: Final = 3
@@ -46,6 +50,8 @@ class Contents:
         self._listing: frozenset[str] = frozenset()
         self._changed_ns = -1
         self._bad: dict[str, int] = {}
+        # Does the server take many in one request?
+        self._together = True
 
     def forget(self) -> None:
         """Look anew at what is here."""
@@ -103,7 +109,12 @@ class Contents:
             self.account.unpark(name)
         # Some may have come since the listing.
         late = {name for name in missing - self._listing if self._is_here(name)}
-        for name in sorted((missing & self.waiting()) | late):
+        wanted = sorted((missing & self.waiting()) | late)
+        for name in self._send_small(link, sequence, wanted, deadline):
+            cursor.blobs.add(name)
+            self.account.unpark(name)
+            self.account.dirty = True
+        for name in [name for name in wanted if name not in cursor.blobs]:
             if time.monotonic() >= deadline:
                 return False
             if self._send_blob(link, sequence, name, deadline, body=False):
@@ -123,6 +134,40 @@ class Contents:
         self._asked = now
         self.wanted = False
         return True
+
+    def _send_small(self, link: remote.Link, sequence: Sequence, names: list[str], deadline: float) -> Iterator[str]:
+        """Send small contents, many in one request; those that the server has then. The rest goes one by one."""
+        items: list[tuple[str, bytes]] = []
+        size = 0
+        # Of one content the bytes go once: where the server has them, it links them to the next name that is asked for.
+        sent = {name[:64] for name in self.account.cursor.blobs}
+        for name in [*names, ""]:
+            data = self._small(name) if name and name[:64] not in sent else None
+            sent.add(name[:64])
+            full = size + len(data or b"") > min(self.account.batch, TOGETHER_BYTES) or len(items) >= MAX_BLOBS
+            if len(items) > 1 and (full or not name):
+                if time.monotonic() >= deadline or not self._together:
+                    return
+                try:
+                    yield from remote.append_blobs(link, sequence.id, items)
+                except ServerRefused as refused:
+                    # One of a version that does not know this, or a proxy that takes less.
+                    self._together = refused.status not in (404, 405)
+                    return
+                self.account.sent_bytes += size
+                items, size = [], 0
+            if name and data is not None:
+                items.append((name, data))
+                size += len(data)
+
+    def _small(self, name: str) -> bytes | None:
+        """A content that is small, and can be read now."""
+        path = self.account.journal / BLOBS / name
+        try:
+            return path.read_bytes() if path.stat().st_size <= SMALL_BYTES else None
+        except OSError:
+            # Sent by itself it is told what is wrong with it.
+            return None
 
     def _is_here(self, blob: str) -> bool:
         return (self.account.journal / BLOBS / blob).exists()

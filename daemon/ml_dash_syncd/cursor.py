@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ml_dash.disk.durable import fail_point, sync_folder, write_all
+from ml_dash.sync.register import owner_mark
 
 _VERSION: Final = 1
 _LARGEST: Final = 256 << 20
@@ -66,6 +67,7 @@ def save(path: Path, cursor: Cursor) -> None:
     document = {
         "version": _VERSION,
         "journal": cursor.journal,
+        "owner": owner_mark(path.stem, cursor.journal),
         "segments": cursor.segments,
         "blobs": sorted(cursor.blobs),
         "deaths": sorted(cursor.deaths),

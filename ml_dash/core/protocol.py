@@ -13,6 +13,7 @@ PROTOCOL: Final = 1
 PROTOCOL_HEADER: Final = "X-ML-Dash-Protocol"
 
 MAX_BATCH_BYTES: Final = 8 << 20
+MAX_BLOBS: Final = 1000
 """The largest body of one request of frames or blob bytes, decompressed."""
 
 BATCH_BYTES: Final = 4 << 20

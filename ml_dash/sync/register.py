@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 from ..disk.config import LOGIN, Environment, Settings, flag, remote_url, state_folder
 from ..disk.durable import write_all
@@ -232,7 +233,15 @@ def is_of(registration: Registration, journal: str | None, env: Environment | No
     if known is None:
         cursor = _json(cursors_folder(env) / f"{registration.key}.json")
         known = cursor.get("journal") if isinstance(cursor, dict) else None
+        if known is not None and cursor.get("owner", mark := owner_mark(registration.key, known)) != mark:
+            # It is damaged, or from elsewhere: no reason to take the journal for another one.
+            return True
     return known is None or journal is None or known == journal
+
+
+def owner_mark(key: str, journal: object) -> int:
+    """What a cursor holds beside the id of its journal: it tells a damaged id, or a copied cursor, from a true one."""
+    return crc32(f"{key}:{journal}".encode())
 
 
 def _given_token(settings: Settings) -> str | None:

@@ -202,6 +202,18 @@ def append_blob(
     return cast("BlobState", found)
 
 
+def append_blobs(link: Link, journal: str, items: Sequence[tuple[str, bytes]]) -> set[str]:
+    """Send whole contents of small files, (name, bytes), at most `protocol.MAX_BLOBS`; those that are done then.
+
+    Raises ServerRefused (404) if the server is of a version that takes them one by one.
+    """
+    import msgspec
+
+    packed, headers = _packed(msgspec.msgpack.encode(list(items)))
+    found = link.ask("POST", f"{journal_path(journal)}/blobs", ("complete",), data=packed, headers=headers)
+    return set(cast("list[str]", found["complete"]))
+
+
 def digests(link: Link, journal: str, wanted: Mapping[str, int]) -> dict[str, Digest]:
     """SHA-256 of the first so many bytes of segments, by their ids; segments that the server lacks are left out."""
     found = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})

@@ -337,3 +337,24 @@ def _send_from(machines: int, folder: Path, server: Server) -> list[int]:
         command += ["--remote", server.url, "--user", _USER]
         running.append(subprocess.Popen(command, env=environment))
     return [process.wait(_DRAIN_S) for process in running]
+
+
+@row("≤ 3 ms each")
+def small_files(folder: Path, scale: float) -> Figures:
+    """Files of 1 KB, recorded before the uploader begins, until the server has them all."""
+    count = int(1_000 * scale)
+    sources = folder / "sources"
+    sources.mkdir()
+    for number in range(count):
+        (sources / f"{number}.bin").write_bytes(os.urandom(1024))
+    with opened(folder, None, "files") as experiment:
+        for number in range(count):
+            experiment.file(str(sources / f"{number}.bin"), prefix="/many")
+    with serving(folder) as server:
+        begun = perf_counter()
+        subprocess.run([sys.executable, "-m", "ml_dash_syncd", "once", *_store(folder, server)], check=True)
+        seconds = perf_counter() - begun
+        listed = server.get(f"/experiments/{experiment_id('bench', 'files')}/files")["files"]
+        assert not any(file.get("pending") for file in listed)
+        assert len(listed) == count
+    return {"ms each": seconds / count * 1000, "files": count, "s": seconds}

@@ -55,6 +55,16 @@ def test_what_was_put_comes_back_and_the_file_was_taken(objects: Objects, staged
     assert not path.exists()
 
 
+def test_many_are_put_together(objects: Objects, staged: Any) -> None:
+    paths = {f"files/alice/cv/4711/{number % 7}/{number}.bin": staged(b"%d" % number) for number in range(50)}
+    objects.put(KEY, staged(b"before"))
+    objects.put_many([*paths.items(), (KEY, staged(b"after"))])
+    assert [content(objects, key) for key in paths] == [b"%d" % number for number in range(50)]
+    assert content(objects, KEY) == b"after"
+    assert not any(path.exists() for path in paths.values())
+    objects.put_many([])
+
+
 def test_an_empty_content_is_a_content(objects: Objects, staged: Any) -> None:
     objects.put(KEY, staged(b""))
     assert content(objects, KEY) == b""

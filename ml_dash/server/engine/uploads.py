@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import time
 from typing import Final
@@ -14,7 +14,7 @@ from zlib import crc32
 
 from ...core.names import file_id
 from ...core.protocol import DIGEST, GAP, MALFORMED, NO_EVENT, UNKNOWN, BlobState, Refused
-from ...core.state import File
+from ...core.state import File, State
 from ...disk.durable import data_sync, fail_point, sync_folder, write_all
 from ...journal.segment import parse_blob
 from ..stores import BlobRow, JournalRow, Objects, Read, StoreTrouble
@@ -35,6 +35,17 @@ def file_key(ns: str, project: str, experiment: str, identity: str, filename: st
 def body_key(ns: str, name: str) -> str:
     """The name of the object that holds an event's body."""
     return f"bodies/{_one_part(ns)}/{name}"
+
+
+def _files_of(state: State, names: Iterable[str]) -> dict[str, File]:
+    """The files that these contents belong to, of those that are known."""
+    found = {}
+    for name in names:
+        parsed = parse_blob(name)
+        file = state.files.get(file_id(bytes.fromhex(parsed[1]), parsed[2])) if parsed is not None else None
+        if file is not None and file.blob == name:
+            found[name] = file
+    return found
 
 
 def _one_part(ns: str) -> str:
@@ -155,6 +166,59 @@ class Contents:
             fail_point("blob-stored")
             self._note(ns, None if file is None else file[2], name, size, key)
         return BlobState(length=size, size=size, complete=True)
+
+    def append_many(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> list[str]:
+        """Whole contents of files; the names of those that need not be sent any more, durable on return.
+
+        One whose event is not here, or whose bytes are not what its name says, is none of them. Raises Refused.
+        """
+        with self._ingest.documents.read() as tx:
+            found, state = self._of_journal(tx, ns, journal)
+            here = {name for name, _ in items if self._row(tx, ns, journal, name) is not None}
+            here |= {name for name, _ in items if self._is_removed(tx, ns, journal, name)}
+        files = _files_of(state, [name for name, _ in items])
+        done = [name for name, _ in items if name in here or (name in files and not files[name].live)]
+        placed: dict[str, str] = {}
+        staged: list[tuple[str, Path]] = []
+        for name, data in items:
+            if name in done or name not in files or name in placed:
+                continue
+            file = files[name]
+            if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != name[:64]:
+                continue
+            placed[name] = file_key(ns, state.project, found.experiment, file.id, file.filename)
+            staged.append((placed[name], self._staged(ns, name, data)))
+        self._objects.put_many(staged)
+        fail_point("blob-stored")
+        dropped = []
+        with self._ingest.documents.write() as tx:
+            _, state = self._of_journal(tx, ns, journal)
+            files = _files_of(state, list(placed))
+            for name, key in placed.items():
+                if name in files and files[name].live:
+                    tx.put_blob(ns, BlobRow(name, name[:64], files[name].size_bytes, key, found.experiment))
+                else:
+                    # It was released meanwhile.
+                    dropped.append(key)
+        for key in dropped:
+            self._objects.delete(key)
+        return [*done, *placed]
+
+    def _of_journal(self, tx: Read, ns: str, journal: str) -> tuple[JournalRow, State]:
+        known = tx.journal(ns, journal)
+        row = tx.experiment(ns, known.experiment) if known is not None else None
+        if known is None or row is None:
+            raise Refused(404, UNKNOWN, "nothing of this journal is here")
+        return known, decode_state(row)
+
+    def _staged(self, ns: str, name: str, data: bytes) -> Path:
+        part = self._part(ns, f"{name}.{os.urandom(8).hex()}")
+        try:
+            part.write_bytes(data)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise StoreTrouble(f"the upload could not be stored: {error}", hint="nothing was acknowledged") from error
+        return part
 
     def _write(self, part: Path, offset: int, data: bytes) -> int:
         try:

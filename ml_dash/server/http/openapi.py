@@ -77,7 +77,7 @@ _BODIES: Final[dict[str, Any]] = {
     "digests": routes_sync.Digests,
 }
 
-_RAW: Final = {"append_segment": "application/octet-stream", "append_blob": "application/octet-stream"}
+_RAW: Final = dict.fromkeys(("append_segment", "append_blob", "append_blobs"), "application/octet-stream")
 _FORMS: Final = {
     "add_file": ("multipart/form-data", ["file"], [
         "prefix", "checksum", "sizeBytes", "description", "tags", "metadata", "text",

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from typing import Any, Final, TypedDict
 
+import msgspec
 from starlette.responses import Response
 
-from ...core.protocol import MAX_BATCH_BYTES, PREFIX, UNKNOWN, Refused
+from ...core.protocol import MAX_BATCH_BYTES, MAX_BLOBS, PREFIX, UNKNOWN, Refused
 from ...journal.segment import parse_blob, parse_name
 from .calls import READ, WRITE, Call, Route, answer, malformed
 from .downloads import download
@@ -17,6 +18,7 @@ ORDER_PAGE: Final = 10_000
 LARGEST_OFFSET: Final = 1 << 50
 _RANGE: Final = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
 _MANY: Final = 64 << 10
+_contents: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
 class _Death(TypedDict):
@@ -80,6 +82,19 @@ async def append_blob(call: Call) -> Response:
                 call.namespace, call.journal(), name, offset, size, data, body=kind == "body",
             )
         )  # fmt: skip
+
+
+async def append_blobs(call: Call) -> Response:
+    async with call.body(MAX_BATCH_BYTES) as data:
+        try:
+            items = _contents.decode(data)
+        except ValueError:
+            # Who may not see the journal learns nothing else.
+            await call.read(call.core.journal, call.namespace, call.journal())
+            malformed("the body is not a list of pairs of a name and a content, in msgpack")
+        if len(items) > MAX_BLOBS or not all(parse_blob(name) for name, _ in items):
+            malformed(f"send at most {MAX_BLOBS:,} contents together, each with the name of a blob")
+        return answer(await call.write(call.core.append_blobs, call.namespace, call.journal(), items))
 
 
 async def digests(call: Call) -> Response:
@@ -161,6 +176,7 @@ ROUTES: Final = [
     Route("POST", f"{PREFIX}/journals/{{journal}}/deaths", deaths, WRITE),
     Route("GET", f"{PREFIX}/journals/{{journal}}/blobs/{{blob}}/state", blob_state, READ),
     Route("PUT", f"{PREFIX}/journals/{{journal}}/blobs/{{blob}}", append_blob, WRITE),
+    Route("POST", f"{PREFIX}/journals/{{journal}}/blobs", append_blobs, WRITE),
     Route("POST", f"{PREFIX}/journals/{{journal}}/digests", digests, READ),
     Route("GET", f"{PREFIX}/experiments", find_experiment, READ),
     Route("GET", f"{PREFIX}/experiments/{{experiment}}/order", order, READ),

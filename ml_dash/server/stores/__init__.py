@@ -6,7 +6,7 @@ knows which one is in use.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -258,6 +258,9 @@ class Objects(Protocol):
 
     def put(self, key: str, path: Path) -> None:
         """Take the file at `path` (it is gone from there afterwards); durable on return. Replaces what is there."""
+
+    def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
+        """The same for many, (key, path), together."""
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
