@@ -26,7 +26,7 @@ import msgspec
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
 from ..disk.durable import STORAGE_TROUBLE, data_sync, fail_point
-from ..errors import InvalidValue, StorageError
+from ..errors import InvalidValue, StorageError, WriterGone
 from .output import PATIENCE_S, Wakes, close_quietly, log
 from .resilient import Resilient, Tally
 from .segment import ROLL_BYTES
@@ -35,10 +35,6 @@ SYNC_BYTES: Final = 4 << 20
 KEEP_BYTES: Final = 64 << 20
 
 _T = TypeVar("_T")
-
-
-class WriterGone(Exception):  # control flow between the writer and its handles, never seen by users
-    """This writer is closed, or belongs to the process that this one was forked from."""
 
 
 class Writer(Resilient):

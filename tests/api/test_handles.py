@@ -243,8 +243,7 @@ def test_other_calls_that_meet_a_close_are_refused_in_the_same_words(make: Make,
     """The writer has closed, and the handle's own state does not say so yet."""
     (tmp_path / "model.bin").write_bytes(b"weights")
     experiment = make().open()
-    assert experiment._run is not None
-    experiment._run.writer.close({"status": "completed"})
+    experiment._handle.session.recording().writer.close({"status": "completed"})
     calls: dict[str, Callable[[], object]] = {
         "log": lambda: experiment.log("x"),
         "parameters": lambda: experiment.parameters().set(a=1),

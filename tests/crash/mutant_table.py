@@ -214,7 +214,7 @@ _OTHERS: Final = (
     ),
     _one(
         "a child goes on with its parent's writer",
-        "recording/session.py",
+        "recording/run.py",
         "    os.register_at_fork(after_in_child=registry.after_fork)\n",
         "    pass\n",
         ("W17", 14),
