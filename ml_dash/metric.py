@@ -148,7 +148,7 @@ class MetricBuilder:
         result = _Lazy(self._template)
         result._tally = tally
         result._ordinal = ordinal
-        return cast("AppendResult", result)
+        return result  # type: ignore[return-value]  # an AppendResult that fills itself; cast() would cost a call
 
     def append_batch(self, points: Iterable[Mapping[str, Any]]) -> AppendBatchResult:
         """Record many points at once; returns `{metricId, startIndex, endIndex, count, bufferedDataPoints, chunkSize}`.
