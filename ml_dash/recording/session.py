@@ -29,6 +29,9 @@ class Session:
 
     __slots__ = ("experiment",)
 
+    experiment: str
+    """`project/name`, for what is refused."""
+
     is_open = True
 
     run: Run | None = None
