@@ -141,3 +141,7 @@ class NewerFormat(JournalError):
 
 class Damaged(JournalError):
     """A checksum or a length does not hold."""
+
+
+class WriterGone(Exception):  # control flow between a writer and who calls it; users get NotOpen instead
+    """This writer is closed, or belongs to the process that this one was forked from."""

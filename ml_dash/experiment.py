@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from .core import events
-from .core.names import check_metric_name, check_name, clash_key, experiment_id
+from .core.names import check_metric_name, check_name, clash_key
 from .core.values import checked_step
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
@@ -18,10 +19,17 @@ from .metric import MetricBuilder, MetricsBuilder
 from .parameters import ParametersBuilder
 from .recording.disabled import settings_of_nothing
 from .recording.ending import check_status, passing
-from .recording.lifecycle import Handle, checked_mapping, log
+from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
+from .recording.session import Reading
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
     from .core.records import DurableState, ExperimentRecord
+
+log = logging.getLogger("ml_dash")
 
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
@@ -29,7 +37,7 @@ Metadata = Mapping[str, Any]
 _RESUME = ("allow", "must", "never", "new")
 
 
-class Experiment(Handle):
+class Experiment:
     """A handle to one experiment, known by its project and its name.
 
     With `with`, or with `open()` and `close()`. Opening an experiment that exists continues it. Data is in
@@ -45,8 +53,6 @@ class Experiment(Handle):
     Raises InvalidName, InvalidValue or UnsupportedType for a bad argument; nothing is written by the constructor.
     Thread-safe; handles of one process share one writer; forked and unpickled handles get a writer of their own.
     """
-
-    _metrics: dict[str, MetricBuilder]
 
     def __init__(
         self,
@@ -70,38 +76,66 @@ class Experiment(Handle):
         durability: str | None = None,
         strict: bool = False,
     ) -> None:
-        self._name = check_name("name", name)
-        self._project = check_name("project", project)
+        name = check_name("name", name)
+        project = check_name("project", project)
         if resume == "allow":
             resume, label = os.environ.get("ML_DASH_RESUME") or resume, "ML_DASH_RESUME"
         else:
             label = "resume"
         if resume not in _RESUME:
             raise InvalidValue(f"{label} is {resume!r:.80}", hint=f"use one of {', '.join(_RESUME)}")
-        self._disabled = disabled()
-        if self._disabled:
+        switched_off = disabled()
+        if switched_off:
             remote = remote_url(remote) if remote is not None else None
-            settings = resolve(local_path, local_prefix, None, user_name, api_key, durability, env={})
-            self._settings = settings_of_nothing(settings)
+            wanted = resolve(local_path, local_prefix, None, user_name, api_key, durability, env={})
+            settings = settings_of_nothing(wanted)
         else:
-            self._settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
-            if self._settings.remote is not None:
+            settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
+            if settings.remote is not None:
                 from .sync.register import autosync, exit_wait_s
 
                 _ = autosync(), exit_wait_s()  # a bad value raises here, not when something is recorded
-            if resume_from_remote and self._settings.remote is None:
+            if resume_from_remote and settings.remote is None:
                 raise InvalidValue("resume_from_remote=True needs a remote", hint="give remote= too")
-        _check_store_is_apart(self._settings, self._project, self._name)
-        self._start_state()
-        self._given = self._checked_given(description, tags, folder, metadata)
-        self._write_protected = bool(write_protected)
-        self._resume = resume
-        self._resume_from_remote = bool(resume_from_remote) and not self._disabled
-        self._resume_step = None if resume_step is None else checked_step("resume_step", resume_step)
-        self._read_only = bool(read_only)
-        self._strict = bool(strict)
+        _check_store_is_apart(settings, project, name)
+        warn = Warnings(silent=switched_off)
+        arguments = Arguments(
+            name=name,
+            project=project,
+            settings=settings,
+            given=checked_given(description, tags, folder, metadata, warn),
+            write_protected=bool(write_protected),
+            resume=resume,
+            resume_from_remote=bool(resume_from_remote) and not switched_off,
+            resume_step=None if resume_step is None else checked_step("resume_step", resume_step),
+            read_only=bool(read_only),
+            strict=bool(strict),
+        )
+        self._handle = Handle(arguments, warn, disabled=switched_off)
 
     # -- opening and closing -----------------------------------------------------------------------------------------
+
+    def open(self) -> Self:
+        """Create or continue the experiment; returns self. A second call does nothing.
+
+        Raises NotFound or AlreadyExists as `resume` and `read_only` ask, ForeignFolder if the folder belongs to
+        something else; StorageError if the disk refuses and `strict`.
+        """
+        self._handle.open()
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """May this handle record or read?"""
+        return self._handle.session.is_open
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._handle.close(error, None)
 
     def close(self, status: Literal["completed", "failed", "interrupted"] | None = None) -> None:
         """Close this handle; the last one writes the closing event, syncs and brings the folder up to date.
@@ -110,7 +144,7 @@ class Experiment(Handle):
         nothing. Raises StorageError if the disk refused events for good; says how many.
         """
         check_status(status)
-        self._close(passing(self._before), status)
+        self._handle.close(passing(self._handle.before), status)
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -137,22 +171,23 @@ class Experiment(Handle):
         """
         if message is None:
             return self._log_builder(level, metadata, extra)
-        append_log(self, message, level, metadata, extra)
+        append_log(self._handle, message, level, metadata, extra)
         return None
 
     def _log_builder(self, level: str | LogLevel, metadata: Metadata | None, extra: dict[str, Any]) -> LogBuilder:
-        if not self.is_open:
-            self._not_open()
+        session = self._handle.session
+        if not session.is_open:
+            session.refuse()
         if level != "info":
             raise UnsupportedType(f"log() was given level={level!r:.80} and no message", hint="use log(message, level)")
         if metadata is None and not extra:
-            return LogBuilder(self, None)
-        return LogBuilder(self, {**checked_mapping("metadata", {} if metadata is None else metadata), **extra})
+            return LogBuilder(self._handle, None)
+        return LogBuilder(self._handle, {**checked_mapping("metadata", {} if metadata is None else metadata), **extra})
 
     def parameters(self) -> ParametersBuilder:
         """The experiment's parameters: `.set(...)` and `.get()`."""
-        self._check_open()
-        return ParametersBuilder(self)
+        self._handle.session.here()
+        return ParametersBuilder(self._handle)
 
     @overload
     def metric(
@@ -176,7 +211,8 @@ class Experiment(Handle):
         """
         if description is None and tags is None and metadata is None and not fields:
             try:
-                return self._metrics[name]  # type: ignore[index]  # None is in no dict of names
+                known: MetricBuilder = self._handle.session.metrics[name]  # type: ignore[index]  # None is no key
+                return known
             except (KeyError, TypeError):
                 pass
         if fields:
@@ -185,18 +221,18 @@ class Experiment(Handle):
                 f"metric() was given {field}={value!r:.40}, which is a point's",
                 hint=f"use experiment.metric({name!r:.80}).append({field}={value!r:.40})",
             )
-        self._check_open()
+        session = self._handle.session.here()
         if name is None:
-            return MetricsBuilder(self)
+            return MetricsBuilder(self._handle)
         if isinstance(description, Mapping):
             raise UnsupportedType(
                 "the second argument of metric() is a description, not a point",
                 hint=f"use experiment.metric({name!r}).append(...)",
             )
-        given = self._checked_given(description, tags, None, metadata)
-        builder = MetricBuilder(self, name, given)
+        given = checked_given(description, tags, None, metadata, self._handle.warn)
+        builder = MetricBuilder(self._handle, name, given)
         if not given:
-            self._metrics[name] = builder
+            session.metrics[name] = builder
         return builder
 
     @overload
@@ -242,9 +278,9 @@ class Experiment(Handle):
         The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
         `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
         """
-        self._check_open()
+        self._handle.session.here()
         what = one_source(source, file_path, file_prefix, file_id)
-        builder = FileBuilder(self, what, prefix, file_id, dest_path, description, tags, metadata)
+        builder = FileBuilder(self._handle, what, prefix, file_id, dest_path, description, tags, metadata)
         return builder.save() if source is not None else builder
 
     def update(
@@ -256,10 +292,10 @@ class Experiment(Handle):
         metadata: Metadata | None = None,
     ) -> None:
         """Replace the description, tags, folder or metadata, where given."""
-        given = self._checked_given(description, tags, folder, metadata)
-        self._open_run()
+        given = checked_given(description, tags, folder, metadata, self._handle.warn)
+        self._handle.session.recording()
         if given:
-            self._record(events.UPDATE, given)
+            self._handle.record(events.UPDATE, given)
 
     def rewind(self, step: float, metrics: Iterable[str] | None = None) -> None:
         """Go on from a checkpoint: points recorded before now with a `step` (else `epoch`) >= `step` are superseded.
@@ -280,7 +316,7 @@ class Experiment(Handle):
             if not names:
                 raise InvalidValue("metrics is empty", hint="name at least one, or leave it out to rewind all")
             body["metrics"] = sorted(set(map(check_metric_name, names)))
-        self._rewind(body)
+        self._handle.rewind(body)
 
     # -- safety ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +325,7 @@ class Experiment(Handle):
 
         True at once without `remote=`. False at once, with the reason logged, when it cannot happen.
         """
-        remote, mine = self._settings.remote, self._sent
+        remote, mine = self._handle.arguments.settings.remote, self._handle.sent
         if remote is None or mine is None:
             return True
         from .sync import sent
@@ -299,54 +335,55 @@ class Experiment(Handle):
         else:
             done, reason = False, "the upload could not be asked for; run: ml-dash push"
         if not done:
-            log.warning("ml-dash: not all of %s/%s is on %s: %s", self._project, self._name, remote, reason)
+            log.warning("ml-dash: not all of %s/%s is on %s: %s", self.project, self.name, remote, reason)
         return done
 
     def durable_state(self) -> DurableState:
         """Counts of this process's events: accepted, written (survive this process), synced (survive a power cut),
         remote (acknowledged by the server) and lost. After `close()` those of the run that has ended.
         """
-        if self._counts is not None and not self.is_open:
-            remote = min((one.acknowledged() for one in self._sent or ()), default=0)
-            return {**self._counts, "remote": max(remote, self._counts["remote"])}
-        return self._open_run().durable_state()
+        handle = self._handle
+        if handle.counts is not None and not handle.session.is_open:
+            remote = min((one.acknowledged() for one in handle.sent or ()), default=0)
+            return {**handle.counts, "remote": max(remote, handle.counts["remote"])}
+        return handle.session.recording().durable_state()
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
         """The experiment's name."""
-        return self._name
+        return self._handle.name
 
     @property
     def project(self) -> str:
         """The project's name."""
-        return self._project
+        return self._handle.project
 
     @property
     def id(self) -> str:
         """Decimal text, the same wherever and whenever project and name are."""
-        return experiment_id(self._project, self._name)
+        return self._handle.id
 
     @property
     def mode(self) -> OperationMode:
         """LOCAL, REMOTE (remote alone) or HYBRID (remote and a path)."""
-        return self._settings.mode
+        return self._handle.arguments.settings.mode
 
     @property
     def path(self) -> Path:
         """The documented folder."""
-        return self._settings.root / self._project / self._name
+        return self._handle.arguments.settings.root / self._handle.project / self._handle.name
 
     @property
     def resumed(self) -> bool:
         """Did `open()` continue an experiment that existed?"""
-        return self._resumed
+        return self._handle.resumed
 
     @property
     def last_step(self) -> int | float | None:
         """The greatest step (else epoch) of the points that are current; None if none has any."""
-        with self._looking() as view:
+        with self._handle.session.looking() as view:
             return view.last_step()
 
     @property
@@ -371,14 +408,15 @@ class Experiment(Handle):
 
     def _newest(self, key: str) -> Any:
         """What was recorded last; before the first `open()`, what that is going to record."""
-        if not self._recorded and key in self._given:
-            return self._given[key]
+        if not self._handle.recorded and key in self._handle.arguments.given:
+            return self._handle.arguments.given[key]
         return self.data.get(key)
 
     @property
     def write_protected(self) -> bool:
         """Are parameters and files final?"""
-        if self._write_protected or (self._run is not None and self._run.protected):
+        run = self._handle.session.run
+        if self._handle.arguments.write_protected or (run is not None and run.protected):
             return True
         return bool(self.data.get("writeProtected", False))
 
@@ -391,20 +429,40 @@ class Experiment(Handle):
     def data(self) -> ExperimentRecord | dict[str, Any]:
         """The mapping that `experiment.json` holds; empty if there is nothing on disk."""
         if self.is_open:
-            with self._looking() as view:
+            with self._handle.session.looking() as view:
                 return view.record()
         from .reading import read
         from .recording import opening
 
         try:
-            located = opening.find(self._wish())
+            located = opening.find(self._handle.wish())
         except ForeignFolder:
             return {}
         return read.record(located) if located is not None else {}
 
     def __repr__(self) -> str:
-        state = "read-only" if self._reading is not None else "open" if self.is_open else "closed"
-        return f"<Experiment {self._project}/{self._name} ({state}) at {self.path}>"
+        session = self._handle.session
+        state = "read-only" if isinstance(session, Reading) else "open" if session.is_open else "closed"
+        return f"<Experiment {self.project}/{self.name} ({state}) at {self.path}>"
+
+    # -- copies and other processes ----------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The rest is its user's, or of a class derived from this one.
+        own = {name: value for name, value in vars(self).items() if name != "_handle"}
+        return {"own": own, "handle": self._handle.state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["own"])
+        self._handle = Handle.of_state(state["handle"])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copy = object.__new__(type(self))
+        copy.__setstate__(self.__getstate__())
+        return copy
+
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
 
 
 def _check_store_is_apart(settings: Settings, project: str, name: str) -> None:

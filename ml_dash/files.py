@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,10 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .core.events import FILE, FILE_DELETE, FILE_UPDATE, file_added
-from .core.names import check_filename, check_prefix, experiment_id, file_id, shown
+from .core.names import check_filename, check_prefix, file_id, shown
 from .core.values import utc_text
-from .errors import ChecksumMismatch, InvalidValue, NotFound, StorageError, UnsupportedType
-from .recording.lifecycle import checked_tags, log
+from .errors import ChecksumMismatch, InvalidValue, NotFound, StorageError, UnsupportedType, WriterGone
+from .recording.lifecycle import checked_given, checked_tags
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from .journal.blobs import Stored
     from .reading.view import View
     from .recording.lifecycle import Handle
-    from .recording.session import Run
+    from .recording.run import Run
+
+log = logging.getLogger("ml_dash")
 
 PathText = str | os.PathLike[str]
 _DEFAULT_TYPE: Final = "application/octet-stream"
@@ -96,7 +99,7 @@ class FileBuilder:
         self._file_id = file_id
         self._dest_path = dest_path
         self._tags = checked_tags(tags)
-        self._given = handle._checked_given(description, tags, None, metadata)
+        self._given = checked_given(description, tags, None, metadata, handle.warn)
 
     # -- add ---------------------------------------------------------------------------------------------------------
 
@@ -107,7 +110,7 @@ class FileBuilder:
         regular file, over 5 GB, `..` in the prefix or a path that is another file's folder; WriteProtected. When the
         disk refuses, the file counts as lost: a warning now, StorageError at close (with `strict` at once).
         """
-        run = self._handle._changeable_run()
+        run = self._handle.session.changeable()
         if self._source is None:
             raise InvalidValue("no file was named", hint='use experiment.file("model.pth", prefix="/models")')
         source = _path("the file", self._source)
@@ -116,7 +119,7 @@ class FileBuilder:
         from .journal import blobs
 
         try:
-            with self._handle._looking() as view:
+            with self._handle.session.looking() as view:
                 _refuse_clash(view, prefix, filename)
             stored = blobs.store(source, run.located.journal, run.writer.id)
         except OSError as error:
@@ -125,8 +128,8 @@ class FileBuilder:
             return self._record(run, stored, path, prefix, filename)
         except OSError as error:
             return self._not_stored(run, path, filename, error)
-        except self._handle._gone:
-            self._handle._not_open()
+        except WriterGone:
+            self._handle.session.refuse()
         finally:
             blobs.discard(stored)
 
@@ -146,7 +149,7 @@ class FileBuilder:
         seq, _ = writer.append_with_blob(FILE, body, lambda seq: publish(stored, run.located.journal, writer.id, seq))
         identity = file_id(bytes.fromhex(writer.id), seq)
         try:
-            with self._handle._looking() as view:
+            with self._handle.session.looking() as view:
                 return FileEntry(_find(view, identity, deleted=True))
         except NotFound:
             # The disk did not take the event; it waits in memory, beside a content that is stored.
@@ -155,7 +158,7 @@ class FileBuilder:
     def _not_stored(self, run: Run, path: str, filename: str, error: OSError) -> FileEntry:
         """The disk refused: in strict mode raise, else tell, count, and let training go on."""
         reason = error.strerror or str(error)
-        if self._handle._strict:
+        if self._handle.arguments.strict:
             failure = StorageError(
                 f"could not store file {shown(filename)} in {run.located.journal}: {reason}; nothing was recorded",
                 hint="free space or mend the disk, then add it again",
@@ -175,7 +178,7 @@ class FileBuilder:
         given: dict[str, Any] = dict.fromkeys(("description", "tags", "metadata")) | self._given
         return FileEntry(
             id=known.pop("id"),
-            experimentId=experiment_id(self._handle._project, self._handle._name),
+            experimentId=self._handle.id,
             path=path,
             prefix=path.rstrip("/") + "/",
             filename=filename,
@@ -192,7 +195,7 @@ class FileBuilder:
     def list(self) -> list[FileRecord]:
         """Records of files that are not deleted, oldest first; of a prefix (whole path parts), with any of the tags."""
         prefix = check_prefix(self._prefix) if self._prefix is not None else ""
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             return view.files(prefix=prefix, tags=self._tags)
 
     def download(self) -> str:
@@ -203,10 +206,10 @@ class FileBuilder:
         from .journal.segment import BLOBS
 
         identity = self._wanted_id()
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             record = _find(view, identity)
             name = view.state.files[identity].blob
-            blob = self._handle._located().journal / BLOBS / name
+            blob = self._handle.session.located().journal / BLOBS / name
             if not blob.exists() and (away := view.released(name, record["filename"])) is not None:
                 raise away
         target = _path("dest_path", self._dest_path) if self._dest_path is not None else Path(record["filename"])
@@ -218,15 +221,15 @@ class FileBuilder:
     def delete(self) -> DeletedFile:
         """Delete the file: `{id, deletedAt}`. NotFound for an unknown or deleted one; WriteProtected."""
         self._change(FILE_DELETE, {})
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             record = _find(view, self._wanted_id(), deleted=True)
         return {"id": record["id"], "deletedAt": record["deletedAt"] or utc_text(time_ns())}
 
     def update(self) -> FileRecord:
         """Change description, tags or metadata; what is not given stays. The new record."""
-        run = self._handle._changeable_run()
+        run = self._handle.session.changeable()
         self._change(FILE_UPDATE, self._given)
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             record = _find(view, self._wanted_id())
         if run.writer.waiting:
             # The change is in memory, and not in what can be read.
@@ -234,12 +237,12 @@ class FileBuilder:
         return record
 
     def _change(self, kind: int, change: dict[str, Any]) -> None:
-        self._handle._changeable_run()
+        self._handle.session.changeable()
         identity = self._wanted_id()
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             _find(view, identity)
         if change or kind == FILE_DELETE:
-            self._handle._record(kind, {"id": identity, **change})
+            self._handle.record(kind, {"id": identity, **change})
 
     def _wanted_id(self) -> str:
         if not isinstance(self._file_id, str) or not self._file_id:

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any, Final
 from .core.events import LOG
 from .core.names import LEVELS, level_of, shown
 from .core.values import PLAIN, lenient_values
-from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType
+from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType, WriterGone
 from .metric import page_of
 from .recording.ending import described
-from .recording.lifecycle import Handle, checked_mapping
+from .recording.lifecycle import checked_mapping
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from .core.records import LogPage
-    from .experiment import Experiment
     from .reading.view import View
+    from .recording.lifecycle import Handle
+
+    class _Experiment(Protocol):
+        """An `Experiment`, as far as its handle goes."""
+
+        _handle: Handle
+
 
 # Records of these are not sent to experiments: to write one may be what they tell about.
 _OURS: Final = ("ml_dash", "filelock")
@@ -69,17 +77,17 @@ def append_log(
     if joined:
         for key, value in joined.items():
             if type(value) not in PLAIN or type(key) is not str:
-                joined = lenient_values(joined, handle._warn)
+                joined = lenient_values(joined, handle.warn)
                 break
     try:
-        handle._append(LOG, (known, message, joined))
+        handle.session.append(LOG, (known, message, joined))
     except InvalidValue:
         # The fast path lets long integers and lone surrogates through; this names the culprit.
         _checked_message(message)
-        lenient_values(joined or {}, handle._warn)
+        lenient_values(joined or {}, handle.warn)
         raise
-    except handle._gone:
-        handle._not_open()
+    except WriterGone:
+        handle.session.refuse()
 
 
 def _as_message(message: object, extra: dict[str, Any], handle: Handle) -> tuple[str, dict[str, Any]]:
@@ -87,12 +95,12 @@ def _as_message(message: object, extra: dict[str, Any], handle: Handle) -> tuple
     if isinstance(message, str):
         return _checked_message(message), extra
     if isinstance(message, BaseException):
-        told = described(message, handle._settings.secrets)
+        told = described(message, handle.arguments.settings.secrets)
         return told["message"] or told["type"], {
             "exceptionType": told["type"], "exception": told["traceback"], **extra
         }  # fmt: skip
     if isinstance(message, Mapping):
-        handle._warn("log() was given a mapping, and recorded it as text; numbers go by metric(name).append(value=...)")
+        handle.warn("log() was given a mapping, and recorded it as text; numbers go by metric(name).append(value=...)")
     try:
         return str(message).encode("utf-8", "replace").decode(), extra
     except Exception as error:
@@ -125,7 +133,7 @@ class LogBuilder:
         # log(loss=0.5) makes one of these and drops it: nothing is recorded, and nobody would know.
         if self._metadata and not self._used and not sys.is_finalizing():
             given = ", ".join(self._metadata)[:80]
-            self._handle._warn(
+            self._handle.warn(
                 f"log({given}) without a message recorded nothing; numbers go by metric(name).append(value=...), "
                 'and entries by log("message", key=value)'
             )
@@ -170,14 +178,14 @@ class LogBuilder:
                 view.refuse_released(start=start)
             return found
 
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             try:
                 return page(view)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
                 from .reading.read import fresh_view
 
-                return page(fresh_view(self._handle._located()))
+                return page(fresh_view(self._handle.session.located()))
 
 
 class LogHandler(logging.Handler):
@@ -189,13 +197,13 @@ class LogHandler(logging.Handler):
 
     _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-    def __init__(self, experiment: Experiment, level: int | str = logging.NOTSET) -> None:
+    def __init__(self, experiment: _Experiment, level: int | str = logging.NOTSET) -> None:
         super().__init__(level)
-        self._experiment = experiment
+        self._handle = experiment._handle
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record one entry; our own messages are left out, or trouble with the disk would log itself."""
-        if record.name.partition(".")[0] in _OURS or not self._experiment.is_open:
+        if record.name.partition(".")[0] in _OURS or not self._handle.session.is_open:
             return
         try:
             metadata = {key: value for key, value in vars(record).items() if key not in self._PLAIN_RECORD}
@@ -206,7 +214,7 @@ class LogHandler(logging.Handler):
                 metadata["stack"] = _clean(record.stack_info)
             text = _clean(self.format(record) if self.formatter is not None else record.getMessage())
             with contextlib.suppress(NotOpen):  # closed by another thread meanwhile
-                append_log(self._experiment, text, _level_of(record.levelno), metadata, {})
+                append_log(self._handle, text, _level_of(record.levelno), metadata, {})
         except Exception:  # noqa: BLE001 - what logging.Handler asks of emit: errors go to handleError
             self.handleError(record)
 

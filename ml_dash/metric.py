@@ -7,15 +7,16 @@ from operator import index, itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .core.events import METRIC, POINT, POINTS, ROWS
-from .core.names import check_metric_name, experiment_id, metric_id
+from .core.names import check_metric_name, metric_id
 from .core.values import INT_MAX, INT_MIN, PLAIN, field_values
-from .errors import Damaged, InvalidValue, UnsupportedType
+from .errors import Damaged, InvalidValue, UnsupportedType, WriterGone
 
 if TYPE_CHECKING:
     from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, Point, PointPage
     from .reading.view import View
     from .recording.lifecycle import Handle
-    from .recording.session import MetricTally
+    from .recording.run import MetricTally
+    from .recording.session import Session
 
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], list[list[Any]]]
@@ -99,7 +100,7 @@ class MetricsBuilder:
 
     def list_all(self) -> list[MetricSummary]:
         """`[{metricId, name, description, tags, totalDataPoints, createdAt}]` of the whole experiment, by name."""
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             return view.metrics()
 
 
@@ -112,7 +113,7 @@ class MetricBuilder:
         self._handle = handle
         self._name = name = check_metric_name(name)
         self._template = {
-            "metricId": metric_id(experiment_id(handle._project, handle._name), name),
+            "metricId": metric_id(handle.id, name),
             "chunkSize": CHUNK_SIZE,
         }
         # What is recorded with the next append.
@@ -131,23 +132,23 @@ class MetricBuilder:
             if type(value) not in PLAIN:
                 fields = field_values(fields)
                 break
-        handle = self._handle
         if self._given:
             field_values(fields)
             self._describe()
+        session = self._handle.session
         try:
-            tally = handle._tallies[self._name]
-            ordinal = handle._append(POINT, (self._name, fields), tally)
+            tally = session.tallies[self._name]
+            ordinal = session.append(POINT, (self._name, fields), tally)
         except InvalidValue:
             # The fast path lets long integers and lone surrogates through; this names the culprit.
             field_values(fields)
             raise
-        except handle._gone:
-            handle._not_open()
+        except WriterGone:
+            self._handle.session.refuse()
         result = _Lazy(self._template)
         result._tally = tally
         result._ordinal = ordinal
-        return cast("AppendResult", result)
+        return result  # type: ignore[return-value]  # an AppendResult that fills itself; cast() would cost a call
 
     def append_batch(self, points: Iterable[Mapping[str, Any]]) -> AppendBatchResult:
         """Record many points at once; returns `{metricId, startIndex, endIndex, count, bufferedDataPoints, chunkSize}`.
@@ -160,31 +161,36 @@ class MetricBuilder:
             raise InvalidValue("append_batch() was given no points", hint="give at least one, like [{'value': 0.5}]")
         table = _columns(rows)
         plain = None if table is not None else [_checked_point(row) for row in rows]
-        handle = self._handle
         if self._given:
             for row in rows:
                 _checked_point(row)
             self._describe()
+        session = self._handle.session
         try:
-            tally = handle._tallies[self._name]
-            first, last = self._append_rows(plain, tally) if table is None else self._append_table(table, tally, rows)
+            tally = session.tallies[self._name]
+            if table is None:
+                first, last = self._append_rows(plain, session, tally)
+            else:
+                first, last = self._append_table(table, session, tally, rows)
         except InvalidValue:
             for row in rows:
                 _checked_point(row)
             raise
-        except handle._gone:
-            handle._not_open()
+        except WriterGone:
+            self._handle.session.refuse()
         result = _LazyBatch(self._template, count=len(rows))
         result._tally = tally
         result._ordinal = first
         result._last = last
         return cast("AppendBatchResult", result)
 
-    def _append_table(self, table: Table, tally: Any, rows: Rows) -> tuple[int | None, int | None]:
+    def _append_table(
+        self, table: Table, session: Session, tally: MetricTally, rows: Rows
+    ) -> tuple[int | None, int | None]:
         names, columns = table
         count = len(columns[0])
         most = max(1, _FRAME_BUDGET // (_BYTES_PER_NUMBER * len(names)))
-        append = self._handle._append
+        append = session.append
         if count <= most:
             first = append(POINTS, (self._name, names, columns), tally, count)
             return first, None if first is None else first + count - 1
@@ -196,13 +202,13 @@ class MetricBuilder:
             begun.append((append(POINTS, (self._name, names, part), tally, size), size))
         return _ends(begun)
 
-    def _append_rows(self, rows: Rows | None, tally: Any) -> tuple[int | None, int | None]:
-        append = self._handle._append
+    def _append_rows(self, rows: Rows | None, session: Session, tally: MetricTally) -> tuple[int | None, int | None]:
+        append = session.append
         return _ends([(append(ROWS, (self._name, part), tally, len(part)), len(part)) for part in _parts(rows or [])])
 
     def _describe(self) -> None:
         """Record the description and alike. The points that follow must be acceptable, or nothing may be recorded."""
-        self._handle._record(METRIC, (self._name, self._given))
+        self._handle.record(METRIC, (self._name, self._given))
         self._given = {}
 
     def read(self, start_index: int = 0, limit: int = 1000, superseded: bool = True) -> PointPage:
@@ -221,14 +227,14 @@ class MetricBuilder:
                 view.refuse_released(self._name, start)
             return found
 
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             try:
                 return page(view)
             except Damaged:
                 # Somebody edited the folder: the journal still knows.
                 from .reading.read import fresh_view
 
-                return page(fresh_view(self._handle._located()))
+                return page(fresh_view(self._handle.session.located()))
 
     def last(self) -> Point | None:
         """The last point that is current, not superseded: `{index, data, createdAt}`; None if there is none."""
@@ -237,7 +243,7 @@ class MetricBuilder:
 
     def stats(self) -> MetricStats:
         """Totals, times and the statistics of each series. Raises NotFound for a metric without points."""
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             return view.metric_stats(self._name)
 
     def list_all(self) -> list[MetricSummary]:

@@ -28,20 +28,20 @@ class ParametersBuilder:
         dataclass, attrs, pydantic or OmegaConf object; so may values be. Keys of int, float, bool, None and Enum become
         text. Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
         """
-        self._handle._changeable_run()
+        self._handle.session.changeable()
         if parameters is not None:
             given = as_mapping(parameters)
             if given is None:
                 checked_mapping("parameters", parameters)
             more = {**dict(given or {}), **more}
-        flat = flatten(parameter_values(more, self._handle._warn))
+        flat = flatten(parameter_values(more, self._handle.warn))
         if flat:
-            self._handle._record(PARAMETERS, flat)
+            self._handle.record(PARAMETERS, flat)
         return self
 
     def get(self, flatten: bool = True) -> dict[str, Any]:
         """All parameters, flat with dotted keys, or nested with `flatten=False`; `{}` when there are none."""
-        with self._handle._looking() as view:
+        with self._handle.session.looking() as view:
             flat = view.parameters()
         return flat if flatten else unflatten(flat)
 

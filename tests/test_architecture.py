@@ -65,16 +65,12 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(module: str, path: Path, *, for_types: bool = True) -> set[str]:
-    """Every module that `path` imports anywhere in its text, inside functions too, by absolute name.
-
-    Without `for_types` those are left out that only a type checker sees.
-    """
+def imported(module: str, path: Path) -> set[str]:
+    """Every module that `path` imports anywhere in its text, inside functions and for types too, by absolute name."""
     names: set[str] = set()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     known = modules()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree if for_types else _Running().visit(tree)):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -88,15 +84,6 @@ def imported(module: str, path: Path, *, for_types: bool = True) -> set[str]:
     return names
 
 
-class _Running(ast.NodeTransformer):
-    """Leaves what runs: `if TYPE_CHECKING:` goes."""
-
-    def visit_If(self, node: ast.If) -> ast.AST | None:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return None
-        return self.generic_visit(node)
-
-
 def test_every_module_has_its_place_in_the_map() -> None:
     homeless = [module for module in modules() if entry_of(module) is None]
     assert not homeless, f"docs/internals.md does not place {homeless}"
@@ -108,26 +95,26 @@ def test_the_map_names_no_module_that_does_not_exist() -> None:
 
 
 def test_no_module_imports_upward() -> None:
+    """Not for types either."""
     place = {entry: number for number, entry in enumerate(order())}
-    assert _upward(place, for_types=False) == []
-
-
-def test_no_layer_knows_the_types_of_a_higher_one() -> None:
-    """Within a layer, modules may name each other's types; what they import to run has an order."""
-    place = {entry: -number for number, (_, entries) in enumerate(layers()) for entry in entries}
-    assert _upward(place, for_types=True) == []
-
-
-def _upward(place: dict[str, int], *, for_types: bool) -> list[str]:
     wrong = []
     for module, path in modules().items():
         mine = entry_of(module)
         assert mine is not None
-        for other in imported(module, path, for_types=for_types):
+        for other in imported(module, path):
             theirs = entry_of(other) if other.split(".")[0] == "ml_dash" else None
             if theirs is not None and place[theirs] > place[mine]:
                 wrong.append(f"{module} imports {other}")
-    return wrong
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Not within an entry of the map, and not for types."""
+    left = {module: imported(module, path) - {module} for module, path in modules().items()}
+    while free := [module for module, others in left.items() if others.isdisjoint(left)]:
+        for module in free:
+            del left[module]
+    assert left == {}
 
 
 def test_the_top_level_holds_what_users_import_and_nothing_else() -> None:

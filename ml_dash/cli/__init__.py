@@ -6,13 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-OK = 0
-FAILURE = 1
-USAGE = 2
-UNSENT = 3
-DAMAGE = 4
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+from ml_dash.cli.codes import BROKEN_PIPE, DAMAGE, FAILURE, INTERRUPTED, UNSENT
 
 
 def main(argv: Sequence[str] | None = None) -> None:

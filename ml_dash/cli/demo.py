@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ml_dash.cli import DAMAGE, FAILURE, console
+from ml_dash.cli import console
+from ml_dash.cli.codes import DAMAGE, FAILURE
 from ml_dash.cli.plot import plot
 from ml_dash.demo import stage, story
 from ml_dash.demo.train import EPOCHS

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ml_dash.cli import UNSENT, console, options, sync
+from ml_dash.cli import console, options, sync
+from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import RemoteError, StillOpen
 from ml_dash.reading import read
 from ml_dash.sync import register

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from ml_dash.cli import FAILURE, console
+from ml_dash.cli import console
+from ml_dash.cli.codes import FAILURE
 from ml_dash.disk import config
 
 

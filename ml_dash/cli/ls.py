@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ml_dash.cli import DAMAGE, FAILURE, OK, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import DAMAGE, FAILURE, OK
 from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
 from ml_dash.core.values import utc_text

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ml_dash.cli import UNSENT, console, options, sync
+from ml_dash.cli import console, options, sync
+from ml_dash.cli.codes import UNSENT
 from ml_dash.disk.config import Settings, resolve
 from ml_dash.errors import RemoteError, Unauthorised
 from ml_dash.journal import blobs

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from ml_dash.cli import FAILURE, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import FAILURE
 from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused

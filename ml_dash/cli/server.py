@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ml_dash.cli import FAILURE, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import FAILURE
 
 
 @click.group(name="server", invoke_without_command=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ml_dash.cli import UNSENT, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.reading import read
 from ml_dash.sync.register import Registration, by_journal, of_journal, registrations

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ml_dash.cli import DAMAGE, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import DAMAGE
 from ml_dash.reading import read
 from ml_dash.reading.verify import VerifyReport, verify
 

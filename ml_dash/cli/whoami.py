@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ml_dash.cli import FAILURE, console, options
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import FAILURE
 from ml_dash.errors import RemoteError
 
 

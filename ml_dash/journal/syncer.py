@@ -82,8 +82,7 @@ class Syncer:
         due = 60.0
         if writer.retry_at:
             if now >= writer.retry_at:
-                writer.retry_at = 0.0
-                writer.recover()
+                writer.retry()
             due = max(0.01, (writer.retry_at or now + 60.0) - now)
         if writer.dirty_since and writer.durability == "interval":
             wait = 0.0 if writer.urgent else writer.dirty_since + SYNC_AFTER_S - now

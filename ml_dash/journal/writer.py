@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from os import write as os_write
 from pathlib import Path
-from time import monotonic, time_ns
+from time import monotonic, sleep, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
@@ -25,46 +26,94 @@ import msgspec
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
-from ..disk.durable import STORAGE_TROUBLE, data_sync, fail_point
-from ..errors import InvalidValue, StorageError
-from .output import PATIENCE_S, Wakes, close_quietly, log
-from .resilient import Resilient, Tally
-from .segment import ROLL_BYTES
+from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point
+from ..errors import InvalidValue, StorageError, WriterGone
+from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
+from .segment import ROLL_BYTES, SegmentFolder
+from .segment_file import Retired, SegmentFile, close_quietly
+
+log = logging.getLogger("ml_dash")
 
 SYNC_BYTES: Final = 4 << 20
 KEEP_BYTES: Final = 64 << 20
+PATIENCE_S: Final = 1.0
+_YIELDS: Final = 16
 
 _T = TypeVar("_T")
 
 
-class WriterGone(Exception):  # control flow between the writer and its handles, never seen by users
-    """This writer is closed, or belongs to the process that this one was forked from."""
-
-
-class Writer(Resilient):
+class Writer:
     """Appends events to one journal. Any thread may call; other processes have writers of their own.
 
     `floor_ns` is the newest time seen in the journal: this writer's times start there. With `durability` "interval" the
     syncer syncs what `append` wrote, with "always" `append` itself does, with "os" nobody does. The lock is held, and
     the first segment is there, when the constructor returns; a disk that refuses makes the writer degraded from the
     start, or raises StorageError with `strict`.
+
+    One thread at a time is inside, and only that one touches the segment, the numbers and what waits in memory.
     """
 
-    __slots__ = ()
+    # Slots, because `append` reads and writes many of these.
+    __slots__ = (
+        "_acquire",
+        "_file",
+        "_gone",
+        "_inside",
+        "_keeping_write",
+        "_release",
+        "_stuck",
+        "_sync_turn",
+        "_synced",
+        "_syncer",
+        "_trouble",
+        "_unproven",
+        "created_ns",
+        "dirty_since",
+        "durability",
+        "id",
+        "identity",
+        "journal",
+        "strict",
+        "urgent",
+        "when_contended",
+    )
 
     def __init__(
         self, journal: Path, identity: OrderHeader, syncer: Wakes, *, durability: str, strict: bool, floor_ns: int
     ) -> None:
-        super().__init__(journal, identity, syncer, durability=durability, strict=strict, floor_ns=floor_ns)
+        file = SegmentFile(SegmentFolder(journal, identity), max(time_ns(), floor_ns + 1), keep=durability != "os")
+        self._file = file
+        self._trouble = Degraded(file, syncer, strict=strict)
+        self.journal = journal
+        self.identity = identity
+        self.id = file.id
+        self.created_ns = file.created_ns
+        self.durability = durability
+        self.strict = strict
+        # For the syncer: since when there is something to sync (monotonic seconds), at once or not.
+        self.dirty_since = 0.0
+        self.urgent = False
+        # The write to use once threads get into each other's way; None where it may hang (see `keeping_write`).
+        self.when_contended: Write | None = None
+        self._syncer = syncer
+        self._keeping_write: Write | None = _failing_write() if _fails_at_write() else None
+        self._new_lock()
+        self._inside = False
+        self._stuck = False
+        self._gone = False
+        # What a failed sync left, while it could not be written again; touched only in the sync's turn.
+        self._unproven: list[Retired] = []
+        self._synced = 0
+        self._sync_turn = threading.Lock()
         try:
-            self._folder.open()
-            self._hold_lock()
-            self._start_segment(self._seq)
+            file.folder.open()
+            file.hold_lock()
+            file.start(0)
         except OSError as error:
             if error.errno not in STORAGE_TROUBLE or strict:
-                self._let_go()
-                raise self._storage_error("could not start a journal segment", error) from error
-            self._degrade(error)
+                file.let_go()
+                raise refusal(journal, "could not start a journal segment", error) from error
+            self._trouble.begin(error)
 
     # -- the hot path ------------------------------------------------------------------------------------------------
 
@@ -75,36 +124,37 @@ class Writer(Resilient):
         event could not be numbered yet, or was lost (see `degraded`). Raises InvalidValue for what cannot be encoded,
         WriterGone after `close`, StorageError in strict mode; nothing is recorded then. Any thread.
         """
+        file = self._file
         if not self._acquire(False) and not self._wait_for_turn():
-            self._set_aside(kind, body, tally, count)
+            self._trouble.set_aside(kind, body, tally, count)
             return None
         self._inside = True
         try:
-            if self._size >= self._limit and self._gate():
-                return self._accept(kind, body, tally, count)
+            if file.size >= file.limit and self._gate():
+                return self._trouble.accept(kind, body, tally, count)
             now = time_ns()
-            if now < self._last_ns:
-                now = self._last_ns
+            if now < file.last_ns:
+                now = file.last_ns
             else:
-                self._last_ns = now
-            seq = self._seq
-            payload = self._pack((seq, kind, now, body))
+                file.last_ns = now
+            seq = file.seq
+            payload = file.pack((seq, kind, now, body))
             length = len(payload)
             if length > MAX_PAYLOAD:
-                payload = self._spill(seq, kind, now, body)
+                payload = file.spill(seq, kind, now, body)
                 length = len(payload)
-            frame = HEAD.pack(length, crc32(payload, self._crcs[length])) + payload
+            frame = HEAD.pack(length, crc32(payload, file.crcs[length])) + payload
             length += 8
-            self._in_doubt = True
+            file.in_doubt = True
             # Whether the interpreter's lock is let go of meanwhile: see `use_write`.
             write = self._keeping_write
-            if (os_write(self._fd, frame) if write is None else write(self._fd, frame, length)) != length:
+            if (os_write(file.fd, frame) if write is None else write(file.fd, frame, length)) != length:
                 return self._finish(frame, payload, tally, count)
             # No call stands between these lines: an interrupt cannot part them.
-            self._size += length
-            self._seq = seq + 1
-            self._in_doubt = False
-            self._kept += frame
+            file.size += length
+            file.seq = seq + 1
+            file.in_doubt = False
+            file.kept += frame
             if tally is None:
                 return seq
             ordinal = tally.total
@@ -115,13 +165,13 @@ class Writer(Resilient):
         except OSError as error:
             if error.errno not in STORAGE_TROUBLE:
                 raise
-            if self._in_doubt:
+            if file.in_doubt:
                 return self._finish(frame, payload, tally, count)
-            return self._give_up(payload, error, tally, count)
+            return self._trouble.give_up(payload, error, tally, count)
         except BaseException:
             # KeyboardInterrupt may come between the write and the count of it: the size of the file tells.
-            if self._in_doubt:
-                self._limit = -1
+            if file.in_doubt:
+                file.limit = -1
             raise
         finally:
             self._inside = False
@@ -131,34 +181,35 @@ class Writer(Resilient):
         """What must be looked at before a frame is written; True if the event must wait in memory."""
         if self._gone:
             raise WriterGone
-        if self._in_doubt:
-            self._resolve_doubt()
-        if self._backlog.aside:
+        file, trouble = self._file, self._trouble
+        if file.in_doubt:
+            file.resolve_doubt()
+        if trouble.backlog.aside:
             self._stuck = False
-            self._number_aside()
-            if self.degraded is None and not self._empty_backlog():
+            trouble.number_aside()
+            if trouble.reason is None and not self._write_waiting():
                 return True
-        if self.degraded is None and (self._size >= ROLL_BYTES or self._fd < 0):
+        if trouble.reason is None and (file.size >= ROLL_BYTES or file.fd < 0):
             try:
-                self._roll()
+                file.roll()
             except OSError as error:
-                self._degrade(error)
-        if self.degraded is not None:
+                trouble.begin(error)
+        if trouble.reason is not None:
             if not self.strict:
                 return True
-            if not self._empty_backlog():
+            if not self._write_waiting():
                 raise StorageError(
-                    f"{self.journal} cannot be written ({self.degraded}); this event was not recorded",
+                    f"{self.journal} cannot be written ({trouble.reason}); this event was not recorded",
                     hint="earlier events are kept; free space or mend the disk, then call again",
                 )
-        self._limit = min(ROLL_BYTES, self._size + SYNC_BYTES)
+        file.limit = min(ROLL_BYTES, file.size + SYNC_BYTES)
         if self.durability != "os":
             self.urgent = self.dirty_since > 0
             self.dirty_since = self.dirty_since or monotonic()
             self._syncer.wake()
-            if len(self._kept) > KEEP_BYTES:
+            if len(file.kept) > KEEP_BYTES:
                 # fdatasync hangs: what it would have to prove is no longer covered by a second writing.
-                self._keep_anew()
+                file.keep_anew()
         return False
 
     def append_apart(self, kind: int, body: Any) -> int | None:
@@ -167,16 +218,17 @@ class Writer(Resilient):
         Returns and raises as `append` does. Any thread.
         """
         if not self._enter(PATIENCE_S):
-            self._set_aside(kind, body, None, 1)
+            self._trouble.set_aside(kind, body, None, 1)
             return None
+        file = self._file
         try:
-            if self._size >= self._limit and self._gate():
-                return self._accept(kind, body, None, 1)
-            payload = self._pack((self._seq, kind, self._time_apart(), body))
+            if file.size >= file.limit and self._gate():
+                return self._trouble.accept(kind, body, None, 1)
+            payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
-                payload = self._spill(*msgspec.msgpack.decode(payload))
-            self._in_doubt = True
-            return self._finish(encode_frame(payload, self._crcs), payload, None, 1)
+                payload = file.spill(*msgspec.msgpack.decode(payload))
+            file.in_doubt = True
+            return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
             self._leave()
 
@@ -188,24 +240,130 @@ class Writer(Resilient):
         """
         if not self._enter(30.0):
             raise StorageError(f"a write to {self.journal} hangs; the file was not added", hint="try again later")
+        file = self._file
         try:
-            if self._size >= self._limit and self._gate():
+            if file.size >= file.limit and self._gate():
                 raise StorageError(
                     f"{self.journal} cannot be written ({self.degraded}); the file was not added",
                     hint="free space or mend the disk, then call again",
                 )
-            seq = self._seq
+            seq = file.seq
             placed = place(seq)
             fail_point("blob-event")
-            now = self._last_ns = max(time_ns(), self._last_ns)
-            payload = self._pack((seq, kind, now, body))
+            now = file.last_ns = max(time_ns(), file.last_ns)
+            payload = file.pack((seq, kind, now, body))
             if len(payload) > MAX_PAYLOAD:
-                payload = self._spill(seq, kind, now, body)
-            self._in_doubt = True
-            self._finish(encode_frame(payload, self._crcs), payload, None, 1)
+                payload = file.spill(seq, kind, now, body)
+            file.in_doubt = True
+            self._finish(encode_frame(payload, file.crcs), payload, None, 1)
             return seq, placed
         finally:
             self._leave()
+
+    # -- in and out of the critical section --------------------------------------------------------------------------
+
+    def _new_lock(self) -> None:
+        lock = threading.Lock()
+        self._acquire = lock.acquire
+        self._release = lock.release
+
+    def _wait_for_turn(self) -> bool:
+        """True once this thread is inside; False if the one inside seems to hang in the kernel."""
+        if self.when_contended is not None and self._keeping_write is None:
+            # The one inside let go of the interpreter's lock while it wrote, and this thread woke for nothing.
+            self._keeping_write = self.when_contended
+        if self._stuck:
+            return False
+        # Whoever is inside needs the interpreter's lock to come out, and has it after a yield or two. Waiting for the
+        # lock at once would make a convoy: it is handed to a thread that then waits for the interpreter, and so on.
+        for _ in range(_YIELDS):
+            sleep(0)
+            if self._acquire(False):
+                return True
+        for _ in range(2):
+            acquire = self._acquire
+            if acquire(timeout=PATIENCE_S):
+                return True
+            if self._inside:
+                self._stuck = True
+                return False
+        # Nobody is inside, yet the lock is taken: an interrupt hit exactly the taking of it.
+        if acquire == self._acquire:
+            self._new_lock()
+        return self._acquire(timeout=PATIENCE_S)
+
+    def _enter(self, wait_s: float) -> bool:
+        if not self._acquire(timeout=wait_s):
+            return False
+        self._inside = True
+        return True
+
+    def _leave(self) -> None:
+        self._inside = False
+        self._release()
+
+    def use_write(self, write: Write | None) -> None:
+        """From now on write through this function (see `durable.keeping_write`); None for the usual `os.write`."""
+        if not _fails_at_write():
+            self._keeping_write = write
+
+    # -- when the disk refuses ---------------------------------------------------------------------------------------
+
+    @property
+    def degraded(self) -> str | None:
+        """What the disk said when it refused; None while all is well."""
+        return self._trouble.reason
+
+    @property
+    def retry_at(self) -> float:
+        """When the syncer is to call `retry` (monotonic seconds); 0 where nothing is to be tried."""
+        return self._trouble.retry_at
+
+    @property
+    def waiting(self) -> bool:
+        """Does anything wait in memory for the disk?"""
+        return bool(self._trouble.backlog) or self._trouble.reason is not None
+
+    def _finish(self, frame: bytes, payload: bytes, tally: Tally | None, count: int) -> int | None:
+        """The write of `frame` failed or was short: finish that very frame, or give the segment up."""
+        file = self._file
+        try:
+            file.finish(frame)
+        except OSError as error:
+            if error.errno not in STORAGE_TROUBLE:
+                raise
+            return self._trouble.give_up(payload, error, tally, count)
+        return counted(tally, count, file.seq - 1)
+
+    def _write_waiting(self) -> bool:
+        written = self._trouble.write_waiting()
+        if written:
+            self._stuck = False
+        return written
+
+    def recover(self) -> bool:
+        """Try to write what waits in memory, into a new segment; True when nothing waits."""
+        if not self._enter(PATIENCE_S):
+            self._trouble.retry_at = monotonic() + FIRST_RETRY_S
+            return False
+        try:
+            if self._gone:
+                return True
+            if self._file.in_doubt:
+                self._file.resolve_doubt()
+            self._trouble.number_aside()
+            return self._write_waiting()
+        finally:
+            self._leave()
+
+    def retry(self) -> None:
+        """For the syncer: `retry_at` has come."""
+        self._trouble.retry_at = 0.0
+        self.recover()
+
+    def count_lost(self) -> None:
+        """Something that has no event was lost: a file that could not be stored."""
+        self._trouble.backlog.count_lost()
 
     # -- durability --------------------------------------------------------------------------------------------------
 
@@ -222,14 +380,15 @@ class Writer(Resilient):
         if not self._enter(PATIENCE_S):
             return False
         try:
-            if self._in_doubt:
-                self._resolve_doubt()
-            retired, self._retired = self._retired, []
-            fd, kept, written = self._fd, self._kept, self._written()
-            self._keep_anew()
+            file = self._file
+            if file.in_doubt:
+                file.resolve_doubt()
+            retired, file.retired = file.retired, []
+            fd, kept, written = file.fd, file.kept, self._written()
+            file.keep_anew()
             self.dirty_since = 0.0
             self.urgent = False
-            self._limit = -1
+            file.limit = -1
         finally:
             self._leave()
         fail_point("sync-before")
@@ -249,47 +408,65 @@ class Writer(Resilient):
         return good
 
     def _sync_one(self, fd: int, kept: bytearray) -> bool:
+        file = self._file
         try:
             data_sync(fd)
-            if not self._folders_synced:
+            if not file.folders_synced:
                 # First the mark, then the sync: a segment that is begun meanwhile takes the mark away again.
-                self._folders_synced = True
-                self._folder.sync()
+                file.folders_synced = True
+                file.folder.sync()
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, "the segment was removed")
         except OSError as failure:
-            self._folders_synced = False
+            file.folders_synced = False
             self._write_again(fd, kept, failure)
             return False
         return True
 
+    def _write_again(self, fd: int, kept: bytearray, failure: OSError) -> None:
+        """What `fd` does not hold safely goes to a new segment, under the old numbers."""
+        if not self._enter(PATIENCE_S):
+            # A thread hangs inside the kernel. A later sync of this descriptor would prove nothing: this comes first.
+            self._unproven.append(Retired(fd, kept))
+            self.dirty_since = self.dirty_since or monotonic()
+            return
+        try:
+            file = self._file
+            log.warning(
+                "ml-dash: could not sync %s: %s. Its last %d bytes are written again to a new segment.",
+                self.journal, failure.strerror or failure, len(kept) + len(file.kept),
+            )  # fmt: skip
+            file.retire()
+            if file.retired and file.retired[-1].fd == fd:
+                kept = kept + file.retired.pop().kept
+                close_quietly(fd)
+            self._trouble.backlog.push_front([bytes(payload) for payload in _payloads(kept)])
+            file.folders_synced = False
+            if self._write_waiting():
+                self.dirty_since = monotonic()
+                self._syncer.wake()
+        finally:
+            self._leave()
+
     def _written(self) -> int:
-        return self._seq - len(self._backlog.payloads) - self._backlog.holes
+        backlog = self._trouble.backlog
+        return self._file.seq - len(backlog.payloads) - backlog.holes
 
     def durable_counts(self) -> dict[str, int]:
         """How many events of this writer are accepted, written, synced and lost."""
-        backlog = self._backlog
+        backlog = self._trouble.backlog
         written = self._written()
         return {
-            "accepted": self._seq + len(backlog.aside) - backlog.refused,
+            "accepted": self._file.seq + len(backlog.aside) - backlog.refused,
             "written": written,
             "synced": min(self._synced, written),
             "lost": backlog.lost,
         }
 
-    def count_lost(self) -> None:
-        """Something that has no event was lost: a file that could not be stored."""
-        self._backlog.count_lost()
-
     @property
     def seq(self) -> int:
         """The number of the next event."""
-        return self._seq
-
-    @property
-    def waiting(self) -> bool:
-        """Does anything wait in memory for the disk?"""
-        return bool(self._backlog) or self.degraded is not None
+        return self._file.seq
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -307,7 +484,7 @@ class Writer(Resilient):
             synced = self.durability == "os" or self.sync() or self.sync()
         finally:
             self._end()
-        lost = self._backlog.lost + len(self._backlog)
+        lost = self._trouble.backlog.lost + len(self._trouble.backlog)
         if lost:
             raise StorageError(
                 f"{lost:,} events of {self.identity.project}/{self.identity.name} were lost: the disk refused them "
@@ -321,24 +498,14 @@ class Writer(Resilient):
         entered = self._enter(PATIENCE_S)
         turn = self._sync_turn.acquire(timeout=PATIENCE_S)
         self._gone = True
-        self._limit = -1
+        self._file.limit = -1
         # Descriptors that another thread is using inside a hung kernel call stay open.
         if entered and turn:
-            self._let_go()
+            self._file.let_go()
         if turn:
             self._sync_turn.release()
         if entered:
             self._leave()
-
-    def _let_go(self) -> None:
-        self._close_descriptors()
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            # An absent lock file means a clean end. Only this writer ever takes this lock, so unlinking is no race.
-            with contextlib.suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                lock.release()
 
     def abandon(self) -> None:
         """In a forked child: this writer is the parent's. Close our copies of its descriptors, touch nothing else."""
@@ -346,11 +513,9 @@ class Writer(Resilient):
         self._sync_turn = threading.Lock()
         self._gone = True
         self._inside = False
-        self._limit = -1
-        self._backlog.clear()
-        self._close_descriptors()
-        # filelock has closed the child's copy of the lock; releasing it would release the parent's.
-        self._lock = None
+        self._file.limit = -1
+        self._trouble.backlog.clear()
+        self._file.abandon()
 
 
 class AlwaysDurable(Writer):
@@ -392,6 +557,30 @@ def open_writer(
     """A new writer of the journal, its lock held, its first segment there."""
     kind = AlwaysDurable if durability == "always" else Writer
     return kind(journal, identity, syncer, durability=durability, strict=strict, floor_ns=floor_ns)
+
+
+def _payloads(frames: bytearray) -> Iterator[bytearray]:
+    position = 0
+    while position < len(frames):
+        length, _ = HEAD.unpack_from(frames, position)
+        yield frames[position + HEAD.size : position + HEAD.size + length]
+        position += HEAD.size + length
+
+
+def _fails_at_write() -> bool:
+    return os.environ.get("ML_DASH_FAIL", "").startswith("frame-write")
+
+
+def _failing_write() -> Write:
+    """A write that dies at a fail point, where a crash test asks for that."""
+
+    def write(fd: int, data: bytes, size: int) -> int:
+        fail_point("frame-write-before")
+        count = os.write(fd, data)
+        fail_point("frame-write-after")
+        return count
+
+    return write
 
 
 def _cut(body: Any) -> str:

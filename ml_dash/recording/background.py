@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import sleep
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..disk.durable import Write, keeping_write
 from ..errors import StorageError
 
 if TYPE_CHECKING:
     from ..journal.writer import Writer
-    from .lifecycle import Handle
-    from .session import Run
 
 log = logging.getLogger("ml_dash")
 
@@ -25,16 +24,40 @@ _NAP_S: Final = 0.0015
 _OUR_THREADS: Final = 3
 
 
+class Lost(Protocol):
+    """A handle that nobody has any more."""
+
+    def close(self, error: None, status: None) -> None:
+        """Take it from its run."""
+
+
+class Projected(Protocol):
+    """A run, as far as its folder goes."""
+
+    writer: Writer
+    local: bool
+
+    @property
+    def behind(self) -> bool:
+        """Is there anything to project?"""
+
+    def project(self, nap: Callable[[], None]) -> None:
+        """Bring the folder up to date, in small slices with naps between them."""
+
+    def tend(self) -> None:
+        """See that somebody uploads."""
+
+
 class Keeper:
     """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles."""
 
     def __init__(self) -> None:
-        self._lost: deque[Handle] = deque()
+        self._lost: deque[Lost] = deque()
         self._keeping: Write | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self._runs: list[Run] = []
+        self._runs: list[Projected] = []
         self._guard = threading.Lock()
         self._closing = threading.Lock()
         self._wake = threading.Event()
@@ -45,7 +68,7 @@ class Keeper:
         self._lost.clear()
         self._begin()
 
-    def add(self, run: Run) -> None:
+    def add(self, run: Projected) -> None:
         """Keep this run's folder up to date from now on."""
         if run.local:
             run.writer.when_contended = self._keeping_write()
@@ -62,7 +85,7 @@ class Keeper:
                     return
                 self._thread = thread
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: Projected) -> None:
         """Keep it no longer; the thread ends with the last one."""
         with self._guard:
             if run in self._runs:
@@ -77,7 +100,7 @@ class Keeper:
 
     # -- lost handles ------------------------------------------------------------------------------------------------
 
-    def collect(self, handle: Handle) -> None:
+    def collect(self, handle: Lost) -> None:
         """A handle was lost while open: it is closed within half a second, or at exit.
 
         Called by the garbage collector, at any point of any thread: so nothing is locked or woken here.
@@ -90,7 +113,7 @@ class Keeper:
             while self._lost:
                 handle = self._lost.popleft()
                 try:
-                    handle._close(None, None)
+                    handle.close(None, None)
                 except StorageError as error:
                     log.error("ml-dash: %s", error)
 
@@ -108,7 +131,7 @@ class Keeper:
                     return
             self._pass(runs)
 
-    def _pass(self, runs: list[Run]) -> None:
+    def _pass(self, runs: list[Projected]) -> None:
         local = [run.writer for run in runs if run.local]
         # Any busy thread, this one too, takes the interpreter's lock from a write that lets go of it.
         busy = threading.active_count() > _OUR_THREADS

@@ -29,7 +29,7 @@ from ..projection import checkpoint as checkpoints
 from ..projection.start import begin
 from ..reading.read import Located, at, view
 from .environment import describe
-from .session import Run, cannot, registry, say
+from .run import Run, cannot, registry, say
 
 log = logging.getLogger("ml_dash")
 

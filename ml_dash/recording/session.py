@@ -1,407 +1,211 @@
-"""What this process has open: one writer per experiment, shared by its handles, and the thread that projects."""
+"""The states of a handle: closed, reading, recording, or open in the process that it came from."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import itertools
 import os
-import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..core.frames import OrderHeader
-from ..core.rewinds import Elsewhere, Past
-from ..core.state import Edits, State, index_of
-from ..disk.config import quiet
-from ..disk.durable import on_local_disk
-from ..errors import JournalError, StorageError
-from ..journal.syncer import syncer
-from ..journal.writer import Tally, Writer
-from ..projection.project import Projector
-from ..projection.replay import Enough, Pace, Replay
-from ..projection.start import begin
-from ..reading.read import Located, View, view
-from ..reading.view import projected
-from .background import keeper
+from ..errors import NotOpen, ReadOnly, WriteProtected
 
 if TYPE_CHECKING:
-    from ..core.records import DurableState
-    from ..sync.sent import Sent
-    from .lifecycle import Handle
+    from ..reading.read import Located
+    from ..reading.view import View
+    from .run import MetricTally, Run
 
-log = logging.getLogger("ml_dash")
-
-FOLDER_AT_CLOSE_S: Final = 5.0
-_TELL_AFTER_S: Final = 2.0
-_SLICE_EVENTS: Final = 256
-# A read does not wait for other processes; this is what a projector needs for a pass while training.
-_READ_WAIT_S: Final = 0.25
+_NOTHING: dict[str, Any] = {}
+_late = itertools.count(1)
 
 
-class MetricTally(Tally):
-    """How many points of one metric this run has appended, and what their indices are."""
+class Session:
+    """What may be done with an experiment now. Here every call is refused; each state allows what it can.
 
-    __slots__ = ("metric", "run")
+    A call takes the session from its handle once, and stays with it: so it never meets half of another.
+    """
 
-    def __init__(self, run: Run, metric: str) -> None:
-        super().__init__()
-        self.run = run
-        self.metric = metric
+    __slots__ = ("experiment",)
 
-    def index_of(self, ordinal: int | None) -> int:
-        """The index of this run's `ordinal`-th point; -1 where the disk refused the point, or does not tell."""
-        index = None
-        if ordinal is not None:
-            with contextlib.suppress(OSError, JournalError):
-                index = self.run.index_of(self.metric, ordinal)
-        return -1 if index is None else index
+    experiment: str
+    """`project/name`, for what is refused."""
+
+    is_open = True
+
+    run: Run | None = None
+    """What this process records into."""
+
+    writer_id: str | None = None
+    """The writer that those in other processes descend from."""
+
+    metrics: dict[str, Any] = _NOTHING
+    """The builders handed out, by name."""
+
+    def __init__(self, experiment: str) -> None:
+        self.experiment = experiment
+
+    def refuse(self) -> NoReturn:
+        """Raise what a caller gets who asks for more than this state allows, or comes just too late for it."""
+        raise NotOpen(
+            f"experiment {self.experiment} is not open",
+            hint="use it in a with block, or call experiment.open() first",
+        )
+
+    def here(self) -> Session:
+        """The session in this process; NotOpen where there is none."""
+        return self
+
+    def append(self, kind: int, body: Any, tally: MetricTally | None = None, count: int = 1) -> int | None:
+        """Record one event, as `Writer.append` does; WriterGone if the run ended while the call was on its way."""
+        self.refuse()
+
+    @property
+    def tallies(self) -> Mapping[str, MetricTally]:
+        """How many points of each metric were appended."""
+        self.refuse()
+
+    def recording(self) -> Run:
+        """What this process records into."""
+        self.refuse()
+
+    def changeable(self) -> Run:
+        """The same, if parameters and files may still be changed; else WriteProtected."""
+        self.refuse()
+
+    def looking(self) -> AbstractContextManager[View]:
+        """A view of all that this process has recorded."""
+        self.refuse()
+
+    def located(self) -> Located:
+        """Where the experiment is."""
+        self.refuse()
 
 
-class _Tallies(dict[str, MetricTally]):
-    """The tallies of one run, made as they are asked for."""
+class Closed(Session):
+    """Not opened yet, or closed; `at_exit`: by the end of the process, and not by its user."""
 
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self._run = run
+    __slots__ = ("at_exit",)
 
-    def __missing__(self, metric: str) -> MetricTally:
-        # Two threads may come here at once; both get the same one.
-        return self.setdefault(metric, MetricTally(self._run, metric))
+    is_open = False
+
+    def __init__(self, experiment: str, *, at_exit: bool = False) -> None:
+        super().__init__(experiment)
+        self.at_exit = at_exit
+
+    def refuse(self) -> NoReturn:
+        if self.at_exit and threading.current_thread() is not threading.main_thread():
+            _end_thread(self.experiment)
+        super().refuse()
+
+    def here(self) -> Session:
+        self.refuse()
 
 
-class Run:
-    """An experiment as this process has it open: its writer, its projector, and the handles that share them."""
+class Reading(Session):
+    """Opened with `read_only=True`."""
 
-    def __init__(self, located: Located, identity: OrderHeader, writer: Writer, *, child: bool) -> None:
-        self.located = located
-        self.identity = identity
-        self.writer = writer
-        self.child = child
-        self.pid = os.getpid()
-        self.tallies = _Tallies(self)
-        self.projector = Projector(located.journal, located.folder)
-        self.handles = 0
-        self.failed: dict[str, Any] | None = None
-        self.interrupted = False
-        self.ended = False
-        self.secrets: set[str] = set()
-        self.sent: list[Sent] = []
-        self.projected_seq = -1
-        self.projection_trouble: str | None = None
-        self._protected = False
-        self._readers = 0
-        self._readers_guard = threading.Lock()
-        self.local = _is_local(located.journal)
+    __slots__ = ("_located", "metrics")
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    def __init__(self, experiment: str, located: Located) -> None:
+        super().__init__(experiment)
+        self._located = located
+        self.metrics = {}
+
+    def refuse(self) -> NoReturn:
+        raise ReadOnly(
+            f"experiment {self.experiment} was opened with read_only=True",
+            hint="open it without read_only to record",
+        )
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[View]:
-        """A view that holds everything this process has written, while the block runs."""
-        with self._wanted(), self.projector.guard:
-            yield self._view()
+        from ..reading.read import view
 
-    @contextlib.contextmanager
-    def _wanted(self) -> Iterator[None]:
-        """While the block runs, the background pass stops at its next slice and lets others go on from there."""
-        self._want(1)
-        try:
-            yield
-        finally:
-            self._want(-1)
+        yield view(self._located)
 
-    def _want(self, more: int) -> None:
-        with self._readers_guard:
-            self._readers += more
+    def located(self) -> Located:
+        return self._located
 
-    def _view(self) -> View:
-        try:
-            seq = self.writer.seq
-            if self.projector.advance(wait_s=_READ_WAIT_S, complete=False):
-                self.projected_seq = seq
-                self._learn(self.projector.state)
-                return projected(self.projector)
-        except OSError as error:
-            log.debug("ml-dash: reading %s in memory: %s", self.located.journal, error)
-        try:
-            found = view(self.located)
-        except OSError as error:
-            raise cannot("read", self.located.journal, error) from error
-        self._learn(found.state)
-        return found
 
-    def index_of(self, metric: str, ordinal: int) -> int | None:
-        """The index of this run's `ordinal`-th point of a metric, also when it has ended; None if it is not there.
+class Recording(Session):
+    """Open in this process, with a run that other handles may share."""
 
-        Exact in the journal; for a point that waits in memory for the disk, what it will be if no other writer comes
-        between.
-        """
-        if self.ended or self.pid != os.getpid():
-            found = self._index_in(view(self.located).state, metric, ordinal)
-        else:
-            with self.looking() as look:
-                found = self._index_in(look.state, metric, ordinal)
-        return found if found is not None else _Seeker(self.located.journal, self.writer.id, metric, ordinal).seek()
+    __slots__ = ("append", "metrics", "run", "tallies", "writer_id")
 
-    def _index_in(self, state: State, name: str, ordinal: int) -> int | None:
-        metric, writer = state.metrics.get(name), state.writers.get(self.writer.id)
-        if writer is not None and writer.uncounted:
-            return None
-        count, folded = (metric.count, metric.tallies.get(self.writer.id, 0)) if metric is not None else (0, 0)
-        if not self.ended and ordinal >= folded and (writer is None or writer.alive):
-            return count + ordinal - folded
-        return index_of(metric, self.writer.id, ordinal) if metric is not None else None
+    run: Run
+    append: Callable[..., int | None]
+    tallies: Mapping[str, MetricTally]
 
-    # -- protection --------------------------------------------------------------------------------------------------
+    def __init__(self, experiment: str, run: Run) -> None:
+        super().__init__(experiment)
+        self.run = run
+        self.writer_id = run.writer.id
+        # The writer's own: nothing stands between a point and its frame.
+        self.append = run.writer.append
+        self.tallies = run.tallies
+        self.metrics = {}
 
-    @property
-    def protected(self) -> bool:
-        """Are parameters and files final, as far as this process knows?"""
-        return self._protected
+    def recording(self) -> Run:
+        return self.run
 
-    def protect(self) -> None:
-        """They are, from now on."""
-        self._protected = True
+    def changeable(self) -> Run:
+        if self.run.protected:
+            raise WriteProtected(
+                f"experiment {self.experiment} is write-protected: its parameters and files are final",
+                hint="logs and metrics go on; use another experiment for other parameters",
+            )
+        return self.run
 
-    def _learn(self, state: State) -> None:
-        """Another process may have protected the experiment."""
-        self._protected = self._protected or state.protected is not None
+    def looking(self) -> AbstractContextManager[View]:
+        return self.run.looking()
 
-    # -- projecting --------------------------------------------------------------------------------------------------
+    def located(self) -> Located:
+        return self.run.located
+
+
+class Elsewhere(Session):
+    """Open in the process that this handle was forked or pickled in. The first call opens it here.
+
+    `open_here` gives the session that it has in this process from then on.
+    """
+
+    __slots__ = ("_open_here", "writer_id")
+
+    def __init__(self, experiment: str, writer_id: str | None, open_here: Callable[[], Session]) -> None:
+        super().__init__(experiment)
+        self.writer_id = writer_id
+        self._open_here = open_here
+
+    def here(self) -> Session:
+        return self._open_here().here()
+
+    def append(self, kind: int, body: Any, tally: MetricTally | None = None, count: int = 1) -> int | None:
+        return self.here().append(kind, body, tally, count)
 
     @property
-    def behind(self) -> bool:
-        """Is there anything to project?"""
-        return self.writer.seq != self.projected_seq or self.projector.lagging
+    def tallies(self) -> Mapping[str, MetricTally]:
+        return self.here().tallies
 
-    def project(self, nap: Callable[[], None]) -> None:
-        """One pass of the background thread: in small slices, so that it never holds training up."""
-        seq = self.writer.seq
-        if not self.behind:
-            return
+    def recording(self) -> Run:
+        return self.here().recording()
 
-        def step() -> None:
-            if self._readers:
-                raise Enough
-            nap()
+    def changeable(self) -> Run:
+        return self.here().changeable()
 
-        try:
-            if self.projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
-                self.projected_seq = seq
-                with self.projector.guard:
-                    self._learn(self.projector.state)
-            self.projection_trouble = None
-        except Enough:
-            # Whoever wants it goes on from here, at full speed.
-            return
-        except Exception as error:
-            if self.projection_trouble is None:
-                log.warning(
-                    "ml-dash: the folder %s cannot be brought up to date (%s); the journal is not touched by that. "
-                    "It is tried again; or run: ml-dash rebuild", self.located.folder, error,
-                    exc_info=not isinstance(error, OSError),
-                )  # fmt: skip
-            self.projection_trouble = str(error)
+    def looking(self) -> AbstractContextManager[View]:
+        return self.here().looking()
 
-    def _finish_folder(self, silent: bool) -> None:
-        """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
-        begun = monotonic()
-        told = False
-
-        def step() -> None:
-            nonlocal told
-            spent = monotonic() - begun
-            if spent > _TELL_AFTER_S and not told and not silent:
-                told = True
-                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
-            if spent > FOLDER_AT_CLOSE_S:
-                raise Enough
-
-        try:
-            if not self.projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
-                log.debug("ml-dash: another process is projecting %s", self.located.folder)
-        except Enough:
-            if not silent:
-                say(f"ml-dash: the folder is not complete yet; ml-dash show {self.identity.name} finishes it")
-        except Exception as error:
-            log.warning(
-                "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self.located.folder, error,
-                exc_info=not isinstance(error, OSError),
-            )  # fmt: skip
-
-    # -- the end -----------------------------------------------------------------------------------------------------
-
-    def durable_state(self) -> DurableState:
-        """How safe this process's events are."""
-        # First what the server has: it can only grow.
-        remote = min((one.acknowledged() for one in self.sent), default=0)
-        return cast("DurableState", {**self.writer.durable_counts(), "remote": remote})
-
-    def tend(self) -> None:
-        """Now and then, with a remote: see that somebody uploads."""
-        if self.sent:
-            from ..sync.sent import tend
-
-            tend(self.sent, local=self.local)
-
-    def close(self, status: str, error: dict[str, Any] | None) -> None:
-        """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
-        silent = self.child or quiet()
-        self._want(1)
-        keeper.remove(self)
-        body: dict[str, Any] = {"status": status}
-        if error is not None:
-            body["error"] = error
-        skipped = False
-        try:
-            self.writer.close(body)
-        except KeyboardInterrupt:
-            skipped = True
-            raise
-        finally:
-            self.ended = True
-            if self.sent:
-                from ..sync.sent import end
-
-                end(self.sent)
-            try:
-                syncer.remove(self.writer)
-                if not skipped:
-                    self._finish_folder(silent)
-            except KeyboardInterrupt:
-                if not silent:
-                    say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
-
-    def abandon(self) -> None:
-        """In a child process that got it by a fork: it is the parent's. Let go of it, and touch nothing."""
-        self.writer.abandon()
-        self.projector.abandon()
+    def located(self) -> Located:
+        return self.here().located()
 
 
-class _Seeker:
-    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
-
-    def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
-        self._replay = Replay(journal, begin(journal))
-        self._writer = writer
-        self._metric = metric
-        self._ordinal = ordinal
-        self._found: int | None = None
-
-    def seek(self) -> int | None:
-        """The index; None if the journal does not have the point."""
-        with contextlib.suppress(Enough, OSError):
-            self._replay.catch_up(self, record=False)
-        return self._found
-
-    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Nobody asks this fold for statistics."""
-        raise Elsewhere
-
-    def apply(self, edits: Edits) -> None:
-        """Called after each stretch; the point is among the newest once its writer has brought that many."""
-        edits.clear()
-        state = self._replay.state
-        metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)
-        if metric is None or writer is None:
-            return
-        if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
-            self._found = index_of(metric, self._writer, self._ordinal)
-            raise Enough
-
-
-def _is_local(journal: Path) -> bool:
-    try:
-        return on_local_disk(journal)
-    except OSError:
-        return False
-
-
-def cannot(act: str, place: Path, error: OSError) -> StorageError:
-    """What is raised where the disk refuses to read or write a place."""
-    failure = StorageError(
-        f"cannot {act} {place}: {error.strerror or error}",
-        hint="mend the disk or its permissions, or record elsewhere: local_path=, or ML_DASH_LOCAL_PATH",
-    )
-    failure.errno = error.errno
-    return failure
-
-
-def say(text: str) -> None:
-    """A line on stderr, if there is one."""
-    stream = sys.stderr
-    if stream is not None:
-        with contextlib.suppress(OSError, ValueError):
-            stream.write(text + "\n")
-            stream.flush()
-
-
-class Registry:
-    """The runs and handles of this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.pid = os.getpid()
-        self.handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-        self.told = False
-        self._runs: dict[str, Run] = {}
-        self._ends_with_child = False
-
-    def run_of(self, journal: Path) -> Run | None:
-        """The run that this process has of a journal, whatever links lead there."""
-        return self._runs.get(os.path.realpath(journal))
-
-    def enter(self, run: Run) -> None:
-        """A run begins."""
-        self._runs[os.path.realpath(run.located.journal)] = run
-        keeper.add(run)
-        self._end_with_child()
-
-    def leave(self, run: Run) -> None:
-        """A run ends."""
-        self._runs = {path: other for path, other in self._runs.items() if other is not run}
-
-    def _end_with_child(self) -> None:
-        """Children of `multiprocessing` do not run the exit functions of their parent, some run none at all."""
-        process = sys.modules.get("multiprocessing.process")
-        if self._ends_with_child or process is None or process.parent_process() is None:
-            return
-        from multiprocessing.util import Finalize
-
-        self._ends_with_child = True
-        Finalize(None, self.close_all, exitpriority=-100)
-
-    def after_fork(self) -> None:
-        """In a forked child: the parent's runs are not ours, and what its handles do is theirs to know."""
-        self.lock = threading.RLock()
-        self.pid = os.getpid()
-        keeper.after_fork()
-        syncer.after_fork()
-        runs, self._runs = self._runs, {}
-        for run in runs.values():
-            run.abandon()
-        self.handles = weakref.WeakSet()
-        self.told = True
-        self._ends_with_child = False
-
-    def close_all(self) -> None:
-        """At the end of the process: close what is still open."""
-        if os.getpid() != self.pid:
-            return  # forked behind the interpreter's back: all of it is the parent's
-        keeper.close_lost()
-        for handle in list(self.handles):
-            try:
-                handle._close_at_exit()
-            except StorageError as error:
-                say(f"ml-dash: {error}")
-
-
-registry = Registry()
-"""The runs of this process."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=registry.after_fork)
+def _end_thread(experiment: str) -> NoReturn:
+    """End a thread that records while the interpreter ends: not with a traceback, for it did nothing wrong."""
+    if next(_late) == 1:
+        text = f"ml-dash: threads still recorded into {experiment} while the process ended: dropped; join them first\n"
+        # Not by `sys.stderr`: to wait for its lock now could end the process badly.
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+    raise SystemExit

@@ -463,8 +463,7 @@ def test_an_exception_goes_on_though_events_were_lost(make: Make, caplog: pytest
     """The disk's trouble must not take the place of the error that ended the run."""
     failing, ending = make("failing").open(), make("ending").open()
     for experiment in (failing, ending):
-        assert experiment._run is not None
-        experiment._run.writer.count_lost()
+        experiment._handle.session.recording().writer.count_lost()
     with pytest.raises(ValueError, match="the real one"), failing:
         raise ValueError("the real one")
     assert "1 events of cv/failing were lost" in caplog.text

@@ -368,7 +368,7 @@ def test_a_change_made_before_learning_of_the_protection_is_kept_and_marked(
 
     opened.parameters().set(before=1)
     # The projecting thread would tell it, if a tick of it came in between.
-    keeper.remove(opened._run)
+    keeper.remove(opened._handle.session.recording())
     python("""
         from ml_dash import Experiment
         with Experiment("first", "cv", write_protected=True):

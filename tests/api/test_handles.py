@@ -92,6 +92,22 @@ def test_a_closed_handle_that_opens_again_continues(make: Make) -> None:
     assert [entry["ended"] for entry in experiment.data["writers"]] == ["completed"] * 3
 
 
+def test_builders_go_on_when_their_experiment_is_opened_again(make: Make) -> None:
+    experiment = make().open()
+    metric, parameters, log = experiment.metric("loss"), experiment.parameters(), experiment.log()
+    metric.append(value=0)
+    experiment.close()
+    for call in (lambda: metric.append(value=1), lambda: parameters.set(a=1), lambda: log.info("x"), metric.stats):
+        with pytest.raises(ml_dash.NotOpen):
+            call()
+    experiment.open()
+    assert metric.append(value=1)["index"] == 1
+    assert parameters.set(a=1).get() == {"a": 1}
+    log.info("on")
+    experiment.close()
+    assert experiment.data["counts"] == {**experiment.data["counts"], "points": 2, "logs": 1}
+
+
 def test_a_second_handle_brings_what_it_was_given(make: Make) -> None:
     with make(description="first", tags=["a"]) as first, make(description="second"):
         assert (first.description, first.tags) == ("second", ["a"])
@@ -243,8 +259,7 @@ def test_other_calls_that_meet_a_close_are_refused_in_the_same_words(make: Make,
     """The writer has closed, and the handle's own state does not say so yet."""
     (tmp_path / "model.bin").write_bytes(b"weights")
     experiment = make().open()
-    assert experiment._run is not None
-    experiment._run.writer.close({"status": "completed"})
+    experiment._handle.session.recording().writer.close({"status": "completed"})
     calls: dict[str, Callable[[], object]] = {
         "log": lambda: experiment.log("x"),
         "parameters": lambda: experiment.parameters().set(a=1),

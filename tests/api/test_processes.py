@@ -142,6 +142,32 @@ assert experiment.metric("loss").read()["total"] == 32
     assert all(writer["parent"] in known for writer in writers)
 
 
+def test_threads_that_call_first_in_a_child_open_it_once(python: Python, make: Make) -> None:
+    python(
+        FORK
+        + """
+experiment = Experiment("first", "cv").open()
+metric = experiment.metric("loss")
+start = threading.Barrier(8)
+
+def call(number):
+    start.wait()
+    metric.append(value=number)
+
+def work():
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert metric.stats()["totalDataPoints"] == 8
+
+wait(fork(work))
+"""
+    )
+    assert {kind: len(writers) for kind, writers in _writers(make()).items()} == {True: 1, False: 1}
+
+
 def test_a_child_does_not_undo_what_was_changed_since_the_opening(python: Python, make: Make) -> None:
     python(
         FORK

@@ -255,11 +255,11 @@ def test_points_of_other_threads_come_before_it_or_after_it(opened: Experiment) 
 
 
 def test_the_clock_that_stands_still_is_no_matter(opened: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ml_dash.journal.resilient
+    import ml_dash.journal.segment_file
     import ml_dash.journal.writer
 
     now = [ml_dash.journal.writer.time_ns() + 10**9 + 1]
-    for module in (ml_dash.journal.writer, ml_dash.journal.resilient):
+    for module in (ml_dash.journal.writer, ml_dash.journal.segment_file):
         monkeypatch.setattr(module, "time_ns", lambda: now[0])
     for _ in range(3):
         train(opened, 0, 10)
@@ -274,7 +274,7 @@ def test_a_full_disk_keeps_it_in_memory_in_its_place(opened: Experiment, monkeyp
     import errno
     import os
 
-    import ml_dash.journal.resilient
+    import ml_dash.journal.segment_file
     import ml_dash.journal.writer
 
     train(opened, 0, 10)
@@ -286,7 +286,7 @@ def test_a_full_disk_keeps_it_in_memory_in_its_place(opened: Experiment, monkeyp
         return os.write(fd, data)
 
     monkeypatch.setattr(ml_dash.journal.writer, "os_write", write)
-    monkeypatch.setattr(ml_dash.journal.resilient.os, "write", write)
+    monkeypatch.setattr(ml_dash.journal.segment_file.os, "write", write)
     train(opened, 10, 12)
     opened.rewind(5)
     train(opened, 5, 7)
@@ -300,7 +300,7 @@ def test_a_full_disk_keeps_it_in_memory_in_its_place(opened: Experiment, monkeyp
 def test_strict_raises_where_the_disk_refuses_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    import ml_dash.journal.resilient
+    import ml_dash.journal.segment_file
 
     def refuse(fd: int, data: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -308,7 +308,7 @@ def test_strict_raises_where_the_disk_refuses_it(make: Make, monkeypatch: pytest
     experiment = make(strict=True).open()
     train(experiment, 0, 4)
     with monkeypatch.context() as patched:
-        patched.setattr(ml_dash.journal.resilient.os, "write", refuse)
+        patched.setattr(ml_dash.journal.segment_file.os, "write", refuse)
         with pytest.raises(StorageError):
             experiment.rewind(2)
     assert experiment.last_step == 3

@@ -159,7 +159,7 @@ def test_a_key_is_in_no_file_that_is_written(tmp_path: Path, make: Make, monkeyp
     with pytest.raises(ValueError, match="wrong"), make(remote="https://far.example", user_name="alice") as experiment:
         raise ValueError("wrong: canary-of-the-environment")
     assert experiment.data["error"]["message"] == "wrong: ***"
-    assert "canary" not in repr(experiment) + repr(experiment._settings)
+    assert "canary" not in repr(experiment) + repr(experiment._handle.arguments)
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"canary" not in path.read_bytes(), path
 

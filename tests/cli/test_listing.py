@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ml_dash.cli import DAMAGE, OK
+from ml_dash.cli.codes import DAMAGE, OK
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Record, Shell

@@ -28,8 +28,8 @@ class Mutant:
 
 
 WRITER: Final = "journal/writer.py"
-OUTPUT: Final = "journal/output.py"
-RESILIENT: Final = "journal/resilient.py"
+SEGMENT_FILE: Final = "journal/segment_file.py"
+DEGRADED: Final = "journal/degraded.py"
 PROJECT: Final = "projection/project.py"
 REPLAY: Final = "projection/replay.py"
 FOLDER: Final = "projection/folder.py"
@@ -67,7 +67,7 @@ _SAFETY: Final = (
         "count as synced what was written since",
         WRITER,
         "self._synced = max(self._synced, written)",
-        "self._synced = self._seq",
+        "self._synced = self._file.seq",
         ("W4", 800),
     ),
     _one(
@@ -86,7 +86,7 @@ _SAFETY: Final = (
     ),
     _one(
         "do not sync a large body",
-        OUTPUT,
+        SEGMENT_FILE,
         "                os.fsync(file.fileno())\n",
         "                pass\n",
         ("W4", 400),
@@ -106,30 +106,30 @@ _SAFETY: Final = (
 _FRAMES: Final = (
     _one(
         "reuse a number after trouble",
-        RESILIENT,
-        "        self._size += written\n        self._seq += 1\n",
-        "        self._size += written\n",
+        SEGMENT_FILE,
+        "        self.size += written\n        self.seq += 1\n",
+        "        self.size += written\n",
         ("W12", 80),
     ),
     _one(
         "write behind a partial frame",
-        RESILIENT,
-        "            self._retire()\n            return self._give_up(payload, error, tally, count)\n",
-        "            return self._give_up(payload, error, tally, count)\n",
+        SEGMENT_FILE,
+        "            if error.errno in STORAGE_TROUBLE:\n                self.retire()\n            raise\n",
+        "            raise\n",
         ("W11", 40),
     ),
     _one(
         "forget the event that the disk refused",
-        RESILIENT,
-        "        self._backlog.push(payload)\n",
+        DEGRADED,
+        "        self.backlog.push(payload)\n",
         "",
         ("W12", 60),
     ),
     _one(
         "raise into training",
-        RESILIENT,
-        "        if self.strict:\n            self._backlog.refuse(seq)\n",
-        "        if True:\n            self._backlog.refuse(seq)\n",
+        DEGRADED,
+        "        if self._strict:\n            self.backlog.refuse(seq)\n",
+        "        if True:\n            self.backlog.refuse(seq)\n",
         ("W12", 40),
     ),
     _one(
@@ -170,7 +170,7 @@ _FRAMES: Final = (
     _one(
         "time may go back",
         WRITER,
-        "            if now < self._last_ns:\n",
+        "            if now < file.last_ns:\n",
         "            if now < 0:\n",
         ("W22", 16),
     ),
@@ -200,7 +200,7 @@ _OTHERS: Final = (
     ),
     _one(
         "no lock is held",
-        OUTPUT,
+        SEGMENT_FILE,
         "            self._lock = hold(",
         "            self._lock = None and hold(",
         ("W21", 4),
@@ -214,7 +214,7 @@ _OTHERS: Final = (
     ),
     _one(
         "a child goes on with its parent's writer",
-        "recording/session.py",
+        "recording/run.py",
         "    os.register_at_fork(after_in_child=registry.after_fork)\n",
         "    pass\n",
         ("W17", 14),

@@ -192,10 +192,10 @@ def paced(pipe: int, folder: Path, *, seed: str, unprivileged: bool, wait_writte
 
 def hanging(pipe: int, folder: Path, *, seed: str, op: str, nth: int, patience: float) -> None:
     """One call hangs in the kernel until the harness lets it go; other threads call on, and are timed."""
-    import ml_dash.recording.session
+    import ml_dash.recording.run
 
-    assert hasattr(ml_dash.recording.session, "_is_local"), "the choice of write function has moved"
-    ml_dash.recording.session._is_local = lambda journal: False
+    assert hasattr(ml_dash.recording.run, "_is_local"), "the choice of write function has moved"
+    ml_dash.recording.run._is_local = lambda journal: False
     hurry(SYNC_AFTER_S=0.01, FIRST_RETRY_S=0.02, PATIENCE_S=patience)
     shim.configure(shim.program(folder / "store", shim.rule(op, match="/segments/", nth=nth, hang=folder / "release")))
     first, second = Reporter(pipe, 1), Reporter(pipe, 2)

@@ -15,7 +15,7 @@ import pytest
 from ml_dash.core.events import LOG, LOST, POINT
 from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import InvalidValue, StorageError
-from ml_dash.journal import output, resilient
+from ml_dash.journal import segment_file
 from ml_dash.journal import writer as writing
 from ml_dash.journal.reader import Frame, scan
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, create_journal, list_segments
@@ -157,7 +157,7 @@ def test_a_partial_frame_that_cannot_be_finished_ends_its_segment(desk: Desk, mo
     writer.append(LOG, ["info", "before", None])
     full = failing(errno.ENOSPC, 1000)
     monkeypatch.setattr(writing, "os_write", lambda fd, frame: os.write(fd, frame[:10]))
-    monkeypatch.setattr(resilient.os, "write", lambda fd, data: full(os.pwrite, fd, data))
+    monkeypatch.setattr(segment_file.os, "write", lambda fd, data: full(os.pwrite, fd, data))
     for number in range(3):
         assert writer.append(LOG, ["info", str(number), None]) == 1 + number
     assert writer.degraded is not None
@@ -177,7 +177,7 @@ def test_training_goes_on_when_the_disk_refuses_and_nothing_is_lost(
     writer = desk.writer()
     refuse = failing(error, 10_000)
     monkeypatch.setattr(writing, "os_write", lambda *a: refuse(os.write, *a))
-    monkeypatch.setattr(resilient.os, "write", lambda *a: refuse(os.pwrite, *a))
+    monkeypatch.setattr(segment_file.os, "write", lambda *a: refuse(os.pwrite, *a))
     for number in range(100):
         writer.append(LOG, ["info", str(number), None])
     assert len([r for r in caplog.records if "cannot write" in r.getMessage()]) == 1
@@ -193,7 +193,7 @@ def test_what_memory_cannot_hold_is_counted_told_in_the_journal_and_raised_at_cl
     writer = desk.writer()
     refuse = failing(errno.ENOSPC, 10_000)
     monkeypatch.setattr(writing, "os_write", lambda *a: refuse(os.write, *a))
-    monkeypatch.setattr(resilient.os, "write", lambda *a: refuse(os.pwrite, *a))
+    monkeypatch.setattr(segment_file.os, "write", lambda *a: refuse(os.pwrite, *a))
     results = [writer.append(LOG, ["info", "x" * 100, None]) for _ in range(50)]
     lost = results.count(None)
     assert lost > 30
@@ -211,7 +211,7 @@ def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, mon
     writer = desk.writer(strict=True)
     refuse = failing(errno.ENOSPC, 10_000)
     monkeypatch.setattr(writing, "os_write", lambda *a: refuse(os.write, *a))
-    monkeypatch.setattr(resilient.os, "write", lambda *a: refuse(os.pwrite, *a))
+    monkeypatch.setattr(segment_file.os, "write", lambda *a: refuse(os.pwrite, *a))
     with pytest.raises(StorageError, match="No space left on device"):
         writer.append(LOG, ["info", "refused", None])
     monkeypatch.undo()
@@ -276,7 +276,7 @@ def test_an_interrupt_before_the_write_leaves_no_gap(desk: Desk, monkeypatch: py
 def test_other_threads_go_on_while_one_hangs_in_the_kernel_and_nothing_is_lost(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(writing, "PATIENCE_S", 0.05)
     writer = desk.writer()
     inside, answers = threading.Event(), threading.Event()
 
@@ -303,7 +303,7 @@ def test_other_threads_go_on_while_one_hangs_in_the_kernel_and_nothing_is_lost(
 def test_a_lock_that_an_interrupt_left_taken_does_not_stop_recording(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(output, "PATIENCE_S", 0.02)
+    monkeypatch.setattr(writing, "PATIENCE_S", 0.02)
     writer = desk.writer()
     assert writer._acquire(False)
     assert writer.append(LOG, ["info", "on", None]) == 0
