@@ -281,7 +281,7 @@ class View:
         """Raises ReleasedData if lines of the logs, or of a metric, from number `start` on are not on this machine."""
         layout = self._folder.layout
         first = layout.logs.first if metric is None else layout.metrics.get(metric, LineFile()).first
-        if first > start:
+        if first > max(start, 0):
             what = f"{'log entries' if metric is None else f'points of {metric}'} before number {first:,}"
             raise released(self.state, self._folder.journal, self._folder.path, what)
 
