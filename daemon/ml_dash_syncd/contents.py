@@ -15,8 +15,8 @@ from ml_dash.disk.durable import read_at
 from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import ServerRefused, Unreachable
 from ml_dash.journal.blobs import names as blob_names
+from ml_dash.journal.follow import Follower
 from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
-from ml_dash.journal.sequence import Sequence
 from ml_dash.sync import remote
 
 from . import reading
@@ -71,7 +71,7 @@ class Contents:
         cursor = self.account.cursor
         return frozenset(name for name in self._listing - cursor.blobs if name not in cursor.parked)
 
-    def send_bodies(self, link: remote.Link, sequence: Sequence, wanted: list[str]) -> bool:
+    def send_bodies(self, link: remote.Link, follower: Follower, wanted: list[str]) -> bool:
         """Send the bodies that the server asks for; False if some are to be tried again.
 
         Those that are lost here it is told to do without, but only at a second look: their events are empty then.
@@ -79,7 +79,7 @@ class Contents:
         complete = True
         for name in wanted:
             for _ in range(_TRIES):
-                sent = self._send_blob(link, sequence, name, None, body=True)
+                sent = self._send_blob(link, follower, name, None, body=True)
                 if sent or name in self._hopeless:
                     break
             now = time.monotonic()
@@ -92,7 +92,7 @@ class Contents:
                 complete = False
         return complete
 
-    def send_files(self, link: remote.Link, sequence: Sequence, deadline: float) -> bool:
+    def send_files(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
         """Send the contents of files whose events are there; False if there was no time for all of them."""
         cursor = self.account.cursor
         if gone := cursor.blobs - self._listing:
@@ -101,7 +101,7 @@ class Contents:
         waits = bool(self.waiting()) and now - self._asked >= ASK_AGAIN_S
         if not self.account.known_there or not (self.wanted or waits):
             return True
-        found = remote.journal(link, sequence.id)
+        found = remote.journal(link, follower.id)
         missing = set(found["missing"])
         cursor.blobs |= set(found["blobs"]) & self._listing
         for name in set(filter(parse_blob, cursor.parked)) - missing - self.failing.keys():
@@ -110,20 +110,20 @@ class Contents:
         # Some may have come since the listing.
         late = {name for name in missing - self._listing if self._is_here(name)}
         wanted = sorted((missing & self.waiting()) | late)
-        for name in self._send_small(link, sequence, wanted, deadline):
+        for name in self._send_small(link, follower, wanted, deadline):
             cursor.blobs.add(name)
             self.account.unpark(name)
             self.account.dirty = True
         for name in [name for name in wanted if name not in cursor.blobs]:
             if time.monotonic() >= deadline:
                 return False
-            if self._send_blob(link, sequence, name, deadline, body=False):
+            if self._send_blob(link, follower, name, deadline, body=False):
                 cursor.blobs.add(name)
                 self.account.dirty = True
             elif time.monotonic() >= deadline:
                 return False
         for name in missing - self._listing - late:
-            if name not in sequence.blobs:
+            if name not in follower.blobs:
                 self.account.park(name, "its content is gone from this machine")
         # Neither wanted nor there: bodies that went before their frames, what was released, what has no event. Of a
         # writer that lives the event may still come.
@@ -135,7 +135,7 @@ class Contents:
         self.wanted = False
         return True
 
-    def _send_small(self, link: remote.Link, sequence: Sequence, names: list[str], deadline: float) -> Iterator[str]:
+    def _send_small(self, link: remote.Link, follower: Follower, names: list[str], deadline: float) -> Iterator[str]:
         """Send small contents, many in one request; those that the server has then. The rest goes one by one."""
         items: list[tuple[str, bytes]] = []
         size = 0
@@ -149,7 +149,7 @@ class Contents:
                 if time.monotonic() >= deadline or not self._together:
                     return
                 try:
-                    yield from remote.append_blobs(link, sequence.id, items)
+                    yield from remote.append_blobs(link, follower.id, items)
                 except ServerRefused as refused:
                     # One of a version that does not know this, or a proxy that takes less.
                     self._together = refused.status not in (404, 405)
@@ -184,14 +184,14 @@ class Contents:
         return not self._unsent() & {path.name for _, path in own}
 
     def _send_blob(
-        self, link: remote.Link, sequence: Sequence, name: str, deadline: float | None, *, body: bool
+        self, link: remote.Link, follower: Follower, name: str, deadline: float | None, *, body: bool
     ) -> bool:
         """Send a content, going on where the server is; False if it cannot be sent, or not in time."""
         path = self.account.journal / BLOBS / name
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                state = remote.blob_state(link, sequence.id, name)
+                state = remote.blob_state(link, follower.id, name)
                 offset, idle = 0 if state["complete"] else state["length"], 0
                 while not state["complete"]:
                     if deadline is not None and time.monotonic() >= deadline:
@@ -201,7 +201,7 @@ class Contents:
                     if not data and offset and offset != size:
                         self._lose(name, f"the server has {offset:,} bytes of it, here are {size:,}")
                         return False
-                    state = self._put(link, sequence, name, offset, size, data, body=body)
+                    state = self._put(link, follower, name, offset, size, data, body=body)
                     idle = idle + 1 if state["length"] <= offset else 0
                     offset = state["length"]
                     if idle > _TRIES and not state["complete"]:
@@ -225,11 +225,11 @@ class Contents:
         self.account.park(name, why)
 
     def _put(
-        self, link: remote.Link, sequence: Sequence, name: str, offset: int, size: int, data: bytes, *, body: bool
+        self, link: remote.Link, follower: Follower, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
         while True:
             try:
-                state = remote.append_blob(link, sequence.id, name, offset, size, data, body=body)
+                state = remote.append_blob(link, follower.id, name, offset, size, data, body=body)
             except ServerRefused as refused:
                 length = refused.extra.get("length")
                 if refused.code == GAP and isinstance(length, int) and length < offset:

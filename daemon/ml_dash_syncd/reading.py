@@ -11,8 +11,7 @@ import time
 from typing import Final
 
 from ml_dash.disk.durable import read_at
-from ml_dash.journal.reader import Run, Segment, read
-from ml_dash.journal.sequence import frame_size, whole_frames
+from ml_dash.journal.reader import Run, Segment, frame_size, read, whole_frames
 
 log = logging.getLogger("ml_dash.syncd")
 

@@ -18,10 +18,11 @@ from typing import Final
 from ml_dash.core.protocol import CONFLICT, GAP, NEEDS_BLOBS, TOO_LARGE, TORN, UNKNOWN, DeathNote
 from ml_dash.disk.durable import fail_point, read_at
 from ml_dash.errors import JournalError, ServerRefused, Unreachable
+from ml_dash.journal.follow import Follower
+from ml_dash.journal.merge import OrderChanged
 from ml_dash.journal.order import Death, Stretch
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
-from ml_dash.journal.sequence import Restart, Sequence
 from ml_dash.sync import remote
 from ml_dash.sync.register import Registration, is_of
 
@@ -57,6 +58,10 @@ class Outcome:
     only_events: bool = False
 
 
+class Restart(Exception):
+    """The server has less than was known of it: begin again from what it has."""
+
+
 class Replaced(JournalError):
     """The journal that was registered is gone, and another one is at its path: nobody asked for that to be sent."""
 
@@ -71,7 +76,7 @@ class Shipment:
         self.removed = False
         self._contents = Contents(self.account, lambda: self._blocked | self._paused)
         self._reader = Reader()
-        self._sequence: Sequence | None = None
+        self._follower: Follower | None = None
         self._records: Iterator[Stretch | Death] | None = None
         self._current: Stretch | Death | None = None
         self._asked = False
@@ -105,7 +110,7 @@ class Shipment:
         """
         try:
             return self._step(link, deadline)
-        except Restart:
+        except (Restart, OrderChanged):
             log.info("%s: begins again from what the server has", self.journal)
             self.forget()
             self._restarts += 1
@@ -117,7 +122,7 @@ class Shipment:
 
     def forget(self) -> None:
         """Begin again: from the journal as it is, and from what the server says it has."""
-        self._sequence = None
+        self._follower = None
         self._records = self._current = None
         self._asked = False
         self._blocked = set()
@@ -134,52 +139,52 @@ class Shipment:
         if self.account.is_open:
             self.account.tell(kind, text)
 
-    def _open(self) -> Sequence:
-        if self._sequence is None:
-            sequence = Sequence(self.journal, patience_s=reading.DAMAGE_S)
-            if not is_of(self.registration, sequence.id):
+    def _open(self) -> Follower:
+        if self._follower is None:
+            follower = Follower(self.journal, patience_s=reading.DAMAGE_S)
+            if not is_of(self.registration, follower.id):
                 raise Replaced(f"{self.journal} is another journal now than the one that was registered")
-            self._sequence = sequence
-            self.account.open(sequence.id)
-        return self._sequence
+            self._follower = follower
+            self.account.open(follower.id)
+        return self._follower
 
     def _step(self, link: remote.Link, deadline: float) -> Outcome:
-        sequence = self._open()
+        follower = self._open()
         if not self._asked:
-            self._ask(link, sequence)
+            self._ask(link, follower)
         self._contents.list_here()
         self._fresh = set()
         while True:
             if self._current is None:
                 if self._records is None:
-                    self._records = sequence.follow()
+                    self._records = follower.follow()
                 self._current = next(self._records, None)
                 if self._current is None:
                     self._records = None
                     break
-            if not self._send(link, sequence, self._current, deadline):
+            if not self._send(link, follower, self._current, deadline):
                 return Outcome(Left.MORE)
             self._current = None
-        if not self._try_again(link, sequence, deadline) or not self._contents.send_files(link, sequence, deadline):
+        if not self._try_again(link, follower, deadline) or not self._contents.send_files(link, follower, deadline):
             return Outcome(Left.MORE)
-        return self._left(sequence)
+        return self._left(follower)
 
-    def _try_again(self, link: remote.Link, sequence: Sequence, deadline: float) -> bool:
+    def _try_again(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
         """Send what could not be sent before, and deaths that waited for it; False if there was no time for all."""
         for file in sorted(self._paused):
             if file in self._fresh or self._is_behind(file):
                 continue
             identity, end = self._wanted[file]
-            segment = sequence.segment(identity)
+            segment = follower.segment(identity)
             if segment is None:
                 # It was removed.
                 self._paused.discard(file)
-            elif not self._send_stretch(link, sequence, segment, end, deadline):
+            elif not self._send_stretch(link, follower, segment, end, deadline):
                 return False
         held, self._held = self._held, []
         while held:
             try:
-                self._send_death(link, sequence, held[0])
+                self._send_death(link, follower, held[0])
             except BaseException:
                 self._held = [*held, *self._held]
                 raise
@@ -194,16 +199,16 @@ class Shipment:
         """Segments that are paused, and not given up so far."""
         return self._paused - self.account.cursor.parked.keys()
 
-    def _left(self, sequence: Sequence) -> Outcome:
+    def _left(self, follower: Follower) -> Outcome:
         """What is not on the server although all that could be sent was sent."""
         self.account.save_changes()
         self.account.tell(None)
-        for name, why in sequence.troubles.items():
-            self.account.park(name, why)
+        for name, why in follower.troubles.items():
+            self.account.park(name, str(why))
         self._restarts = 0
         if waiting := [file for file in self._hopeful() if not self._is_behind(file)]:
             return Outcome(Left.LATER, min(map(self._due_s, waiting)))
-        if sequence.pending:
+        if follower.pending:
             return Outcome(Left.LATER, PENDING_S)
         if self._contents.waiting():
             return Outcome(Left.LATER, contents.ASK_AGAIN_S, only_events=True)
@@ -217,10 +222,10 @@ class Shipment:
         # With each try for a body the whole batch is sent.
         return BODY_AGAIN_S if self._contents.failing else AGAIN_S
 
-    def _ask(self, link: remote.Link, sequence: Sequence) -> None:
+    def _ask(self, link: remote.Link, follower: Follower) -> None:
         """Take the server's word for what it has: it may have been restored, or been given more by another uploader."""
         try:
-            found = remote.journal(link, sequence.id)
+            found = remote.journal(link, follower.id)
         except ServerRefused as refused:
             if refused.code != UNKNOWN:
                 raise
@@ -248,18 +253,18 @@ class Shipment:
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
 
-    def _send(self, link: remote.Link, sequence: Sequence, record: Stretch | Death, deadline: float) -> bool:
+    def _send(self, link: remote.Link, follower: Follower, record: Stretch | Death, deadline: float) -> bool:
         """Send one record; False if there was no time for all of it."""
         if isinstance(record, Death):
-            self._send_death(link, sequence, record)
+            self._send_death(link, follower, record)
             return True
-        segment = sequence.segment(record.segment)
+        segment = follower.segment(record.segment)
         if segment is None:
-            if record.end > sequence.stood(record.segment):
+            if record.end > follower.stood(record.segment):
                 # It was removed, by somebody or by gc between our looks.
                 log.debug("%s: segment %s is gone", self.journal, record.segment)
             return True
-        if not sequence.is_of_here(segment) or segment.path.name in self._blocked:
+        if not follower.is_of_here(segment) or segment.path.name in self._blocked:
             return True
         file = segment.path.name
         end = max(record.end, self._wanted[file][1] if file in self._wanted else 0)
@@ -268,11 +273,11 @@ class Shipment:
             # What a writer wrote later comes later.
             self._paused.add(file)
             return True
-        return self._send_stretch(link, sequence, segment, end, deadline)
+        return self._send_stretch(link, follower, segment, end, deadline)
 
-    def _send_stretch(self, link: remote.Link, sequence: Sequence, segment: Segment, end: int, deadline: float) -> bool:
+    def _send_stretch(self, link: remote.Link, follower: Follower, segment: Segment, end: int, deadline: float) -> bool:
         file = segment.path.name
-        while (offset := max(self.account.cursor.segments.get(file, 0), sequence.stood(segment.id))) < end:
+        while (offset := max(self.account.cursor.segments.get(file, 0), follower.stood(segment.id))) < end:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")
@@ -280,7 +285,7 @@ class Shipment:
             if not data:
                 self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
                 return True
-            if not self._post(link, sequence, file, offset, data, damaged):
+            if not self._post(link, follower, file, offset, data, damaged):
                 return True
         self._paused.discard(file)
         return True
@@ -298,7 +303,7 @@ class Shipment:
     def _post(
         self,
         link: remote.Link,
-        sequence: Sequence,
+        follower: Follower,
         file: str,
         offset: int,
         data: bytes,
@@ -308,10 +313,10 @@ class Shipment:
         fail_point("sync-send")
         try:
             found = remote.append_segment(
-                link, sequence.id, file, offset, data, damaged=damaged, without=sorted(self._contents.without)
+                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._contents.without)
             )
         except ServerRefused as refused:
-            return self._refused(link, sequence, file, offset, data, refused)
+            return self._refused(link, follower, file, offset, data, refused)
         fail_point("sync-acked")
         if found["length"] <= offset:
             raise Unreachable(f"{self.account.remote} took bytes, and has no more than before")
@@ -333,7 +338,7 @@ class Shipment:
         self.account.save()
 
     def _refused(
-        self, link: remote.Link, sequence: Sequence, file: str, offset: int, data: bytes, refused: ServerRefused
+        self, link: remote.Link, follower: Follower, file: str, offset: int, data: bytes, refused: ServerRefused
     ) -> bool:
         """What to do about a "no"; True if it is worth going on with this segment at once."""
         length = refused.extra.get("length")
@@ -342,7 +347,7 @@ class Shipment:
             # A server that lacks this may lack more.
             raise Restart("the server has less than it said")
         if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._contents.without)):
-            if self._contents.send_bodies(link, sequence, wanted):
+            if self._contents.send_bodies(link, follower, wanted):
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False
@@ -367,18 +372,18 @@ class Shipment:
         with (self.journal / SEGMENTS / file).open("rb") as opened:
             return read_at(opened.fileno(), len(data), offset) != data
 
-    def _send_death(self, link: remote.Link, sequence: Sequence, death: Death) -> None:
+    def _send_death(self, link: remote.Link, follower: Follower, death: Death) -> None:
         key = f"{death.writer}:{death.segment}:{death.end}"
         if key in self.account.cursor.deaths:
             return
         waits = any(_writer_of(file) == death.writer for file in self._hopeful())
-        if waits or not (self.account.known_there or self._introduce(link, sequence)):
+        if waits or not (self.account.known_there or self._introduce(link, follower)):
             # What of its writer comes later would make it void; and who knows nothing of a journal takes no notes.
             self._held.append(death)
             return
         note = DeathNote(writer=death.writer, segment=death.segment, end=death.end)
         try:
-            remote.deaths(link, sequence.id, [note])
+            remote.deaths(link, follower.id, [note])
         except ServerRefused as refused:
             if refused.code == UNKNOWN:
                 raise Restart("the server knows nothing of this journal any more") from refused
@@ -387,18 +392,18 @@ class Shipment:
         self.account.cursor.deaths.add(key)
         self.account.dirty = True
 
-    def _introduce(self, link: remote.Link, sequence: Sequence) -> bool:
+    def _introduce(self, link: remote.Link, follower: Follower) -> bool:
         """Send the head of the first segment of here, so that the server knows the journal; False if there is none.
 
         Who continues an experiment elsewhere begins with deaths: those of writers whose events came from the server.
         """
-        segment = sequence.first_of_here()
+        segment = follower.first_of_here()
         if segment is None or segment.path.name in self._blocked:
             return False
         with segment.path.open("rb") as file:
             data = read_at(file.fileno(), segment.first, 0)
         damaged = [(0, segment.first)] if segment.damaged else []
-        return self._post(link, sequence, segment.path.name, 0, data, damaged)
+        return self._post(link, follower, segment.path.name, 0, data, damaged)
 
 
 def _new_names(wanted: object, known: set[str]) -> list[str]:

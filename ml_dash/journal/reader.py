@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 
@@ -30,11 +31,13 @@ from ..core.frames import (
     might_grow,
     walk,
 )
+from ..core.ranges import Range
 from ..disk.durable import read_at
 from ..errors import Damaged, NewerFormat
 from .segment import SegmentName, list_segments, parse_name
 
 CHUNK_BYTES: Final = 512 << 10
+_WALK_BYTES: Final = 4 << 20
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER: Final = 8 << 10
@@ -209,17 +212,24 @@ def _last_time_ns(path: Path) -> int:
     segment = open_segment(path)
     if segment is None:
         return 0
-    size = path.stat().st_size
+    return max((event[2] for event in _events_at_end(segment, path.stat().st_size)), default=0)
+
+
+def last_event(segment: Segment, size: int) -> tuple[int, int] | None:
+    """(number, kind) of the last whole event in the first `size` bytes of a segment; None if it has none."""
+    events = _events_at_end(segment, size)
+    return events[-1][:2] if events else None
+
+
+def _events_at_end(segment: Segment, size: int) -> list[Event]:
+    """The last events in the first `size` bytes of a segment: one at least, if it has any."""
     window = _TAIL_BYTES
-    with path.open("rb") as file:
+    with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
-            buffer = read_at(file.fileno(), size - start, start)
-            times = [event[2] for event in _frames_within(buffer, segment.crcs)]
-            if times:
-                return max(times)
-            if start == segment.first or window > 2 * MAX_PAYLOAD:
-                return 0
+            found = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
+            if found or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return found
             window *= 8
 
 
@@ -229,6 +239,54 @@ def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
         position = walk(buffer, position, crcs, decode_event, found)
     return found
+
+
+# -- frames that are checked, and not decoded -------------------------------------------------------------------------
+
+
+def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[Range]:
+    """(start, end) of the runs of whole frames from byte `start` on; at most 4 MiB each, or one frame."""
+    position = start
+    with segment.path.open("rb") as file:
+        fd = file.fileno()
+        size = os.fstat(fd).st_size if end is None else min(end, os.fstat(fd).st_size)
+        while position < size:
+            stop = position + whole_frames(read_at(fd, min(_WALK_BYTES, size - position), position), segment.crcs)
+            if stop > position:
+                yield position, stop
+                position = stop
+                continue
+            if size - position < HEAD.size:
+                return
+            # Damage, or not written yet: the slow way finds the next frame, if there is one.
+            following = next((item for item in read(segment, position, size) if isinstance(item, Run)), None)
+            if following is None:
+                return
+            position = following.start
+
+
+def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
+    """How many bytes at the start of `buffer` are whole frames, each checked."""
+    size, position = len(buffer), 0
+    view = memoryview(buffer)
+    unpack, head, largest = HEAD.unpack_from, HEAD.size, MAX_PAYLOAD
+    while position + head <= size:
+        length, crc = unpack(buffer, position)
+        end = position + head + length
+        if length > largest or end > size or crc32(view[position + head : end], crcs[length]) != crc:
+            break
+        position = end
+    return position
+
+
+def frame_size(buffer: bytes, position: int) -> int:
+    """The size that the frame at `position` says it has, in bytes; 0 if not even that is there."""
+    if position + HEAD.size > len(buffer):
+        return 0
+    return HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
+
+
+# -- bodies, and frames for people ------------------------------------------------------------------------------------
 
 
 def resolve_body(body: Any, fetch: Resolve) -> Any:

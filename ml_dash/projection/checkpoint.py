@@ -15,10 +15,10 @@ from zlib import crc32
 
 import msgspec
 
-from ..core.ranges import Range
 from ..core.state import FOLD_VERSION, State
 from ..disk.durable import boot_id, fail_point, replace_file
 from ..journal import base as bases
+from ..journal.merge import Position
 from ..journal.segment import CHECKPOINT
 
 LAYOUT_VERSION: Final = 2
@@ -63,24 +63,14 @@ class Layout:
 
 
 @dataclass(slots=True)
-class Checkpoint:
-    """A moment of a projection."""
+class Checkpoint(Position):
+    """A moment of a projection: what is covered is folded."""
 
     fold_version: int = FOLD_VERSION
     layout_version: int = LAYOUT_VERSION
-    # The base that folding began at (see `journal.base.identity_of`), empty if at nothing.
-    base: str = ""
-    # What the base stands for: segment id → so many bytes.
-    stood: dict[str, int] = field(default_factory=dict)
     boot: str = ""
-    order_identity: str = ""
-    order_position: int = 0
     # What of `order` is checked after another boot.
     order: LineFile = field(default_factory=LineFile)
-    # Segment id (hex) → the bytes of it that were folded, as ranges [start, end).
-    covered: dict[str, list[Range]] = field(default_factory=dict)
-    # Segment file name → its size when nothing was left to read in it.
-    settled: dict[str, int] = field(default_factory=dict)
     # Segment file name → up to where its frames were seen on disk after a boot of the machine.
     safe: dict[str, int] = field(default_factory=dict)
     state: State = field(default_factory=State)

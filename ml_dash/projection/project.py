@@ -18,12 +18,13 @@ from ..disk.durable import boot_id, data_sync
 from ..disk.lock import Liveness, Turn, probe
 from ..errors import JournalError, StorageError
 from ..journal import blobs
+from ..journal.merge import OrderChanged
 from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
 from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
-from .replay import Enough, OrderChanged, Pace, Replay
+from .replay import Enough, Pace, Replay
 from .start import begin
 
 # While training, what changes with every pass (documents, checkpoint) is rewritten for at most this share of the time.

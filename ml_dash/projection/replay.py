@@ -1,42 +1,30 @@
-"""Follow a journal: the stretches that `order` records, then what is new, folded and handed to a sink.
-
-With the turn, new stretches and deaths are recorded in `order` before they are used. Without it (a reader that may
-not or cannot write) they are only assumed: the same code, nothing recorded.
-"""
+"""Fold a journal: what comes next in it, from `journal.merge`, into the state, and what that changes to a sink."""
 
 from __future__ import annotations
 
-import logging
-import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import Final, Protocol
 
 import msgspec
 
 from ..core.fold import fold, fold_death
-from ..core.frames import HEAD, Event
-from ..core.ranges import Range, holes, union
+from ..core.frames import Event
+from ..core.ranges import union
 from ..core.rewinds import Past, recount
 from ..core.state import Edits
 from ..disk.durable import data_sync, read_at, sync_folder
-from ..disk.lock import Liveness, probe
-from ..errors import Damaged, JournalError
+from ..errors import Damaged
 from ..journal import blobs
-from ..journal.order import Order, Stretch, death_payload, stretch_payload
-from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, is_partial, open_segment, read, resolve_body
-from ..journal.segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
+from ..journal.merge import Item, Merger
+from ..journal.order import Death, Order
+from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, frame_size, read, resolve_body
+from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
-_MERGE_BYTES: Final = 8 << 20
 _LONG_CHUNK: Final = 2 << 20
-_ALL_EVERY_S: Final = 30.0
-
-log = logging.getLogger("ml_dash")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +37,6 @@ class Pace:
 
 class Enough(Exception):
     """The time given to a pass is over; what is done so far is consistent."""
-
-
-class OrderChanged(Exception):
-    """`order` or a segment is not the one that the checkpoint followed, or ends before where that had come to."""
 
 
 class Sink(Protocol):
@@ -73,209 +57,64 @@ class Replay:
         self.at = checkpoint
         self.state = checkpoint.state
         self.edits = Edits()
-        # What could not be read, and why: segment file names, or `<segment> #<number>` for a lost body.
-        self.troubles: dict[str, Exception] = {}
         # Was anything folded that `order` does not record?
         self.assumed = False
-        self._order = Order(journal)
-        self._all_named: dict[str, list[Range]] | None = None
+        self._merger = Merger(journal, checkpoint, self, strict=True)
         self._thorough = True
-        self._segments: dict[str, Segment] = {}
-        self._by_name: dict[str, Segment] = {}
         self._unsynced: set[Path] = set()
-        # Writer → the segments that were met, by their numbers.
-        self._paths: dict[str, dict[int, Path]] = {}
-        self._idle: set[str] = set()
-        self._look_at_all = 0.0
-        # Segment file name → its size when there was a rest in it that is no whole frame.
-        self._left: dict[str, int] = {}
-        self._journal_id = b""
         self._chunk = CHUNK_BYTES
+
+    @property
+    def troubles(self) -> dict[str, Exception]:
+        """What could not be read, and why: segment file names, or `<segment> #<number>` for a lost body."""
+        return self._merger.troubles
 
     def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None, unordered: Sink | None = None) -> bool:
         """Fold all that is new; was there anything?
 
-        What `order` does not record yet goes to the sink `unordered`, if one is given. Raises OSError if the journal
-        or the sink cannot be used, OrderChanged if the checkpoint is of no use, and Enough if `pace` does.
+        With `record`, for which the caller has the turn, what is new is recorded in `order` first; without it is only
+        assumed. It goes to the sink `unordered`, if one is given. Raises OSError if the journal or the sink cannot be
+        used, OrderChanged if the checkpoint is of no use, and Enough if `pace` does.
         """
         before = self.state.events, self.state.status
         # Where many metrics take turns, more events at once are more points of each: folded and written together.
         self._chunk = _LONG_CHUNK if pace is None else CHUNK_BYTES
-        self._order = Order(self.journal)
-        self._all_named = None
-        self._order.open(write=record)
+        order = Order(self.journal)
+        order.open(write=record)
         try:
-            self._check_order()
-            self._follow_order(sink, pace)
-            self._find_new(sink if unordered is None else unordered, record, pace)
-            self._note_deaths(sink if unordered is None else unordered, record, pace)
+            self._fold(self._merger.recorded(order), sink, pace)
+            new = self._merger.new(order if record else None, thorough=self._thorough)
+            self._fold(new if record else self._assumed(new), sink if unordered is None else unordered, pace)
         finally:
-            self._order.close()
+            order.close()
         self._thorough = False
         return (self.state.events, self.state.status) != before
 
     def follow(self, end: int, sink: Sink) -> None:
         """Fold what `order` records before its byte `end`, and nothing else. Raises as `catch_up` does."""
-        self._order = Order(self.journal)
-        self._order.open(write=False)
+        order = Order(self.journal)
+        order.open(write=False)
         try:
-            self._check_order()
-            self._follow_order(sink, None, end)
+            self._fold(self._merger.recorded(order, end), sink, None)
         finally:
-            self._order.close()
+            order.close()
 
-    # -- what order says ---------------------------------------------------------------------------------------------
-
-    def _check_order(self) -> None:
-        if not self._order.first:
-            # It is not there, and this reader may not make it: what is folded already is still right.
-            return
-        if not self.at.order_identity:
-            self.at.order_identity = self._order.identity
-        size = _size(self._order.path)
-        if self._order.identity != self.at.order_identity or (size is not None and size < self.at.order_position):
-            raise OrderChanged(self._order.path)
-
-    def _follow_order(self, sink: Sink, pace: Pace | None, end: int | None = None) -> None:
-        """Fold what is recorded. The position in `order` moves only behind what is folded whole."""
-        waiting: Stretch | None = None
-        behind = self.at.order_position
-        for record, position in self._order.read(self.at.order_position):
-            if end is not None and position > end:
-                break
-            if isinstance(record, Stretch) and waiting is not None and _continues(waiting, record):
-                waiting = Stretch(waiting.segment, waiting.start, record.end)
-            else:
-                self._fold_stretch(waiting, sink, pace)
-                self.at.order_position = behind
-                waiting = record if isinstance(record, Stretch) else None
-                if not isinstance(record, Stretch):
-                    fold_death(self.state, record.writer, self.edits)
-            behind = position
-        self._fold_stretch(waiting, sink, pace)
-        self.at.order_position = behind
-
-    def _fold_stretch(self, stretch: Stretch | None, sink: Sink, pace: Pace | None) -> None:
-        if stretch is None:
-            return
-        covered = self.at.covered.get(stretch.segment, [])
-        if covered and stretch.start < stretch.end and not list(holes(covered, stretch.start, stretch.end)):
-            # Folded already; a base may stand for the segment, and it is not here.
-            return
-        segment = self._segment_of(stretch.segment)
-        if segment is None:
-            return
-        start = max(stretch.start, segment.first)
-        before = covered[-1][1] if covered else segment.first
-        if before < start:
-            # What no record names (the one that did is damaged) comes no later than what follows it.
-            for hole in holes(self._named(segment.id), before, start):
-                self._fold_bytes(segment, *hole, sink, pace)
-        self._fold_bytes(segment, start, stretch.end, sink, pace)
-
-    def _fold_bytes(self, segment: Segment, start: int, end: int, sink: Sink, pace: Pace | None) -> None:
-        for hole in holes(self.at.covered.get(segment.id, []), start, end):
-            for item in self._items(segment, *hole):
-                if isinstance(item, Run):
-                    for run in self._whole(segment, item):
-                        self._fold_run(segment, run, sink, pace)
-
-    def _named(self, segment: str) -> list[Range]:
-        """The bytes of a segment that `order` names anywhere."""
-        if self._all_named is None:
-            self._all_named = {}
-            for record, _ in self._order.read(0):
-                if isinstance(record, Stretch) and record.start < record.end:
-                    named = self._all_named.get(record.segment, [])
-                    self._all_named[record.segment] = union(named, record.start, record.end)
-        return self._all_named.get(segment, [])
-
-    # -- what is new -------------------------------------------------------------------------------------------------
-
-    def _find_new(self, sink: Sink, record: bool, pace: Pace | None) -> None:
-        for name, path in self._candidates():
-            size, settled = _size(path), self.at.settled.get(path.name)
-            if settled is not None and (size or 0) < settled:
-                raise OrderChanged(path)
-            if size is None or settled == size:
-                self._skip(name, path)
-                continue
-            if not self._thorough and self._left.get(path.name) == size and not self._lives(name.writer):
-                self._skip(name, path)
-                continue
-            segment = self._open(path)
-            if segment is None:
-                self._left[path.name] = size
-                continue
-            self._sequence(segment, size, sink, record, pace)
-
-    def _candidates(self) -> list[tuple[SegmentName, Path]]:
-        """Segments in which there may be something new, oldest first; now and then all are looked at."""
-        if monotonic() >= self._look_at_all:
-            self._look_at_all = monotonic() + _ALL_EVERY_S
-            self._idle = set()
-            found = list_segments(self.journal)
-            if not self.at.settled.keys() <= {path.name for _, path in found}:
-                raise OrderChanged(self.journal)
-        else:
-            folder = self.journal / SEGMENTS
-            parsed = [(parse_name(text), text) for text in os.listdir(folder) if text not in self._idle]
-            found = sorted((name, folder / text) for name, text in parsed if name is not None)
-        for name, path in found:
-            self._paths.setdefault(name.writer, {})[name.n] = path
-        return found
-
-    def _skip(self, name: SegmentName, path: Path) -> None:
-        """Nothing is new there. Segments of writers that have ended are left alone for a while."""
-        if not self._lives(name.writer):
-            self._idle.add(path.name)
-
-    def _lives(self, writer: str) -> bool:
-        """The rest of a living writer's segment is looked at again: on a network file system its bytes may change."""
-        known = self.state.writers.get(writer)
-        return known is None or known.alive
-
-    def _sequence(self, segment: Segment, size: int, sink: Sink, record: bool, pace: Pace | None) -> None:
-        if segment.writer not in self.state.writers:
-            # Whoever died before this writer came is noted first: the run it began is over.
-            self._note_deaths(sink, record, pace, all_of_them=self._is_of_here(segment))
-        if size <= self.at.stood.get(segment.id, 0):
-            self._left[segment.path.name] = size
-            return
-        torn = size
-        covered = self.at.covered.get(segment.id, [])
-        if covered and covered[-1][1] > size:
-            raise OrderChanged(segment.path)
-        unread = list(holes(covered, segment.first, size))
-        for start, end in unread if self._thorough else unread[-1:]:
-            for item in self._items(segment, start, end):
-                if isinstance(item, Run):
-                    for run in self._whole(segment, item):
-                        self._sequence_run(segment, run, sink, record, pace)
-                elif isinstance(item, Tail) and item.end == size and is_partial(segment, item):
-                    # The beginning of a frame: it takes more bytes to make it whole.
-                    torn = item.start
-        if not list(holes(self.at.covered.get(segment.id, []), segment.first, torn)):
-            self.at.settled[segment.path.name] = size
-        else:
-            self._left[segment.path.name] = size
-
-    def _sequence_run(self, segment: Segment, run: Run, sink: Sink, record: bool, pace: Pace | None) -> None:
-        if not record:
+    def _assumed(self, items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
             self.assumed = True
-            self._fold_run(segment, run, sink, pace)
-            return
-        missing = list(holes(self.at.covered.get(segment.id, []), run.start, run.end))
-        if not missing:
-            return
-        expected = max(self.at.order_position, self._order.first)
-        start, behind = self._order.put([stretch_payload(segment.id, run.start, run.end)])
-        if start != expected or missing != [(run.start, run.end)]:
-            # Where locks do not work another process may record meanwhile: its records come first for everybody.
-            self._follow_order(sink, pace)
-            return
-        self._fold_run(segment, run, sink, pace)
-        self.at.order_position = behind
+            yield item
+
+    # -- folding ------------------------------------------------------------------------------------------------------
+
+    def _fold(self, items: Iterable[Item], sink: Sink, pace: Pace | None) -> None:
+        """The merger moves the position in `order` only once it is asked on: behind what is folded whole."""
+        for record, segment, run in items:
+            if isinstance(record, Death):
+                fold_death(self.state, record.writer, self.edits)
+            elif segment is not None:
+                runs = self._merger.unread(segment, record.start, record.end) if run is None else [run]
+                for found in runs:
+                    self._fold_run(segment, found, sink, pace)
 
     def _fold_run(self, segment: Segment, run: Run, sink: Sink, pace: Pace | None) -> None:
         state, header = self.state, segment.header
@@ -291,120 +130,55 @@ class Replay:
                 pace.step()
         self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), run.start, run.end)
 
-    # -- who died ----------------------------------------------------------------------------------------------------
+    # -- what the merger asks -----------------------------------------------------------------------------------------
 
-    def _note_deaths(self, sink: Sink, record: bool, pace: Pace | None, *, all_of_them: bool = False) -> None:
-        """Note who died; of writers elsewhere, whose locks say nothing here, only when a writer of here takes over.
-
-        If one of those does live, its next event makes the note void.
-        """
-        for writer in list(self.state.alive):
-            own = self._paths.get(writer, {})
-            if own and not self._is_gone(writer, own):
-                continue
-            if not all_of_them and self._is_elsewhere(own):
-                continue
-            if record:
-                last = self._open(own[max(own)]) if own else None
-                covered = self.at.covered.get(last.id) if last is not None else None
-                payload = death_payload(writer, last.id if last else "00" * 16, covered[-1][1] if covered else 0)
-                expected = max(self.at.order_position, self._order.first)
-                start, behind = self._order.put([payload])
-                if start != expected:
-                    self._follow_order(sink, pace)
-                    continue
-                self.at.order_position = behind
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
+        """Runs with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
+        for item in read(segment, start, end, self._chunk):
+            if isinstance(item, Run):
+                yield from self._whole(segment, item)
             else:
-                self.assumed = True
-            fold_death(self.state, writer, self.edits)
-
-    def _is_elsewhere(self, own: dict[int, Path]) -> bool:
-        """Did a writer with these segments here write to another journal, or into what the base stands for?"""
-        if not own:
-            return bool(self.at.base)
-        last = self._open(own[max(own)])
-        return last is not None and not self._is_of_here(last)
-
-    def _is_of_here(self, segment: Segment) -> bool:
-        """Was it written to this journal? `pull` brings those of others, too."""
-        try:
-            self._journal_id = self._journal_id or read_identity(self.journal).journal
-        except (OSError, JournalError):
-            # Nothing says which journal this is; so nothing says that a segment was brought here.
-            return True
-        return segment.header.journal == self._journal_id
-
-    def _is_gone(self, writer: str, own: dict[int, Path]) -> bool:
-        """Is its lock free, and is there nothing of it that was not read?"""
-        folder, created_ns = self.journal / SEGMENTS, own[max(own)].name[:20]
-        if probe(folder / lock_name(int(created_ns), writer)) is not Liveness.GONE:
-            return False
-        # It may have written, gone on in another segment, and closed, between our reading and our probing.
-        following = folder / str(SegmentName(int(created_ns), writer, max(own) + 1))
-        return not following.exists() and all(map(self._is_read, own.values()))
-
-    def _is_read(self, path: Path) -> bool:
-        size = _size(path)
-        return size is None or size in (self.at.settled.get(path.name), self._left.get(path.name))
-
-    # -- segments ----------------------------------------------------------------------------------------------------
-
-    def _open(self, path: Path) -> Segment | None:
-        """The segment at a path; None if it cannot be read (yet)."""
-        opened = self._by_name.get(path.name)
-        if opened is None:
-            try:
-                opened = open_segment(path)
-            except (OSError, JournalError, ValueError) as error:
-                self._set_aside(path.name, error)
-                return None
-            if opened is not None:
-                self._by_name[path.name] = opened
-                self._segments.setdefault(opened.id, opened)
-        return opened
-
-    def _segment_of(self, identity: str) -> Segment | None:
-        """The segment with that id, which only headers tell; the newest are looked at first."""
-        if identity not in self._segments:
-            for _, path in reversed(list_segments(self.journal)):
-                opened = self._open(path) if path.name not in self._by_name else None
-                if opened is not None and opened.id == identity:
-                    break
-        return self._segments.get(identity)
-
-    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
-        """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
-        try:
-            yield from read(segment, start, end, self._chunk)
-        except OSError as error:
-            self._set_aside(segment.path.name, error)
-
-    def _set_aside(self, name: str, error: Exception) -> None:
-        if name not in self.troubles:
-            log.warning("ml-dash: %s is set aside: %s", name, error)
-        self.troubles[name] = error
+                yield item
 
     def _whole(self, segment: Segment, run: Run) -> Iterator[Run]:
-        """The run with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
         if msgspec.msgpack.Ext not in {type(event[3]) for event in run.events}:
             yield run
             return
+        with segment.path.open("rb") as file:
+            buffer = read_at(file.fileno(), run.end - run.start, run.start)
         begun, position = run.start, run.start
         events: list[Event] = []
-        for event, size in zip(run.events, _frame_sizes(segment, run), strict=True):
-            seq, kind, time_ns, body = event
+        for seq, kind, time_ns, body in run.events:
+            behind = position + frame_size(buffer, position - run.start)
             try:
                 body = resolve_body(body, partial(blobs.fetch_body, self.journal, segment.writer, seq))
             except (OSError, Damaged, ValueError) as error:
                 self.troubles[f"{segment.path.name} #{seq}"] = error
                 if events:
                     yield Run(begun, position, events)
-                begun, events = position + size, []
+                begun, events = behind, []
             else:
                 events.append((seq, kind, time_ns, body))
-            position += size
+            position = behind
         if events:
             yield Run(begun, position, events)
+
+    def running(self) -> list[str]:
+        """The writers that were met, and have neither closed nor been found dead."""
+        return self.state.alive
+
+    def is_running(self, writer: str) -> bool | None:
+        """The same of one writer; None if no event of it was folded."""
+        known = self.state.writers.get(writer)
+        return known.alive if known is not None else None
+
+    def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
+        """A closing event would have been folded."""
+        return False
+
+    def waits(self, segment: Segment) -> bool:
+        """Events of a writer may be folded in any order: their numbers say which they are."""
+        return False
 
     # -- before blobs are released -----------------------------------------------------------------------------------
 
@@ -421,26 +195,3 @@ class Replay:
             order.sync()
         finally:
             order.close()
-
-
-def _frame_sizes(segment: Segment, run: Run) -> Iterator[int]:
-    with segment.path.open("rb") as file:
-        buffer = read_at(file.fileno(), run.end - run.start, run.start)
-    position = 0
-    while position < len(buffer):
-        size = HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
-        yield size
-        position += size
-
-
-def _continues(first: Stretch, second: Stretch) -> bool:
-    return first.segment == second.segment and first.end == second.start and second.end - first.start <= _MERGE_BYTES
-
-
-def _size(path: Path) -> int | None:
-    """The size of a regular file; None if it is gone, or is something that must not be opened."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None

@@ -17,12 +17,12 @@ from ..core.records import ExperimentRecord
 from ..disk.config import Settings, resolve
 from ..errors import InvalidValue, JournalError, NotFound
 from ..journal import base as bases
+from ..journal.merge import OrderChanged
 from ..journal.reader import Run, open_segment, read
 from ..journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import EXPERIMENT, Folder
-from ..projection.replay import OrderChanged
 from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew
 
 __all__ = [

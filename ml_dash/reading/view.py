@@ -35,11 +35,12 @@ from ..core.state import Edits, File, Metric, State
 from ..core.statistics import step_of
 from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
+from ..journal.merge import OrderChanged
 from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from ..projection.folder import LOGS, Folder, FolderChanged, file_lines
 from ..projection.lines import log_lines, point_lines, read_log, read_point, read_points
 from ..projection.project import Projector
-from ..projection.replay import OrderChanged, Replay
+from ..projection.replay import Replay
 from ..projection.start import begin
 
 log = logging.getLogger("ml_dash")

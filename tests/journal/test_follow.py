@@ -13,10 +13,11 @@ from ml_dash.core.state import State, WriterState
 from ml_dash.disk.lock import Turn
 from ml_dash.errors import Damaged
 from ml_dash.journal import base as bases
+from ml_dash.journal.follow import Follower
+from ml_dash.journal.merge import OrderChanged
 from ml_dash.journal.order import Death, Order, Record, Stretch, stretch_payload
-from ml_dash.journal.reader import Segment, open_segment
+from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_runs, whole_frames
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
-from ml_dash.journal.sequence import Restart, Sequence, gaps_between, read_runs, whole_frames
 from tests.journals import SECOND, Desk, Pen, flip
 
 
@@ -46,12 +47,12 @@ def whole(pen: Pen) -> Stretch:
 
 def test_what_is_new_is_named_and_recorded(desk: Desk) -> None:
     pen = desk.pen()
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == [whole(pen)] == recorded(desk.journal)
-    assert list(sequence.follow()) == []
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == [whole(pen)] == recorded(desk.journal)
+    assert list(follower.follow()) == []
     before = pen.segment.stat().st_size
     pen.log("more")
-    assert list(sequence.follow()) == [Stretch(opened(pen).id, before, pen.segment.stat().st_size)]
+    assert list(follower.follow()) == [Stretch(opened(pen).id, before, pen.segment.stat().st_size)]
 
 
 def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
@@ -66,17 +67,17 @@ def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
     assert isinstance(rest[0], Stretch)
     # Those that join come as one.
     joined = Stretch(second.segment, second.start, rest[0].end)
-    assert list(Sequence(desk.journal).follow()) == [first, joined, *rest[1:]]
+    assert list(Follower(desk.journal).follow()) == [first, joined, *rest[1:]]
     assert len(rest) == 4
     assert recorded(desk.journal) == written
 
 
 def test_whoever_folds_follows_what_was_named_here(desk: Desk) -> None:
     one, two = desk.pen(), desk.pen()
-    sequence = Sequence(desk.journal)
+    follower = Follower(desk.journal)
     for number in range(6):
         (two, one)[number % 2].log(f"{number}")
-        list(sequence.follow())
+        list(follower.follow())
     named = recorded(desk.journal)
     desk.catch_up()
     assert recorded(desk.journal) == named
@@ -85,33 +86,33 @@ def test_whoever_folds_follows_what_was_named_here(desk: Desk) -> None:
 
 def test_stretches_that_join_come_as_one(desk: Desk) -> None:
     pen = desk.pen()
-    sequence = Sequence(desk.journal)
+    follower = Follower(desk.journal)
     for number in range(5):
         pen.log(f"{number}")
-        list(sequence.follow())
+        list(follower.follow())
     assert len(recorded(desk.journal)) == 5
-    assert list(Sequence(desk.journal).follow()) == [whole(pen)]
+    assert list(Follower(desk.journal).follow()) == [whole(pen)]
 
 
 def test_the_beginning_of_a_frame_is_not_named(desk: Desk) -> None:
     pen = desk.pen()
     end = pen.segment.stat().st_size
     pen.raw(b"\x40\x00\x00\x00\x12\x34")
-    [stretch] = Sequence(desk.journal).follow()
+    [stretch] = Follower(desk.journal).follow()
     assert isinstance(stretch, Stretch)
     assert stretch.end == end
 
 
 def test_an_empty_segment_and_one_without_its_header_yet(desk: Desk) -> None:
     pen = desk.pen(opens=False)
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == []
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == []
     content = pen.segment.read_bytes()
     pen.segment.write_bytes(content[:20])
-    assert list(Sequence(desk.journal).follow()) == []
+    assert list(Follower(desk.journal).follow()) == []
     pen.segment.write_bytes(content)
     pen.log("one")
-    assert list(sequence.follow()) == [whole(pen)]
+    assert list(follower.follow()) == [whole(pen)]
 
 
 @pytest.mark.parametrize("byte", range(0, 60))
@@ -124,11 +125,11 @@ def test_damage_is_left_out_and_hides_nothing(desk: Desk, byte: int) -> None:
     start, end = pen.frames[-2]
     flip(pen.segment, start + byte, 7)
     segment = opened(pen)
-    assert list(Sequence(desk.journal).follow()) == [
+    assert list(Follower(desk.journal).follow()) == [
         Stretch(segment.id, segment.first, start),
         Stretch(segment.id, end, pen.segment.stat().st_size),
     ]
-    assert gaps_between(segment, start, end) == [(start, end)]
+    assert Gap(start, end) in list(read(segment, segment.first))
 
 
 def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -> None:
@@ -136,9 +137,9 @@ def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -
     content = bytearray(bad.segment.read_bytes())
     content[20:60] = bytes(40)
     bad.segment.write_bytes(content)
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == [whole(good)]
-    assert bad.segment.name in sequence.troubles
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == [whole(good)]
+    assert bad.segment.name in follower.troubles
 
 
 def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
@@ -150,13 +151,13 @@ def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
     first.write_bytes(content[:end])
     pen.roll()
     pen.log("in the next")
-    sequence = Sequence(desk.journal)
+    follower = Follower(desk.journal)
     segment = opened(pen, first)
-    assert list(sequence.follow()) == [Stretch(segment.id, segment.first, end), whole(other)]
-    assert sequence.pending
+    assert list(follower.follow()) == [Stretch(segment.id, segment.first, end), whole(other)]
+    assert follower.pending
     first.write_bytes(content)
-    assert list(sequence.follow()) == [Stretch(segment.id, end, len(content)), whole(pen)]
-    assert not sequence.pending
+    assert list(follower.follow()) == [Stretch(segment.id, end, len(content)), whole(pen)]
+    assert not follower.pending
 
 
 def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
@@ -165,14 +166,14 @@ def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
     first.write_bytes(content[:30] + bytes(40) + content[70:])
     pen.roll()
     pen.log("in the next")
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == []
-    assert first.name in sequence.troubles
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == []
+    assert first.name in follower.troubles
     first.write_bytes(content)
-    assert [record.segment for record in sequence.follow() if isinstance(record, Stretch)] == [
+    assert [record.segment for record in follower.follow() if isinstance(record, Stretch)] == [
         opened(pen, first).id, opened(pen).id
     ]  # fmt: skip
-    assert not sequence.troubles
+    assert not follower.troubles
 
 
 def test_what_does_not_come_is_not_waited_for_without_end(desk: Desk) -> None:
@@ -181,10 +182,10 @@ def test_what_does_not_come_is_not_waited_for_without_end(desk: Desk) -> None:
     pen.chop(3)
     pen.roll()
     pen.log("in the next")
-    assert len(list(Sequence(desk.journal).follow())) == 1
-    sequence = Sequence(desk.journal, patience_s=0.0)
-    assert whole(pen) in list(sequence.follow())
-    assert not sequence.pending
+    assert len(list(Follower(desk.journal).follow())) == 1
+    follower = Follower(desk.journal, patience_s=0.0)
+    assert whole(pen) in list(follower.follow())
+    assert not follower.pending
 
 
 def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
@@ -193,9 +194,9 @@ def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
     pen.raw(b"\x40\x00\x00\x00half")
     pen.roll()
     pen.log("in the next")
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow())[-1] == whole(pen)
-    assert not sequence.pending
+    follower = Follower(desk.journal)
+    assert list(follower.follow())[-1] == whole(pen)
+    assert not follower.pending
 
 
 # -- who died ---------------------------------------------------------------------------------------------------------
@@ -203,14 +204,14 @@ def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
 
 def test_a_death_is_noted_behind_all_that_was_written(desk: Desk) -> None:
     pen = desk.pen()
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     pen.log("last words")
     pen.die()
     end = pen.segment.stat().st_size
-    assert list(sequence.follow())[-1] == Death(pen.id, opened(pen).id, end)
-    assert list(sequence.follow()) == []
-    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, end)
+    assert list(follower.follow())[-1] == Death(pen.id, opened(pen).id, end)
+    assert list(follower.follow()) == []
+    assert list(Follower(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, end)
     assert sum(isinstance(record, Death) for record in recorded(desk.journal)) == 1
     desk.catch_up()
     assert desk.record()["status"] == "interrupted"
@@ -219,42 +220,42 @@ def test_a_death_is_noted_behind_all_that_was_written(desk: Desk) -> None:
 def test_whoever_has_closed_has_not_died(desk: Desk) -> None:
     pen = desk.pen()
     pen.close()
-    assert list(Sequence(desk.journal).follow()) == [whole(pen)]
+    assert list(Follower(desk.journal).follow()) == [whole(pen)]
 
 
 def test_whoever_has_written_nothing_has_not_died(desk: Desk) -> None:
     desk.pen(opens=False).die()
-    assert list(Sequence(desk.journal).follow()) == []
+    assert list(Follower(desk.journal).follow()) == []
 
 
 def test_a_death_behind_a_segment_that_was_just_begun(desk: Desk) -> None:
     pen = desk.pen()
     pen.roll()
     pen.die()
-    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, 0)
+    assert list(Follower(desk.journal).follow())[-1] == Death(pen.id, opened(pen).id, 0)
     pen.segment.write_bytes(pen.segment.read_bytes()[:5])
     (desk.journal / ORDER).unlink()
-    assert list(Sequence(desk.journal).follow())[-1] == Death(pen.id)
+    assert list(Follower(desk.journal).follow())[-1] == Death(pen.id)
 
 
 def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: Desk) -> None:
     """On a network file system a lock may look free although it is not."""
     pen = desk.pen()
     pen.die()
-    list(Sequence(desk.journal).follow())
+    list(Follower(desk.journal).follow())
     pen.log("alive after all")
-    [stretch, death] = list(Sequence(desk.journal).follow())[-2:]
+    [stretch, death] = list(Follower(desk.journal).follow())[-2:]
     assert death == Death(pen.id, opened(pen).id, pen.segment.stat().st_size)
     assert isinstance(stretch, Stretch)
 
 
 def test_who_died_before_a_writer_came_is_noted_before_it(desk: Desk) -> None:
     first = desk.pen()
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     first.die()
     second = desk.pen()
-    assert [type(record) for record in sequence.follow()] == [Death, Stretch]
+    assert [type(record) for record in follower.follow()] == [Death, Stretch]
     second.close()
     desk.catch_up()
     assert desk.record()["status"] == "completed"
@@ -277,7 +278,7 @@ def test_deaths_are_the_same_as_whoever_folds_would_note(tmp_path: Path) -> None
             if folds:
                 desk.catch_up()
             else:
-                list(Sequence(desk.journal).follow())
+                list(Follower(desk.journal).follow())
             notes.append({record for record in recorded(desk.journal) if isinstance(record, Death)})
         finally:
             desk.let_go()
@@ -304,26 +305,26 @@ def brought(desk: Desk, tmp_path: Path) -> Iterator[tuple[Desk, Pen]]:
 
 def test_locks_say_nothing_of_writers_elsewhere(brought: tuple[Desk, Pen]) -> None:
     desk, pen = brought
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == [whole(pen)]
-    assert not sequence.is_of_here(opened(pen))
-    assert sequence.first_of_here() is None
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == [whole(pen)]
+    assert not follower.is_of_here(opened(pen))
+    assert follower.first_of_here() is None
 
 
 def test_a_writer_of_here_takes_over(brought: tuple[Desk, Pen]) -> None:
     desk, pen = brought
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     own = desk.pen()
-    assert list(sequence.follow()) == [Death(pen.id, opened(pen).id, pen.segment.stat().st_size), whole(own)]
-    first = sequence.first_of_here()
+    assert list(follower.follow()) == [Death(pen.id, opened(pen).id, pen.segment.stat().st_size), whole(own)]
+    first = follower.first_of_here()
     assert first is not None
     assert first.path == own.segment
     # One that goes on writing takes over from nobody, after a restart as well.
     pen.log("alive after all")
     (desk.journal / SEGMENTS / pen.segment.name).write_bytes(pen.segment.read_bytes())
     own.log("more")
-    again = Sequence(desk.journal)
+    again = Follower(desk.journal)
     assert not [record for record in list(again.follow())[3:] if isinstance(record, Death)]
 
 
@@ -336,31 +337,31 @@ def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
     stood = bases.Stood(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
     base = bases.Base("cv", "run", state, {segment.id: stood}, {"a-blob": 3})
     bases.save(desk.journal, desk.identity, base)
-    sequence = Sequence(desk.journal)
-    assert sequence.stood(segment.id) == whole(pen).end
-    assert sequence.stood("00" * 16) == 0
-    assert sequence.blobs == {"a-blob"}
-    assert list(sequence.follow()) == []
+    follower = Follower(desk.journal)
+    assert follower.stood(segment.id) == whole(pen).end
+    assert follower.stood("00" * 16) == 0
+    assert follower.blobs == {"a-blob"}
+    assert list(follower.follow()) == []
     # A writer of here takes over from those that only the base knows.
     own = desk.pen()
-    assert list(sequence.follow()) == [Death(gone), whole(own)]
+    assert list(follower.follow()) == [Death(gone), whole(own)]
 
 
 def test_another_base_begins_again(desk: Desk) -> None:
     pen = desk.pen()
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     bases.save(desk.journal, desk.identity, bases.Base("cv", "run", State(), {}))
     pen.log("more")
-    with pytest.raises(Restart):
-        list(sequence.follow())
+    with pytest.raises(OrderChanged):
+        list(follower.follow())
 
 
 def test_a_damaged_base_is_an_error(desk: Desk) -> None:
     desk.pen()
     (desk.journal / "base").write_bytes(b"nonsense")
     with pytest.raises(Damaged):
-        Sequence(desk.journal)
+        Follower(desk.journal)
 
 
 # -- order itself -----------------------------------------------------------------------------------------------------
@@ -368,38 +369,38 @@ def test_a_damaged_base_is_an_error(desk: Desk) -> None:
 
 def test_another_order_begins_again(desk: Desk) -> None:
     pen = desk.pen()
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     (desk.journal / ORDER).unlink()
     order = Order(desk.journal)
     order.open(write=True)  # begun anew
     order.close()
     pen.log("more")
-    with pytest.raises(Restart):
-        list(sequence.follow())
+    with pytest.raises(OrderChanged):
+        list(follower.follow())
 
 
 def test_an_order_that_became_shorter_begins_again(desk: Desk) -> None:
     desk.pen()
-    sequence = Sequence(desk.journal)
-    list(sequence.follow())
+    follower = Follower(desk.journal)
+    list(follower.follow())
     os.truncate(desk.journal / ORDER, (desk.journal / ORDER).stat().st_size - 3)
-    with pytest.raises(Restart):
-        list(sequence.follow())
+    with pytest.raises(OrderChanged):
+        list(follower.follow())
 
 
 def test_who_has_the_turn_names_what_is_new(desk: Desk) -> None:
     pen = desk.pen()
     turn = Turn(desk.journal / TURN)
     assert turn.take()
-    sequence = Sequence(desk.journal)
+    follower = Follower(desk.journal)
     try:
-        assert list(sequence.follow()) == []
-        assert sequence.pending
+        assert list(follower.follow()) == []
+        assert follower.pending
     finally:
         turn.give_back()
-    assert list(sequence.follow()) == [whole(pen)]
-    assert not sequence.pending
+    assert list(follower.follow()) == [whole(pen)]
+    assert not follower.pending
 
 
 def test_where_it_may_not_write_segments_come_by_their_stamps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,13 +412,13 @@ def test_where_it_may_not_write_segments_come_by_their_stamps(desk: Desk, monkey
 
     monkeypatch.setattr(Turn, "take", refuse)
     before = (desk.journal / ORDER).read_bytes()
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == [
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == [
         whole(one), Death(one.id, opened(one).id, one.segment.stat().st_size), whole(two)
     ]  # fmt: skip
-    assert sequence.read_only
+    assert follower.read_only
     assert (desk.journal / ORDER).read_bytes() == before
-    assert list(sequence.follow()) == []
+    assert list(follower.follow()) == []
 
 
 def test_records_that_name_what_is_gone(desk: Desk) -> None:
@@ -426,17 +427,17 @@ def test_records_that_name_what_is_gone(desk: Desk) -> None:
     order.open(write=True)
     order.append([stretch_payload("ab" * 16, 100, 200)])
     order.close()
-    sequence = Sequence(desk.journal)
-    assert list(sequence.follow()) == [Stretch("ab" * 16, 100, 200), whole(pen)]
-    assert sequence.segment("ab" * 16) is None
-    assert sequence.segment(opened(pen).id) is not None
+    follower = Follower(desk.journal)
+    assert list(follower.follow()) == [Stretch("ab" * 16, 100, 200), whole(pen)]
+    assert follower.segment("ab" * 16) is None
+    assert follower.segment(opened(pen).id) is not None
 
 
 def test_a_record_written_while_the_rest_is_taken(desk: Desk) -> None:
     """`follow` gives one at a time; another process appends meanwhile, of a writer that was not there."""
     first = desk.pen()
-    sequence = Sequence(desk.journal)
-    running = sequence.follow()
+    follower = Follower(desk.journal)
+    running = follower.follow()
     second: Pen | None = None
     taken = []
     for record in running:
@@ -445,10 +446,10 @@ def test_a_record_written_while_the_rest_is_taken(desk: Desk) -> None:
             second = desk.pen()
             desk.catch_up()
     assert second is not None
-    taken += sequence.follow()
+    taken += follower.follow()
     assert taken == [whole(first), whole(second)]
     second.die()
-    assert list(sequence.follow()) == [Death(second.id, opened(second).id, second.segment.stat().st_size)]
+    assert list(follower.follow()) == [Death(second.id, opened(second).id, second.segment.stat().st_size)]
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
