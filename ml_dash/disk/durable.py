@@ -52,6 +52,12 @@ def data_sync(fd: int) -> None:
         os.fsync(fd)
 
 
+def free_bytes(folder: Path) -> tuple[int, int]:
+    """(bytes that this user may still write on a folder's file system, its size). Raises OSError."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+
 def sync_folder(path: Path | str | int) -> None:
     """Make the entries of a folder (path or open descriptor) durable; a file's own fsync does not."""
     if isinstance(path, int):

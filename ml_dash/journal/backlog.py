@@ -37,6 +37,11 @@ class Backlog:
     def __len__(self) -> int:
         return len(self.payloads) + len(self.aside)
 
+    @property
+    def size(self) -> int:
+        """How much is kept."""
+        return self._bytes + self._aside_bytes
+
     def push(self, payload: bytes) -> None:
         """Keep a numbered payload, whatever the limit."""
         self.payloads.append(payload)

@@ -83,6 +83,16 @@ class Degraded:
         self._file.limit = -1
         self._syncer.wake()
 
+    @property
+    def is_full(self) -> bool:
+        """Does the disk refuse because it is full?"""
+        return self.reason is not None and self.reason.endswith(("(ENOSPC)", "(EDQUOT)"))
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What is kept in memory."""
+        return self.backlog.size
+
     def give_up(self, payload: bytes, error: OSError, tally: Tally | None, count: int) -> int | None:
         """The disk did not take the event with the next number: keep it in memory, or refuse it in strict mode."""
         seq = self._file.seq

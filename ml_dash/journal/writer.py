@@ -73,6 +73,7 @@ class Writer:
         "id",
         "identity",
         "journal",
+        "make_room",
         "strict",
         "urgent",
         "when_contended",
@@ -90,6 +91,8 @@ class Writer:
         self.created_ns = file.created_ns
         self.durability = durability
         self.strict = strict
+        # Frees room on a full disk, before an event is given up; was there any to free? Called by whoever is inside.
+        self.make_room: Callable[[], bool] = _no_room
         # For the syncer: since when there is something to sync (monotonic seconds), at once or not.
         self.dirty_since = 0.0
         self.urgent = False
@@ -464,6 +467,11 @@ class Writer:
         }
 
     @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of events wait in memory."""
+        return self._trouble.waiting_bytes
+
+    @property
     def seq(self) -> int:
         """The number of the next event."""
         return self._file.seq
@@ -478,7 +486,7 @@ class Writer:
                 self.recover()
             with contextlib.suppress(WriterGone):
                 self.append(events.CLOSE, body)
-            if self.waiting:
+            if self.waiting and not self.recover() and self._trouble.is_full and self.make_room():
                 self.recover()
             # A sync that fails has everything written again to a new segment, which needs a sync of its own.
             synced = self.durability == "os" or self.sync() or self.sync()
@@ -549,6 +557,10 @@ class AlwaysDurable(Writer):
             f"{self.journal} could not be synced ({self.degraded}); the event is written, a power cut may take it",
             hint="mend the disk",
         )
+
+
+def _no_room() -> bool:
+    return False
 
 
 def open_writer(

@@ -32,6 +32,8 @@ METADATA: Final = "metadata.json"
 PARAMETERS: Final = "parameters.json"
 EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
+AWAY: Final = "NOT-UP-TO-DATE.txt"
+"""What stands in a folder that has given way to the journal."""
 
 _READ_LINES: Final = 4 * LINES_PER_MARK
 # Where a projector prepares what it puts into the folder: in the journal, so that a crash leaves nothing in the folder.
@@ -96,6 +98,7 @@ class Folder:
     def prepare(self) -> None:
         """Make what is there from the beginning, and remove what a projector that was killed has left half-made."""
         self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / AWAY).unlink(missing_ok=True)
         for part in ("logs", "metrics", "files"):
             self._make(self.path / part)
         for name, lines in self.layout.metrics.items():

@@ -23,7 +23,7 @@ from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_b
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
-from .folder import EXPERIMENT, PARAMETERS, Folder, FolderChanged
+from .folder import AWAY, EXPERIMENT, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, Pace, Replay
 from .start import begin
 
@@ -33,6 +33,11 @@ _SHARE: Final = 0.02
 _FILES_EVERY_S: Final = 1.0
 # With nobody to wait for, so many lines are written together; in slices, each slice by itself.
 _HOLDS: Final = 100_000
+_GIVE_WAY_S: Final = 5.0
+_AWAY_TEXT: Final = (
+    "The disk was full, and this folder gave way to the journal, which has everything.\n"
+    "With some room, ml-dash makes it again when somebody looks at it: ml-dash rebuild\n"
+)
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0
 
@@ -300,6 +305,21 @@ class Projector:
         """
         self._start_anew()
         self._advance_in_turn(None, complete=True)
+
+    def give_way(self) -> bool:
+        """Remove all that can be made again, and say so in its place; was there anything?"""
+        with self.having_turn(_GIVE_WAY_S) as taken:
+            if not taken or _is_empty(self.folder_path):
+                return False
+            try:
+                kept = Folder(self.folder_path, self.journal, begin(self.journal, self.folder_path).layout)
+            except JournalError:
+                return False
+            self._start_anew()
+            _remove_derived(self.folder_path, {path: lines.size for path, lines in kept.line_files() if lines.size})
+            with contextlib.suppress(OSError):
+                (self.folder_path / AWAY).write_text(_AWAY_TEXT, encoding="utf-8")
+            return True
 
     # -- rebuilding --------------------------------------------------------------------------------------------------
 

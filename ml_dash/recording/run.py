@@ -17,7 +17,7 @@ from ..core.frames import OrderHeader
 from ..core.rewinds import Elsewhere, Past
 from ..core.state import Edits, State, index_of
 from ..disk.config import quiet
-from ..disk.durable import on_local_disk
+from ..disk.durable import free_bytes, on_local_disk
 from ..errors import JournalError, StorageError
 from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
@@ -36,6 +36,8 @@ log = logging.getLogger("ml_dash")
 
 FOLDER_AT_CLOSE_S: Final = 5.0
 _TELL_AFTER_S: Final = 2.0
+# So much of a disk is left to the journal, or a hundredth of a small one.
+_RESERVE_BYTES: Final = 16 << 20
 _SLICE_EVENTS: Final = 256
 # A read does not wait for other processes; this is what a projector needs for a pass while training.
 _READ_WAIT_S: Final = 0.25
@@ -95,6 +97,8 @@ class Run:
         self._readers = 0
         self._readers_guard = threading.Lock()
         self.local = _is_local(located.journal)
+        self._short_of_room = self._gave_way = False
+        writer.make_room = self._give_way
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ class Run:
     def _view(self) -> View:
         try:
             seq = self.writer.seq
-            if self.projector.advance(wait_s=_READ_WAIT_S, complete=False):
+            if self._has_room() and self.projector.advance(wait_s=_READ_WAIT_S, complete=False):
                 self.projected_seq = seq
                 self._learn(self.projector.state)
                 return projected(self.projector)
@@ -180,7 +184,7 @@ class Run:
     def project(self, nap: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
         seq = self.writer.seq
-        if not self.behind:
+        if not self.behind or not self._has_room():
             return
 
         def step() -> None:
@@ -206,8 +210,40 @@ class Run:
                 )  # fmt: skip
             self.projection_trouble = str(error)
 
+    def _has_room(self) -> bool:
+        """Is there room for more than the journal? It comes first: the folder can be made again at any time."""
+        if self._gave_way:
+            # What was freed is for the journal.
+            return False
+        try:
+            free, size = free_bytes(self.located.journal)
+        except OSError:
+            # The journal's own trouble is told by its writer.
+            return True
+        reserve = self.writer.waiting_bytes + min(_RESERVE_BYTES, size // 100)
+        short, self._short_of_room = self._short_of_room, free < reserve
+        if self._short_of_room and not short:
+            log.warning(
+                "ml-dash: the disk is nearly full (%d MiB left): the folder %s is not brought up to date until there "
+                "is room; the journal goes on", free >> 20, self.located.folder,
+            )  # fmt: skip
+        return not self._short_of_room
+
+    def _give_way(self) -> bool:
+        """The disk is full and events wait: what can be made again is removed for them."""
+        if not self.projector.give_way():
+            return False
+        self._gave_way = True
+        log.warning(
+            "ml-dash: the disk is full: the readable folder %s has given way to what is still to be recorded. Free "
+            "space, then run: ml-dash rebuild", self.located.folder,
+        )  # fmt: skip
+        return True
+
     def _finish_folder(self, silent: bool) -> None:
         """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
+        if not self._has_room():
+            return
         begun = monotonic()
         told = False
 
