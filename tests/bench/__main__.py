@@ -38,9 +38,11 @@ def main() -> None:
             print(f"{name:28} {ROWS[name][0]}\n    {shown(results[name])}", flush=True)
     if arguments.markdown:
         print(f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {os.cpu_count()} cores\n")
-        print("| what | to reach | measured |\n|---|---|---|")
+        print("| what | measured | to reach |\n|---|---|---|")
         for name, figures in results.items():
-            print(f"| `{name}` | {ROWS[name][0]} | {shown(figures)} |")
+            print(f"| **`{name}`** | | {ROWS[name][0]} |")
+            for figure, value in figures.items():
+                print(f"| {figure} | {_number(value)} | |")
 
 
 def shown(figures: dict[str, float]) -> str:
