@@ -23,9 +23,6 @@ from .harness import Row, Trial
 from .victims import FEW
 from .world import Site, World, site, world
 
-# Trials have few points: what a rewind asks, and where counting anew begins, is kept for so few that it matters.
-rewinds.SPAN = FEW  # type: ignore[misc]
-
 Points = dict[str, list[dict[str, Any]]]
 _FAR: Final = 1_000_000
 
@@ -236,6 +233,18 @@ def _connected(url: str, user: str) -> Iterator[Any]:
         yield link
 
 
+@contextlib.contextmanager
+def _spans_of_few_points() -> Iterator[None]:
+    """Trials have few points: spans are so short that it matters, here as in the processes that `warm` prepares."""
+    usual = rewinds.SPAN
+    rewinds.SPAN = FEW  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        rewinds.SPAN = usual  # type: ignore[misc]
+
+
+@_spans_of_few_points()
 def goes_on_from_checkpoints(trial: Trial) -> None:
     """W32. Killed past a checkpoint, resumed, again and again, by 1 to 8 ranks on one machine or two."""
     shared: World = trial.shared

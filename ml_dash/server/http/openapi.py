@@ -86,7 +86,6 @@ _FORMS: Final = {
 }  # fmt: skip
 _OTHER_ANSWERS: Final = {
     "page": "text/html",
-    "follow_link": "text/html",
     "figures": "text/plain",
     "events": "text/event-stream",
     "download_file": "application/octet-stream",
@@ -137,6 +136,9 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.access != OPEN:
         operation["security"] = [{"token": []}]
+    if name == "follow_link":
+        page = {"text/html": {"schema": {"type": "string"}}}
+        operation["responses"]["401"] = {"description": "The link was used, or is of another server.", "content": page}
     body = _body(name)
     if body is not None:
         operation["requestBody"] = body
