@@ -12,9 +12,9 @@ import msgspec
 
 from ml_dash.cli import console, options
 from ml_dash.core.events import NAMES
-from ml_dash.core.frames import HEAD, SPILL, SPILLED
+from ml_dash.core.frames import HEAD
 from ml_dash.core.values import utc_text
-from ml_dash.journal import reader
+from ml_dash.journal import bodies, reader
 from ml_dash.journal.segment import list_segments, parse_name
 from ml_dash.reading import read
 
@@ -87,12 +87,11 @@ def _entries(path: Path) -> Iterator[Entry]:
 def _frame(segment: str, offset: int, length: int, event: tuple[int, int, int, Any]) -> Entry:
     sequence, kind, time_ns, body = event
     if isinstance(body, msgspec.msgpack.Ext):
-        data = bytes(body.data)
-        if body.code == SPILLED and len(data) == SPILL.size:
-            digest, size = SPILL.unpack(data)
-            body = {"blob": digest.hex(), "size": size}
+        kept = bodies.reference(body)
+        if kept is not None:
+            body = {"blob": kept[0].hex(), "size": kept[1]}
         else:
-            body = {"extension": body.code, "data": data}
+            body = {"extension": body.code, "data": bytes(body.data)}
     return {
         "segment": segment, "what": "frame", "offset": offset, "size": length, "sequence": sequence,
         "kind": NAMES.get(kind, str(kind)), "time": utc_text(time_ns), "body": _plain(body),

@@ -15,13 +15,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-
-import msgpack
+from typing import Final
 
 from ..core.events import blob_name
 from ..disk.durable import fail_point, sync_folder
-from ..errors import Damaged, InvalidValue
+from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
 MAX_FILE_BYTES: Final = 5_000_000_000
@@ -217,17 +215,6 @@ def digest_of(path: Path, size: int | None = None) -> str:
             digest.update(block)
             rest -= len(block)
     return digest.hexdigest()
-
-
-def fetch_body(journal: Path, writer: str, seq: int, digest: bytes, size: int) -> Any:
-    """An event's body that was too long for a frame. Raises FileNotFoundError or Damaged."""
-    path = path_of(journal, digest.hex(), writer, seq)
-    if path.stat().st_size != size:
-        raise Damaged(f"blob {path.name} has {path.stat().st_size} bytes, recorded were {size}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).digest() != digest:
-        raise Damaged(f"blob {path.name}: the content is not what was recorded")
-    return msgpack.unpackb(content, strict_map_key=False)
 
 
 def sweep(journal: Path, lives: Callable[[str], bool]) -> None:

@@ -19,8 +19,6 @@ import msgspec
 from ..core.frames import (
     HEAD,
     MAX_PAYLOAD,
-    SPILL,
-    SPILLED,
     Event,
     Header,
     LengthCrcs,
@@ -42,9 +40,6 @@ _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER: Final = 8 << 10
 _LATEST_NS: Final = 1 << 62
-
-Resolve = Callable[[bytes, int], Any]
-"""(sha256, size) → the body kept in that blob; raises Damaged or FileNotFoundError."""
 
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 
@@ -286,15 +281,7 @@ def frame_size(buffer: bytes, position: int) -> int:
     return HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
 
 
-# -- bodies, and frames for people ------------------------------------------------------------------------------------
-
-
-def resolve_body(body: Any, fetch: Resolve) -> Any:
-    """The body itself, or the one that a blob keeps for it."""
-    if isinstance(body, msgspec.msgpack.Ext) and body.code == SPILLED and len(data := bytes(body.data)) == SPILL.size:
-        digest, size = SPILL.unpack(data)
-        return fetch(digest, size)
-    return body
+# -- frames for people -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

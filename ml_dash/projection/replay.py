@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
-
 from ..core.fold import fold, fold_death
 from ..core.frames import Event
 from ..core.ranges import union
@@ -17,10 +15,10 @@ from ..core.rewinds import Past, recount
 from ..core.state import Edits
 from ..disk.durable import data_sync, read_at, sync_folder
 from ..errors import Damaged
-from ..journal import blobs
+from ..journal import bodies
 from ..journal.merge import Item, Merger
 from ..journal.order import Death, Order
-from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, frame_size, read, resolve_body
+from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
@@ -134,34 +132,17 @@ class Replay:
 
     def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
         """Runs with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
+        fetch, file = partial(bodies.fetch_body, self.journal), segment.path.name
+
+        def lost(event: Event, error: Exception) -> None:
+            self.troubles[f"{file} #{event[0]}"] = error
+
         for item in read(segment, start, end, self._chunk):
             if isinstance(item, Run):
-                yield from self._whole(segment, item)
+                frames = partial(_bytes_of, segment, item)
+                yield from bodies.with_bodies(item, segment.writer, frames, fetch, lost, (OSError, Damaged, ValueError))
             else:
                 yield item
-
-    def _whole(self, segment: Segment, run: Run) -> Iterator[Run]:
-        if msgspec.msgpack.Ext not in {type(event[3]) for event in run.events}:
-            yield run
-            return
-        with segment.path.open("rb") as file:
-            buffer = read_at(file.fileno(), run.end - run.start, run.start)
-        begun, position = run.start, run.start
-        events: list[Event] = []
-        for seq, kind, time_ns, body in run.events:
-            behind = position + frame_size(buffer, position - run.start)
-            try:
-                body = resolve_body(body, partial(blobs.fetch_body, self.journal, segment.writer, seq))
-            except (OSError, Damaged, ValueError) as error:
-                self.troubles[f"{segment.path.name} #{seq}"] = error
-                if events:
-                    yield Run(begun, position, events)
-                begun, events = behind, []
-            else:
-                events.append((seq, kind, time_ns, body))
-            position = behind
-        if events:
-            yield Run(begun, position, events)
 
     def running(self) -> list[str]:
         """The writers that were met, and have neither closed nor been found dead."""
@@ -195,3 +176,8 @@ class Replay:
             order.sync()
         finally:
             order.close()
+
+
+def _bytes_of(segment: Segment, run: Run) -> bytes:
+    with segment.path.open("rb") as file:
+        return read_at(file.fileno(), run.end - run.start, run.start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from ml_dash.core import events as ev
@@ -19,7 +18,6 @@ from ml_dash.journal.reader import (
     newest_time_ns,
     open_segment,
     read,
-    resolve_body,
     scan,
 )
 from tests.journals import Desk, Pen
@@ -124,13 +122,6 @@ def test_the_newest_time_is_found_without_reading_everything(desk: Desk, monkeyp
 def test_a_time_that_no_clock_says_leaves_room_for_later_ones(desk: Desk) -> None:
     desk.pen().frame(ev.LOG, ["info", "x", None], time_ns=2**64 - 1)
     assert newest_time_ns(desk.journal, {}) <= 2**62
-
-
-def test_a_body_that_is_kept_as_a_blob_is_fetched(desk: Desk) -> None:
-    reference = msgspec.msgpack.Ext(1, b"d" * 32 + (5).to_bytes(8, "little"))
-    assert resolve_body(reference, lambda digest, size: (digest, size)) == (b"d" * 32, 5)
-    for other in ({"a": 1}, msgspec.msgpack.Ext(2, b"d" * 40), msgspec.msgpack.Ext(1, b"short")):
-        assert resolve_body(other, lambda digest, size: None) is other
 
 
 def test_a_scan_shows_every_frame_where_it_lies(pen: Pen) -> None:

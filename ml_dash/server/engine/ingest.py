@@ -9,16 +9,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import itemgetter
+from functools import partial
 from time import time_ns
 from typing import Any, Final
 
-import msgpack
 import msgspec
 
-from ...core import events as ev
 from ...core.fold import fold, fold_death
-from ...core.frames import HEAD, SPILL, SPILLED, Event, Header, LengthCrcs, decode_header, mend_header, walk
+from ...core.frames import HEAD, Event, Header, LengthCrcs, decode_header, mend_header, walk
 from ...core.names import check_name, experiment_id
 from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
 from ...core.ranges import Range, holes, overlapping
@@ -27,6 +25,7 @@ from ...core.rewinds import recount
 from ...core.state import FOLD_VERSION, Edits, State
 from ...disk.durable import fail_point
 from ...errors import Damaged, InvalidInput, NewerFormat
+from ...journal import bodies
 from ...journal.reader import Run, decode_event
 from ...journal.segment import SegmentName, parse_name
 from ..stores import (
@@ -331,7 +330,7 @@ class Ingest:
 
     def _require_bodies(self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]) -> None:
         """Raises Refused if bodies of these events are not here, and not given up."""
-        names = [spill[0] for run in runs if has_spilled(run) for event in run.events if (spill := _spill(row, event))]
+        names = [name for run in runs for name, _ in bodies.blobs_of(run, row.writer)]
         missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]
         if missing:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
@@ -343,44 +342,20 @@ class Ingest:
 
     def pieces(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[Run]:
         """The run with its bodies, in pieces that memory can hold. An event whose body is lost is left out."""
-        if not has_spilled(run):
-            yield run
-            return
-        start = position = run.start
-        events: list[Event] = []
-        held = 0
-        for event, size in zip(run.events, self._frame_sizes(tx, ns, row, run), strict=True):
-            spill = _spill(row, event)
-            try:
-                body = event[3] if spill is None else self._body(tx, ns, *spill)
-            except (FileNotFoundError, ValueError) as error:
-                log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
-                if events:
-                    yield Run(start, position, events)
-                start, events, held = position + size, [], 0
-            else:
-                events.append((event[0], event[1], event[2], body))
-                held += 0 if spill is None else spill[1]
-            position += size
-            if held > _BODIES_AT_ONCE:
-                yield Run(start, position, events)
-                start, events, held = position, [], 0
-        if events:
-            yield Run(start, position, events)
+
+        def lost(event: Event, error: Exception) -> None:
+            log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
+
+        frames = partial(_bytes_of, tx, ns, row, run)
+        fetch = partial(self._body, tx, ns)
+        lost_if = (FileNotFoundError, ValueError)
+        return bodies.with_bodies(run, row.writer, frames, fetch, lost, lost_if, at_once=_BODIES_AT_ONCE)
 
     def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
         blob = self._body_row(tx, ns, name)
         if blob is None or blob.size != size:
             raise FileNotFoundError(name)
-        return msgpack.unpackb(b"".join(self.objects.open(blob.key)), strict_map_key=False)
-
-    def _frame_sizes(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[int]:
-        data = b"".join(tx.bytes_of(ns, row.id, run.start, run.end))
-        position = 0
-        while position < len(data):
-            size = HEAD.size + int(HEAD.unpack_from(data, position)[0])
-            yield size
-            position += size
+        return bodies.decode(b"".join(self.objects.open(blob.key)))
 
     # -- deaths ------------------------------------------------------------------------------------------------------
 
@@ -487,18 +462,8 @@ def _verifies(part: Part, start: int, end: int) -> bool:
         return False
 
 
-def has_spilled(run: Run) -> bool:
-    """Is the body of any event kept as a blob?"""
-    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), run.events)))
-
-
-def _spill(row: SegmentRow, event: Event) -> tuple[str, int] | None:
-    """(name, size in bytes) of the blob that keeps an event's body."""
-    body = event[3]
-    if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(bytes(body.data)) != SPILL.size:
-        return None
-    digest, size = SPILL.unpack(bytes(body.data))
-    return ev.blob_name(digest.hex(), row.writer, event[0]), size
+def _bytes_of(tx: Read, ns: str, row: SegmentRow, run: Run) -> bytes:
+    return b"".join(tx.bytes_of(ns, row.id, run.start, run.end))
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:

@@ -9,17 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
-from ...core.events import blob_name
-from ...core.frames import SPILL, SPILLED, decode_header
+from ...core.frames import decode_header
 from ...core.state import State
 from ...disk.durable import sync_folder, write_all
 from ...errors import Damaged, ServerRefused
 from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
-from ...journal.reader import Run, Segment, open_segment, read
+from ...journal.bodies import blobs_of
+from ...journal.reader import Run, open_segment, read
 from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse_name
 from ...reading.read import Located
 from .order import checked
@@ -151,7 +149,7 @@ class Bringer:
             segment = open_segment(path)
             items = read(segment, segment.first) if segment is not None else ()
             for item in items:
-                for name in _spilled(segment, item) if isinstance(item, Run) and segment is not None else ():
+                for name, _ in blobs_of(item, segment.writer) if isinstance(item, Run) and segment is not None else ():
                     self._bring_blob(name, into)
 
     def bring_files(self, state: State, into: Path) -> bool:
@@ -202,12 +200,3 @@ def bring_blob(
         temporary.unlink(missing_ok=True)
     sync_folder(journal / BLOBS)
     return journal / BLOBS / name
-
-
-def _spilled(segment: Segment, run: Run) -> Iterator[str]:
-    """The blobs that bodies of a run are kept in."""
-    for seq, _, _, body in run.events:
-        if not isinstance(body, msgspec.msgpack.Ext) or body.code != SPILLED:
-            continue
-        if len(data := bytes(body.data)) == SPILL.size:
-            yield blob_name(SPILL.unpack(data)[0].hex(), segment.writer, seq)

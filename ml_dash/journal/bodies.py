@@ -1,0 +1,109 @@
+"""Bodies that were too long for a frame: the blob that keeps one, and events with their bodies put in.
+
+What stands in the frame is a SHA-256 and a size. The blob's name also has the writer and the number of the event; so
+that name says where to look, here as on a server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import msgspec
+
+from ..core.events import blob_name
+from ..core.frames import SPILL, SPILLED, Event
+from ..errors import Damaged
+from .reader import Run, frame_size
+from .segment import BLOBS
+
+Fetch = Callable[[str, int], Any]
+"""(name of a blob, its size in bytes) → the body that it keeps."""
+
+
+def reference(body: Any) -> tuple[bytes, int] | None:
+    """(SHA-256, size in bytes) of the blob that keeps a body; None if it stands in the frame itself."""
+    if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(data := bytes(body.data)) != SPILL.size:
+        return None
+    digest, size = SPILL.unpack(data)
+    return digest, size
+
+
+def blobs_of(run: Run, writer: str) -> Iterator[tuple[str, int]]:
+    """(name, size in bytes) of the blobs that keep bodies of a run."""
+    if _has_any(run):
+        for event in run.events:
+            if (found := _blob_of(event, writer)) is not None:
+                yield found
+
+
+def with_bodies(
+    run: Run,
+    writer: str,
+    frames: Callable[[], bytes],
+    fetch: Fetch,
+    lost: Callable[[Event, Exception], None],
+    lost_if: tuple[type[Exception], ...],
+    *,
+    at_once: int | None = None,
+) -> Iterator[Run]:
+    """The run with its bodies. An event whose body is lost is left out: its frame lies in none of the runs.
+
+    `frames` gives the bytes of the run, `fetch` a body; a body is lost if that raises one of `lost_if`. With `at_once`
+    a run ends once it holds more than that many bytes of bodies.
+    """
+    if not _has_any(run):
+        yield run
+        return
+    data = frames()
+    begun = position = run.start
+    events: list[Event] = []
+    held = 0
+    for event in run.events:
+        behind = position + frame_size(data, position - run.start)
+        blob = _blob_of(event, writer)
+        try:
+            body = event[3] if blob is None else fetch(*blob)
+        except lost_if as error:
+            lost(event, error)
+            if events:
+                yield Run(begun, position, events)
+            begun, events, held = behind, [], 0
+        else:
+            events.append((event[0], event[1], event[2], body))
+            held += 0 if blob is None else blob[1]
+        position = behind
+        if at_once is not None and held > at_once:
+            yield Run(begun, position, events)
+            begun, events, held = position, [], 0
+    if events:
+        yield Run(begun, position, events)
+
+
+def fetch_body(journal: Path, name: str, size: int) -> Any:
+    """The body that a blob of a journal keeps, its digest checked. Raises OSError, Damaged or ValueError."""
+    path = journal / BLOBS / name
+    if path.stat().st_size != size:
+        raise Damaged(f"blob {name} has {path.stat().st_size} bytes, recorded were {size}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != name.partition("-")[0]:
+        raise Damaged(f"blob {name}: the content is not what was recorded")
+    return decode(content)
+
+
+def decode(content: bytes) -> Any:
+    """The body in the content of a blob. Raises ValueError."""
+    return msgpack.unpackb(content, strict_map_key=False)
+
+
+def _has_any(run: Run) -> bool:
+    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), run.events)))
+
+
+def _blob_of(event: Event, writer: str) -> tuple[str, int] | None:
+    found = reference(event[3])
+    return None if found is None else (blob_name(found[0].hex(), writer, event[0]), found[1])
