@@ -14,6 +14,7 @@ from ml_dash.core import events as ev
 from ml_dash.core.frames import Header, LengthCrcs, encode_frame, encode_header
 from ml_dash.core.names import file_id
 from ml_dash.core.records import ExperimentRecord
+from ml_dash.journal.order import Order, Record
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, SegmentName, create_journal
 from ml_dash.projection.project import RebuildReport, catch_up, rebuild
 from ml_dash.reading.read import Located, view
@@ -247,3 +248,13 @@ def flip(path: Path, offset: int, bit: int = 0) -> None:
     data[offset] ^= 1 << bit
     path.chmod(0o644)
     path.write_bytes(data)
+
+
+def recorded(journal: Path) -> list[Record]:
+    """What `order` of a journal says, from its beginning."""
+    order = Order(journal)
+    order.open(write=False)
+    try:
+        return [record for record, _ in order.read(0)]
+    finally:
+        order.close()

@@ -1,43 +1,20 @@
-"""Put the packaged systemd unit in its place, with the path of this installation."""
+"""Put the packaged systemd unit of the daemon in its place, with the path of this installation."""
 
 from __future__ import annotations
 
 import os
-import re
-import sys
-import sysconfig
-from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from ml_dash.disk.durable import replace_file
+from ml_dash.disk import units
 
 USER_UNIT: Final = "ml-dash-syncd.service"
 SYSTEM_UNIT: Final = "ml-dash-syncd@.service"
-_PROGRAM: Final = re.compile(r"^(ExecStart=)\S+", re.MULTILINE)
-
-
-def program() -> str:
-    """What starts this installation, as a unit writes it."""
-    beside = Path(sys.executable).parent / "ml-dash-syncd"
-    scripts = Path(sysconfig.get_path("scripts")) / "ml-dash-syncd"
-    for path in (beside, Path(sys.argv[0]).absolute(), scripts):
-        if path.name == "ml-dash-syncd" and path.is_file():
-            return _quoted(str(path))
-    return f"{_quoted(sys.executable)} -m ml_dash_syncd"
-
-
-def _quoted(path: str) -> str:
-    """A path in a unit's command line: `%`, `$` and spaces mean something there."""
-    text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return text if text == path and " " not in path else f'"{text}"'
 
 
 def unit(name: str) -> str:
     """The text of a unit."""
-    text = (files("ml_dash_syncd") / "units" / name).read_text(encoding="utf-8")
-    start = program()
-    return _PROGRAM.sub(lambda found: f"{found[1]}{start}", text)
+    return units.unit(name, units.program("ml-dash-syncd", "ml_dash_syncd"))
 
 
 def place(name: str) -> Path:
@@ -52,7 +29,5 @@ def place(name: str) -> Path:
 def install(name: str) -> Path:
     """Write a unit; where it is. Raises OSError."""
     path = place(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, unit(name).encode())
-    path.chmod(0o644)
+    units.write(path, unit(name))
     return path

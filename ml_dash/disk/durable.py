@@ -53,7 +53,12 @@ def data_sync(fd: int) -> None:
 
 
 def free_bytes(folder: Path) -> tuple[int, int]:
-    """(bytes that this user may still write on a folder's file system, its size). Raises OSError."""
+    """(bytes that this user may still write on a folder's file system, its size).
+
+    Raises OSError, also on a system that has no call for it.
+    """
+    if not hasattr(os, "statvfs"):
+        raise OSError(errno.ENOTSUP, "this system has no statvfs", str(folder))
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 

@@ -21,7 +21,7 @@ from ml_dash.core.frames import LengthCrcs, encode_frame
 from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import CONFLICT, DIGEST, GAP, MALFORMED, TOO_LARGE, JournalState
 from ml_dash.errors import ServerRefused, Unreachable
-from ml_dash.journal.order import Death, Order, Stretch
+from ml_dash.journal.order import Death
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
 from ml_dash.sync import remote
@@ -29,7 +29,7 @@ from ml_dash.sync.login import development_token
 from ml_dash.sync.register import Registration
 from ml_dash_syncd import account, contents, reading, ship
 from ml_dash_syncd.ship import Left, Outcome, Shipment
-from tests.journals import SECOND, Desk, Pen, flip
+from tests.journals import SECOND, Desk, Pen, flip, recorded
 from tests.running import Server
 
 Answer = Callable[[], dict[str, Any]]
@@ -383,7 +383,7 @@ def test_whoever_takes_over_elsewhere_ends_the_run_before(way: Way, tmp_path: Pa
     second.close()
     assert pens.drain().left is Left.NOTHING
     assert way.status() == "completed" == here.record()["status"]
-    assert first.id in {record.writer for record in _records(here.journal) if isinstance(record, Death)}
+    assert first.id in {record.writer for record in recorded(here.journal) if isinstance(record, Death)}
     pens.has_own(second)
 
 
@@ -958,12 +958,3 @@ def _frame(pen: Pen, message: str) -> bytes:
 def _body(how: dict[str, Any]) -> bytes:
     data = bytes(how["data"])
     return gzip.decompress(data) if how["headers"].get("Content-Encoding") == "gzip" else data
-
-
-def _records(journal: Path) -> list[Stretch | Death]:
-    order = Order(journal)
-    order.open(write=False)
-    try:
-        return [record for record, _ in order.read(0)]
-    finally:
-        order.close()

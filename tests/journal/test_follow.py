@@ -15,25 +15,16 @@ from ml_dash.errors import Damaged
 from ml_dash.journal import base as bases
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import OrderChanged
-from ml_dash.journal.order import Death, Order, Record, Stretch, stretch_payload
+from ml_dash.journal.order import Death, Order, Stretch, stretch_payload
 from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_runs, whole_frames
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
-from tests.journals import SECOND, Desk, Pen, flip
+from tests.journals import SECOND, Desk, Pen, flip, recorded
 
 
 def opened(pen: Pen, path: Path | None = None) -> Segment:
     found = open_segment(path or pen.segment)
     assert found is not None
     return found
-
-
-def recorded(journal: Path) -> list[Record]:
-    order = Order(journal)
-    order.open(write=False)
-    try:
-        return [record for record, _ in order.read(0)]
-    finally:
-        order.close()
 
 
 def whole(pen: Pen) -> Stretch:

@@ -16,11 +16,11 @@ from ml_dash.core.state import Edits
 from ml_dash.disk.lock import Turn
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import joined
-from ml_dash.journal.order import Death, Order, Record, Stretch
+from ml_dash.journal.order import Death, Record, Stretch
 from ml_dash.journal.segment import ORDER, SEGMENTS, list_segments
 from ml_dash.projection.checkpoint import Checkpoint
 from ml_dash.projection.replay import Replay
-from tests.journals import Desk, Pen, flip
+from tests.journals import Desk, Pen, flip, recorded
 
 JOURNALS: Final = 60
 
@@ -33,15 +33,6 @@ class Nowhere:
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
         return iter(())
-
-
-def recorded(journal: Path) -> list[Record]:
-    order = Order(journal)
-    try:
-        order.open(write=False)
-        return [record for record, _ in order.read(0)]
-    finally:
-        order.close()
 
 
 # -- random journals --------------------------------------------------------------------------------------------------

@@ -200,4 +200,5 @@ def test_the_unit_of_the_server_names_this_installation(
     assert start == f"ExecStart={tmp_path}/bin/ml-dash server --data /var/lib/ml-dash --host 127.0.0.1 --port 3000"
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python 3"))
     monkeypatch.setattr(sys, "argv", ["x"])
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "scripts"))
     assert f'ExecStart="{tmp_path}/python 3" -m ml_dash server --data' in install.unit()

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ml_dash import Experiment, ReleasedData
 from ml_dash.journal.segment import list_segments
 from tests.machines import Machine
-from tests.running import Server
 
 UNSENT = 3
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server") / "data").start()
-    yield running
-    running.end()
-
-
-@pytest.fixture
-def first(tmp_path: Path, server: Server) -> Machine:
-    return Machine(tmp_path / "first", server.url)
-
-
-@pytest.fixture
-def second(tmp_path: Path, server: Server) -> Machine:
-    return Machine(tmp_path / "second", server.url)
 
 
 def test_a_file_that_another_machine_has_replaced_is_judged_alike_by_all(first: Machine, second: Machine) -> None:

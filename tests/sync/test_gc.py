@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -474,14 +473,6 @@ def test_damage_in_what_was_freed_is_no_matter_of_this_machine(desk: Desk, keepe
 
 
 # -- with a real server -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that nothing is wrong with."""
-    running = Server(tmp_path_factory.mktemp("server") / "data").start()
-    yield running
-    running.end()
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from ml_dash.sync.pull.source import Permit, Stopped
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, tree
 from tests.machines import USER, Machine
-from tests.running import Server
 from tests.sync.test_gc import run
 
 LOSS = "metrics/loss/data.jsonl"
@@ -469,24 +468,6 @@ def test_two_journals_become_one_copy(desk: Desk, keeper: Keeper, place: Located
 
 
 # -- with a real server -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that nothing is wrong with."""
-    running = Server(tmp_path_factory.mktemp("server") / "data").start()
-    yield running
-    running.end()
-
-
-@pytest.fixture
-def first(tmp_path: Path, server: Server) -> Machine:
-    return Machine(tmp_path / "first", server.url)
-
-
-@pytest.fixture
-def second(tmp_path: Path, server: Server) -> Machine:
-    return Machine(tmp_path / "second", server.url)
 
 
 def numbers(machine: Machine, name: str) -> list[int]:
