@@ -99,6 +99,13 @@ class AlreadyExists(MLDashError, FileExistsError):
 class StorageError(MLDashError, OSError):
     """The disk refused. The text says what was kept and what was lost."""
 
+    @classmethod
+    def of(cls, error: OSError, message: str, *, hint: str) -> StorageError:
+        """The same refusal, by its `errno`, with a text for people."""
+        refused = cls(message, hint=hint)
+        refused.errno = error.errno
+        return refused
+
 
 class RemoteError(MLDashError, ConnectionError):
     """A server did not do what was asked. What is on this machine is not touched by that."""

@@ -159,12 +159,11 @@ class FileBuilder:
         """The disk refused: in strict mode raise, else tell, count, and let training go on."""
         reason = error.strerror or str(error)
         if self._handle.arguments.strict:
-            failure = StorageError(
+            raise StorageError.of(
+                error,
                 f"could not store file {shown(filename)} in {run.located.journal}: {reason}; nothing was recorded",
                 hint="free space or mend the disk, then add it again",
-            )
-            failure.errno = error.errno
-            raise failure from error
+            ) from error
         run.writer.count_lost()
         log.warning(
             "ml-dash: file %s was NOT recorded: %s. Training goes on; add it again once the disk takes it.",

@@ -7,6 +7,7 @@ from operator import index, itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .core.events import METRIC, POINT, POINTS, ROWS
+from .core.limits import CHUNK_SIZE
 from .core.names import check_metric_name, metric_id
 from .core.values import INT_MAX, INT_MIN, PLAIN, field_values
 from .errors import Damaged, InvalidValue, UnsupportedType, WriterGone
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], list[list[Any]]]
 
-CHUNK_SIZE: Final = 10_000
 _FRAME_BUDGET: Final = 900_000
 _BYTES_PER_NUMBER: Final = 9
 

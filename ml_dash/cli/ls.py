@@ -13,6 +13,7 @@ from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
 from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
+from ml_dash.core.events import STATUSES
 from ml_dash.core.values import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
@@ -22,7 +23,6 @@ Entry = dict[str, Any]
 # Which columns a narrow terminal does without, the first one first.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
 
-STATUSES = ("running", "completed", "failed", "interrupted")
 _SORTS: dict[str, Callable[[Entry], Any]] = {
     "updated": lambda entry: entry["updatedAt"] or "",
     "created": lambda entry: entry["createdAt"] or "",

@@ -58,6 +58,10 @@ NAMES: Final[dict[int, str]] = {
     REWIND: "rewind",
 }
 
+ENDINGS: Final = ("completed", "failed", "interrupted")
+"""How a run may end; `CLOSE` says which."""
+STATUSES: Final = ("running", *ENDINGS)
+
 Body = Any
 """A msgpack value; its shape depends on the kind."""
 

@@ -38,7 +38,6 @@ from .statistics import Columns, Rows, all_plain, columns_of
 
 __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
 
-ENDINGS: Final = frozenset(("completed", "failed", "interrupted"))
 _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _TEXT: Final = {str}
 _LARGEST: Final = (1 << 63) - 1
@@ -219,7 +218,7 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
 def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
     writer, body = work.writer, ev.mapping(body)
     error = body.get("error")
-    if body["status"] not in ENDINGS or writer.ended is not None:
+    if body["status"] not in ev.ENDINGS or writer.ended is not None:
         raise Malformed
     writer.error = None if error is None else ev.mapping(error)
     writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False

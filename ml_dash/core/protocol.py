@@ -13,8 +13,10 @@ PROTOCOL: Final = 1
 PROTOCOL_HEADER: Final = "X-ML-Dash-Protocol"
 
 MAX_BATCH_BYTES: Final = 8 << 20
-MAX_BLOBS: Final = 1000
 """The largest body of one request of frames or blob bytes, decompressed."""
+
+MAX_BLOBS: Final = 1000
+"""So many small contents may come in one request."""
 
 BATCH_BYTES: Final = 4 << 20
 """What a daemon sends at once while a backlog lasts; less after a 413."""

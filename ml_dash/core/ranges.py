@@ -27,6 +27,12 @@ def size_of(ranges: Iterable[Range]) -> int:
     return sum(end - start for start, end in ranges)
 
 
+def bounds(start: int, limit: int, total: int) -> Range:
+    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
+    start = max(0, total + start) if start < 0 else start
+    return start, max(start, min(total, start + limit))
+
+
 def page_of(ranges: list[Range], start: int, limit: int) -> list[Range]:
     """The first `limit` numbers from `start` on that the ranges hold; a negative start counts theirs from the end."""
     if start < 0:

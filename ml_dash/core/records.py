@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
+from .limits import CHUNK_SIZE
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
 from .values import utc_text
 
-CHUNK_SIZE: Final = 10_000
 """Points of a metric that a server moves to object storage together; here it only groups the counts."""
 
 

@@ -267,11 +267,10 @@ def _count_again(
                 if not is_current:
                     _add(superseded, start, start + size)
                 start += size
+            rows, times = list(compress(rows, current)), list(compress(times, current))
             if all(len(values) == count for values in columns.values()):
                 columns = {name: list(compress(values, current)) for name, values in columns.items()}
-                rows, times = list(compress(rows, current)), list(compress(times, current))
             else:
-                rows, times = list(compress(rows, current)), list(compress(times, current))
                 columns = _columns(rows)
         else:
             start += count

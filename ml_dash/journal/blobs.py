@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 
 from ..core.events import blob_name
+from ..core.limits import MAX_FILE_BYTES
 from ..disk.durable import fail_point, sync_folder
 from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
-MAX_FILE_BYTES: Final = 5_000_000_000
 _BLOCK: Final = 4 << 20
 _HASH_BLOCK: Final = 256 << 10
 _NO_END: Final = 1 << 62

@@ -178,9 +178,8 @@ class Degraded:
 
 def refusal(journal: Path, what: str, error: OSError) -> StorageError:
     """What strict mode raises at the call."""
-    failure = StorageError(
+    return StorageError.of(
+        error,
         f"{what} in {journal}: {error.strerror or error}; earlier events are kept, this one was not recorded",
         hint="free space or mend the disk, then call again",
     )
-    failure.errno = error.errno
-    return failure

@@ -153,7 +153,7 @@ class Folder:
             self._held.points.setdefault(name, []).extend(blocks)
             self._held_lines += sum(len(block.rows) for block in blocks)
         edits.clear()
-        if self._held_lines > self.holds or not self.holds:
+        if self._held_lines >= self.holds:
             self.flush()
 
     def flush(self) -> None:

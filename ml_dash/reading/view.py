@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from ..core.names import check_prefix, level_of
-from ..core.ranges import holes, page_of, size_of, windows
+from ..core.ranges import bounds, holes, page_of, size_of, windows
 from ..core.records import (
     ExperimentRecord,
     FileRecord,
@@ -209,7 +209,7 @@ class View:
 
     def _logs_of(self, level: str, start_index: int, limit: int) -> LogPage:
         matching = [entry for entry in self.each_log() if entry["level"] == level]
-        start, stop = _bounds(start_index, limit, len(matching))
+        start, stop = bounds(start_index, limit, len(matching))
         return log_page(matching[start:stop], start, more=stop < len(matching))
 
     def each_log(self) -> Iterator[LogEntry]:
@@ -294,9 +294,9 @@ class View:
 
     def _bounds(self, start_index: int, limit: int, total: int, known: LineFile, what: str) -> tuple[int, int]:
         """What a page holds; one that would begin before what is on this machine begins there instead."""
-        start, stop = _bounds(start_index, limit, total)
+        start, stop = bounds(start_index, limit, total)
         if start < known.first:
-            return _bounds(self._first_here(known, what), limit, total)
+            return bounds(self._first_here(known, what), limit, total)
         return start, stop
 
     def metric_stats(self, name: str) -> MetricStats:
@@ -369,12 +369,6 @@ def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_E
     if [cast("dict[str, Any]", entry)[number] for entry in found] != list(range(start, stop)):
         raise Damaged(f"the folder does not hold entries {start} to {stop - 1} where it should")
     return found
-
-
-def _bounds(start_index: int, limit: int, total: int) -> tuple[int, int]:
-    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
-    start = max(0, total + start_index) if start_index < 0 else start_index
-    return start, max(start, min(total, start + limit))
 
 
 def check_limit(limit: int) -> int:

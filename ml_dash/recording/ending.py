@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
+from ..core.events import ENDINGS
 from ..errors import InvalidValue
 
-STATUSES: Final = ("completed", "failed", "interrupted")
 _TRACEBACK_CHARACTERS: Final = 20_000
 _EX_TEMPFAIL: Final = 75  # sysexits.h
 _LARGEST_SIGNAL: Final = 64
@@ -24,8 +24,8 @@ Before = tuple[BaseException | None, BaseException | None]
 
 def check_status(status: str | None) -> str | None:
     """One of the three ways to end, or None."""
-    if status is not None and status not in STATUSES:
-        raise InvalidValue(f"status {status!r} is not a way to end", hint=f"use one of {', '.join(STATUSES)}")
+    if status is not None and status not in ENDINGS:
+        raise InvalidValue(f"status {status!r} is not a way to end", hint=f"use one of {', '.join(ENDINGS)}")
     return status
 
 

@@ -358,12 +358,11 @@ def _is_local(journal: Path) -> bool:
 
 def cannot(act: str, place: Path, error: OSError) -> StorageError:
     """What is raised where the disk refuses to read or write a place."""
-    failure = StorageError(
+    return StorageError.of(
+        error,
         f"cannot {act} {place}: {error.strerror or error}",
         hint="mend the disk or its permissions, or record elsewhere: local_path=, or ML_DASH_LOCAL_PATH",
     )
-    failure.errno = error.errno
-    return failure
 
 
 def say(text: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
-from ...core.ranges import Range, holes, page_of, size_of, windows
+from ...core.ranges import Range, bounds, holes, page_of, size_of, windows
 from ...core.records import (
     LogEntry,
     all_series,
@@ -111,7 +111,7 @@ class Query:
         """
         with self._looking(ns, experiment) as (tx, _, state):
             total = state.logs
-            start, stop = _bounds(start, limit, total)
+            start, stop = bounds(start, limit, total)
             if level is None and q is None:
                 entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
@@ -193,8 +193,8 @@ class Query:
             metric, known = name, _metric(state, name)
             if field is not None and field not in known.series and not known.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
-            low, _ = _bounds(start or 0, 1, known.count)
-            high = known.count if end is None else _bounds(end, 1, known.count)[0]
+            low, _ = bounds(start or 0, 1, known.count)
+            high = known.count if end is None else bounds(end, 1, known.count)[0]
             low = min(low, known.count)
             high = max(low, min(high, known.count))
             without = () if superseded else known.superseded
@@ -319,12 +319,6 @@ def _metric(state: State, name: str) -> Metric:
     if metric is None:
         raise Refused(404, UNKNOWN, f"there is no metric {name!r}")
     return metric
-
-
-def _bounds(start: int, limit: int, total: int) -> tuple[int, int]:
-    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
-    start = max(0, total + start) if start < 0 else start
-    return start, max(start, min(total, start + limit))
 
 
 def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: int) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from time import time
 from typing import Final
 from zlib import crc32
 
+from ...core.limits import MAX_FILE_BYTES
 from ...core.names import file_id
 from ...core.protocol import DIGEST, GAP, MALFORMED, NO_EVENT, UNKNOWN, BlobState, Refused
 from ...core.state import File, State
@@ -20,7 +21,6 @@ from ...journal.segment import parse_blob
 from ..stores import BlobRow, JournalRow, Objects, Read, StoreTrouble
 from .ingest import Ingest, decode_state
 
-MAX_FILE_BYTES: Final = 5 << 30
 _LOCKS: Final = 256
 _KEPT_S: Final = 30 * 86_400
 """An upload that was not gone on with for that long begins anew."""

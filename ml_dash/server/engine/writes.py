@@ -7,9 +7,10 @@ from time import time_ns
 from typing import Any
 
 from ...core import events as ev
+from ...core.limits import CHUNK_SIZE
 from ...core.names import check_filename, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
-from ...core.records import CHUNK_SIZE, buffered, experiment_document, metric_id_of
+from ...core.records import buffered, experiment_document, metric_id_of
 from ...core.state import RUNNING, State
 from ...core.values import parse_time, utc_text
 from ...errors import InvalidValue

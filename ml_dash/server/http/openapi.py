@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ...core.events import STATUSES
 from ...core.protocol import MAX_BATCH_BYTES
 from ...core.version import __version__
 from . import routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
@@ -49,7 +50,7 @@ _OFFSET: Final = _between(0, routes_sync.LARGEST_OFFSET)
 _QUERIES: Final[dict[str, Query]] = {
     "experiments": _optional(
         project=_TEXT, tag=_TEXT, folder=_TEXT, q=_TEXT,
-        status={"enum": list(routes_experiments.STATUSES)}, sort={"enum": list(routes_experiments.SORTS)},
+        status={"enum": list(STATUSES)}, sort={"enum": list(routes_experiments.SORTS)},
         limit=_between(1, routes_experiments.PAGE), after={"type": "string", "maxLength": 2000},
     ),
     "logs": {**_LINES, **_optional(level={"enum": ["debug", "info", "warn", "error", "fatal"]}, q=_TEXT)},
