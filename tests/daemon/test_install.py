@@ -46,7 +46,7 @@ def test_a_path_that_means_something_to_systemd_is_quoted(tmp_path: Path, monkey
 def test_without_a_script_the_module_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(sys, "argv", ["x"])
-    monkeypatch.setattr(install.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     assert start(install.unit(install.USER_UNIT)) == f"{tmp_path}/python -m ml_dash_syncd run"
 
 
