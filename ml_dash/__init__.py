@@ -1,4 +1,4 @@
-"""ml-dash records machine-learning experiments, and can prove that it has the data."""
+"""A recorder of machine-learning experiments that can prove that it has your data."""
 
 from __future__ import annotations
 

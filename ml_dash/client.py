@@ -1,4 +1,4 @@
-"""A server's data for Python programs: every call of its REST API as a method.
+"""A client of a server's REST API: each call is a method.
 
 The types of what comes back are those of the local API. Nothing here is needed to record: see `Experiment(remote=...)`.
 """

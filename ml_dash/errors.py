@@ -1,4 +1,4 @@
-"""Every exception that ml-dash raises on purpose.
+"""All exceptions that ml-dash raises on purpose.
 
 MLDashError
 ├── InvalidInput            ValueError         an argument's value is not acceptable

@@ -1,4 +1,4 @@
-"""Files: added by content, listed, fetched, replaced, deleted; and helpers for content."""
+"""Files of an experiment: added by content, listed, fetched, replaced, deleted; and helpers for content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one journal has at one server, as far as is known here: the cursor, what was sent, what stays and why."""
+"""The account of one journal with one server: its cursor, the bytes sent, the blobs kept back and the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send the contents of one journal: of files, when their events are there, and long bodies, before theirs are."""
+"""Upload of blobs: long bodies before their events, files after theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server has acknowledged of one registration: a small file, replaced whole. Losing it costs no data."""
+"""The cursor: a small file with the bytes that a server has acknowledged. Losing it costs no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which journals are to be sent: those registered by processes, and those in stores; found again at little cost."""
+"""Discovery of the journals to send: those that processes registered, and those in watched stores."""
 
 from __future__ import annotations
 

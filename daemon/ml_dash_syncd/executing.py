@@ -1,4 +1,4 @@
-"""Run a job, send while it runs and after, and end as it ended: for systems that kill what a job leaves behind."""
+"""`ml-dash-syncd exec`: runs a job, sends while it runs and afterwards, and exits with the job's code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Put the packaged systemd unit of the daemon in its place, with the path of this installation."""
+"""Installation of the daemon's systemd unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tell a service manager how things stand: datagrams to the socket that it names (systemd's sd_notify protocol)."""
+"""Messages to a service manager, by systemd's sd_notify protocol: datagrams to a socket."""
 
 from __future__ import annotations
 

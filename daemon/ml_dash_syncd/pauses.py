@@ -1,4 +1,4 @@
-"""How long to leave a server, a login or a journal alone: growing pauses with full jitter, ended by what may help."""
+"""Pauses after failures, for a server, a login or a journal: growing, with full jitter, cut short by a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read a segment for sending: whole frames, and bytes that hold none once they have stayed the same for a while.
+"""Reading a segment for sending: whole frames, and damaged bytes once they have stayed the same for a while.
 
 A network file system may show what is not there, or not yet. So nothing is called damaged at the first look.
 """

@@ -1,4 +1,4 @@
-"""Which journal is sent next: in parallel, those that are being written first, what fails after a pause."""
+"""The schedule: which journal is sent next, in parallel; live ones first, failed ones after a pause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One daemon: has the lock, turns the loop, obeys signals, tells the manager; and the run to the end that `once` is."""
+"""The daemon's main loop: its lock, its signals, its reports to the service manager; and the single pass of `once`."""
 
 from __future__ import annotations
 

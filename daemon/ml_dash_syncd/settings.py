@@ -1,4 +1,4 @@
-"""What the daemon is asked to do: options, then `syncd.toml`, checked; an error names the key and what is accepted."""
+"""Settings of the daemon: options, then `syncd.toml`, checked; an error names the key and the accepted values."""
 
 from __future__ import annotations
 

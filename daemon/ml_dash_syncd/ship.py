@@ -1,4 +1,4 @@
-"""Send one journal to one server: stretches in their order, then contents; what is acknowledged moves the cursor.
+"""Shipment of one journal to one server: bytes of segments in their order, then blobs; each reply moves the cursor.
 
 Nothing here waits: a step sends for as long as it may, and says what is left. Only the server's answer counts, so being
 killed at any point costs sending some bytes again.

@@ -1,4 +1,4 @@
-"""The daemon's last words about itself, `syncd.json`: replaced whole, for `status` and for whoever wants to end it."""
+"""`syncd.json`, the daemon's latest report on itself: replaced whole, read by `status` and `stop`."""
 
 from __future__ import annotations
 

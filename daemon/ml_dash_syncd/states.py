@@ -1,4 +1,4 @@
-"""How a task stands, and what leads where: the one table of the schedule.
+"""The states of a task, and the one table of its transitions.
 
             change   take   more    sent      refused   failed    held   removed   drop
     SETTLED READY    -      -       -         -         -         -      -         GONE

@@ -1,4 +1,4 @@
-"""How things stand, from what is on disk: registrations, cursors, journals, and the daemon's last words."""
+"""`ml-dash-syncd status`, worked out from the disk: registrations, cursors, journals and the daemon's report."""
 
 from __future__ import annotations
 

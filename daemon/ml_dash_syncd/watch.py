@@ -1,4 +1,4 @@
-"""What may have changed: sizes are looked at, often where a writer lives; the file system may hint.
+"""Detection of change in journals: sizes compared at intervals, sooner where a writer lives or the file system hints.
 
 Looking is the truth: it works on every file system. `watchdog` only tells sooner of what is new in a few folders.
 """

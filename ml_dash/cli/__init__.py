@@ -1,4 +1,4 @@
-"""The command `ml-dash`: runs one command, and turns what goes wrong into a message and an exit code."""
+"""The command `ml-dash`: runs a subcommand, and turns its errors into a message and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of commands, each loaded from its own module when it is asked for."""
+"""The list of commands, each loaded from its own module when it is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One experiment as a server has it: what the reading commands print with --remote."""
+"""One experiment read from its server, for the reading commands with --remote."""
 
 from __future__ import annotations
 

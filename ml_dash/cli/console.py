@@ -1,4 +1,4 @@
-"""How things look in a terminal and in a pipe: safe text, colours, tables, numbers, JSON."""
+"""Output to a terminal or a pipe: safe text, colours, tables, numbers, JSON."""
 
 from __future__ import annotations
 

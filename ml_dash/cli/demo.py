@@ -1,4 +1,4 @@
-"""`ml-dash demo`: a training that is killed and resumed, beside a server that is killed too, told step by step."""
+"""`ml-dash demo`: a training run that is killed and resumed, beside a server that is killed too."""
 
 from __future__ import annotations
 

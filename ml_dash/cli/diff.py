@@ -1,4 +1,4 @@
-"""`ml-dash diff`: what is different between two experiments."""
+"""`ml-dash diff`: the differences between two experiments."""
 
 from __future__ import annotations
 

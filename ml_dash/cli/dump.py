@@ -1,4 +1,4 @@
-"""`ml-dash dump`: the frames of a journal as they lie on disk, for people."""
+"""`ml-dash dump`: the frames of a journal, in readable form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ml-dash gc`: frees what a server has proven to hold."""
+"""`ml-dash gc`: frees data that a server has proven to hold."""
 
 from __future__ import annotations
 

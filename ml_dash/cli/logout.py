@@ -1,4 +1,4 @@
-"""`ml-dash logout`: removes what is stored for a server."""
+"""`ml-dash logout`: removes the login stored for a server."""
 
 from __future__ import annotations
 

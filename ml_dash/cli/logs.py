@@ -1,4 +1,4 @@
-"""`ml-dash logs`: the log of an experiment, and what is added to it."""
+"""`ml-dash logs`: the log of an experiment, followed as it grows if asked to."""
 
 from __future__ import annotations
 

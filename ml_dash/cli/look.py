@@ -1,4 +1,4 @@
-"""One experiment, found and brought up to date: how every reading command starts."""
+"""The start of every reading command: one experiment, found and brought up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ml-dash ls`: the experiments that are found."""
+"""`ml-dash ls`: the list of experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands take: which experiment, where to look for it, how to print."""
+"""Options shared by several commands: the experiment, the place to look, the form of output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line plot in text: each character cell of the terminal shows 2 x 4 dots of a Braille pattern."""
+"""A line plot in text: each character cell shows 2 x 4 dots of a Braille pattern."""
 
 from __future__ import annotations
 

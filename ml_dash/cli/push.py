@@ -1,4 +1,4 @@
-"""`ml-dash push`: registers experiments with a server, sends what it does not have, and proves that it has it."""
+"""`ml-dash push`: registers experiments with a server, sends the missing part, and proves that all arrived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ml-dash server`: collects what many machines record; and the tokens of its users."""
+"""`ml-dash server`: the server, and the tokens of its users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment in a few values: what lists, comparisons and tables of experiments show."""
+"""A summary of an experiment in a few values, for lists, comparisons and tables."""
 
 from __future__ import annotations
 

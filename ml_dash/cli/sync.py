@@ -1,4 +1,4 @@
-"""`ml-dash sync status`: shows what a server has of the experiments here, proven by comparing digests."""
+"""`ml-dash sync status`: how much of each experiment a server holds, proven by comparing digests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ml-dash verify`: is everything still there, and still what was written?"""
+"""`ml-dash verify`: a check that all data is present and unchanged."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is recorded and what it means: names, values, events, frames and their fold. No file, no clock, no thread."""
+"""The meaning of recorded data: names, values, events, frames and their fold. No file, no clock, no thread."""

@@ -1,4 +1,4 @@
-"""What a server's REST calls take and answer: the types, and values on their way through JSON and back."""
+"""Types of the REST API's requests and replies, and values to JSON and back."""
 
 from __future__ import annotations
 

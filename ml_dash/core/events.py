@@ -1,4 +1,4 @@
-"""The facts that can happen to an experiment: their kinds, and the wire form of their bodies.
+"""The kinds of events, and the wire form of their bodies.
 
 An event is `(seq, kind, time_ns, body)`. It is identified for ever by (writer id, seq) and never changes. Kinds are
 small integers; a reader passes on kinds it does not know. Bodies are plain msgpack values:

@@ -1,4 +1,4 @@
-"""What an event means: the pure function (state, events) → edits, the only place that knows.
+"""The fold: the pure function (state, events) → edits that gives events their meaning.
 
 The folder, the server's tables and the readers in memory all fold with this code. The state holds no points and no log
 lines, but for each writer the ranges of numbers it has seen: an event may come any number of times and counts once.

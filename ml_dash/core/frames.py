@@ -1,4 +1,4 @@
-"""Bytes and frames: the layout of a segment, its header and its frames. Knows no files.
+"""The layout of a segment: its header and its frames, as bytes. Knows no files.
 
 A segment is a header followed by frames. All integers are little-endian.
 

@@ -1,4 +1,4 @@
-"""What a legal project, experiment, metric and file name is, and the safe relative path that stands for it.
+"""Rules for names of projects, experiments, metrics and files, and the safe relative path of each.
 
 A name becomes a path part by part. Ordinary names stay as they are. What a file system or this program
 gives a meaning of its own is written in percent-escapes of its UTF-8 bytes, so that two names never share a

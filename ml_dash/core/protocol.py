@@ -1,4 +1,4 @@
-"""The shapes of requests and replies between a machine that records and its server; no HTTP library.
+"""Types of the sync protocol's requests and replies. No HTTP library.
 
 docs/protocol.md is the normative text. Both ends import what is here, so that they cannot drift apart.
 """

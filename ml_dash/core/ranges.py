@@ -1,4 +1,4 @@
-"""Sorted, disjoint half-open ranges [start, end) of whole numbers: what they leave out, and their union."""
+"""Sorted, disjoint half-open ranges [start, end) of whole numbers: their gaps and their union."""
 
 from __future__ import annotations
 

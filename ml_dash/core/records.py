@@ -1,4 +1,4 @@
-"""The mappings that callers, files and the REST API show, and how they come from the state."""
+"""The mappings shown to callers, in files and by the REST API, built from the state."""
 
 from __future__ import annotations
 

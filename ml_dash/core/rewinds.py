@@ -1,4 +1,4 @@
-"""What a rewind supersedes: points of an earlier time whose step (else epoch) is not smaller than its own.
+"""The effect of a rewind: points of an earlier time at or after its step (else epoch) are superseded.
 
 The state holds no points. It keeps, for each metric, the statistics as they were at the ends of spans of points, with
 the greatest step in each span: so a rewind finds what it hits without looking at points, and what follows the last span

@@ -1,4 +1,4 @@
-"""Where live files are shown under `files/`: worked out for all of them, or kept as files come and go."""
+"""The places of live files under `files/`, computed for all of them or kept as files come and go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of an experiment after folding its events, and the edits that a sink is handed."""
+"""The state of an experiment after folding its events, and the edits handed to a sink."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of points: by field, in the order of their indices, the same however the points are parted."""
+"""Statistics of points: per field, in index order, equal however the points are split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recorded value may be: users' objects to plain values, and plain values to strict JSON and back.
+"""Recorded values: users' objects to plain values, and plain values to strict JSON and back.
 
 A plain value is None, bool, int (-2^63 to 2^64-1), float, str (no lone surrogates), bytes, or a list or a
 text-keyed dict of plain values: what msgpack packs and gives back bit for bit. JSON knows neither NaN and

@@ -1,1 +1,1 @@
-"""A real training run that is killed half-way and resumed: what `ml-dash demo` shows."""
+"""The training run behind `ml-dash demo`: real, killed half-way, and resumed."""

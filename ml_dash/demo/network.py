@@ -1,4 +1,4 @@
-"""A small neural network in plain Python, and the flowers it learns to tell apart."""
+"""A small neural network in plain Python, and the iris flowers that it learns to classify."""
 
 from __future__ import annotations
 

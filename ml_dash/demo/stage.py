@@ -1,4 +1,4 @@
-"""The server and the daemon of the demo: started in folders of their own, ended by the ids that they started with."""
+"""The demo's server and daemon: started in folders of their own, and ended by their process ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo, step by step: train, kill half-way, look at what is left, resume, and count."""
+"""The steps of the demo: train, kill half-way, inspect, resume, and count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that the demo kills: it trains, and says on stdout what ml-dash has acknowledged.
+"""The training process that the demo kills: it prints each acknowledged call on stdout.
 
 Each line is written when a call has returned, and not before: from these lines alone the parent, which
 survives, knows what must be found afterwards. What is judged does not judge itself.

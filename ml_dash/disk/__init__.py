@@ -1,1 +1,1 @@
-"""Bytes kept safely in files: durable writes, locks, and where the settings say that things are."""
+"""Safe files: durable writes, locks, and the settings that say where data lies."""

@@ -1,4 +1,4 @@
-"""The settings of an experiment: what arguments and environment ask for, checked, each with its source.
+"""Settings of an experiment, from arguments and environment: checked, each with its source.
 
 An argument wins, then the variable `ML_DASH_<NAME>`, then the default; an empty variable counts as unset.
 The two paths go together: where one is an argument, the other is not taken from the environment.

@@ -1,4 +1,4 @@
-"""A file lock held for life, and the probe: is that writer alive?"""
+"""A file lock held for the life of a process, and a probe for the life of its holder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A packaged systemd unit, with the path of this installation, put in its place."""
+"""Installation of a packaged systemd unit, with the path of this Python environment filled in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a degraded writer keeps in memory until the disk takes it, and the count of what memory could not hold."""
+"""The backlog of a degraded writer: events in memory until the disk accepts them, and a count of those lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base: the checksummed snapshot that stands for segments which were freed here, or never brought here.
+"""The base: a checksummed snapshot that stands for segments freed here, or never brought here.
 
     header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | body (msgpack, `length` bytes)
 

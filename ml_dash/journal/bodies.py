@@ -1,4 +1,4 @@
-"""Bodies that were too long for a frame: the blob that keeps one, and events with their bodies put in.
+"""Bodies too long for a frame: kept as blobs, and put back into their events.
 
 What stands in the frame is a SHA-256 and a size. The blob's name also has the writer and the number of the event; so
 that name says where to look, here as on a server.

@@ -1,4 +1,4 @@
-"""The state of a writer whose disk refuses: why, what is kept in memory, when to try again, what is lost."""
+"""The degraded state of a writer: the cause, the backlog, the time of the next attempt, the loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Follow a journal without folding it: for whoever sends it on.
+"""A follower of a journal that does not fold: for sending.
 
 What `journal.merge` says comes next, with what that leaves to its reader: frames are walked and checked, not decoded,
 and a writer has closed if its last event says so. A segment also waits for what its writer wrote before: a server wants

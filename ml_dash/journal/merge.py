@@ -1,4 +1,4 @@
-"""What comes next in a journal, and who died: one rule for those who fold it and for those who send it on.
+"""The merge of a journal's segments into one sequence, and the deaths of writers: one rule for folding and for sending.
 
 `order` says how segments were merged. What it does not name yet is named here, oldest segment first, and written to
 `order` before it is used; whoever is first decides, so this asks for the turn. Who may not write assumes the same.

@@ -1,4 +1,4 @@
-"""The order of a journal: the append-only record of how its segments were merged, and of what observers found out.
+"""The order of a journal: an append-only record of how its segments were merged, and of observed deaths.
 
 Each record is a frame of the same form as an event's, its payload an array of four:
 

@@ -1,4 +1,4 @@
-"""Read segments: from any position, tell frames from gaps, and a torn end from damage.
+"""The reader of segments: from any position; frames, gaps, and a torn end as opposed to damage.
 
 A scan of checked frames is the truth. At the end of a segment anything odd means "not yet": a frame may be on its way.
 It is damage only once a later frame holds. Damage costs the frames it touches; the reader goes on at the next offset

@@ -1,4 +1,4 @@
-"""Where a journal's files are, what they are called, and how a new journal comes to be."""
+"""Names and places of a journal's files, and the creation of a journal."""
 
 from __future__ import annotations
 

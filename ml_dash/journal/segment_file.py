@@ -1,4 +1,4 @@
-"""Where a writer writes: the next number, the current segment, and the frames that no sync has covered yet.
+"""The current segment of a writer: its next number, its descriptor, and the frames not yet synced.
 
 Nothing is ever written behind a partial frame: that frame is finished, or its segment is retired and a new one begun.
 """

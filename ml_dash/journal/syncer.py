@@ -1,4 +1,4 @@
-"""The one thread of a process that syncs its writers, and writes again what the disk refused."""
+"""The one thread of a process that syncs its writers and retries refused writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give an event its number, frame it, write it: the one that appends to a journal.
+"""The writer: numbers an event, frames it, and appends it to the journal.
 
 Every process has a writer of its own, in segments of its own. An event is with the operating system when `append`
 returns: it survives the death of this process. The syncer makes it survive a power cut.

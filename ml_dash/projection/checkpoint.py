@@ -1,4 +1,4 @@
-"""How far a projection has folded, with what it needs to go on. It may always be deleted.
+"""The checkpoint of a projection: how far it has folded, and the state needed to go on. May always be deleted.
 
     magic 8 | crc32 u32 of the rest | msgpack of `Checkpoint`
 

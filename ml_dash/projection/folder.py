@@ -1,4 +1,4 @@
-"""Apply edits to the documented folder, so that a reader may `tail -f` its lines and never sees half a document.
+"""Edits applied to the documented folder: lines can be followed with `tail -f`, documents are never half-written.
 
 Lines go by `pwrite` to the offset that the order implies, so that writing them again changes nothing; documents are
 replaced as a whole; files are hard links to blobs, or copies with `ML_DASH_FILES=copy`.

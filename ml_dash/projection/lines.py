@@ -1,4 +1,4 @@
-"""The lines of `data.jsonl` and `logs.jsonl`: from folded points and log entries, and back."""
+"""The lines of `data.jsonl` and `logs.jsonl`: made from folded points and log entries, and parsed."""
 
 from __future__ import annotations
 

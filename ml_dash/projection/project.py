@@ -1,4 +1,4 @@
-"""Keep the documented folder up to date: resume, replay, fold, apply, checkpoint."""
+"""The projector: keeps a documented folder up to date. Resume, replay, fold, apply, checkpoint."""
 
 from __future__ import annotations
 

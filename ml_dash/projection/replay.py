@@ -1,4 +1,4 @@
-"""Fold a journal: what comes next in it, from `journal.merge`, into the state, and what that changes to a sink."""
+"""The replay of a journal: merged events through the fold into a sink."""
 
 from __future__ import annotations
 

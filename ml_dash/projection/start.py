@@ -1,4 +1,4 @@
-"""Where folding begins: at nothing, or at the base that stands for what is not here."""
+"""The starting point of a fold: nothing, or the base in place of missing segments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""May a checkpoint be relied on? What it counts must still lie in the journal and in the folder.
+"""The check of a checkpoint against the journal and the folder before it is used.
 
 Neither it nor the folder is ever synced. As long as the machine runs, or a process on it was killed, that does not
 matter; after another boot (or on another machine, over a network) what was written since it was last looked at on disk

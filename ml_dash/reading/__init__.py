@@ -1,1 +1,1 @@
-"""Experiments as readers find them: located, opened at any time, checked."""
+"""Experiments for readers: found, opened at any time, checked."""

@@ -1,4 +1,4 @@
-"""Open any experiment for reading, live or at rest, without writing."""
+"""Opening an experiment for reading, live or at rest, without writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is everything there? Checks every frame, every blob and every line of the folder, and says what is not."""
+"""Verification: every frame, every blob and every line of the folder checked, and every fault reported."""
 
 from __future__ import annotations
 

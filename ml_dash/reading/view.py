@@ -1,4 +1,4 @@
-"""A consistent look at one experiment: the folded state, the folder's lines, and lines that are only in memory."""
+"""A consistent view of one experiment: the folded state, the folder's lines, and lines still in memory."""
 
 from __future__ import annotations
 

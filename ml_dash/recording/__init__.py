@@ -1,1 +1,1 @@
-"""The experiments that this process has open: their sessions, and how they begin and end."""
+"""The experiments that this process has open: their sessions, from open to close."""

@@ -1,4 +1,4 @@
-"""Where records go that nobody wants (`ML_DASH_DISABLED`): a folder of this process, removed at its exit."""
+"""Recording switched off (`ML_DASH_DISABLED`): a temporary folder of this process, removed at exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run ended: from the exception that is passing, if any. Our own credentials never get into the text."""
+"""The end of a run, as a status: taken from the exception in flight, if any, with credentials removed from its text."""
 
 from __future__ import annotations
 

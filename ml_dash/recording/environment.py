@@ -1,4 +1,4 @@
-"""Where a writer runs: host, process, versions, script, git, scheduler. Read from files and the environment only."""
+"""The environment of a writer: host, process, versions, script, git, scheduler."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A handle's life: how it opens, shares a run with others, ends, and goes to other processes."""
+"""The life of a handle: opening, sharing a run, closing, fork and pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open an experiment in this process: find or make its journal, check whose it is, start a writer."""
+"""Opening an experiment for recording: find or create its journal, check that it fits, start a writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this process records into: one writer per experiment, shared by its handles, and its folder."""
+"""The runs of this process: one writer and one folder per experiment, shared by its handles."""
 
 from __future__ import annotations
 

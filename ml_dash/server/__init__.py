@@ -1,1 +1,1 @@
-"""The server: the same journals, folded by the same code into tables that answer reads fast."""
+"""The server: the same journals, folded by the same code into tables for fast reads."""

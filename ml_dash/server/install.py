@@ -1,4 +1,4 @@
-"""Put the packaged systemd unit of the server in its place, with the path of this installation."""
+"""Installation of the server's systemd unit."""
 
 from __future__ import annotations
 

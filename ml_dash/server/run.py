@@ -1,4 +1,4 @@
-"""One server process: bind, say where, serve, and end in an orderly way."""
+"""The server process: binds, announces its address, serves, and shuts down in order."""
 
 from __future__ import annotations
 

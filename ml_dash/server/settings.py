@@ -1,4 +1,4 @@
-"""A server's settings, from options and environment, checked; and where it may not be started at all."""
+"""Settings of a server, from options and environment: checked, unsafe combinations refused."""
 
 from __future__ import annotations
 

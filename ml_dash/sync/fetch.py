@@ -1,4 +1,4 @@
-"""Bring an experiment's state, and its files, from the server before it is opened: for a job that goes on elsewhere.
+"""Fetching of an experiment, state and files, from the server before it is opened: for a job that has moved elsewhere.
 
 The wait is bounded: what has not come by then is left, nothing half-done is put in place, and a warning says so.
 """

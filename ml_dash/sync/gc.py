@@ -1,4 +1,4 @@
-"""Free what a server has proven to hold: whole segments of writers that have ended, and contents of files.
+"""Freeing data that a server has proven to hold: segments of ended writers, and contents of files.
 
 Nothing is removed before a base that stands for it is on disk and synced. Killed anywhere, what is left is a journal
 that can be read: with the old base and all segments, or with the new one and as many of them as were not removed yet.

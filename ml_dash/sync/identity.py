@@ -1,4 +1,4 @@
-"""Identities at a server: whose token a call shows, and what is said when the server refuses it."""
+"""Identities at a server: the owner of the token that a call uses, and the message when it is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logins: the tokens stored for each server, and the one to use.
+"""Logins: the tokens stored for each server, and the choice among them.
 
 `credentials.json` in the user's configuration folder, mode 0600 in a folder of mode 0700:
 

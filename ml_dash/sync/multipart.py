@@ -1,4 +1,4 @@
-"""A form with one file in it, as the bytes of a request: read as they are sent, never whole in memory."""
+"""A form with one file in it, as the bytes of a request: streamed, never whole in memory."""
 
 from __future__ import annotations
 

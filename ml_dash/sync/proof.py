@@ -1,4 +1,4 @@
-"""Prove that a server has what a journal holds: digests of segments, compared; files, asked for by their blobs.
+"""Proof that a server holds a journal: digests of segments compared, files asked for by their blobs.
 
 The server says the SHA-256 of the first bytes of each segment it has, and the same bytes are read and hashed here. So
 nothing that either side has noted down (cursors, checkpoints) is part of the proof. Read in blocks, in flat memory.

@@ -1,4 +1,4 @@
-"""One server over HTTP: the calls of the sync protocol and of the REST API, with errors that say what to do next.
+"""A connection to one server: the calls of the sync protocol and of the REST API over HTTP.
 
 Only JSON that a server of this protocol can have made counts as an answer: a sign-in page of a network answers 200 too.
 """

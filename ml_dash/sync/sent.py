@@ -1,4 +1,4 @@
-"""How much of what this process wrote the server has acknowledged: counted, waited for, told at the end.
+"""Progress of this process's uploads: counted, waited for, and summed up at exit.
 
 All of it is read from the uploader's cursors and from the journal, on this machine.
 """

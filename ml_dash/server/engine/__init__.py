@@ -1,1 +1,1 @@
-"""The server's work without HTTP: accept, fold, keep and answer."""
+"""The server's work without HTTP: accept, fold, store and answer."""

@@ -1,4 +1,4 @@
-"""Folded lines in blocks of 1,000: ready JSON lines, and for points summaries by which they are down-sampled."""
+"""Folded lines in blocks of 1,000: JSON lines ready to send, and summaries of points for down-sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accept bytes of segments: check, keep, fold, and answer how much is durable; all of it in one transaction."""
+"""Ingest of segment bytes: check, store, fold, and acknowledge, in one transaction."""
 
 from __future__ import annotations
 

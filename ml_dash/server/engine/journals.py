@@ -1,4 +1,4 @@
-"""What the server holds of journals, told and given back: lengths, digests, order, bytes, a base; and removal."""
+"""The journals that the server holds: lengths, digests, order, bytes and base; and their removal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads: lists, documents, pages of lines, down-sampled series; each from one consistent look at the documents."""
+"""Queries: lists, documents, pages of lines, down-sampled series; each from one consistent snapshot."""
 
 from __future__ import annotations
 

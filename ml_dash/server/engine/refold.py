@@ -1,4 +1,4 @@
-"""Fold an experiment's copies anew: for a database that an older fold has made, or one that is to be proven."""
+"""Folding stored journals anew: after a change of the fold, or to prove a database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes by REST becomes events: the server is a writer of its own, in a journal of its own for each experiment."""
+"""The server as a writer: events that arrive by REST, in a journal of the server's own for each experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server without HTTP: stores, ingest, writes and reads, wired together behind one object."""
+"""The server without HTTP: stores, ingest, writes and queries, wired together."""
 
 from __future__ import annotations
 

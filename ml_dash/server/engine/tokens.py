@@ -1,4 +1,4 @@
-"""Tokens of users: made, found by what they hash to, listed, revoked. Their text is never stored."""
+"""Tokens of users: created, looked up by hash, listed, revoked. Their text is never stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contents of files and of long bodies: staged piece by piece, verified, then kept as objects."""
+"""Uploads of blobs: staged piece by piece, verified, then stored as objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes by REST: each call becomes events of the server's own journal, and is answered when they are durable."""
+"""Writes by REST: each call becomes events of the server's own journal, and is answered once they are durable."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The server's HTTP interface: calls, bodies, answers."""
+"""The server's HTTP interface."""

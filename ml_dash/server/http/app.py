@@ -1,4 +1,4 @@
-"""The server's HTTP interface as one ASGI application: finds the call, asks who is there, answers, keeps count."""
+"""The server as one ASGI application: routing, authentication, replies, counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is asking: tokens of the server's owner, signed logins, and what they may do."""
+"""Authentication: tokens of the server's owner, signed logins, and their rights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a handler gets and gives: who asks, checked parameters, a thread to work in, and the forms of answers."""
+"""The arguments and replies of a handler: the caller, checked parameters, a thread to work in, forms of reply."""
 
 from __future__ import annotations
 

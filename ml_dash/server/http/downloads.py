@@ -1,4 +1,4 @@
-"""Contents of files on their way out: whole, in part, and inert, whatever they are."""
+"""Downloads of files: whole or in part, and never run by a browser."""
 
 from __future__ import annotations
 

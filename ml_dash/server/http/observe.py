@@ -1,4 +1,4 @@
-"""What the server tells its operators: lines of JSON on stderr, and figures for Prometheus."""
+"""Logs and metrics for the server's operators: JSON lines on stderr, figures for Prometheus."""
 
 from __future__ import annotations
 

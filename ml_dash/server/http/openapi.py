@@ -1,4 +1,4 @@
-"""The OpenAPI description of the server, made from the tables of calls that it answers by."""
+"""The OpenAPI description of the server, made from its tables of routes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plain HTML page: projects and experiments, with links to their data. No script, everything escaped."""
+"""A plain HTML page: projects and experiments, with links to their data. No script, everything escaped."""
 
 from __future__ import annotations
 

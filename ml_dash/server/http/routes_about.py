@@ -1,4 +1,4 @@
-"""The calls about the server itself: health, figures, its description, who asks; and the page for people."""
+"""Routes about the server itself: health, metrics, description, the caller; and the HTML page."""
 
 from __future__ import annotations
 

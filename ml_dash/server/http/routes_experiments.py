@@ -1,4 +1,4 @@
-"""The calls about projects, experiments and parameters, and the stream for live readers."""
+"""Routes for projects, experiments and parameters, and the event stream for live readers."""
 
 from __future__ import annotations
 

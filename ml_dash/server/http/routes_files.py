@@ -1,4 +1,4 @@
-"""The calls about files: uploads that are streamed to disk, records, and downloads by range."""
+"""Routes for files: uploads streamed to disk, records, and downloads by range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calls about log entries."""
+"""Routes for log entries."""
 
 from __future__ import annotations
 

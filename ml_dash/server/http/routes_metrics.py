@@ -1,4 +1,4 @@
-"""The calls about metrics: append points, read pages, statistics and series for plots."""
+"""Routes for metrics: append points, read pages, statistics and series for plots."""
 
 from __future__ import annotations
 

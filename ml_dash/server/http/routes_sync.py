@@ -1,4 +1,4 @@
-"""The calls that bring journals here and back: /sync/v1, see docs/protocol.md."""
+"""Routes of the sync protocol, /sync/v1: see docs/protocol.md."""
 
 from __future__ import annotations
 

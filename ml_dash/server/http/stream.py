@@ -1,4 +1,4 @@
-"""Live readers: who follows an experiment is told, over one long answer, how many events it has."""
+"""The event stream: tells live readers of an experiment how many events it has, over one long reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two seams of the server: documents (what is folded, and the raw stretches) and objects (contents of files).
+"""The two store interfaces of the server: documents (folded rows and raw bytes) and objects (contents of files).
 
 One module per technology implements a seam; `tests/contracts` holds the suite that each has to pass. Nothing above
 knows which one is in use.

@@ -1,4 +1,4 @@
-"""Bring bytes from a server, check them, and put them into a folder that nobody reads yet."""
+"""Download of an experiment into a temporary folder, every byte checked."""
 
 from __future__ import annotations
 

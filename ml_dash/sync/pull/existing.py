@@ -1,4 +1,4 @@
-"""Put what was brought into a journal that is here already, and let it follow the server's order."""
+"""Pulling into a journal that is here already: missing bytes added, the server's order adopted."""
 
 from __future__ import annotations
 

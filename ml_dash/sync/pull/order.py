@@ -1,4 +1,4 @@
-"""How a server has merged an experiment, in the form of the `order` that a journal has."""
+"""The server's merge of an experiment, in the form of a journal's `order`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a pull prepares what it brings: folders that show whether somebody is at work in them."""
+"""Temporary folders of pulls: each shows whether its process still lives."""
 
 from __future__ import annotations
 

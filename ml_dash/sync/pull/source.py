@@ -1,4 +1,4 @@
-"""What a pull asks a server, and who may say that it is too late."""
+"""The interface of a pull to its server, and to the caller's deadline."""
 
 from __future__ import annotations
 
