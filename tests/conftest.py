@@ -47,6 +47,16 @@ def pytest_report_header() -> str:
     return f"seed: {SEED} (ML_DASH_TEST_SEED={SEED} repeats it)"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each row of the fault matrix found: the processes that run tests side by side cannot print it themselves."""
+    reports = (report for kind in ("passed", "failed", "skipped") for report in terminalreporter.getreports(kind))
+    told = [text for report in reports for name, text in report.user_properties if name == "row"]
+    if told:
+        terminalreporter.section("rows of the fault matrix")
+        for text in told:
+            terminalreporter.write_line(text)
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> str:
     """A seed of this test's own, the same whichever other tests run."""
