@@ -48,7 +48,7 @@ class Pen:
     last_ns: int = 0
 
 
-class Scribe:
+class ServerWriter:
     """Writes events for those that have no journal. Any thread may call."""
 
     def __init__(self, ingest: Ingest) -> None:

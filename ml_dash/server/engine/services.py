@@ -19,7 +19,7 @@ from .ingest import Changed, Ingest
 from .journals import Copies
 from .queries import Query
 from .refold import refold_all
-from .server_writer import Scribe
+from .server_writer import ServerWriter
 from .tokens import DATABASE, Tokens, open_tokens
 from .uploads import Contents
 from .writes import Writes
@@ -85,9 +85,9 @@ class Server:
         self.list_files = query.list_files
         self.file_record = query.file_record
 
-        scribe = Scribe(ingest)
-        self.end_quiet = scribe.end_quiet
-        writes = Writes(scribe, self.objects)
+        writer = ServerWriter(ingest)
+        self.end_quiet = writer.end_quiet
+        writes = Writes(writer, self.objects)
         self.upsert_experiment = writes.upsert_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters

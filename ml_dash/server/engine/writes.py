@@ -18,7 +18,7 @@ from ...log import LogLevel
 from ..stores import BlobRow, Objects, Write
 from .ingest import Live
 from .queries import file_answer, parameters_answer
-from .server_writer import New, Scribe, points_events, refuse_protected
+from .server_writer import New, ServerWriter, points_events, refuse_protected
 from .uploads import file_key
 
 
@@ -28,8 +28,8 @@ class Writes:
     Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
     """
 
-    def __init__(self, scribe: Scribe, objects: Objects) -> None:
-        self._scribe = scribe
+    def __init__(self, writer: ServerWriter, objects: Objects) -> None:
+        self._writer = writer
         self._objects = objects
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Writes:
         events: list[New] = [(ev.UPDATE, change, None)] if change else []
         status = body.get("status", RUNNING)
         ends = None if status == RUNNING else status
-        live = self._scribe.write(ns, project, body["name"], lambda *_: events, ends=ends)
+        live = self._writer.write(ns, project, body["name"], lambda *_: events, ends=ends)
         document = experiment_document(live.state)
         return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
 
@@ -115,7 +115,7 @@ class Writes:
             content_type=fields["contentType"],
             given=ev.given(**{key: fields.get(key) for key in ("description", "tags", "metadata")}),
         )
-        project, name = self._scribe.known(ns, experiment)
+        project, name = self._writer.known(ns, experiment)
         placed: list[tuple[str, str]] = []
 
         def store(tx: Write, state: State, writer: str, first: int) -> None:
@@ -128,7 +128,7 @@ class Writes:
             tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
 
         try:
-            live = self._scribe.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
+            live = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
         except BaseException:
             for _, key in placed:
                 self._objects.delete(key)
@@ -160,9 +160,9 @@ class Writes:
         return {"id": file_id, "deletedAt": utc_text(live.state.files[file_id].deleted_ns)}
 
     def _write(self, ns: str, experiment: str, make: Any) -> Live:
-        project, name = self._scribe.known(ns, experiment)
+        project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
-        return self._scribe.write(ns, project, name, make)
+        return self._writer.write(ns, project, name, make)
 
 
 def _live_file(state: State, file_id: str) -> None:
