@@ -28,19 +28,19 @@ New = tuple[int, Any, int | None]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ROWS_AT_ONCE: Final = 2_000
-_PENS_KEPT: Final = 1_000
+_SEGMENTS_REMEMBERED: Final = 1_000
 # A register goes to the greatest stamp: what is set here, by somebody who saw the rest, comes behind all of that.
 _REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
 _LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
-class Pen:
+class OpenSegment:
     """The segment of this server for one experiment, as far as it is committed."""
 
     journal: bytes
     writer: bytes
-    segment: SegmentName
+    name: SegmentName
     crcs: LengthCrcs
     header: bytes
     seq: int = 0
@@ -54,7 +54,7 @@ class ServerWriter:
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
         self._guard = threading.Lock()
-        self._pens: dict[tuple[str, str], Pen] = {}
+        self._segments: dict[tuple[str, str], OpenSegment] = {}
 
     def write(
         self,
@@ -73,36 +73,38 @@ class ServerWriter:
         """
         identity = experiment_id(project, name)
         with self._guard:
-            pen = self._pens.pop((ns, identity), None)
-            if pen is None or pen.length > ROLL_BYTES:
-                pen = _new_pen(project, name)
+            segment = self._segments.pop((ns, identity), None)
+            if segment is None or segment.length > ROLL_BYTES:
+                segment = _new_segment(project, name)
             try:
                 with self._ingest.writing() as tx:
                     live = self._ingest.live(tx, ns, identity, project, name)
-                    if pen.writer.hex() in live.row.removed_writers:
+                    if segment.writer.hex() in live.row.removed_writers:
                         # The experiment was removed since: what this writer goes on to say is out of sight.
-                        pen = _new_pen(project, name)
+                        segment = _new_segment(project, name)
                     new: list[New] = []
-                    if pen.seq == 0:
+                    if segment.seq == 0:
                         new.append((ev.OPEN, _opening(project, name), None))
-                    writer = pen.writer.hex()
-                    first = pen.seq + len(new)
+                    writer = segment.writer.hex()
+                    first = segment.seq + len(new)
                     if before is not None:
                         before(tx, live.state, writer, first)
                     new += make(live.state, writer, first)
                     if ends is not None:
                         new.append((ev.CLOSE, {"status": ends}, None))
-                    data, last_ns = _frames(pen, new, live.state.updated_ns)
-                    length, _, released = self._ingest.take(tx, ns, pen.journal.hex(), pen.segment, pen.length, data)
+                    data, last_ns = _frames(segment, new, live.state.updated_ns)
+                    length, _, released = self._ingest.take(
+                        tx, ns, segment.journal.hex(), segment.name, segment.length, data
+                    )
             except (Refused, InvalidInput, WriteProtected):
                 # Nothing of the storage went wrong: it can be written with again.
-                if pen.seq:
-                    self._keep((ns, identity), pen)
+                if segment.seq:
+                    self._remember((ns, identity), segment)
                 raise
-            pen.seq += len(new)
-            pen.length, pen.last_ns = length, last_ns
+            segment.seq += len(new)
+            segment.length, segment.last_ns = length, last_ns
             if ends is None:
-                self._keep((ns, identity), pen)
+                self._remember((ns, identity), segment)
         self._ingest.told(ns, live, released)
         if ends is not None:
             self._end_writers(ns, identity)
@@ -124,12 +126,12 @@ class ServerWriter:
             if row is None or row.heard_ns >= before_ns:
                 return False
             live = self._ingest.live(tx, ns, experiment)
-            pen = self._pens.get((ns, experiment)) if before_ns == _LATEST_NS else None
+            segment = self._segments.get((ns, experiment)) if before_ns == _LATEST_NS else None
             own = [
                 writer
                 for writer in live.state.alive
                 if (live.state.writers[writer].place or {}).get("server") is True
-                and (pen is None or pen.writer.hex() != writer)
+                and (segment is None or segment.writer.hex() != writer)
             ]
             edits = Edits()
             for writer in own:
@@ -141,10 +143,10 @@ class ServerWriter:
             self._ingest.told(ns, live)
         return bool(own)
 
-    def _keep(self, key: tuple[str, str], pen: Pen) -> None:
-        self._pens[key] = pen
-        if len(self._pens) > _PENS_KEPT:
-            del self._pens[next(iter(self._pens))]
+    def _remember(self, key: tuple[str, str], segment: OpenSegment) -> None:
+        self._segments[key] = segment
+        if len(self._segments) > _SEGMENTS_REMEMBERED:
+            del self._segments[next(iter(self._segments))]
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
         """Project and name of an experiment that is here. Raises Refused."""
@@ -155,13 +157,13 @@ class ServerWriter:
         return row.project, row.name
 
 
-def _new_pen(project: str, name: str) -> Pen:
+def _new_segment(project: str, name: str) -> OpenSegment:
     check_name("project", project)
     check_name("name", name)
     journal, segment, writer, now = os.urandom(16), os.urandom(16), os.urandom(16), time_ns()
     header = encode_header(Header(journal, segment, writer, 0, 0, now, project, name))
     crc = int.from_bytes(header[-4:], "little")
-    return Pen(journal, writer, SegmentName(now, writer.hex(), 0), LengthCrcs(crc), header)
+    return OpenSegment(journal, writer, SegmentName(now, writer.hex(), 0), LengthCrcs(crc), header)
 
 
 def _opening(project: str, name: str) -> dict[str, Any]:
@@ -172,11 +174,11 @@ def _opening(project: str, name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
+def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes, int]:
     """The bytes that follow what the segment has, and the time of the last of them."""
-    parts = [] if pen.length else [pen.header]
-    last = pen.last_ns
-    for number, (kind, body, time) in enumerate(new, pen.seq):
+    parts = [] if segment.length else [segment.header]
+    last = segment.last_ns
+    for number, (kind, body, time) in enumerate(new, segment.seq):
         last = max(time_ns(), last)
         if kind in _REGISTERS:
             last = max(last, min(newest_ns, _LATEST_NS) + 1)
@@ -186,7 +188,7 @@ def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
             raise InvalidValue(f"a value cannot be stored: {error}") from None
         if len(payload) > MAX_PAYLOAD:
             raise InvalidValue(f"an event of {len(payload):,} bytes is too long", hint="at most 1 MiB each by REST")
-        parts.append(encode_frame(payload, pen.crcs))
+        parts.append(encode_frame(payload, segment.crcs))
     return b"".join(parts), last
 
 
