@@ -45,10 +45,10 @@ from .blocks import Tails, add, history
 
 STRETCH: Final = 1
 DEATH: Final = 2
-_STATES_KEPT: Final = 256
-_STATE_BYTES_KEPT: Final = 16 << 20
-_TAILS_KEPT: Final = 1000
-_TAIL_BYTES_KEPT: Final = 4 << 20
+_STATES_CACHED: Final = 256
+_STATE_BYTES_CACHED: Final = 16 << 20
+_OPEN_BLOCKS_CACHED: Final = 1000
+_OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 _BODIES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -60,7 +60,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(State)
 
 
-class Live:
+class CachedExperiment:
     """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
 
     __slots__ = ("row", "state", "tails")
@@ -89,8 +89,8 @@ class Ingest:
         self.objects = objects
         self._changed = changed
         self._turn = threading.Lock()
-        self._live: OrderedDict[tuple[str, str], Live] = OrderedDict()
-        self._taken: dict[tuple[str, str], Live] = {}
+        self._cache: OrderedDict[tuple[str, str], CachedExperiment] = OrderedDict()
+        self._taken: dict[tuple[str, str], CachedExperiment] = {}
         self.conflicts = 0
 
     # -- transactions, and states in memory --------------------------------------------------------------------------
@@ -110,48 +110,51 @@ class Ingest:
             except Claimed as error:
                 raise Refused(503, UNAVAILABLE, "another upload of this came first", retry_after_s=1) from error
             fail_point("ingest-after-commit")
-            self._live |= self._taken
-            total = sum(len(live.row.state) for live in self._live.values())
-            while len(self._live) > _STATES_KEPT or (total > _STATE_BYTES_KEPT and len(self._live) > 1):
-                _, dropped = self._live.popitem(last=False)
+            self._cache |= self._taken
+            total = sum(len(cached.row.state) for cached in self._cache.values())
+            while len(self._cache) > _STATES_CACHED or (total > _STATE_BYTES_CACHED and len(self._cache) > 1):
+                _, dropped = self._cache.popitem(last=False)
                 total -= len(dropped.row.state)
 
-    def live(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> Live:
+    def cached(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> CachedExperiment:
         """The experiment as stored, from memory where that is the same; to be changed and stored. While writing."""
         known = self._taken.get((ns, experiment))
         if known is not None:
             return known
         row = tx.experiment(ns, experiment)
         # It comes back when this transaction has committed.
-        known = self._live.pop((ns, experiment), None)
+        known = self._cache.pop((ns, experiment), None)
         if known is None or row is None or known.row.version != row.version:
             row = row or ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
-            known = Live(row, decode_state(row))
+            known = CachedExperiment(row, decode_state(row))
             known.state.project = known.state.project or project or row.project
             known.state.name = known.state.name or name or row.name
         self._taken[ns, experiment] = known
         return known
 
-    def apply(self, tx: Write, ns: str, live: Live, edits: Edits) -> None:
+    def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
         """Put the lines of edits into the documents; what else has changed waits for `store`."""
-        tx.put_blocks(ns, live.row.id, add(tx, ns, live.row.id, edits, live.tails))
+        tx.put_blocks(ns, cached.row.id, add(tx, ns, cached.row.id, edits, cached.tails))
         if edits.rewound:
-            recount(live.state, edits, history(tx, ns, live.row.id))
-        if len(live.tails) > _TAILS_KEPT or sum(len(tail.lines) for tail in live.tails.values()) > _TAIL_BYTES_KEPT:
-            live.tails = {}
+            recount(cached.state, edits, history(tx, ns, cached.row.id))
+        if (
+            len(cached.tails) > _OPEN_BLOCKS_CACHED
+            or sum(len(tail.lines) for tail in cached.tails.values()) > _OPEN_BLOCK_BYTES_CACHED
+        ):
+            cached.tails = {}
 
-    def store(self, tx: Write, ns: str, live: Live, edits: Edits) -> list[str]:
+    def store(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> list[str]:
         """Put all that has changed into the documents; the keys of objects that are released by that."""
-        state, keys = live.state, []
+        state, keys = cached.state, []
         for name in edits.released:
-            blob = tx.blob(ns, live.row.id, name)
+            blob = tx.blob(ns, cached.row.id, name)
             if blob is not None:
                 keys.append(blob.key)
-                tx.drop_blob(ns, live.row.id, name)
-        self.apply(tx, ns, live, edits)
+                tx.drop_blob(ns, cached.row.id, name)
+        self.apply(tx, ns, cached, edits)
         document = experiment_document(state)
-        live.row = replace(
-            live.row,
+        cached.row = replace(
+            cached.row,
             fold_version=FOLD_VERSION,
             state=encode_state(state),
             project=state.project,
@@ -164,22 +167,24 @@ class Ingest:
             description=state.description.value or "",
             summary={"counts": document["counts"], "endedAt": document["endedAt"]},
         )
-        tx.put_experiment(ns, live.row)
+        tx.put_experiment(ns, cached.row)
         return keys
 
-    def arrive(self, tx: Write, ns: str, live: Live, kind: int, who: str, start: int, end: int, seg: str = "") -> None:
+    def arrive(
+        self, tx: Write, ns: str, cached: CachedExperiment, kind: int, who: str, start: int, end: int, seg: str = ""
+    ) -> None:
         """Note what was folded, under the next number."""
-        tx.claim_arrival(ns, live.row.id, Arrival(live.row.version, kind, who, start, end, seg))
-        live.row = replace(live.row, version=live.row.version + 1)
+        tx.claim_arrival(ns, cached.row.id, Arrival(cached.row.version, kind, who, start, end, seg))
+        cached.row = replace(cached.row, version=cached.row.version + 1)
 
-    def told(self, ns: str, live: Live, released: Sequence[str] = (), *, removed: bool = False) -> None:
+    def notify(self, ns: str, cached: CachedExperiment, released: Sequence[str] = (), *, removed: bool = False) -> None:
         """After the commit: remove what was released, and tell who waits."""
         for key in released:
             try:
                 self.objects.delete(key)
             except StoreTrouble as error:
                 log.warning("%s is not needed any more and could not be removed: %s", key, error)
-        self._changed(ns, live.row.id, None if removed else live.state.events)
+        self._changed(ns, cached.row.id, None if removed else cached.state.events)
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
@@ -201,11 +206,13 @@ class Ingest:
         if name is None:
             raise Refused(422, MALFORMED, f"{file[:100]!r} is not the name of a segment")
         with self.writing() as tx:
-            length, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
+            length, cached, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
             known = tx.journal(ns, journal)
-            row = live.row if live is not None else tx.experiment(ns, known.experiment) if known is not None else None
-        if live is not None:
-            self.told(ns, live, released)
+            row = (
+                cached.row if cached is not None else tx.experiment(ns, known.experiment) if known is not None else None
+            )
+        if cached is not None:
+            self.notify(ns, cached, released)
         return _appended(length, row)
 
     def take(
@@ -218,7 +225,7 @@ class Ingest:
         data: bytes,
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
-    ) -> tuple[int, Live | None, list[str]]:
+    ) -> tuple[int, CachedExperiment | None, list[str]]:
         """The same while writing: the length as it is then, the experiment if it changed, and released objects."""
         damaged = sorted(damaged)
         row = tx.segment_by_file(ns, journal, str(name))
@@ -243,13 +250,13 @@ class Ingest:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
         kept = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
         tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*kept, *gaps]))))
-        live = self.live(tx, ns, row.experiment, *self._names(tx, ns, row))
-        live.row = replace(live.row, heard_ns=time_ns())
+        cached = self.cached(tx, ns, row.experiment, *self._names(tx, ns, row))
+        cached.row = replace(cached.row, heard_ns=time_ns())
         edits = Edits()
-        if row.writer not in live.row.removed_writers:
+        if row.writer not in cached.row.removed_writers:
             for run in runs:
-                self._fold(tx, ns, live, row, run, edits)
-        return end, live, self.store(tx, ns, live, edits)
+                self._fold(tx, ns, cached, row, run, edits)
+        return end, cached, self.store(tx, ns, cached, edits)
 
     def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool) -> SegmentRow:
         """The row of a segment whose first bytes these are; its journal is noted."""
@@ -271,19 +278,19 @@ class Ingest:
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
         return SegmentRow(header.segment.hex(), journal, str(name), header.writer.hex(), identity, 0, first, crc)
 
-    def _fold(self, tx: Write, ns: str, live: Live, row: SegmentRow, run: Run, edits: Edits) -> None:
+    def _fold(self, tx: Write, ns: str, cached: CachedExperiment, row: SegmentRow, run: Run, edits: Edits) -> None:
         """Fold a run, and note which bytes of it were folded: one whose body is lost is left out."""
         begun = behind = run.start
         for piece in self.pieces(tx, ns, row, run):
             if piece.start > behind:
                 if behind > begun:
-                    self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
+                    self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
                 begun = piece.start
-            fold(live.state, row.writer, piece.events, edits)
-            self.apply(tx, ns, live, edits)
+            fold(cached.state, row.writer, piece.events, edits)
+            self.apply(tx, ns, cached, edits)
             behind = piece.end
         if behind > begun:
-            self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
+            self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
 
     def _names(self, tx: Read, ns: str, row: SegmentRow) -> tuple[str, str]:
         journal = tx.journal(ns, row.journal)
@@ -371,21 +378,21 @@ class Ingest:
             known = tx.journal(ns, journal)
             if known is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
-            live = self.live(tx, ns, known.experiment, known.project, known.name)
+            cached = self.cached(tx, ns, known.experiment, known.project, known.name)
             edits = Edits()
             for note in notes:
                 who, segment, end = note["writer"], note["segment"], note["end"]
-                if not self._is_void(tx, ns, live, who, segment, end):
-                    fold_death(live.state, who, edits)
-                    self.arrive(tx, ns, live, DEATH, who, 0, end, segment)
-            released = self.store(tx, ns, live, edits)
+                if not self._is_void(tx, ns, cached, who, segment, end):
+                    fold_death(cached.state, who, edits)
+                    self.arrive(tx, ns, cached, DEATH, who, 0, end, segment)
+            released = self.store(tx, ns, cached, edits)
             writers = {row.writer for row in tx.segments(ns, journal)}
-        self.told(ns, live, released)
-        return sum(writer.dead for writer in live.state.writers.values() if writer.id in writers)
+        self.notify(ns, cached, released)
+        return sum(writer.dead for writer in cached.state.writers.values() if writer.id in writers)
 
-    def _is_void(self, tx: Read, ns: str, live: Live, who: str, segment: str, end: int) -> bool:
+    def _is_void(self, tx: Read, ns: str, cached: CachedExperiment, who: str, segment: str, end: int) -> bool:
         """Was it noted before, is nothing of that writer here, or is more here than its observer had read?"""
-        if who not in live.state.writers or tx.has_death(ns, live.row.id, who, segment, end):
+        if who not in cached.state.writers or tx.has_death(ns, cached.row.id, who, segment, end):
             return True
         row = tx.segment(ns, segment)
         if row is None:

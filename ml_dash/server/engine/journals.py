@@ -145,8 +145,8 @@ class Copies:
         """Put an experiment out of sight, with what its writers may still send; whoever opens it anew begins at 0."""
         with self._ingest.writing() as tx:
             row, _ = _known(tx, ns, experiment)
-            live = self._ingest.live(tx, ns, experiment, row.project, row.name)
-            writers = set(row.removed_writers) | set(live.state.writers)
+            cached = self._ingest.cached(tx, ns, experiment, row.project, row.name)
+            writers = set(row.removed_writers) | set(cached.state.writers)
             for journal in tx.journals(ns, experiment):
                 tx.put_journal(ns, JournalRow(journal.id, experiment, journal.project, journal.name, True))
                 writers |= {segment.writer for segment in tx.segments(ns, journal.id)}
@@ -154,11 +154,11 @@ class Copies:
             for blob in tx.blobs(ns, experiment):
                 tx.drop_blob(ns, experiment, blob.name)
             tx.drop_blocks(ns, experiment)
-            live.tails = {}
-            live.state = State(project=row.project, name=row.name)
-            live.row = replace(live.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
-            self._ingest.store(tx, ns, live, Edits())
-        self._ingest.told(ns, live, keys, removed=True)
+            cached.tails = {}
+            cached.state = State(project=row.project, name=row.name)
+            cached.row = replace(cached.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
+            self._ingest.store(tx, ns, cached, Edits())
+        self._ingest.notify(ns, cached, keys, removed=True)
         return {"experiment": experiment, "writers": len(writers)}
 
 

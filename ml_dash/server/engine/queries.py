@@ -198,9 +198,7 @@ class Query:
             low = min(low, known.count)
             high = max(low, min(high, known.count))
             without = () if superseded else known.superseded
-            found = sample(
-                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
-            )
+            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without)
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,

@@ -21,7 +21,7 @@ from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
 from ..stores import Write
-from .ingest import DEATH, Ingest, Live
+from .ingest import DEATH, Ingest, CachedExperiment
 
 New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
@@ -65,7 +65,7 @@ class ServerWriter:
         *,
         before: Callable[[Write, State, str, int], None] | None = None,
         ends: str | None = None,
-    ) -> Live:
+    ) -> CachedExperiment:
         """Fold the events that `make(state, writer, next number)` gives; what the experiment is then, durably.
 
         `before` runs in the same transaction, ahead of the events. `ends` is the status in which the writer closes
@@ -78,8 +78,8 @@ class ServerWriter:
                 segment = _new_segment(project, name)
             try:
                 with self._ingest.writing() as tx:
-                    live = self._ingest.live(tx, ns, identity, project, name)
-                    if segment.writer.hex() in live.row.removed_writers:
+                    cached = self._ingest.cached(tx, ns, identity, project, name)
+                    if segment.writer.hex() in cached.row.removed_writers:
                         # The experiment was removed since: what this writer goes on to say is out of sight.
                         segment = _new_segment(project, name)
                     new: list[New] = []
@@ -88,11 +88,11 @@ class ServerWriter:
                     writer = segment.writer.hex()
                     first = segment.seq + len(new)
                     if before is not None:
-                        before(tx, live.state, writer, first)
-                    new += make(live.state, writer, first)
+                        before(tx, cached.state, writer, first)
+                    new += make(cached.state, writer, first)
                     if ends is not None:
                         new.append((ev.CLOSE, {"status": ends}, None))
-                    data, last_ns = _frames(segment, new, live.state.updated_ns)
+                    data, last_ns = _frames(segment, new, cached.state.updated_ns)
                     length, _, released = self._ingest.take(
                         tx, ns, segment.journal.hex(), segment.name, segment.length, data
                     )
@@ -105,10 +105,10 @@ class ServerWriter:
             segment.length, segment.last_ns = length, last_ns
             if ends is None:
                 self._remember((ns, identity), segment)
-        self._ingest.told(ns, live, released)
+        self._ingest.notify(ns, cached, released)
         if ends is not None:
             self._end_writers(ns, identity)
-        return live
+        return cached
 
     def end_quiet(self, before_ns: int) -> int:
         """Take writers of the server for gone where nothing was written since; of how many experiments.
@@ -125,22 +125,22 @@ class ServerWriter:
             row = tx.experiment(ns, experiment)
             if row is None or row.heard_ns >= before_ns:
                 return False
-            live = self._ingest.live(tx, ns, experiment)
+            cached = self._ingest.cached(tx, ns, experiment)
             segment = self._segments.get((ns, experiment)) if before_ns == _LATEST_NS else None
             own = [
                 writer
-                for writer in live.state.alive
-                if (live.state.writers[writer].place or {}).get("server") is True
+                for writer in cached.state.alive
+                if (cached.state.writers[writer].place or {}).get("server") is True
                 and (segment is None or segment.writer.hex() != writer)
             ]
             edits = Edits()
             for writer in own:
-                fold_death(live.state, writer, edits)
-                self._ingest.arrive(tx, ns, live, DEATH, writer, 0, 0)
+                fold_death(cached.state, writer, edits)
+                self._ingest.arrive(tx, ns, cached, DEATH, writer, 0, 0)
             if own:
-                self._ingest.store(tx, ns, live, edits)
+                self._ingest.store(tx, ns, cached, edits)
         if own:
-            self._ingest.told(ns, live)
+            self._ingest.notify(ns, cached)
         return bool(own)
 
     def _remember(self, key: tuple[str, str], segment: OpenSegment) -> None:

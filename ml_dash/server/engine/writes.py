@@ -16,7 +16,7 @@ from ...core.values import parse_time, utc_text
 from ...errors import InvalidValue
 from ...log import LogLevel
 from ..stores import BlobRow, Objects, Write
-from .ingest import Live
+from .ingest import CachedExperiment
 from .queries import file_answer, parameters_answer
 from .server_writer import New, ServerWriter, points_events, refuse_protected
 from .uploads import file_key
@@ -42,8 +42,8 @@ class Writes:
         events: list[New] = [(ev.UPDATE, change, None)] if change else []
         status = body.get("status", RUNNING)
         ends = None if status == RUNNING else status
-        live = self._writer.write(ns, project, body["name"], lambda *_: events, ends=ends)
-        document = experiment_document(live.state)
+        cached = self._writer.write(ns, project, body["name"], lambda *_: events, ends=ends)
+        document = experiment_document(cached.state)
         return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
 
     # -- logs and parameters -----------------------------------------------------------------------------------------
@@ -51,8 +51,8 @@ class Writes:
     def add_logs(self, ns: str, experiment: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
         """Add log entries; a time of theirs counts as it is, else it is now."""
         entries = [_log_event(number, entry) for number, entry in enumerate(logs)]
-        live = self._write(ns, experiment, lambda *_: entries)
-        end = live.state.logs
+        cached = self._write(ns, experiment, lambda *_: entries)
+        end = cached.state.logs
         return {
             "created": len(entries),
             "startSequence": end - len(entries),
@@ -67,8 +67,8 @@ class Writes:
             refuse_protected(state)
             return [(ev.PARAMETERS, data, None)] if data else []
 
-        live = self._write(ns, experiment, make)
-        return parameters_answer(experiment, live.state, live.row.version)
+        cached = self._write(ns, experiment, make)
+        return parameters_answer(experiment, cached.state, cached.row.version)
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -88,10 +88,10 @@ class Writes:
         given = ev.given(description=description, tags=tags, metadata=metadata)
         if given:
             events.insert(0, (ev.METRIC, [metric, given], None))
-        live = self._write(ns, experiment, lambda *_: events)
-        count = live.state.metrics[metric].count
+        cached = self._write(ns, experiment, lambda *_: events)
+        count = cached.state.metrics[metric].count
         return {
-            "metricId": metric_id_of(live.state, metric),
+            "metricId": metric_id_of(cached.state, metric),
             "startIndex": count - len(rows),
             "endIndex": count - 1,
             "count": len(rows),
@@ -128,13 +128,13 @@ class Writes:
             tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
 
         try:
-            live = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
+            cached = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
         except BaseException:
             for _, key in placed:
                 self._objects.delete(key)
             raise
-        file = live.state.files[placed[0][0]]
-        return file_answer(live.state, file, {file.blob})
+        file = cached.state.files[placed[0][0]]
+        return file_answer(cached.state, file, {file.blob})
 
     def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change description, tags or metadata of a file; what is not given stays."""
@@ -144,9 +144,9 @@ class Writes:
             _live_file(state, file_id)
             return [(ev.FILE_UPDATE, {"id": file_id, **changes}, None)] if changes else []
 
-        live = self._write(ns, experiment, make)
-        file = live.state.files[file_id]
-        return file_answer(live.state, file, {file.blob})
+        cached = self._write(ns, experiment, make)
+        file = cached.state.files[file_id]
+        return file_answer(cached.state, file, {file.blob})
 
     def delete_file(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
         """Delete a file: `{id, deletedAt}`; its content is released."""
@@ -156,10 +156,10 @@ class Writes:
             _live_file(state, file_id)
             return [(ev.FILE_DELETE, {"id": file_id}, None)]
 
-        live = self._write(ns, experiment, make)
-        return {"id": file_id, "deletedAt": utc_text(live.state.files[file_id].deleted_ns)}
+        cached = self._write(ns, experiment, make)
+        return {"id": file_id, "deletedAt": utc_text(cached.state.files[file_id].deleted_ns)}
 
-    def _write(self, ns: str, experiment: str, make: Any) -> Live:
+    def _write(self, ns: str, experiment: str, make: Any) -> CachedExperiment:
         project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
         return self._writer.write(ns, project, name, make)
