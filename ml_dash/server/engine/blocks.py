@@ -50,7 +50,7 @@ def parts_of(parts: bytes) -> list[Extremes]:
     return _part_decoder.decode(parts) if parts else []
 
 
-class Tail:
+class OpenBlock:
     """The newest block of a series, which later lines are added to."""
 
     __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
@@ -64,12 +64,12 @@ class Tail:
         self.parts: list[Extremes] = []
 
     @classmethod
-    def stored(cls, block: Block) -> Tail:
-        """The tail that a stored block is."""
-        tail = cls(block.first)
-        tail.count, tail.full, tail.lines = block.count, block.packed, bytearray(block.lines)
-        tail.extremes, tail.parts = extremes_of(block.summary), parts_of(block.parts)
-        return tail
+    def stored(cls, row: Block) -> OpenBlock:
+        """Return the open block that a stored row holds."""
+        block = cls(row.first)
+        block.count, block.full, block.lines = row.count, row.packed, bytearray(row.lines)
+        block.extremes, block.parts = extremes_of(row.summary), parts_of(row.parts)
+        return block
 
     def add(self, lines: bytes, count: int) -> None:
         """Put lines behind those that are there."""
@@ -90,62 +90,62 @@ class Tail:
             _extend(self.extremes, found)
             position += len(rows)
 
-    def block(self, series: str) -> Block:
+    def row(self, series: str) -> Block:
         """What is stored of it."""
         summary = _encoder.encode(self.extremes) if self.extremes else b""
         parts = _encoder.encode(self.parts) if self.parts else b""
         return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
 
 
-Tails = dict[str, Tail]
+OpenBlocks = dict[str, OpenBlock]
 
 
-def tail_of(tx: Read, ns: str, experiment: str, series: str, tails: Tails) -> Tail:
+def open_block_of(tx: Read, ns: str, experiment: str, series: str, open_blocks: OpenBlocks) -> OpenBlock:
     """The newest block of a series: known, stored, or a new one."""
-    tail = tails.get(series)
-    if tail is None:
+    block = open_blocks.get(series)
+    if block is None:
         found = tx.last_block(ns, experiment, series)
-        tail = tails[series] = Tail(0) if found is None else Tail.stored(found)
-    return tail
+        block = open_blocks[series] = OpenBlock(0) if found is None else OpenBlock.stored(found)
+    return block
 
 
-def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[Block]:
+def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlocks) -> list[Block]:
     """The blocks that the lines of some edits fill or begin; the edits are cleared."""
     changed: list[Block] = []
     if edits.logs:
-        tail, position = tail_of(tx, ns, experiment, LOGS, tails), 0
+        block, position = open_block_of(tx, ns, experiment, LOGS, open_blocks), 0
         while position < len(edits.logs):
-            tail = _room(LOGS, tail, tails)
-            part = edits.logs[position : position + LINES - tail.count]
-            tail.add(log_lines(part), len(part))
+            block = _room(LOGS, block, open_blocks)
+            part = edits.logs[position : position + LINES - block.count]
+            block.add(log_lines(part), len(part))
             position += len(part)
-            if tail.full:
-                changed.append(tail.block(LOGS))
-        if not tail.full:
-            changed.append(tail.block(LOGS))
+            if block.full:
+                changed.append(block.row(LOGS))
+        if not block.full:
+            changed.append(block.row(LOGS))
     for metric, blocks in edits.points.items():
         series = series_of(metric)
-        tail = tail_of(tx, ns, experiment, series, tails)
+        block = open_block_of(tx, ns, experiment, series, open_blocks)
         for points in _joined(blocks):
             position = 0
             while position < len(points.rows):
-                tail = _room(series, tail, tails)
-                piece = _slice(points, position, position + LINES - tail.count)
-                tail.summarise(piece)
-                tail.add(point_lines(piece), len(piece.rows))
+                block = _room(series, block, open_blocks)
+                piece = _slice(points, position, position + LINES - block.count)
+                block.summarise(piece)
+                block.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
-                if tail.full:
-                    changed.append(tail.block(series))
-        if not tail.full:
-            changed.append(tail.block(series))
+                if block.full:
+                    changed.append(block.row(series))
+        if not block.full:
+            changed.append(block.row(series))
     edits.clear()
     return changed
 
 
-def _room(series: str, tail: Tail, tails: Tails) -> Tail:
-    if not tail.full:
-        return tail
-    new = tails[series] = Tail(tail.first + tail.count)
+def _room(series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
+    if not block.full:
+        return block
+    new = open_blocks[series] = OpenBlock(block.first + block.count)
     return new
 
 

@@ -41,7 +41,7 @@ from ..stores import (
     StoreTrouble,
     Write,
 )
-from .blocks import Tails, add, history
+from .blocks import OpenBlocks, add, history
 
 STRETCH: Final = 1
 DEATH: Final = 2
@@ -63,12 +63,12 @@ _decoder: Final = msgspec.msgpack.Decoder(State)
 class CachedExperiment:
     """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
 
-    __slots__ = ("row", "state", "tails")
+    __slots__ = ("open_blocks", "row", "state")
 
     def __init__(self, row: ExperimentRow, state: State) -> None:
         self.row = row
         self.state = state
-        self.tails: Tails = {}
+        self.open_blocks: OpenBlocks = {}
 
 
 def encode_state(state: State) -> bytes:
@@ -134,14 +134,14 @@ class Ingest:
 
     def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
         """Put the lines of edits into the documents; what else has changed waits for `store`."""
-        tx.put_blocks(ns, cached.row.id, add(tx, ns, cached.row.id, edits, cached.tails))
+        tx.put_blocks(ns, cached.row.id, add(tx, ns, cached.row.id, edits, cached.open_blocks))
         if edits.rewound:
             recount(cached.state, edits, history(tx, ns, cached.row.id))
         if (
-            len(cached.tails) > _OPEN_BLOCKS_CACHED
-            or sum(len(tail.lines) for tail in cached.tails.values()) > _OPEN_BLOCK_BYTES_CACHED
+            len(cached.open_blocks) > _OPEN_BLOCKS_CACHED
+            or sum(len(block.lines) for block in cached.open_blocks.values()) > _OPEN_BLOCK_BYTES_CACHED
         ):
-            cached.tails = {}
+            cached.open_blocks = {}
 
     def store(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> list[str]:
         """Put all that has changed into the documents; the keys of objects that are released by that."""

@@ -154,7 +154,7 @@ class Copies:
             for blob in tx.blobs(ns, experiment):
                 tx.drop_blob(ns, experiment, blob.name)
             tx.drop_blocks(ns, experiment)
-            cached.tails = {}
+            cached.open_blocks = {}
             cached.state = State(project=row.project, name=row.name)
             cached.row = replace(cached.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
             self._ingest.store(tx, ns, cached, Edits())

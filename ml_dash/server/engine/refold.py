@@ -11,7 +11,7 @@ from ...core.ranges import holes
 from ...core.state import FOLD_VERSION, Edits, State
 from ...journal.reader import Run, decode_event
 from ..stores import Arrival, Read, SegmentRow, StoreRefused, Write
-from .ingest import STRETCH, Ingest, CachedExperiment
+from .ingest import STRETCH, CachedExperiment, Ingest
 
 _ARRIVALS: Final = 1000
 
@@ -35,7 +35,7 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
         if row is None:
             return
         cached = ingest.cached(tx, ns, experiment)
-        cached.row, cached.state, cached.tails = row, State(project=row.project, name=row.name), {}
+        cached.row, cached.state, cached.open_blocks = row, State(project=row.project, name=row.name), {}
         tx.drop_blocks(ns, experiment)
         # What was released is gone already.
         edits, after = Edits(), 0

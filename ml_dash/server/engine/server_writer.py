@@ -21,7 +21,7 @@ from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
 from ..stores import Write
-from .ingest import DEATH, Ingest, CachedExperiment
+from .ingest import DEATH, CachedExperiment, Ingest
 
 New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
