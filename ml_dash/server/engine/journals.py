@@ -17,7 +17,7 @@ from .ingest import STRETCH, Ingest, decode_state
 _PIECE: Final = 4 << 20
 
 
-class Copies:
+class Journals:
     """The server's copies of journals. `ns` is a namespace. Any thread may call; raises Refused."""
 
     def __init__(self, ingest: Ingest, documents: Documents, objects: Objects) -> None:

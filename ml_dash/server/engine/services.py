@@ -16,12 +16,12 @@ from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.disk import DiskObjects
 from ..stores.sqlite import SqliteDocuments
 from .ingest import Changed, Ingest
-from .journals import Copies
+from .journals import Journals
 from .queries import Query
 from .refold import refold_all
 from .server_writer import ServerWriter
 from .tokens import DATABASE, Tokens, open_tokens
-from .uploads import Contents
+from .uploads import Uploads
 from .writes import Writes
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Server:
             self._guard = threading.Lock()
             self._listeners: list[Changed] = []
             ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
-            contents = self._contents = Contents(ingest, self.objects, data / "staging")
-            self.staging = contents.staging
+            uploads = self._uploads = Uploads(ingest, self.objects, data / "staging")
+            self.staging = uploads.staging
             refolded = refold_all(ingest)
         except BaseException:
             if hasattr(self, "documents"):
@@ -62,15 +62,15 @@ class Server:
         if refolded:
             log.info("folded %d experiments anew", refolded)
 
-        copies = Copies(ingest, self.documents, self.objects)
-        self.journal = copies.journal
-        self.digests = copies.digests
-        self.find_experiment = copies.find_experiment
-        self.order = copies.order
-        self.segment_bytes = copies.segment_bytes
-        self.base = copies.base
-        self.remove_experiment = copies.remove_experiment
-        self.open_blob = contents.open
+        journals = Journals(ingest, self.documents, self.objects)
+        self.journal = journals.journal
+        self.digests = journals.digests
+        self.find_experiment = journals.find_experiment
+        self.order = journals.order
+        self.segment_bytes = journals.segment_bytes
+        self.base = journals.base
+        self.remove_experiment = journals.remove_experiment
+        self.open_blob = uploads.open
 
         query = self._query = Query(self.documents)
         self.projects = query.projects
@@ -128,17 +128,17 @@ class Server:
 
     def blob_state(self, ns: str, journal: str, name: str) -> BlobState:
         """How much of a blob is here."""
-        return self._contents.state(ns, journal, name)
+        return self._uploads.state(ns, journal, name)
 
     def append_blob(
         self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
         """Bytes of a blob from `offset`; durable on return, and verified once all are here."""
-        return self._contents.append(ns, journal, name, offset, size, data, body=body)
+        return self._uploads.append(ns, journal, name, offset, size, data, body=body)
 
     def append_blobs(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> dict[str, list[str]]:
         """Whole contents of small files, together: those that need not be sent any more."""
-        return {"complete": self._contents.append_many(ns, journal, items)}
+        return {"complete": self._uploads.append_many(ns, journal, items)}
 
     @property
     def conflicts(self) -> int:
@@ -156,7 +156,7 @@ class Server:
             raise Refused(409, "pending", "the content of this file has not arrived yet")
         if record["deletedAt"] is not None:
             raise Refused(404, UNKNOWN, "this file was deleted or replaced")
-        pieces, size = self._contents.open(ns, experiment, self._query.blob_of(ns, experiment, file_id), start, end)
+        pieces, size = self._uploads.open(ns, experiment, self._query.blob_of(ns, experiment, file_id), start, end)
         return record, pieces, size
 
     # -- changes and health ------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def _sweep(staging: Path) -> None:
             path.unlink()
 
 
-class Contents:
+class Uploads:
     """Uploads of blobs. Any thread may call; pieces of one blob go one by one."""
 
     def __init__(self, ingest: Ingest, objects: Objects, staging: Path) -> None:
