@@ -53,7 +53,8 @@ _BODIES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
 Changed = Callable[[str, str, "int | None"], None]
-"""changed(namespace, experiment, events): called after a commit, in the thread that made it."""
+"""changed(namespace, experiment, number of events): called after a commit, in its thread; None for a removed one.
+"""
 
 log = logging.getLogger("ml_dash.server")
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -61,7 +62,10 @@ _decoder: Final = msgspec.msgpack.Decoder(State)
 
 
 class CachedExperiment:
-    """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
+    """An experiment in memory: its row, its folded state and its open blocks. Equal to what is stored.
+
+    Changed only within `Ingest.writing`, by the thread that has the turn.
+    """
 
     __slots__ = ("open_blocks", "row", "state")
 
@@ -72,17 +76,22 @@ class CachedExperiment:
 
 
 def encode_state(state: State) -> bytes:
-    """A state as it is stored."""
+    """Encode a state as it is stored."""
     return _encoder.encode(state)
 
 
 def decode_state(row: ExperimentRow) -> State:
-    """The state of a row; an empty one where another version of the fold made it."""
+    """Decode the state of a row; an empty one where another version of the fold made it."""
     return _decoder.decode(row.state) if row.fold_version == FOLD_VERSION and row.state else State()
 
 
 class Ingest:
-    """The one place where events come into the documents. Any thread may call."""
+    """The one place where events come into the documents. Any thread may call.
+
+    `_turn` admits one writing thread; `_cache`, `_taken` and all cached experiments belong to it. A cached experiment
+    is taken out of `_cache` before it is changed, and comes back only after the commit: a transaction that fails leaves
+    nothing changed in memory, and the next one reads what is stored. `conflicts` is only ever counted up within a turn.
+    """
 
     def __init__(self, documents: Documents, objects: Objects, changed: Changed) -> None:
         self.documents = documents
@@ -97,7 +106,7 @@ class Ingest:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Write]:
-        """One transaction; one thread at a time. States that it asked for are remembered only if it commits.
+        """Open a transaction, one thread at a time. Experiments that it took are cached again only if it commits.
 
         Raises StoreTrouble, and Refused (503) if another process came first; nothing is changed then.
         """
@@ -117,7 +126,10 @@ class Ingest:
                 total -= len(dropped.row.state)
 
     def cached(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> CachedExperiment:
-        """The experiment as stored, from memory where that is the same; to be changed and stored. While writing."""
+        """Return an experiment to be changed and stored; from memory where that equals what is stored.
+
+        While writing.
+        """
         known = self._taken.get((ns, experiment))
         if known is not None:
             return known
@@ -133,7 +145,7 @@ class Ingest:
         return known
 
     def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
-        """Put the lines of edits into the documents; what else has changed waits for `store`."""
+        """Store the lines of edits. All else that has changed waits for `store`."""
         tx.put_blocks(ns, cached.row.id, add(tx, ns, cached.row.id, edits, cached.open_blocks))
         if edits.rewound:
             recount(cached.state, edits, history(tx, ns, cached.row.id))
@@ -144,7 +156,7 @@ class Ingest:
             cached.open_blocks = {}
 
     def store(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> list[str]:
-        """Put all that has changed into the documents; the keys of objects that are released by that."""
+        """Store all that has changed; return the keys of objects that this releases, to be deleted after the commit."""
         state, keys = cached.state, []
         for name in edits.released:
             blob = tx.blob(ns, cached.row.id, name)
@@ -173,12 +185,12 @@ class Ingest:
     def arrive(
         self, tx: Write, ns: str, cached: CachedExperiment, kind: int, who: str, start: int, end: int, seg: str = ""
     ) -> None:
-        """Note what was folded, under the next number."""
+        """Record what was folded, under the next arrival number."""
         tx.claim_arrival(ns, cached.row.id, Arrival(cached.row.version, kind, who, start, end, seg))
         cached.row = replace(cached.row, version=cached.row.version + 1)
 
     def notify(self, ns: str, cached: CachedExperiment, released: Sequence[str] = (), *, removed: bool = False) -> None:
-        """After the commit: remove what was released, and tell who waits."""
+        """Delete released objects and notify those who wait for changes. After the commit, outside of the turn."""
         for key in released:
             try:
                 self.objects.delete(key)
@@ -198,9 +210,11 @@ class Ingest:
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
     ) -> Appended:
-        """Bytes [offset, offset + len(data)) of a segment: what continues our copy is kept and folded.
+        """Take bytes [offset, offset + len(data)) of a segment: store and fold what continues our copy.
 
-        Raises Refused (see protocol.py) and StoreTrouble; nothing is changed then.
+        `damaged` are the ranges (in bytes of the segment) that the client calls damaged, `without` the blobs that it
+        cannot send. All is durable on return. Raises Refused (see protocol.py) and StoreTrouble; nothing is changed
+        then.
         """
         name = parse_name(file)
         if name is None:
@@ -226,7 +240,10 @@ class Ingest:
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
     ) -> tuple[int, CachedExperiment | None, list[str]]:
-        """The same while writing: the length as it is then, the experiment if it changed, and released objects."""
+        """Do the work of `append` within a transaction.
+
+        Returns the length of the segment after it, the experiment if it changed, and keys of released objects.
+        """
         damaged = sorted(damaged)
         row = tx.segment_by_file(ns, journal, str(name))
         if row is None:
@@ -248,8 +265,8 @@ class Ingest:
             tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
         if end > row.length:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
-        kept = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
-        tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*kept, *gaps]))))
+        still_damaged = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
+        tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*still_damaged, *gaps]))))
         cached = self.cached(tx, ns, row.experiment, *self._names(tx, ns, row))
         cached.row = replace(cached.row, heard_ns=time_ns())
         edits = Edits()
@@ -259,7 +276,7 @@ class Ingest:
         return end, cached, self.store(tx, ns, cached, edits)
 
     def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool) -> SegmentRow:
-        """The row of a segment whose first bytes these are; its journal is noted."""
+        """Return the row of a new segment that begins with `data`, and store its journal's row. Raises Refused."""
         header, first, crc = _header(data, damaged)
         if header.journal.hex() != journal or header.writer.hex() != name.writer or header.n != name.n:
             raise Refused(422, MALFORMED, "the segment's header names another journal, writer or number")
@@ -279,7 +296,7 @@ class Ingest:
         return SegmentRow(header.segment.hex(), journal, str(name), header.writer.hex(), identity, 0, first, crc)
 
     def _fold(self, tx: Write, ns: str, cached: CachedExperiment, row: SegmentRow, run: Run, edits: Edits) -> None:
-        """Fold a run, and note which bytes of it were folded: one whose body is lost is left out."""
+        """Fold a run of frames, and record which bytes were folded: a frame whose body is lost is left out."""
         begun = behind = run.start
         for piece in self.pieces(tx, ns, row, run):
             if piece.start > behind:
@@ -299,9 +316,11 @@ class Ingest:
     # -- what is here already ----------------------------------------------------------------------------------------
 
     def _compare(self, tx: Read, ns: str, part: Part) -> list[Range]:
-        """Which of our bytes that never verified do these replace? Raises Refused where others differ.
+        """Return the ranges of our bytes that never verified and that these replace.
 
-        What the client calls damaged says nothing against what verified here.
+        Raises Refused where others differ.
+
+        Bytes that the client calls damaged are no evidence against bytes that verified here.
         """
         row, end = part.row, min(part.row.length, part.end)
         if part.offset >= end:
@@ -321,7 +340,10 @@ class Ingest:
         ]
 
     def _contradict(self, part: Part, ours: bytes, different: int) -> None:
-        """Refuse bytes that differ from ours in the frame at `different`: another frame, or none at all."""
+        """Raise Refused for bytes that differ from ours at `different`.
+
+        CONFLICT for another frame, TORN for no whole one.
+        """
         row, at = part.row, part.offset
         if different >= row.first:
             begins = [high for _, high in row.damaged if part.offset <= high <= different]
@@ -336,19 +358,19 @@ class Ingest:
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
     def _require_bodies(self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]) -> None:
-        """Raises Refused if bodies of these events are not here, and not given up."""
+        """Raise Refused if bodies of these events are not here and the client has not given them up (`without`)."""
         names = [name for run in runs for name, _ in bodies.blobs_of(run, row.writer)]
         missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]
         if missing:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
 
     def _body_row(self, tx: Read, ns: str, name: str) -> BlobRow | None:
-        """A body that is here; one whose object was lost is not."""
+        """Return the row of a body; None if it is not here, or its object was lost."""
         blob = tx.blob(ns, "", name)
         return blob if blob is not None and self.objects.size(blob.key) == blob.size else None
 
     def pieces(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[Run]:
-        """The run with its bodies, in pieces that memory can hold. An event whose body is lost is left out."""
+        """Yield the run with its bodies, in pieces that fit in memory. An event whose body is lost is left out."""
 
         def lost(event: Event, error: Exception) -> None:
             log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
@@ -367,7 +389,7 @@ class Ingest:
     # -- deaths ------------------------------------------------------------------------------------------------------
 
     def deaths(self, ns: str, journal: str, notes: list[dict[str, Any]]) -> int:
-        """What observers noted: these writers are dead. How many writers of the journal are known to be dead then.
+        """Fold the deaths of writers that observers noted; return how many writers of the journal are known to be dead.
 
         A note counts once. It is void if a later event of its writer was folded, before it came or after.
         """
@@ -391,12 +413,12 @@ class Ingest:
         return sum(writer.dead for writer in cached.state.writers.values() if writer.id in writers)
 
     def _is_void(self, tx: Read, ns: str, cached: CachedExperiment, who: str, segment: str, end: int) -> bool:
-        """Was it noted before, is nothing of that writer here, or is more here than its observer had read?"""
+        """True if a death does not count: known, nothing of its writer is here, or more than the observer had read."""
         if who not in cached.state.writers or tx.has_death(ns, cached.row.id, who, segment, end):
             return True
         row = tx.segment(ns, segment)
         if row is None:
-            # Its observer had read nothing of it, and we did.
+            # The observer had read nothing of that writer, and we have folded something.
             return True
         later = [other for other in tx.segments(ns, row.journal) if other.writer == who and other.file > row.file]
         return row.writer != who or row.length > end or any(other.length > other.first for other in later)
@@ -404,7 +426,7 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a request brings of a segment: bytes from `offset` on, of which the client calls some damaged."""
+    """The bytes of a segment that a request brings, from `offset` on; the client calls some ranges damaged."""
 
     row: SegmentRow
     offset: int
@@ -416,12 +438,15 @@ class Part:
         return self.offset + len(self.data)
 
     def bytes(self, start: int, end: int) -> bytes:
-        """Bytes [start, end) of the segment."""
+        """Return bytes [start, end) of the segment, which must lie within this part."""
         return self.data[start - self.offset : end - self.offset]
 
 
 def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
-    """What follows our copy: runs of frames, and what is damaged between. Raises Refused where neither is."""
+    """Return the runs of frames that follow our copy, and the damaged ranges between them.
+
+    Raises Refused for others.
+    """
     row, runs, gaps = part.row, list[Run](), list[Range]()
     position = row.length
     if not position:
@@ -439,7 +464,10 @@ def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
 
 
 def _mended(part: Part, start: int, end: int) -> list[Run]:
-    """The frames in a range of ours that never verified. Raises Refused for what the client does not call damaged."""
+    """Return the frames that now verify in a range of ours that never did.
+
+    Raises Refused where bytes do not verify that the client does not call damaged.
+    """
     row, runs = part.row, list[Run]()
     if start < row.first:
         # A header that was damaged on the client's disk, and holds now.
@@ -462,7 +490,7 @@ def _is_header(part: Part) -> bool:
 
 
 def _verifies(part: Part, start: int, end: int) -> bool:
-    """Do bytes hold that the client does not call damaged, although they were when they came?"""
+    """True if bytes verify now that were damaged when they first came."""
     try:
         return any(run.end > run.start for run in _mended(part, start, end))
     except Refused:
@@ -474,7 +502,7 @@ def _bytes_of(tx: Read, ns: str, row: SegmentRow, run: Run) -> bytes:
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
-    """The header; one that the uploader says is damaged on its disk is mended, if that can be done."""
+    """Decode the header; mend one that the client says is damaged on its disk. Raises Refused if neither works."""
     try:
         return decode_header(data)
     except NewerFormat as error:
@@ -487,17 +515,17 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
 
 
 def _frames(part: Part, start: int, end: int) -> Run:
-    """The run of whole frames in [start, end). Raises Refused where there is none."""
-    found: list[Event] = []
+    """Return the run of whole frames that fills [start, end). Raises Refused (TORN) where one is not whole."""
+    events: list[Event] = []
     buffer = part.data if end == part.end else part.data[: end - part.offset]
-    stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, found) + part.offset
+    stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, events) + part.offset
     if stop != end:
         raise Refused(422, TORN, f"there is no whole frame at byte {stop}", offset=stop)
-    return Run(start, end, found)
+    return Run(start, end, events)
 
 
 def _frame_before(frames: bytes, offset: int) -> int:
-    """Where the frame begins that `offset` lies in; `frames` begins with one."""
+    """Return where the frame begins that holds byte `offset`; `frames` begins with a frame."""
     position = 0
     while position + HEAD.size <= len(frames):
         following = position + HEAD.size + int(HEAD.unpack_from(frames, position)[0])
@@ -508,7 +536,7 @@ def _frame_before(frames: bytes, offset: int) -> int:
 
 
 def _difference(a: bytes, b: bytes) -> int:
-    """Where two pieces that are not the same differ first."""
+    """Return the first offset at which two different pieces differ, by bisection."""
     low, high = 0, max(len(a), len(b))
     while high - low > 1:
         middle = (low + high) // 2

@@ -17,9 +17,9 @@ _ARRIVALS: Final = 1000
 
 
 def refold_all(ingest: Ingest) -> int:
-    """Fold anew whatever another version of the fold has made; how many experiments that were.
+    """Fold anew all experiments whose state another version of the fold has made; return how many.
 
-    Raises StoreRefused if kept bytes do not hold.
+    Raises StoreRefused if stored bytes are damaged.
     """
     with ingest.documents.read() as tx:
         stale = tx.stale(FOLD_VERSION)
@@ -29,7 +29,7 @@ def refold_all(ingest: Ingest) -> int:
 
 
 def refold(ingest: Ingest, ns: str, experiment: str) -> None:
-    """The same for one experiment, in one transaction."""
+    """Fold one experiment anew, in one transaction. Raises StoreRefused if stored bytes are damaged."""
     with ingest.writing() as tx:
         row = tx.experiment(ns, experiment)
         if row is None:
@@ -37,7 +37,7 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
         cached = ingest.cached(tx, ns, experiment)
         cached.row, cached.state, cached.open_blocks = row, State(project=row.project, name=row.name), {}
         tx.drop_blocks(ns, experiment)
-        # What was released is gone already.
+        # The objects of released files were deleted when they were first folded.
         edits, after = Edits(), 0
         while arrivals := tx.arrivals(ns, experiment, after, _ARRIVALS):
             for arrival in arrivals:
@@ -65,7 +65,7 @@ def _fold(ingest: Ingest, tx: Write, ns: str, cached: CachedExperiment, arrival:
 
 
 def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Run]:
-    """The events of a stretch, around what is damaged."""
+    """Yield the frames of a stretch, around its damaged ranges."""
     for low, high in holes(segment.damaged, start, end):
         data = b"".join(tx.bytes_of(ns, segment.id, low, high))
         events: list[Event] = []

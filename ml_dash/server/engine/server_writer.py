@@ -29,14 +29,19 @@ New = tuple[int, Any, int | None]
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ROWS_AT_ONCE: Final = 2_000
 _SEGMENTS_REMEMBERED: Final = 1_000
-# A register goes to the greatest stamp: what is set here, by somebody who saw the rest, comes behind all of that.
+# Of a register the greatest stamp wins. Whoever sets one here has seen the present values, so the new one must be later
+# than all of them, also where another machine's clock is ahead.
 _REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
 _LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
 class OpenSegment:
-    """The segment of this server for one experiment, as far as it is committed."""
+    """The segment to which this server is appending for one experiment, as far as it is committed.
+
+    `seq` is the number of the next event, `length` the bytes that the segment has, `last_ns` the time of its last
+    event.
+    """
 
     journal: bytes
     writer: bytes
@@ -49,7 +54,10 @@ class OpenSegment:
 
 
 class ServerWriter:
-    """Writes events for those that have no journal. Any thread may call."""
+    """Writer of events that arrive without a journal, by REST. Any thread may call.
+
+    Lock order: `_guard` (the open segments), then `Ingest.writing` (its turn), then the lock of the store.
+    """
 
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
@@ -66,10 +74,10 @@ class ServerWriter:
         before: Callable[[Write, State, str, int], None] | None = None,
         ends: str | None = None,
     ) -> CachedExperiment:
-        """Fold the events that `make(state, writer, next number)` gives; what the experiment is then, durably.
+        """Store and fold the events that `make(state, writer, next number)` returns; return the experiment after them.
 
-        `before` runs in the same transaction, ahead of the events. `ends` is the status in which the writer closes
-        behind them. Raises what `make` raises; nothing is changed then.
+        The events are durable on return. `before` runs in the same transaction, ahead of them. With `ends`, the writer
+        closes after them in that status. Raises what `make` raises, Refused or StoreTrouble; nothing is changed then.
         """
         identity = experiment_id(project, name)
         with self._guard:
@@ -80,7 +88,7 @@ class ServerWriter:
                 with self._ingest.writing() as tx:
                     cached = self._ingest.cached(tx, ns, identity, project, name)
                     if segment.writer.hex() in cached.row.removed_writers:
-                        # The experiment was removed since: what this writer goes on to say is out of sight.
+                        # The experiment was removed since, and with it all that this writer may still send.
                         segment = _new_segment(project, name)
                     new: list[New] = []
                     if segment.seq == 0:
@@ -97,7 +105,7 @@ class ServerWriter:
                         tx, ns, segment.journal.hex(), segment.name, segment.length, data
                     )
             except (Refused, InvalidInput, WriteProtected):
-                # Nothing of the storage went wrong: it can be written with again.
+                # The request was at fault, not the storage: the segment on disk is as it was, and can be continued.
                 if segment.seq:
                     self._remember((ns, identity), segment)
                 raise
@@ -111,16 +119,19 @@ class ServerWriter:
         return cached
 
     def end_quiet(self, before_ns: int) -> int:
-        """Take writers of the server for gone where nothing was written since; of how many experiments.
+        """End experiments that were written by REST only, and last before `before_ns`; return how many.
 
-        Who writes by REST may never say that it has ended. If it goes on, so does the experiment.
+        A client that writes by REST may never say that it has ended. If it writes again, the experiment runs again.
         """
         with self._ingest.documents.read() as tx:
-            found = tx.quiet(before_ns)
-        return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in found)
+            quiet = tx.quiet(before_ns)
+        return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
     def _end_writers(self, ns: str, experiment: str, before_ns: int = _LATEST_NS) -> bool:
-        """Note the death of those that are neither closed nor at hand (`before_ns`: nor were heard of since)."""
+        """Note the death of this server's own writers that never closed; return True if there was one.
+
+        With `before_ns`, only if nothing was heard of the experiment since; else all but the one that is open now.
+        """
         with self._guard, self._ingest.writing() as tx:
             row = tx.experiment(ns, experiment)
             if row is None or row.heard_ns >= before_ns:
@@ -149,7 +160,7 @@ class ServerWriter:
             del self._segments[next(iter(self._segments))]
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
-        """Project and name of an experiment that is here. Raises Refused."""
+        """Return (project, name) of an experiment. Raises Refused (404) if it is not here."""
         with self._ingest.documents.read() as tx:
             row = tx.experiment(ns, experiment)
         if row is None or not row.events:
@@ -175,7 +186,7 @@ def _opening(project: str, name: str) -> dict[str, Any]:
 
 
 def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes, int]:
-    """The bytes that follow what the segment has, and the time of the last of them."""
+    """Return the bytes to append to the segment, and the time of its last event in ns."""
     parts = [] if segment.length else [segment.header]
     last = segment.last_ns
     for number, (kind, body, time) in enumerate(new, segment.seq):
@@ -193,13 +204,13 @@ def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes
 
 
 def refuse_protected(state: State) -> None:
-    """Raises WriteProtected if parameters and files are final."""
+    """Raise WriteProtected if parameters and files are final."""
     if state.protected is not None:
         raise WriteProtected("the experiment is write-protected: parameters and files are final")
 
 
 def points_events(metric: str, rows: list[dict[str, Any]]) -> list[New]:
-    """The events of a batch of points, each small enough for a frame."""
+    """Return the events of a batch of points, each small enough for a frame. Raises InvalidInput for the name."""
     check_metric_name(metric)
     events: list[New] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):

@@ -36,12 +36,12 @@ _LOCK: Final = "server.lock"
 class Server:
     """One server on one data folder. `ns` is a namespace, ids are hex. Any thread may call.
 
-    Calls raise Refused for what the client is to be told, InvalidInput and WriteProtected as the library does, and
+    Calls raise Refused with an answer for the client, InvalidInput and WriteProtected as the library does, and
     StoreTrouble or OSError when the disk refuses; nothing is changed then.
     """
 
     def __init__(self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None) -> None:
-        """Open the folder, making it if need be. Raises StoreRefused if it is in use, damaged or of a newer version."""
+        """Open the data folder, creating it if needed. Raises StoreRefused if it is in use, damaged or newer."""
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(data.parent)
         self._lock = _lock(data)
@@ -103,7 +103,7 @@ class Server:
         self.revoke_token = tokens.revoke_token
 
     def close(self) -> None:
-        """Let go of the data folder. Nothing may be under way."""
+        """Close the stores and unlock the data folder. No other call may be running."""
         self.documents.close()
         _release(self._lock)
 
@@ -119,30 +119,33 @@ class Server:
         damaged: Sequence[Range] = (),
         without: Sequence[str] = (),
     ) -> Appended:
-        """Bytes of a segment from `offset`: durable and folded on return."""
+        """Take bytes of a segment from `offset` on; durable and folded on return.
+
+        Raises Refused (see `Ingest.append`).
+        """
         return self._ingest.append(ns, journal, file, offset, data, damaged, without)
 
     def deaths(self, ns: str, journal: str, deaths: list[dict[str, Any]]) -> dict[str, int]:
-        """What observers noted of writers that died."""
+        """Fold deaths of writers that observers noted; return {"deaths": how many writers of the journal are dead}."""
         return {"deaths": self._ingest.deaths(ns, journal, deaths)}
 
     def blob_state(self, ns: str, journal: str, name: str) -> BlobState:
-        """How much of a blob is here."""
+        """Return how many bytes of a blob are here."""
         return self._uploads.state(ns, journal, name)
 
     def append_blob(
         self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
-        """Bytes of a blob from `offset`; durable on return, and verified once all are here."""
+        """Take bytes of a blob from `offset` on; durable on return, and verified once all `size` bytes are here."""
         return self._uploads.append(ns, journal, name, offset, size, data, body=body)
 
     def append_blobs(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> dict[str, list[str]]:
-        """Whole contents of small files, together: those that need not be sent any more."""
+        """Take the whole contents of small files; return {"complete": names that need not be sent any more}."""
         return {"complete": self._uploads.append_many(ns, journal, items)}
 
     @property
     def conflicts(self) -> int:
-        """How often other bytes came for what is here, since the start."""
+        """How often a client sent bytes that differ from stored ones, since the start."""
         return self._ingest.conflicts
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -150,7 +153,10 @@ class Server:
     def open_file(
         self, ns: str, experiment: str, file_id: str, start: int, end: int | None
     ) -> tuple[dict[str, Any], Iterator[bytes], int]:
-        """A file's record, its bytes [start, end) in pieces, and its size in bytes."""
+        """Return a file's record, its bytes [start, end) in pieces, and its size in bytes.
+
+        Raises Refused: 409 if the content has not arrived yet, 404 if the file is unknown, deleted or replaced.
+        """
         record = self._query.file_record(ns, experiment, file_id)
         if record.get("pending"):
             raise Refused(409, "pending", "the content of this file has not arrived yet")
@@ -162,7 +168,7 @@ class Server:
     # -- changes and health ------------------------------------------------------------------------------------------
 
     def on_change(self, callback: Changed) -> None:
-        """Call `callback(ns, experiment, events)` after each commit, in its thread; None for one that was removed."""
+        """Call `callback(ns, experiment, events)` after each commit, in its thread; after a removal with None."""
         with self._guard:
             self._listeners.append(callback)
 
@@ -173,11 +179,11 @@ class Server:
             try:
                 listener(ns, experiment, events)
             except RuntimeError:
-                # The loop it wakes has ended. What was committed is.
-                log.exception("a listener could not be told of a change")
+                # The event loop that it wakes has ended. The change is committed all the same.
+                log.exception("a listener could not be notified of a change")
 
     def health(self) -> dict[str, str]:
-        """`connected`, or what is wrong, of the database and the storage."""
+        """Return {"database": ..., "storage": ...}: `connected`, or what is wrong."""
         return {"database": _state_of(self.documents), "storage": _state_of(self.objects)}
 
 

@@ -23,7 +23,7 @@ from .uploads import file_key
 
 
 class Writes:
-    """REST writes. `ns` is a namespace, `experiment` an id. Any thread may call.
+    """Writes by REST. `ns` is a namespace, `experiment` an id. Any thread may call. All is durable on return.
 
     Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
     """
@@ -33,9 +33,9 @@ class Writes:
         self._objects = objects
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an experiment, or change the one of that name: only what is given. A `status` but running ends it.
+        """Create an experiment, or change the given fields of the one of that name; return its document.
 
-        Of an experiment that programs record by themselves, these decide the status.
+        A `status` other than running ends it. Where programs record the experiment themselves, they decide the status.
         """
         apart = ("name", "status")
         change = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
@@ -49,7 +49,7 @@ class Writes:
     # -- logs and parameters -----------------------------------------------------------------------------------------
 
     def add_logs(self, ns: str, experiment: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add log entries; a time of theirs counts as it is, else it is now."""
+        """Add log entries; return their numbers. Each has its own timestamp, or the present time."""
         entries = [_log_event(number, entry) for number, entry in enumerate(logs)]
         cached = self._write(ns, experiment, lambda *_: entries)
         end = cached.state.logs
@@ -61,7 +61,7 @@ class Writes:
         }
 
     def set_parameters(self, ns: str, experiment: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Merge flat parameters into those that are there."""
+        """Merge flat parameters into those that are there; return all of them."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
@@ -83,7 +83,10 @@ class Writes:
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Append points, numbered together; what is given of the metric replaces what it had."""
+        """Append points with consecutive indices; return those.
+
+        A given description, tags or metadata replaces the old.
+        """
         events = points_events(metric, rows)
         given = ev.given(description=description, tags=tags, metadata=metadata)
         if given:
@@ -102,7 +105,7 @@ class Writes:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def add_file(self, ns: str, experiment: str, staged: Path, fields: dict[str, Any]) -> dict[str, Any]:
-        """Add the file at `staged`, whose size and SHA-256 `fields` give; it is taken from there."""
+        """Add the file at `staged`, which is moved from there; return its record. `fields` has its size and SHA-256."""
         filename = check_filename(fields["filename"])
         prefix = check_prefix(fields["prefix"])
         path = fields["prefix"] or "/"
@@ -137,7 +140,7 @@ class Writes:
         return file_answer(cached.state, file, {file.blob})
 
     def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change description, tags or metadata of a file; what is not given stays."""
+        """Change description, tags or metadata of a file; return its record. What is not given stays."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
@@ -149,7 +152,7 @@ class Writes:
         return file_answer(cached.state, file, {file.blob})
 
     def delete_file(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
-        """Delete a file: `{id, deletedAt}`; its content is released."""
+        """Delete a file and release its content; return {"id", "deletedAt"}."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
@@ -175,7 +178,7 @@ def _log_event(number: int, entry: dict[str, Any]) -> New:
     level = LogLevel.validate(entry.get("level") or "info")
     text = entry.get("timestamp")
     try:
-        # A time to come would keep the experiment the newest until then; 0 stands for none.
+        # A time in the future would keep the experiment the newest until then; 0 means no time.
         time = None if text is None else max(1, min(parse_time(text), time_ns()))
     except ValueError:
         raise InvalidValue(
