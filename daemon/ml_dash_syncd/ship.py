@@ -26,9 +26,9 @@ from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
 from ml_dash.sync.register import Registration, is_of
 
-from . import contents, reading
+from . import blobs, reading
 from .account import Account
-from .contents import Contents
+from .blobs import BlobUploads
 from .cursor import Cursor
 from .reading import Reader
 
@@ -74,7 +74,7 @@ class Shipment:
         self.journal = Path(registration.journal)
         self.account = Account(registration.remote, self.journal, cursors_folder / f"{registration.key}.json")
         self.removed = False
-        self._contents = Contents(self.account, lambda: self._blocked | self._paused)
+        self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
         self._reader = Reader()
         self._follower: Follower | None = None
         self._records: Iterator[Stretch | Death] | None = None
@@ -129,7 +129,7 @@ class Shipment:
         self._paused = set()
         self._wanted = {}
         self._held = []
-        self._contents.forget()
+        self._blobs.forget()
 
     def tell(self, kind: str | None, text: str = "") -> None:
         """Note the trouble in the cursor, for whoever asks."""
@@ -152,7 +152,7 @@ class Shipment:
         follower = self._open()
         if not self._asked:
             self._ask(link, follower)
-        self._contents.list_here()
+        self._blobs.list_here()
         self._fresh = set()
         while True:
             if self._current is None:
@@ -165,7 +165,7 @@ class Shipment:
             if not self._send(link, follower, self._current, deadline):
                 return Outcome(Left.MORE)
             self._current = None
-        if not self._try_again(link, follower, deadline) or not self._contents.send_files(link, follower, deadline):
+        if not self._try_again(link, follower, deadline) or not self._blobs.send_files(link, follower, deadline):
             return Outcome(Left.MORE)
         return self._left(follower)
 
@@ -210,8 +210,8 @@ class Shipment:
             return Outcome(Left.LATER, min(map(self._due_s, waiting)))
         if follower.pending:
             return Outcome(Left.LATER, PENDING_S)
-        if self._contents.waiting():
-            return Outcome(Left.LATER, contents.ASK_AGAIN_S, only_events=True)
+        if self._blobs.waiting():
+            return Outcome(Left.LATER, blobs.ASK_AGAIN_S, only_events=True)
         return Outcome(Left.LATER if self.account.cursor.parked else Left.NOTHING, None)
 
     def _due_s(self, file: str) -> float:
@@ -220,7 +220,7 @@ class Shipment:
         if since is not None:
             return max(0.05, since + reading.DAMAGE_S - time.monotonic())
         # With each try for a body the whole batch is sent.
-        return BODY_AGAIN_S if self._contents.failing else AGAIN_S
+        return BODY_AGAIN_S if self._blobs.failing else AGAIN_S
 
     def _ask(self, link: remote.Link, follower: Follower) -> None:
         """Take the server's word for what it has: it may have been restored, or been given more by another uploader."""
@@ -241,14 +241,14 @@ class Shipment:
             # It may have lost some of them. Others are void by now, and are void again when they are sent again.
             dead = set(found["deaths"])
             self.account.cursor.deaths = {key for key in self.account.cursor.deaths if key.partition(":")[0] in dead}
-            # Contents may be lost there, with their events: only what it names now counts.
+            # It may have lost blobs, with their events: only those that it names now count.
             self.account.cursor.blobs = set(found["blobs"])
             self.account.events = found["events"]
             self.removed = found["tombstone"]
             self.account.known_there = True
         self.account.cursor.parked.clear()
         self._asked = True
-        self._contents.wanted = True
+        self._blobs.wanted = True
         self.account.dirty = True
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Shipment:
         fail_point("sync-send")
         try:
             found = remote.append_segment(
-                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._contents.without)
+                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._blobs.without)
             )
         except ServerRefused as refused:
             return self._refused(link, follower, file, offset, data, refused)
@@ -324,10 +324,10 @@ class Shipment:
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]
         if found.get("files", True) or any(map(parse_blob, self.account.cursor.parked)):
-            self._contents.wanted = True
+            self._blobs.wanted = True
         self._acknowledged(file, found["length"])
         self.account.takes_more()
-        self._contents.without.clear()
+        self._blobs.without.clear()
         return True
 
     def _acknowledged(self, file: str, length: int) -> None:
@@ -346,8 +346,8 @@ class Shipment:
             self._acknowledged(file, length)
             # A server that lacks this may lack more.
             raise Restart("the server has less than it said")
-        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._contents.without)):
-            if self._contents.send_bodies(link, follower, wanted):
+        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._blobs.without)):
+            if self._blobs.send_bodies(link, follower, wanted):
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False

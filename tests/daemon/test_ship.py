@@ -27,7 +27,7 @@ from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
 from ml_dash.sync import remote
 from ml_dash.sync.login import development_token
 from ml_dash.sync.register import Registration
-from ml_dash_syncd import account, contents, reading, ship
+from ml_dash_syncd import account, blobs, reading, ship
 from ml_dash_syncd.ship import Left, Outcome, Shipment
 from tests.journals import SECOND, Desk, Pen, flip, recorded
 from tests.running import Server
@@ -705,7 +705,7 @@ def test_a_file_arrives_after_its_event(way: Way) -> None:
 
 
 def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "BLOB_BYTES", 1000)
+    monkeypatch.setattr(blobs, "BLOB_BYTES", 1000)
     pen = way.desk.pen()
     pen.file(os.urandom(5500))
     pen.close()

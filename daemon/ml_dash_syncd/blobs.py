@@ -33,7 +33,7 @@ ASK_AGAIN_S: Final = 30.0
 _TRIES: Final = 3
 
 
-class Contents:
+class BlobUploads:
     """What is known of the contents of one journal. For one thread at a time."""
 
     def __init__(self, account: Account, unsent: Callable[[], set[str]]) -> None:
