@@ -19,7 +19,7 @@ from ml_dash.journal.follow import Follower
 from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
 from ml_dash.sync import remote
 
-from . import reading
+from . import batches
 from .account import Account
 
 BLOB_BYTES: Final = 4 << 20
@@ -85,7 +85,7 @@ class BlobUploads:
             now = time.monotonic()
             if sent:
                 self.failing.pop(name, None)
-            elif name in self._hopeless and name in self.failing and now - self.failing[name] >= reading.DAMAGE_S:
+            elif name in self._hopeless and name in self.failing and now - self.failing[name] >= batches.DAMAGE_S:
                 self.without.add(name)
             else:
                 self.failing.setdefault(name, now)

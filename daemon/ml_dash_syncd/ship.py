@@ -26,11 +26,11 @@ from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
 from ml_dash.sync.register import Registration, is_of
 
-from . import blobs, reading
+from . import batches, blobs
 from .account import Account
+from .batches import Batches
 from .blobs import BlobUploads
 from .cursor import Cursor
-from .reading import Reader
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -75,7 +75,7 @@ class Shipment:
         self.account = Account(registration.remote, self.journal, cursors_folder / f"{registration.key}.json")
         self.removed = False
         self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
-        self._reader = Reader()
+        self._batches = Batches()
         self._follower: Follower | None = None
         self._records: Iterator[Stretch | Death] | None = None
         self._current: Stretch | Death | None = None
@@ -141,7 +141,7 @@ class Shipment:
 
     def _open(self) -> Follower:
         if self._follower is None:
-            follower = Follower(self.journal, patience_s=reading.DAMAGE_S)
+            follower = Follower(self.journal, patience_s=batches.DAMAGE_S)
             if not is_of(self.registration, follower.id):
                 raise Replaced(f"{self.journal} is another journal now than the one that was registered")
             self._follower = follower
@@ -216,9 +216,9 @@ class Shipment:
 
     def _due_s(self, file: str) -> float:
         """In how many seconds a paused segment is read again."""
-        since = self._reader.suspects_since(file)
+        since = self._batches.suspect_since(file)
         if since is not None:
-            return max(0.05, since + reading.DAMAGE_S - time.monotonic())
+            return max(0.05, since + batches.DAMAGE_S - time.monotonic())
         # With each try for a body the whole batch is sent.
         return BODY_AGAIN_S if self._blobs.failing else AGAIN_S
 
@@ -281,7 +281,7 @@ class Shipment:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")
-            data, damaged = self._reader.next(segment, offset, end, self.account.batch)
+            data, damaged = self._batches.next(segment, offset, end, self.account.batch)
             if not data:
                 self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
                 return True
@@ -297,7 +297,7 @@ class Shipment:
         where, since = self._stuck.get(file, (-1, 0.0))
         if where != offset:
             self._stuck[file] = (offset, time.monotonic())
-        elif time.monotonic() - since >= reading.DAMAGE_S and self._reader.suspects_since(file) is None:
+        elif time.monotonic() - since >= batches.DAMAGE_S and self._batches.suspect_since(file) is None:
             self.account.park(file, why)
 
     def _post(
@@ -334,7 +334,7 @@ class Shipment:
         self.account.cursor.segments[file] = length
         self.account.cursor.parked.pop(file, None)
         self._stuck.pop(file, None)
-        self._reader.sent(file, length)
+        self._batches.forget_sent(file, length)
         self.account.save()
 
     def _refused(
@@ -357,7 +357,7 @@ class Shipment:
             self._pause(file, offset, refused.message)
             return False
         at = refused.extra.get("offset")
-        if refused.code == TORN and isinstance(at, int) and at >= offset and self._reader.take_for_torn(file, at):
+        if refused.code == TORN and isinstance(at, int) and at >= offset and self._batches.mark_torn(file, at):
             # Its checksum holds, and it is no event: damage like any other, unless it is one for us.
             return True
         if refused.code == CONFLICT:

@@ -27,7 +27,7 @@ from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
 from ml_dash.sync import remote
 from ml_dash.sync.login import development_token
 from ml_dash.sync.register import Registration
-from ml_dash_syncd import account, blobs, reading, ship
+from ml_dash_syncd import account, batches, blobs, ship
 from ml_dash_syncd.ship import Left, Outcome, Shipment
 from tests.journals import SECOND, Desk, Pen, flip, recorded
 from tests.running import Server
@@ -135,7 +135,7 @@ def way(desk: Desk, server: Server, tmp_path: Path) -> Iterator[Way]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage is believed at the second look."""
-    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(batches, "DAMAGE_S", 0.0)
 
 
 # -- what arrives -----------------------------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytes
     outcome = way.drain()
     assert outcome.left is Left.LATER
     assert outcome.again_s is not None
-    assert 50 < outcome.again_s <= reading.DAMAGE_S
+    assert 50 < outcome.again_s <= batches.DAMAGE_S
     assert way.messages() == ["0"]
     _damage(pen, 2)  # the same bit again: it was the disk's answer that was wrong
     assert way.drain().left is Left.NOTHING
@@ -583,7 +583,7 @@ def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypa
     pen.log("in the second")
     way.drain()
     assert pen.segment.name not in way.lengths()
-    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(batches, "DAMAGE_S", 0.0)
     way.drain()
     assert set(way.lengths()) == {first.name, pen.segment.name}
     assert way.messages() == ["0", "2", "in the second"]

@@ -21,7 +21,7 @@ DAMAGE_S: Final = 60.0
 LARGEST_BATCH: Final = 8 << 20
 
 
-class Reader:
+class Batches:
     """What was seen in the segments of one journal that may be damage."""
 
     def __init__(self) -> None:
@@ -30,15 +30,15 @@ class Reader:
         # Frames (segment file, offset) whose checksum holds, and that are no events.
         self._torn: set[tuple[str, int]] = set()
 
-    def suspects_since(self, file: str) -> float | None:
+    def suspect_since(self, file: str) -> float | None:
         """Since when there is something in a segment that may be damage (time.monotonic); None if there is nothing."""
         return min((when for (name, _), (when, _) in self._suspect.items() if name == file), default=None)
 
-    def sent(self, file: str, length: int) -> None:
+    def forget_sent(self, file: str, length: int) -> None:
         """So many bytes of it are on the server."""
         self._suspect = {key: seen for key, seen in self._suspect.items() if key[0] != file or key[1] >= length}
 
-    def take_for_torn(self, file: str, at: int) -> bool:
+    def mark_torn(self, file: str, at: int) -> bool:
         """The frame there is no event, the server says; False if that was known."""
         known = (file, at) in self._torn
         self._torn.add((file, at))
