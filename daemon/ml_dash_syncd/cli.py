@@ -126,7 +126,7 @@ def execute(
     command: Sequence[str],
 ) -> None:
     """Run COMMAND, send while it runs and after; ends with its exit code."""
-    from .executing import execute as run_job
+    from .exec_job import run_job
 
     code, left = run_job(command, _settings(stores, remote, user, config))
     _tell(left)

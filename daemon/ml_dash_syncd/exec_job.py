@@ -28,7 +28,7 @@ TRIES: Final = 10
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGQUIT")
 
 
-def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
+def run_job(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
     """(the job's exit code, 128 + n if signal n ended it; what could not be sent). Raises nothing of the job's.
 
     No trouble with sending keeps the job from running, or from being waited for, or changes its exit code.
