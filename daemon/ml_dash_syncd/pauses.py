@@ -84,7 +84,7 @@ class Logins:
         """It is good."""
         self.refused.pop(login, None)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Has the file of logins changed? Then all are tried again."""
         stamp = _stamp()
         if stamp == self._seen:

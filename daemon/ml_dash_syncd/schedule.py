@@ -25,7 +25,17 @@ from .pauses import Login, Logins, Pause
 from .settings import Settings
 from .ship import Left, Outcome, Replaced, Shipment
 from .states import Event, State, after
-from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
+from .watch import (
+    IDLE_S,
+    IDLE_SHARE,
+    LIVE_S,
+    LIVE_SHARE,
+    SLOWEST_IDLE_S,
+    SLOWEST_LIVE_S,
+    Hints,
+    JournalWatch,
+    Pace,
+)
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -33,13 +43,13 @@ WORKERS: Final = 4
 TURN_S: Final = 1.0
 """How long one journal is sent before another one has its turn."""
 
-LOOK_S: Final = 2.0
+DISCOVER_S: Final = 2.0
 
-FIND_SHARE: Final = 0.1
+DISCOVER_SHARE: Final = 0.1
 """How much of a core looking for new experiments may take while the file system tells of one after the other."""
 
-SLOWEST_FIND_S: Final = 1.0
-AGAIN_S: Final = 0.25
+SLOWEST_DISCOVER_S: Final = 1.0
+RECHECK_S: Final = 0.25
 """How soon after a hint to look once more: what is new was perhaps still being made."""
 
 ASK_AGAIN_S: Final = 6 * 3600.0
@@ -58,7 +68,7 @@ class Task:
 
     registration: Registration
     shipment: Shipment
-    look: Look
+    watch: JournalWatch
     key: str
     state: State = State.SETTLED
     outcome: Outcome | None = None
@@ -132,19 +142,19 @@ class Schedule:
         self._stopping = False
         self._deadline = _NEVER
         self._woken = threading.Event()
-        self._look_at = 0.0
-        self._found_at = 0.0
-        self._looked_live = 0.0
-        self._looked_rest = 0.0
-        self._find_pace = Pace(0.0, SLOWEST_FIND_S, FIND_SHARE)
+        self._discover_due = 0.0
+        self._discovered_at = 0.0
+        self._checked_live = 0.0
+        self._checked_idle = 0.0
+        self._find_pace = Pace(0.0, SLOWEST_DISCOVER_S, DISCOVER_SHARE)
         self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
-        self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
+        self._rest_pace = Pace(IDLE_S, SLOWEST_IDLE_S, IDLE_SHARE)
         self._hints = Hints(self._hinted)
-        self._new_things = False
+        self._new_entries = False
         self._sized = 0
         self._rounds = 0
         # Tasks of which the file system told something; another thread adds to it.
-        self._named: deque[str] = deque()
+        self._hinted_keys: deque[str] = deque()
         self._found: dict[str, Registration] = {}
         self._live_tasks: set[str] = set()
         self._threads = [
@@ -167,29 +177,29 @@ class Schedule:
     def turn(self) -> None:
         """Look at what may have changed; then wait until the next look is due, or something happens."""
         now = time.monotonic()
-        if now >= self._look_at or (self._new_things and now >= self._found_at + self._find_pace.interval_s):
-            hinted, self._new_things = self._new_things, False
-            if self.logins.look():
+        if now >= self._discover_due or (self._new_entries and now >= self._discovered_at + self._find_pace.interval_s):
+            hinted, self._new_entries = self._new_entries, False
+            if self.logins.poll():
                 self._try_all()
-            self._found_at = now
+            self._discovered_at = now
             self._find_pace.timed(self._discover)
-            self._look_at = now + (max(AGAIN_S, self._find_pace.interval_s) if hinted else LOOK_S)
-            self._look_at_sizes()
-        if self._named:
-            self._look_at_named()
-        if now - self._looked_live >= self._live_pace.interval_s:
-            self._looked_live = now
-            self._live_pace.timed(self._look_at_live)
-        if now - self._looked_rest >= self._rest_pace.interval_s:
-            self._looked_rest = now
-            self._rest_pace.timed(self._look_at_rest)
+            self._discover_due = now + (max(RECHECK_S, self._find_pace.interval_s) if hinted else DISCOVER_S)
+            self._check_sizes()
+        if self._hinted_keys:
+            self._check_hinted()
+        if now - self._checked_live >= self._live_pace.interval_s:
+            self._checked_live = now
+            self._live_pace.timed(self._check_live)
+        if now - self._checked_idle >= self._rest_pace.interval_s:
+            self._checked_idle = now
+            self._rest_pace.timed(self._check_idle)
         self._ring(now)
         due = min(
-            self._look_at,
-            self._found_at + self._find_pace.interval_s if self._new_things else _NEVER,
-            self._looked_live + self._live_pace.interval_s,
-            self._looked_rest + self._rest_pace.interval_s,
-            self._timers[0][0] if self._timers else now + LOOK_S,
+            self._discover_due,
+            self._discovered_at + self._find_pace.interval_s if self._new_entries else _NEVER,
+            self._checked_live + self._live_pace.interval_s,
+            self._checked_idle + self._rest_pace.interval_s,
+            self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
         self._woken.wait(max(0.0, due - time.monotonic()))
         self._woken.clear()
@@ -200,9 +210,9 @@ class Schedule:
 
     def _hinted(self, name: str) -> None:
         if name:
-            self._named.append(name)
+            self._hinted_keys.append(name)
         else:
-            self._new_things = True
+            self._new_entries = True
         self._woken.set()
 
     def _discover(self) -> None:
@@ -225,25 +235,25 @@ class Schedule:
             known = self.tasks.get(key)
             if known is None:
                 shipment = Shipment(registration, self._cursors)
-                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)), key)
-                self._look(task)
+                task = self.tasks[key] = Task(registration, shipment, JournalWatch(Path(registration.journal)), key)
+                self._check(task)
                 with contextlib.suppress(OSError):
                     # Before the first step, so that nothing comes between them unseen.
-                    task.look.has_grown(listing=False)
+                    task.watch.has_grown(listing=False)
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
         for folder in (register.registered_folder(), *self._discovery.folders()):
             self._hints.watch(str(folder), "")
         for task in self.tasks.values():
-            self._hints.watch(task.look.folder, task.key)
+            self._hints.watch(task.watch.folder, task.key)
 
-    def _look(self, task: Task) -> bool:
+    def _check(self, task: Task) -> bool:
         try:
-            changed = task.look.has_changed()
+            changed = task.watch.has_changed()
         except OSError as error:
             changed = self._unreadable(task, error)
-        if task.look.live:
+        if task.watch.live:
             self._live_tasks.add(task.key)
         else:
             self._live_tasks.discard(task.key)
@@ -251,66 +261,66 @@ class Schedule:
 
     def _unreadable(self, task: Task, error: OSError) -> bool:
         """A journal that is gone, or a disk that is: what was sent stays sent, and it is looked at again."""
-        changed = task.look.changed_ns != -2
-        task.look.changed_ns = -2
-        task.look.sizes = {}
-        task.look.live = False
+        changed = task.watch.changed_ns != -2
+        task.watch.changed_ns = -2
+        task.watch.sizes = {}
+        task.watch.live = False
         if changed:
-            task.trouble = f"{task.look.folder} cannot be read: {error.strerror or error}"
+            task.trouble = f"{task.watch.folder} cannot be read: {error.strerror or error}"
         return False
 
-    def _look_at_live(self) -> None:
+    def _check_live(self) -> None:
         for key in list(self._live_tasks):
             task = self.tasks.get(key)
             if task is None:
                 self._live_tasks.discard(key)
-            elif self._look(task):
+            elif self._check(task):
                 self._make_ready(task)
 
-    def _look_at_named(self) -> None:
+    def _check_hinted(self) -> None:
         named = set()
-        while self._named:
-            named.add(self._named.popleft())
+        while self._hinted_keys:
+            named.add(self._hinted_keys.popleft())
         for key in named:
             task = self.tasks.get(key)
-            if task is not None and self._look(task):
+            if task is not None and self._check(task):
                 task.trouble = ""
                 self._make_ready(task)
 
-    def _look_at_sizes(self) -> None:
+    def _check_sizes(self) -> None:
         """What neither locks nor folders tell: a part of the tasks each time, all of them in FULL_S."""
         tasks = list(self.tasks.values())
-        count = -(-len(tasks) // max(1, round(watch.FULL_S / LOOK_S)))
+        count = -(-len(tasks) // max(1, round(watch.FULL_S / DISCOVER_S)))
         listing = self._rounds % watch.LISTED_EVERY == 0
         for task in tasks[self._sized : self._sized + count]:
             try:
-                grown = not task.look.live and task.look.has_grown(listing=listing)
+                grown = not task.watch.live and task.watch.has_grown(listing=listing)
             except OSError:
                 # That is noticed by the other looks.
                 continue
             if grown:
                 # It may have a living writer now.
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
         self._sized += count
         if self._sized >= len(tasks):
             self._sized = 0
             self._rounds += 1
 
-    def _look_at_rest(self) -> None:
+    def _check_idle(self) -> None:
         now = time.monotonic()
         for task in self.tasks.values():
-            if task.look.live:
+            if task.watch.live:
                 continue
             try:
-                changed = task.look.look_at_rest()
+                changed = task.watch.has_new_file()
             except OSError as error:
                 changed = self._unreadable(task, error)
             if changed:
                 task.trouble = ""
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
-                self._hints.watch(task.look.folder, task.key)
+                self._hints.watch(task.watch.folder, task.key)
             elif task.asked and now - task.asked > ASK_AGAIN_S:
                 self._ask_anew(task)
                 self._make_ready(task)
@@ -350,7 +360,7 @@ class Schedule:
         for task in list(self.tasks.values()):
             self._ask_anew(task)
         self._try_all()
-        self._new_things = True
+        self._new_entries = True
         self.wake()
 
     def _make_ready(self, task: Task) -> None:
@@ -361,7 +371,7 @@ class Schedule:
         """Let an event happen to a task; one that becomes ready joins its queue. Only inside the guard."""
         before, task.state = task.state, after(task.state, event)
         if task.state is State.READY and before is not State.READY:
-            (self._live if task.look.live else self._backlog).append(task)
+            (self._live if task.watch.live else self._backlog).append(task)
             self._guard.notify()
 
     def _later(self, task: Task, seconds: float) -> None:
@@ -379,10 +389,10 @@ class Schedule:
         with self._guard:
             self._deadline = deadline
         # What was written since the last look is sent too.
-        self._look_at_named()
-        self._look_at_live()
-        self._look_at_rest()
-        while time.monotonic() < deadline and not self.at_rest():
+        self._check_hinted()
+        self._check_live()
+        self._check_idle()
+        while time.monotonic() < deadline and not self.is_idle():
             with self._guard:
                 self._guard.wait(min(0.1, max(0.0, deadline - time.monotonic())))
         with self._guard:
@@ -400,7 +410,7 @@ class Schedule:
             self._deadline = 0.0
             self._guard.notify_all()
 
-    def at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Is nothing being sent, and nothing ready to be?"""
         with self._guard:
             return not self._live and not self._backlog and not self._busy
@@ -440,7 +450,7 @@ class Schedule:
                     task = self._take(self._backlog)
                 if task is not None:
                     self._move(task, Event.TAKE)
-                    living = task.look.live
+                    living = task.watch.live
                     self._busy += 1
                     self._busy_backlog += not living
                     self._busy_with[task.registration.remote] += 1

@@ -182,7 +182,7 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
 
 
 def _is_idle(schedule: Schedule) -> bool:
-    return all(task.settled and not task.look.live for task in list(schedule.tasks.values())) and schedule.at_rest()
+    return all(task.settled and not task.watch.live for task in list(schedule.tasks.values())) and schedule.is_idle()
 
 
 def _hangs(schedule: Schedule) -> bool:

@@ -59,7 +59,7 @@ def described(schedule: Schedule) -> dict[str, Any]:
     return {
         "experiments": len(tasks),
         "settled": sum(task.settled for task in tasks),
-        "live": sum(task.look.live for task in tasks),
+        "live": sum(task.watch.live for task in tasks),
         "sentBytes": schedule.sent_bytes,
         "lastSentAt": _moment(schedule.last_sent) if schedule.last_sent else None,
         "errors": schedule.errors,

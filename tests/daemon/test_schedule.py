@@ -97,8 +97,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(schedule, "Shipment", Parcel)
-    monkeypatch.setattr(schedule, "LOOK_S", 0.1)
-    monkeypatch.setattr(schedule, "REST_S", 0.05)
+    monkeypatch.setattr(schedule, "DISCOVER_S", 0.1)
+    monkeypatch.setattr(schedule, "IDLE_S", 0.05)
     monkeypatch.setattr(Parcel, "steps", {})
     desk = Desk(tmp_path)
     yield desk
@@ -128,7 +128,7 @@ def test_everything_has_a_turn_and_then_rests(desk: Desk) -> None:
     for number in range(20):
         desk.register(f"e{number}")
     desk.begin()
-    desk.until(lambda: desk.schedule.at_rest() and all(task.settled for task in desk.schedule.tasks.values()))
+    desk.until(lambda: desk.schedule.is_idle() and all(task.settled for task in desk.schedule.tasks.values()))
     assert all(len(desk.parcel(f"e{number}").times) == 1 for number in range(20))
 
 
@@ -291,12 +291,12 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     for name in names:
         desk.register(name, url)
     desk.begin()
-    desk.until(lambda: all(desk.parcel(name).told for name in names) and desk.schedule.at_rest())
+    desk.until(lambda: all(desk.parcel(name).told for name in names) and desk.schedule.is_idle())
     assert all(desk.parcel(name).told[-1][0] == "login" for name in names)
     assert all(desk.task(name).trouble for name in names)
     assert sum(len(desk.parcel(name).times) for name in names) <= schedule.WORKERS
     login.store(url, "new", "alice")
-    desk.until(lambda: desk.schedule.at_rest() and not any(desk.task(name).trouble for name in names))
+    desk.until(lambda: desk.schedule.is_idle() and not any(desk.task(name).trouble for name in names))
     assert all(desk.parcel(name).times for name in names)
 
 
@@ -320,7 +320,7 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     before = desk.schedule.logins.changed
     desk.until(lambda: desk.schedule.logins.changed > before)
     stored.set()
-    desk.until(lambda: desk.schedule.at_rest() and desk.task("one").settled and not desk.task("one").trouble)
+    desk.until(lambda: desk.schedule.is_idle() and desk.task("one").settled and not desk.task("one").trouble)
 
 
 def test_many_hints_do_not_make_it_look_all_the_time() -> None:
@@ -354,7 +354,7 @@ def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     desk.register("one")
     desk.register("two", THERE)
     desk.begin()
-    desk.until(lambda: bool(desk.task("one").trouble and desk.task("two").trouble) and desk.schedule.at_rest())
+    desk.until(lambda: bool(desk.task("one").trouble and desk.task("two").trouble) and desk.schedule.is_idle())
     desk.schedule.reload(Discovery(Settings()))
     desk.until(lambda: desk.task("one").settled and desk.task("two").settled)
     assert not desk.task("one").trouble
@@ -380,7 +380,7 @@ def test_a_journal_that_was_removed_is_told_and_comes_back(desk: Desk) -> None:
     (desk.folder / "one").rename(desk.folder / "away")
     desk.until(lambda: bool(desk.task("one").trouble))
     (desk.folder / "away").rename(desk.folder / "one")
-    desk.until(lambda: not desk.task("one").trouble and desk.schedule.at_rest())
+    desk.until(lambda: not desk.task("one").trouble and desk.schedule.is_idle())
 
 
 def test_a_server_that_stalls_leaves_threads_for_the_others(desk: Desk) -> None:
