@@ -34,7 +34,7 @@ from .watch import (
     SLOWEST_LIVE_S,
     Hints,
     JournalWatch,
-    Pace,
+    PollRate,
 )
 
 log = logging.getLogger("ml_dash.syncd")
@@ -146,9 +146,9 @@ class Schedule:
         self._discovered_at = 0.0
         self._checked_live = 0.0
         self._checked_idle = 0.0
-        self._find_pace = Pace(0.0, SLOWEST_DISCOVER_S, DISCOVER_SHARE)
-        self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
-        self._rest_pace = Pace(IDLE_S, SLOWEST_IDLE_S, IDLE_SHARE)
+        self._discover_rate = PollRate(0.0, SLOWEST_DISCOVER_S, DISCOVER_SHARE)
+        self._live_rate = PollRate(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
+        self._idle_rate = PollRate(IDLE_S, SLOWEST_IDLE_S, IDLE_SHARE)
         self._hints = Hints(self._hinted)
         self._new_entries = False
         self._sized = 0
@@ -177,28 +177,29 @@ class Schedule:
     def turn(self) -> None:
         """Look at what may have changed; then wait until the next look is due, or something happens."""
         now = time.monotonic()
-        if now >= self._discover_due or (self._new_entries and now >= self._discovered_at + self._find_pace.interval_s):
+        soonest = self._discovered_at + self._discover_rate.interval_s
+        if now >= self._discover_due or (self._new_entries and now >= soonest):
             hinted, self._new_entries = self._new_entries, False
             if self.logins.poll():
                 self._try_all()
             self._discovered_at = now
-            self._find_pace.timed(self._discover)
-            self._discover_due = now + (max(RECHECK_S, self._find_pace.interval_s) if hinted else DISCOVER_S)
+            self._discover_rate.measure(self._discover)
+            self._discover_due = now + (max(RECHECK_S, self._discover_rate.interval_s) if hinted else DISCOVER_S)
             self._check_sizes()
         if self._hinted_keys:
             self._check_hinted()
-        if now - self._checked_live >= self._live_pace.interval_s:
+        if now - self._checked_live >= self._live_rate.interval_s:
             self._checked_live = now
-            self._live_pace.timed(self._check_live)
-        if now - self._checked_idle >= self._rest_pace.interval_s:
+            self._live_rate.measure(self._check_live)
+        if now - self._checked_idle >= self._idle_rate.interval_s:
             self._checked_idle = now
-            self._rest_pace.timed(self._check_idle)
+            self._idle_rate.measure(self._check_idle)
         self._ring(now)
         due = min(
             self._discover_due,
-            self._discovered_at + self._find_pace.interval_s if self._new_entries else _NEVER,
-            self._checked_live + self._live_pace.interval_s,
-            self._checked_idle + self._rest_pace.interval_s,
+            self._discovered_at + self._discover_rate.interval_s if self._new_entries else _NEVER,
+            self._checked_live + self._live_rate.interval_s,
+            self._checked_idle + self._idle_rate.interval_s,
             self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
         self._woken.wait(max(0.0, due - time.monotonic()))

@@ -145,14 +145,14 @@ class JournalWatch:
         return found
 
 
-class Pace:
+class PollRate:
     """How often to look, so that looking takes only its share of a core, also where a look is slow."""
 
     def __init__(self, soonest_s: float, slowest_s: float, share: float) -> None:
         self._soonest_s, self._slowest_s, self._share = soonest_s, slowest_s, share
         self.interval_s = soonest_s
 
-    def timed(self, work: Callable[[], Any]) -> None:
+    def measure(self, work: Callable[[], Any]) -> None:
         """Do the work, and learn from how long it took."""
         began = perf_counter()
         work()

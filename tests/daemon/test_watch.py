@@ -18,7 +18,7 @@ from ml_dash.sync import login, register
 from ml_dash.sync.register import Registration
 from ml_dash_syncd import discover, watch
 from ml_dash_syncd.settings import Settings
-from ml_dash_syncd.watch import Hints, JournalWatch, Pace
+from ml_dash_syncd.watch import Hints, JournalWatch, PollRate
 
 URL = "http://127.0.0.1:9"
 WRITER = "0" * 31 + "1"
@@ -98,12 +98,12 @@ def test_sizes_tell_what_neither_locks_nor_folders_do(tmp_path: Path) -> None:
     assert not watching.has_grown()
 
 
-def test_a_pace_gives_looking_no_more_than_its_share() -> None:
-    pace = Pace(0.2, 2.0, 0.01)
-    pace.timed(lambda: None)
-    assert pace.interval_s == 0.2
-    pace.timed(lambda: time.sleep(0.01))
-    assert 1.0 <= pace.interval_s <= 2.0
+def test_a_poll_rate_gives_polling_no_more_than_its_share() -> None:
+    rate = PollRate(0.2, 2.0, 0.01)
+    rate.measure(lambda: None)
+    assert rate.interval_s == 0.2
+    rate.measure(lambda: time.sleep(0.01))
+    assert 1.0 <= rate.interval_s <= 2.0
 
 
 # -- hints ------------------------------------------------------------------------------------------------------------
