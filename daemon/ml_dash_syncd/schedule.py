@@ -20,8 +20,8 @@ from ml_dash.sync.identity import with_identity
 from ml_dash.sync.register import Registration
 
 from . import watch
+from .backoff import Backoff, Login, Logins
 from .discover import Discovery
-from .pauses import Login, Logins, Pause
 from .settings import Settings
 from .ship import Left, Outcome, Replaced, Shipment
 from .states import Event, State, after
@@ -73,7 +73,7 @@ class Task:
     state: State = State.SETTLED
     outcome: Outcome | None = None
     trouble: str = ""
-    pause: Pause = field(default_factory=Pause)
+    backoff: Backoff = field(default_factory=Backoff)
     timer: float = _NEVER
     """When it has its next turn though nothing may have changed."""
     stale: bool = False
@@ -126,7 +126,7 @@ class Schedule:
         self.sent_bytes = 0
         self.last_sent = 0.0
         self.errors = 0
-        self.remotes: dict[str, Pause] = {}
+        self.remotes: dict[str, Backoff] = {}
         self.logins = Logins()
         self._discovery = discovery
         self._cursors = register.cursors_folder()
@@ -346,11 +346,11 @@ class Schedule:
 
     def _try_all(self) -> None:
         """Whatever waits is tried at once."""
-        for pause in list(self.remotes.values()):
-            pause.succeed()
+        for server_backoff in list(self.remotes.values()):
+            server_backoff.succeed()
         self.logins.refused.clear()
         for task in list(self.tasks.values()):
-            task.pause.succeed()
+            task.backoff.succeed()
             waits = task.timer != _NEVER or bool(task.trouble)
             if waits or not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
                 self._make_ready(task)
@@ -469,8 +469,8 @@ class Schedule:
 
     def _attempt(self, task: Task, links: Connections) -> Ending:
         """Let a task make a step, and say how that ended."""
-        pause = self.remotes.setdefault(task.registration.remote, Pause())
-        held_back = self._held_back(task, pause)
+        server_backoff = self.remotes.setdefault(task.registration.remote, Backoff())
+        held_back = self._held_back(task, server_backoff)
         if held_back is not None:
             return held_back
         before = task.shipment.sent_bytes
@@ -483,7 +483,7 @@ class Schedule:
             self._no_login(task, error)
             return Event.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
-            return self._unreachable(task, pause, error)
+            return self._unreachable(task, server_backoff, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
             return self._failed(task, error)
         except Exception as error:
@@ -492,33 +492,33 @@ class Schedule:
             return self._failed(task, error)
         finally:
             with self._guard:
-                if pause.probe is task:
-                    pause.probe = None
+                if server_backoff.probe is task:
+                    server_backoff.probe = None
             sent = task.shipment.sent_bytes - before
             if sent:
                 self.sent_bytes += sent
                 self.last_sent = time.time()
-        self._succeeded(task, pause)
+        self._succeeded(task, server_backoff)
         task.outcome = outcome
         if outcome.left is Left.MORE or outcome.again_s == 0:
             return Event.MORE, None
         return Event.SENT, outcome.again_s
 
-    def _held_back(self, task: Task, pause: Pause) -> Ending | None:
+    def _held_back(self, task: Task, server_backoff: Backoff) -> Ending | None:
         """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
         with self._guard:
-            if not pause.over:
-                task.trouble = pause.why
-                return Event.HELD, max(0.01, pause.until - time.monotonic())
-            if pause.failures and pause.probe is not None:
-                task.trouble = pause.why
+            if not server_backoff.over:
+                task.trouble = server_backoff.why
+                return Event.HELD, max(0.01, server_backoff.until - time.monotonic())
+            if server_backoff.failures and server_backoff.probe is not None:
+                task.trouble = server_backoff.why
                 return Event.HELD, PROBE_S
-            if not task.pause.over:
-                return Event.FAILED, max(0.01, task.pause.until - time.monotonic())
+            if not task.backoff.over:
+                return Event.FAILED, max(0.01, task.backoff.until - time.monotonic())
             wait = self.logins.waits(task.login)
             if not wait:
                 # Where a server hangs, one thread hangs with it; the others go on with other servers.
-                pause.probe = task if pause.failures else None
+                server_backoff.probe = task if server_backoff.failures else None
                 return None
         refused = self.logins.refused.get(task.login)
         if refused is not None:
@@ -526,12 +526,12 @@ class Schedule:
             task.trouble = refused.why
         return Event.REFUSED, wait
 
-    def _succeeded(self, task: Task, pause: Pause) -> None:
+    def _succeeded(self, task: Task, server_backoff: Backoff) -> None:
         with self._guard:
-            recovered = pause.failures > 0
-            pause.succeed()
+            recovered = server_backoff.failures > 0
+            server_backoff.succeed()
             waiting = [one for _, _, one in self._timers if one.state is State.HELD] if recovered else []
-        task.pause.succeed()
+        task.backoff.succeed()
         self.logins.accept(task.login)
         task.trouble = ""
         task.asked = task.asked or time.monotonic()
@@ -558,19 +558,19 @@ class Schedule:
         task.shipment.tell("login", error.message)
         task.trouble = str(error)
 
-    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> Ending:
+    def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:
         """The server, or the network, is in trouble; where the server said so of this one request, only this task."""
         with self._guard:
             self.errors += 1
             alone = error.answered and error.retry_after_s is None
-            first = not alone and not pause.failures
+            first = not alone and not server_backoff.failures
             if alone:
-                wait = task.pause.fail(error.message)
-            elif pause.failed > task.began:
+                wait = task.backoff.fail(error.message)
+            elif server_backoff.failed > task.began:
                 # Somebody else's request has failed meanwhile: that is the same failure.
-                wait = max(0.0, pause.until - time.monotonic())
+                wait = max(0.0, server_backoff.until - time.monotonic())
             else:
-                wait = pause.fail(error.message, error.retry_after_s)
+                wait = server_backoff.fail(error.message, error.retry_after_s)
         if first:
             log.warning("%s; tried again with growing pauses", error)
         task.shipment.tell("unreachable", error.message)
@@ -595,7 +595,7 @@ class Schedule:
         task.trouble = text
         task.shipment.tell(kind, text)
         task.shipment.forget()
-        wait = task.pause.fail(text)
+        wait = task.backoff.fail(text)
         if isinstance(error, JournalError):
             # It does not get better by itself; a change of the journal is noticed anyway.
             return Event.REFUSED, 60.0

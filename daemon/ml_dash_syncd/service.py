@@ -225,8 +225,8 @@ def once(
 
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     """Will waiting make no difference?"""
-    pause = schedule.remotes.get(task.registration.remote)
-    if task.pause.failures >= tries or (pause is not None and pause.failures >= tries):
+    server_backoff = schedule.remotes.get(task.registration.remote)
+    if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
     outcome = task.outcome
     if outcome is None:

@@ -64,7 +64,7 @@ def described(schedule: Schedule) -> dict[str, Any]:
         "lastSentAt": _moment(schedule.last_sent) if schedule.last_sent else None,
         "errors": schedule.errors,
         "remotes": {
-            url: {"failures": pause.failures, "why": pause.why} for url, pause in sorted(schedule.remotes.items())
+            url: {"failures": backoff.failures, "why": backoff.why} for url, backoff in sorted(schedule.remotes.items())
         },
     }
 
@@ -74,7 +74,7 @@ def sentence(schedule: Schedule) -> str:
     tasks = list(schedule.tasks.values())
     waiting = sum(not task.settled for task in tasks)
     parts = [f"{len(tasks):,} experiments", f"{waiting:,} being sent" if waiting else "all sent"]
-    away = [url for url, pause in schedule.remotes.items() if pause.failures]
+    away = [url for url, backoff in schedule.remotes.items() if backoff.failures]
     if away:
         parts.append(f"waiting for {', '.join(away[:3])}")
     if schedule.logins.refused:

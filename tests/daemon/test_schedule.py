@@ -15,7 +15,7 @@ from ml_dash.journal.segment import SEGMENTS
 from ml_dash.sync import login, register
 from ml_dash.sync.register import Registration
 from ml_dash.sync.remote import Link
-from ml_dash_syncd import pauses, schedule
+from ml_dash_syncd import backoff, schedule
 from ml_dash_syncd.discover import Discovery
 from ml_dash_syncd.schedule import Schedule, Task
 from ml_dash_syncd.settings import Settings
@@ -192,7 +192,7 @@ def test_one_that_fails_does_not_hold_the_others_up(desk: Desk) -> None:
 
 
 def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
     Parcel.steps["one"] = failing(answered)
     desk.register("one")
     desk.begin()
@@ -202,7 +202,7 @@ def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkey
         desk.schedule.turn()
     desk.until(lambda: len(desk.parcel("one").times) == 2)
     first, second = desk.parcel("one").times
-    assert second - first >= pauses.FIRST_S
+    assert second - first >= backoff.FIRST_S
 
 
 def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
@@ -229,7 +229,7 @@ def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
 
 def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is known: the others go on with other servers, and come back when it answers."""
-    monkeypatch.setattr(pauses, "FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
     hanging, go_on, working = threading.Event(), threading.Event(), []
 
     def step(parcel: Parcel, link: Link) -> Outcome:
@@ -259,19 +259,19 @@ def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.Mo
 
 
 def test_a_pause_that_the_server_asks_for_is_kept_and_no_longer_than_an_hour() -> None:
-    pause = pauses.Pause()
-    assert 30 <= pause.fail("busy", 30.0) <= 31
-    assert not pause.over
-    assert pause.fail("busy", 1e9) <= 3601
-    pause.succeed()
-    assert pause.over
+    server = backoff.Backoff()
+    assert 30 <= server.fail("busy", 30.0) <= 31
+    assert not server.over
+    assert server.fail("busy", 1e9) <= 3601
+    server.succeed()
+    assert server.over
 
 
 def test_pauses_grow_with_jitter_up_to_a_minute() -> None:
-    pause = pauses.Pause()
-    waits = [pause.fail("away") for _ in range(200)]
-    assert max(waits[:1]) <= pauses.FIRST_S
-    assert max(waits) <= pauses.LONGEST_S
+    server = backoff.Backoff()
+    waits = [server.fail("away") for _ in range(200)]
+    assert max(waits[:1]) <= backoff.FIRST_S
+    assert max(waits) <= backoff.LONGEST_S
     assert len(set(waits)) == 200
     assert min(waits[10:]) < 20 < 40 < max(waits[10:]), "full jitter: anything up to the longest"
 
@@ -348,7 +348,7 @@ def test_many_hints_do_not_make_it_look_all_the_time() -> None:
 
 
 def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses.random, "uniform", lambda low, high: 1000.0)
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: 1000.0)
     Parcel.steps["one"] = failing(lambda: Unreachable("away"), 1)
     Parcel.steps["two"] = failing(answered, 1)
     desk.register("one")
