@@ -18,7 +18,7 @@ from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
 from ml_dash.sync import register
 
-from . import state
+from . import report
 from .discover import Discovery
 from .health import Health
 from .notify import Notifier
@@ -102,7 +102,7 @@ def run(
         with alone() as mine:
             if mine:
                 return _serve(settings, read_settings, idle_exit_s, signals, notifier)
-        other = (state.load() or {}).get("pid", "another process")
+        other = (report.load() or {}).get("pid", "another process")
         if not notifier.listens:
             log.warning("ml-dash-syncd runs already (%s)", other)
             return 0
@@ -126,17 +126,17 @@ def _serve(
 ) -> int:
     schedule = Schedule(Discovery(settings))
     signals.wake, signals.aborted = schedule.wake, _leave
-    health, snapshot = Health(schedule), state.Snapshot()
+    health, report_file = Health(schedule), report.ReportFile()
     try:
         if settings.listen is not None:
             try:
-                snapshot.address = health.listen(settings.listen)
-                log.info("listening on %s", snapshot.address)
+                report_file.address = health.listen(settings.listen)
+                log.info("listening on %s", report_file.address)
             except OSError as error:
                 raise InvalidValue(f"listen is {settings.listen}: {error}", hint="choose another port") from error
         schedule.start()
         health.ready = True
-        snapshot.write(schedule, now=True)
+        report_file.write(schedule, now=True)
         notifier.ready()
         idle_since, told, turned_over = time.monotonic(), float("-inf"), time.monotonic()
         tell_s = min(TELL_S, notifier.interval_s)
@@ -151,8 +151,8 @@ def _serve(
             told = time.monotonic()
             if not _hangs(schedule):
                 notifier.feed()
-            notifier.status(state.sentence(schedule))
-            snapshot.write(schedule)
+            notifier.status(report.status_line(schedule))
+            report_file.write(schedule)
             if told > turned_over + LOG_S:
                 turned_over = told
                 turn_log_over()
@@ -163,7 +163,7 @@ def _serve(
                 break
         notifier.stopping()
         schedule.stop(DRAIN_S if signals.end else 1.0)
-        snapshot.write(schedule, now=True, ended=True)
+        report_file.write(schedule, now=True, ended=True)
     finally:
         schedule.abort()
         health.close()

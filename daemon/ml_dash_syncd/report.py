@@ -20,7 +20,7 @@ log = logging.getLogger("ml_dash.syncd")
 _EVERY_S: Final = 5.0
 
 
-class Snapshot:
+class ReportFile:
     """Writes the state down, now and then and when it matters."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -29,13 +29,13 @@ class Snapshot:
         self._began = time.time()
         self._written = float("-inf")
         self._last: dict[str, Any] = {}
-        self._told = False
+        self._warned = False
 
     def write(self, schedule: Schedule, *, now: bool = False, ended: bool = False) -> None:
         """Replace the file if something has changed since it was last written, at most every five seconds."""
         if not now and time.monotonic() - self._written < _EVERY_S:
             return
-        document = {**described(schedule), "address": self.address}
+        document = {**summary(schedule), "address": self.address}
         self._written = time.monotonic()
         if document == self._last and not now:
             return
@@ -48,12 +48,12 @@ class Snapshot:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(self.path, json.dumps(whole, indent=1).encode())
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._warned:
+                self._warned = True
                 log.warning("%s cannot be written: %s", self.path, error)
 
 
-def described(schedule: Schedule) -> dict[str, Any]:
+def summary(schedule: Schedule) -> dict[str, Any]:
     """How everything stands."""
     tasks = list(schedule.tasks.values())
     return {
@@ -69,7 +69,7 @@ def described(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def sentence(schedule: Schedule) -> str:
+def status_line(schedule: Schedule) -> str:
     """One line for people."""
     tasks = list(schedule.tasks.values())
     waiting = sum(not task.settled for task in tasks)
