@@ -24,7 +24,7 @@ from .backoff import Backoff, Login, Logins
 from .discover import Discovery
 from .settings import Settings
 from .ship import Left, Outcome, Replaced, Shipment
-from .states import Event, State, after
+from .task_states import TaskEvent, TaskState, next_state
 from .watch import (
     IDLE_S,
     IDLE_SHARE,
@@ -70,7 +70,7 @@ class Task:
     shipment: Shipment
     watch: JournalWatch
     key: str
-    state: State = State.SETTLED
+    state: TaskState = TaskState.SETTLED
     outcome: Outcome | None = None
     trouble: str = ""
     backoff: Backoff = field(default_factory=Backoff)
@@ -85,12 +85,12 @@ class Task:
     @property
     def settled(self) -> bool:
         """Was all sent that was there when it was last looked at, or can it not be?"""
-        return self.state in (State.SETTLED, State.REMOVED)
+        return self.state in (TaskState.SETTLED, TaskState.REMOVED)
 
     @property
     def busy(self) -> bool:
         """Is it with a thread?"""
-        return self.state in (State.BUSY, State.AGAIN)
+        return self.state in (TaskState.BUSY, TaskState.AGAIN)
 
     @property
     def login(self) -> Login:
@@ -103,7 +103,7 @@ class Task:
         return "/".join(Path(self.registration.journal).parts[-3:-1])
 
 
-Ending = tuple[Event, "float | None"]
+Ending = tuple[TaskEvent, "float | None"]
 """How a step ended, and after how many seconds the task is to have another turn (None: when it changes)."""
 
 
@@ -231,7 +231,7 @@ class Schedule:
                 for queue in (self._live, self._backlog):
                     with contextlib.suppress(ValueError):
                         queue.remove(task)
-                self._move(task, Event.DROP)
+                self._move(task, TaskEvent.DROP)
         for key, registration in found.items():
             known = self.tasks.get(key)
             if known is None:
@@ -366,12 +366,12 @@ class Schedule:
 
     def _make_ready(self, task: Task) -> None:
         with self._guard:
-            self._move(task, Event.CHANGE)
+            self._move(task, TaskEvent.CHANGE)
 
-    def _move(self, task: Task, event: Event) -> None:
+    def _move(self, task: Task, event: TaskEvent) -> None:
         """Let an event happen to a task; one that becomes ready joins its queue. Only inside the guard."""
-        before, task.state = task.state, after(task.state, event)
-        if task.state is State.READY and before is not State.READY:
+        before, task.state = task.state, next_state(task.state, event)
+        if task.state is TaskState.READY and before is not TaskState.READY:
             (self._live if task.watch.live else self._backlog).append(task)
             self._guard.notify()
 
@@ -450,7 +450,7 @@ class Schedule:
                 if task is None and self._busy_backlog < max(1, len(self._threads) - 1):
                     task = self._take(self._backlog)
                 if task is not None:
-                    self._move(task, Event.TAKE)
+                    self._move(task, TaskEvent.TAKE)
                     living = task.watch.live
                     self._busy += 1
                     self._busy_backlog += not living
@@ -481,7 +481,7 @@ class Schedule:
             outcome = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
-            return Event.REFUSED, self.logins.waits(task.login) + 0.001
+            return TaskEvent.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
             return self._unreachable(task, server_backoff, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
@@ -501,20 +501,20 @@ class Schedule:
         self._succeeded(task, server_backoff)
         task.outcome = outcome
         if outcome.left is Left.MORE or outcome.again_s == 0:
-            return Event.MORE, None
-        return Event.SENT, outcome.again_s
+            return TaskEvent.MORE, None
+        return TaskEvent.SENT, outcome.again_s
 
     def _held_back(self, task: Task, server_backoff: Backoff) -> Ending | None:
         """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
         with self._guard:
             if not server_backoff.over:
                 task.trouble = server_backoff.why
-                return Event.HELD, max(0.01, server_backoff.until - time.monotonic())
+                return TaskEvent.HELD, max(0.01, server_backoff.until - time.monotonic())
             if server_backoff.failures and server_backoff.probe is not None:
                 task.trouble = server_backoff.why
-                return Event.HELD, PROBE_S
+                return TaskEvent.HELD, PROBE_S
             if not task.backoff.over:
-                return Event.FAILED, max(0.01, task.backoff.until - time.monotonic())
+                return TaskEvent.FAILED, max(0.01, task.backoff.until - time.monotonic())
             wait = self.logins.waits(task.login)
             if not wait:
                 # Where a server hangs, one thread hangs with it; the others go on with other servers.
@@ -524,13 +524,13 @@ class Schedule:
         if refused is not None:
             task.shipment.tell("login", refused.why)
             task.trouble = refused.why
-        return Event.REFUSED, wait
+        return TaskEvent.REFUSED, wait
 
     def _succeeded(self, task: Task, server_backoff: Backoff) -> None:
         with self._guard:
             recovered = server_backoff.failures > 0
             server_backoff.succeed()
-            waiting = [one for _, _, one in self._timers if one.state is State.HELD] if recovered else []
+            waiting = [one for _, _, one in self._timers if one.state is TaskState.HELD] if recovered else []
         task.backoff.succeed()
         self.logins.accept(task.login)
         task.trouble = ""
@@ -575,7 +575,7 @@ class Schedule:
             log.warning("%s; tried again with growing pauses", error)
         task.shipment.tell("unreachable", error.message)
         task.trouble = str(error)
-        return Event.FAILED if alone else Event.HELD, wait + 0.001
+        return TaskEvent.FAILED if alone else TaskEvent.HELD, wait + 0.001
 
     def _failed(self, task: Task, error: Exception) -> Ending:
         self.errors += 1
@@ -587,7 +587,7 @@ class Schedule:
                 task.shipment.forget()
                 # Only a disk may be away.
                 removed = Path(task.registration.journal).parents[1].is_dir()
-                return Event.REMOVED if removed else Event.SENT, None
+                return TaskEvent.REMOVED if removed else TaskEvent.SENT, None
         kind = "refused" if isinstance(error, ServerRefused) else "disk"
         text = str(error) or repr(error)
         if task.trouble != text:
@@ -598,8 +598,8 @@ class Schedule:
         wait = task.backoff.fail(text)
         if isinstance(error, JournalError):
             # It does not get better by itself; a change of the journal is noticed anyway.
-            return Event.REFUSED, 60.0
-        return Event.FAILED, wait + 0.001
+            return TaskEvent.REFUSED, 60.0
+        return TaskEvent.FAILED, wait + 0.001
 
 
 def _connect(links: Connections, login: Login, number: int, token: str) -> remote.Link:

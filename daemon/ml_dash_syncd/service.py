@@ -25,7 +25,7 @@ from .notify import Notifier
 from .schedule import Schedule, Task
 from .settings import Settings
 from .ship import Left
-from .states import State
+from .task_states import TaskState
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -239,7 +239,7 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
 def stays(task: Task) -> str | None:
     """Why something of a journal is not on its server; None if all is."""
     outcome, cursor = task.outcome, task.shipment.cursor
-    if task.state is State.REMOVED:
+    if task.state is TaskState.REMOVED:
         return None
     if task.trouble:
         return task.trouble
