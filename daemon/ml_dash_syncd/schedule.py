@@ -23,7 +23,7 @@ from . import watch
 from .backoff import Backoff, Login, Logins
 from .discover import Discovery
 from .settings import Settings
-from .ship import Left, Outcome, Replaced, Shipment
+from .ship import Remaining, Replaced, Shipment, StepResult
 from .task_states import TaskEvent, TaskState, next_state
 from .watch import (
     IDLE_S,
@@ -71,7 +71,7 @@ class Task:
     watch: JournalWatch
     key: str
     state: TaskState = TaskState.SETTLED
-    outcome: Outcome | None = None
+    result: StepResult | None = None
     trouble: str = ""
     backoff: Backoff = field(default_factory=Backoff)
     timer: float = _NEVER
@@ -352,7 +352,7 @@ class Schedule:
         for task in list(self.tasks.values()):
             task.backoff.succeed()
             waits = task.timer != _NEVER or bool(task.trouble)
-            if waits or not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
+            if waits or not task.settled or (task.result is not None and task.result.remaining is Remaining.LATER):
                 self._make_ready(task)
 
     def reload(self, discovery: Discovery) -> None:
@@ -478,7 +478,7 @@ class Schedule:
             if task.stale:
                 task.stale = False
                 task.shipment.forget()
-            outcome = self._step(task, links)
+            result = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
             return TaskEvent.REFUSED, self.logins.waits(task.login) + 0.001
@@ -499,10 +499,10 @@ class Schedule:
                 self.sent_bytes += sent
                 self.last_sent = time.time()
         self._succeeded(task, server_backoff)
-        task.outcome = outcome
-        if outcome.left is Left.MORE or outcome.again_s == 0:
+        task.result = result
+        if result.remaining is Remaining.MORE or result.again_s == 0:
             return TaskEvent.MORE, None
-        return TaskEvent.SENT, outcome.again_s
+        return TaskEvent.SENT, result.again_s
 
     def _held_back(self, task: Task, server_backoff: Backoff) -> Ending | None:
         """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
@@ -541,11 +541,11 @@ class Schedule:
             if one.registration.remote == task.registration.remote:
                 self._make_ready(one)
 
-    def _step(self, task: Task, links: Connections) -> Outcome:
+    def _step(self, task: Task, links: Connections) -> StepResult:
         """One step, under the identity that the journal is registered with and no other."""
         deadline = min(time.monotonic() + TURN_S, self._deadline)
 
-        def attempt(number: int, token: str) -> Outcome:
+        def attempt(number: int, token: str) -> StepResult:
             return task.shipment.step(_connect(links, task.login, number, token), deadline)
 
         return with_identity(task.registration, attempt)

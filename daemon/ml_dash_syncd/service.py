@@ -24,7 +24,7 @@ from .health import Health
 from .notify import Notifier
 from .schedule import Schedule, Task
 from .settings import Settings
-from .ship import Left
+from .ship import Remaining
 from .task_states import TaskState
 
 if TYPE_CHECKING:
@@ -228,17 +228,17 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     server_backoff = schedule.remotes.get(task.registration.remote)
     if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
-    outcome = task.outcome
-    if outcome is None:
+    result = task.result
+    if result is None:
         return task.settled
     # Once all was sent that was there: a writer that lives may go on for ever.
-    drained = outcome.left is Left.NOTHING or outcome.only_events
-    return drained or (outcome.left is Left.LATER and outcome.again_s is None)
+    drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait
+    return drained or (result.remaining is Remaining.LATER and result.again_s is None)
 
 
 def stays(task: Task) -> str | None:
     """Why something of a journal is not on its server; None if all is."""
-    outcome, cursor = task.outcome, task.shipment.cursor
+    result, cursor = task.result, task.shipment.cursor
     if task.state is TaskState.REMOVED:
         return None
     if task.trouble:
@@ -246,7 +246,7 @@ def stays(task: Task) -> str | None:
     if cursor is not None and cursor.parked:
         name, why = next(iter(cursor.parked.items()))
         return f"{name}: {why}"
-    if outcome is None or (outcome.left is not Left.NOTHING and not outcome.only_events):
+    if result is None or (result.remaining is not Remaining.NOTHING and not result.only_blobs_wait):
         return "not all of it was sent"
     return None
 

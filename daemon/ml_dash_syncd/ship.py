@@ -40,7 +40,7 @@ PENDING_S: Final = 0.2
 _TRIES: Final = 3
 
 
-class Left(Enum):
+class Remaining(Enum):
     """What a step leaves behind."""
 
     NOTHING = "nothing"
@@ -49,13 +49,13 @@ class Left(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """What a step came to; `again_s`: look again after so many seconds although nothing may have changed by then."""
 
-    left: Left
+    remaining: Remaining
     again_s: float | None = None
     # Only contents wait whose events may still come.
-    only_events: bool = False
+    only_blobs_wait: bool = False
 
 
 class Restart(Exception):
@@ -103,7 +103,7 @@ class Shipment:
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def step(self, link: remote.Link, deadline: float) -> Outcome:
+    def step(self, link: remote.Link, deadline: float) -> StepResult:
         """Send until nothing is left, or until `deadline` (time.monotonic).
 
         Raises RemoteError where the server is the trouble, OSError and JournalError where this machine's disk is.
@@ -116,7 +116,7 @@ class Shipment:
             self._restarts += 1
             if self._restarts > _TRIES:
                 raise Unreachable(f"{self.account.remote} contradicts itself about what it has") from None
-            return Outcome(Left.MORE)
+            return StepResult(Remaining.MORE)
         finally:
             self.account.save_changes()
 
@@ -148,7 +148,7 @@ class Shipment:
             self.account.open(follower.id)
         return self._follower
 
-    def _step(self, link: remote.Link, deadline: float) -> Outcome:
+    def _step(self, link: remote.Link, deadline: float) -> StepResult:
         follower = self._open()
         if not self._asked:
             self._ask(link, follower)
@@ -163,11 +163,11 @@ class Shipment:
                     self._records = None
                     break
             if not self._send(link, follower, self._current, deadline):
-                return Outcome(Left.MORE)
+                return StepResult(Remaining.MORE)
             self._current = None
         if not self._try_again(link, follower, deadline) or not self._blobs.send_files(link, follower, deadline):
-            return Outcome(Left.MORE)
-        return self._left(follower)
+            return StepResult(Remaining.MORE)
+        return self._result(follower)
 
     def _try_again(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
         """Send what could not be sent before, and deaths that waited for it; False if there was no time for all."""
@@ -199,7 +199,7 @@ class Shipment:
         """Segments that are paused, and not given up so far."""
         return self._paused - self.account.cursor.parked.keys()
 
-    def _left(self, follower: Follower) -> Outcome:
+    def _result(self, follower: Follower) -> StepResult:
         """What is not on the server although all that could be sent was sent."""
         self.account.save_changes()
         self.account.tell(None)
@@ -207,12 +207,12 @@ class Shipment:
             self.account.park(name, str(why))
         self._restarts = 0
         if waiting := [file for file in self._hopeful() if not self._is_behind(file)]:
-            return Outcome(Left.LATER, min(map(self._due_s, waiting)))
+            return StepResult(Remaining.LATER, min(map(self._due_s, waiting)))
         if follower.pending:
-            return Outcome(Left.LATER, PENDING_S)
+            return StepResult(Remaining.LATER, PENDING_S)
         if self._blobs.waiting():
-            return Outcome(Left.LATER, blobs.ASK_AGAIN_S, only_events=True)
-        return Outcome(Left.LATER if self.account.cursor.parked else Left.NOTHING, None)
+            return StepResult(Remaining.LATER, blobs.ASK_AGAIN_S, only_blobs_wait=True)
+        return StepResult(Remaining.LATER if self.account.cursor.parked else Remaining.NOTHING, None)
 
     def _due_s(self, file: str) -> float:
         """In how many seconds a paused segment is read again."""

@@ -19,11 +19,11 @@ from ml_dash_syncd import backoff, schedule
 from ml_dash_syncd.discover import Discovery
 from ml_dash_syncd.schedule import Schedule, Task
 from ml_dash_syncd.settings import Settings
-from ml_dash_syncd.ship import Left, Outcome
+from ml_dash_syncd.ship import Remaining, StepResult
 
 HERE, THERE = "http://127.0.0.1:9", "http://127.0.0.1:10"
-DONE = Outcome(Left.NOTHING)
-Step = Callable[["Parcel", Link], Outcome]
+DONE = StepResult(Remaining.NOTHING)
+Step = Callable[["Parcel", Link], StepResult]
 UNTIL_S = 10.0
 
 
@@ -45,7 +45,7 @@ class Parcel:
     def name(self) -> str:
         return Path(self.registration.journal).name
 
-    def step(self, link: Link, deadline: float) -> Outcome:
+    def step(self, link: Link, deadline: float) -> StepResult:
         self.times.append(time.monotonic())
         self.links.append(link)
         found = Parcel.steps.get(self.name)
@@ -109,7 +109,7 @@ def failing(error: Callable[[], Exception], times: int = 1 << 30) -> Step:
     """A step that fails so often, then is done."""
     left = [times]
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if left[0] == 0:
             return DONE
         left[0] -= 1
@@ -165,9 +165,9 @@ def test_a_development_login_that_is_signed_anew_uses_the_same_connection(
     monkeypatch.setattr("ml_dash.sync.login.tokens_for", lambda *_: [f"token-{next(signed)}"])
     left = [50]
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         left[0] -= 1
-        return Outcome(Left.MORE) if left[0] else DONE
+        return StepResult(Remaining.MORE) if left[0] else DONE
 
     Parcel.steps["one"] = step
     desk.register("one")
@@ -209,7 +209,7 @@ def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
     """Else a server that is away for a moment would be given up by four threads at once."""
     together = threading.Barrier(schedule.WORKERS - 1)
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if len(parcel.times) == 1:
             together.wait(UNTIL_S)
             raise Unreachable("away")
@@ -232,7 +232,7 @@ def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.Mo
     monkeypatch.setattr(backoff, "FIRST_S", 0.01)
     hanging, go_on, working = threading.Event(), threading.Event(), []
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         working.append(1)
         try:
             if len(working) == 1:
@@ -280,7 +280,7 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     url = "http://dash.example.org"
     login.store(url, "old", "alice")
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         token = link._token() if callable(link._token) else link._token
         if token == "old":
             raise Unauthorised("the login is not accepted")
@@ -305,7 +305,7 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     login.store(url, "old", "alice")
     asked, stored = threading.Event(), threading.Event()
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if callable(link._token) and link._token() == "new":
             return DONE
         asked.set()
@@ -387,7 +387,7 @@ def test_a_server_that_stalls_leaves_threads_for_the_others(desk: Desk) -> None:
     """Every step to it hangs until the test is over; those to another server go on."""
     stalled, release = threading.Semaphore(0), threading.Event()
 
-    def hang(parcel: Parcel, link: Link) -> Outcome:
+    def hang(parcel: Parcel, link: Link) -> StepResult:
         stalled.release()
         release.wait(60)
         return DONE
