@@ -522,7 +522,7 @@ class Schedule:
                 return None
         refused = self.logins.refused.get(task.login)
         if refused is not None:
-            task.shipment.tell("login", refused.why)
+            task.shipment.note_trouble("login", refused.why)
             task.trouble = refused.why
         return TaskEvent.REFUSED, wait
 
@@ -555,7 +555,7 @@ class Schedule:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.tell("login", error.message)
+        task.shipment.note_trouble("login", error.message)
         task.trouble = str(error)
 
     def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:
@@ -573,7 +573,7 @@ class Schedule:
                 wait = server_backoff.fail(error.message, error.retry_after_s)
         if first:
             log.warning("%s; tried again with growing pauses", error)
-        task.shipment.tell("unreachable", error.message)
+        task.shipment.note_trouble("unreachable", error.message)
         task.trouble = str(error)
         return TaskEvent.FAILED if alone else TaskEvent.HELD, wait + 0.001
 
@@ -593,7 +593,7 @@ class Schedule:
         if task.trouble != text:
             log.warning("%s: %s", task.name, text)
         task.trouble = text
-        task.shipment.tell(kind, text)
+        task.shipment.note_trouble(kind, text)
         task.shipment.forget()
         wait = task.backoff.fail(text)
         if isinstance(error, JournalError):

@@ -131,13 +131,13 @@ class Shipment:
         self._held = []
         self._blobs.forget()
 
-    def tell(self, kind: str | None, text: str = "") -> None:
+    def note_trouble(self, kind: str | None, text: str = "") -> None:
         """Note the trouble in the cursor, for whoever asks."""
         if not self.account.is_open:
             with contextlib.suppress(OSError, JournalError):
                 self._open()
         if self.account.is_open:
-            self.account.tell(kind, text)
+            self.account.note_trouble(kind, text)
 
     def _open(self) -> Follower:
         if self._follower is None:
@@ -202,7 +202,7 @@ class Shipment:
     def _result(self, follower: Follower) -> StepResult:
         """What is not on the server although all that could be sent was sent."""
         self.account.save_changes()
-        self.account.tell(None)
+        self.account.note_trouble(None)
         for name, why in follower.troubles.items():
             self.account.park(name, str(why))
         self._restarts = 0
@@ -232,7 +232,7 @@ class Shipment:
             self.account.cursor.segments.clear()
             self.account.cursor.blobs.clear()
             self.account.cursor.deaths.clear()
-            self.account.known_there = False
+            self.account.known_to_server = False
         else:
             there = {state["file"]: state["length"] for state in found["segments"].values()}
             for name in set(self.account.cursor.segments) - set(there):
@@ -245,7 +245,7 @@ class Shipment:
             self.account.cursor.blobs = set(found["blobs"])
             self.account.events = found["events"]
             self.removed = found["tombstone"]
-            self.account.known_there = True
+            self.account.known_to_server = True
         self.account.cursor.parked.clear()
         self._asked = True
         self._blobs.wanted = True
@@ -281,7 +281,7 @@ class Shipment:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")
-            data, damaged = self._batches.next(segment, offset, end, self.account.batch)
+            data, damaged = self._batches.next(segment, offset, end, self.account.batch_bytes)
             if not data:
                 self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
                 return True
@@ -320,13 +320,13 @@ class Shipment:
         fail_point("sync-acked")
         if found["length"] <= offset:
             raise Unreachable(f"{self.account.remote} took bytes, and has no more than before")
-        self.account.known_there = True
+        self.account.known_to_server = True
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]
         if found.get("files", True) or any(map(parse_blob, self.account.cursor.parked)):
             self._blobs.wanted = True
         self._acknowledged(file, found["length"])
-        self.account.takes_more()
+        self.account.grow_batch()
         self._blobs.without.clear()
         return True
 
@@ -351,7 +351,7 @@ class Shipment:
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False
-        if refused.code == TOO_LARGE and self.account.takes_less_than(len(data)):
+        if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
             return True
         if refused.code == TORN and self._has_changed(file, offset, data):
             self._pause(file, offset, refused.message)
@@ -377,7 +377,7 @@ class Shipment:
         if key in self.account.cursor.deaths:
             return
         waits = any(_writer_of(file) == death.writer for file in self._hopeful())
-        if waits or not (self.account.known_there or self._introduce(link, follower)):
+        if waits or not (self.account.known_to_server or self._introduce(link, follower)):
             # What of its writer comes later would make it void; and who knows nothing of a journal takes no notes.
             self._held.append(death)
             return

@@ -167,9 +167,9 @@ class Hints:
     Elsewhere, and with another watchdog, a few folders are observed.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell(name)` is called, from another thread, with each name given for the folder."""
-        self._tell = tell
+    def __init__(self, on_new_entry: Callable[[str], None]) -> None:
+        """`on_new_entry(name)` is called, from another thread, with each name given for the folder."""
+        self._on_new_entry = on_new_entry
         self._shared: Any = None
         self._observer: Any = None
         self._watched: dict[str, Any] = {}
@@ -216,14 +216,14 @@ class Hints:
         from watchdog.events import FileSystemEventHandler
         from watchdog.observers import Observer
 
-        heard = self.heard
+        entry_created = self.entry_created
 
         class Handler(FileSystemEventHandler):
             def on_created(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
             def on_moved(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
         try:
             if self._observer is None:
@@ -237,12 +237,12 @@ class Hints:
         self.broken = str(error)
         log.info("the file system does not tell of changes any more (%s): looking has to do", error)
 
-    def heard(self, folder: str) -> None:
+    def entry_created(self, folder: str) -> None:
         """Something is new there."""
         for name in self._names.get(folder, ()):
-            self._tell(name)
+            self._on_new_entry(name)
 
-    def forgotten(self, folder: str) -> None:
+    def folder_removed(self, folder: str) -> None:
         """The folder is gone; it is watched again when it is back."""
         self._watched.pop(folder, None)
 
@@ -269,10 +269,10 @@ class _Callback:
         self._hints, self._folder = hints, folder
 
     def on_event(self, event: Any) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)
 
     def on_watch_deleted(self, wd: Any) -> None:
-        self._hints.forgotten(self._folder)
+        self._hints.folder_removed(self._folder)
 
     def on_queue_overflow(self) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)

@@ -47,7 +47,7 @@ def test_trouble_with_sending_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch, t
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no disk")
 
-    monkeypatch.setattr(exec_job, "_send_beside", fail)
+    monkeypatch.setattr(exec_job, "_send_while_running", fail)
     monkeypatch.setattr(exec_job, "once", refuse)
     try:
         command = ["/bin/sh", "-c", f"sleep 0.2; touch {tmp_path / 'ran'}; exit 3"]

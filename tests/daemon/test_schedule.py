@@ -54,7 +54,7 @@ class Parcel:
     def forget(self) -> None:
         self.forgotten += 1
 
-    def tell(self, kind: str | None, text: str = "") -> None:
+    def note_trouble(self, kind: str | None, text: str = "") -> None:
         self.told.append((kind, text))
 
 

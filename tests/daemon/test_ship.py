@@ -193,7 +193,7 @@ def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
 
 
 def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(way.shipment.account, "batch", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
     sizes: list[int] = []
 
@@ -618,7 +618,7 @@ def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> 
 def test_damage_larger_than_a_request(way: Way, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, as a power cut leaves them."""
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
-    monkeypatch.setattr(way.shipment.account, "batch", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
     pen = way.desk.pen()
     pen.log("before")
     pen.raw(bytes(10_000))
