@@ -48,7 +48,7 @@ def commands() -> None:
     """Sends what experiments record to servers. Without a command: run."""
 
 
-def _where(command: Callable[..., Any]) -> Callable[..., Any]:
+def _source_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say what is sent, where to, as whom."""
     for option in (
         click.option("--config", type=_FOLDER, help="The settings file. Default: syncd.toml beside the logins."),
@@ -67,7 +67,7 @@ def _settings(stores: Sequence[Path], remote: str | None, user: str | None, conf
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--listen", type=click.IntRange(0, 65_535), help="Answer /-/healthy, /-/ready, /metrics on this port.")
 @click.option("--idle-exit", type=click.FloatRange(0), help="End after so many seconds with nothing to send.")
 @click.pass_context
@@ -94,7 +94,7 @@ def run(
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--registered", "keys", metavar="KEY", multiple=True, help="Only this registration; repeatable.")
 @click.pass_context
 def once(
@@ -109,12 +109,12 @@ def once(
     from .service import once as drain
 
     left = drain(_settings(stores, remote, user, config), keys)
-    _tell(left)
+    _print_unsent(left)
     ctx.exit(UNSENT if left else OK)
 
 
 @commands.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@_where
+@_source_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def execute(
@@ -126,22 +126,22 @@ def execute(
     command: Sequence[str],
 ) -> None:
     """Run COMMAND, send while it runs and after; ends with its exit code."""
-    from .executing import execute as run_job
+    from .exec_job import run_job
 
     code, left = run_job(command, _settings(stores, remote, user, config))
-    _tell(left)
+    _print_unsent(left)
     ctx.exit(code)
 
 
-def _tell(left: Sequence[Any]) -> None:
-    from .service import stays
+def _print_unsent(left: Sequence[Any]) -> None:
+    from .service import unsent_reason
 
     for task in left:
-        click.echo(f"ml-dash-syncd: {task.name} stays here: {stays(task)}", err=True)
+        click.echo(f"ml-dash-syncd: {task.name} stays here: {unsent_reason(task)}", err=True)
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None, as_json: bool) -> None:
     """Show what is sent, what waits, what is in trouble; also when no daemon runs."""
@@ -206,7 +206,7 @@ def forget(ctx: click.Context, target: str) -> None:
 
 
 @commands.command(name="check-config")
-@_where
+@_source_options
 def check_config(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None) -> None:
     """Read the settings, and say what they come to. Exit code 2 if they are wrong."""
     from ml_dash.sync import register

@@ -22,7 +22,7 @@ log = logging.getLogger("ml_dash.syncd")
 FRESH_NS: Final = 5_000_000_000
 """A folder changed so lately is read again: it may not be complete yet, and clocks of file systems are coarse."""
 
-ALL_S: Final = 600.0
+REREAD_S: Final = 600.0
 """How often everything is read again, whatever the folders say."""
 
 
@@ -38,7 +38,7 @@ class Discovery:
         self._in_stores: dict[Path, list[Registration]] = {}
         self._found: dict[str, Registration] = {}
         self._read_all = time.monotonic()
-        self._told = ""
+        self._warned = ""
 
     def forget(self) -> None:
         """Read everything again the next time."""
@@ -51,7 +51,7 @@ class Discovery:
     def find(self) -> dict[str, Registration]:
         """All registrations, by key; the same mapping as before if nothing has changed."""
         now = time.monotonic()
-        if now - self._read_all > ALL_S:
+        if now - self._read_all > REREAD_S:
             self._read_all = now
             self.forget()
         folder = register.registered_folder()
@@ -62,8 +62,8 @@ class Discovery:
             except OSError as error:
                 # What was known is sent on, and this is tried again.
                 self._seen.pop(str(folder), None)
-                if self._told != str(error):
-                    self._told = str(error)
+                if self._warned != str(error):
+                    self._warned = str(error)
                     log.warning("%s cannot be read: %s", folder, error)
             else:
                 self._registered = [one for one in known if not self._only or one.key in self._only]
@@ -73,7 +73,7 @@ class Discovery:
                 # Whoever logs in first is who it is bound to.
                 folders.append(config_folder())
             if self._has_changed(folders) or store not in self._in_stores:
-                self._in_stores[store] = self._look(store)
+                self._in_stores[store] = self._find_in_store(store)
                 changed = True
         if changed:
             # What a process registered says more: as whom.
@@ -83,7 +83,7 @@ class Discovery:
                 self._found = found
         return self._found
 
-    def _look(self, store: Path) -> list[Registration]:
+    def _find_in_store(self, store: Path) -> list[Registration]:
         assert self.settings.remote is not None
         try:
             located = read.find(store)

@@ -19,7 +19,7 @@ class Health:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        self.turned = time.monotonic()
+        self.last_turn = time.monotonic()
         self.ready = False
         self._server: ThreadingHTTPServer | None = None
 
@@ -59,16 +59,16 @@ class Health:
         answers: dict[str, Callable[[], tuple[int, str]]] = {
             "/-/healthy": self._healthy,
             "/-/ready": lambda: (200, "ready\n") if self.ready else (503, "not ready\n"),
-            "/metrics": lambda: (200, self._figures()),
+            "/metrics": lambda: (200, self._metrics()),
         }
         found = answers.get(path.partition("?")[0])
         return found() if found is not None else (404, "there is /-/healthy, /-/ready and /metrics\n")
 
     def _healthy(self) -> tuple[int, str]:
-        silent = time.monotonic() - self.turned
+        silent = time.monotonic() - self.last_turn
         return (200, "healthy\n") if silent < HEALTHY_S else (503, f"the loop has not turned for {silent:.0f} s\n")
 
-    def _figures(self) -> str:
+    def _metrics(self) -> str:
         tasks = list(self._schedule.tasks.values())
         figures: list[tuple[str, str, str, float]] = [
             ("experiments", "gauge", "Experiments that are sent from here.", len(tasks)),

@@ -12,7 +12,7 @@ _USUAL_S: Final = 10.0
 
 
 class Notifier:
-    """Says READY, STATUS, WATCHDOG and STOPPING; does nothing where nobody listens."""
+    """Says READY, STATUS, WATCHDOG and STOPPING; does nothing where nobody has_manager."""
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
@@ -20,14 +20,14 @@ class Notifier:
         mine = os.environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
         self.interval_s = int(period) / 1e6 / 3 if period.isdecimal() and mine else _USUAL_S
         self._status = ""
-        self._fed = 0.0
+        self._pinged = 0.0
 
     @property
-    def listens(self) -> bool:
+    def has_manager(self) -> bool:
         """Is there a manager?"""
         return bool(self._address)
 
-    def say(self, *lines: str, wait_s: float = 0.0) -> bool:
+    def send(self, *lines: str, wait_s: float = 0.0) -> bool:
         """Send some lines; were they taken? A manager that does not take them changes nothing for the work."""
         if not self._address:
             return False
@@ -41,19 +41,19 @@ class Notifier:
     def ready(self) -> None:
         """Everything is set up."""
         # It waits for this one: worth a moment, should it have much to read.
-        self.say("READY=1", wait_s=1.0)
+        self.send("READY=1", wait_s=1.0)
 
     def stopping(self) -> None:
         """The end has begun."""
-        self.say("STOPPING=1")
+        self.send("STOPPING=1")
 
     def status(self, text: str) -> None:
         """One line for people."""
-        if text != self._status and self.say(f"STATUS={text}"):
+        if text != self._status and self.send(f"STATUS={text}"):
             self._status = text
 
-    def feed(self) -> None:
+    def ping_watchdog(self) -> None:
         """The loop turns."""
         now = time.monotonic()
-        if now - self._fed >= self.interval_s and self.say("WATCHDOG=1"):
-            self._fed = now
+        if now - self._pinged >= self.interval_s and self.send("WATCHDOG=1"):
+            self._pinged = now

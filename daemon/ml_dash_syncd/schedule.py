@@ -20,12 +20,22 @@ from ml_dash.sync.identity import with_identity
 from ml_dash.sync.register import Registration
 
 from . import watch
+from .backoff import Backoff, Login, Logins
 from .discover import Discovery
-from .pauses import Login, Logins, Pause
 from .settings import Settings
-from .ship import Left, Outcome, Replaced, Shipment
-from .states import Event, State, after
-from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
+from .ship import Remaining, Replaced, Shipment, StepResult
+from .task_states import TaskEvent, TaskState, next_state
+from .watch import (
+    IDLE_S,
+    IDLE_SHARE,
+    LIVE_S,
+    LIVE_SHARE,
+    SLOWEST_IDLE_S,
+    SLOWEST_LIVE_S,
+    Hints,
+    JournalWatch,
+    PollRate,
+)
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -33,13 +43,13 @@ WORKERS: Final = 4
 TURN_S: Final = 1.0
 """How long one journal is sent before another one has its turn."""
 
-LOOK_S: Final = 2.0
+DISCOVER_S: Final = 2.0
 
-FIND_SHARE: Final = 0.1
+DISCOVER_SHARE: Final = 0.1
 """How much of a core looking for new experiments may take while the file system tells of one after the other."""
 
-SLOWEST_FIND_S: Final = 1.0
-AGAIN_S: Final = 0.25
+SLOWEST_DISCOVER_S: Final = 1.0
+RECHECK_S: Final = 0.25
 """How soon after a hint to look once more: what is new was perhaps still being made."""
 
 ASK_AGAIN_S: Final = 6 * 3600.0
@@ -58,12 +68,12 @@ class Task:
 
     registration: Registration
     shipment: Shipment
-    look: Look
+    watch: JournalWatch
     key: str
-    state: State = State.SETTLED
-    outcome: Outcome | None = None
+    state: TaskState = TaskState.SETTLED
+    result: StepResult | None = None
     trouble: str = ""
-    pause: Pause = field(default_factory=Pause)
+    backoff: Backoff = field(default_factory=Backoff)
     timer: float = _NEVER
     """When it has its next turn though nothing may have changed."""
     stale: bool = False
@@ -75,12 +85,12 @@ class Task:
     @property
     def settled(self) -> bool:
         """Was all sent that was there when it was last looked at, or can it not be?"""
-        return self.state in (State.SETTLED, State.REMOVED)
+        return self.state in (TaskState.SETTLED, TaskState.REMOVED)
 
     @property
     def busy(self) -> bool:
         """Is it with a thread?"""
-        return self.state in (State.BUSY, State.AGAIN)
+        return self.state in (TaskState.BUSY, TaskState.AGAIN)
 
     @property
     def login(self) -> Login:
@@ -93,7 +103,7 @@ class Task:
         return "/".join(Path(self.registration.journal).parts[-3:-1])
 
 
-Ending = tuple[Event, "float | None"]
+Ending = tuple[TaskEvent, "float | None"]
 """How a step ended, and after how many seconds the task is to have another turn (None: when it changes)."""
 
 
@@ -116,7 +126,7 @@ class Schedule:
         self.sent_bytes = 0
         self.last_sent = 0.0
         self.errors = 0
-        self.remotes: dict[str, Pause] = {}
+        self.remotes: dict[str, Backoff] = {}
         self.logins = Logins()
         self._discovery = discovery
         self._cursors = register.cursors_folder()
@@ -132,19 +142,19 @@ class Schedule:
         self._stopping = False
         self._deadline = _NEVER
         self._woken = threading.Event()
-        self._look_at = 0.0
-        self._found_at = 0.0
-        self._looked_live = 0.0
-        self._looked_rest = 0.0
-        self._find_pace = Pace(0.0, SLOWEST_FIND_S, FIND_SHARE)
-        self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
-        self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
+        self._discover_due = 0.0
+        self._discovered_at = 0.0
+        self._checked_live = 0.0
+        self._checked_idle = 0.0
+        self._discover_rate = PollRate(0.0, SLOWEST_DISCOVER_S, DISCOVER_SHARE)
+        self._live_rate = PollRate(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
+        self._idle_rate = PollRate(IDLE_S, SLOWEST_IDLE_S, IDLE_SHARE)
         self._hints = Hints(self._hinted)
-        self._new_things = False
+        self._new_entries = False
         self._sized = 0
         self._rounds = 0
         # Tasks of which the file system told something; another thread adds to it.
-        self._named: deque[str] = deque()
+        self._hinted_keys: deque[str] = deque()
         self._found: dict[str, Registration] = {}
         self._live_tasks: set[str] = set()
         self._threads = [
@@ -167,29 +177,30 @@ class Schedule:
     def turn(self) -> None:
         """Look at what may have changed; then wait until the next look is due, or something happens."""
         now = time.monotonic()
-        if now >= self._look_at or (self._new_things and now >= self._found_at + self._find_pace.interval_s):
-            hinted, self._new_things = self._new_things, False
-            if self.logins.look():
+        soonest = self._discovered_at + self._discover_rate.interval_s
+        if now >= self._discover_due or (self._new_entries and now >= soonest):
+            hinted, self._new_entries = self._new_entries, False
+            if self.logins.poll():
                 self._try_all()
-            self._found_at = now
-            self._find_pace.timed(self._discover)
-            self._look_at = now + (max(AGAIN_S, self._find_pace.interval_s) if hinted else LOOK_S)
-            self._look_at_sizes()
-        if self._named:
-            self._look_at_named()
-        if now - self._looked_live >= self._live_pace.interval_s:
-            self._looked_live = now
-            self._live_pace.timed(self._look_at_live)
-        if now - self._looked_rest >= self._rest_pace.interval_s:
-            self._looked_rest = now
-            self._rest_pace.timed(self._look_at_rest)
+            self._discovered_at = now
+            self._discover_rate.measure(self._discover)
+            self._discover_due = now + (max(RECHECK_S, self._discover_rate.interval_s) if hinted else DISCOVER_S)
+            self._check_sizes()
+        if self._hinted_keys:
+            self._check_hinted()
+        if now - self._checked_live >= self._live_rate.interval_s:
+            self._checked_live = now
+            self._live_rate.measure(self._check_live)
+        if now - self._checked_idle >= self._idle_rate.interval_s:
+            self._checked_idle = now
+            self._idle_rate.measure(self._check_idle)
         self._ring(now)
         due = min(
-            self._look_at,
-            self._found_at + self._find_pace.interval_s if self._new_things else _NEVER,
-            self._looked_live + self._live_pace.interval_s,
-            self._looked_rest + self._rest_pace.interval_s,
-            self._timers[0][0] if self._timers else now + LOOK_S,
+            self._discover_due,
+            self._discovered_at + self._discover_rate.interval_s if self._new_entries else _NEVER,
+            self._checked_live + self._live_rate.interval_s,
+            self._checked_idle + self._idle_rate.interval_s,
+            self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
         self._woken.wait(max(0.0, due - time.monotonic()))
         self._woken.clear()
@@ -200,9 +211,9 @@ class Schedule:
 
     def _hinted(self, name: str) -> None:
         if name:
-            self._named.append(name)
+            self._hinted_keys.append(name)
         else:
-            self._new_things = True
+            self._new_entries = True
         self._woken.set()
 
     def _discover(self) -> None:
@@ -220,30 +231,30 @@ class Schedule:
                 for queue in (self._live, self._backlog):
                     with contextlib.suppress(ValueError):
                         queue.remove(task)
-                self._move(task, Event.DROP)
+                self._move(task, TaskEvent.DROP)
         for key, registration in found.items():
             known = self.tasks.get(key)
             if known is None:
                 shipment = Shipment(registration, self._cursors)
-                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)), key)
-                self._look(task)
+                task = self.tasks[key] = Task(registration, shipment, JournalWatch(Path(registration.journal)), key)
+                self._check(task)
                 with contextlib.suppress(OSError):
                     # Before the first step, so that nothing comes between them unseen.
-                    task.look.has_grown(listing=False)
+                    task.watch.has_grown(listing=False)
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
         for folder in (register.registered_folder(), *self._discovery.folders()):
             self._hints.watch(str(folder), "")
         for task in self.tasks.values():
-            self._hints.watch(task.look.folder, task.key)
+            self._hints.watch(task.watch.folder, task.key)
 
-    def _look(self, task: Task) -> bool:
+    def _check(self, task: Task) -> bool:
         try:
-            changed = task.look.has_changed()
+            changed = task.watch.has_changed()
         except OSError as error:
             changed = self._unreadable(task, error)
-        if task.look.live:
+        if task.watch.live:
             self._live_tasks.add(task.key)
         else:
             self._live_tasks.discard(task.key)
@@ -251,66 +262,66 @@ class Schedule:
 
     def _unreadable(self, task: Task, error: OSError) -> bool:
         """A journal that is gone, or a disk that is: what was sent stays sent, and it is looked at again."""
-        changed = task.look.changed_ns != -2
-        task.look.changed_ns = -2
-        task.look.sizes = {}
-        task.look.live = False
+        changed = task.watch.changed_ns != -2
+        task.watch.changed_ns = -2
+        task.watch.sizes = {}
+        task.watch.live = False
         if changed:
-            task.trouble = f"{task.look.folder} cannot be read: {error.strerror or error}"
+            task.trouble = f"{task.watch.folder} cannot be read: {error.strerror or error}"
         return False
 
-    def _look_at_live(self) -> None:
+    def _check_live(self) -> None:
         for key in list(self._live_tasks):
             task = self.tasks.get(key)
             if task is None:
                 self._live_tasks.discard(key)
-            elif self._look(task):
+            elif self._check(task):
                 self._make_ready(task)
 
-    def _look_at_named(self) -> None:
+    def _check_hinted(self) -> None:
         named = set()
-        while self._named:
-            named.add(self._named.popleft())
+        while self._hinted_keys:
+            named.add(self._hinted_keys.popleft())
         for key in named:
             task = self.tasks.get(key)
-            if task is not None and self._look(task):
+            if task is not None and self._check(task):
                 task.trouble = ""
                 self._make_ready(task)
 
-    def _look_at_sizes(self) -> None:
+    def _check_sizes(self) -> None:
         """What neither locks nor folders tell: a part of the tasks each time, all of them in FULL_S."""
         tasks = list(self.tasks.values())
-        count = -(-len(tasks) // max(1, round(watch.FULL_S / LOOK_S)))
+        count = -(-len(tasks) // max(1, round(watch.FULL_S / DISCOVER_S)))
         listing = self._rounds % watch.LISTED_EVERY == 0
         for task in tasks[self._sized : self._sized + count]:
             try:
-                grown = not task.look.live and task.look.has_grown(listing=listing)
+                grown = not task.watch.live and task.watch.has_grown(listing=listing)
             except OSError:
                 # That is noticed by the other looks.
                 continue
             if grown:
                 # It may have a living writer now.
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
         self._sized += count
         if self._sized >= len(tasks):
             self._sized = 0
             self._rounds += 1
 
-    def _look_at_rest(self) -> None:
+    def _check_idle(self) -> None:
         now = time.monotonic()
         for task in self.tasks.values():
-            if task.look.live:
+            if task.watch.live:
                 continue
             try:
-                changed = task.look.look_at_rest()
+                changed = task.watch.has_new_file()
             except OSError as error:
                 changed = self._unreadable(task, error)
             if changed:
                 task.trouble = ""
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
-                self._hints.watch(task.look.folder, task.key)
+                self._hints.watch(task.watch.folder, task.key)
             elif task.asked and now - task.asked > ASK_AGAIN_S:
                 self._ask_anew(task)
                 self._make_ready(task)
@@ -335,13 +346,13 @@ class Schedule:
 
     def _try_all(self) -> None:
         """Whatever waits is tried at once."""
-        for pause in list(self.remotes.values()):
-            pause.succeed()
+        for server_backoff in list(self.remotes.values()):
+            server_backoff.succeed()
         self.logins.refused.clear()
         for task in list(self.tasks.values()):
-            task.pause.succeed()
+            task.backoff.succeed()
             waits = task.timer != _NEVER or bool(task.trouble)
-            if waits or not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
+            if waits or not task.settled or (task.result is not None and task.result.remaining is Remaining.LATER):
                 self._make_ready(task)
 
     def reload(self, discovery: Discovery) -> None:
@@ -350,18 +361,18 @@ class Schedule:
         for task in list(self.tasks.values()):
             self._ask_anew(task)
         self._try_all()
-        self._new_things = True
+        self._new_entries = True
         self.wake()
 
     def _make_ready(self, task: Task) -> None:
         with self._guard:
-            self._move(task, Event.CHANGE)
+            self._move(task, TaskEvent.CHANGE)
 
-    def _move(self, task: Task, event: Event) -> None:
+    def _move(self, task: Task, event: TaskEvent) -> None:
         """Let an event happen to a task; one that becomes ready joins its queue. Only inside the guard."""
-        before, task.state = task.state, after(task.state, event)
-        if task.state is State.READY and before is not State.READY:
-            (self._live if task.look.live else self._backlog).append(task)
+        before, task.state = task.state, next_state(task.state, event)
+        if task.state is TaskState.READY and before is not TaskState.READY:
+            (self._live if task.watch.live else self._backlog).append(task)
             self._guard.notify()
 
     def _later(self, task: Task, seconds: float) -> None:
@@ -379,10 +390,10 @@ class Schedule:
         with self._guard:
             self._deadline = deadline
         # What was written since the last look is sent too.
-        self._look_at_named()
-        self._look_at_live()
-        self._look_at_rest()
-        while time.monotonic() < deadline and not self.at_rest():
+        self._check_hinted()
+        self._check_live()
+        self._check_idle()
+        while time.monotonic() < deadline and not self.is_idle():
             with self._guard:
                 self._guard.wait(min(0.1, max(0.0, deadline - time.monotonic())))
         with self._guard:
@@ -400,7 +411,7 @@ class Schedule:
             self._deadline = 0.0
             self._guard.notify_all()
 
-    def at_rest(self) -> bool:
+    def is_idle(self) -> bool:
         """Is nothing being sent, and nothing ready to be?"""
         with self._guard:
             return not self._live and not self._backlog and not self._busy
@@ -439,8 +450,8 @@ class Schedule:
                 if task is None and self._busy_backlog < max(1, len(self._threads) - 1):
                     task = self._take(self._backlog)
                 if task is not None:
-                    self._move(task, Event.TAKE)
-                    living = task.look.live
+                    self._move(task, TaskEvent.TAKE)
+                    living = task.watch.live
                     self._busy += 1
                     self._busy_backlog += not living
                     self._busy_with[task.registration.remote] += 1
@@ -458,8 +469,8 @@ class Schedule:
 
     def _attempt(self, task: Task, links: Connections) -> Ending:
         """Let a task make a step, and say how that ended."""
-        pause = self.remotes.setdefault(task.registration.remote, Pause())
-        held_back = self._held_back(task, pause)
+        server_backoff = self.remotes.setdefault(task.registration.remote, Backoff())
+        held_back = self._held_back(task, server_backoff)
         if held_back is not None:
             return held_back
         before = task.shipment.sent_bytes
@@ -467,12 +478,12 @@ class Schedule:
             if task.stale:
                 task.stale = False
                 task.shipment.forget()
-            outcome = self._step(task, links)
+            result = self._step(task, links)
         except Unauthorised as error:
             self._no_login(task, error)
-            return Event.REFUSED, self.logins.waits(task.login) + 0.001
+            return TaskEvent.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
-            return self._unreachable(task, pause, error)
+            return self._unreachable(task, server_backoff, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
             return self._failed(task, error)
         except Exception as error:
@@ -481,46 +492,46 @@ class Schedule:
             return self._failed(task, error)
         finally:
             with self._guard:
-                if pause.probe is task:
-                    pause.probe = None
+                if server_backoff.probe is task:
+                    server_backoff.probe = None
             sent = task.shipment.sent_bytes - before
             if sent:
                 self.sent_bytes += sent
                 self.last_sent = time.time()
-        self._succeeded(task, pause)
-        task.outcome = outcome
-        if outcome.left is Left.MORE or outcome.again_s == 0:
-            return Event.MORE, None
-        return Event.SENT, outcome.again_s
+        self._succeeded(task, server_backoff)
+        task.result = result
+        if result.remaining is Remaining.MORE or result.again_s == 0:
+            return TaskEvent.MORE, None
+        return TaskEvent.SENT, result.again_s
 
-    def _held_back(self, task: Task, pause: Pause) -> Ending | None:
+    def _held_back(self, task: Task, server_backoff: Backoff) -> Ending | None:
         """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
         with self._guard:
-            if not pause.over:
-                task.trouble = pause.why
-                return Event.HELD, max(0.01, pause.until - time.monotonic())
-            if pause.failures and pause.probe is not None:
-                task.trouble = pause.why
-                return Event.HELD, PROBE_S
-            if not task.pause.over:
-                return Event.FAILED, max(0.01, task.pause.until - time.monotonic())
+            if not server_backoff.over:
+                task.trouble = server_backoff.why
+                return TaskEvent.HELD, max(0.01, server_backoff.until - time.monotonic())
+            if server_backoff.failures and server_backoff.probe is not None:
+                task.trouble = server_backoff.why
+                return TaskEvent.HELD, PROBE_S
+            if not task.backoff.over:
+                return TaskEvent.FAILED, max(0.01, task.backoff.until - time.monotonic())
             wait = self.logins.waits(task.login)
             if not wait:
                 # Where a server hangs, one thread hangs with it; the others go on with other servers.
-                pause.probe = task if pause.failures else None
+                server_backoff.probe = task if server_backoff.failures else None
                 return None
         refused = self.logins.refused.get(task.login)
         if refused is not None:
-            task.shipment.tell("login", refused.why)
+            task.shipment.note_trouble("login", refused.why)
             task.trouble = refused.why
-        return Event.REFUSED, wait
+        return TaskEvent.REFUSED, wait
 
-    def _succeeded(self, task: Task, pause: Pause) -> None:
+    def _succeeded(self, task: Task, server_backoff: Backoff) -> None:
         with self._guard:
-            recovered = pause.failures > 0
-            pause.succeed()
-            waiting = [one for _, _, one in self._timers if one.state is State.HELD] if recovered else []
-        task.pause.succeed()
+            recovered = server_backoff.failures > 0
+            server_backoff.succeed()
+            waiting = [one for _, _, one in self._timers if one.state is TaskState.HELD] if recovered else []
+        task.backoff.succeed()
         self.logins.accept(task.login)
         task.trouble = ""
         task.asked = task.asked or time.monotonic()
@@ -530,11 +541,11 @@ class Schedule:
             if one.registration.remote == task.registration.remote:
                 self._make_ready(one)
 
-    def _step(self, task: Task, links: Connections) -> Outcome:
+    def _step(self, task: Task, links: Connections) -> StepResult:
         """One step, under the identity that the journal is registered with and no other."""
         deadline = min(time.monotonic() + TURN_S, self._deadline)
 
-        def attempt(number: int, token: str) -> Outcome:
+        def attempt(number: int, token: str) -> StepResult:
             return task.shipment.step(_connect(links, task.login, number, token), deadline)
 
         return with_identity(task.registration, attempt)
@@ -544,27 +555,27 @@ class Schedule:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.tell("login", error.message)
+        task.shipment.note_trouble("login", error.message)
         task.trouble = str(error)
 
-    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> Ending:
+    def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:
         """The server, or the network, is in trouble; where the server said so of this one request, only this task."""
         with self._guard:
             self.errors += 1
             alone = error.answered and error.retry_after_s is None
-            first = not alone and not pause.failures
+            first = not alone and not server_backoff.failures
             if alone:
-                wait = task.pause.fail(error.message)
-            elif pause.failed > task.began:
+                wait = task.backoff.fail(error.message)
+            elif server_backoff.failed > task.began:
                 # Somebody else's request has failed meanwhile: that is the same failure.
-                wait = max(0.0, pause.until - time.monotonic())
+                wait = max(0.0, server_backoff.until - time.monotonic())
             else:
-                wait = pause.fail(error.message, error.retry_after_s)
+                wait = server_backoff.fail(error.message, error.retry_after_s)
         if first:
             log.warning("%s; tried again with growing pauses", error)
-        task.shipment.tell("unreachable", error.message)
+        task.shipment.note_trouble("unreachable", error.message)
         task.trouble = str(error)
-        return Event.FAILED if alone else Event.HELD, wait + 0.001
+        return TaskEvent.FAILED if alone else TaskEvent.HELD, wait + 0.001
 
     def _failed(self, task: Task, error: Exception) -> Ending:
         self.errors += 1
@@ -576,19 +587,19 @@ class Schedule:
                 task.shipment.forget()
                 # Only a disk may be away.
                 removed = Path(task.registration.journal).parents[1].is_dir()
-                return Event.REMOVED if removed else Event.SENT, None
+                return TaskEvent.REMOVED if removed else TaskEvent.SENT, None
         kind = "refused" if isinstance(error, ServerRefused) else "disk"
         text = str(error) or repr(error)
         if task.trouble != text:
             log.warning("%s: %s", task.name, text)
         task.trouble = text
-        task.shipment.tell(kind, text)
+        task.shipment.note_trouble(kind, text)
         task.shipment.forget()
-        wait = task.pause.fail(text)
+        wait = task.backoff.fail(text)
         if isinstance(error, JournalError):
             # It does not get better by itself; a change of the journal is noticed anyway.
-            return Event.REFUSED, 60.0
-        return Event.FAILED, wait + 0.001
+            return TaskEvent.REFUSED, 60.0
+        return TaskEvent.FAILED, wait + 0.001
 
 
 def _connect(links: Connections, login: Login, number: int, token: str) -> remote.Link:

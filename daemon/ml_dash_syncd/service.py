@@ -18,14 +18,14 @@ from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
 from ml_dash.sync import register
 
-from . import state
+from . import report
 from .discover import Discovery
 from .health import Health
 from .notify import Notifier
 from .schedule import Schedule, Task
 from .settings import Settings
-from .ship import Left
-from .states import State
+from .ship import Remaining
+from .task_states import TaskState
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -37,10 +37,10 @@ DRAIN_S: Final = 9.0
 
 ONCE_TRIES: Final = 4
 LOCK_S: Final = 1.0
-TELL_S: Final = 1.0
+REPORT_S: Final = 1.0
 """How often it tells how it stands; with thousands of experiments that is no small thing to say."""
 
-LOG_S: Final = 60.0
+LOG_CHECK_S: Final = 60.0
 """How often it looks whether its log has become long."""
 
 STUCK_S: Final = 300.0
@@ -55,7 +55,7 @@ class Signals:
         self.abort = False
         self.reload = False
         self.wake: Callable[[], None] = lambda: None
-        self.aborted: Callable[[], None] = lambda: None
+        self.on_abort: Callable[[], None] = lambda: None
 
     def install(self) -> None:
         """Obey TERM, INT and HUP. In the main thread."""
@@ -69,7 +69,7 @@ class Signals:
         self.end = True
         self.wake()
         if self.abort:
-            self.aborted()
+            self.on_abort()
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self.reload = True
@@ -77,7 +77,7 @@ class Signals:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[bool]:
+def daemon_lock() -> Iterator[bool]:
     """The lock of this user on this host while the block runs; False if another daemon has it."""
     path = register.lock_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,20 +96,20 @@ def run(
     settings = read_settings()
     signals = signals or Signals()
     signals.install()
-    turn_log_over()
+    rotate_log()
     notifier = Notifier()
     while True:
-        with alone() as mine:
+        with daemon_lock() as mine:
             if mine:
                 return _serve(settings, read_settings, idle_exit_s, signals, notifier)
-        other = (state.load() or {}).get("pid", "another process")
-        if not notifier.listens:
+        other = (report.load() or {}).get("pid", "another process")
+        if not notifier.has_manager:
             log.warning("ml-dash-syncd runs already (%s)", other)
             return 0
         # The manager's own one takes over when the other ends.
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
-        notifier.feed()
+        notifier.ping_watchdog()
         waiting = threading.Event()
         signals.wake = waiting.set
         waiting.wait(min(LOCK_S, notifier.interval_s))
@@ -125,37 +125,37 @@ def _serve(
     notifier: Notifier,
 ) -> int:
     schedule = Schedule(Discovery(settings))
-    signals.wake, signals.aborted = schedule.wake, _leave
-    health, snapshot = Health(schedule), state.Snapshot()
+    signals.wake, signals.on_abort = schedule.wake, _abort
+    health, report_file = Health(schedule), report.ReportFile()
     try:
         if settings.listen is not None:
             try:
-                snapshot.address = health.listen(settings.listen)
-                log.info("listening on %s", snapshot.address)
+                report_file.address = health.listen(settings.listen)
+                log.info("listening on %s", report_file.address)
             except OSError as error:
                 raise InvalidValue(f"listen is {settings.listen}: {error}", hint="choose another port") from error
         schedule.start()
         health.ready = True
-        snapshot.write(schedule, now=True)
+        report_file.write(schedule, now=True)
         notifier.ready()
-        idle_since, told, turned_over = time.monotonic(), float("-inf"), time.monotonic()
-        tell_s = min(TELL_S, notifier.interval_s)
+        idle_since, reported, log_checked = time.monotonic(), float("-inf"), time.monotonic()
+        report_s = min(REPORT_S, notifier.interval_s)
         while not signals.end:
             schedule.turn()
-            health.turned = time.monotonic()
+            health.last_turn = time.monotonic()
             if signals.reload:
                 signals.reload = False
                 _reload(schedule, read_settings)
-            if time.monotonic() < told + tell_s and not signals.end:
+            if time.monotonic() < reported + report_s and not signals.end:
                 continue
-            told = time.monotonic()
-            if not _hangs(schedule):
-                notifier.feed()
-            notifier.status(state.sentence(schedule))
-            snapshot.write(schedule)
-            if told > turned_over + LOG_S:
-                turned_over = told
-                turn_log_over()
+            reported = time.monotonic()
+            if not _is_stuck(schedule):
+                notifier.ping_watchdog()
+            notifier.status(report.status_line(schedule))
+            report_file.write(schedule)
+            if reported > log_checked + LOG_CHECK_S:
+                log_checked = reported
+                rotate_log()
             if not _is_idle(schedule):
                 idle_since = time.monotonic()
             elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
@@ -163,11 +163,11 @@ def _serve(
                 break
         notifier.stopping()
         schedule.stop(DRAIN_S if signals.end else 1.0)
-        snapshot.write(schedule, now=True, ended=True)
+        report_file.write(schedule, now=True, ended=True)
     finally:
         schedule.abort()
         health.close()
-    _end_at_once(0)
+    _exit_past_hanging_threads(0)
     return 0
 
 
@@ -182,10 +182,10 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
 
 
 def _is_idle(schedule: Schedule) -> bool:
-    return all(task.settled and not task.look.live for task in list(schedule.tasks.values())) and schedule.at_rest()
+    return all(task.settled and not task.watch.live for task in list(schedule.tasks.values())) and schedule.is_idle()
 
 
-def _hangs(schedule: Schedule) -> bool:
+def _is_stuck(schedule: Schedule) -> bool:
     """Does a thread work on the same step for longer than any request may take?"""
     now = time.monotonic()
     return any(task.busy and now - task.began > STUCK_S for task in list(schedule.tasks.values()))
@@ -210,7 +210,7 @@ def once(
         hint = f"the registrations are in {register.registered_folder()}"
         raise InvalidValue(f"nothing is registered as {', '.join(sorted(unknown))}", hint=hint)
     schedule = Schedule(discovery)
-    signals.wake, signals.aborted = schedule.wake, partial(_leave, abort_code)
+    signals.wake, signals.on_abort = schedule.wake, partial(_abort, abort_code)
     try:
         schedule.start()
         while not signals.end:
@@ -220,38 +220,38 @@ def once(
         schedule.stop(DRAIN_S if signals.end else 1.0)
     finally:
         schedule.abort()
-    return [task for task in schedule.tasks.values() if stays(task)]
+    return [task for task in schedule.tasks.values() if unsent_reason(task)]
 
 
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     """Will waiting make no difference?"""
-    pause = schedule.remotes.get(task.registration.remote)
-    if task.pause.failures >= tries or (pause is not None and pause.failures >= tries):
+    server_backoff = schedule.remotes.get(task.registration.remote)
+    if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
-    outcome = task.outcome
-    if outcome is None:
+    result = task.result
+    if result is None:
         return task.settled
     # Once all was sent that was there: a writer that lives may go on for ever.
-    drained = outcome.left is Left.NOTHING or outcome.only_events
-    return drained or (outcome.left is Left.LATER and outcome.again_s is None)
+    drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait
+    return drained or (result.remaining is Remaining.LATER and result.again_s is None)
 
 
-def stays(task: Task) -> str | None:
+def unsent_reason(task: Task) -> str | None:
     """Why something of a journal is not on its server; None if all is."""
-    outcome, cursor = task.outcome, task.shipment.cursor
-    if task.state is State.REMOVED:
+    result, cursor = task.result, task.shipment.cursor
+    if task.state is TaskState.REMOVED:
         return None
     if task.trouble:
         return task.trouble
     if cursor is not None and cursor.parked:
         name, why = next(iter(cursor.parked.items()))
         return f"{name}: {why}"
-    if outcome is None or (outcome.left is not Left.NOTHING and not outcome.only_events):
+    if result is None or (result.remaining is not Remaining.NOTHING and not result.only_blobs_wait):
         return "not all of it was sent"
     return None
 
 
-def turn_log_over() -> None:
+def rotate_log() -> None:
     """Begin the log of a daemon in the background anew when it has become long; the one before is kept."""
     path = register.log_path()
     try:
@@ -268,13 +268,13 @@ def turn_log_over() -> None:
         return
 
 
-def _leave(code: int = 143) -> None:
+def _abort(code: int = 143) -> None:
     """A second TERM: at once, whatever is under way. Only the server's answers count, so nothing is lost."""
     log.warning("ends at once; what is under way is sent again the next time")
     _exit(code)
 
 
-def _end_at_once(code: int) -> None:
+def _exit_past_hanging_threads(code: int) -> None:
     """End without waiting for threads that hang in a request."""
     hanging = [thread for thread in threading.enumerate() if thread.name.startswith("ml-dash-send")]
     if code or hanging:

@@ -26,11 +26,11 @@ from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
 from ml_dash.sync.register import Registration, is_of
 
-from . import contents, reading
+from . import batches, blobs
 from .account import Account
-from .contents import Contents
+from .batches import Batches
+from .blobs import BlobUploads
 from .cursor import Cursor
-from .reading import Reader
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -40,7 +40,7 @@ PENDING_S: Final = 0.2
 _TRIES: Final = 3
 
 
-class Left(Enum):
+class Remaining(Enum):
     """What a step leaves behind."""
 
     NOTHING = "nothing"
@@ -49,13 +49,13 @@ class Left(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """What a step came to; `again_s`: look again after so many seconds although nothing may have changed by then."""
 
-    left: Left
+    remaining: Remaining
     again_s: float | None = None
     # Only contents wait whose events may still come.
-    only_events: bool = False
+    only_blobs_wait: bool = False
 
 
 class Restart(Exception):
@@ -74,8 +74,8 @@ class Shipment:
         self.journal = Path(registration.journal)
         self.account = Account(registration.remote, self.journal, cursors_folder / f"{registration.key}.json")
         self.removed = False
-        self._contents = Contents(self.account, lambda: self._blocked | self._paused)
-        self._reader = Reader()
+        self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
+        self._batches = Batches()
         self._follower: Follower | None = None
         self._records: Iterator[Stretch | Death] | None = None
         self._current: Stretch | Death | None = None
@@ -103,7 +103,7 @@ class Shipment:
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def step(self, link: remote.Link, deadline: float) -> Outcome:
+    def step(self, link: remote.Link, deadline: float) -> StepResult:
         """Send until nothing is left, or until `deadline` (time.monotonic).
 
         Raises RemoteError where the server is the trouble, OSError and JournalError where this machine's disk is.
@@ -116,7 +116,7 @@ class Shipment:
             self._restarts += 1
             if self._restarts > _TRIES:
                 raise Unreachable(f"{self.account.remote} contradicts itself about what it has") from None
-            return Outcome(Left.MORE)
+            return StepResult(Remaining.MORE)
         finally:
             self.account.save_changes()
 
@@ -129,30 +129,30 @@ class Shipment:
         self._paused = set()
         self._wanted = {}
         self._held = []
-        self._contents.forget()
+        self._blobs.forget()
 
-    def tell(self, kind: str | None, text: str = "") -> None:
+    def note_trouble(self, kind: str | None, text: str = "") -> None:
         """Note the trouble in the cursor, for whoever asks."""
         if not self.account.is_open:
             with contextlib.suppress(OSError, JournalError):
                 self._open()
         if self.account.is_open:
-            self.account.tell(kind, text)
+            self.account.note_trouble(kind, text)
 
     def _open(self) -> Follower:
         if self._follower is None:
-            follower = Follower(self.journal, patience_s=reading.DAMAGE_S)
+            follower = Follower(self.journal, patience_s=batches.DAMAGE_S)
             if not is_of(self.registration, follower.id):
                 raise Replaced(f"{self.journal} is another journal now than the one that was registered")
             self._follower = follower
             self.account.open(follower.id)
         return self._follower
 
-    def _step(self, link: remote.Link, deadline: float) -> Outcome:
+    def _step(self, link: remote.Link, deadline: float) -> StepResult:
         follower = self._open()
         if not self._asked:
             self._ask(link, follower)
-        self._contents.list_here()
+        self._blobs.list_here()
         self._fresh = set()
         while True:
             if self._current is None:
@@ -163,11 +163,11 @@ class Shipment:
                     self._records = None
                     break
             if not self._send(link, follower, self._current, deadline):
-                return Outcome(Left.MORE)
+                return StepResult(Remaining.MORE)
             self._current = None
-        if not self._try_again(link, follower, deadline) or not self._contents.send_files(link, follower, deadline):
-            return Outcome(Left.MORE)
-        return self._left(follower)
+        if not self._try_again(link, follower, deadline) or not self._blobs.send_files(link, follower, deadline):
+            return StepResult(Remaining.MORE)
+        return self._result(follower)
 
     def _try_again(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
         """Send what could not be sent before, and deaths that waited for it; False if there was no time for all."""
@@ -199,28 +199,28 @@ class Shipment:
         """Segments that are paused, and not given up so far."""
         return self._paused - self.account.cursor.parked.keys()
 
-    def _left(self, follower: Follower) -> Outcome:
+    def _result(self, follower: Follower) -> StepResult:
         """What is not on the server although all that could be sent was sent."""
         self.account.save_changes()
-        self.account.tell(None)
+        self.account.note_trouble(None)
         for name, why in follower.troubles.items():
             self.account.park(name, str(why))
         self._restarts = 0
         if waiting := [file for file in self._hopeful() if not self._is_behind(file)]:
-            return Outcome(Left.LATER, min(map(self._due_s, waiting)))
+            return StepResult(Remaining.LATER, min(map(self._due_s, waiting)))
         if follower.pending:
-            return Outcome(Left.LATER, PENDING_S)
-        if self._contents.waiting():
-            return Outcome(Left.LATER, contents.ASK_AGAIN_S, only_events=True)
-        return Outcome(Left.LATER if self.account.cursor.parked else Left.NOTHING, None)
+            return StepResult(Remaining.LATER, PENDING_S)
+        if self._blobs.waiting():
+            return StepResult(Remaining.LATER, blobs.ASK_AGAIN_S, only_blobs_wait=True)
+        return StepResult(Remaining.LATER if self.account.cursor.parked else Remaining.NOTHING, None)
 
     def _due_s(self, file: str) -> float:
         """In how many seconds a paused segment is read again."""
-        since = self._reader.suspects_since(file)
+        since = self._batches.suspect_since(file)
         if since is not None:
-            return max(0.05, since + reading.DAMAGE_S - time.monotonic())
+            return max(0.05, since + batches.DAMAGE_S - time.monotonic())
         # With each try for a body the whole batch is sent.
-        return BODY_AGAIN_S if self._contents.failing else AGAIN_S
+        return BODY_AGAIN_S if self._blobs.failing else AGAIN_S
 
     def _ask(self, link: remote.Link, follower: Follower) -> None:
         """Take the server's word for what it has: it may have been restored, or been given more by another uploader."""
@@ -232,7 +232,7 @@ class Shipment:
             self.account.cursor.segments.clear()
             self.account.cursor.blobs.clear()
             self.account.cursor.deaths.clear()
-            self.account.known_there = False
+            self.account.known_to_server = False
         else:
             there = {state["file"]: state["length"] for state in found["segments"].values()}
             for name in set(self.account.cursor.segments) - set(there):
@@ -241,14 +241,14 @@ class Shipment:
             # It may have lost some of them. Others are void by now, and are void again when they are sent again.
             dead = set(found["deaths"])
             self.account.cursor.deaths = {key for key in self.account.cursor.deaths if key.partition(":")[0] in dead}
-            # Contents may be lost there, with their events: only what it names now counts.
+            # It may have lost blobs, with their events: only those that it names now count.
             self.account.cursor.blobs = set(found["blobs"])
             self.account.events = found["events"]
             self.removed = found["tombstone"]
-            self.account.known_there = True
+            self.account.known_to_server = True
         self.account.cursor.parked.clear()
         self._asked = True
-        self._contents.wanted = True
+        self._blobs.wanted = True
         self.account.dirty = True
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class Shipment:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")
-            data, damaged = self._reader.next(segment, offset, end, self.account.batch)
+            data, damaged = self._batches.next(segment, offset, end, self.account.batch_bytes)
             if not data:
                 self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
                 return True
@@ -297,7 +297,7 @@ class Shipment:
         where, since = self._stuck.get(file, (-1, 0.0))
         if where != offset:
             self._stuck[file] = (offset, time.monotonic())
-        elif time.monotonic() - since >= reading.DAMAGE_S and self._reader.suspects_since(file) is None:
+        elif time.monotonic() - since >= batches.DAMAGE_S and self._batches.suspect_since(file) is None:
             self.account.park(file, why)
 
     def _post(
@@ -313,28 +313,28 @@ class Shipment:
         fail_point("sync-send")
         try:
             found = remote.append_segment(
-                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._contents.without)
+                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._blobs.without)
             )
         except ServerRefused as refused:
             return self._refused(link, follower, file, offset, data, refused)
         fail_point("sync-acked")
         if found["length"] <= offset:
             raise Unreachable(f"{self.account.remote} took bytes, and has no more than before")
-        self.account.known_there = True
+        self.account.known_to_server = True
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]
         if found.get("files", True) or any(map(parse_blob, self.account.cursor.parked)):
-            self._contents.wanted = True
+            self._blobs.wanted = True
         self._acknowledged(file, found["length"])
-        self.account.takes_more()
-        self._contents.without.clear()
+        self.account.grow_batch()
+        self._blobs.without.clear()
         return True
 
     def _acknowledged(self, file: str, length: int) -> None:
         self.account.cursor.segments[file] = length
         self.account.cursor.parked.pop(file, None)
         self._stuck.pop(file, None)
-        self._reader.sent(file, length)
+        self._batches.forget_sent(file, length)
         self.account.save()
 
     def _refused(
@@ -346,18 +346,18 @@ class Shipment:
             self._acknowledged(file, length)
             # A server that lacks this may lack more.
             raise Restart("the server has less than it said")
-        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._contents.without)):
-            if self._contents.send_bodies(link, follower, wanted):
+        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._blobs.without)):
+            if self._blobs.send_bodies(link, follower, wanted):
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False
-        if refused.code == TOO_LARGE and self.account.takes_less_than(len(data)):
+        if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
             return True
         if refused.code == TORN and self._has_changed(file, offset, data):
             self._pause(file, offset, refused.message)
             return False
         at = refused.extra.get("offset")
-        if refused.code == TORN and isinstance(at, int) and at >= offset and self._reader.take_for_torn(file, at):
+        if refused.code == TORN and isinstance(at, int) and at >= offset and self._batches.mark_torn(file, at):
             # Its checksum holds, and it is no event: damage like any other, unless it is one for us.
             return True
         if refused.code == CONFLICT:
@@ -377,7 +377,7 @@ class Shipment:
         if key in self.account.cursor.deaths:
             return
         waits = any(_writer_of(file) == death.writer for file in self._hopeful())
-        if waits or not (self.account.known_there or self._introduce(link, follower)):
+        if waits or not (self.account.known_to_server or self._introduce(link, follower)):
             # What of its writer comes later would make it void; and who knows nothing of a journal takes no notes.
             self._held.append(death)
             return

@@ -11,13 +11,13 @@ from ml_dash.journal.segment import list_segments
 from ml_dash.sync import register
 from ml_dash.sync.register import Registration
 
-from . import state
+from . import report
 
 
 def status(extra: list[Registration] | None = None) -> dict[str, Any]:
     """The daemon, and each registered experiment: bytes here, bytes acknowledged, what is set aside and why."""
     known = {one.key: one for one in (*register.registrations(), *(extra or []))}
-    last = state.load()
+    last = report.load()
     runs = register.daemon_runs()
     return {
         "daemon": {"runs": runs, "pid": last.get("pid") if runs and last else None, "last": last},

@@ -21,7 +21,7 @@ from ml_dash.journal.segment import SEGMENTS, parse_name
 log = logging.getLogger("ml_dash.syncd")
 
 LIVE_S: Final = 0.2
-REST_S: Final = 1.0
+IDLE_S: Final = 1.0
 FULL_S: Final = 30.0
 """How often all sizes are looked at, whatever locks and folders say: on some file systems they say nothing."""
 
@@ -29,10 +29,10 @@ LISTED_EVERY: Final = 4
 """Of that many looks at sizes one lists the folder, too: its time may have hidden a new segment."""
 
 SLOWEST_LIVE_S: Final = 2.0
-SLOWEST_REST_S: Final = 30.0
+SLOWEST_IDLE_S: Final = 30.0
 # How much of a core looking may take.
 LIVE_SHARE: Final = 0.005
-REST_SHARE: Final = 0.003
+IDLE_SHARE: Final = 0.003
 _MOST_OBSERVED: Final = 32
 
 FRESH_NS: Final = 2_000_000_000
@@ -42,7 +42,7 @@ FRESH_NS: Final = 2_000_000_000
 _NO_MORE: Final = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS, errno.EINVAL)
 
 
-class Look:
+class JournalWatch:
     """The last look at one journal."""
 
     __slots__ = ("_fresh", "_last", "_locks", "_names", "_total", "changed_ns", "folder", "gone", "live", "sizes")
@@ -65,7 +65,7 @@ class Look:
 
     def has_changed(self) -> bool:
         """Is there a new file, has one grown, or has a writer died? Raises OSError if the folder cannot be read."""
-        changed = self.look_at_rest()
+        changed = self.has_new_file()
         for name, size in self.sizes.items():
             try:
                 found = os.stat(f"{self.folder}/{name}").st_size  # noqa: PTH116 - thousands of times a second
@@ -74,19 +74,19 @@ class Look:
             if found != size:
                 self.sizes[name] = found
                 changed = True
-        return self._find_gone() or changed
+        return self._find_dead_writers() or changed
 
-    def look_at_rest(self) -> bool:
+    def has_new_file(self) -> bool:
         """The same for one without living writers: is there a new file?"""
         changed_ns = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - as above
         if changed_ns == self.changed_ns and not self._fresh:
             return False
         self._fresh = abs(time.time_ns() - changed_ns) < FRESH_NS
-        names, seen = self._listed()
+        names, seen = self._read_names()
         if changed_ns == self.changed_ns and seen == self._names:
             return False
         self.changed_ns, self._names = changed_ns, seen
-        self._list(names)
+        self._update_files(names)
         return True
 
     def has_grown(self, *, listing: bool = True) -> bool:
@@ -96,10 +96,10 @@ class Look:
         """
         new = False
         if listing:
-            names, seen = self._listed()
+            names, seen = self._read_names()
             if seen != self._names:
                 self._names, new = seen, True
-                self._list(names)
+                self._update_files(names)
         total = 0
         for name in self._last:
             with contextlib.suppress(FileNotFoundError):
@@ -108,12 +108,12 @@ class Look:
         grown, self._total = self._total != total, total
         return grown or new
 
-    def _listed(self) -> tuple[list[str], tuple[int, int]]:
+    def _read_names(self) -> tuple[list[str], tuple[int, int]]:
         """The names in the folder, and what tells them from others."""
         names = sorted(os.listdir(self.folder))
         return names, (len(names), hash(tuple(names)))
 
-    def _list(self, names: list[str]) -> None:
+    def _update_files(self, names: list[str]) -> None:
         last: dict[str, str] = {}
         locks: dict[str, str] = {}
         for name in names:
@@ -132,7 +132,7 @@ class Look:
         self._locks = {last[writer]: lock for writer, lock in locks.items() if writer in last}
         self.live = bool(self.sizes)
 
-    def _find_gone(self) -> bool:
+    def _find_dead_writers(self) -> bool:
         found = False
         for name in list(self.sizes):
             lock = self._locks[name]
@@ -145,14 +145,14 @@ class Look:
         return found
 
 
-class Pace:
+class PollRate:
     """How often to look, so that looking takes only its share of a core, also where a look is slow."""
 
     def __init__(self, soonest_s: float, slowest_s: float, share: float) -> None:
         self._soonest_s, self._slowest_s, self._share = soonest_s, slowest_s, share
         self.interval_s = soonest_s
 
-    def timed(self, work: Callable[[], Any]) -> None:
+    def measure(self, work: Callable[[], Any]) -> None:
         """Do the work, and learn from how long it took."""
         began = perf_counter()
         work()
@@ -167,9 +167,9 @@ class Hints:
     Elsewhere, and with another watchdog, a few folders are observed.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell(name)` is called, from another thread, with each name given for the folder."""
-        self._tell = tell
+    def __init__(self, on_new_entry: Callable[[str], None]) -> None:
+        """`on_new_entry(name)` is called, from another thread, with each name given for the folder."""
+        self._on_new_entry = on_new_entry
         self._shared: Any = None
         self._observer: Any = None
         self._watched: dict[str, Any] = {}
@@ -216,14 +216,14 @@ class Hints:
         from watchdog.events import FileSystemEventHandler
         from watchdog.observers import Observer
 
-        heard = self.heard
+        entry_created = self.entry_created
 
         class Handler(FileSystemEventHandler):
             def on_created(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
             def on_moved(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
         try:
             if self._observer is None:
@@ -237,12 +237,12 @@ class Hints:
         self.broken = str(error)
         log.info("the file system does not tell of changes any more (%s): looking has to do", error)
 
-    def heard(self, folder: str) -> None:
+    def entry_created(self, folder: str) -> None:
         """Something is new there."""
         for name in self._names.get(folder, ()):
-            self._tell(name)
+            self._on_new_entry(name)
 
-    def forgotten(self, folder: str) -> None:
+    def folder_removed(self, folder: str) -> None:
         """The folder is gone; it is watched again when it is back."""
         self._watched.pop(folder, None)
 
@@ -269,10 +269,10 @@ class _Callback:
         self._hints, self._folder = hints, folder
 
     def on_event(self, event: Any) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)
 
     def on_watch_deleted(self, wd: Any) -> None:
-        self._hints.forgotten(self._folder)
+        self._hints.folder_removed(self._folder)
 
     def on_queue_overflow(self) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)

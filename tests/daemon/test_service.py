@@ -215,7 +215,7 @@ def test_a_long_log_is_begun_anew(home: Home, monkeypatch: pytest.MonkeyPatch) -
         "import sys\n"
         "from ml_dash_syncd import service\n"
         "service._LOG_BYTES = 100\n"
-        "service.turn_log_over()\n"
+        "service.rotate_log()\n"
         "print('new', file=sys.stderr)\n"
     )
     with path.open("ab") as log:

@@ -19,7 +19,7 @@ from .verdict import cursor_is_behind, has_all, judged
 from .world import DRAINED, Site, World, site, world
 
 TINY: Final = {"BATCH_BYTES": 120}
-STUBBORN: Final = {"ONCE_TRIES": 1000, "ml_dash_syncd.pauses:LONGEST_S": 0.002}
+STUBBORN: Final = {"ONCE_TRIES": 1000, "ml_dash_syncd.backoff:LONGEST_S": 0.002}
 SMALL: Final = {"BATCH_BYTES": 600}
 _HTML: Final = b"<html><body>Welcome to the hotel. Please log in.</body></html>"
 

@@ -22,10 +22,10 @@ from .pens import Pen, Place, make_place
 from .servers import Server, account, serve, syncd
 
 HASTE: Final[dict[str, Any]] = {
-    "ml_dash_syncd.pauses:FIRST_S": 0.005,
-    "ml_dash_syncd.pauses:LONGEST_S": 0.05,
-    "ml_dash_syncd.reading:DAMAGE_S": 0.5,
-    "ml_dash_syncd.contents:ASK_AGAIN_S": 0.2,
+    "ml_dash_syncd.backoff:FIRST_S": 0.005,
+    "ml_dash_syncd.backoff:LONGEST_S": 0.05,
+    "ml_dash_syncd.batches:DAMAGE_S": 0.5,
+    "ml_dash_syncd.blobs:ASK_AGAIN_S": 0.2,
     "ml_dash.sync.remote:CONNECT_S": 1.0,
     "ml_dash.sync.remote:ANSWER_S": 1.0,
 }

@@ -17,7 +17,7 @@ from ml_dash.sync.register import EXEC
 
 from .discover import Discovery
 from .schedule import Schedule, Task
-from .service import Signals, alone, once
+from .service import Signals, daemon_lock, once
 from .settings import Settings
 
 log = logging.getLogger("ml_dash.syncd")
@@ -28,12 +28,12 @@ TRIES: Final = 10
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGQUIT")
 
 
-def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
+def run_job(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
     """(the job's exit code, 128 + n if signal n ended it; what could not be sent). Raises nothing of the job's.
 
     No trouble with sending keeps the job from running, or from being waited for, or changes its exit code.
     """
-    with _alone() as mine:
+    with _try_daemon_lock() as mine:
         signals = _Forwarding()
         signals.install()
         try:
@@ -58,11 +58,11 @@ def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[bool]:
-    """As `alone`; where the disk has no place for a lock, False: the job is run all the same."""
+def _try_daemon_lock() -> Iterator[bool]:
+    """As `daemon_lock`; where the disk has no place for a lock, False: the job is run all the same."""
     with contextlib.ExitStack() as stack:
         try:
-            mine = stack.enter_context(alone())
+            mine = stack.enter_context(daemon_lock())
         except OSError as error:
             log.warning("nothing is sent while the job runs: %s", error)
             mine = False
@@ -73,13 +73,13 @@ def _run(job: subprocess.Popen[bytes], settings: Settings, mine: bool) -> int:
     """Send while the job runs, if that is for us to do; the job's exit code."""
     if mine:
         try:
-            _send_beside(job, settings)
+            _send_while_running(job, settings)
         except Exception:
             log.exception("sending failed; it is tried again when the job has ended")
     return _code(job.wait())
 
 
-def _send_beside(job: subprocess.Popen[bytes], settings: Settings) -> None:
+def _send_while_running(job: subprocess.Popen[bytes], settings: Settings) -> None:
     schedule = Schedule(Discovery(settings))
     ended = threading.Event()
 

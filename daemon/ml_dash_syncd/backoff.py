@@ -17,7 +17,7 @@ LOGIN_S: Final = 300.0
 
 
 @dataclass
-class Pause:
+class Backoff:
     """Failures in a row, and when to try again (time.monotonic)."""
 
     failures: int = 0
@@ -63,7 +63,7 @@ class Logins:
     Now and then one is tried all the same: a clock may have been wrong, or the server's owner may have mended it.
     """
 
-    refused: dict[Login, Pause] = field(default_factory=dict)
+    refused: dict[Login, Backoff] = field(default_factory=dict)
     changed: float = 0.0
     _seen: tuple[int, int] = field(default_factory=lambda: _stamp())
 
@@ -72,19 +72,19 @@ class Logins:
         if asked < self.changed:
             return False
         first = login not in self.refused
-        self.refused.setdefault(login, Pause()).fail(why, LOGIN_S)
+        self.refused.setdefault(login, Backoff()).fail(why, LOGIN_S)
         return first
 
     def waits(self, login: Login) -> float:
         """For how many seconds that login is not to be tried."""
-        pause = self.refused.get(login)
-        return 0.0 if pause is None else max(0.0, pause.until - monotonic())
+        backoff = self.refused.get(login)
+        return 0.0 if backoff is None else max(0.0, backoff.until - monotonic())
 
     def accept(self, login: Login) -> None:
         """It is good."""
         self.refused.pop(login, None)
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Has the file of logins changed? Then all are tried again."""
         stamp = _stamp()
         if stamp == self._seen:
