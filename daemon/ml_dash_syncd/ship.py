@@ -24,12 +24,12 @@ from ml_dash.journal.order import Death, Stretch
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
+from ml_dash.sync.cursor import Cursor
 from ml_dash.sync.register import Registration, is_of
 
 from . import contents, reading
 from .account import Account
 from .contents import Contents
-from .cursor import Cursor
 from .reading import Reader
 
 log = logging.getLogger("ml_dash.syncd")

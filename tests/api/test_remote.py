@@ -63,7 +63,8 @@ class Uploader:
     def write(self, one: register.Registration, cursor: dict[str, Any]) -> None:
         path = register.cursors_folder() / f"{one.key}.json"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"version": 1, **cursor}))
+        nothing = {"version": 1, "journal": one.id, "segments": {}, "blobs": [], "deaths": [], "parked": {}}
+        temporary.write_text(json.dumps({**nothing, **cursor}))
         os.replace(temporary, path)
 
 
