@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.protocol import DEVELOPMENT_SECRET, user_id
-from ..disk.config import Environment, config_folder, is_loopback, remote_url
+from ..disk.config import Environment, config_folder, is_loopback, is_token, remote_url
 from ..disk.durable import replace_file
 from ..disk.lock import Turn
 
@@ -156,13 +156,17 @@ def _login(url: str, entry: Any) -> Login | None:
     return Login(
         url=known,
         user=user if isinstance(user, str) else None,
-        token=token if _is_token(token) else None,
-        tokens={k: t for k, t in tokens.items() if _is_token(t)} if isinstance(tokens, dict) else {},
+        token=token if isinstance(token, str) and is_token(token) else None,
+        tokens={mark: text for mark, text in tokens.items() if isinstance(text, str) and is_token(text)}
+        if isinstance(tokens, dict)
+        else {},
     )
 
 
-def _is_token(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value) and " " not in value
+def stored_tokens(env: Environment | None = None) -> set[str]:
+    """Every token that is stored here, whatever its server: none of them may be recorded."""
+    found = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
+    return {token for token in found if token is not None}
 
 
 def store(url: str, token: str, user: str | None = None, env: Environment | None = None) -> None:

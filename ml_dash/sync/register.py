@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..disk.config import LOGIN, Environment, Settings, flag, remote_url, state_folder
+from ..disk.config import Environment, Settings, flag, remote_url, state_folder
 from ..disk.durable import replace_file
 from ..disk.lock import Liveness, probe
 from ..errors import InvalidValue, JournalError
@@ -129,7 +129,7 @@ def register(journal: Path, settings: Settings, env: Environment | None = None) 
     it stays unclaimed. Writes nothing where this was asked for before. Raises OSError if the disk refuses.
     """
     assert settings.remote is not None
-    wanted = bind(journal, settings.remote, settings.user_name, _given_token(settings), env)
+    wanted = bind(journal, settings.remote, settings.user_name, settings.api_key, env)
     write(wanted, env)
     return wanted
 
@@ -151,7 +151,7 @@ def asking(journal: Path, settings: Settings, env: Environment | None = None) ->
     The one that the settings name; else the one that the journal is registered with; else whoever is logged in now.
     """
     assert settings.remote is not None
-    token, user = _given_token(settings), settings.user_name
+    token, user = settings.api_key, settings.user_name
     if token is None and user is None:
         there = of_journal(journal, by_journal(registrations(env)), env)
         known = [one for one in there if one.remote == settings.remote]
@@ -209,10 +209,6 @@ def is_of(registration: Registration, journal: str | None, env: Environment | No
     written = _registration(_json(registered_folder(env) / f"{registration.key}.json")) or registration
     known = written.id or cursors.journal_of(_cursor_path(registration, env))
     return known is None or journal is None or known == journal
-
-
-def _given_token(settings: Settings) -> str | None:
-    return settings.api_key if settings.sources.get("api_key") != LOGIN else None
 
 
 def write(registration: Registration, env: Environment | None = None) -> bool:
