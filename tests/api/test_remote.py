@@ -25,6 +25,7 @@ from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.read import at
 from ml_dash.sync import login, proof, register, sent
+from ml_dash.sync.identity import connect
 from tests.running import Server, end_started, once
 
 if TYPE_CHECKING:
@@ -622,7 +623,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert located is not None
         if register.cursor_of(one) is None:
             return False
-        with closing(proof.connect(one)) as link:
+        with closing(connect(one)) as link:
             found = proof.prove(located, one, link)
         return found.complete and found.events >= written
 
