@@ -25,6 +25,7 @@ from .pauses import Login, Logins, Pause
 from .settings import Settings
 from .ship import Left, Outcome, Replaced, Shipment
 from .states import Event, State, after
+from .waking import Bell
 from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
 
 log = logging.getLogger("ml_dash.syncd")
@@ -131,7 +132,7 @@ class Schedule:
         self._most_with = workers
         self._stopping = False
         self._deadline = _NEVER
-        self._woken = threading.Event()
+        self._bell = Bell()
         self._look_at = 0.0
         self._found_at = 0.0
         self._looked_live = 0.0
@@ -191,19 +192,18 @@ class Schedule:
             self._looked_rest + self._rest_pace.interval_s,
             self._timers[0][0] if self._timers else now + LOOK_S,
         )
-        self._woken.wait(max(0.0, due - time.monotonic()))
-        self._woken.clear()
+        self._bell.wait(due - time.monotonic())
 
     def wake(self) -> None:
         """End a wait. From any thread, and from signal handlers."""
-        self._woken.set()
+        self._bell.ring()
 
     def _hinted(self, name: str) -> None:
         if name:
             self._named.append(name)
         else:
             self._new_things = True
-        self._woken.set()
+        self._bell.ring()
 
     def _discover(self) -> None:
         found = self._discovery.find()
