@@ -25,6 +25,7 @@ from .discover import Discovery
 from .settings import Settings
 from .ship import Remaining, Replaced, Shipment, StepResult
 from .task_states import TaskEvent, TaskState, next_state
+from .waking import Bell
 from .watch import (
     IDLE_S,
     IDLE_SHARE,
@@ -141,7 +142,7 @@ class Schedule:
         self._most_with = workers
         self._stopping = False
         self._deadline = _NEVER
-        self._woken = threading.Event()
+        self._bell = Bell()
         self._discover_due = 0.0
         self._discovered_at = 0.0
         self._checked_live = 0.0
@@ -202,19 +203,18 @@ class Schedule:
             self._checked_idle + self._idle_rate.interval_s,
             self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
-        self._woken.wait(max(0.0, due - time.monotonic()))
-        self._woken.clear()
+        self._bell.wait(due - time.monotonic())
 
     def wake(self) -> None:
         """End a wait. From any thread, and from signal handlers."""
-        self._woken.set()
+        self._bell.ring()
 
     def _hinted(self, name: str) -> None:
         if name:
             self._hinted_keys.append(name)
         else:
             self._new_entries = True
-        self._woken.set()
+        self._bell.ring()
 
     def _discover(self) -> None:
         found = self._discovery.find()

@@ -239,7 +239,7 @@ _OTHERS: Final = (
         MERGE,
         "        if order is None:\n            yield stretch, segment, run\n",
         "        if True:\n            yield stretch, segment, run\n",
-        ("W19", 40),
+        ("P2", 30),
     ),
     _one(
         "checkpoint before the documents",
