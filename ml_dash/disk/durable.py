@@ -18,7 +18,8 @@ Write = Callable[[int, bytes, int], int]
 STORAGE_TROUBLE: Final = frozenset(
     code
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EBADF",
-                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM")
+                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM",
+                 "ENOTCONN", "EREMOTEIO")
     if (code := getattr(errno, name, None)) is not None
 )  # fmt: skip
 
@@ -26,6 +27,17 @@ STORAGE_TROUBLE: Final = frozenset(
 _LOCAL_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay"})
 
 _hits: Counter[str] = Counter()
+
+
+def is_gone(path: Path) -> bool:
+    """Is nothing there? What cannot be looked at may be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def fail_point(name: str) -> None:

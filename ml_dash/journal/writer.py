@@ -26,7 +26,7 @@ import msgspec
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
-from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point
+from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point, is_gone
 from ..errors import InvalidValue, StorageError, WriterGone
 from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
 from .segment import ROLL_BYTES, SegmentFolder
@@ -497,9 +497,12 @@ class Writer:
             self._end()
         lost = self._trouble.backlog.lost + len(self._trouble.backlog)
         if lost:
+            rest = f"all others are in {self.journal}"
+            if is_gone(self.journal):
+                rest = "no others are on disk"
             raise StorageError(
                 f"{lost:,} events of {self.identity.project}/{self.identity.name} were lost: the disk refused them "
-                f"({self.degraded or 'and the buffer was full'}); all others are in {self.journal}",
+                f"({self.degraded or 'and the buffer was full'}); {rest}",
                 hint="free space or mend the disk before the next run",
             )
         if not synced:

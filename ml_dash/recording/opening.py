@@ -37,8 +37,10 @@ _TAIL_TO_FOLD: Final = 2 << 20
 
 
 # What stays as it is until somebody mends it. The rest (no space, a quota, a disk or a mount in trouble) may pass.
+# ENOENT: a folder above is there but takes none (an automounter, /proc), or was removed; missing ones are made.
 _NEVER_PASSES: Final = frozenset((
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOTCONN,
 ))  # fmt: skip
 
 
@@ -128,6 +130,9 @@ def _check_not_foreign(folder: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
+        if not os.path.lexists(folder):
+            # It is one of the folders above that is none: nothing can ever be made there, under any name.
+            raise
         raise ForeignFolder(f"{folder} is not a folder", hint="use another local_path or name") from None
     except PermissionError:
         return
@@ -252,7 +257,8 @@ def _start(wish: Wish, located: Located | None) -> Run:
         floor = newest_time_ns(home / JOURNAL, known.settled or {})
         if known.state is not None:
             floor = max(floor, known.state.updated_ns)
-        _check_writable(home / JOURNAL / SEGMENTS)
+        for folder in (home / JOURNAL, home / JOURNAL / SEGMENTS):
+            _check_writable(folder)
     except OSError as error:
         if wish.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", home, error) from error
@@ -280,7 +286,12 @@ def _start(wish: Wish, located: Located | None) -> Run:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so."""
+    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so.
+
+    ELOOP where it is a symbolic link: a writer follows none out of its journal.
+    """
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(folder))
     if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES

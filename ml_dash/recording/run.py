@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from ..core.frames import OrderHeader
 from ..core.rewinds import Elsewhere, Past
 from ..core.state import Edits, State, index_of
 from ..disk.config import quiet
-from ..disk.durable import free_bytes, on_local_disk
+from ..disk.durable import free_bytes, is_gone, on_local_disk
 from ..errors import JournalError, StorageError
 from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
@@ -242,7 +243,7 @@ class Run:
 
     def _finish_folder(self, silent: bool) -> None:
         """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
-        if not self._has_room():
+        if is_gone(self.located.journal) or not self._has_room():
             return
         begun = monotonic()
         told = False
@@ -358,9 +359,14 @@ def _is_local(journal: Path) -> bool:
 
 def cannot(act: str, place: Path, error: OSError) -> StorageError:
     """What is raised where the disk refuses to read or write a place."""
+    why = error.strerror or str(error)
+    if error.errno == errno.EEXIST:
+        # Made with the folders above it: the system's "file exists" means a link that leads to no folder.
+        links = [path for path in (place, *place.parents) if path.is_symlink() and not path.exists()]
+        why = "".join(f"{link} is a link to {link.readlink()}, which is not there" for link in links[:1]) or why
     return StorageError.of(
         error,
-        f"cannot {act} {place}: {error.strerror or error}",
+        f"cannot {act} {place}: {why}",
         hint="mend the disk or its permissions, or record elsewhere: local_path=, or ML_DASH_LOCAL_PATH",
     )
 
