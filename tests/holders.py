@@ -157,7 +157,7 @@ class Keeper:
             # A server never infers that a writer died: each has a lock that is held elsewhere, so to speak.
             state = look_anew(journal, Path(folder) / "nowhere").state
         segments = {
-            identity: bases.Stood(
+            identity: bases.FreedSegment(
                 identity, file, file[21:53], journal_id, len(self.segments[identity]),
                 hashlib.sha256(self.segments[identity]).hexdigest(),
             )

@@ -31,7 +31,7 @@ assert _HEAD.size == 12
 
 
 @dataclass(frozen=True, slots=True)
-class Stood:
+class FreedSegment:
     """A segment that a base stands for: its first `length` bytes have this SHA-256 (hex), as `remote` has proven.
 
     Ids are in hex; `journal` is the one that its header names; `remote` is empty where the base came from the server.
@@ -68,7 +68,7 @@ class Base:
     name: str
     state: State
     # Segments by their id. Of those that are still here, this much is folded.
-    segments: dict[str, Stood]
+    segments: dict[str, FreedSegment]
     # Contents that the server holds, whole and verified: blob name → size in bytes.
     blobs: dict[str, int] = field(default_factory=dict)
     # Up to where in which `order` file (see `Order.identity`) the state goes.
@@ -116,14 +116,14 @@ def decode(body: bytes) -> Base:
     if version < FOLD_VERSION:
         upgrade(base.state)
         base = replace(base, fold_version=FOLD_VERSION)
-    if not all(_holds(identity, stood) for identity, stood in base.segments.items()):
+    if not all(_holds(identity, freed) for identity, freed in base.segments.items()):
         raise Damaged("it names segments that cannot be", hint=ADVICE)
     return base
 
 
-def _holds(identity: str, stood: Stood) -> bool:
-    name = parse_name(stood.file)
-    return name is not None and name.writer == stood.writer and stood.id == identity and stood.length >= 0
+def _holds(identity: str, freed: FreedSegment) -> bool:
+    name = parse_name(freed.file)
+    return name is not None and name.writer == freed.writer and freed.id == identity and freed.length >= 0
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Follower:
         self._at = Position(base=found[1] if found is not None else "")
         state = self._base.state if self._base is not None else None
         if self._base is not None:
-            self._at.stood = {segment: stood.length for segment, stood in self._base.segments.items()}
+            self._at.stood = {segment: freed.length for segment, freed in self._base.segments.items()}
             self._at.covered = {segment: [(0, length)] for segment, length in self._at.stood.items()}
         self._merger = Merger(journal, self._at, self, strict=False)
         # Writers of which something is named, or that the base knows; and those of them that have neither closed nor

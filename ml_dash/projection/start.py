@@ -33,8 +33,8 @@ def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
     base, identity = found
     at = Checkpoint(
         base=identity,
-        stood={segment: stood.length for segment, stood in base.segments.items()},
-        covered={segment: [(0, stood.length)] for segment, stood in base.segments.items()},
+        stood={segment: freed.length for segment, freed in base.segments.items()},
+        covered={segment: [(0, freed.length)] for segment, freed in base.segments.items()},
         state=base.state,
         layout=_layout(base),
     )

@@ -23,7 +23,7 @@ from ..disk.lock import Liveness, probe
 from ..errors import Damaged, StillOpen
 from ..journal import base as bases
 from ..journal import blobs
-from ..journal.base import Base, Kept, Stood
+from ..journal.base import Base, FreedSegment, Kept
 from ..journal.order import Order, Stretch
 from ..journal.reader import Segment, Tail, is_partial, open_segment, read
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
@@ -373,7 +373,9 @@ class _Collection:
         segments = dict(old.segments) if old is not None else {}
         for one in going:
             digest = blobs.digest_of(one.path, one.length)
-            segments[one.id] = Stood(one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote)
+            segments[one.id] = FreedSegment(
+                one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote
+            )
         live = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         known = self.held | (old.blobs.keys() if old is not None else set())
         store = self.journal.parents[2]

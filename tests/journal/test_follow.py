@@ -325,7 +325,7 @@ def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
     state = State(project="cv", name="run")
     state.writers[gone] = WriterState(id=gone)
     state.alive.append(gone)
-    stood = bases.Stood(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
+    stood = bases.FreedSegment(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
     base = bases.Base("cv", "run", state, {segment.id: stood}, {"a-blob": 3})
     bases.save(desk.journal, desk.identity, base)
     follower = Follower(desk.journal)
