@@ -20,7 +20,7 @@ from ml_dash.disk.durable import fail_point, read_at
 from ml_dash.errors import JournalError, ServerRefused, Unreachable
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import OrderChanged
-from ml_dash.journal.order import Death, Stretch
+from ml_dash.journal.order import Death, MergeRecord
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
@@ -77,8 +77,8 @@ class Shipment:
         self._contents = Contents(self.account, lambda: self._blocked | self._paused)
         self._reader = Reader()
         self._follower: Follower | None = None
-        self._records: Iterator[Stretch | Death] | None = None
-        self._current: Stretch | Death | None = None
+        self._records: Iterator[MergeRecord | Death] | None = None
+        self._current: MergeRecord | Death | None = None
         self._asked = False
         # Segments set aside for good, and those that are tried again; up to where each should be sent.
         self._blocked: set[str] = set()
@@ -253,7 +253,7 @@ class Shipment:
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
 
-    def _send(self, link: remote.Link, follower: Follower, record: Stretch | Death, deadline: float) -> bool:
+    def _send(self, link: remote.Link, follower: Follower, record: MergeRecord | Death, deadline: float) -> bool:
         """Send one record; False if there was no time for all of it."""
         if isinstance(record, Death):
             self._send_death(link, follower, record)

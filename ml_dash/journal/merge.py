@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from ..core.ranges import Range, holes, union
 from ..disk.lock import Liveness, probe
 from ..errors import JournalError
-from .order import Death, Order, Record, Stretch, death_payload, stretch_payload
+from .order import Death, MergeRecord, Order, Record, death_payload, stretch_payload
 from .reader import Gap, Run, Segment, Tail, is_partial, open_segment
 from .segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
 
@@ -131,10 +131,10 @@ class Merger:
                 yield record, segment, None
             self.at.order_position = behind
 
-    def _is_covered(self, stretch: Stretch) -> bool:
+    def _is_covered(self, record: MergeRecord) -> bool:
         """Was it taken already? A base may stand for its segment, and it is not here."""
-        covered = self.at.covered.get(stretch.segment, [])
-        return bool(covered) and stretch.start < stretch.end and not any(holes(covered, stretch.start, stretch.end))
+        covered = self.at.covered.get(record.segment, [])
+        return bool(covered) and record.start < record.end and not any(holes(covered, record.start, record.end))
 
     def _overlooked(self, order: Order, segment: Segment, start: int) -> Iterator[Item]:
         """What no record names (the one that did is damaged) comes no later than what follows it in its segment."""
@@ -142,14 +142,14 @@ class Merger:
         if before < start:
             for hole in holes(self._named_in(order, segment.id), before, start):
                 for run in self.unread(segment, *hole):
-                    yield Stretch(segment.id, run.start, run.end), segment, run
+                    yield MergeRecord(segment.id, run.start, run.end), segment, run
 
     def _named_in(self, order: Order, segment: str) -> list[Range]:
         """The bytes of a segment that `order` names anywhere."""
         if self._named is None:
             self._named = {}
             for record, _ in order.read(0):
-                if isinstance(record, Stretch) and record.start < record.end:
+                if isinstance(record, MergeRecord) and record.start < record.end:
                     named = self._named.get(record.segment, [])
                     self._named[record.segment] = union(named, record.start, record.end)
         return self._named.get(segment, [])
@@ -241,9 +241,9 @@ class Merger:
             # Whoever died before this writer came is noted first: the run it began is over. Of writers elsewhere, too,
             # when one of here takes over.
             yield from self._deaths(order, everywhere=self.is_of_here(segment))
-        stretch = Stretch(segment.id, run.start, run.end)
+        record = MergeRecord(segment.id, run.start, run.end)
         if order is None:
-            yield stretch, segment, run
+            yield record, segment, run
             return
         missing = list(holes(self.at.covered.get(segment.id, []), run.start, run.end))
         if not missing:
@@ -252,7 +252,7 @@ class Merger:
         if behind is None or missing != [(run.start, run.end)]:
             yield from self.recorded(order)
             return
-        yield stretch, segment, run
+        yield record, segment, run
         self.at.order_position = behind
 
     def _write(self, order: Order, payload: bytes) -> int | None:
@@ -392,8 +392,8 @@ def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]
     waiting: Record | None = None
     behind = 0
     for record, offset in records:
-        if isinstance(record, Stretch) and isinstance(waiting, Stretch) and _goes_on(waiting, record):
-            waiting = Stretch(waiting.segment, waiting.start, record.end)
+        if isinstance(record, MergeRecord) and isinstance(waiting, MergeRecord) and _goes_on(waiting, record):
+            waiting = MergeRecord(waiting.segment, waiting.start, record.end)
         else:
             if waiting is not None:
                 yield waiting, behind
@@ -403,7 +403,7 @@ def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]
         yield waiting, behind
 
 
-def _goes_on(first: Stretch, second: Stretch) -> bool:
+def _goes_on(first: MergeRecord, second: MergeRecord) -> bool:
     return first.segment == second.segment and first.end == second.start and second.end - first.start <= _JOINED_BYTES
 
 

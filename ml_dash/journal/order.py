@@ -44,7 +44,7 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int, bytes, Any, int]).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class MergeRecord:
     """Bytes [start, end) of a segment come next."""
 
     segment: str
@@ -61,7 +61,7 @@ class Death:
     end: int = 0
 
 
-Record = Stretch | Death
+Record = MergeRecord | Death
 
 
 def stretch_payload(segment: str, start: int, end: int) -> bytes:
@@ -160,7 +160,7 @@ class Order:
             for kind, who, third, end in found:
                 offset += HEAD.size + int(HEAD.unpack_from(buffer, offset)[0])
                 if kind == STRETCH and isinstance(third, int):
-                    yield Stretch(who.hex(), third, end), position + offset
+                    yield MergeRecord(who.hex(), third, end), position + offset
                 elif kind == DEATH:
                     segment = third.hex() if isinstance(third, bytes) and len(third) == 16 else "00" * 16
                     yield Death(who.hex(), segment, max(0, end)), position + offset
