@@ -34,7 +34,9 @@ class Away:
         """Totals and the statistics of each series."""
         return self._client.stats(self._id, name)
 
-    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True) -> PointPage:
+    def metric_page(
+        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
+    ) -> PointPage:
         """A page of points."""
         return self._client.points(self._id, name, start_index, limit, superseded=superseded)
 

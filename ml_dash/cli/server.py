@@ -23,7 +23,9 @@ from ml_dash.cli.codes import FAILURE
 @click.option("--dev", is_flag=True, help="Accept the development login, user_name= alone; on loopback only.")
 @click.option("--open", "opens", is_flag=True, help="With --dev: open the page in a browser, logged in.")
 @click.pass_context
-def command(ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool, opens: bool) -> None:
+def command(
+    ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool, opens: bool
+) -> None:
     """Collect what many machines record, and answer questions about it.
 
     It says on stdout where it listens. SIGTERM lets requests under way end.

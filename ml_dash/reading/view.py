@@ -222,7 +222,9 @@ class View:
         """All metrics, by name."""
         return [metric_summary(self.state, metric) for _, metric in sorted(self.state.metrics.items())]
 
-    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True) -> PointPage:
+    def metric_page(
+        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
+    ) -> PointPage:
         """A page of points; empty for an unknown metric. Without `superseded` it holds those that are current."""
         check_limit(limit)
         metric = self.state.metrics.get(name)

@@ -344,4 +344,6 @@ def _freed(job: _Job, url: str, rng: random.Random) -> None:
     _check_place(job, "brought back", home, set(range(len(job.sites))))
 
 
-ROWS: Final = (Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),)
+ROWS: Final = (
+    Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),
+)

@@ -187,7 +187,9 @@ def test_open_goes_with_the_development_login(tmp_path: Path) -> None:
     assert (done.returncode, "--open goes with --dev" in done.stderr) == (2, True)
 
 
-def test_the_unit_of_the_server_names_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unit_of_the_server_names_this_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ml_dash.server import install
 
     (tmp_path / "bin").mkdir()
