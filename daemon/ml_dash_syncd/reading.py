@@ -11,7 +11,7 @@ import time
 from typing import Final
 
 from ml_dash.disk.durable import read_at
-from ml_dash.journal.reader import Run, Segment, frame_size, read, whole_frames
+from ml_dash.journal.reader import Segment, Stretch, frame_size, read, whole_frames
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -73,7 +73,7 @@ class Reader:
     ) -> tuple[bytes, list[tuple[int, int]]]:
         """What holds no frame, with the frames behind it, once it has stayed the same for a while."""
         key, now = (segment.path.name, position), time.monotonic()
-        start = next((item.start for item in read(segment, position, end) if isinstance(item, Run)), position)
+        start = next((item.start for item in read(segment, position, end) if isinstance(item, Stretch)), position)
         if start == position:
             # Nothing follows, or it holds by now.
             self._suspect.pop(key, None)

@@ -18,7 +18,7 @@ import msgspec
 from ..core.events import blob_name
 from ..core.frames import SPILL, SPILLED, Event
 from ..errors import Damaged
-from .reader import Run, frame_size
+from .reader import Stretch, frame_size
 from .segment import BLOBS
 
 Fetch = Callable[[str, int], Any]
@@ -33,16 +33,16 @@ def reference(body: Any) -> tuple[bytes, int] | None:
     return digest, size
 
 
-def blobs_of(run: Run, writer: str) -> Iterator[tuple[str, int]]:
-    """(name, size in bytes) of the blobs that keep bodies of a run."""
-    if _has_any(run):
-        for event in run.events:
+def blobs_of(stretch: Stretch, writer: str) -> Iterator[tuple[str, int]]:
+    """(name, size in bytes) of the blobs that keep bodies of a stretch."""
+    if _has_any(stretch):
+        for event in stretch.events:
             if (found := _blob_of(event, writer)) is not None:
                 yield found
 
 
 def with_bodies(
-    run: Run,
+    stretch: Stretch,
     writer: str,
     frames: Callable[[], bytes],
     fetch: Fetch,
@@ -50,38 +50,38 @@ def with_bodies(
     lost_if: tuple[type[Exception], ...],
     *,
     at_once: int | None = None,
-) -> Iterator[Run]:
-    """The run with its bodies. An event whose body is lost is left out: its frame lies in none of the runs.
+) -> Iterator[Stretch]:
+    """Yield a stretch with its bodies, in parts. An event whose body is lost is left out: no part holds its frame.
 
-    `frames` gives the bytes of the run, `fetch` a body; a body is lost if that raises one of `lost_if`. With `at_once`
-    a run ends once it holds more than that many bytes of bodies.
+    `frames` returns the bytes of the stretch, `fetch` a body. A body is lost if `fetch` raises one of `lost_if`; then
+    `lost` is called. With `at_once` (bytes) a part ends once its bodies are larger than that.
     """
-    if not _has_any(run):
-        yield run
+    if not _has_any(stretch):
+        yield stretch
         return
     data = frames()
-    begun = position = run.start
+    begun = position = stretch.start
     events: list[Event] = []
     held = 0
-    for event in run.events:
-        behind = position + frame_size(data, position - run.start)
+    for event in stretch.events:
+        behind = position + frame_size(data, position - stretch.start)
         blob = _blob_of(event, writer)
         try:
             body = event[3] if blob is None else fetch(*blob)
         except lost_if as error:
             lost(event, error)
             if events:
-                yield Run(begun, position, events)
+                yield Stretch(begun, position, events)
             begun, events, held = behind, [], 0
         else:
             events.append((event[0], event[1], event[2], body))
             held += 0 if blob is None else blob[1]
         position = behind
         if at_once is not None and held > at_once:
-            yield Run(begun, position, events)
+            yield Stretch(begun, position, events)
             begun, events, held = position, [], 0
     if events:
-        yield Run(begun, position, events)
+        yield Stretch(begun, position, events)
 
 
 def fetch_body(journal: Path, name: str, size: int) -> Any:
@@ -100,8 +100,8 @@ def decode(content: bytes) -> Any:
     return msgpack.unpackb(content, strict_map_key=False)
 
 
-def _has_any(run: Run) -> bool:
-    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), run.events)))
+def _has_any(stretch: Stretch) -> bool:
+    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), stretch.events)))
 
 
 def _blob_of(event: Event, writer: str) -> tuple[str, int] | None:

@@ -19,7 +19,7 @@ from ..errors import Damaged
 from . import base as bases
 from .merge import Item, Merger, OrderChanged, Position, joined
 from .order import Death, Order, Record
-from .reader import Run, Segment, last_event, read_runs
+from .reader import Segment, Stretch, last_event, read_stretches
 from .segment import TURN, list_segments, read_identity
 
 log = logging.getLogger("ml_dash")
@@ -167,10 +167,10 @@ class Follower:
 
     # -- what the merger asks -----------------------------------------------------------------------------------------
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run]:
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch]:
         """The runs of whole frames, with no events in them: nobody asks for these here."""
-        for begin, behind in read_runs(segment, start, end):
-            yield Run(begin, behind, [])
+        for begin, behind in read_stretches(segment, start, end):
+            yield Stretch(begin, behind, [])
 
     def running(self) -> list[str]:
         """The writers that were met, and that neither closed nor died as far as that was looked at."""

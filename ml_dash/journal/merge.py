@@ -23,7 +23,7 @@ from ..core.ranges import Range, holes, union
 from ..disk.lock import Liveness, probe
 from ..errors import JournalError
 from .order import Death, MergeRecord, Order, Record, death_payload, stretch_payload
-from .reader import Gap, Run, Segment, Tail, is_partial, open_segment
+from .reader import Gap, Segment, Stretch, Tail, is_partial, open_segment
 from .segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
 
 log = logging.getLogger("ml_dash")
@@ -31,7 +31,7 @@ log = logging.getLogger("ml_dash")
 _JOINED_BYTES: Final = 8 << 20
 _ALL_EVERY_S: Final = 30.0
 
-Item = tuple[Record, Segment | None, Run | None]
+Item = tuple[Record, Segment | None, Stretch | None]
 """What comes next; of a stretch its segment, if it is here, and its run of frames, if it was read to find them."""
 
 
@@ -63,7 +63,7 @@ class Position:
 class Reader(Protocol):
     """Who follows a journal: what it makes of a segment, and what it knows of writers."""
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
         """What is in bytes [start, end) of a segment; runs that cannot be used are left out. Raises OSError."""
 
     def waits(self, segment: Segment) -> bool:
@@ -141,8 +141,8 @@ class Merger:
         before = self.at.behind(segment)
         if before < start:
             for hole in holes(self._named_in(order, segment.id), before, start):
-                for run in self.unread(segment, *hole):
-                    yield MergeRecord(segment.id, run.start, run.end), segment, run
+                for stretch in self.unread(segment, *hole):
+                    yield MergeRecord(segment.id, stretch.start, stretch.end), segment, stretch
 
     def _named_in(self, order: Order, segment: str) -> list[Range]:
         """The bytes of a segment that `order` names anywhere."""
@@ -154,11 +154,11 @@ class Merger:
                     self._named[record.segment] = union(named, record.start, record.end)
         return self._named.get(segment, [])
 
-    def unread(self, segment: Segment, start: int, end: int) -> Iterator[Run]:
+    def unread(self, segment: Segment, start: int, end: int) -> Iterator[Stretch]:
         """The runs in those bytes [start, end) of a segment that are not covered."""
         for hole in holes(self.at.covered.get(segment.id, []), max(start, segment.first), end):
             for item in self._items(segment, *hole):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     yield item
 
     # -- what it does not say -----------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ class Merger:
         torn = size
         for start, end in unread if thorough else unread[-1:]:
             for item in self._items(segment, start, end):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     if self._reader.waits(segment):
                         return
                     yield from self._name(segment, item, order)
@@ -236,23 +236,23 @@ class Merger:
         else:
             at.settled[file] = size
 
-    def _name(self, segment: Segment, run: Run, order: Order | None) -> Iterator[Item]:
+    def _name(self, segment: Segment, stretch: Stretch, order: Order | None) -> Iterator[Item]:
         if self._reader.is_running(segment.writer) is None:
             # Whoever died before this writer came is noted first: the run it began is over. Of writers elsewhere, too,
             # when one of here takes over.
             yield from self._deaths(order, everywhere=self.is_of_here(segment))
-        record = MergeRecord(segment.id, run.start, run.end)
+        record = MergeRecord(segment.id, stretch.start, stretch.end)
         if order is None:
-            yield record, segment, run
+            yield record, segment, stretch
             return
-        missing = list(holes(self.at.covered.get(segment.id, []), run.start, run.end))
+        missing = list(holes(self.at.covered.get(segment.id, []), stretch.start, stretch.end))
         if not missing:
             return
-        behind = self._write(order, stretch_payload(segment.id, run.start, run.end))
-        if behind is None or missing != [(run.start, run.end)]:
+        behind = self._write(order, stretch_payload(segment.id, stretch.start, stretch.end))
+        if behind is None or missing != [(stretch.start, stretch.end)]:
             yield from self.recorded(order)
             return
-        yield record, segment, run
+        yield record, segment, stretch
         self.at.order_position = behind
 
     def _write(self, order: Order, payload: bytes) -> int | None:
@@ -373,7 +373,7 @@ class Merger:
     def _path(self, name: SegmentName) -> Path:
         return self._folder / str(name)
 
-    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
+    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
         """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
         try:
             yield from self._reader.read(segment, start, end)

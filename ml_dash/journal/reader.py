@@ -45,7 +45,7 @@ decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[in
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Stretch:
     """Frames that follow each other without a gap: bytes [start, end) of a segment, and what they hold."""
 
     start: int
@@ -123,7 +123,9 @@ def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment
     raise Damaged(f"segment {path.name}: {error.message}")
 
 
-def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
+def read(
+    segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES
+) -> Iterator[Stretch | Gap | Tail]:
     """Runs and gaps of a segment from byte `start` on, in order; a Tail last if bytes are left over.
 
     With `end` nothing at or behind that byte is read. Memory is bounded by `chunk` bytes or one frame.
@@ -137,7 +139,7 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
             events: list[Event] = []
             stop = walk(buffer, offset, segment.crcs, decode_event, events)
             if stop > offset:
-                yield Run(position, base + stop, events)
+                yield Stretch(position, base + stop, events)
                 position = base + stop
                 continue
             left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME)
@@ -239,7 +241,7 @@ def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
 # -- frames that are checked, and not decoded -------------------------------------------------------------------------
 
 
-def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[Range]:
+def read_stretches(segment: Segment, start: int, end: int | None = None) -> Iterator[Range]:
     """(start, end) of the runs of whole frames from byte `start` on; at most 4 MiB each, or one frame."""
     position = start
     with segment.path.open("rb") as file:
@@ -254,7 +256,7 @@ def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[
             if size - position < HEAD.size:
                 return
             # Damage, or not written yet: the slow way finds the next frame, if there is one.
-            following = next((item for item in read(segment, position, size) if isinstance(item, Run)), None)
+            following = next((item for item in read(segment, position, size) if isinstance(item, Stretch)), None)
             if following is None:
                 return
             position = following.start
@@ -303,7 +305,7 @@ def scan(path: Path) -> Iterator[Frame | Gap | Tail]:
         yield Tail(0, path.stat().st_size)
         return
     for item in read(segment, segment.first):
-        if not isinstance(item, Run):
+        if not isinstance(item, Stretch):
             yield item
             continue
         with path.open("rb") as file:

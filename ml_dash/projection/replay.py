@@ -18,7 +18,7 @@ from ..errors import Damaged
 from ..journal import bodies
 from ..journal.merge import Item, Merger
 from ..journal.order import Death, Order
-from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, read
+from ..journal.reader import CHUNK_BYTES, Gap, Segment, Stretch, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
@@ -106,31 +106,31 @@ class Replay:
 
     def _fold(self, items: Iterable[Item], sink: Sink, pace: Pace | None) -> None:
         """The merger moves the position in `order` only once it is asked on: behind what is folded whole."""
-        for record, segment, run in items:
+        for record, segment, stretch in items:
             if isinstance(record, Death):
                 fold_death(self.state, record.writer, self.edits)
             elif segment is not None:
-                runs = self._merger.unread(segment, record.start, record.end) if run is None else [run]
-                for found in runs:
-                    self._fold_run(segment, found, sink, pace)
+                stretches = self._merger.unread(segment, record.start, record.end) if stretch is None else [stretch]
+                for found in stretches:
+                    self._fold_stretch(segment, found, sink, pace)
 
-    def _fold_run(self, segment: Segment, run: Run, sink: Sink, pace: Pace | None) -> None:
+    def _fold_stretch(self, segment: Segment, stretch: Stretch, sink: Sink, pace: Pace | None) -> None:
         state, header = self.state, segment.header
         state.project, state.name = state.project or header.project, state.name or header.name
         self._unsynced.add(segment.path)
-        size = len(run.events) if pace is None else pace.slice_events
-        for start in range(0, len(run.events), size):
-            fold(state, segment.writer, run.events[start : start + size], self.edits)
+        size = len(stretch.events) if pace is None else pace.slice_events
+        for start in range(0, len(stretch.events), size):
+            fold(state, segment.writer, stretch.events[start : start + size], self.edits)
             sink.apply(self.edits)
             if self.edits.rewound:
                 recount(state, self.edits, sink.history)
             if pace is not None:
                 pace.step()
-        self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), run.start, run.end)
+        self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), stretch.start, stretch.end)
 
     # -- what the merger asks -----------------------------------------------------------------------------------------
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
         """Runs with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
         fetch, file = partial(bodies.fetch_body, self.journal), segment.path.name
 
@@ -138,7 +138,7 @@ class Replay:
             self.troubles[f"{file} #{event[0]}"] = error
 
         for item in read(segment, start, end, self._chunk):
-            if isinstance(item, Run):
+            if isinstance(item, Stretch):
                 frames = partial(_bytes_of, segment, item)
                 yield from bodies.with_bodies(item, segment.writer, frames, fetch, lost, (OSError, Damaged, ValueError))
             else:
@@ -178,6 +178,6 @@ class Replay:
             order.close()
 
 
-def _bytes_of(segment: Segment, run: Run) -> bytes:
+def _bytes_of(segment: Segment, stretch: Stretch) -> bytes:
     with segment.path.open("rb") as file:
-        return read_at(file.fileno(), run.end - run.start, run.start)
+        return read_at(file.fileno(), stretch.end - stretch.start, stretch.start)

@@ -18,7 +18,7 @@ from ..core.events import Malformed, changes, mapping
 from ..core.state import Metric, State
 from ..disk.durable import boot_id
 from ..errors import JournalError
-from ..journal.reader import Run, Segment, open_segment, read
+from ..journal.reader import Segment, Stretch, open_segment, read
 from ..journal.segment import ORDER, list_segments
 from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .folder import Folder
@@ -126,7 +126,7 @@ def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
 def _is_all_frames(segment: Segment, start: int, end: int) -> bool:
     position = start
     for item in read(segment, start, end):
-        if not isinstance(item, Run) or item.start != position:
+        if not isinstance(item, Stretch) or item.start != position:
             return False
         position = item.end
     return position == end

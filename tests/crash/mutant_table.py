@@ -237,8 +237,8 @@ _OTHERS: Final = (
     _one(
         "fold before the order is recorded",
         MERGE,
-        "        if order is None:\n            yield stretch, segment, run\n",
-        "        if True:\n            yield stretch, segment, run\n",
+        "        if order is None:\n            yield record, segment, stretch\n",
+        "        if True:\n            yield record, segment, stretch\n",
         ("W19", 40),
     ),
     _one(

@@ -16,7 +16,7 @@ from ml_dash.journal import base as bases
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import OrderChanged
 from ml_dash.journal.order import Death, MergeRecord, Order, stretch_payload
-from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_runs, whole_frames
+from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_stretches, whole_frames
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
 from tests.journals import SECOND, Desk, Pen, flip, recorded
 
@@ -451,7 +451,7 @@ def test_runs_are_bounded_and_leave_nothing_out(desk: Desk) -> None:
     for _ in range(12):
         pen.log("x" * 900_000)
     segment = opened(pen)
-    runs = list(read_runs(segment, segment.first))
+    runs = list(read_stretches(segment, segment.first))
     assert len(runs) > 2
     assert all(end - start <= 4 << 20 for start, end in runs)
     assert [start for start, _ in runs] == [segment.first, *(end for _, end in runs[:-1])]

@@ -245,7 +245,8 @@ def test_what_is_taken_piece_by_piece_is_what_is_recorded(tmp_path: Path, seed: 
 
 def test_stretches_that_go_on_are_joined_with_the_offset_behind_the_last() -> None:
     records: list[tuple[Record, int]] = [
-        (MergeRecord("a", 0, 5), 1), (MergeRecord("a", 5, 9), 2), (MergeRecord("b", 9, 12), 3), (MergeRecord("b", 13, 14), 4),
+        (MergeRecord("a", 0, 5), 1), (MergeRecord("a", 5, 9), 2), (MergeRecord("b", 9, 12), 3),
+        (MergeRecord("b", 13, 14), 4),
         (Death("w"), 5), (Death("w"), 6), (MergeRecord("b", 14, 14 + (8 << 20)), 7),
         (MergeRecord("b", 14 + (8 << 20), 1 << 24), 8),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
 from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
-from ...journal.reader import Run, Segment, open_segment, read
+from ...journal.reader import Segment, Stretch, open_segment, read
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
 from ...projection.project import Projector
 from ...reading.view import look_anew
@@ -297,7 +297,7 @@ def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
 def _last_frame_end(segment: Segment) -> int:
     end = segment.first
     for item in read(segment, segment.first):
-        if isinstance(item, Run):
+        if isinstance(item, Stretch):
             end = item.end
     return end
 
