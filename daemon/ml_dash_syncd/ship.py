@@ -260,7 +260,7 @@ class Shipment:
             return True
         segment = follower.segment(record.segment)
         if segment is None:
-            if record.end > follower.stood(record.segment):
+            if record.end > follower.freed(record.segment):
                 # It was removed, by somebody or by gc between our looks.
                 log.debug("%s: segment %s is gone", self.journal, record.segment)
             return True
@@ -277,7 +277,7 @@ class Shipment:
 
     def _send_stretch(self, link: remote.Link, follower: Follower, segment: Segment, end: int, deadline: float) -> bool:
         file = segment.path.name
-        while (offset := max(self.account.cursor.segments.get(file, 0), follower.stood(segment.id))) < end:
+        while (offset := max(self.account.cursor.segments.get(file, 0), follower.freed(segment.id))) < end:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")

@@ -1,7 +1,7 @@
 """Bodies too long for a frame: kept as blobs, and put back into their events.
 
-What stands in the frame is a SHA-256 and a size. The blob's name also has the writer and the number of the event; so
-that name says where to look, here as on a server.
+The frame then holds a SHA-256 and a size. The blob's name is that SHA-256, the event's writer and its number, here as
+on a server.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from .reader import Stretch, frame_size
 from .segment import BLOBS
 
 Fetch = Callable[[str, int], Any]
-"""(name of a blob, its size in bytes) → the body that it keeps."""
+"""(name of a blob, its size in bytes) → the body in it."""
 
 
 def reference(body: Any) -> tuple[bytes, int] | None:
-    """(SHA-256, size in bytes) of the blob that keeps a body; None if it stands in the frame itself."""
+    """Return (SHA-256, size in bytes) of the blob that holds a body; None if the frame itself holds it."""
     if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(data := bytes(body.data)) != SPILL.size:
         return None
     digest, size = SPILL.unpack(data)
@@ -34,7 +34,7 @@ def reference(body: Any) -> tuple[bytes, int] | None:
 
 
 def blobs_of(stretch: Stretch, writer: str) -> Iterator[tuple[str, int]]:
-    """(name, size in bytes) of the blobs that keep bodies of a stretch."""
+    """Yield (name, size in bytes) of the blobs that hold bodies of a stretch."""
     if _has_any(stretch):
         for event in stretch.events:
             if (found := _blob_of(event, writer)) is not None:
@@ -85,7 +85,7 @@ def with_bodies(
 
 
 def fetch_body(journal: Path, name: str, size: int) -> Any:
-    """The body that a blob of a journal keeps, its digest checked. Raises OSError, Damaged or ValueError."""
+    """Return the body in a blob of a journal, its digest checked. Raises OSError, Damaged or ValueError."""
     path = journal / BLOBS / name
     if path.stat().st_size != size:
         raise Damaged(f"blob {name} has {path.stat().st_size} bytes, recorded were {size}")
@@ -96,7 +96,7 @@ def fetch_body(journal: Path, name: str, size: int) -> Any:
 
 
 def decode(content: bytes) -> Any:
-    """The body in the content of a blob. Raises ValueError."""
+    """Decode the content of a blob into a body. Raises ValueError."""
     return msgpack.unpackb(content, strict_map_key=False)
 
 

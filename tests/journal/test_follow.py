@@ -329,8 +329,8 @@ def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
     base = bases.Base("cv", "run", state, {segment.id: stood}, {"a-blob": 3})
     bases.save(desk.journal, desk.identity, base)
     follower = Follower(desk.journal)
-    assert follower.stood(segment.id) == whole(pen).end
-    assert follower.stood("00" * 16) == 0
+    assert follower.freed(segment.id) == whole(pen).end
+    assert follower.freed("00" * 16) == 0
     assert follower.blobs == {"a-blob"}
     assert list(follower.follow()) == []
     # A writer of here takes over from those that only the base knows.
