@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
-# What file systems answer that have no locks, or have lost them.
+# Errors of file systems that have no locks, or have lost them.
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL)
 
 
 class Liveness(Enum):
-    """What a lock tells of its writer."""
+    """What a lock says about its writer."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -35,7 +35,7 @@ def hold(path: Path) -> BaseFileLock | None:
 
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        # A prober may hold it shared for some microseconds.
+        # A process that probes may hold it shared for some microseconds.
         lock.acquire(timeout=2.0, poll_interval=0.001)
     except filelock.Timeout:
         return None
@@ -49,7 +49,7 @@ def hold(path: Path) -> BaseFileLock | None:
 
 
 def probe(path: Path) -> Liveness:
-    """Does a process hold the lock at `path`? A lock file that is not there was removed by a clean close."""
+    """Return whether a process holds the lock at `path`. A missing lock file was removed by a clean close."""
     try:
         import fcntl
     except ImportError:
@@ -96,7 +96,7 @@ class Turn:
         self._fd = -1
 
     def take(self, wait_s: float = 0.0) -> bool:
-        """True once this process has the turn; waits for at most `wait_s` seconds."""
+        """Take the turn; False if that takes longer than `wait_s` seconds. Raises OSError."""
         deadline = time.monotonic() + wait_s
         pause = 0.0005
         while not self._try():
@@ -126,14 +126,14 @@ class Turn:
         return True
 
     def give_back(self) -> None:
-        """Let the next one."""
+        """Give the turn back."""
         if self._fd >= 0:
             # Closing alone would not do while a child that was just forked still has a copy of the descriptor.
             _unlock(self._fd)
         self.drop()
 
     def drop(self) -> None:
-        """Close the descriptor: all that a forked child may do with its copy of its parent's turn."""
+        """Close the descriptor, in a forked child: unlocking its copy would unlock the parent's turn."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -104,7 +104,7 @@ def decode(body: bytes) -> Base:
     try:
         version = _envelope.decode(body).fold_version
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
     if version > FOLD_VERSION:
         raise NewerFormat(
             f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}",
@@ -113,12 +113,12 @@ def decode(body: bytes) -> Base:
     try:
         base = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
     if version < FOLD_VERSION:
         upgrade(base.state)
         base = replace(base, fold_version=FOLD_VERSION)
     if not all(_holds(identity, freed) for identity, freed in base.segments.items()):
-        raise Damaged("it names segments that cannot be", hint=ADVICE)
+        raise Damaged("it names segments that are not possible", hint=ADVICE)
     return base
 
 
