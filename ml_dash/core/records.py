@@ -102,11 +102,11 @@ class _Superseded(_WhereUnsure):
 
 
 class MetricStats(_Superseded):
-    """What `stats()` returns.
+    """The result of `stats()`.
 
     `superseded` holds indices [start, end) of points that a rewind has superseded: `totalDataPoints` counts them, the
-    statistics of the series do not. `supersededElsewhere` is there where a rewind hit points that are not on this
-    machine: `superseded` and the statistics do not tell of it then.
+    statistics of the series do not. `supersededElsewhere` is there if a rewind hit points that are not on this machine:
+    `superseded` and the statistics may be wrong then.
     """
 
     metricId: str
@@ -254,7 +254,7 @@ def metric_summary(state: State, metric: Metric) -> MetricSummary:
 
 
 def metric_stats(state: State, metric: Metric) -> MetricStats:
-    """What `stats()` returns."""
+    """Return the result of `stats()`."""
     return MetricStats(
         metricId=metric_id_of(state, metric.name),
         name=metric.name,

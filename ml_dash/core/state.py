@@ -269,7 +269,7 @@ class Block:
 
 @dataclass(slots=True)
 class Edits:
-    """What a sink has to do: log lines and points to add, and documents to write again.
+    """The work of a sink: log lines and points to add, and documents to write again.
 
     `metrics`, `parameters`, `files` and `experiment` mark documents that are older than the state; `released` are blobs
     that are not needed any more.

@@ -169,9 +169,9 @@ def config_folder(env: Environment | None = None) -> Path:
 def state_folder(env: Environment | None = None) -> Path:
     """Return the folder of this user's registrations, cursors and uploader state on this host; it may not exist.
 
-    The first that can be written to of `XDG_STATE_HOME`, `~/.local/state`, `XDG_RUNTIME_DIR` and a private folder in
-    the temporary one, so that a job without a home has a place too; where none can, the first, whose error tells why.
-    A folder for each host: the home folder is often shared by all machines of a cluster.
+    The first writable one of `XDG_STATE_HOME`, `~/.local/state`, `XDG_RUNTIME_DIR` and a private folder in the
+    temporary one, so that a job without a home has a place too. If none is writable, the first, so that its error says
+    why. Each host has its own folder, because all machines of a cluster often share the home folder.
     """
     import platform
 
@@ -193,11 +193,11 @@ def state_folder(env: Environment | None = None) -> Path:
 
 def _can_be_written(folder: Path) -> bool:
     """True if this user may write to a folder, or create it."""
-    for known in (folder, *folder.parents):
+    for parent in (folder, *folder.parents):
         try:
-            if known.is_dir():
-                return os.access(known, os.W_OK | os.X_OK)
-            if known.exists():
+            if parent.is_dir():
+                return os.access(parent, os.W_OK | os.X_OK)
+            if parent.exists():
                 return False
         except OSError:
             return False

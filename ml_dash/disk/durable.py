@@ -141,7 +141,7 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from others; empty where the system does not say.
+    """Return an id of this boot of the machine; empty if the system has none.
 
     After another boot, nothing that was not synced can be relied on.
     """
@@ -167,10 +167,10 @@ def on_local_disk(path: Path) -> bool:
 
 
 def keeping_write() -> Write:
-    """write(2) that keeps the interpreter's lock: 0.2 µs dearer alone, but never waits for another thread.
+    """Return a write(2) that keeps the interpreter's lock: 0.2 µs slower alone, but it never waits for another thread.
 
-    `os.write` lets go of that lock, and a busy thread may then take it for a whole switch interval (5 ms). Only for
-    local disks: a hung network mount would freeze the interpreter.
+    `os.write` releases that lock, and a busy thread may then hold it for a whole switch interval (5 ms). Only for local
+    disks: a network mount that hangs would freeze the interpreter.
     """
     import ctypes
     import platform

@@ -18,7 +18,7 @@ _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.
 
 
 class Liveness(Enum):
-    """What a lock says about its writer."""
+    """The life of a writer, as far as its lock shows it."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -26,10 +26,10 @@ class Liveness(Enum):
 
 
 def hold(path: Path) -> BaseFileLock | None:
-    """Take the lock that a writer holds for as long as it lives; None where this file system has no locks.
+    """Take the lock that a writer holds as long as it lives; None if this file system has no locks.
 
-    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other
-    trouble. `filelock` is imported here, at the first open(): it costs more than the rest of the library.
+    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other error.
+    `filelock` is imported here, at the first open(): that takes longer than importing the rest of the library.
     """
     import filelock
 
@@ -86,9 +86,9 @@ def _probe_by_taking(path: Path) -> Liveness:
 
 
 class Turn:
-    """One process at a time may sequence and project a journal. Taken for one pass, by any number of processes.
+    """The lock on a journal for the process that merges and projects it, for one pass.
 
-    Where locks do not work everyone gets a turn: lines are written by offset, so that costs work, not data.
+    If locks do not work, every process gets the turn. Lines are written by offset, so that costs work but no data.
     """
 
     def __init__(self, path: Path) -> None:

@@ -346,7 +346,7 @@ class Merger:
     # -- segments -----------------------------------------------------------------------------------------------------
 
     def open(self, path: Path) -> Segment | None:
-        """The segment at a path; None if it cannot be read (yet), or is gone."""
+        """Open the segment at a path; None if it is gone, not complete yet, or cannot be read (see `troubles`)."""
         opened = self._by_file.get(path.name)
         if opened is None:
             try:
@@ -363,7 +363,7 @@ class Merger:
         return opened
 
     def segment(self, identity: str) -> Segment | None:
-        """The segment with that id, which only headers tell; None if it is not here. The newest are looked at first."""
+        """Return the segment with an id, by reading headers, the newest first; None if it is not here."""
         if identity not in self._by_id:
             for _, path in reversed(list_segments(self.journal)):
                 opened = self.open(path) if path.name not in self._by_file else None
@@ -372,26 +372,26 @@ class Merger:
         return self._by_id.get(identity)
 
     def _segment_of(self, identity: str) -> Segment | None:
-        found = None if identity in self._missing else self.segment(identity)
-        if found is None:
+        segment = None if identity in self._missing else self.segment(identity)
+        if segment is None:
             self._missing.add(identity)
-        return found
+        return segment
 
     def opened(self, identity: str) -> Segment | None:
-        """The segment with that id, if it was opened already."""
+        """Return the segment with an id if it was opened already, else None."""
         return self._by_id.get(identity)
 
     def before(self, segment: Segment) -> list[Path]:
-        """The segments that its writer wrote before it, the last one first."""
+        """Return the paths of the earlier segments of its writer, the newest first."""
         own = self._own.get(segment.name.writer, {})
         return [self._path(own[n]) for n in sorted(own, reverse=True) if n < segment.name.n]
 
     def is_of_here(self, segment: Segment) -> bool:
-        """Was it written to this journal? `pull` brings those of others, too."""
+        """True if a segment was written to this journal. `pull` brings segments of other journals."""
         try:
             self._journal_id = self._journal_id or read_identity(self.journal).journal
         except (OSError, JournalError):
-            # Nothing says which journal this is; so nothing says that a segment was brought here.
+            # It is not known which journal this is, so no segment is known to be of another.
             return True
         return segment.header.journal == self._journal_id
 
@@ -399,7 +399,7 @@ class Merger:
         return self._folder / str(name)
 
     def _items(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
-        """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
+        """Yield what a segment holds. One that the disk refuses to read is set aside, so that others can go on."""
         try:
             yield from self._reader.read(segment, start, end)
         except OSError as error:
@@ -413,7 +413,7 @@ class Merger:
 
 
 def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]]:
-    """Records, each with an offset; stretches that go on where the one before ended are one, with the last offset."""
+    """Yield records with their offsets; adjacent stretches of a segment become one, with the last offset."""
     waiting: Record | None = None
     behind = 0
     for record, offset in records:
@@ -433,9 +433,9 @@ def _goes_on(first: MergeRecord, second: MergeRecord) -> bool:
 
 
 def _size(path: Path) -> int | None:
-    """The size of a regular file; None if it is gone, or is something that must not be opened."""
+    """Return the size of a regular file; None if it is gone, or is something that must not be opened."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
