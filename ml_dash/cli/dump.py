@@ -64,7 +64,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     }  # fmt: skip
     with path.open("rb") as file:
         for part in reader.read(segment, segment.first):
-            if isinstance(part, reader.Run):
+            if isinstance(part, reader.Stretch):
                 file.seek(part.start)
                 offset = part.start
                 for event in part.events:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 Write = Callable[[int, bytes, int], int]
-"""write(fd, data, len(data)) → how many bytes were written, or less than 0 for an error not told."""
+"""write(fd, data, len(data)) → how many bytes were written; negative for an error, which it does not name."""
 
 STORAGE_TROUBLE: Final = frozenset(
     code
@@ -23,14 +23,14 @@ STORAGE_TROUBLE: Final = frozenset(
     if (code := getattr(errno, name, None)) is not None
 )  # fmt: skip
 
-# File systems whose writes end in the page cache of this machine. Anything else may hang for minutes inside write(2).
+# File systems whose writes end in this machine's page cache. On others write(2) may hang for minutes.
 _LOCAL_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay"})
 
 _hits: Counter[str] = Counter()
 
 
 def is_gone(path: Path) -> bool:
-    """Is nothing there? What cannot be looked at may be."""
+    """True if nothing is there; False where that cannot be told."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -41,7 +41,7 @@ def is_gone(path: Path) -> bool:
 
 
 def fail_point(name: str) -> None:
-    """Die here by SIGKILL if `ML_DASH_FAIL=name:nth:kill` says so: how the crash tests hit one exact step."""
+    """Kill this process here if `ML_DASH_FAIL=name:nth:kill` says so: crash tests hit one exact step with it."""
     spec = os.environ.get("ML_DASH_FAIL")
     if spec is None:
         return
@@ -54,7 +54,10 @@ def fail_point(name: str) -> None:
 
 
 def data_sync(fd: int) -> None:
-    """fdatasync, or the nearest thing: F_FULLFSYNC on macOS (its fsync stops at the drive's cache), else fsync."""
+    """fdatasync a descriptor, or F_FULLFSYNC on macOS (whose fsync stops at the drive's cache), else fsync.
+
+    Raises OSError.
+    """
     if sys.platform == "darwin":
         import fcntl
 
@@ -77,7 +80,7 @@ def free_bytes(folder: Path) -> tuple[int, int]:
 
 
 def sync_folder(path: Path | str | int) -> None:
-    """Make the entries of a folder (path or open descriptor) durable; a file's own fsync does not."""
+    """Make the entries of a folder (path or descriptor) durable, which fsync of a file does not. Raises OSError."""
     if isinstance(path, int):
         os.fsync(path)
         return
@@ -87,7 +90,7 @@ def sync_folder(path: Path | str | int) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        # Some network file systems cannot sync a folder and say so; there is nothing to be had from them.
+        # Some network file systems cannot sync a folder and say so; there is nothing else to try.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -95,7 +98,10 @@ def sync_folder(path: Path | str | int) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write all of `data`, at the descriptor's position or at `offset`; loops on short counts."""
+    """Write all of `data`, at the descriptor's position or at `offset`, however short single writes are.
+
+    Raises OSError.
+    """
     rest = memoryview(data)
     if offset is not None and not hasattr(os, "pwrite"):
         os.lseek(fd, offset, os.SEEK_SET)
@@ -110,7 +116,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 def replace_file(
     path: Path, data: bytes, *, sync: bool = False, private: bool = False, scratch: Path | None = None
 ) -> None:
-    """Readers see the old content or the new, never a half. With `sync` it also survives a power cut on return.
+    """Replace a file: readers see the old content or the new, never a part. With `sync`, durable on return.
 
     With `private` nobody else may read it (mode 0600), not even for a moment. The new content is first written to
     `scratch` (default: beside `path`), which a crash may leave behind.
@@ -132,7 +138,7 @@ def replace_file(
             temporary.unlink(missing_ok=True)
         if scratch is None or not isinstance(error, OSError) or error.errno != errno.EXDEV:
             raise
-        # The scratch file is on another file system.
+        # The scratch file is on another file system than the target.
         replace_file(path, data, sync=sync, private=private)
         return
     if sync:
@@ -140,7 +146,7 @@ def replace_file(
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes at `offset`; fewer only at the end of the file."""
+    """Read up to `size` bytes at `offset`; fewer only at the end of the file. Raises OSError."""
     if not hasattr(os, "pread"):
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, size)
@@ -154,7 +160,7 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from others; empty where the system does not say.
+    """Return an id of this boot of the machine; empty if the system has none.
 
     After another boot, nothing that was not synced can be relied on.
     """
@@ -165,7 +171,7 @@ def boot_id() -> str:
 
 
 def on_local_disk(path: Path) -> bool:
-    """Is this folder on a file system known to be local? Unknown counts as not."""
+    """True if a folder is on a file system that is known to be local."""
     if not sys.platform.startswith("linux"):
         return False
     device = path.stat().st_dev
@@ -180,10 +186,10 @@ def on_local_disk(path: Path) -> bool:
 
 
 def keeping_write() -> Write:
-    """write(2) that keeps the interpreter's lock: 0.2 µs dearer alone, but never waits for another thread.
+    """Return a write(2) that keeps the interpreter's lock: 0.2 µs slower alone, but it never waits for another thread.
 
-    `os.write` lets go of that lock, and a busy thread may then take it for a whole switch interval (5 ms). Only for
-    local disks: a hung network mount would freeze the interpreter.
+    `os.write` releases that lock, and a busy thread may then hold it for a whole switch interval (5 ms). Only for local
+    disks: a network mount that hangs would freeze the interpreter.
     """
     import ctypes
     import platform

@@ -18,7 +18,7 @@ from ..disk.config import Settings, resolve
 from ..errors import InvalidValue, JournalError, NotFound
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
-from ..journal.reader import Run, open_segment, read
+from ..journal.reader import Stretch, open_segment, read
 from ..journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
@@ -182,7 +182,7 @@ def _folder_paths(journal: Path) -> Iterator[str]:
         try:
             segment = open_segment(path)
             items = read(segment, segment.first, segment.first + _OPENING_BYTES) if segment is not None else ()
-            for _, kind, _, body in (event for item in items if isinstance(item, Run) for event in item.events[:1]):
+            for _, kind, _, body in (event for item in items if isinstance(item, Stretch) for event in item.events[:1]):
                 if kind == OPEN and isinstance(body, dict) and body.get("child") is not True:
                     stated = body.get("folderPath")
                     if isinstance(stated, str) and "\0" not in stated:

@@ -23,7 +23,7 @@ from ..errors import JournalError
 from ..journal import base as bases
 from ..journal import blobs
 from ..journal.base import Base
-from ..journal.order import Order, Stretch
+from ..journal.order import MergeRecord, Order
 from ..journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
 from ..journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
@@ -329,7 +329,7 @@ class _Check:
         try:
             order.open(write=False)
             for record, _ in order.read(0):
-                if isinstance(record, Stretch):
+                if isinstance(record, MergeRecord):
                     self.merged.setdefault(record.segment, []).append((record.start, record.end))
             content = order.path.read_bytes() if order.path.is_file() else b""
             for start, end in _no_records(content):

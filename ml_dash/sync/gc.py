@@ -23,8 +23,8 @@ from ..disk.lock import Liveness, probe
 from ..errors import Damaged, StillOpen
 from ..journal import base as bases
 from ..journal import blobs
-from ..journal.base import Base, Kept, Stood
-from ..journal.order import Order, Stretch
+from ..journal.base import Base, FreedSegment, Kept
+from ..journal.order import MergeRecord, Order
 from ..journal.reader import Segment, Tail, is_partial, open_segment, read
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ..projection.checkpoint import LineFile
@@ -373,7 +373,9 @@ class _Collection:
         segments = dict(old.segments) if old is not None else {}
         for one in going:
             digest = blobs.digest_of(one.path, one.length)
-            segments[one.id] = Stood(one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote)
+            segments[one.id] = FreedSegment(
+                one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote
+            )
         live = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         known = self.held | (old.blobs.keys() if old is not None else set())
         store = self.journal.parents[2]
@@ -427,8 +429,8 @@ def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[st
     Empty for a death, and where a base stands for all that the record names (segment id → so many bytes).
     """
     for record, position in order.read(start):
-        is_new = isinstance(record, Stretch) and record.end > based.get(record.segment, 0)
-        yield record.segment if is_new and isinstance(record, Stretch) else "", position
+        is_new = isinstance(record, MergeRecord) and record.end > based.get(record.segment, 0)
+        yield record.segment if is_new and isinstance(record, MergeRecord) else "", position
 
 
 def _kept(path: Path, lines: LineFile, end: int) -> Kept:

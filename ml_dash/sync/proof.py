@@ -16,7 +16,7 @@ from ..core.protocol import UNKNOWN, Digest, JournalState
 from ..core.state import File
 from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
-from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
+from ..journal.reader import Gap, Stretch, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, read_identity
 from ..reading.read import Located, view
 from . import remote
@@ -268,7 +268,7 @@ class _Comparison:
             if segment is None:
                 return 0, True
             for item in read(segment, max(start, segment.first), part.size):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     events += len(item.events)
                 elif isinstance(item, Gap):
                     self.reasons.append(f"segment {part.file}: bytes {item.start:,} to {item.end:,} are damaged here")
@@ -291,7 +291,7 @@ class _Comparison:
             if segment is None:
                 return 1
             counts = [
-                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Run))
+                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Stretch))
                 for end in (part.size, max(segment.first, different))
             ]
         except (OSError, JournalError) as error:

@@ -20,7 +20,7 @@ from ..disk.config import Settings
 from ..disk.durable import read_at
 from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
-from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_segment, read
+from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob
 from ..reading.read import Located, view
 from . import register
@@ -167,7 +167,7 @@ def _first_unsent(path: Path, acknowledged: int) -> int | None:
     # No frame begins there: damage, or a cursor of something else. What is whole before it counts.
     last = segment.header.first_seq - 1
     for before in read(segment, segment.first, acknowledged):
-        if isinstance(before, Run):
+        if isinstance(before, Stretch):
             last = before.events[-1][0]
     return last + 1
 

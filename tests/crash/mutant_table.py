@@ -59,7 +59,7 @@ _SAFETY: Final = (
     _one(
         "trust a sync that is tried again",
         WRITER,
-        "            self._write_again(fd, kept, failure)\n            return False\n",
+        "            self._write_again(fd, unsynced, failure)\n            return False\n",
         "            del failure\n            data_sync(fd)\n",
         ("W13", 30),
     ),
@@ -156,8 +156,8 @@ _FRAMES: Final = (
     _one(
         "stop at the first damage",
         "journal/reader.py",
-        "            found = find_frame(buffer, offset + 1, segment.crcs, decode_event)\n",
-        "            return\n            found = -1\n",
+        "            offset = find_frame(buffer, offset + 1, segment.crcs, decode_event)\n",
+        "            return\n            offset = -1\n",
         ("W7", 1_000),
     ),
     _one(
@@ -237,8 +237,8 @@ _OTHERS: Final = (
     _one(
         "fold before the order is recorded",
         MERGE,
-        "        if order is None:\n            yield stretch, segment, run\n",
-        "        if True:\n            yield stretch, segment, run\n",
+        "        if order is None:\n            yield record, segment, stretch\n",
+        "        if True:\n            yield record, segment, stretch\n",
         ("P2", 30),
     ),
     _one(

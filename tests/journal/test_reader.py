@@ -11,8 +11,8 @@ from ml_dash.errors import NewerFormat
 from ml_dash.journal.reader import (
     Frame,
     Gap,
-    Run,
     Segment,
+    Stretch,
     Tail,
     is_partial,
     newest_time_ns,
@@ -34,7 +34,7 @@ def items(pen: Pen, start: int | None = None, end: int | None = None, **more: in
     segment = opened(pen)
     return [
         (item.start, item.end, [event[0] for event in item.events])
-        if isinstance(item, Run)
+        if isinstance(item, Stretch)
         else (type(item).__name__, item.start, item.end)
         for item in read(segment, segment.first if start is None else start, end, **more)
     ]

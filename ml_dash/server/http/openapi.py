@@ -99,7 +99,7 @@ _REDIRECTS: Final = ("follow_link", "log_in", "log_out")
 
 @cache
 def description(routes: tuple[Route, ...]) -> bytes:
-    """The whole description of these calls, as JSON."""
+    """Return the OpenAPI description of these calls, as JSON."""
     return msgspec.json.encode(_described(routes))
 
 

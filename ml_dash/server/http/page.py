@@ -19,7 +19,7 @@ td { border-color: #2c313a; } }
 def experiments_page(
     user: str, namespace: str, projects: list[dict[str, Any]], found: dict[str, Any], project: str | None
 ) -> str:
-    """Projects, and a page of experiments of all or of one of them."""
+    """Return the HTML of the list: projects, and a page of experiments, of all projects or of one."""
     links = " · ".join(
         f'<a href="/?{_query(namespace, user, project=p["name"])}">{escape(p["name"])}</a> '
         f'<span class="dim">{p["experiments"]:,}</span>'
@@ -56,7 +56,7 @@ def _row(experiment: dict[str, Any], namespace: str, user: str) -> str:
 
 
 def login_page(development: bool, refused: str | None = None) -> str:
-    """The form that asks for a token or, with the development login, for a user's name; why it is shown once more."""
+    """Return the HTML of the login form; `development` adds a field for a user's name, `refused` says why it failed."""
     form = (
         '<form method="post" action="/login"><p><label>Token<br>'
         '<input name="token" type="password" autocomplete="current-password" required></label> '

@@ -10,7 +10,8 @@ from ...core.names import level_of
 from ...core.protocol import MAX_BATCH_BYTES
 from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
-MANY: Final = 10_000
+BATCH: Final = 10_000
+"""The most log entries of one request."""
 
 
 class _Message(TypedDict):
@@ -18,7 +19,7 @@ class _Message(TypedDict):
 
 
 class NewLog(_Message, total=False):
-    """One entry as it is sent."""
+    """One log entry in a request."""
 
     timestamp: str | None
     level: str | None
@@ -27,22 +28,23 @@ class NewLog(_Message, total=False):
 
 
 class NewLogs(TypedDict):
-    """What `POST /experiments/{id}/logs` takes."""
+    """The body of `POST /experiments/{id}/logs`."""
 
     logs: list[NewLog]
 
 
 async def add_logs(call: Call) -> Response:
+    """Add log entries; answers with their numbers."""
     async with call.json(NewLogs, MAX_BATCH_BYTES) as body:
-        if not 1 <= len(body["logs"]) <= MANY:
-            malformed(f"logs has {len(body['logs'])} entries; send 1 to {MANY}")
+        if not 1 <= len(body["logs"]) <= BATCH:
+            malformed(f"logs has {len(body['logs'])} entries; send 1 to {BATCH}")
         return answer(
             await call.write(call.core.add_logs, call.namespace, call.experiment(), [_plain(e) for e in body["logs"]])
         )
 
 
 def _plain(entry: NewLog) -> dict[str, Any]:
-    """An entry with its values as they were meant, and only what was given."""
+    """Return an entry's given fields, with metadata as it is recorded."""
     given: dict[str, Any] = {name: value for name, value in entry.items() if value is not None and name != "text"}
     if "metadata" in given:
         given["metadata"] = recorded(given["metadata"], entry.get("text", ()))
@@ -50,7 +52,7 @@ def _plain(entry: NewLog) -> dict[str, Any]:
 
 
 async def logs(call: Call) -> Response:
-    """A page of entries; filters keep their numbers."""
+    """A page of log entries, also filtered; each keeps its number."""
     start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
     level, words = call.text("level"), call.text("q")
     level = level if level is None else level_of(level) or level

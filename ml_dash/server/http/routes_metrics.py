@@ -11,7 +11,10 @@ from ...core.protocol import MAX_BATCH_BYTES
 from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
 BATCH: Final = 100_000
+"""The most points of one request."""
+
 PLOT: Final = 10_000
+"""The most points of a down-sampled series."""
 
 
 class _Extras(TypedDict, total=False):
@@ -25,7 +28,7 @@ class _Point(TypedDict):
 
 
 class NewPoint(_Point, _Extras, total=False):
-    """What `.../append` takes; `text` names the fields that are text though they look like numbers."""
+    """The body of `.../append`; `text` names fields whose texts look like numbers."""
 
     text: list[str]
 
@@ -35,24 +38,26 @@ class _Points(TypedDict):
 
 
 class NewPoints(_Points, _Extras, total=False):
-    """What `.../append-batch` takes; `text` has a list for each point."""
+    """The body of `.../append-batch`; `text` has a list of such fields for each point."""
 
     text: list[list[str]]
 
 
 async def append(call: Call) -> Response:
+    """Append one point; answers with its index."""
     async with call.json(NewPoint) as body:
         if not body["data"]:
             malformed("data has no fields")
         row = recorded(body["data"], body.get("text", ()))
-        made = await call.write(
+        appended = await call.write(
             call.core.append_points, call.namespace, call.experiment(), _metric(call), [row], **_extras(body)
         )
-    kept = ("metricId", "bufferedDataPoints", "chunkSize")
-    return answer({"index": made["startIndex"], **{name: made[name] for name in kept}})
+    fields = ("metricId", "bufferedDataPoints", "chunkSize")
+    return answer({"index": appended["startIndex"], **{name: appended[name] for name in fields}})
 
 
 async def append_batch(call: Call) -> Response:
+    """Append points with consecutive indices."""
     async with call.json(NewPoints, MAX_BATCH_BYTES) as body:
         given, texts = body["dataPoints"], body.get("text") or []
         if not 1 <= len(given) <= BATCH:
@@ -82,7 +87,7 @@ def _append_batch(
 
 
 async def data(call: Call) -> Response:
-    """A page of points, as the lines that `data.jsonl` would have."""
+    """A page of points, as in the lines of `data.jsonl`."""
     start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
     page = await call.read(
         call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit,
@@ -92,15 +97,17 @@ async def data(call: Call) -> Response:
 
 
 async def stats(call: Call) -> Response:
+    """The statistics of one metric."""
     return answer(await call.read(call.core.metric_stats, call.namespace, call.experiment(), _metric(call)))
 
 
 async def metrics(call: Call) -> Response:
+    """All metrics of an experiment, with their statistics."""
     return answer({"metrics": await call.read(call.core.metrics, call.namespace, call.experiment())})
 
 
 async def series(call: Call) -> Response:
-    """One series, down-sampled so that no minimum or maximum is lost."""
+    """The series of a metric, down-sampled so that no minimum or maximum is lost."""
     found = await call.read(
         call.core.series,
         call.namespace,
@@ -120,7 +127,7 @@ def _metric(call: Call) -> str:
 
 
 def _extras(body: Any) -> dict[str, Any]:
-    """Description, tags and metadata of the metric, as far as they are given."""
+    """Return the given ones of description, tags and metadata of the metric."""
     given = {name: body[name] for name in ("description", "tags") if body.get(name) is not None}
     if body.get("metadata") is not None:
         given["metadata"] = recorded(body["metadata"])

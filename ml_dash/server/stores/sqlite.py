@@ -34,9 +34,9 @@ from . import (
 
 _VERSION: Final = 1
 _BUSY_S: Final = 10.0
-# A larger file is not read whole at the start.
+# A larger file is not checked at the start: that would read all of it.
 _CHECKED_BYTES: Final = 1 << 28
-# Connections that wait for the next reader; each keeps some pages in memory.
+# Idle connections that wait for the next reader; each holds some pages in memory.
 _READERS_KEPT: Final = 8
 _READER_CACHE_KIB: Final = 2_000
 _WRITER_CACHE_KIB: Final = 16_000
@@ -77,7 +77,7 @@ CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEG
 CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
-# Sorted by → the order, and what lies behind a place in it.
+# `Filter.sort` → (ORDER BY, the condition for rows after a place).
 _SORTS: Final = {
     "updated": ("updated DESC, id DESC", "(updated, id) < (?, ?)"),
     "created": ("created DESC, id DESC", "(created, id) < (?, ?)"),
@@ -87,7 +87,11 @@ _SORTS: Final = {
 
 
 class SqliteDocuments:
-    """The documents seam on `path`. Raises StoreRefused if the file is damaged, or is not one of this version."""
+    """`Documents` in the SQLite file `path`. Raises StoreRefused if it is damaged, or of another version.
+
+    `_turn` admits one writing thread and protects `_writer`; `_guard` protects `_readers`. Only `close` takes both,
+    `_turn` first, and sets `_closed` under both.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -134,13 +138,13 @@ class SqliteDocuments:
         self._writer = connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Every table and index is there: without a unique index an event could count twice."""
-        wanted = sqlite3.connect(":memory:")
+        """Check that every table and index is there: without a unique index an event could count twice."""
+        expected = sqlite3.connect(":memory:")
         try:
-            wanted.executescript(_TABLES)
-            missing = set(_schema(wanted)) - set(_schema(connection))
+            expected.executescript(_TABLES)
+            missing = set(_schema(expected)) - set(_schema(connection))
         finally:
-            wanted.close()
+            expected.close()
         if missing:
             names = ", ".join(sorted(name for name, _ in missing))
             raise StoreRefused(
@@ -154,12 +158,12 @@ class SqliteDocuments:
             )
         if self.path.stat().st_size > _CHECKED_BYTES:
             return
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise StoreRefused(f"{self.path} is damaged: {found}", hint="restore it from a backup")
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise StoreRefused(f"{self.path} is damaged: {problem}", hint="restore it from a backup")
 
     def _connect(self, cache_kib: int, mode: str = "rw") -> sqlite3.Connection:
-        # Without "c" in the mode: a file that was moved away while the server runs is not begun anew.
+        # Without "c" in the mode: if the file is moved away while the server runs, no new one is created.
         uri = f"file:{quote(os.fspath(self.path.absolute()))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
@@ -179,7 +183,7 @@ class SqliteDocuments:
         return connection
 
     def close(self) -> None:
-        """Close all connections; one that is in use is closed when its transaction ends."""
+        """Close all connections; one that is in use is closed when its transaction ends. Waits for a writer."""
         with self._turn, self._guard:
             self._closed = True
             readers, self._readers = self._readers, []
@@ -188,7 +192,7 @@ class SqliteDocuments:
             _close(connection)
 
     def check(self) -> None:
-        """Raises StoreTrouble if it cannot be used now."""
+        """Raise StoreTrouble if it cannot be used now."""
         with self.read() as tx:
             tx.setting("")
 
@@ -196,7 +200,7 @@ class SqliteDocuments:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[_Transaction]:
-        """A consistent snapshot."""
+        """Open a consistent snapshot. Raises StoreTrouble."""
         with _trouble():
             connection = self._take_reader()
         good = True
@@ -219,7 +223,7 @@ class SqliteDocuments:
         return self._connect(_READER_CACHE_KIB)
 
     def _give_back(self, connection: sqlite3.Connection, good: bool) -> None:
-        """Keep a connection for the next reader. One that met trouble is not used again."""
+        """Keep a connection for the next reader. One that failed (not `good`) is closed."""
         try:
             connection.execute("ROLLBACK")
         except sqlite3.Error:
@@ -232,7 +236,7 @@ class SqliteDocuments:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[_Transaction]:
-        """One transaction: durable when the block has ended without an exception."""
+        """Open a transaction: durable when the block has ended without an exception. Raises Claimed, StoreTrouble."""
         with self._turn:
             with _trouble():
                 connection = self._begin()
@@ -257,7 +261,7 @@ class SqliteDocuments:
         return self._writer
 
     def _undo(self, connection: sqlite3.Connection, *, keep: bool) -> None:
-        """Take back what a transaction has done. After trouble of the disk a fresh connection reads what is there."""
+        """Roll back a transaction. After an error of the disk (not `keep`), the next one gets a new connection."""
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -270,7 +274,7 @@ class SqliteDocuments:
 
 def _close(connection: sqlite3.Connection | None) -> None:
     if connection is not None:
-        # What it could not write at its end is in the WAL.
+        # What it could not checkpoint on closing is still in the WAL.
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
@@ -292,7 +296,7 @@ def _trouble() -> Iterator[None]:
 
 
 class _Transaction:
-    """Reads and writes of one transaction."""
+    """`Read` and `Write` on one connection, within one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._all = connection.execute
@@ -401,7 +405,10 @@ class _Transaction:
             self._all("UPDATE stretches SET content=? WHERE ns=? AND segment=? AND start=?", (new, ns, segment, first))
 
     def _stretches(self, ns: str, segment: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Those that hold any of the bytes [start, end); no statement stays open between them."""
+        """Yield (start, bytes) of the stretches that hold any of the bytes [start, end).
+
+        No statement stays open between two of them, so that the caller may write.
+        """
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
         found = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
         low = found if found is not None else start
@@ -454,7 +461,7 @@ class _Transaction:
             yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
 
     def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
-        """The first line of the block that holds a line."""
+        """Return the number of the first line of the block that holds `line`."""
         found = self._one(
             "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
             (ns, experiment, series, min(line, _LARGEST)),
@@ -556,7 +563,7 @@ def _marks(count: int) -> str:
 
 
 def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
-    """The condition of a filter, and its values."""
+    """Return the condition of a filter, and its values."""
     parts: list[tuple[str, Any]] = [("ns=?", ns)]
     for column in ("project", "status", "folder"):
         value = getattr(wanted, column)
@@ -597,7 +604,7 @@ def _block(row: tuple[Any, ...]) -> Block:
 
 
 def _in_pieces(keys: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """The starts of stretches that are read together: about 1 MiB, or one."""
+    """Yield groups of starts of stretches that are read together: about 1 MiB, or one stretch."""
     group: list[int] = []
     size = 0
     for start, length in keys:

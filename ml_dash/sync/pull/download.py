@@ -17,7 +17,7 @@ from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
 from ...journal.bodies import blobs_of
-from ...journal.reader import Run, open_segment, read
+from ...journal.reader import Stretch, open_segment, read
 from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse_name
 from ...reading.read import Located
 from .order import checked
@@ -149,7 +149,9 @@ class Bringer:
             segment = open_segment(path)
             items = read(segment, segment.first) if segment is not None else ()
             for item in items:
-                for name, _ in blobs_of(item, segment.writer) if isinstance(item, Run) and segment is not None else ():
+                for name, _ in (
+                    blobs_of(item, segment.writer) if isinstance(item, Stretch) and segment is not None else ()
+                ):
                     self._bring_blob(name, into)
 
     def bring_files(self, state: State, into: Path) -> bool:

@@ -17,8 +17,8 @@ from ...errors import Damaged, InvalidValue, JournalError, StillOpen
 from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
-from ...journal.order import DEATH, STRETCH, Order, Stretch, death_payload, stretch_payload
-from ...journal.reader import Run, Segment, open_segment, read
+from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
+from ...journal.reader import Segment, Stretch, open_segment, read
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
 from ...projection.project import Projector
 from ...reading.view import look_anew
@@ -190,7 +190,7 @@ class Join:
         try:
             here = [
                 [STRETCH, record.segment, record.start, record.end]
-                if isinstance(record, Stretch)
+                if isinstance(record, MergeRecord)
                 else [DEATH, record.writer, record.segment, record.end]
                 for record, _ in order.read(0)
             ]
@@ -253,7 +253,7 @@ class Join:
         order.open(write=False)
         try:
             for record, _ in order.read(0):
-                if isinstance(record, Stretch):
+                if isinstance(record, MergeRecord):
                     start = max(record.start, totals.get(record.segment, 0))
                     if start < record.end:
                         payloads.append(stretch_payload(record.segment, start, record.end))
@@ -297,7 +297,7 @@ def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
 def _last_frame_end(segment: Segment) -> int:
     end = segment.first
     for item in read(segment, segment.first):
-        if isinstance(item, Run):
+        if isinstance(item, Stretch):
             end = item.end
     return end
 
