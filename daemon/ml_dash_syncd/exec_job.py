@@ -42,7 +42,7 @@ def run_job(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
         signals = _Forwarding()
         signals.install()
         try:
-            # EXEC tells the job's programs that they need not report at their end what is unsent: this process sends it.
+            # EXEC tells the job's programs not to report at their end what is unsent: this process sends it.
             signals.job = job = subprocess.Popen(list(command), env={**os.environ, EXEC: "1"})
         except FileNotFoundError:
             log.error("%s: command not found", command[0])
@@ -58,7 +58,7 @@ def run_job(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
         try:
             return code, once(settings, tries=TRIES, signals=ours, abort_code=code)
         except (MLDashError, OSError) as error:
-            log.error("not all may have been sent: %s", error)
+            log.error("some data may not have been sent: %s", error)
             return code, []
 
 
@@ -80,7 +80,7 @@ def _run(job: subprocess.Popen[bytes], settings: Settings, mine: bool) -> int:
         try:
             _send_while_running(job, settings)
         except Exception:
-            log.exception("sending failed; it is tried again when the job has ended")
+            log.exception("sending failed; trying again when the job has ended")
     return _code(job.wait())
 
 

@@ -627,7 +627,7 @@ class Schedule:
             else:
                 wait = server_backoff.fail(error.message, error.retry_after_s)
         if first:
-            log.warning("%s; tried again with growing pauses", error)
+            log.warning("%s; trying again with growing pauses", error)
         task.shipment.note_trouble("unreachable", error.message)
         task.trouble = str(error)
         return TaskEvent.FAILED if alone else TaskEvent.HELD, wait + 0.001

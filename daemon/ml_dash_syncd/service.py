@@ -118,7 +118,7 @@ def run(
                 return _serve(settings, read_settings, idle_exit_s, signals, notifier)
         other = (report.load() or {}).get("pid", "another process")
         if not notifier.has_manager:
-            log.warning("ml-dash-syncd runs already (%s)", other)
+            log.warning("ml-dash-syncd is already running (%s)", other)
             return 0
         # This process is the service manager's own: it takes over when the other one ends.
         notifier.ready()
@@ -173,7 +173,7 @@ def _serve(
             if not _is_idle(schedule):
                 idle_since = time.monotonic()
             elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
-                log.info("nothing to send for %.0f s: ends", idle_exit_s)
+                log.info("nothing to send for %.0f s: ending", idle_exit_s)
                 break
         notifier.stopping()
         schedule.stop(DRAIN_S if signals.end else 1.0)
@@ -189,7 +189,7 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
     try:
         settings = read_settings()
     except InvalidValue as error:
-        log.error("the settings stay as they were: %s", error)
+        log.error("the settings were not changed: %s", error)
         settings = schedule.settings
     schedule.reload(Discovery(settings))
     log.info("settings and logins were read again; all pauses have ended")
@@ -286,7 +286,7 @@ def rotate_log() -> None:
 
 def _abort(code: int = 143) -> None:
     """End at once, on a second signal. What was not acknowledged is sent again the next time, so nothing is lost."""
-    log.warning("ends at once; what is under way is sent again the next time")
+    log.warning("ending at once; what was not acknowledged is sent again the next time")
     _exit(code)
 
 

@@ -99,7 +99,7 @@ def _file(path: Path, *, needed: bool) -> dict[str, Any] | None:
             raise InvalidValue(f"there is no settings file {path}") from None
         return None
     except (OSError, ValueError) as error:
-        raise InvalidValue(f"{path} cannot be read: {error}", hint="it has to be a readable TOML file") from None
+        raise InvalidValue(f"{path} cannot be read: {error}", hint="it must be a readable TOML file") from None
     for key in content:
         if key not in _KEYS:
             known = ", ".join(f"{name} ({what})" for name, what in _KEYS.items())

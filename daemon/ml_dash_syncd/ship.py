@@ -129,7 +129,7 @@ class Shipment:
         try:
             return self._step(link, deadline)
         except (Restart, OrderChanged):
-            log.info("%s: begins again from what the server has", self.journal)
+            log.info("%s: beginning again from what the server has", self.journal)
             self.forget()
             self._restarts += 1
             if self._restarts > _TRIES:
@@ -162,7 +162,7 @@ class Shipment:
         if self._follower is None:
             follower = Follower(self.journal, patience_s=batches.DAMAGE_S)
             if not is_of(self.registration, follower.id):
-                raise Replaced(f"{self.journal} is another journal now than the one that was registered")
+                raise Replaced(f"{self.journal} is no longer the journal that was registered")
             self._follower = follower
             self.account.open(follower.id)
         return self._follower
@@ -307,7 +307,7 @@ class Shipment:
             fail_point("sync-read")
             data, damaged = self._batches.next(segment, offset, end, self.account.batch_bytes)
             if not data:
-                self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
+                self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as recorded")
                 return True
             if not self._post(link, follower, file, offset, data, damaged):
                 return True
@@ -350,7 +350,7 @@ class Shipment:
             return self._refused(link, follower, file, offset, data, refused)
         fail_point("sync-acked")
         if found["length"] <= offset:
-            raise Unreachable(f"{self.account.remote} took bytes, and has no more than before")
+            raise Unreachable(f"{self.account.remote} accepted bytes, and has no more than before")
         self.account.known_to_server = True
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]

@@ -260,7 +260,7 @@ class Hints:
 
     def _give_up(self, error: Exception) -> None:
         self.broken = str(error)
-        log.info("the file system does not tell of changes any more (%s): looking has to do", error)
+        log.info("the file system gives no more hints of changes (%s): polling instead", error)
 
     def entry_created(self, folder: str) -> None:
         """Report a new entry of a folder. Called by threads of watchdog."""
