@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import ml_dash
 
@@ -82,6 +83,18 @@ def test_extra_all_holds_the_other_extras_of_a_user(wheel: Path) -> None:
 
     assert of("server")
     assert of("all") == of("server") | of("mongo") | of("s3")
+
+
+def test_on_an_older_python_nothing_is_required_that_pip_could_miss_before_it_compares_the_python(wheel: Path) -> None:
+    """pip before 23.1 looks for the requirements first, and would name one of them instead of the Python it needs."""
+    metadata = _metadata(wheel)
+    assert metadata["Requires-Python"] == ">=3.10"
+    older = {"python_version": "3.9", "python_full_version": "3.9.18"}
+    for text in metadata.get_all("Requires-Dist") or []:
+        requirement = Requirement(text)
+        for extra in EXTRAS - {"dev"}:
+            needed = requirement.marker is None or requirement.marker.evaluate({**older, "extra": extra})
+            assert not needed or requirement.name == "ml-dash", text
 
 
 def test_the_editable_install_costs_a_start_of_python_nothing(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from ml_dash.core.protocol import BATCH_BYTES
-
-from . import cursor as cursors
-from .cursor import Cursor
+from ml_dash.sync import cursor as cursors
+from ml_dash.sync.cursor import Cursor
 
 log = logging.getLogger("ml_dash.syncd")
 

@@ -27,13 +27,13 @@ from ml_dash.journal.order import Death, Stretch
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
+from ml_dash.sync.cursor import Cursor
 from ml_dash.sync.register import Registration, is_of
 
 from . import batches, blobs
 from .account import Account
 from .batches import Batches
 from .blobs import BlobUploads
-from .cursor import Cursor
 
 log = logging.getLogger("ml_dash.syncd")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
         "contents": len(contents),
         "contentsDone": len(sent & contents.keys()),
         "parked": dict(cursor.parked) if cursor is not None else {},
-        "trouble": {"kind": cursor.trouble.kind, "text": cursor.trouble.text, "since": cursor.trouble.since}
+        "trouble": asdict(cursor.trouble)
         if cursor is not None and cursor.trouble is not None
         else None,
     }

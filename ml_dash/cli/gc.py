@@ -70,7 +70,8 @@ def _collect(
     keep_projection: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from ml_dash.sync import gc, proof, remote
+    from ml_dash.sync import gc, remote
+    from ml_dash.sync.identity import connect
 
     row: dict[str, Any] = {
         "project": located.project, "name": located.name, "path": str(located.folder),
@@ -80,7 +81,7 @@ def _collect(
         return {**row, "error": "it goes to no server; nothing was freed. See: ml-dash push"}
     try:
         with contextlib.ExitStack() as stack:
-            links = [stack.enter_context(contextlib.closing(proof.connect(one))) for one in mine]
+            links = [stack.enter_context(contextlib.closing(connect(one))) for one in mine]
             report = gc.collect(
                 located, [remote.ServerHolder(link) for link in links], ended_before_ns=older_than,
                 keep_projection=keep_projection, dry_run=dry_run,

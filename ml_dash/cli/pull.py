@@ -37,8 +37,8 @@ def command(
 
     It can be continued here: numbers, parameters and files go on where they stopped.
     """
-    from ml_dash.sync import proof
     from ml_dash.sync import remote as remotes
+    from ml_dash.sync.identity import connect
     from ml_dash.sync.pull.pull import pull
 
     project, slash, name = experiment.partition("/")
@@ -50,7 +50,7 @@ def command(
     folder = settings.root / check_name("project", project) / check_name("name", name)
     located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
     registration = register.asking(located.journal, settings)
-    with contextlib.closing(proof.connect(registration)) as link, console.progress(f"bringing {experiment}") as tell:
+    with contextlib.closing(connect(registration)) as link, console.progress(f"bringing {experiment}") as tell:
         report = pull(
             remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None), progress=tell
         )

@@ -98,7 +98,7 @@ def _urls(goes_to: list[Registration]) -> str:
 
 
 def _check_reachable(registration: Registration) -> None:
-    from ml_dash.sync.proof import connect
+    from ml_dash.sync.identity import connect
 
     try:
         connect(registration).close()
@@ -108,7 +108,7 @@ def _check_reachable(registration: Registration) -> None:
 
 def _remove_there(located: read.Located, registration: Registration) -> None:
     from ml_dash.sync import remote
-    from ml_dash.sync.proof import connect
+    from ml_dash.sync.identity import connect
 
     with contextlib.closing(connect(registration)) as link:
         try:

@@ -48,10 +48,11 @@ def status(ctx: click.Context, experiment: str | None, path: Path | None, as_jso
 def show(located: read.Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
     """Compare one experiment with its server and, unless `silent`, print what came out; the same as a mapping."""
     from ml_dash.sync import proof
+    from ml_dash.sync.identity import connect
 
     name = console.safe(f"{located.project}/{located.name}")
     try:
-        with contextlib.closing(proof.connect(registration)) as link, console.progress(f"comparing {name}") as tell:
+        with contextlib.closing(connect(registration)) as link, console.progress(f"comparing {name}") as tell:
             found = proof.prove(located, registration, link, tell)
     except (RemoteError, JournalError) as error:
         if not silent:

@@ -22,7 +22,6 @@ DEFAULT_DURABILITY: Final = "interval"
 DURABILITIES: Final = ("always", "interval", "os")
 
 ARGUMENT: Final = "argument"
-LOGIN: Final = "login"
 DEFAULT: Final = "default"
 
 PathText = str | os.PathLike[str]
@@ -46,7 +45,7 @@ class Settings:
     """Checked settings, fixed when the experiment object is made.
 
     `root` holds the documented folders and `store` the journals; both are absolute. `sources` tells for
-    each setting: `argument`, `environment ML_DASH_...`, `login` or `default`.
+    each setting: `argument`, `environment ML_DASH_...` or `default`.
     """
 
     root: Path
@@ -79,7 +78,7 @@ def resolve(
     """The settings that arguments and environment ask for.
 
     Raises `InvalidValue` that names the argument or the variable, and `UnsupportedType`. Never contacts a
-    server; reads no file but the stored login, and that only for a remote without an api_key.
+    server, and reads no file.
     """
     environment = os.environ if env is None else env
     choice = _Choice(environment)
@@ -98,8 +97,6 @@ def resolve(
         url = remote_url(url, choice.label("remote"))
     name = choice.user_name(user_name)
     key = choice.api_key(api_key)
-    if url is not None and key is None:
-        key = _login(url, name, environment, choice.sources)
     return Settings(
         root=root,
         store=store,
@@ -226,23 +223,6 @@ def _private_folder(env: Environment) -> Path | None:
     return folder if private else None
 
 
-def stored_login(url: str, env: Environment | None = None) -> str | None:
-    """The token that a login stored for this server; None without one, and where it cannot be read."""
-    import json
-
-    try:
-        content = json.loads((config_folder(env) / "credentials.json").read_bytes())
-        wanted = remote_url(url)
-    except (OSError, ValueError, RecursionError):
-        return None
-    remotes = content.get("remotes") if isinstance(content, dict) else None
-    for known, entry in remotes.items() if isinstance(remotes, dict) else ():
-        if known.rstrip("/") in (url.rstrip("/"), wanted) and isinstance(entry, dict):
-            token = entry.get("token")
-            return token if isinstance(token, str) and _is_token(token) else None
-    return None
-
-
 def disabled(env: Environment | None = None) -> bool:
     """Is recording switched off by `ML_DASH_DISABLED`?"""
     return flag("DISABLED", env)
@@ -320,7 +300,7 @@ class _Choice:
 
     def api_key(self, argument: object) -> str | None:
         text = self.text("api_key", argument)
-        if text is not None and not _is_token(text):
+        if text is not None and not is_token(text):
             # The key itself is never shown.
             found = "contains a space or a non-ASCII character"
             raise InvalidValue(f"{self.label('api_key')} {found}", hint="give the token as it was issued")
@@ -332,16 +312,6 @@ class _Choice:
             hint = 'use "always", "interval" or "os"'
             raise InvalidValue(f"{self.label('durability')} is {text[:80]!a}", hint=hint)
         return text
-
-
-def _login(url: str, name: str | None, env: Environment, sources: dict[str, str]) -> str | None:
-    """The stored token where it is needed: the development login is for servers on this machine."""
-    if name is not None and is_loopback(url):
-        return None
-    token = stored_login(url, env)
-    if token is not None:
-        sources["api_key"] = LOGIN
-    return token
 
 
 def _mode(url: str | None, path: str | None) -> OperationMode:
@@ -378,7 +348,8 @@ def _without_secrets(text: str) -> str:
     return shown.partition("?")[0]
 
 
-def _is_token(text: str) -> bool:
+def is_token(text: str) -> bool:
+    """Can this be a token: ASCII that stands in one line of a header, without spaces?"""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 

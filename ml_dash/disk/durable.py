@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -94,13 +95,18 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
             offset += count
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = False, scratch: Path | None = None) -> None:
+def replace_file(
+    path: Path, data: bytes, *, sync: bool = False, private: bool = False, scratch: Path | None = None
+) -> None:
     """Readers see the old content or the new, never a half. With `sync` it also survives a power cut on return.
 
-    The new content is first written to `scratch` (default: beside `path`), which a crash may leave behind.
+    With `private` nobody else may read it (mode 0600), not even for a moment. The new content is first written to
+    `scratch` (default: beside `path`), which a crash may leave behind.
     """
-    temporary = scratch or path.with_name(f".{path.name}.{os.getpid():x}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+    # Threads of one process may replace the same file.
+    temporary = scratch or path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if private else os.O_TRUNC) | getattr(os, "O_CLOEXEC", 0)
+    fd = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
         try:
             write_all(fd, data)
@@ -109,12 +115,13 @@ def replace_file(path: Path, data: bytes, *, sync: bool = False, scratch: Path |
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if scratch is None or error.errno != errno.EXDEV:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if scratch is None or not isinstance(error, OSError) or error.errno != errno.EXDEV:
             raise
         # The scratch file is on another file system.
-        replace_file(path, data, sync=sync)
+        replace_file(path, data, sync=sync, private=private)
         return
     if sync:
         sync_folder(path.parent)

@@ -165,6 +165,9 @@ class Writer:
             return ordinal
         except (OverflowError, UnicodeEncodeError, TypeError, RecursionError) as error:
             raise InvalidValue(f"cannot record {_cut(body)}: {error}") from error
+        except StorageError:
+            # Strict mode has refused the event already, and counted that.
+            raise
         except OSError as error:
             if error.errno not in STORAGE_TROUBLE:
                 raise

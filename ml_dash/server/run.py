@@ -61,7 +61,7 @@ def serve(settings: ServerSettings, *, opens: bool = False) -> None:
             with server.capture_signals():
                 sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
                 if settings.dev:
-                    link = f"http://{shown}:{port}/login?key={app.services.doorkeeper.login_key()}"
+                    link = f"http://{shown}:{port}/login?key={app.services.authenticator.login_key()}"
                     sys.stdout.write(f"in a browser on this machine, logged in (works once): {link}\n")
                     if opens:
                         webbrowser.open(link)

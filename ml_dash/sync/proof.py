@@ -20,7 +20,6 @@ from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, read_identity
 from ..reading.read import Located, view
 from . import remote
-from .identity import with_identity
 from .register import Registration, cursor_of
 
 if TYPE_CHECKING:
@@ -83,24 +82,6 @@ class Proof:
             and not self.conflicts
             and not self.removed
         )
-
-
-def connect(registration: Registration) -> Link:
-    """A connection to the registration's server under its own identity.
-
-    Raises Unauthorised if there is none, or if it accepts none; Unreachable.
-    """
-
-    def attempt(number: int, token: str) -> Link:
-        link = remote.Link(registration.remote, token)
-        try:
-            remote.whoami(link)
-        except BaseException:
-            link.close()
-            raise
-        return link
-
-    return with_identity(registration, attempt)
 
 
 def prove(located: Located, registration: Registration, link: Link, progress: Progress | None = None) -> Proof:

@@ -24,6 +24,7 @@ from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_
 from ..journal.segment import list_segments, parse_blob
 from ..reading.read import Located, view
 from . import register
+from .cursor import Cursor
 
 if TYPE_CHECKING:
     from ..journal.writer import Writer
@@ -80,7 +81,7 @@ class Sent:
         cursor = register.cursor_of(self.registration)
         return self._acknowledged(cursor, written) if cursor is not None else 0
 
-    def _acknowledged(self, cursor: register.Cursor, written: int) -> int:
+    def _acknowledged(self, cursor: Cursor, written: int) -> int:
         for name, path in list_segments(self.located.journal):
             if name.writer != self.id:
                 continue
@@ -103,7 +104,7 @@ class Sent:
             return False
         return self._has_files(cursor, written)
 
-    def _has_files(self, cursor: register.Cursor, written: int) -> bool:
+    def _has_files(self, cursor: Cursor, written: int) -> bool:
         missing = {name for name in names(self.located.journal) if self._is_ours(name)} - cursor.blobs
         if not missing:
             return True

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import Row, Trial
+
 from . import oracle_reader as disk
-from .harness import Row, Trial
 from .oracle import check_blobs, ear
 from .recovery import kill_after, recovered
+from .setups import zygote
 from .victims import journal_of
-from .zygote import zygote
 
 # Reached by a writer that adds files, syncs and closes.
 WRITER_POINTS: Final = (

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import ROOT, Row, Trial, remove_tree
+
 from . import oracle_reader as disk
 from .compare import Tree, tree
-from .harness import ROOT, Row, Trial, remove_tree
 from .hostile import write_journal
 
 LONG: Final = bool(os.environ.get("ML_DASH_TEST_LONG"))

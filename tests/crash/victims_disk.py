@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults import shim
+
 from . import oracle_reader as disk
-from . import shim
 from .oracle import Reporter
 from .victims import Caller, close_and_report, experiment, hurry, report_state, wait_for_file
 

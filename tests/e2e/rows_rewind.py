@@ -17,9 +17,9 @@ from ml_dash.core import rewinds
 from tests.crash import oracle_reader as disk
 from tests.crash.compare import points_of, tree, tree_difference
 from tests.crash.oracle import ear
+from tests.faults.harness import Row, Trial
 
 from .asking import Client, login
-from .harness import Row, Trial
 from .victims import FEW
 from .world import Site, World, site, world
 
@@ -50,7 +50,7 @@ class _Job:
         with ear() as listener:
             victims = [
                 self.trial.shared.zygote.start(
-                    "tests.e2e.victims:rank",
+                    "victims:rank",
                     self.sites[machine].folder,
                     pipe=listener.write,
                     store=str(self.sites[machine].store),
@@ -344,6 +344,4 @@ def _freed(job: _Job, url: str, rng: random.Random) -> None:
     _check_place(job, "brought back", home, set(range(len(job.sites))))
 
 
-ROWS: Final = (
-    Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),
-)
+ROWS: Final = (Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),)

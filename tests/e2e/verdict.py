@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import Any
 
 from tests.crash import oracle_reader as disk
+from tests.faults.harness import Trial
 
 from .asking import Address, Client
-from .harness import Trial
 from .judge import check_same_as_folder, judge
 from .pens import Pen, Place
 from .world import Site

@@ -183,7 +183,7 @@ def assert_refolds(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> 
 
 def forget(core: Server) -> None:
     """As after a start: nothing is in memory."""
-    core._ingest._live.clear()
+    core._ingest._cache.clear()
 
 
 def everything(folder: Path) -> dict[str, bytes]:

@@ -272,7 +272,7 @@ def test_segments_roll_over(core: Server, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_many_experiments_are_written_with_few_in_memory(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.engine.server_writer._PENS_KEPT", 3)
+    monkeypatch.setattr("ml_dash.server.engine.server_writer._SEGMENTS_REMEMBERED", 3)
     for turn in range(2):
         for number in range(6):
             made = core.upsert_experiment(NS, "cv", {"name": f"r{number}"})

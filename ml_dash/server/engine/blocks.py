@@ -16,16 +16,16 @@ from ...projection.lines import log_lines, point_lines, read_points
 from ..stores import Block, Read
 
 LINES: Final = 1000
-"""Lines of a block that is full."""
+"""Lines of a full block."""
 
 PART: Final = 50
-"""A block has a summary of the whole, and one of each of its parts of that many lines."""
+"""Lines of a part of a block: there is a summary of the whole block, and one of each part."""
 
 LOGS: Final = "logs"
-# A block of long lines is full before it has 1,000: it is read and written as a whole.
+# Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
 
-# (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
+# A spot is (index, x, value) of one point. A summary of a field is (how many points, first, least, greatest, last).
 Spot = tuple[int, Any, Any]
 Found = tuple[int, Spot, Spot, Spot, Spot]
 Extremes = dict[str, Found]
@@ -36,22 +36,22 @@ _part_decoder: Final = msgspec.msgpack.Decoder(list[Extremes])
 
 
 def series_of(metric: str) -> str:
-    """The name under which a metric's lines are kept."""
+    """Return the name under which a metric's lines are stored."""
     return f"points/{metric}"
 
 
 def extremes_of(summary: bytes) -> Extremes:
-    """The summary of a block, field by field."""
+    """Decode the summary of a block: the summary of each field, by its name."""
     return _decoder.decode(summary) if summary else {}
 
 
 def parts_of(parts: bytes) -> list[Extremes]:
-    """The summaries of a block's parts, in their order."""
+    """Decode the summaries of a block's parts, in their order."""
     return _part_decoder.decode(parts) if parts else []
 
 
-class Tail:
-    """The newest block of a series, which later lines are added to."""
+class OpenBlock:
+    """The newest block of a series, to which lines are still added. Touched only while writing (`Ingest.writing`)."""
 
     __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
 
@@ -64,21 +64,24 @@ class Tail:
         self.parts: list[Extremes] = []
 
     @classmethod
-    def stored(cls, block: Block) -> Tail:
-        """The tail that a stored block is."""
-        tail = cls(block.first)
-        tail.count, tail.full, tail.lines = block.count, block.packed, bytearray(block.lines)
-        tail.extremes, tail.parts = extremes_of(block.summary), parts_of(block.parts)
-        return tail
+    def stored(cls, row: Block) -> OpenBlock:
+        """Return the open block that a stored row holds."""
+        block = cls(row.first)
+        block.count, block.full, block.lines = row.count, row.packed, bytearray(row.lines)
+        block.extremes, block.parts = extremes_of(row.summary), parts_of(row.parts)
+        return block
 
     def add(self, lines: bytes, count: int) -> None:
-        """Put lines behind those that are there."""
+        """Append `count` lines.
+
+        Call `summarise` first where they are points: it counts from the lines that are there.
+        """
         self.lines += lines
         self.count += count
         self.full = self.count >= LINES or len(self.lines) >= _FULL_BYTES
 
     def summarise(self, points: Points) -> None:
-        """Take points into the summaries that are about to be added."""
+        """Extend the summaries by points whose lines are added next."""
         position = 0
         while position < len(points.rows):
             inside = (self.count + position) % PART
@@ -90,67 +93,67 @@ class Tail:
             _extend(self.extremes, found)
             position += len(rows)
 
-    def block(self, series: str) -> Block:
-        """What is stored of it."""
+    def row(self, series: str) -> Block:
+        """Return the row to store."""
         summary = _encoder.encode(self.extremes) if self.extremes else b""
         parts = _encoder.encode(self.parts) if self.parts else b""
         return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
 
 
-Tails = dict[str, Tail]
+OpenBlocks = dict[str, OpenBlock]
 
 
-def tail_of(tx: Read, ns: str, experiment: str, series: str, tails: Tails) -> Tail:
-    """The newest block of a series: known, stored, or a new one."""
-    tail = tails.get(series)
-    if tail is None:
-        found = tx.last_block(ns, experiment, series)
-        tail = tails[series] = Tail(0) if found is None else Tail.stored(found)
-    return tail
+def open_block_of(tx: Read, ns: str, experiment: str, series: str, open_blocks: OpenBlocks) -> OpenBlock:
+    """Return the newest block of a series: from memory, from the store, or a new one."""
+    block = open_blocks.get(series)
+    if block is None:
+        row = tx.last_block(ns, experiment, series)
+        block = open_blocks[series] = OpenBlock(0) if row is None else OpenBlock.stored(row)
+    return block
 
 
-def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[Block]:
-    """The blocks that the lines of some edits fill or begin; the edits are cleared."""
+def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlocks) -> list[Block]:
+    """Add the lines of `edits` to the blocks of their series; return the rows to store. The edits are cleared."""
     changed: list[Block] = []
     if edits.logs:
-        tail, position = tail_of(tx, ns, experiment, LOGS, tails), 0
+        block, position = open_block_of(tx, ns, experiment, LOGS, open_blocks), 0
         while position < len(edits.logs):
-            tail = _room(LOGS, tail, tails)
-            part = edits.logs[position : position + LINES - tail.count]
-            tail.add(log_lines(part), len(part))
+            block = _room(LOGS, block, open_blocks)
+            part = edits.logs[position : position + LINES - block.count]
+            block.add(log_lines(part), len(part))
             position += len(part)
-            if tail.full:
-                changed.append(tail.block(LOGS))
-        if not tail.full:
-            changed.append(tail.block(LOGS))
+            if block.full:
+                changed.append(block.row(LOGS))
+        if not block.full:
+            changed.append(block.row(LOGS))
     for metric, blocks in edits.points.items():
         series = series_of(metric)
-        tail = tail_of(tx, ns, experiment, series, tails)
+        block = open_block_of(tx, ns, experiment, series, open_blocks)
         for points in _joined(blocks):
             position = 0
             while position < len(points.rows):
-                tail = _room(series, tail, tails)
-                piece = _slice(points, position, position + LINES - tail.count)
-                tail.summarise(piece)
-                tail.add(point_lines(piece), len(piece.rows))
+                block = _room(series, block, open_blocks)
+                piece = _slice(points, position, position + LINES - block.count)
+                block.summarise(piece)
+                block.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
-                if tail.full:
-                    changed.append(tail.block(series))
-        if not tail.full:
-            changed.append(tail.block(series))
+                if block.full:
+                    changed.append(block.row(series))
+        if not block.full:
+            changed.append(block.row(series))
     edits.clear()
     return changed
 
 
-def _room(series: str, tail: Tail, tails: Tails) -> Tail:
-    if not tail.full:
-        return tail
-    new = tails[series] = Tail(tail.first + tail.count)
+def _room(series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
+    if not block.full:
+        return block
+    new = open_blocks[series] = OpenBlock(block.first + block.count)
     return new
 
 
 def _joined(parts: list[Points]) -> Iterator[Points]:
-    """Single points come one by one or in short runs; encoding them together is cheaper."""
+    """Join points that came one by one or a few at a time: encoding them together is cheaper."""
     waiting: list[Points] = []
     for part in parts:
         if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
@@ -172,7 +175,7 @@ def _slice(points: Points, start: int, end: int) -> Points:
 
 
 def history(tx: Read, ns: str, experiment: str) -> History:
-    """What the fold asks where a rewind has hit something: points that are stored."""
+    """Return the function by which the fold reads stored points again after a rewind."""
 
     def points(metric: str, start: int, end: int) -> Iterator[Past]:
         for block in tx.blocks(ns, experiment, series_of(metric), start, end):
@@ -189,7 +192,7 @@ def history(tx: Read, ns: str, experiment: str) -> History:
 
 
 def x_of(row: dict[str, Any], index: int) -> Any:
-    """What a point is drawn at: its step, else its epoch, else its index."""
+    """Return the x at which a point is drawn: its step, else its epoch, else its index."""
     step = step_of(row)
     return index if step is None else step
 
@@ -201,14 +204,14 @@ def _extend(known: Extremes, more: Extremes) -> None:
 
 
 def joined(a: Found, b: Found) -> Found:
-    """The summary of two stretches, `a` before `b`."""
+    """Join the summaries of a field over two ranges of points, `a` before `b`."""
     low = b[2] if b[2][2] < a[2][2] else a[2]
     high = b[3] if b[3][2] > a[3][2] else a[3]
     return a[0] + b[0], a[1], low, high, b[4]
 
 
 def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
-    """The summary of consecutive points; NaN is left out."""
+    """Return the summary of each numeric field over consecutive points; NaN is left out."""
     found: Extremes = {}
     names = set().union(*rows) - NO_SERIES
     for name in names:

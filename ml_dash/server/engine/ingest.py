@@ -41,63 +41,72 @@ from ..stores import (
     StoreTrouble,
     Write,
 )
-from .blocks import Tails, add, history
+from .blocks import OpenBlocks, add, history
 
 STRETCH: Final = 1
 DEATH: Final = 2
-_STATES_KEPT: Final = 256
-_STATE_BYTES_KEPT: Final = 16 << 20
-_TAILS_KEPT: Final = 1000
-_TAIL_BYTES_KEPT: Final = 4 << 20
+_STATES_CACHED: Final = 256
+_STATE_BYTES_CACHED: Final = 16 << 20
+_OPEN_BLOCKS_CACHED: Final = 1000
+_OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 _BODIES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
 Changed = Callable[[str, str, "int | None"], None]
-"""changed(namespace, experiment, events): called after a commit, in the thread that made it."""
+"""changed(namespace, experiment, number of events): called after a commit, in its thread; None for a removed one.
+"""
 
 log = logging.getLogger("ml_dash.server")
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(State)
 
 
-class Live:
-    """An experiment in memory: its row, its state and the newest block of each series. Equal to what is stored."""
+class CachedExperiment:
+    """An experiment in memory: its row, its folded state and its open blocks. Equal to what is stored.
 
-    __slots__ = ("row", "state", "tails")
+    Changed only within `Ingest.writing`, by the thread that has the turn.
+    """
+
+    __slots__ = ("open_blocks", "row", "state")
 
     def __init__(self, row: ExperimentRow, state: State) -> None:
         self.row = row
         self.state = state
-        self.tails: Tails = {}
+        self.open_blocks: OpenBlocks = {}
 
 
 def encode_state(state: State) -> bytes:
-    """A state as it is stored."""
+    """Encode a state as it is stored."""
     return _encoder.encode(state)
 
 
 def decode_state(row: ExperimentRow) -> State:
-    """The state of a row; an empty one where another version of the fold made it."""
+    """Decode the state of a row; an empty one where another version of the fold made it."""
     return _decoder.decode(row.state) if row.fold_version == FOLD_VERSION and row.state else State()
 
 
 class Ingest:
-    """The one place where events come into the documents. Any thread may call."""
+    """The one place where events come into the documents. Any thread may call.
+
+    `_turn` admits one writing thread; `_cache`, `_taken` and all cached experiments belong to it. A cached experiment
+    is taken out of `_cache` before it is changed, and comes back only after the commit: a transaction that fails leaves
+    nothing changed in memory, and the next one reads what is stored. `conflicts` is only ever counted up within a turn.
+    """
 
     def __init__(self, documents: Documents, objects: Objects, changed: Changed) -> None:
         self.documents = documents
         self.objects = objects
         self._changed = changed
         self._turn = threading.Lock()
-        self._live: OrderedDict[tuple[str, str], Live] = OrderedDict()
-        self._taken: dict[tuple[str, str], Live] = {}
+        self._cache: OrderedDict[tuple[str, str], CachedExperiment] = OrderedDict()
+        self._taken: dict[tuple[str, str], CachedExperiment] = {}
         self.conflicts = 0
 
     # -- transactions, and states in memory --------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Write]:
-        """One transaction; one thread at a time. States that it asked for are remembered only if it commits.
+        """Open a transaction, one thread at a time. Experiments that it took are cached again only if it commits.
 
         Raises StoreTrouble, and Refused (503) if another process came first; nothing is changed then.
         """
@@ -110,48 +119,54 @@ class Ingest:
             except Claimed as error:
                 raise Refused(503, UNAVAILABLE, "another upload of this came first", retry_after_s=1) from error
             fail_point("ingest-after-commit")
-            self._live |= self._taken
-            total = sum(len(live.row.state) for live in self._live.values())
-            while len(self._live) > _STATES_KEPT or (total > _STATE_BYTES_KEPT and len(self._live) > 1):
-                _, dropped = self._live.popitem(last=False)
+            self._cache |= self._taken
+            total = sum(len(cached.row.state) for cached in self._cache.values())
+            while len(self._cache) > _STATES_CACHED or (total > _STATE_BYTES_CACHED and len(self._cache) > 1):
+                _, dropped = self._cache.popitem(last=False)
                 total -= len(dropped.row.state)
 
-    def live(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> Live:
-        """The experiment as stored, from memory where that is the same; to be changed and stored. While writing."""
+    def cached(self, tx: Read, ns: str, experiment: str, project: str = "", name: str = "") -> CachedExperiment:
+        """Return an experiment to be changed and stored; from memory where that equals what is stored.
+
+        While writing.
+        """
         known = self._taken.get((ns, experiment))
         if known is not None:
             return known
         row = tx.experiment(ns, experiment)
         # It comes back when this transaction has committed.
-        known = self._live.pop((ns, experiment), None)
+        known = self._cache.pop((ns, experiment), None)
         if known is None or row is None or known.row.version != row.version:
             row = row or ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
-            known = Live(row, decode_state(row))
+            known = CachedExperiment(row, decode_state(row))
             known.state.project = known.state.project or project or row.project
             known.state.name = known.state.name or name or row.name
         self._taken[ns, experiment] = known
         return known
 
-    def apply(self, tx: Write, ns: str, live: Live, edits: Edits) -> None:
-        """Put the lines of edits into the documents; what else has changed waits for `store`."""
-        tx.put_blocks(ns, live.row.id, add(tx, ns, live.row.id, edits, live.tails))
+    def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
+        """Store the lines of edits. All else that has changed waits for `store`."""
+        tx.put_blocks(ns, cached.row.id, add(tx, ns, cached.row.id, edits, cached.open_blocks))
         if edits.rewound:
-            recount(live.state, edits, history(tx, ns, live.row.id))
-        if len(live.tails) > _TAILS_KEPT or sum(len(tail.lines) for tail in live.tails.values()) > _TAIL_BYTES_KEPT:
-            live.tails = {}
+            recount(cached.state, edits, history(tx, ns, cached.row.id))
+        if (
+            len(cached.open_blocks) > _OPEN_BLOCKS_CACHED
+            or sum(len(block.lines) for block in cached.open_blocks.values()) > _OPEN_BLOCK_BYTES_CACHED
+        ):
+            cached.open_blocks = {}
 
-    def store(self, tx: Write, ns: str, live: Live, edits: Edits) -> list[str]:
-        """Put all that has changed into the documents; the keys of objects that are released by that."""
-        state, keys = live.state, []
+    def store(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> list[str]:
+        """Store all that has changed; return the keys of objects that this releases, to be deleted after the commit."""
+        state, keys = cached.state, []
         for name in edits.released:
-            blob = tx.blob(ns, live.row.id, name)
+            blob = tx.blob(ns, cached.row.id, name)
             if blob is not None:
                 keys.append(blob.key)
-                tx.drop_blob(ns, live.row.id, name)
-        self.apply(tx, ns, live, edits)
+                tx.drop_blob(ns, cached.row.id, name)
+        self.apply(tx, ns, cached, edits)
         document = experiment_document(state)
-        live.row = replace(
-            live.row,
+        cached.row = replace(
+            cached.row,
             fold_version=FOLD_VERSION,
             state=encode_state(state),
             project=state.project,
@@ -164,22 +179,24 @@ class Ingest:
             description=state.description.value or "",
             summary={"counts": document["counts"], "endedAt": document["endedAt"]},
         )
-        tx.put_experiment(ns, live.row)
+        tx.put_experiment(ns, cached.row)
         return keys
 
-    def arrive(self, tx: Write, ns: str, live: Live, kind: int, who: str, start: int, end: int, seg: str = "") -> None:
-        """Note what was folded, under the next number."""
-        tx.claim_arrival(ns, live.row.id, Arrival(live.row.version, kind, who, start, end, seg))
-        live.row = replace(live.row, version=live.row.version + 1)
+    def arrive(
+        self, tx: Write, ns: str, cached: CachedExperiment, kind: int, who: str, start: int, end: int, seg: str = ""
+    ) -> None:
+        """Record what was folded, under the next arrival number."""
+        tx.claim_arrival(ns, cached.row.id, Arrival(cached.row.version, kind, who, start, end, seg))
+        cached.row = replace(cached.row, version=cached.row.version + 1)
 
-    def told(self, ns: str, live: Live, released: Sequence[str] = (), *, removed: bool = False) -> None:
-        """After the commit: remove what was released, and tell who waits."""
+    def notify(self, ns: str, cached: CachedExperiment, released: Sequence[str] = (), *, removed: bool = False) -> None:
+        """Delete released objects and notify those who wait for changes. After the commit, outside of the turn."""
         for key in released:
             try:
                 self.objects.delete(key)
             except StoreTrouble as error:
                 log.warning("%s is not needed any more and could not be removed: %s", key, error)
-        self._changed(ns, live.row.id, None if removed else live.state.events)
+        self._changed(ns, cached.row.id, None if removed else cached.state.events)
 
     # -- segments ----------------------------------------------------------------------------------------------------
 
@@ -193,19 +210,23 @@ class Ingest:
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
     ) -> Appended:
-        """Bytes [offset, offset + len(data)) of a segment: what continues our copy is kept and folded.
+        """Take bytes [offset, offset + len(data)) of a segment: store and fold what continues our copy.
 
-        Raises Refused (see protocol.py) and StoreTrouble; nothing is changed then.
+        `damaged` are the ranges (in bytes of the segment) that the client calls damaged, `without` the blobs that it
+        cannot send. All is durable on return. Raises Refused (see protocol.py) and StoreTrouble; nothing is changed
+        then.
         """
         name = parse_name(file)
         if name is None:
             raise Refused(422, MALFORMED, f"{file[:100]!r} is not the name of a segment")
         with self.writing() as tx:
-            length, live, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
+            length, cached, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
             known = tx.journal(ns, journal)
-            row = live.row if live is not None else tx.experiment(ns, known.experiment) if known is not None else None
-        if live is not None:
-            self.told(ns, live, released)
+            row = (
+                cached.row if cached is not None else tx.experiment(ns, known.experiment) if known is not None else None
+            )
+        if cached is not None:
+            self.notify(ns, cached, released)
         return _appended(length, row)
 
     def take(
@@ -218,8 +239,11 @@ class Ingest:
         data: bytes,
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
-    ) -> tuple[int, Live | None, list[str]]:
-        """The same while writing: the length as it is then, the experiment if it changed, and released objects."""
+    ) -> tuple[int, CachedExperiment | None, list[str]]:
+        """Do the work of `append` within a transaction.
+
+        Returns the length of the segment after it, the experiment if it changed, and keys of released objects.
+        """
         damaged = sorted(damaged)
         row = tx.segment_by_file(ns, journal, str(name))
         if row is None:
@@ -241,18 +265,18 @@ class Ingest:
             tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
         if end > row.length:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
-        kept = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
-        tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*kept, *gaps]))))
-        live = self.live(tx, ns, row.experiment, *self._names(tx, ns, row))
-        live.row = replace(live.row, heard_ns=time_ns())
+        still_damaged = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
+        tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*still_damaged, *gaps]))))
+        cached = self.cached(tx, ns, row.experiment, *self._names(tx, ns, row))
+        cached.row = replace(cached.row, heard_ns=time_ns())
         edits = Edits()
-        if row.writer not in live.row.removed_writers:
+        if row.writer not in cached.row.removed_writers:
             for run in runs:
-                self._fold(tx, ns, live, row, run, edits)
-        return end, live, self.store(tx, ns, live, edits)
+                self._fold(tx, ns, cached, row, run, edits)
+        return end, cached, self.store(tx, ns, cached, edits)
 
     def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool) -> SegmentRow:
-        """The row of a segment whose first bytes these are; its journal is noted."""
+        """Return the row of a new segment that begins with `data`, and store its journal's row. Raises Refused."""
         header, first, crc = _header(data, damaged)
         if header.journal.hex() != journal or header.writer.hex() != name.writer or header.n != name.n:
             raise Refused(422, MALFORMED, "the segment's header names another journal, writer or number")
@@ -271,19 +295,19 @@ class Ingest:
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
         return SegmentRow(header.segment.hex(), journal, str(name), header.writer.hex(), identity, 0, first, crc)
 
-    def _fold(self, tx: Write, ns: str, live: Live, row: SegmentRow, run: Run, edits: Edits) -> None:
-        """Fold a run, and note which bytes of it were folded: one whose body is lost is left out."""
+    def _fold(self, tx: Write, ns: str, cached: CachedExperiment, row: SegmentRow, run: Run, edits: Edits) -> None:
+        """Fold a run of frames, and record which bytes were folded: a frame whose body is lost is left out."""
         begun = behind = run.start
         for piece in self.pieces(tx, ns, row, run):
             if piece.start > behind:
                 if behind > begun:
-                    self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
+                    self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
                 begun = piece.start
-            fold(live.state, row.writer, piece.events, edits)
-            self.apply(tx, ns, live, edits)
+            fold(cached.state, row.writer, piece.events, edits)
+            self.apply(tx, ns, cached, edits)
             behind = piece.end
         if behind > begun:
-            self.arrive(tx, ns, live, STRETCH, row.id, begun, behind)
+            self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
 
     def _names(self, tx: Read, ns: str, row: SegmentRow) -> tuple[str, str]:
         journal = tx.journal(ns, row.journal)
@@ -292,9 +316,11 @@ class Ingest:
     # -- what is here already ----------------------------------------------------------------------------------------
 
     def _compare(self, tx: Read, ns: str, part: Part) -> list[Range]:
-        """Which of our bytes that never verified do these replace? Raises Refused where others differ.
+        """Return the ranges of our bytes that never verified and that these replace.
 
-        What the client calls damaged says nothing against what verified here.
+        Raises Refused where others differ.
+
+        Bytes that the client calls damaged are no evidence against bytes that verified here.
         """
         row, end = part.row, min(part.row.length, part.end)
         if part.offset >= end:
@@ -314,7 +340,10 @@ class Ingest:
         ]
 
     def _contradict(self, part: Part, ours: bytes, different: int) -> None:
-        """Refuse bytes that differ from ours in the frame at `different`: another frame, or none at all."""
+        """Raise Refused for bytes that differ from ours at `different`.
+
+        CONFLICT for another frame, TORN for no whole one.
+        """
         row, at = part.row, part.offset
         if different >= row.first:
             begins = [high for _, high in row.damaged if part.offset <= high <= different]
@@ -329,19 +358,19 @@ class Ingest:
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
     def _require_bodies(self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]) -> None:
-        """Raises Refused if bodies of these events are not here, and not given up."""
+        """Raise Refused if bodies of these events are not here and the client has not given them up (`without`)."""
         names = [name for run in runs for name, _ in bodies.blobs_of(run, row.writer)]
         missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]
         if missing:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
 
     def _body_row(self, tx: Read, ns: str, name: str) -> BlobRow | None:
-        """A body that is here; one whose object was lost is not."""
+        """Return the row of a body; None if it is not here, or its object was lost."""
         blob = tx.blob(ns, "", name)
         return blob if blob is not None and self.objects.size(blob.key) == blob.size else None
 
     def pieces(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[Run]:
-        """The run with its bodies, in pieces that memory can hold. An event whose body is lost is left out."""
+        """Yield the run with its bodies, in pieces that fit in memory. An event whose body is lost is left out."""
 
         def lost(event: Event, error: Exception) -> None:
             log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
@@ -360,7 +389,7 @@ class Ingest:
     # -- deaths ------------------------------------------------------------------------------------------------------
 
     def deaths(self, ns: str, journal: str, notes: list[dict[str, Any]]) -> int:
-        """What observers noted: these writers are dead. How many writers of the journal are known to be dead then.
+        """Fold the deaths of writers that observers noted; return how many writers of the journal are known to be dead.
 
         A note counts once. It is void if a later event of its writer was folded, before it came or after.
         """
@@ -371,25 +400,25 @@ class Ingest:
             known = tx.journal(ns, journal)
             if known is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
-            live = self.live(tx, ns, known.experiment, known.project, known.name)
+            cached = self.cached(tx, ns, known.experiment, known.project, known.name)
             edits = Edits()
             for note in notes:
                 who, segment, end = note["writer"], note["segment"], note["end"]
-                if not self._is_void(tx, ns, live, who, segment, end):
-                    fold_death(live.state, who, edits)
-                    self.arrive(tx, ns, live, DEATH, who, 0, end, segment)
-            released = self.store(tx, ns, live, edits)
+                if not self._is_void(tx, ns, cached, who, segment, end):
+                    fold_death(cached.state, who, edits)
+                    self.arrive(tx, ns, cached, DEATH, who, 0, end, segment)
+            released = self.store(tx, ns, cached, edits)
             writers = {row.writer for row in tx.segments(ns, journal)}
-        self.told(ns, live, released)
-        return sum(writer.dead for writer in live.state.writers.values() if writer.id in writers)
+        self.notify(ns, cached, released)
+        return sum(writer.dead for writer in cached.state.writers.values() if writer.id in writers)
 
-    def _is_void(self, tx: Read, ns: str, live: Live, who: str, segment: str, end: int) -> bool:
-        """Was it noted before, is nothing of that writer here, or is more here than its observer had read?"""
-        if who not in live.state.writers or tx.has_death(ns, live.row.id, who, segment, end):
+    def _is_void(self, tx: Read, ns: str, cached: CachedExperiment, who: str, segment: str, end: int) -> bool:
+        """True if a death does not count: known, nothing of its writer is here, or more than the observer had read."""
+        if who not in cached.state.writers or tx.has_death(ns, cached.row.id, who, segment, end):
             return True
         row = tx.segment(ns, segment)
         if row is None:
-            # Its observer had read nothing of it, and we did.
+            # The observer had read nothing of that writer, and we have folded something.
             return True
         later = [other for other in tx.segments(ns, row.journal) if other.writer == who and other.file > row.file]
         return row.writer != who or row.length > end or any(other.length > other.first for other in later)
@@ -397,7 +426,7 @@ class Ingest:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a request brings of a segment: bytes from `offset` on, of which the client calls some damaged."""
+    """The bytes of a segment that a request brings, from `offset` on; the client calls some ranges damaged."""
 
     row: SegmentRow
     offset: int
@@ -409,12 +438,15 @@ class Part:
         return self.offset + len(self.data)
 
     def bytes(self, start: int, end: int) -> bytes:
-        """Bytes [start, end) of the segment."""
+        """Return bytes [start, end) of the segment, which must lie within this part."""
         return self.data[start - self.offset : end - self.offset]
 
 
 def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
-    """What follows our copy: runs of frames, and what is damaged between. Raises Refused where neither is."""
+    """Return the runs of frames that follow our copy, and the damaged ranges between them.
+
+    Raises Refused for others.
+    """
     row, runs, gaps = part.row, list[Run](), list[Range]()
     position = row.length
     if not position:
@@ -432,7 +464,10 @@ def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
 
 
 def _mended(part: Part, start: int, end: int) -> list[Run]:
-    """The frames in a range of ours that never verified. Raises Refused for what the client does not call damaged."""
+    """Return the frames that now verify in a range of ours that never did.
+
+    Raises Refused where bytes do not verify that the client does not call damaged.
+    """
     row, runs = part.row, list[Run]()
     if start < row.first:
         # A header that was damaged on the client's disk, and holds now.
@@ -455,7 +490,7 @@ def _is_header(part: Part) -> bool:
 
 
 def _verifies(part: Part, start: int, end: int) -> bool:
-    """Do bytes hold that the client does not call damaged, although they were when they came?"""
+    """True if bytes verify now that were damaged when they first came."""
     try:
         return any(run.end > run.start for run in _mended(part, start, end))
     except Refused:
@@ -467,7 +502,7 @@ def _bytes_of(tx: Read, ns: str, row: SegmentRow, run: Run) -> bytes:
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
-    """The header; one that the uploader says is damaged on its disk is mended, if that can be done."""
+    """Decode the header; mend one that the client says is damaged on its disk. Raises Refused if neither works."""
     try:
         return decode_header(data)
     except NewerFormat as error:
@@ -480,17 +515,17 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
 
 
 def _frames(part: Part, start: int, end: int) -> Run:
-    """The run of whole frames in [start, end). Raises Refused where there is none."""
-    found: list[Event] = []
+    """Return the run of whole frames that fills [start, end). Raises Refused (TORN) where one is not whole."""
+    events: list[Event] = []
     buffer = part.data if end == part.end else part.data[: end - part.offset]
-    stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, found) + part.offset
+    stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, events) + part.offset
     if stop != end:
         raise Refused(422, TORN, f"there is no whole frame at byte {stop}", offset=stop)
-    return Run(start, end, found)
+    return Run(start, end, events)
 
 
 def _frame_before(frames: bytes, offset: int) -> int:
-    """Where the frame begins that `offset` lies in; `frames` begins with one."""
+    """Return where the frame begins that holds byte `offset`; `frames` begins with a frame."""
     position = 0
     while position + HEAD.size <= len(frames):
         following = position + HEAD.size + int(HEAD.unpack_from(frames, position)[0])
@@ -501,7 +536,7 @@ def _frame_before(frames: bytes, offset: int) -> int:
 
 
 def _difference(a: bytes, b: bytes) -> int:
-    """Where two pieces that are not the same differ first."""
+    """Return the first offset at which two different pieces differ, by bisection."""
     low, high = 0, max(len(a), len(b))
     while high - low > 1:
         middle = (low + high) // 2

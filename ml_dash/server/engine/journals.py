@@ -17,8 +17,11 @@ from .ingest import STRETCH, Ingest, decode_state
 _PIECE: Final = 4 << 20
 
 
-class Copies:
-    """The server's copies of journals. `ns` is a namespace. Any thread may call; raises Refused."""
+class Journals:
+    """The server's copies of journals. `ns` is a namespace. Any thread may call.
+
+    Every method raises Refused (404) for a journal or experiment that is not here.
+    """
 
     def __init__(self, ingest: Ingest, documents: Documents, objects: Objects) -> None:
         self._ingest = ingest
@@ -26,24 +29,24 @@ class Copies:
         self._objects = objects
 
     def journal(self, ns: str, journal: str) -> JournalState:
-        """What is here of a journal, and which contents are still missing."""
+        """Return what is here of a journal: its segments with their lengths, its blobs, and which blobs are missing."""
         with self._documents.read() as tx:
-            known = tx.journal(ns, journal)
-            if known is None:
+            journal_row = tx.journal(ns, journal)
+            if journal_row is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
-            row = tx.experiment(ns, known.experiment)
+            row = tx.experiment(ns, journal_row.experiment)
             state = decode_state(row) if row is not None else State()
             segments = tx.segments(ns, journal)
             writers = {segment.writer for segment in segments}
             files = [file for file in live_files(state) if file.writer in writers]
-            rows = {blob.name: blob for blob in tx.blobs(ns, known.experiment)}
+            rows = {blob.name: blob for blob in tx.blobs(ns, journal_row.experiment)}
         removed = frozenset(row.removed_writers) if row is not None else frozenset[str]()
         whole = {file.blob for file in files if file.blob in rows and self._is_there(rows[file.blob].key, file)}
         return JournalState(
             journal=journal,
-            project=known.project,
-            name=known.name,
-            experiment=known.experiment,
+            project=journal_row.project,
+            name=journal_row.name,
+            experiment=journal_row.experiment,
             segments={segment.id: _segment_state(segment, state) for segment in segments},
             blobs={name: _whole(rows[name]) for name in sorted(whole)},
             missing=[file.blob for file in files if file.blob not in whole],
@@ -57,8 +60,12 @@ class Copies:
         return self._objects.size(key) == file.size_bytes
 
     def digests(self, ns: str, journal: str, wanted: dict[str, int]) -> dict[str, dict[str, Digest]]:
-        """SHA-256 of the first bytes of segments, by their ids; as many as were asked for, or as many as are here."""
-        found: dict[str, Digest] = {}
+        """Return the SHA-256 of the first bytes of segments: {"segments": {id: digest}}.
+
+        `wanted` says how many bytes of each; where fewer are here, those are hashed. Segments of other journals are
+        left out.
+        """
+        answers: dict[str, Digest] = {}
         for segment, length in wanted.items():
             with self._documents.read() as tx:
                 row = tx.segment(ns, segment)
@@ -68,13 +75,13 @@ class Copies:
                 digest = hashlib.sha256()
                 for piece in tx.bytes_of(ns, segment, 0, upto):
                     digest.update(piece)
-            found[segment] = Digest(length=row.length, of=upto, sha256=digest.hexdigest())
-        return {"segments": found}
+            answers[segment] = Digest(length=row.length, of=upto, sha256=digest.hexdigest())
+        return {"segments": answers}
 
     # -- bringing an experiment to another machine -------------------------------------------------------------------
 
     def find_experiment(self, ns: str, project: str, name: str) -> FoundExperiment:
-        """An experiment by its names, and the journals that it came in."""
+        """Return an experiment by its project and name, with the ids of its journals."""
         identity = experiment_id(project, name)
         with self._documents.read() as tx:
             row, state = _known(tx, ns, identity)
@@ -90,7 +97,10 @@ class Copies:
         )
 
     def order(self, ns: str, experiment: str, after: int, limit: int) -> OrderPage:
-        """What was folded, in its order of arrival, from number `after` on."""
+        """Return what was folded, in its order of arrival, from arrival number `after` on: at most `limit` records.
+
+        A record is [1, segment, start, end] for a stretch or [2, writer, segment, end] for a death.
+        """
         with self._documents.read() as tx:
             row, _ = _known(tx, ns, experiment)
             hidden = frozenset(row.removed_writers)
@@ -107,7 +117,7 @@ class Copies:
         return OrderPage(records=records, next=arrivals[-1].n + 1 if more else None)
 
     def segment_bytes(self, ns: str, segment: str, offset: int, limit: int) -> tuple[bytes, dict[str, str]]:
-        """Raw bytes of a segment from `offset`, and headers that say how long it is and whose."""
+        """Return at most `limit` raw bytes of a segment from `offset`, and headers: its length, file and journal."""
         with self._documents.read() as tx:
             row = tx.segment(ns, segment)
             if row is None:
@@ -117,7 +127,10 @@ class Copies:
         return data, headers
 
     def base(self, ns: str, experiment: str) -> bytes:
-        """The folded state and the segments that it came from, as they stand now: for a pull of the state only."""
+        """Return an encoded base: the folded state now, and the segments that it comes from.
+
+        For a pull of the state only.
+        """
         stood: dict[str, bases.Stood] = {}
         with self._documents.read() as tx:
             row, state = _known(tx, ns, experiment)
@@ -142,11 +155,14 @@ class Copies:
     # -- removal -----------------------------------------------------------------------------------------------------
 
     def remove_experiment(self, ns: str, experiment: str) -> dict[str, Any]:
-        """Put an experiment out of sight, with what its writers may still send; whoever opens it anew begins at 0."""
+        """Hide an experiment, and all that its writers may still send; a new one of its name begins at 0.
+
+        Segments stay stored, so that late uploads of them are acknowledged; contents of files are deleted.
+        """
         with self._ingest.writing() as tx:
             row, _ = _known(tx, ns, experiment)
-            live = self._ingest.live(tx, ns, experiment, row.project, row.name)
-            writers = set(row.removed_writers) | set(live.state.writers)
+            cached = self._ingest.cached(tx, ns, experiment, row.project, row.name)
+            writers = set(row.removed_writers) | set(cached.state.writers)
             for journal in tx.journals(ns, experiment):
                 tx.put_journal(ns, JournalRow(journal.id, experiment, journal.project, journal.name, True))
                 writers |= {segment.writer for segment in tx.segments(ns, journal.id)}
@@ -154,11 +170,11 @@ class Copies:
             for blob in tx.blobs(ns, experiment):
                 tx.drop_blob(ns, experiment, blob.name)
             tx.drop_blocks(ns, experiment)
-            live.tails = {}
-            live.state = State(project=row.project, name=row.name)
-            live.row = replace(live.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
-            self._ingest.store(tx, ns, live, Edits())
-        self._ingest.told(ns, live, keys, removed=True)
+            cached.open_blocks = {}
+            cached.state = State(project=row.project, name=row.name)
+            cached.row = replace(cached.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
+            self._ingest.store(tx, ns, cached, Edits())
+        self._ingest.notify(ns, cached, keys, removed=True)
         return {"experiment": experiment, "writers": len(writers)}
 
 

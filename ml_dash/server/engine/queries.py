@@ -38,7 +38,7 @@ _SCANNED_AT_ONCE: Final = 20 * LINES
 
 
 class Query:
-    """Answers to readers. `ns` is a namespace, `experiment` an id. Any thread may call; raises Refused."""
+    """Answers to readers. `ns` is a namespace, `experiment` an id. Any thread may call; raises Refused (404, 400)."""
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
@@ -46,9 +46,9 @@ class Query:
     # -- lists and documents -----------------------------------------------------------------------------------------
 
     def projects(self, ns: str) -> list[dict[str, Any]]:
-        """The projects, by name, with how many experiments they have."""
+        """Return the projects, by name, with the number of their experiments."""
         with self._documents.read() as tx:
-            found = tx.projects(ns)
+            rows = tx.projects(ns)
         return [
             {
                 "name": row["project"],
@@ -56,7 +56,7 @@ class Query:
                 "createdAt": utc_text(row["created_ns"]),
                 "updatedAt": utc_text(row["updated_ns"]),
             }
-            for row in found
+            for row in rows
         ]
 
     def experiments(
@@ -72,11 +72,11 @@ class Query:
         limit: int = 100,
         after: str | None = None,
     ) -> dict[str, Any]:
-        """A page of experiments, how many there are, and what to give as `after` for the next page (or None)."""
+        """Return {"experiments": a page, "total", "next": what to give as `after` for the next page, or None}."""
         wanted = Filter(project=project, status=status, tag=tag, folder=folder, text=q, sort=sort)
         place = None if after is None else _read_place(after, sort)
         with self._documents.read() as tx:
-            # One more than asked for tells whether there are more.
+            # One more than asked for shows whether there is a next page.
             rows = tx.experiments(ns, wanted, limit + 1, place)
             total = tx.count(ns, wanted)
         shown = rows[:limit]
@@ -88,7 +88,7 @@ class Query:
         }
 
     def experiment(self, ns: str, experiment: str) -> dict[str, Any]:
-        """The mapping of `experiment.json`, and when the server last heard of it."""
+        """Return the mapping of `experiment.json`, and `heardAt`: when the server last received something of it."""
         with self._looking(ns, experiment) as (_, row, state):
             document: dict[str, Any] = {**experiment_document(state)}
         document |= _text(document["metadata"])
@@ -96,7 +96,7 @@ class Query:
         return document
 
     def get_parameters(self, ns: str, experiment: str) -> dict[str, Any]:
-        """The parameters, flat, with when they were first and last set; `version` grows with every change."""
+        """Return the parameters, flat, and the times of the first and last change; `version` grows by each."""
         with self._looking(ns, experiment) as (_, row, state):
             return parameters_answer(experiment, state, row.version)
 
@@ -105,9 +105,9 @@ class Query:
     def logs(
         self, ns: str, experiment: str, start: int, limit: int, level: str | None = None, q: str | None = None
     ) -> dict[str, Any]:
-        """A page of log entries from number `start` (negative: from the end); those of a level, that hold a text.
+        """Return a page of log entries from number `start` (negative: from the end), of a level or holding a text.
 
-        With a filter, `endIndex` is the last number that was looked at: go on from `endIndex + 1` while `hasMore`.
+        With a filter, `endIndex` is the last number that was examined: continue from `endIndex + 1` while `hasMore`.
         """
         with self._looking(ns, experiment) as (tx, _, state):
             total = state.logs
@@ -134,22 +134,22 @@ class Query:
     # -- metrics -----------------------------------------------------------------------------------------------------
 
     def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
-        """All metrics, by name, with their statistics."""
+        """Return all metrics, by name, with the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
             found = sorted(state.metrics.items())
             return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in found]
 
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
-        """Totals, times and the statistics of each series."""
+        """Return a metric's number of points, times, and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
             return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
 
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
     ) -> bytes:
-        """A page of points from index `start` (negative: from the end), as JSON: the lines of `data.jsonl`.
+        """Return a page of points from index `start` (negative: from the end) as JSON: the lines of `data.jsonl`.
 
-        Without `superseded` it holds those that are current, and a negative start counts those.
+        Without `superseded`, only current points are counted and returned.
         """
         with self._looking(ns, experiment) as (tx, _, state):
             metric = _metric_of(state, metric)
@@ -157,8 +157,8 @@ class Query:
             total = known.count if known is not None else 0
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
-            found = (one for window in windows(chosen, LINES) for one in _bulk(tx, ns, experiment, metric, window))
-            indices, lines = _unzipped(_bounded(found, lambda one: len(one[1])))
+            pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
+            indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
         start = start if start >= 0 else indices[0] if indices else 0
         end = indices[-1] if indices else start - 1
         tail = {
@@ -182,14 +182,14 @@ class Query:
         field: str | None = None,
         superseded: bool = False,
     ) -> bytes:
-        """Each series (or that of one field) in about `points` points, minima and maxima kept; indices [start, end).
+        """Return each series (or that of `field`) in about `points` points, as JSON, with all minima and maxima.
 
-        What is superseded is left out, unless it is asked for.
+        Of points with indices [start, end); superseded ones are left out unless `superseded`.
         """
         with self._looking(ns, experiment) as (tx, _, state):
             name = _metric_of(state, metric)
             if name != metric and field is None:
-                field = next(one for one in state.metrics[name].series if series_name(name, one) == metric)
+                field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
             metric, known = name, _metric(state, name)
             if field is not None and field not in known.series and not known.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
@@ -198,9 +198,7 @@ class Query:
             low = min(low, known.count)
             high = max(low, min(high, known.count))
             without = () if superseded else known.superseded
-            found = sample(
-                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
-            )
+            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without)
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
@@ -217,13 +215,13 @@ class Query:
     def list_files(
         self, ns: str, experiment: str, prefix: str = "", tags: list[str] | None = None
     ) -> list[dict[str, Any]]:
-        """Files that are listed, oldest first; `pending` where the content is still on its way."""
+        """Return the records of listed files, oldest first; `pending` is true where the content has not arrived yet."""
         with self._looking(ns, experiment) as (tx, _, state):
             here = {row.name for row in tx.blobs(ns, experiment)}
             return [file_answer(state, file, here) for file in live_files(state, check_prefix(prefix), tags)]
 
     def file_record(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
-        """One file, also a deleted one."""
+        """Return the record of one file, also of a deleted one."""
         with self._looking(ns, experiment) as (tx, _, state):
             file = state.files.get(file_id)
             if file is None:
@@ -232,7 +230,7 @@ class Query:
             return file_answer(state, file, here)
 
     def blob_of(self, ns: str, experiment: str, file_id: str) -> str:
-        """The name of a file's content."""
+        """Return the name of the blob that holds a file's content."""
         with self._looking(ns, experiment) as (_, _, state):
             file = state.files.get(file_id)
             if file is None:
@@ -251,7 +249,7 @@ class Query:
 
 
 def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
-    """A file's record; one whose content is not whole here is `pending`."""
+    """Return a file's record; `here` names the complete blobs: a file whose content is not among them is `pending`."""
     record: dict[str, Any] = {**file_record(state, file)}
     record |= _text(record["metadata"])
     if file.live and file.blob not in here:
@@ -260,7 +258,7 @@ def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
 
 
 def parameters_answer(experiment: str, state: State, version: int) -> dict[str, Any]:
-    """What `GET` and `POST` of parameters answer."""
+    """Return the answer to `GET` and `POST` of parameters."""
     times = [register.stamp[0] for register in state.parameters.values()]
     data = parameters_document(state)
     return {
@@ -292,7 +290,7 @@ def _listed(row: ExperimentRow) -> dict[str, Any]:
 
 
 def _place_text(place: Place) -> str:
-    """A place as clients give it back; only for the same sorting."""
+    """Encode a place as text that clients give back. Valid for the same `sort` only."""
     return f"{place[1]}:{place[0]}"
 
 
@@ -305,7 +303,7 @@ def _read_place(text: str, sort: str) -> Place:
 
 
 def _metric_of(state: State, name: str) -> str:
-    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    """Return the name of the metric called `name`, or of the one with a series that is shown under that name."""
     if name in state.metrics:
         return name
     for metric, known in state.metrics.items():
@@ -322,7 +320,7 @@ def _metric(state: State, name: str) -> Metric:
 
 
 def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: int) -> Iterator[bytes]:
-    """Lines [start, stop) of a series of lines."""
+    """Yield lines [start, stop) of the logs or of a metric."""
     if start >= stop:
         return
     for block in tx.blocks(ns, experiment, series, start, stop):
@@ -331,7 +329,7 @@ def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: in
 
 
 def _bulk(tx: Read, ns: str, experiment: str, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:
-    """(index, line) of the points in some ranges that lie near each other."""
+    """Yield (index, line) of the points in some ranges that lie near each other, read together."""
     start, stop = ranges[0][0], ranges[-1][1]
     lines = list(_lines(tx, ns, experiment, series_of(metric), start, stop))
     for low, high in ranges:
@@ -343,24 +341,24 @@ def _unzipped(pairs: Iterable[tuple[int, bytes]]) -> tuple[list[int], list[bytes
     return [index for index, _ in both], [line for _, line in both]
 
 
-def _bounded(found: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[_T]:
-    """No more of them than an answer may hold; at least one."""
+def _bounded(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[_T]:
+    """Yield items until they have as many bytes as one answer may hold; at least one."""
     size = 0
-    for one in found:
-        if size and size + size_of(one) > _PAGE_BYTES:
+    for item in items:
+        if size and size + size_of(item) > _PAGE_BYTES:
             return
-        size += size_of(one)
-        yield one
+        size += size_of(item)
+        yield item
 
 
 def _entry(line: bytes) -> LogEntry:
-    """A log entry, with `text` where its metadata has texts that look like numbers."""
+    """Decode a log entry; add `text` where its metadata has texts that look like numbers."""
     entry = read_log(line)
     return cast("LogEntry", {**entry, **_text(entry["metadata"])})
 
 
 def _text(values: Mapping[str, Any] | None) -> dict[str, list[str]]:
-    """`text`: which texts a reader of JSON is not to take for NaN or an infinity; nothing if there are none."""
+    """Return {"text": names of texts that a JSON reader must not take for NaN or an infinity}; {} if there are none."""
     texts = texts_like_numbers(values) if values else []
     return {"text": texts} if texts else {}
 

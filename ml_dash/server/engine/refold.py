@@ -11,15 +11,15 @@ from ...core.ranges import holes
 from ...core.state import FOLD_VERSION, Edits, State
 from ...journal.reader import Run, decode_event
 from ..stores import Arrival, Read, SegmentRow, StoreRefused, Write
-from .ingest import STRETCH, Ingest, Live
+from .ingest import STRETCH, CachedExperiment, Ingest
 
 _ARRIVALS: Final = 1000
 
 
 def refold_all(ingest: Ingest) -> int:
-    """Fold anew whatever another version of the fold has made; how many experiments that were.
+    """Fold anew all experiments whose state another version of the fold has made; return how many.
 
-    Raises StoreRefused if kept bytes do not hold.
+    Raises StoreRefused if stored bytes are damaged.
     """
     with ingest.documents.read() as tx:
         stale = tx.stale(FOLD_VERSION)
@@ -29,43 +29,43 @@ def refold_all(ingest: Ingest) -> int:
 
 
 def refold(ingest: Ingest, ns: str, experiment: str) -> None:
-    """The same for one experiment, in one transaction."""
+    """Fold one experiment anew, in one transaction. Raises StoreRefused if stored bytes are damaged."""
     with ingest.writing() as tx:
         row = tx.experiment(ns, experiment)
         if row is None:
             return
-        live = ingest.live(tx, ns, experiment)
-        live.row, live.state, live.tails = row, State(project=row.project, name=row.name), {}
+        cached = ingest.cached(tx, ns, experiment)
+        cached.row, cached.state, cached.open_blocks = row, State(project=row.project, name=row.name), {}
         tx.drop_blocks(ns, experiment)
-        # What was released is gone already.
+        # The objects of released files were deleted when they were first folded.
         edits, after = Edits(), 0
         while arrivals := tx.arrivals(ns, experiment, after, _ARRIVALS):
             for arrival in arrivals:
-                _fold(ingest, tx, ns, live, arrival, edits)
+                _fold(ingest, tx, ns, cached, arrival, edits)
             after = arrivals[-1].n + 1
         edits.released = []
-        ingest.store(tx, ns, live, edits)
+        ingest.store(tx, ns, cached, edits)
 
 
-def _fold(ingest: Ingest, tx: Write, ns: str, live: Live, arrival: Arrival, edits: Edits) -> None:
-    hidden = live.row.removed_writers
+def _fold(ingest: Ingest, tx: Write, ns: str, cached: CachedExperiment, arrival: Arrival, edits: Edits) -> None:
+    hidden = cached.row.removed_writers
     if arrival.kind != STRETCH:
         if arrival.who not in hidden:
-            fold_death(live.state, arrival.who, edits)
+            fold_death(cached.state, arrival.who, edits)
         return
     segment = tx.segment(ns, arrival.who)
     if segment is None:
-        raise StoreRefused(f"segment {arrival.who} of {live.row.project}/{live.row.name} is not in the database")
+        raise StoreRefused(f"segment {arrival.who} of {cached.row.project}/{cached.row.name} is not in the database")
     if segment.writer in hidden:
         return
     for run in _runs(tx, ns, segment, max(arrival.start, segment.first), arrival.end):
         for piece in ingest.pieces(tx, ns, segment, run):
-            fold(live.state, segment.writer, piece.events, edits)
-            ingest.apply(tx, ns, live, edits)
+            fold(cached.state, segment.writer, piece.events, edits)
+            ingest.apply(tx, ns, cached, edits)
 
 
 def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Run]:
-    """The events of a stretch, around what is damaged."""
+    """Yield the frames of a stretch, around its damaged ranges."""
     for low, high in holes(segment.damaged, start, end):
         data = b"".join(tx.bytes_of(ns, segment.id, low, high))
         events: list[Event] = []

@@ -26,7 +26,7 @@ def sample(
     field: str | None,
     without: Sequence[Range] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Of points [start, end), at most about `points` of each series: {name: {"index", "x", "value", "count"}}.
+    """Return about `points` of the points [start, end) of each series: {name: {"index", "x", "value", "count"}}.
 
     The range is cut into `points / 2` equal parts; of each the least and the greatest value are kept, and of the whole
     the first and the last point. Where a part is longer than a stored summary, it is made of those that begin in it.
@@ -48,7 +48,10 @@ def sample(
 def _summaries(
     tx: Read, ns: str, experiment: str, series: str, start: int, end: int, width: float, without: Sequence[Range]
 ) -> Iterator[tuple[int, Extremes]]:
-    """(first index, summary) of stretches that are no longer than `width`, one after the other; all of [start, end)."""
+    """Yield (first index, summary) of ranges no longer than `width` that together are [start, end).
+
+    The coarsest summaries that are short enough are taken: of whole blocks, of their parts, or counted from the lines.
+    """
     if width < PART:
         for low, high in holes(without, start, end):
             for block in tx.blocks(ns, experiment, series, low, high):
@@ -65,7 +68,7 @@ def _summaries(
             if wanted == [(low, high)]:
                 yield low, summary
             elif wanted:
-                # At the ends of the range, or beside what is left out: only a part of it counts.
+                # At an end of the range, or beside what is left out, only some of its lines count.
                 for block in tx.blocks(ns, experiment, series, low, low + 1):
                     yield from _of_lines(block.lines, block.first, wanted, width, start)
 
@@ -73,7 +76,7 @@ def _summaries(
 def _of_lines(
     lines: bytes, first: int, wanted: list[Range], width: float, origin: int
 ) -> Iterator[tuple[int, Extremes]]:
-    """The same of those lines of a block that are wanted, by counting them anew."""
+    """Yield (first index, summary) of the `wanted` lines of a block, counted from the lines themselves."""
     all_lines = lines.splitlines()
     for start, end in wanted:
         low, high = max(start, first), min(end, first + len(all_lines))

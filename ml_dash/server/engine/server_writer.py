@@ -21,26 +21,31 @@ from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
 from ..stores import Write
-from .ingest import DEATH, Ingest, Live
+from .ingest import DEATH, CachedExperiment, Ingest
 
 New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ROWS_AT_ONCE: Final = 2_000
-_PENS_KEPT: Final = 1_000
-# A register goes to the greatest stamp: what is set here, by somebody who saw the rest, comes behind all of that.
+_SEGMENTS_REMEMBERED: Final = 1_000
+# Of a register the greatest stamp wins. Whoever sets one here has seen the present values, so the new one must be later
+# than all of them, also where another machine's clock is ahead.
 _REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
 _LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
-class Pen:
-    """The segment of this server for one experiment, as far as it is committed."""
+class OpenSegment:
+    """The segment to which this server is appending for one experiment, as far as it is committed.
+
+    `seq` is the number of the next event, `length` the bytes that the segment has, `last_ns` the time of its last
+    event.
+    """
 
     journal: bytes
     writer: bytes
-    segment: SegmentName
+    name: SegmentName
     crcs: LengthCrcs
     header: bytes
     seq: int = 0
@@ -48,13 +53,16 @@ class Pen:
     last_ns: int = 0
 
 
-class Scribe:
-    """Writes events for those that have no journal. Any thread may call."""
+class ServerWriter:
+    """Writer of events that arrive without a journal, by REST. Any thread may call.
+
+    Lock order: `_guard` (the open segments), then `Ingest.writing` (its turn), then the lock of the store.
+    """
 
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
         self._guard = threading.Lock()
-        self._pens: dict[tuple[str, str], Pen] = {}
+        self._segments: dict[tuple[str, str], OpenSegment] = {}
 
     def write(
         self,
@@ -65,89 +73,94 @@ class Scribe:
         *,
         before: Callable[[Write, State, str, int], None] | None = None,
         ends: str | None = None,
-    ) -> Live:
-        """Fold the events that `make(state, writer, next number)` gives; what the experiment is then, durably.
+    ) -> CachedExperiment:
+        """Store and fold the events that `make(state, writer, next number)` returns; return the experiment after them.
 
-        `before` runs in the same transaction, ahead of the events. `ends` is the status in which the writer closes
-        behind them. Raises what `make` raises; nothing is changed then.
+        The events are durable on return. `before` runs in the same transaction, ahead of them. With `ends`, the writer
+        closes after them in that status. Raises what `make` raises, Refused or StoreTrouble; nothing is changed then.
         """
         identity = experiment_id(project, name)
         with self._guard:
-            pen = self._pens.pop((ns, identity), None)
-            if pen is None or pen.length > ROLL_BYTES:
-                pen = _new_pen(project, name)
+            segment = self._segments.pop((ns, identity), None)
+            if segment is None or segment.length > ROLL_BYTES:
+                segment = _new_segment(project, name)
             try:
                 with self._ingest.writing() as tx:
-                    live = self._ingest.live(tx, ns, identity, project, name)
-                    if pen.writer.hex() in live.row.removed_writers:
-                        # The experiment was removed since: what this writer goes on to say is out of sight.
-                        pen = _new_pen(project, name)
+                    cached = self._ingest.cached(tx, ns, identity, project, name)
+                    if segment.writer.hex() in cached.row.removed_writers:
+                        # The experiment was removed since, and with it all that this writer may still send.
+                        segment = _new_segment(project, name)
                     new: list[New] = []
-                    if pen.seq == 0:
+                    if segment.seq == 0:
                         new.append((ev.OPEN, _opening(project, name), None))
-                    writer = pen.writer.hex()
-                    first = pen.seq + len(new)
+                    writer = segment.writer.hex()
+                    first = segment.seq + len(new)
                     if before is not None:
-                        before(tx, live.state, writer, first)
-                    new += make(live.state, writer, first)
+                        before(tx, cached.state, writer, first)
+                    new += make(cached.state, writer, first)
                     if ends is not None:
                         new.append((ev.CLOSE, {"status": ends}, None))
-                    data, last_ns = _frames(pen, new, live.state.updated_ns)
-                    length, _, released = self._ingest.take(tx, ns, pen.journal.hex(), pen.segment, pen.length, data)
+                    data, last_ns = _frames(segment, new, cached.state.updated_ns)
+                    length, _, released = self._ingest.take(
+                        tx, ns, segment.journal.hex(), segment.name, segment.length, data
+                    )
             except (Refused, InvalidInput, WriteProtected):
-                # Nothing of the storage went wrong: it can be written with again.
-                if pen.seq:
-                    self._keep((ns, identity), pen)
+                # The request was at fault, not the storage: the segment on disk is as it was, and can be continued.
+                if segment.seq:
+                    self._remember((ns, identity), segment)
                 raise
-            pen.seq += len(new)
-            pen.length, pen.last_ns = length, last_ns
+            segment.seq += len(new)
+            segment.length, segment.last_ns = length, last_ns
             if ends is None:
-                self._keep((ns, identity), pen)
-        self._ingest.told(ns, live, released)
+                self._remember((ns, identity), segment)
+        self._ingest.notify(ns, cached, released)
         if ends is not None:
             self._end_writers(ns, identity)
-        return live
+        return cached
 
     def end_quiet(self, before_ns: int) -> int:
-        """Take writers of the server for gone where nothing was written since; of how many experiments.
+        """End experiments that were written by REST only, and last before `before_ns`; return how many.
 
-        Who writes by REST may never say that it has ended. If it goes on, so does the experiment.
+        A client that writes by REST may never say that it has ended. If it writes again, the experiment runs again.
         """
         with self._ingest.documents.read() as tx:
-            found = tx.quiet(before_ns)
-        return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in found)
+            quiet = tx.quiet(before_ns)
+        return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
     def _end_writers(self, ns: str, experiment: str, before_ns: int = _LATEST_NS) -> bool:
-        """Note the death of those that are neither closed nor at hand (`before_ns`: nor were heard of since)."""
+        """Note the death of this server's own writers that never closed; return True if there was one.
+
+        With `before_ns`, only if nothing was heard of the experiment since; else all but the one that is open now.
+        """
         with self._guard, self._ingest.writing() as tx:
             row = tx.experiment(ns, experiment)
             if row is None or row.heard_ns >= before_ns:
                 return False
-            live = self._ingest.live(tx, ns, experiment)
-            pen = self._pens.get((ns, experiment)) if before_ns == _LATEST_NS else None
+            cached = self._ingest.cached(tx, ns, experiment)
+            segment = self._segments.get((ns, experiment)) if before_ns == _LATEST_NS else None
             own = [
                 writer
-                for writer in live.state.alive
-                if (live.state.writers[writer].place or {}).get("server") is True
-                and (pen is None or pen.writer.hex() != writer)
+                for writer in cached.state.alive
+                if (cached.state.writers[writer].place or {}).get("server") is True
+                and (segment is None or segment.writer.hex() != writer)
             ]
             edits = Edits()
             for writer in own:
-                fold_death(live.state, writer, edits)
-                self._ingest.arrive(tx, ns, live, DEATH, writer, 0, 0)
+                fold_death(cached.state, writer, edits)
+                self._ingest.arrive(tx, ns, cached, DEATH, writer, 0, 0)
             if own:
-                self._ingest.store(tx, ns, live, edits)
+                self._ingest.store(tx, ns, cached, edits)
         if own:
-            self._ingest.told(ns, live)
+            self._ingest.notify(ns, cached)
         return bool(own)
 
-    def _keep(self, key: tuple[str, str], pen: Pen) -> None:
-        self._pens[key] = pen
-        if len(self._pens) > _PENS_KEPT:
-            del self._pens[next(iter(self._pens))]
+    def _remember(self, key: tuple[str, str], segment: OpenSegment) -> None:
+        self._segments[key] = segment
+        if len(self._segments) > _SEGMENTS_REMEMBERED:
+            del self._segments[next(iter(self._segments))]
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
-        """Project and name of an experiment that is here. Raises Refused."""
+        """Return (project, name) of an experiment. Raises Refused (404) if it is not here."""
         with self._ingest.documents.read() as tx:
             row = tx.experiment(ns, experiment)
         if row is None or not row.events:
@@ -155,13 +168,13 @@ class Scribe:
         return row.project, row.name
 
 
-def _new_pen(project: str, name: str) -> Pen:
+def _new_segment(project: str, name: str) -> OpenSegment:
     check_name("project", project)
     check_name("name", name)
     journal, segment, writer, now = os.urandom(16), os.urandom(16), os.urandom(16), time_ns()
     header = encode_header(Header(journal, segment, writer, 0, 0, now, project, name))
     crc = int.from_bytes(header[-4:], "little")
-    return Pen(journal, writer, SegmentName(now, writer.hex(), 0), LengthCrcs(crc), header)
+    return OpenSegment(journal, writer, SegmentName(now, writer.hex(), 0), LengthCrcs(crc), header)
 
 
 def _opening(project: str, name: str) -> dict[str, Any]:
@@ -172,11 +185,11 @@ def _opening(project: str, name: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
-    """The bytes that follow what the segment has, and the time of the last of them."""
-    parts = [] if pen.length else [pen.header]
-    last = pen.last_ns
-    for number, (kind, body, time) in enumerate(new, pen.seq):
+def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes, int]:
+    """Return the bytes to append to the segment, and the time of its last event in ns."""
+    parts = [] if segment.length else [segment.header]
+    last = segment.last_ns
+    for number, (kind, body, time) in enumerate(new, segment.seq):
         last = max(time_ns(), last)
         if kind in _REGISTERS:
             last = max(last, min(newest_ns, _LATEST_NS) + 1)
@@ -186,18 +199,18 @@ def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
             raise InvalidValue(f"a value cannot be stored: {error}") from None
         if len(payload) > MAX_PAYLOAD:
             raise InvalidValue(f"an event of {len(payload):,} bytes is too long", hint="at most 1 MiB each by REST")
-        parts.append(encode_frame(payload, pen.crcs))
+        parts.append(encode_frame(payload, segment.crcs))
     return b"".join(parts), last
 
 
 def refuse_protected(state: State) -> None:
-    """Raises WriteProtected if parameters and files are final."""
+    """Raise WriteProtected if parameters and files are final."""
     if state.protected is not None:
         raise WriteProtected("the experiment is write-protected: parameters and files are final")
 
 
 def points_events(metric: str, rows: list[dict[str, Any]]) -> list[New]:
-    """The events of a batch of points, each small enough for a frame."""
+    """Return the events of a batch of points, each small enough for a frame. Raises InvalidInput for the name."""
     check_metric_name(metric)
     events: list[New] = []
     for start in range(0, len(rows), _ROWS_AT_ONCE):

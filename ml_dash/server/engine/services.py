@@ -16,12 +16,12 @@ from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.disk import DiskObjects
 from ..stores.sqlite import SqliteDocuments
 from .ingest import Changed, Ingest
-from .journals import Copies
+from .journals import Journals
 from .queries import Query
 from .refold import refold_all
-from .server_writer import Scribe
+from .server_writer import ServerWriter
 from .tokens import DATABASE, Tokens, open_tokens
-from .uploads import Contents
+from .uploads import Uploads
 from .writes import Writes
 
 if TYPE_CHECKING:
@@ -36,12 +36,12 @@ _LOCK: Final = "server.lock"
 class Server:
     """One server on one data folder. `ns` is a namespace, ids are hex. Any thread may call.
 
-    Calls raise Refused for what the client is to be told, InvalidInput and WriteProtected as the library does, and
+    Calls raise Refused with an answer for the client, InvalidInput and WriteProtected as the library does, and
     StoreTrouble or OSError when the disk refuses; nothing is changed then.
     """
 
     def __init__(self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None) -> None:
-        """Open the folder, making it if need be. Raises StoreRefused if it is in use, damaged or of a newer version."""
+        """Open the data folder, creating it if needed. Raises StoreRefused if it is in use, damaged or newer."""
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         sync_folder(data.parent)
         self._lock = _lock(data)
@@ -51,8 +51,8 @@ class Server:
             self._guard = threading.Lock()
             self._listeners: list[Changed] = []
             ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
-            contents = self._contents = Contents(ingest, self.objects, data / "staging")
-            self.staging = contents.staging
+            uploads = self._uploads = Uploads(ingest, self.objects, data / "staging")
+            self.staging = uploads.staging
             refolded = refold_all(ingest)
         except BaseException:
             if hasattr(self, "documents"):
@@ -62,15 +62,15 @@ class Server:
         if refolded:
             log.info("folded %d experiments anew", refolded)
 
-        copies = Copies(ingest, self.documents, self.objects)
-        self.journal = copies.journal
-        self.digests = copies.digests
-        self.find_experiment = copies.find_experiment
-        self.order = copies.order
-        self.segment_bytes = copies.segment_bytes
-        self.base = copies.base
-        self.remove_experiment = copies.remove_experiment
-        self.open_blob = contents.open
+        journals = Journals(ingest, self.documents, self.objects)
+        self.journal = journals.journal
+        self.digests = journals.digests
+        self.find_experiment = journals.find_experiment
+        self.order = journals.order
+        self.segment_bytes = journals.segment_bytes
+        self.base = journals.base
+        self.remove_experiment = journals.remove_experiment
+        self.open_blob = uploads.open
 
         query = self._query = Query(self.documents)
         self.projects = query.projects
@@ -85,9 +85,9 @@ class Server:
         self.list_files = query.list_files
         self.file_record = query.file_record
 
-        scribe = Scribe(ingest)
-        self.end_quiet = scribe.end_quiet
-        writes = Writes(scribe, self.objects)
+        writer = ServerWriter(ingest)
+        self.end_quiet = writer.end_quiet
+        writes = Writes(writer, self.objects)
         self.upsert_experiment = writes.upsert_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters
@@ -103,7 +103,7 @@ class Server:
         self.revoke_token = tokens.revoke_token
 
     def close(self) -> None:
-        """Let go of the data folder. Nothing may be under way."""
+        """Close the stores and unlock the data folder. No other call may be running."""
         self.documents.close()
         _release(self._lock)
 
@@ -119,30 +119,33 @@ class Server:
         damaged: Sequence[Range] = (),
         without: Sequence[str] = (),
     ) -> Appended:
-        """Bytes of a segment from `offset`: durable and folded on return."""
+        """Take bytes of a segment from `offset` on; durable and folded on return.
+
+        Raises Refused (see `Ingest.append`).
+        """
         return self._ingest.append(ns, journal, file, offset, data, damaged, without)
 
     def deaths(self, ns: str, journal: str, deaths: list[dict[str, Any]]) -> dict[str, int]:
-        """What observers noted of writers that died."""
+        """Fold deaths of writers that observers noted; return {"deaths": how many writers of the journal are dead}."""
         return {"deaths": self._ingest.deaths(ns, journal, deaths)}
 
     def blob_state(self, ns: str, journal: str, name: str) -> BlobState:
-        """How much of a blob is here."""
-        return self._contents.state(ns, journal, name)
+        """Return how many bytes of a blob are here."""
+        return self._uploads.state(ns, journal, name)
 
     def append_blob(
         self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
-        """Bytes of a blob from `offset`; durable on return, and verified once all are here."""
-        return self._contents.append(ns, journal, name, offset, size, data, body=body)
+        """Take bytes of a blob from `offset` on; durable on return, and verified once all `size` bytes are here."""
+        return self._uploads.append(ns, journal, name, offset, size, data, body=body)
 
     def append_blobs(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> dict[str, list[str]]:
-        """Whole contents of small files, together: those that need not be sent any more."""
-        return {"complete": self._contents.append_many(ns, journal, items)}
+        """Take the whole contents of small files; return {"complete": names that need not be sent any more}."""
+        return {"complete": self._uploads.append_many(ns, journal, items)}
 
     @property
     def conflicts(self) -> int:
-        """How often other bytes came for what is here, since the start."""
+        """How often a client sent bytes that differ from stored ones, since the start."""
         return self._ingest.conflicts
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -150,19 +153,22 @@ class Server:
     def open_file(
         self, ns: str, experiment: str, file_id: str, start: int, end: int | None
     ) -> tuple[dict[str, Any], Iterator[bytes], int]:
-        """A file's record, its bytes [start, end) in pieces, and its size in bytes."""
+        """Return a file's record, its bytes [start, end) in pieces, and its size in bytes.
+
+        Raises Refused: 409 if the content has not arrived yet, 404 if the file is unknown, deleted or replaced.
+        """
         record = self._query.file_record(ns, experiment, file_id)
         if record.get("pending"):
             raise Refused(409, "pending", "the content of this file has not arrived yet")
         if record["deletedAt"] is not None:
             raise Refused(404, UNKNOWN, "this file was deleted or replaced")
-        pieces, size = self._contents.open(ns, experiment, self._query.blob_of(ns, experiment, file_id), start, end)
+        pieces, size = self._uploads.open(ns, experiment, self._query.blob_of(ns, experiment, file_id), start, end)
         return record, pieces, size
 
     # -- changes and health ------------------------------------------------------------------------------------------
 
     def on_change(self, callback: Changed) -> None:
-        """Call `callback(ns, experiment, events)` after each commit, in its thread; None for one that was removed."""
+        """Call `callback(ns, experiment, events)` after each commit, in its thread; after a removal with None."""
         with self._guard:
             self._listeners.append(callback)
 
@@ -173,11 +179,11 @@ class Server:
             try:
                 listener(ns, experiment, events)
             except RuntimeError:
-                # The loop it wakes has ended. What was committed is.
-                log.exception("a listener could not be told of a change")
+                # The event loop that it wakes has ended. The change is committed all the same.
+                log.exception("a listener could not be notified of a change")
 
     def health(self) -> dict[str, str]:
-        """`connected`, or what is wrong, of the database and the storage."""
+        """Return {"database": ..., "storage": ...}: `connected`, or what is wrong."""
         return {"database": _state_of(self.documents), "storage": _state_of(self.objects)}
 
 

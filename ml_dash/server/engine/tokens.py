@@ -29,7 +29,7 @@ class Tokens:
     def create_token(
         self, user: str, *, read_only: bool = False, expires_ns: int | None = None, read_all: bool = False
     ) -> tuple[str, str]:
-        """A new token of a user: (its id, its text). The text is told only here. Times in ns since the epoch.
+        """Make a token for a user; return (id, text). The text cannot be had later. `expires_ns`: ns since the epoch.
 
         Raises InvalidValue for a user without a name.
         """
@@ -42,9 +42,9 @@ class Tokens:
         return row.id, text
 
     def find_token(self, text: str) -> dict[str, Any] | None:
-        """Whose token that is and what it allows; None if it is unknown, expired or revoked.
+        """Return whose token this is and what it allows; None if it is unknown, expired or revoked.
 
-        It is looked up by its SHA-256, so how long that takes tells nothing of the tokens that there are.
+        It is looked up by its SHA-256, so the time that this takes says nothing about existing tokens.
         """
         with self._documents.read() as tx:
             row = tx.token(_digest(text))
@@ -53,12 +53,12 @@ class Tokens:
         return _shown(row)
 
     def list_tokens(self) -> list[dict[str, Any]]:
-        """All tokens ever made, oldest first, without their texts."""
+        """Return all tokens ever made, oldest first, without their texts."""
         with self._documents.read() as tx:
             return [{**_shown(row), "created_ns": row.created_ns, "revoked_ns": row.revoked_ns} for row in tx.tokens()]
 
     def revoke_token(self, identity: str) -> bool:
-        """From now on it opens nothing; False if there is no such token."""
+        """Revoke a token, from now on; return False if there is no such token."""
         with self._documents.write() as tx:
             row = next((row for row in tx.tokens() if row.id == identity), None)
             if row is not None and not row.revoked_ns:
@@ -68,7 +68,10 @@ class Tokens:
 
 @contextlib.contextmanager
 def open_tokens(data: Path) -> Iterator[Tokens]:
-    """The tokens of a data folder, beside a running server or without. Raises StoreRefused, StoreTrouble, OSError."""
+    """Open the tokens of a data folder, with or without a running server.
+
+    Raises StoreRefused, StoreTrouble, OSError.
+    """
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     documents = SqliteDocuments(data / DATABASE)
     try:

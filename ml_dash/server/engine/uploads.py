@@ -22,23 +22,23 @@ from ..stores import BlobRow, JournalRow, Objects, Read, StoreTrouble
 from .ingest import Ingest, decode_state
 
 _LOCKS: Final = 256
-_KEPT_S: Final = 30 * 86_400
-"""An upload that was not gone on with for that long begins anew."""
+_STAGED_S: Final = 30 * 86_400
+"""An upload that was not continued for this long begins anew."""
 _PIECE: Final = 1 << 20
 
 
 def file_key(ns: str, project: str, experiment: str, identity: str, filename: str) -> str:
-    """The name of a file's object."""
+    """Return the key of the object that holds a file's content."""
     return f"files/{_one_part(ns)}/{project}/{experiment}/{identity}/{filename}"
 
 
 def body_key(ns: str, name: str) -> str:
-    """The name of the object that holds an event's body."""
+    """Return the key of the object that holds an event's body."""
     return f"bodies/{_one_part(ns)}/{name}"
 
 
 def _files_of(state: State, names: Iterable[str]) -> dict[str, File]:
-    """The files that these contents belong to, of those that are known."""
+    """Return the files to which these blobs belong, by blob name; unknown ones are left out."""
     found = {}
     for name in names:
         parsed = parse_blob(name)
@@ -49,19 +49,19 @@ def _files_of(state: State, names: Iterable[str]) -> dict[str, File]:
 
 
 def _one_part(ns: str) -> str:
-    """A namespace as one part of a key, whatever the user is called."""
+    """Return a namespace as one part of a key, whatever the user is called."""
     return ns.replace("%", "%25").replace("/", "%2F") or "%"
 
 
 def _sweep(staging: Path) -> None:
-    """Remove what nobody will go on with: uploads by REST that a crash has ended, and parts that are old."""
+    """Remove staged files that nobody will continue: uploads by REST that a crash ended, and old parts."""
     for path in staging.iterdir():
-        if path.suffix != ".part" or path.stat().st_mtime < time() - _KEPT_S:
+        if path.suffix != ".part" or path.stat().st_mtime < time() - _STAGED_S:
             path.unlink()
 
 
-class Contents:
-    """Uploads of blobs. Any thread may call; pieces of one blob go one by one."""
+class Uploads:
+    """Uploads of blobs. Any thread may call; pieces of one blob are taken one at a time."""
 
     def __init__(self, ingest: Ingest, objects: Objects, staging: Path) -> None:
         self._ingest = ingest
@@ -70,13 +70,16 @@ class Contents:
         staging.mkdir(parents=True, exist_ok=True)
         sync_folder(staging.parent)
         _sweep(staging)
-        # One that is verified may keep others waiting that share its lock; there are enough of them.
+        # A blob that is being verified holds up others that share its lock; with this many locks that is rare.
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     # -- what is here ------------------------------------------------------------------------------------------------
 
     def state(self, ns: str, journal: str, name: str) -> BlobState:
-        """How much of a blob is here; a content that is known already is linked, and whole at once."""
+        """Return how many bytes of a blob are here.
+
+        One whose content the namespace has already is linked, and complete.
+        """
         with self._ingest.documents.read() as tx:
             known = self._row(tx, ns, journal, name)
             if known is not None:
@@ -96,7 +99,7 @@ class Contents:
         return BlobState(length=length, size=file[0].size_bytes if file is not None else None, complete=False)
 
     def _linked(self, same: list[BlobRow], key: str) -> bool:
-        """Has the object `key` one of these contents now? Any of them may be lost (an older backup)."""
+        """Copy one of these equal contents to `key`; False if none is left (any may be lost with an older backup)."""
         for row in same:
             if self._objects.size(row.key) == row.size:
                 with contextlib.suppress(FileNotFoundError):
@@ -105,7 +108,7 @@ class Contents:
         return False
 
     def _row(self, tx: Read, ns: str, journal: str, name: str) -> BlobRow | None:
-        """A blob that is whole here; one whose object was lost (an older backup) is not."""
+        """Return the row of a complete blob; None also where its object was lost (an older backup)."""
         found = tx.blob(ns, "", name)
         known = tx.journal(ns, journal)
         if found is None and known is not None:
@@ -168,9 +171,9 @@ class Contents:
         return BlobState(length=size, size=size, complete=True)
 
     def append_many(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> list[str]:
-        """Whole contents of files; the names of those that need not be sent any more, durable on return.
+        """Take whole contents of files; return the names that need not be sent any more. Durable on return.
 
-        One whose event is not here, or whose bytes are not what its name says, is none of them. Raises Refused.
+        Left out of the answer: a blob whose event is not here, or whose bytes do not match its name. Raises Refused.
         """
         with self._ingest.documents.read() as tx:
             found, state = self._of_journal(tx, ns, journal)
@@ -198,7 +201,7 @@ class Contents:
                 if name in files and files[name].live:
                     tx.put_blob(ns, BlobRow(name, name[:64], files[name].size_bytes, key, found.experiment))
                 else:
-                    # It was released meanwhile.
+                    # The file was deleted or replaced while its content was being stored.
                     dropped.append(key)
         for key in dropped:
             self._objects.delete(key)
@@ -249,7 +252,7 @@ class Contents:
             raise Refused(422, DIGEST, "the content is not what its name says; it was dropped, begin again at 0")
 
     def _note(self, ns: str, journal: JournalRow | None, name: str, size: int, key: str) -> None:
-        """The content is whole; one that was released meanwhile goes again."""
+        """Record that a content is complete, or delete it if its file was released meanwhile."""
         with self._ingest.documents.write() as tx:
             file = self._file(tx, ns, journal.id, name) if journal is not None else None
             wanted = journal is None or (file is not None and file[0].live)
@@ -268,7 +271,7 @@ class Contents:
     # -- reading it --------------------------------------------------------------------------------------------------
 
     def open(self, ns: str, experiment: str, name: str, start: int, end: int | None) -> tuple[Iterator[bytes], int]:
-        """The bytes [start, end) of a whole blob, and its size. Raises Refused."""
+        """Return the bytes [start, end) of a complete blob in pieces, and its size. Raises Refused (404)."""
         with self._ingest.documents.read() as tx:
             row = tx.blob(ns, experiment, name)
             if row is None and tx.experiment(ns, experiment) is not None:
@@ -278,4 +281,4 @@ class Contents:
         try:
             return self._objects.open(row.key, start, end), row.size
         except FileNotFoundError:
-            raise Refused(404, UNKNOWN, "this content is lost here; the uploader brings it again") from None
+            raise Refused(404, UNKNOWN, "this content was lost here; the uploader sends it again") from None

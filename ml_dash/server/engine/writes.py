@@ -16,43 +16,43 @@ from ...core.values import parse_time, utc_text
 from ...errors import InvalidValue
 from ...log import LogLevel
 from ..stores import BlobRow, Objects, Write
-from .ingest import Live
+from .ingest import CachedExperiment
 from .queries import file_answer, parameters_answer
-from .server_writer import New, Scribe, points_events, refuse_protected
+from .server_writer import New, ServerWriter, points_events, refuse_protected
 from .uploads import file_key
 
 
 class Writes:
-    """REST writes. `ns` is a namespace, `experiment` an id. Any thread may call.
+    """Writes by REST. `ns` is a namespace, `experiment` an id. Any thread may call. All is durable on return.
 
     Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
     """
 
-    def __init__(self, scribe: Scribe, objects: Objects) -> None:
-        self._scribe = scribe
+    def __init__(self, writer: ServerWriter, objects: Objects) -> None:
+        self._writer = writer
         self._objects = objects
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create an experiment, or change the one of that name: only what is given. A `status` but running ends it.
+        """Create an experiment, or change the given fields of the one of that name; return its document.
 
-        Of an experiment that programs record by themselves, these decide the status.
+        A `status` other than running ends it. Where programs record the experiment themselves, they decide the status.
         """
         apart = ("name", "status")
         change = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
         events: list[New] = [(ev.UPDATE, change, None)] if change else []
         status = body.get("status", RUNNING)
         ends = None if status == RUNNING else status
-        live = self._scribe.write(ns, project, body["name"], lambda *_: events, ends=ends)
-        document = experiment_document(live.state)
+        cached = self._writer.write(ns, project, body["name"], lambda *_: events, ends=ends)
+        document = experiment_document(cached.state)
         return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
 
     # -- logs and parameters -----------------------------------------------------------------------------------------
 
     def add_logs(self, ns: str, experiment: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add log entries; a time of theirs counts as it is, else it is now."""
+        """Add log entries; return their numbers. Each has its own timestamp, or the present time."""
         entries = [_log_event(number, entry) for number, entry in enumerate(logs)]
-        live = self._write(ns, experiment, lambda *_: entries)
-        end = live.state.logs
+        cached = self._write(ns, experiment, lambda *_: entries)
+        end = cached.state.logs
         return {
             "created": len(entries),
             "startSequence": end - len(entries),
@@ -61,14 +61,14 @@ class Writes:
         }
 
     def set_parameters(self, ns: str, experiment: str, data: dict[str, Any]) -> dict[str, Any]:
-        """Merge flat parameters into those that are there."""
+        """Merge flat parameters into those that are there; return all of them."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
             return [(ev.PARAMETERS, data, None)] if data else []
 
-        live = self._write(ns, experiment, make)
-        return parameters_answer(experiment, live.state, live.row.version)
+        cached = self._write(ns, experiment, make)
+        return parameters_answer(experiment, cached.state, cached.row.version)
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -83,15 +83,18 @@ class Writes:
         tags: list[str] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Append points, numbered together; what is given of the metric replaces what it had."""
+        """Append points with consecutive indices; return those.
+
+        A given description, tags or metadata replaces the old.
+        """
         events = points_events(metric, rows)
         given = ev.given(description=description, tags=tags, metadata=metadata)
         if given:
             events.insert(0, (ev.METRIC, [metric, given], None))
-        live = self._write(ns, experiment, lambda *_: events)
-        count = live.state.metrics[metric].count
+        cached = self._write(ns, experiment, lambda *_: events)
+        count = cached.state.metrics[metric].count
         return {
-            "metricId": metric_id_of(live.state, metric),
+            "metricId": metric_id_of(cached.state, metric),
             "startIndex": count - len(rows),
             "endIndex": count - 1,
             "count": len(rows),
@@ -102,7 +105,7 @@ class Writes:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def add_file(self, ns: str, experiment: str, staged: Path, fields: dict[str, Any]) -> dict[str, Any]:
-        """Add the file at `staged`, whose size and SHA-256 `fields` give; it is taken from there."""
+        """Add the file at `staged`, which is moved from there; return its record. `fields` has its size and SHA-256."""
         filename = check_filename(fields["filename"])
         prefix = check_prefix(fields["prefix"])
         path = fields["prefix"] or "/"
@@ -115,7 +118,7 @@ class Writes:
             content_type=fields["contentType"],
             given=ev.given(**{key: fields.get(key) for key in ("description", "tags", "metadata")}),
         )
-        project, name = self._scribe.known(ns, experiment)
+        project, name = self._writer.known(ns, experiment)
         placed: list[tuple[str, str]] = []
 
         def store(tx: Write, state: State, writer: str, first: int) -> None:
@@ -128,41 +131,41 @@ class Writes:
             tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
 
         try:
-            live = self._scribe.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
+            cached = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
         except BaseException:
             for _, key in placed:
                 self._objects.delete(key)
             raise
-        file = live.state.files[placed[0][0]]
-        return file_answer(live.state, file, {file.blob})
+        file = cached.state.files[placed[0][0]]
+        return file_answer(cached.state, file, {file.blob})
 
     def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
-        """Change description, tags or metadata of a file; what is not given stays."""
+        """Change description, tags or metadata of a file; return its record. What is not given stays."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
             _live_file(state, file_id)
             return [(ev.FILE_UPDATE, {"id": file_id, **changes}, None)] if changes else []
 
-        live = self._write(ns, experiment, make)
-        file = live.state.files[file_id]
-        return file_answer(live.state, file, {file.blob})
+        cached = self._write(ns, experiment, make)
+        file = cached.state.files[file_id]
+        return file_answer(cached.state, file, {file.blob})
 
     def delete_file(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
-        """Delete a file: `{id, deletedAt}`; its content is released."""
+        """Delete a file and release its content; return {"id", "deletedAt"}."""
 
         def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
             _live_file(state, file_id)
             return [(ev.FILE_DELETE, {"id": file_id}, None)]
 
-        live = self._write(ns, experiment, make)
-        return {"id": file_id, "deletedAt": utc_text(live.state.files[file_id].deleted_ns)}
+        cached = self._write(ns, experiment, make)
+        return {"id": file_id, "deletedAt": utc_text(cached.state.files[file_id].deleted_ns)}
 
-    def _write(self, ns: str, experiment: str, make: Any) -> Live:
-        project, name = self._scribe.known(ns, experiment)
+    def _write(self, ns: str, experiment: str, make: Any) -> CachedExperiment:
+        project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
-        return self._scribe.write(ns, project, name, make)
+        return self._writer.write(ns, project, name, make)
 
 
 def _live_file(state: State, file_id: str) -> None:
@@ -175,7 +178,7 @@ def _log_event(number: int, entry: dict[str, Any]) -> New:
     level = LogLevel.validate(entry.get("level") or "info")
     text = entry.get("timestamp")
     try:
-        # A time to come would keep the experiment the newest until then; 0 stands for none.
+        # A time in the future would keep the experiment the newest until then; 0 means no time.
         time = None if text is None else max(1, min(parse_time(text), time_ns()))
     except ValueError:
         raise InvalidValue(

@@ -20,7 +20,7 @@ from ...errors import InvalidInput, NotFound, UnsupportedType, WriteProtected
 from ..engine.services import Server
 from ..settings import ServerSettings
 from . import routes_about, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
-from .auth import Doorkeeper, is_nearby
+from .auth import Authenticator, is_nearby
 from .bodies import busy
 from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
 from .observe import Observer, log, shown_path
@@ -59,7 +59,7 @@ def make_app(core: Server, settings: ServerSettings) -> App:
     """The application over an open core; whoever made the core closes it."""
     hub = Hub()
     core.on_change(hub.changed)
-    return App(Services(core, settings, Doorkeeper(core, settings), Observer(), hub, tuple(ROUTES)))
+    return App(Services(core, settings, Authenticator(core, settings), Observer(), hub, tuple(ROUTES)))
 
 
 class App:
@@ -173,10 +173,10 @@ class App:
         raise Refused(404, UNKNOWN, "there is nothing at this path; GET /openapi.json lists all calls")
 
     async def _identify(self, call: Call, *, write: bool) -> None:
-        keeper = self.services.doorkeeper
+        authenticator = self.services.authenticator
         # A browser brings its cookie to whatever links here: enough to look, never to change anything.
-        token = keeper.token_of(call.request, cookie=not write)
-        call.who = await call.read(keeper.who, token, nearby=is_nearby(call.request))
+        token = authenticator.token_of(call.request, cookie=not write)
+        call.who = await call.read(authenticator.who, token, nearby=is_nearby(call.request))
         call.namespace = call.who.namespace(call.text("namespace"), write=write)
         version = call.request.headers.get(PROTOCOL_HEADER)
         if version not in (None, str(PROTOCOL)):

@@ -58,7 +58,7 @@ class Unauthorised(Refused):
         self.headers = _CHALLENGE
 
 
-class Doorkeeper:
+class Authenticator:
     """Tells who is asking. Thread-safe."""
 
     def __init__(self, core: Server, settings: ServerSettings) -> None:

@@ -19,7 +19,7 @@ from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.values import field_values, from_json, to_json
 from ..engine.services import Server
 from ..settings import ServerSettings
-from .auth import Doorkeeper, Who
+from .auth import Authenticator, Who
 from .bodies import JSON_BYTES, Budget, body_of, decode_json
 from .observe import Observer
 from .stream import Hub
@@ -62,7 +62,7 @@ class Services:
 
     core: Server
     settings: ServerSettings
-    doorkeeper: Doorkeeper
+    authenticator: Authenticator
     observer: Observer
     hub: Hub
     routes: tuple[Route, ...]

@@ -79,8 +79,8 @@ async def page(call: Call) -> Response:
     services = call.services
     development = services.settings.accepts_development_logins and is_nearby(call.request)
     try:
-        token = services.doorkeeper.token_of(call.request, cookie=True)
-        who = await call.read(services.doorkeeper.who, token, nearby=is_nearby(call.request))
+        token = services.authenticator.token_of(call.request, cookie=True)
+        who = await call.read(services.authenticator.who, token, nearby=is_nearby(call.request))
     except Refused as refused:
         if "text/html" not in call.request.headers.get("accept", "text/html"):
             raise
@@ -102,11 +102,11 @@ async def log_in(call: Call) -> Response:
     services, nearby = call.services, is_nearby(call.request)
     token = form.get("token", "").strip()
     if not token and services.settings.accepts_development_logins and nearby and is_user_name(form.get("user")):
-        token = services.doorkeeper.development_login(form["user"])
+        token = services.authenticator.development_login(form["user"])
     try:
         if not token or len(token) > MAX_TOKEN or not token.isascii():
             malformed("the form has no token")
-        await call.read(services.doorkeeper.who, token, nearby=nearby)
+        await call.read(services.authenticator.who, token, nearby=nearby)
     except Refused as refused:
         if "text/html" not in call.request.headers.get("accept", "") or refused.status not in (400, 401):
             raise
@@ -124,7 +124,7 @@ async def follow_link(call: Call) -> Response:
     services, nearby = call.services, is_nearby(call.request)
     token = None
     if services.settings.accepts_development_logins and nearby:
-        token = services.doorkeeper.development_login_by(call.text("key") or "")
+        token = services.authenticator.development_login_by(call.text("key") or "")
     if token is None:
         development = services.settings.accepts_development_logins and nearby
         return _html(login_page(development, "this link was used, or is none of this server"), 401)
