@@ -45,12 +45,12 @@ def _run(argv: Sequence[str]) -> int:
         error.show()
         return error.exit_code
     except MLDashError as error:
-        console.complain(str(error))
+        console.print_error(str(error))
         if isinstance(error, ReleasedData):
             return UNSENT
         return DAMAGE if isinstance(error, JournalError) and not isinstance(error, NewerFormat) else FAILURE
     except BrokenPipeError:
         raise
     except OSError as error:
-        console.complain(str(error))
+        console.print_error(str(error))
         return FAILURE

@@ -39,7 +39,7 @@ class Styled(NamedTuple):
 
 Cell = str | Styled
 
-Tell = Callable[[int, int], None]
+ShowProgress = Callable[[int, int], None]
 """Shows (done, all) as progress."""
 
 
@@ -99,7 +99,7 @@ def width() -> int:
     return shutil.get_terminal_size().columns
 
 
-def say(text: str = "") -> None:
+def print_text(text: str = "") -> None:
     """One or more lines on stdout. `text` is already safe."""
     if sys.stdout is not None:
         sys.stdout.write(text + "\n")
@@ -119,24 +119,24 @@ def reader_is_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A line on stderr: not a result, and not an error either."""
     if sys.stderr is not None:
         sys.stderr.write(styled(safe(text), "dim", sys.stderr) + "\n")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     if sys.stderr is not None:
         flush()
         sys.stderr.write(f"{styled('ml-dash:', 'red', sys.stderr)} {safe(text)}\n")
 
 
-def say_json(value: object, indent: int | None = 2) -> None:
+def print_json(value: object, indent: int | None = 2) -> None:
     """`value` as JSON on stdout; a list with one element a line."""
     if isinstance(value, list) and value and indent:
-        say("[\n" + ",\n".join(f"  {json_text(item)}" for item in value) + "\n]")
+        print_text("[\n" + ",\n".join(f"  {json_text(item)}" for item in value) + "\n]")
     else:
-        say(json_text(value, indent))
+        print_text(json_text(value, indent))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
@@ -147,7 +147,7 @@ def json_text(value: object, indent: int | None = None) -> str:
     return _JSON_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def number(value: object) -> str:
+def value_text(value: object) -> str:
     """A recorded value, short: six digits of a float, texts without quotes."""
     if isinstance(value, float):
         if math.isfinite(value):
@@ -160,7 +160,7 @@ def number(value: object) -> str:
     return safe(json.dumps(to_json(value), ensure_ascii=False))
 
 
-def size(count: int) -> str:
+def size_text(count: int) -> str:
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
@@ -176,12 +176,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}"
 
 
-def moment(text: object) -> str:
+def time_text(text: object) -> str:
     """`2025-10-29T10:30:00.123456Z` as `2025-10-29 10:30:00`; all times are UTC."""
     return text[:19].replace("T", " ") if isinstance(text, str) else "-"
 
 
-def say_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
     """A table on stdout. A header that starts with `>` is above numbers. Cells are already safe.
 
     On a terminal that is too narrow, the columns named in `drop` go, the first one first.
@@ -190,9 +190,9 @@ def say_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: S
     if on_terminal(sys.stdout):
         headers, table = _narrowed(list(headers), table, drop, width())
     if on_terminal(sys.stdout) and len(table) <= MAX_RICH_ROWS:
-        say(_rich_table(headers, table))
+        print_text(_rich_table(headers, table))
     else:
-        say(_plain_table(headers, table))
+        print_text(_plain_table(headers, table))
 
 
 def _narrowed(
@@ -262,7 +262,7 @@ def _columns(text: str) -> int:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Tell | None]:
+def progress(title: str) -> Iterator[ShowProgress | None]:
     """A function that takes (done, all) and shows them on stderr; None where nobody would see it."""
     if not on_terminal(sys.stderr):
         yield None

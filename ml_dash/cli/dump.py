@@ -33,14 +33,15 @@ def command(experiment: str | None, limit: int | None, full: bool, path: Path | 
 
     Reads nothing but segments: it works where the rest is damaged. With --json one object a line.
     """
+    width = console.width() if console.on_terminal(sys.stdout) and not full else None
     for segment in _segments(experiment, path):
         for number, entry in enumerate(_entries(segment)):
             if limit is not None and number > limit:
                 break
             if as_json:
-                console.say_json(entry, indent=None)
+                console.print_json(entry, indent=None)
             else:
-                console.say(_line(entry, console.width() if console.on_terminal(sys.stdout) and not full else None))
+                console.print_text(_line(entry, width))
 
 
 def _segments(experiment: str | None, path: Path | None) -> list[Path]:
@@ -111,7 +112,7 @@ def _line(entry: Entry, width: int | None) -> str:
     where = f"{entry['offset']:>10} {entry['size']:>8}"
     if entry["what"] == "frame":
         kind = console.styled(f"{entry['kind']:<11}", "cyan")
-        body = console.number(entry["body"])
+        body = console.value_text(entry["body"])
         if width is not None and len(body) > max(width - _BODY_COLUMN, 20):
             body = body[: max(width - _BODY_COLUMN, 20) - 1] + "…"
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"

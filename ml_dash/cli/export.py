@@ -13,8 +13,8 @@ from typing import Any, Final, TextIO
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import Reading, json_point, look_at, meant
 from ml_dash.cli.summary import final_values, summary
+from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
 from ml_dash.core.values import flatten, to_json
@@ -55,7 +55,7 @@ def command(
     form: str,
     output: Path | None,
     as_json: bool,
-    away: bool,
+    from_server: bool,
     path: Path | None,
 ) -> None:
     """Write points, logs or experiments as CSV or JSON lines."""
@@ -63,12 +63,12 @@ def command(
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
     if superseded and what != "points":
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
-    if away and what == "experiments":
+    if from_server and what == "experiments":
         raise click.UsageError("--remote goes with points and logs.", ctx)
     if what == "experiments":
         lines, table = _experiments(experiment, path)
     else:
-        lines, table = _of_one(look_at(experiment, path, away=away), what, metrics, superseded)
+        lines, table = _of_one(choose_view(experiment, path, from_server=from_server), what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -77,21 +77,21 @@ def command(
             _write_csv(*table(), stream)
 
 
-def _of_one(view: Reading, what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
+def _of_one(view: ExperimentView, what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
     if what == "logs":
         view.refuse_released()
         return view.each_log, lambda: (_LOG, ([entry[key] for key in _LOG] for entry in view.each_log()))
-    names = [meant(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
+    names = [resolve_metric(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
     return lambda: _points(view, names, superseded), lambda: _points_table(view, names, superseded)
 
 
-def _points(view: Reading, names: list[Meant], superseded: bool) -> Iterator[Line]:
+def _points(view: ExperimentView, names: list[Meant], superseded: bool) -> Iterator[Line]:
     for name, series in names:
         for point in _each(view, name, series, superseded):
             yield {"metric": name, **json_point(point)}
 
 
-def _each(view: Reading, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
+def _each(view: ExperimentView, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
     """The points of a metric; of one of its series those that have it, with what tells their place."""
     view.refuse_released(name)
     for point in view.each_point(name, superseded=superseded):
@@ -104,7 +104,7 @@ def _each(view: Reading, name: str, series: str | None, superseded: bool) -> Ite
             yield {**point, "data": kept}
 
 
-def _points_table(view: Reading, names: list[Meant], superseded: bool) -> Table:
+def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) -> Table:
     """Reads all points first, for the columns: they may not fit into memory, their names do."""
     fields: dict[str, None] = {}
     for name, series in names:

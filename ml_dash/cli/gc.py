@@ -53,12 +53,12 @@ def command(
         if mine or experiments:
             shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     else:
         for row in shown:
-            console.say(_sentence(row, dry_run))
+            console.print_text(_sentence(row, dry_run))
             for name, why in row["kept"].items():
-                console.say(f"    kept: {console.safe(name)}: {console.safe(why)}")
+                console.print_text(f"    kept: {console.safe(name)}: {console.safe(why)}")
     if any("error" in row for row in shown):
         ctx.exit(UNSENT)
 
@@ -96,4 +96,4 @@ def _sentence(row: dict[str, Any], dry_run: bool) -> str:
     if "error" in row:
         return f"{name}: {console.styled('nothing freed', 'yellow')}: {console.safe(row['error'])}"
     counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'content')}"
-    return f"{name}: {counts}, {console.size(row['bytes'])} {'would be freed' if dry_run else 'freed'}"
+    return f"{name}: {counts}, {console.size_text(row['bytes'])} {'would be freed' if dry_run else 'freed'}"

@@ -48,7 +48,7 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
         user = found["userName"]
     login.store(where, token, user)
     as_whom = f" as {console.safe(user)}" if user else ""
-    console.say(f"logged in at {console.safe(where)}{as_whom}")
+    console.print_text(f"logged in at {console.safe(where)}{as_whom}")
     _offer(where, claim)
 
 
@@ -59,17 +59,17 @@ def _offer(where: str, claim: bool | None) -> None:
     waiting = register.unclaimed(where)
     if not waiting:
         return
-    console.say(f"recorded for {console.safe(where)} while nobody was logged in there:")
+    console.print_text(f"recorded for {console.safe(where)} while nobody was logged in there:")
     for one in waiting:
-        console.say(f"  {console.safe(str(Path(one.journal).parent))}")
+        console.print_text(f"  {console.safe(str(Path(one.journal).parent))}")
     if claim is None and console.on_terminal(sys.stdin):
         claim = click.confirm("Send all of it under this login?", default=False, err=True)
     if not claim:
-        console.say("it stays here; to send it: ml-dash push EXPERIMENT, or ml-dash login --claim")
+        console.print_text("it stays here; to send it: ml-dash push EXPERIMENT, or ml-dash login --claim")
         return
     for one in waiting:
         register.claim(one, register.bind(Path(one.journal), where, None))
-    console.say(f"claimed {len(waiting):,} experiment{'' if len(waiting) == 1 else 's'}; ml-dash-syncd sends them")
+    console.print_text(f"claimed {console.plural(len(waiting), 'experiment')}; ml-dash-syncd sends them")
 
 
 def _missing(ctx: click.Context) -> str:

@@ -11,8 +11,8 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
-from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
+from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
 from ml_dash.core.values import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
@@ -76,12 +76,12 @@ def command(
     entries, code = _entries(found)
     entries = sorted(filter(wanted, entries), key=_SORTS[sort], reverse=sort != "name")[:limit]
     if as_json:
-        console.say_json(entries)
+        console.print_json(entries)
     elif entries:
-        _say(entries, wide)
+        _print_table(entries, wide)
     else:
         filters = {"--project": project, "--status": status, "--tag": tags, "--folder": folder, "--since": since}
-        console.note(_nothing(path, [name for name, value in filters.items() if value], code))
+        console.print_note(_nothing(path, [name for name, value in filters.items() if value], code))
     ctx.exit(code)
 
 
@@ -111,7 +111,7 @@ def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
         try:
             entries.append(summary(located, _record(located)))
         except (MLDashError, OSError) as error:
-            console.complain(f"{located.project}/{located.name}: {error}")
+            console.print_error(f"{located.project}/{located.name}: {error}")
             damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
             code = max(code, DAMAGE if damaged else FAILURE)
     return entries, code
@@ -132,8 +132,8 @@ def _status_in_folder(located: read.Located) -> object:
         return None
 
 
-def _say(entries: list[Entry], wide: bool) -> None:
-    console.say_table(
+def _print_table(entries: list[Entry], wide: bool) -> None:
+    console.print_table(
         ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
         [
             (
@@ -142,7 +142,7 @@ def _say(entries: list[Entry], wide: bool) -> None:
                 f"{entry['counts']['points']:,}",
                 f"{entry['counts']['logs']:,}",
                 f"{entry['counts']['files']:,}",
-                console.moment(entry["updatedAt"]),
+                console.time_text(entry["updatedAt"]),
                 console.safe(", ".join(map(str, entry["tags"] or ()))),
             )
             for entry in entries

@@ -45,7 +45,7 @@ def path_option(command: Decorated) -> Decorated:
 
 def remote_option(command: Decorated) -> Decorated:
     return click.option(
-        "--remote", "away", is_flag=True, help="Read from the server that the experiment goes to, not from here."
+        "--remote", "from_server", is_flag=True, help="Read from the server that the experiment goes to, not from here."
     )(command)
 
 

@@ -53,7 +53,7 @@ def command(
     _drain(chosen)
     shown = [sync.show(one, registration, silent=as_json) for one, registration in chosen]
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     if not all(found["complete"] for found in shown):
         ctx.exit(UNSENT)
 
@@ -100,10 +100,10 @@ def _drain(chosen: list[Chosen]) -> None:
     """Send all of it, by the uploader's own code in a process of its own. Raises RemoteError if that cannot be run."""
     keys = [argument for _, registration in chosen for argument in ("--registered", registration.key)]
     command = [sys.executable, "-m", "ml_dash_syncd", "once", *keys]
-    with console.progress("sending") as tell:
+    with console.progress("sending") as show_progress:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            said = _follow(process, chosen, tell)
+            said = _follow(process, chosen, show_progress)
         except BaseException:
             process.terminate()
             process.wait()
@@ -112,15 +112,15 @@ def _drain(chosen: list[Chosen]) -> None:
         raise RemoteError(f"ml-dash-syncd could not send: {said or f'exit code {process.returncode}'}")
 
 
-def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], tell: console.Tell | None) -> str:
+def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], show_progress: console.ShowProgress | None) -> str:
     """Show how far it is until it ends; what it said last."""
-    total = sum(_size(located) for located, _ in chosen) if tell is not None else 0
+    total = sum(_size(located) for located, _ in chosen) if show_progress is not None else 0
     while True:
         try:
             _, said = process.communicate(timeout=_LOOK_EVERY_S)
         except subprocess.TimeoutExpired:
-            if tell is not None:
-                tell(sum(_sent(located, registration) for located, registration in chosen), total)
+            if show_progress is not None:
+                show_progress(sum(_sent(located, registration) for located, registration in chosen), total)
             continue
         lines = said.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""

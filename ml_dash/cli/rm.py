@@ -50,7 +50,7 @@ def command(
         for located, plan in plans:
             amount = _amount(plan.files, plan.bytes)
             also = f", and on {_urls(goes_to[located.journal])}" if there_too else ""
-            console.note(f"{located.project}/{located.name}: {amount} in {plan.folder}{also}")
+            console.print_note(f"{located.project}/{located.name}: {amount} in {plan.folder}{also}")
         if not click.confirm(f"Remove {console.plural(len(plans), 'experiment')} for ever?", err=True):
             ctx.exit(FAILURE)
     if there_too and not dry_run:
@@ -75,9 +75,9 @@ def command(
         if not as_json:
             verb = "would remove" if dry_run else "removed"
             name = console.safe(f"{located.project}/{located.name}")
-            console.say(f"{verb} {name}: {_amount(report.files, report.bytes)}")
+            console.print_text(f"{verb} {name}: {_amount(report.files, report.bytes)}")
     if as_json:
-        console.say_json(done)
+        console.print_json(done)
 
 
 def _destinations(chosen: list[read.Located], *, needed: bool) -> dict[Path, list[Registration]]:
@@ -119,4 +119,4 @@ def _remove_there(located: read.Located, registration: Registration) -> None:
 
 
 def _amount(files: int, size_bytes: int) -> str:
-    return f"{console.plural(files, 'file')}, {console.size(size_bytes)}"
+    return f"{console.plural(files, 'file')}, {console.size_text(size_bytes)}"

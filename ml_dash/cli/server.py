@@ -50,10 +50,10 @@ def install(only_print: bool) -> None:
     from ml_dash.server import install as units
 
     if only_print:
-        console.say(units.unit().rstrip())
+        console.print_text(units.unit().rstrip())
         return
     path = units.install()
-    console.say(f"{path} is written. Now: systemctl daemon-reload && systemctl enable --now {path.stem}")
+    console.print_text(f"{path} is written. Now: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 
 @command.group()
@@ -88,12 +88,12 @@ def create(
     other = running_elsewhere(data or above) if data is None else None
     if other is not None:
         url, folder = other
-        console.complain(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
+        console.print_error(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
     if as_json:
-        console.say_json({"id": identity, "user": user, "token": text})
+        console.print_json({"id": identity, "user": user, "token": text})
         return
-    console.say(text)
-    console.note(f"token {identity} of {console.safe(user)}: it is not shown again. There: ml-dash login URL")
+    console.print_text(text)
+    console.print_note(f"token {identity} of {console.safe(user)}: it is not shown again. There: ml-dash login URL")
 
 
 @token.command(name="list")
@@ -119,9 +119,9 @@ def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
         for row in found
     ]
     if as_json:
-        console.say_json(rows)
+        console.print_json(rows)
         return
-    console.say_table(
+    console.print_table(
         ["ID", "USER", "MAY", "CREATED", "EXPIRES", "REVOKED"],
         [
             [row["id"], row["user"], _rights(row), row["createdAt"] or "", row["expiresAt"] or "never",
@@ -141,9 +141,9 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
 
     with open_tokens(_existing(data or ctx.obj)) as tokens:
         if not tokens.revoke_token(identity):
-            console.complain(f"there is no token {identity!r}; ml-dash server token list shows them")
+            console.print_error(f"there is no token {identity!r}; ml-dash server token list shows them")
             ctx.exit(FAILURE)
-    console.note(f"token {identity} opens nothing any more")
+    console.print_note(f"token {identity} opens nothing any more")
 
 
 def _existing(data: Path) -> Path:
@@ -170,5 +170,5 @@ def _check_installed(ctx: click.Context) -> None:
     from importlib.util import find_spec
 
     if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")):
-        console.complain("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
+        console.print_error("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
         ctx.exit(FAILURE)

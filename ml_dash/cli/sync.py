@@ -40,7 +40,7 @@ def status(ctx: click.Context, experiment: str | None, path: Path | None, as_jso
         found = show(located, registration, silent=as_json)
         shown.append(found)
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     if not all(found["complete"] for found in shown):
         ctx.exit(UNSENT)
 
@@ -52,16 +52,16 @@ def show(located: read.Located, registration: Registration, *, silent: bool = Fa
 
     name = console.safe(f"{located.project}/{located.name}")
     try:
-        with contextlib.closing(connect(registration)) as link, console.progress(f"comparing {name}") as tell:
-            found = proof.prove(located, registration, link, tell)
+        with contextlib.closing(connect(registration)) as link, console.progress(f"comparing {name}") as show_progress:
+            found = proof.prove(located, registration, link, show_progress)
     except (RemoteError, JournalError) as error:
         if not silent:
-            console.say(f"{name}: {console.styled('not proven', 'red')}: {console.safe(str(error))}")
+            console.print_text(f"{name}: {console.styled('not proven', 'red')}: {console.safe(str(error))}")
         return _unproven(located, registration, str(error))
     if not silent:
-        console.say(f"{name}: {summary(found)}")
+        console.print_text(f"{name}: {summary(found)}")
         for reason in found.reasons:
-            console.say(f"    {console.safe(reason)}")
+            console.print_text(f"    {console.safe(reason)}")
     return _document(located, registration, found)
 
 
@@ -90,7 +90,7 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
             if located is not None and registration in of_journal(located.journal, by_journal([registration])):
                 yield located, registration
             else:
-                console.note(f"{registration.journal} is registered, and gone")
+                console.print_note(f"{registration.journal} is registered, and gone")
         return
     if experiment is not None and path is None and (meant := _named(experiment, known)):
         yield from meant

@@ -37,10 +37,10 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
             reports.append((located, verify(located, progress)))
     if as_json:
         shown = [_as_json(located, report) for located, report in reports]
-        console.say_json(shown if everything else shown[0])
+        console.print_json(shown if everything else shown[0])
     else:
         for located, report in reports:
-            _say(located, report)
+            _print_report(located, report)
     if any(report.damaged for _, report in reports):
         ctx.exit(DAMAGE)
 
@@ -51,20 +51,20 @@ def _as_json(located: read.Located, report: VerifyReport) -> dict[str, Any]:
     return {"project": located.project, "name": located.name, "ok": report.ok, "damaged": report.damaged, **facts}
 
 
-def _say(located: read.Located, report: VerifyReport) -> None:
+def _print_report(located: read.Located, report: VerifyReport) -> None:
     name = console.styled(console.safe(f"{located.project}/{located.name}"), "bold")
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
-    console.say(
+    console.print_text(
         f"{name}: {verdict}; {console.plural(report.events, 'event')} in "
-        f"{console.plural(report.segments, 'segment')}, {console.size(report.bytes)}, "
+        f"{console.plural(report.segments, 'segment')}, {console.size_text(report.bytes)}, "
         f"{console.plural(report.blobs, 'blob')}"
     )
     released = sum(finding.kind == "released" for finding in report.findings)
     if released:
-        console.say(f"  content of {console.plural(released, 'replaced or deleted file')} was released")
+        console.print_text(f"  content of {console.plural(released, 'replaced or deleted file')} was released")
     findings = [finding for finding in report.findings if finding.kind != "released"]
     if findings:
-        console.say_table(
+        console.print_table(
             ["finding", "where", "what"],
             [
                 (

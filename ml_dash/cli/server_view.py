@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ml_dash.sync.register import Registration
 
 
-class Away:
+class ServerView:
     """Answers as `View` does, from a server. For one command: what it has asked once it does not ask again."""
 
     def __init__(self, client: RemoteClient, located: read.Located) -> None:
@@ -78,7 +78,7 @@ class Away:
         return [(float(x), float(y)) for x, y in zip(line["x"], line["value"], strict=True)]
 
 
-def connect(located: read.Located) -> Away:
+def connect(located: read.Located) -> ServerView:
     """The server that an experiment goes to, or that the environment names, asked under the experiment's identity.
 
     Raises InvalidValue if there is none, RemoteError if it does not answer.
@@ -93,7 +93,7 @@ def connect(located: read.Located) -> Away:
         client.whoami()
         return client
 
-    return Away(with_identity(registration, attempt), located)
+    return ServerView(with_identity(registration, attempt), located)
 
 
 def _registration(located: read.Located) -> Registration:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
 
 
-def look(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:
+def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:
     """The experiment that is meant, its folder up to date, and a consistent view of it."""
     located = read.locate(experiment, path)
     bring_up_to_date(located)
     return located, read.view(located)
 
 
-class Reading(Protocol):
+class ExperimentView(Protocol):
     """What reading commands ask, of an experiment here or on a server; see `View`."""
 
     def metrics(self) -> list[MetricSummary]: ...
@@ -37,11 +37,11 @@ class Reading(Protocol):
     def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]: ...
 
 
-def look_at(experiment: str | None, path: Path | None, *, away: bool) -> Reading:
+def choose_view(experiment: str | None, path: Path | None, *, from_server: bool) -> ExperimentView:
     """A view of the experiment that is meant: here, up to date, or as its server has it."""
-    if not away:
-        return look(experiment, path)[1]
-    from ml_dash.cli.away import connect
+    if not from_server:
+        return local_view(experiment, path)[1]
+    from ml_dash.cli.server_view import connect
 
     return connect(read.locate(experiment, path))
 
@@ -63,7 +63,7 @@ def json_point(point: Any) -> dict[str, Any]:
     return {**point, "text": texts} if texts else point
 
 
-def meant(view: Reading, text: str) -> tuple[str, str | None]:
+def resolve_metric(view: ExperimentView, text: str) -> tuple[str, str | None]:
     """(metric, its series or None for all) that a text means: a metric's name, or else one that a table shows.
 
     Raises NotFound naming what is near.
