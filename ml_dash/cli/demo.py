@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PLOT_HEIGHT = 9
 DRAIN_S = 30.0
-"""How long the server may take to catch up. It takes a second where the machine has nothing else to do."""
+"""The server must have everything within this time. It takes a second where the machine has nothing else to do."""
 LOCAL_ONLY = """
 What a server needs is not installed, so none was killed. For that part of the demo:
   pip install 'ml-dash[server]' && ml-dash demo"""
@@ -71,12 +71,12 @@ def command(ctx: click.Context, path: Path | None) -> None:
 
 
 def _backstage(path: Path | None, name: str) -> Path:
-    """Where the server and the daemon keep their things: in the store, under a name that no project can have."""
+    """The folder for the server and the daemon: in the store, under a name that no project can have."""
     return config.resolve(local_path=path, env=story.environment({})).store / ".demo" / name
 
 
 def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
-    """Trains, with all that goes wrong meanwhile; whether everything that was acknowledged is there."""
+    """Train, kill and resume; True if everything that was acknowledged is there."""
     full = f"{story.PROJECT}/{name}"
     env = place.environment() if place is not None else None
     kill_after = story.POINTS // 2 + random.randrange(story.POINTS // 20)
@@ -113,13 +113,13 @@ def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
 
 
 def _print_proof(full: str, path: Path | None, place: stage.Stage) -> bool:
-    """Waits until the server has caught up, and shows how one can tell; whether it has."""
+    """Wait until the server has everything, and print the proof; False if it takes longer than DRAIN_S."""
     place.wait_for_server()
     place.hurry()
     deadline = time.monotonic() + DRAIN_S
     complete, shown = stage.sync_status(full, path, place.environment())
     while not complete and time.monotonic() < deadline:
-        time.sleep(0.2)  # each look starts a process, and hashes everything on both sides
+        time.sleep(0.2)  # each question starts a process, and hashes everything on both sides
         complete, shown = stage.sync_status(full, path, place.environment())
     console.print_text(f"\nOn the server ({_bold(f'ml-dash sync status {full}')}):\n{shown.rstrip()}")
     return complete
@@ -136,7 +136,7 @@ def _epochs(title: str, first: int = 0) -> Iterator[story.Progress]:
 
 
 def _print_counts(counts: dict[str, story.Count]) -> None:
-    """The acknowledgements were counted outside the victims, from what their calls had returned."""
+    """Print how many acknowledged calls were found again. They were counted outside the processes that were killed."""
     rows: list[list[console.Cell]] = [
         [
             when,
@@ -164,7 +164,7 @@ def _tree(located: read.Located) -> str:
 
 
 def _grow(tree: Tree, folder: Path) -> None:
-    """The folder as a user sees it, and one line for the journal."""
+    """Add the files and folders of `folder` to the tree, and one line for the journal."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         if path.name == ".journal":
             files = [file for file in path.rglob("*") if file.is_file()]

@@ -17,7 +17,7 @@ Pair = dict[str, Any]
 @click.command()
 @click.argument("a", metavar="A", shell_complete=options.complete_experiment)
 @click.argument("b", metavar="B", shell_complete=options.complete_experiment)
-@click.option("--all", "everything", is_flag=True, help="What is equal, too.")
+@click.option("--all", "everything", is_flag=True, help="Also what is equal.")
 @options.path_option
 @options.json_option
 def command(a: str, b: str, everything: bool, path: Path | None, as_json: bool) -> None:
@@ -43,7 +43,7 @@ def command(a: str, b: str, everything: bool, path: Path | None, as_json: bool) 
 
 
 def _pairs(left: dict[str, Any], right: dict[str, Any], everything: bool) -> dict[str, Pair]:
-    """Key → {"a": value, "b": value}, where a side that lacks the key lacks its letter."""
+    """Return key → {"a": value, "b": value}; a side without the key has no entry. Equal ones only with `everything`."""
     pairs = {}
     for key in {**left, **right}:
         pair = {letter: side[key] for letter, side in (("a", left), ("b", right)) if key in side}
@@ -53,7 +53,7 @@ def _pairs(left: dict[str, Any], right: dict[str, Any], everything: bool) -> dic
 
 
 def _same(a: object, b: object) -> bool:
-    """Equal in value and kind; not a number is the same as not a number."""
+    """True if two values are equal in type and value; NaN equals NaN."""
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 

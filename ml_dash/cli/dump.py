@@ -31,7 +31,7 @@ _BODY_COLUMN = 66
 def command(experiment: str | None, limit: int | None, full: bool, path: Path | None, as_json: bool) -> None:
     """Print the frames of a segment file, or of all segments of an experiment.
 
-    Reads nothing but segments: it works where the rest is damaged. With --json one object a line.
+    Reads nothing but segments, so it works where the rest is damaged. With --json, one object a line.
     """
     width = console.width() if console.on_terminal(sys.stdout) and not full else None
     for segment in _segments(experiment, path):
@@ -51,7 +51,7 @@ def _segments(experiment: str | None, path: Path | None) -> list[Path]:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    """The header of a segment, then what is in it by offset: frames, gaps, and what is left at the end."""
+    """The header of a segment, then its parts by offset: frames, gaps, and what is left at the end."""
     segment = reader.open_segment(path)
     if segment is None:
         yield {"segment": path.name, "what": "torn header", "offset": 0, "size": path.stat().st_size}
@@ -100,7 +100,7 @@ def _frame(segment: str, offset: int, length: int, event: tuple[int, int, int, A
 
 
 def _plain(value: Any) -> Any:
-    """Whatever msgpack can hold, as JSON can show it: what is read here was perhaps not written by us."""
+    """Return a value of msgpack as JSON can show it. It may hold anything: any program may have written it."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -24,7 +24,7 @@ Meant = tuple[str, str | None]
 Line = Mapping[str, Any]
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 Source = tuple[Callable[[], Iterable[Line]], Callable[[], Table]]
-"""What to write, as lines of JSON and as a table: one of them is asked for."""
+"""What to write, as lines of JSON and as a table. Only one of the two is called."""
 
 _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
@@ -42,7 +42,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 @click.option("--superseded", is_flag=True, help="Also points that a rewind has superseded.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
-@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+@click.option("--json", "as_json", is_flag=True, help="As --format jsonl.")
 @options.remote_option
 @options.path_option
 @click.pass_context
@@ -92,7 +92,7 @@ def _points(view: ExperimentView, names: list[Meant], superseded: bool) -> Itera
 
 
 def _each(view: ExperimentView, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
-    """The points of a metric; of one of its series those that have it, with what tells their place."""
+    """Points of a metric. With `series`, only those that have it, without the fields of other series."""
     view.refuse_released(name)
     for point in view.each_point(name, superseded=superseded):
         if series is None:
@@ -105,7 +105,7 @@ def _each(view: ExperimentView, name: str, series: str | None, superseded: bool)
 
 
 def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) -> Table:
-    """Reads all points first, for the columns: they may not fit into memory, their names do."""
+    """A header and rows of points. They are read twice, first for the columns: they may not fit into memory."""
     fields: dict[str, None] = {}
     for name, series in names:
         for point in _each(view, name, series, superseded):
@@ -120,7 +120,7 @@ def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) ->
 
 
 def _experiments(experiment: str | None, path: Path | None) -> Source:
-    """All that are found, or the one that is meant."""
+    """Rows for all experiments that are found, or for the one that is named."""
     found = read.find(path) if experiment is None else [read.locate(experiment, path)]
 
     def lines() -> Iterator[Line]:
@@ -131,7 +131,7 @@ def _experiments(experiment: str | None, path: Path | None) -> Source:
 
     def table() -> Table:
         """Nested mappings become columns: `parameters.lr`, `metrics.loss`."""
-        # Of an experiment without parameters or metrics, the empty mapping is no column.
+        # An empty mapping (no parameters, no metrics) must not become a column.
         flat = [{key: value for key, value in flatten(line).items() if value != {}} for line in lines()]
         header = list(dict.fromkeys(key for line in flat for key in line))
         return header, ([line.get(key) for key in header] for line in flat)
@@ -149,7 +149,7 @@ def _stream(output: Path | None) -> Iterator[TextIO]:
 
 
 def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
-    # A program gets every character as it was recorded; a terminal would obey some of them.
+    # A program gets every character as it was recorded; a terminal would act on some of them.
     clean: Callable[[str], str] = console.safe if console.on_terminal(stream) else str
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(map(clean, header))
@@ -158,7 +158,7 @@ def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: Tex
 
 
 def _cell(value: Any) -> str:
-    """Text as it is, None as nothing, and everything else as JSON: floats with all their digits."""
+    """Return a value for CSV: text as it is, None as nothing, anything else as JSON, floats with all their digits."""
     if value is None:
         return ""
     shown = to_json(value)

@@ -26,9 +26,9 @@ from ml_dash.errors import InvalidValue, Unreachable
 def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | None) -> None:
     """Store a token for the server at URL (default: ML_DASH_REMOTE).
 
-    The token is asked for, or read from standard input, or taken from ML_DASH_API_KEY; never from the command line,
-    which others on the machine can see. What was recorded here for that server before anybody was logged in is listed;
-    it goes there under this login only if you say so.
+    The token is asked for in the terminal, or read from standard input, or taken from ML_DASH_API_KEY; never from the
+    command line, which others on the machine can see. What was recorded here for that server before anybody was logged
+    in is listed; it goes there under this login only if you say so.
     """
     from ml_dash.sync import login, remote
 
@@ -37,7 +37,8 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
     if not token:
         raise InvalidValue("the token is empty", hint="the server's owner makes one: ml-dash server token create USER")
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InvalidValue("that is no token: it has spaces or characters that none has", hint="copy it once more")
+        text = "that is not a token: it contains spaces or other characters that tokens do not have"
+        raise InvalidValue(text, hint="copy it again")
     user = None
     if not no_check:
         with contextlib.closing(remote.Link(where, token)) as link:
@@ -53,7 +54,7 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
 
 
 def _offer(where: str, claim: bool | None) -> None:
-    """List what nobody has claimed for that server, and claim it if that is wanted."""
+    """List what nobody has claimed for that server; claim it if `claim`, or (None) if the user says yes."""
     from ml_dash.sync import register
 
     waiting = register.unclaimed(where)

@@ -21,10 +21,10 @@ _STYLES = {"debug": "dim", "info": "green", "warn": "yellow", "error": "red", "f
 
 
 def _level(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
-    """The level as it is recorded; taken in any case, and as `warning` and `critical` too."""
+    """Return the level as it is recorded; upper case, `warning` and `critical` are accepted too."""
     if text is None or (level := level_of(text)) is not None:
         return text if text is None else level
-    raise click.BadParameter(f"{text!r} is no level; use one of {', '.join(LEVELS)}")
+    raise click.BadParameter(f"{text!r} is not a level; use one of {', '.join(LEVELS)}")
 
 
 @click.command()
@@ -89,7 +89,7 @@ def _entries(view: ExperimentView, start: int, level: str | None) -> Iterator[Lo
 
 
 def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int | None:
-    """The number of the first of the last `count` entries of a level; None if there is none."""
+    """The number of the first of the last `count` entries of a level (None: of any); None if there are no entries."""
     if count == 0:
         return None
     page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
@@ -99,7 +99,7 @@ def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int |
 
 
 def _sizes(located: read.Located) -> dict[str, int]:
-    """How long every segment is. Asked before the view is taken: what comes after it makes a difference."""
+    """The size of every segment in bytes. Read it before the view, so that later growth is noticed."""
     return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
 
 

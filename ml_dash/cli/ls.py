@@ -20,7 +20,7 @@ from ml_dash.reading import read
 
 Entry = dict[str, Any]
 
-# Which columns a narrow terminal does without, the first one first.
+# Columns that are left out in a narrow terminal, in this order.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
 
 _SORTS: dict[str, Callable[[Entry], Any]] = {
@@ -86,7 +86,7 @@ def command(
 
 
 def _nothing(path: Path | None, filters: list[str], code: int) -> str:
-    """Where was looked, and what the filters have left out."""
+    """Return what to print for an empty list: where was looked, and how many the filters left out."""
     if code != OK:
         return "no experiment that can be read"
     where, there = read.places(path), len(read.find(path))
@@ -97,7 +97,7 @@ def _nothing(path: Path | None, filters: list[str], code: int) -> str:
 
 
 def list_found() -> bool:
-    """Lists what bare `ml-dash` finds; False if there is nothing."""
+    """List experiments as `ml-dash ls` without options does; False if there are none."""
     found = read.find(None)
     if found:
         click.get_current_context().invoke(command)
@@ -105,7 +105,7 @@ def list_found() -> bool:
 
 
 def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
-    """What can be shown, and the exit code: one experiment that cannot be read does not hide the others."""
+    """Return a row for each experiment that can be read, and the exit code. Errors of the others are printed."""
     entries, code = [], OK
     for located in found:
         try:
@@ -118,7 +118,7 @@ def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
 
 
 def _record(located: read.Located) -> Mapping[str, Any]:
-    """The record, and where a killed process left its folder behind, that too: the next list is fast again."""
+    """Return the record. If a killed process left an outdated folder, update it: then the next list is fast again."""
     record = read.record(located)
     if record["status"] == "interrupted" and _status_in_folder(located) != "interrupted":
         bring_up_to_date(located)

@@ -25,8 +25,8 @@ _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "
 def command(ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool) -> None:
     """Check every frame, blob and file of an experiment.
 
-    Exit code 4 if anything is damaged or lost. What is merely torn (a write cut off by a kill, never
-    acknowledged) or released (content of a file that was replaced or deleted) is told, and is no damage.
+    Exit code 4 if anything is damaged or lost. A torn tail (a write cut off by a kill, never
+    acknowledged) and released files (replaced or deleted) are reported, but not counted as damage.
     """
     if everything and experiment is not None:
         raise click.UsageError("Give an EXPERIMENT or --all, not both.", ctx)
