@@ -55,7 +55,7 @@ class Account:
         try:
             cursors.save(self.path, self.cursor)
         except OSError as error:
-            log.warning("the cursor of %s cannot be written: %s (it will be asked for again)", self.journal, error)
+            log.warning("the cursor of %s cannot be written: %s (the server is asked instead)", self.journal, error)
 
     def save_changes(self) -> None:
         """Save the cursor if it is loaded and has changed since it was last saved."""
@@ -70,7 +70,7 @@ class Account:
     def park(self, name: str, why: str) -> None:
         """Set a segment or blob aside: record in the cursor that it cannot be sent, and why."""
         if self.cursor.parked.get(name) != why:
-            log.warning("%s: %s stays here: %s", self.journal, name, why)
+            log.warning("%s: %s is set aside: %s", self.journal, name, why)
             self.cursor.parked[name] = why
             self.dirty = True
 

@@ -91,7 +91,8 @@ class Batches:
             since, seen = self._suspect.get(key, (now, b""))
             if seen != digest:
                 self._suspect[key] = (now, digest)
-                log.warning("%s: %d bytes from %d hold no frame; read again later", segment.path, len(gap), position)
+                text = "%s: %d bytes from offset %d hold no valid frame; reading them again later"
+                log.warning(text, segment.path, len(gap), position)
                 return b"", []
             if now - since < DAMAGE_S:
                 return b"", []

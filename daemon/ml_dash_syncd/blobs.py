@@ -229,14 +229,14 @@ class BlobUploads:
                     # piece at the end makes it check them. Anything else here is a file of another length than the
                     # server's.
                     if not data and offset and offset != size:
-                        self._lose(name, f"the server has {offset:,} bytes of it, here are {size:,}")
+                        self._lose(name, f"the server has {offset:,} bytes of it, this machine has {size:,}")
                         return False
                     state = self._put(link, follower, name, offset, size, data, body=body)
                     idle = idle + 1 if state["length"] <= offset else 0
                     offset = state["length"]
                     # Without this, a server that takes bytes and keeps none would be fed for ever.
                     if idle > _TRIES and not state["complete"]:
-                        raise Unreachable(f"{link.url} took bytes of {name}, and has no more than before")
+                        raise Unreachable(f"{link.url} accepted bytes of {name}, and has no more than before")
         except FileNotFoundError:
             self._lose(name, "its content is gone from this machine")
             return False
@@ -285,7 +285,7 @@ class BlobUploads:
             if _digest(path) != name[:64]:
                 self._lose(name, "its content was changed on this machine since it was recorded")
             elif self._bad[name] >= _TRIES:
-                self.account.park(name, f"it arrives changed, {_TRIES} times by now: {refused.message}")
+                self.account.park(name, f"it arrived with another digest {_TRIES} times: {refused.message}")
             return False
         self._lose(name, refused.message)
         return False

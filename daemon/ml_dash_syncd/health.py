@@ -11,11 +11,14 @@ from typing import Any, Final
 from .schedule import Schedule
 
 HEALTHY_S: Final = 60.0
-"""A loop that has not turned for so long is not healthy."""
+"""A daemon whose loop has not turned for this long is not healthy."""
 
 
 class Health:
-    """What the loop tells, and the small server that passes it on."""
+    """A small HTTP server on loopback that reports on the loop.
+
+    The loop sets `last_turn` (time.monotonic) and `ready`; threads of the server read them.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
@@ -24,7 +27,7 @@ class Health:
         self._server: ThreadingHTTPServer | None = None
 
     def listen(self, port: int) -> str:
-        """Listen on loopback; where. Raises OSError."""
+        """Listen on a port of 127.0.0.1 (0: a free one); return the URL. Raises OSError."""
         health = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,7 +44,7 @@ class Health:
                 self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Probes are not worth a line."""
+                """Log nothing: probes come every few seconds."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
@@ -49,13 +52,13 @@ class Health:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
 
     def answer(self, path: str) -> tuple[int, str]:
-        """(status, text)"""
+        """Return (HTTP status, text) for a path."""
         answers: dict[str, Callable[[], tuple[int, str]]] = {
             "/-/healthy": self._healthy,
             "/-/ready": lambda: (200, "ready\n") if self.ready else (503, "not ready\n"),

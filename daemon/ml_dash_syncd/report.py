@@ -18,10 +18,11 @@ from .schedule import Schedule
 
 log = logging.getLogger("ml_dash.syncd")
 _EVERY_S: Final = 5.0
+"""Shortest time between two writes that nothing makes urgent."""
 
 
 class ReportFile:
-    """Writes the state down, now and then and when it matters."""
+    """The file `syncd.json`, and what was last written to it."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path if path is not None else register.status_path()
@@ -32,7 +33,10 @@ class ReportFile:
         self._warned = False
 
     def write(self, schedule: Schedule, *, now: bool = False, ended: bool = False) -> None:
-        """Replace the file if something has changed since it was last written, at most every five seconds."""
+        """Replace the file if something has changed and five seconds have passed, or at once with `now`.
+
+        `ended`: the daemon is about to exit. If the disk refuses, that is logged once and the old file stays.
+        """
         if not now and time.monotonic() - self._written < _EVERY_S:
             return
         document = {**summary(schedule), "address": self.address}
@@ -54,7 +58,7 @@ class ReportFile:
 
 
 def summary(schedule: Schedule) -> dict[str, Any]:
-    """How everything stands."""
+    """Numbers of experiments, what was sent, and the failures of each server, as a JSON object."""
     tasks = list(schedule.tasks.values())
     return {
         "experiments": len(tasks),
@@ -70,7 +74,7 @@ def summary(schedule: Schedule) -> dict[str, Any]:
 
 
 def status_line(schedule: Schedule) -> str:
-    """One line for people."""
+    """One line for people: what `systemctl status` shows."""
     tasks = list(schedule.tasks.values())
     waiting = sum(not task.settled for task in tasks)
     parts = [f"{len(tasks):,} experiments", f"{waiting:,} being sent" if waiting else "all sent"]
@@ -83,7 +87,7 @@ def status_line(schedule: Schedule) -> str:
 
 
 def load(path: Path | None = None) -> dict[str, Any] | None:
-    """What the daemon last said; None where there is nothing, or nothing that can be read."""
+    """Return the daemon's latest report; None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads((path or register.status_path()).read_bytes())
         if isinstance(found, dict):
@@ -92,4 +96,5 @@ def load(path: Path | None = None) -> dict[str, Any] | None:
 
 
 def _moment(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

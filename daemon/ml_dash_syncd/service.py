@@ -34,22 +34,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash.syncd")
 
 DRAIN_S: Final = 9.0
-"""How long SIGTERM lets it send what is there."""
+"""After SIGTERM, sending goes on for at most this long. The command promises ten seconds; the units allow twenty."""
 
 ONCE_TRIES: Final = 4
+"""`once` gives a journal or a server up after this many failures in a row."""
+
 LOCK_S: Final = 1.0
+"""While another daemon runs, one that systemd started tries to take the lock this often."""
+
 REPORT_S: Final = 1.0
-"""How often it tells how it stands; with thousands of experiments that is no small thing to say."""
+"""Time between two reports; with thousands of experiments, making one takes a while."""
 
 LOG_CHECK_S: Final = 60.0
-"""How often it looks whether its log has become long."""
+"""Time between two checks of the length of the log."""
 
 STUCK_S: Final = 300.0
+"""A step that takes longer than this is stuck: no request may take that long."""
+
 _LOG_BYTES: Final = 10 << 20
+"""A log longer than this is rotated."""
 
 
 class Signals:
-    """What was asked for by signals."""
+    """What signals have asked for. `wake` and `on_abort` are called from the signal handlers, in the main thread."""
 
     def __init__(self) -> None:
         self.end = False
@@ -59,7 +66,7 @@ class Signals:
         self.on_abort: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Obey TERM, INT and HUP. In the main thread."""
+        """Handle TERM and INT (end; a second one aborts) and HUP (reload). Only in the main thread."""
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         if hasattr(signal, "SIGHUP"):
@@ -79,7 +86,10 @@ class Signals:
 
 @contextlib.contextmanager
 def daemon_lock() -> Iterator[bool]:
-    """The lock of this user on this host while the block runs; False if another daemon has it."""
+    """Hold the lock of this user on this host while the block runs; yield False if another daemon has it.
+
+    Where the file system has no locks, yield True: two daemons then send the same bytes twice, which harms nothing.
+    """
     path = register.lock_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     held: BaseFileLock | None = lock.hold(path)
@@ -93,7 +103,11 @@ def daemon_lock() -> Iterator[bool]:
 def run(
     read_settings: Callable[[], Settings], *, idle_exit_s: float | None = None, signals: Signals | None = None
 ) -> int:
-    """Send what is there and what comes, until asked to end; the exit code. Raises InvalidValue for wrong settings."""
+    """Send what is there and what comes, until a signal asks to end; return the exit code.
+
+    With `idle_exit_s`, end after this many seconds with nothing to send and no living writer. If another daemon runs,
+    end at once; under systemd, wait for it to end and take over. Raises InvalidValue for wrong settings.
+    """
     settings = read_settings()
     signals = signals or Signals()
     signals.install()
@@ -105,9 +119,9 @@ def run(
                 return _serve(settings, read_settings, idle_exit_s, signals, notifier)
         other = (report.load() or {}).get("pid", "another process")
         if not notifier.has_manager:
-            log.warning("ml-dash-syncd runs already (%s)", other)
+            log.warning("ml-dash-syncd is already running (%s)", other)
             return 0
-        # The manager's own one takes over when the other ends.
+        # This process is the service manager's own: it takes over when the other one ends.
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
         notifier.ping_watchdog()
@@ -160,7 +174,7 @@ def _serve(
             if not _is_idle(schedule):
                 idle_since = time.monotonic()
             elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
-                log.info("nothing to send for %.0f s: ends", idle_exit_s)
+                log.info("nothing to send for %.0f s: ending", idle_exit_s)
                 break
         notifier.stopping()
         schedule.stop(DRAIN_S if signals.end else 1.0)
@@ -176,7 +190,7 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
     try:
         settings = read_settings()
     except InvalidValue as error:
-        log.error("the settings stay as they were: %s", error)
+        log.error("the settings were not changed: %s", error)
         settings = schedule.settings
     schedule.reload(Discovery(settings))
     log.info("settings and logins were read again; all pauses have ended")
@@ -187,7 +201,7 @@ def _is_idle(schedule: Schedule) -> bool:
 
 
 def _is_stuck(schedule: Schedule) -> bool:
-    """Does a thread work on the same step for longer than any request may take?"""
+    """True if a worker has been in the same step for longer than STUCK_S. Then systemd's watchdog may restart us."""
     now = time.monotonic()
     return any(task.busy and now - task.began > STUCK_S for task in list(schedule.tasks.values()))
 
@@ -196,9 +210,11 @@ def once(
     settings: Settings, keys: Iterable[str] = (), *, tries: int | None = None, signals: Signals | None = None,
     abort_code: int = 143,
 ) -> list[Task]:  # fmt: skip
-    """Send what is there until all of it is acknowledged, or cannot be for now; what stays.
+    """Send what is there until all of it is acknowledged or cannot be for now; return the tasks with something unsent.
 
-    A second signal to end ends the process at once, with `abort_code`.
+    `keys` are of registrations: those and no others (default: all). Gives up after `tries` failures in a row (default:
+    ONCE_TRIES). A second signal to end ends the process at once, with exit code `abort_code`. Raises InvalidValue for
+    an unknown key.
     """
     tries = ONCE_TRIES if tries is None else tries
     if signals is None:
@@ -225,20 +241,20 @@ def once(
 
 
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
-    """Will waiting make no difference?"""
+    """True if waiting any longer makes no difference to a task."""
     server_backoff = schedule.remotes.get(task.registration.remote)
     if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
     result = task.result
     if result is None:
         return task.settled
-    # Once all was sent that was there: a writer that lives may go on for ever.
+    # Everything that was there has been sent once. A living writer could go on for ever.
     drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait
     return drained or (result.remaining is Remaining.LATER and result.again_s is None)
 
 
 def unsent_reason(task: Task) -> str | None:
-    """Why something of a journal is not on its server; None if all is."""
+    """Why a part of a journal is not on its server; None if everything is, or the journal is gone."""
     result, cursor = task.result, task.shipment.cursor
     if task.state is TaskState.REMOVED:
         return None
@@ -253,7 +269,7 @@ def unsent_reason(task: Task) -> str | None:
 
 
 def rotate_log() -> None:
-    """Begin the log of a daemon in the background anew when it has become long; the one before is kept."""
+    """Begin the log of a background daemon anew when it has become long; keep the old one as `<name>.1`."""
     path = register.log_path()
     try:
         mine, there = os.fstat(2), path.stat()
@@ -265,24 +281,25 @@ def rotate_log() -> None:
         os.dup2(fd, 2)
         os.close(fd)
     except OSError:
-        # There is none, or no room for one.
+        # There is no log file, or no room for a new one: go on with what there is.
         return
 
 
 def _abort(code: int = 143) -> None:
-    """A second TERM: at once, whatever is under way. Only the server's answers count, so nothing is lost."""
-    log.warning("ends at once; what is under way is sent again the next time")
+    """End at once, on a second signal. What was not acknowledged is sent again the next time, so nothing is lost."""
+    log.warning("ending at once; what was not acknowledged is sent again the next time")
     _exit(code)
 
 
 def _exit_past_hanging_threads(code: int) -> None:
-    """End without waiting for threads that hang in a request."""
+    """End the process here if a worker still hangs in a request: the interpreter's own exit could wait for it."""
     hanging = [thread for thread in threading.enumerate() if thread.name.startswith("ml-dash-send")]
     if code or hanging:
         _exit(code)
 
 
 def _exit(code: int) -> None:
+    """Flush, and end the process without the interpreter's own exit."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

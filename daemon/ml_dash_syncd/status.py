@@ -16,7 +16,11 @@ from . import report
 
 
 def status(extra: list[Registration] | None = None) -> dict[str, Any]:
-    """The daemon, and each registered experiment: bytes here, bytes acknowledged, what is set aside and why."""
+    """Return the state of the daemon and of each registered experiment, as a JSON object.
+
+    For an experiment: bytes here, bytes acknowledged, what is set aside and why. `extra` are registrations that are not
+    in the state folder: those of stores. Takes no lock, and needs no daemon.
+    """
     known = {one.key: one for one in (*register.registrations(), *(extra or []))}
     last = report.load()
     runs = register.daemon_runs()
@@ -55,7 +59,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
 def _sizes(journal: Path) -> dict[str, int]:
     sizes = {}
     for _, path in list_segments(journal):
-        # It may go meanwhile, and a disk may not answer: what can be seen is shown.
+        # A segment may be removed meanwhile, and a disk may not answer: show what can be read.
         with contextlib.suppress(OSError):
             sizes[path.name] = path.stat().st_size
     return sizes

@@ -34,13 +34,13 @@ def command(
     path: Path | None,
     as_json: bool,
 ) -> None:
-    """Free what servers have proven, by digest and just now, to hold. Without EXPERIMENTS: of all that are sent.
+    """Free what servers have just proven, by digests, to hold. Without EXPERIMENTS: of all that are registered.
 
     A small snapshot stays, so that the experiment can be listed and continued; ml-dash pull brings the rest back. Exit
-    code 3 if of some experiment nothing could be freed because a server did not answer, or it goes nowhere.
+    code 3 if nothing of an experiment could be freed because a server did not answer, or it is not registered with one.
     """
     if not synced:
-        raise click.UsageError("Say --synced: only what a server has proven to hold is freed.", ctx)
+        raise click.UsageError("Give --synced: only what a server has proven to hold is freed.", ctx)
     registered = register.registrations()
     known = register.by_journal(registered)
     if experiments or path is not None:
@@ -53,12 +53,12 @@ def command(
         if mine or experiments:
             shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     else:
         for row in shown:
-            console.say(_sentence(row, dry_run))
+            console.print_text(_sentence(row, dry_run))
             for name, why in row["kept"].items():
-                console.say(f"    kept: {console.safe(name)}: {console.safe(why)}")
+                console.print_text(f"    kept: {console.safe(name)}: {console.safe(why)}")
     if any("error" in row for row in shown):
         ctx.exit(UNSENT)
 
@@ -78,7 +78,7 @@ def _collect(
         "remotes": [one.remote for one in mine], "segments": 0, "files": 0, "bytes": 0, "kept": {},
     }  # fmt: skip
     if not mine:
-        return {**row, "error": "it goes to no server; nothing was freed. See: ml-dash push"}
+        return {**row, "error": "it is not registered with any server; nothing was freed. See: ml-dash push"}
     try:
         with contextlib.ExitStack() as stack:
             links = [stack.enter_context(contextlib.closing(connect(one))) for one in mine]
@@ -95,5 +95,5 @@ def _sentence(row: dict[str, Any], dry_run: bool) -> str:
     name = console.safe(f"{row['project']}/{row['name']}")
     if "error" in row:
         return f"{name}: {console.styled('nothing freed', 'yellow')}: {console.safe(row['error'])}"
-    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'content')}"
-    return f"{name}: {counts}, {console.size(row['bytes'])} {'would be freed' if dry_run else 'freed'}"
+    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'file')}"
+    return f"{name}: {counts}, {console.size_text(row['bytes'])} {'would be freed' if dry_run else 'freed'}"

@@ -17,13 +17,13 @@ _STATUS_STYLES = {"running": "cyan", "completed": "green", "failed": "red", "int
 
 
 def summary(located: read.Located, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `experiment.json` that a list shows, and where the experiment is."""
+    """Return the part of `experiment.json` that a list shows, with the path of the experiment's folder."""
     facts = {key: record.get(key) for key in _SHOWN}
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
 
 
 def final_values(view: read.View) -> dict[str, Any]:
-    """Series → its last value."""
+    """Return series → its last value, over all metrics."""
     return {
         series: values["last"]
         for metric in view.metrics()
@@ -32,5 +32,6 @@ def final_values(view: read.View) -> dict[str, Any]:
 
 
 def status_cell(status: object) -> console.Cell:
+    """Return a status in its colour."""
     text = str(status)
     return console.Styled(console.safe(text), _STATUS_STYLES.get(text, "red"))

@@ -106,7 +106,7 @@ def test_forget_takes_back_what_names_an_experiment_or_a_server(home: Home, tmp_
     assert f"no answer for 2 h. If the URL is wrong: ml-dash-syncd forget {stuck.remote}" in shown
     assert shown.count("no answer") == 1
     done = home.syncd("forget", wrong + "/")
-    assert (done.returncode, done.stdout.count("no longer goes to http://127.0.0.1:1")) == (0, 2)
+    assert (done.returncode, done.stdout.count("is no longer sent to http://127.0.0.1:1")) == (0, 2)
     assert {one.remote for one in register.registrations()} == {right}
     assert home.syncd("forget", "p/a").returncode == 0
     assert home.syncd("forget", str(paths[1].parent)).returncode == 0

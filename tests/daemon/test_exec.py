@@ -162,4 +162,4 @@ def test_a_second_signal_while_it_sends_leaves_the_jobs_exit_code(home: Home) ->
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     started.wait(0.05)
         _, said = started.communicate(timeout=WAIT_S)
-    assert (started.returncode, "ends at once" in said) == (7, True)
+    assert (started.returncode, "ending at once" in said) == (7, True)

@@ -336,11 +336,11 @@ def test_many_hints_do_not_make_it_look_all_the_time() -> None:
     scheduled = Schedule(discovery)
     try:
         for _ in range(20):
-            scheduled._hinted("")
+            scheduled._take_hint("")
             scheduled.turn()
         finds, begun = discovery.finds, time.monotonic()
         while time.monotonic() - begun < 1.0:
-            scheduled._hinted("")
+            scheduled._take_hint("")
             scheduled.turn()
     finally:
         scheduled.stop(0)

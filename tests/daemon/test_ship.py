@@ -913,7 +913,7 @@ def test_a_long_body_that_comes_late_is_waited_for(way: Way) -> None:
     pen.close()
     result = way.drain()
     assert result.remaining is Remaining.LATER
-    assert result.again_s == ship.BODY_AGAIN_S
+    assert result.again_s == ship.BODY_RETRY_S
     pen.blob(msgpack.packb(body), seq)
     assert way.drain().remaining is Remaining.NOTHING
     assert not way.parked()
