@@ -1,34 +1,30 @@
-"""Folded lines in blocks of 1,000: ready JSON lines, and for points summaries by which they are down-sampled."""
+"""Folded lines in blocks of 1,000: ready JSON lines, and for points summaries by which they are down-sampled.
+
+A block ends where a thousand of indices ends, and earlier if its lines are long. It has a summary of the whole, and one
+for each part of it that lies between two multiples of 50.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from ...core.rewinds import History, Past
+from ...core.sampling import LINES, PART, Extremes, extend, extremes
+from ...core.state import FOLD_VERSION, Edits
 from ...core.state import Block as Points
-from ...core.state import Edits
-from ...core.statistics import NO_SERIES, NUMBERS, step_of
 from ...projection.lines import joined as joined_blocks
 from ...projection.lines import log_lines, point_lines, read_points
 from ..stores import Block, Read
 
-LINES: Final = 1000
-"""Lines of a block that is full."""
-
-PART: Final = 50
-"""A block has a summary of the whole, and one of each of its parts of that many lines."""
+TABLES_VERSION: Final = 100 * FOLD_VERSION + 1
+"""What made the rows and blocks of an experiment: those of another version are folded anew."""
 
 LOGS: Final = "logs"
-# A block of long lines is full before it has 1,000: it is read and written as a whole.
+# It is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
-
-# (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
-Spot = tuple[int, Any, Any]
-Found = tuple[int, Spot, Spot, Spot, Spot]
-Extremes = dict[str, Found]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
@@ -71,23 +67,28 @@ class Tail:
         tail.extremes, tail.parts = extremes_of(block.summary), parts_of(block.parts)
         return tail
 
+    @property
+    def room(self) -> int:
+        """How many lines it takes, if they are short."""
+        return LINES - self.first % LINES - self.count
+
     def add(self, lines: bytes, count: int) -> None:
         """Put lines behind those that are there."""
         self.lines += lines
         self.count += count
-        self.full = self.count >= LINES or len(self.lines) >= _FULL_BYTES
+        self.full = not self.room or len(self.lines) >= _FULL_BYTES
 
     def summarise(self, points: Points) -> None:
         """Take points into the summaries that are about to be added."""
         position = 0
         while position < len(points.rows):
-            inside = (self.count + position) % PART
-            if not inside:
+            inside = (points.start + position) % PART
+            if not inside or not self.parts:
                 self.parts.append({})
             rows = points.rows[position : position + PART - inside]
             found = extremes(rows, points.start + position)
-            _extend(self.parts[-1], found)
-            _extend(self.extremes, found)
+            extend(self.parts[-1], found)
+            extend(self.extremes, found)
             position += len(rows)
 
     def block(self, series: str) -> Block:
@@ -116,7 +117,7 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[
         tail, position = tail_of(tx, ns, experiment, LOGS, tails), 0
         while position < len(edits.logs):
             tail = _room(LOGS, tail, tails)
-            part = edits.logs[position : position + LINES - tail.count]
+            part = edits.logs[position : position + tail.room]
             tail.add(log_lines(part), len(part))
             position += len(part)
             if tail.full:
@@ -130,7 +131,7 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, tails: Tails) -> list[
             position = 0
             while position < len(points.rows):
                 tail = _room(series, tail, tails)
-                piece = _slice(points, position, position + LINES - tail.count)
+                piece = _slice(points, position, position + tail.room)
                 tail.summarise(piece)
                 tail.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
@@ -183,47 +184,3 @@ def history(tx: Read, ns: str, experiment: str) -> History:
             yield read_points(lines, first)
 
     return points
-
-
-# -- summaries --------------------------------------------------------------------------------------------------------
-
-
-def x_of(row: dict[str, Any], index: int) -> Any:
-    """What a point is drawn at: its step, else its epoch, else its index."""
-    step = step_of(row)
-    return index if step is None else step
-
-
-def _extend(known: Extremes, more: Extremes) -> None:
-    for name, found in more.items():
-        earlier = known.get(name)
-        known[name] = found if earlier is None else joined(earlier, found)
-
-
-def joined(a: Found, b: Found) -> Found:
-    """The summary of two stretches, `a` before `b`."""
-    low = b[2] if b[2][2] < a[2][2] else a[2]
-    high = b[3] if b[3][2] > a[3][2] else a[3]
-    return a[0] + b[0], a[1], low, high, b[4]
-
-
-def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
-    """The summary of consecutive points; NaN is left out."""
-    found: Extremes = {}
-    names = set().union(*rows) - NO_SERIES
-    for name in names:
-        values = [row.get(name) for row in rows]
-        places: list[int] | None = None
-        if not set(map(type, values)) <= NUMBERS or values != values or any(value != value for value in values):
-            places = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
-            values = [values[i] for i in places]
-            if not values:
-                continue
-        low, high = min(values), max(values)  # type: ignore[type-var]  # numbers only
-        chosen = (0, values.index(low), values.index(high), len(values) - 1)
-        spots = []
-        for choice in chosen:
-            place = choice if places is None else places[choice]
-            spots.append((start + place, x_of(rows[place], start + place), values[choice]))
-        found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
-    return found
