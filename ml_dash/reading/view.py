@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 from ..core.names import check_prefix, level_of
-from ..core.ranges import bounds, holes, page_of, size_of, windows
+from ..core.ranges import bounds, holes, page_of, windows
 from ..core.records import (
     ExperimentRecord,
     FileRecord,
@@ -31,8 +31,8 @@ from ..core.records import (
     series_name,
 )  # fmt: skip
 from ..core.rewinds import Past, last_step
+from ..core.sampling import Sampling
 from ..core.state import Edits, File, Metric, State
-from ..core.statistics import step_of
 from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
@@ -327,35 +327,25 @@ class View:
         """The live file that would be the folder of one there, or have it as its folder."""
         return self._folder.clashing(self.state, prefix, filename)
 
-    def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
-        """(x, y) of one series; x is `step`, else `epoch`, else the index. Keeps minima and maxima when thinning."""
+    def series(
+        self, name: str, series: str | None = None, max_points: int = 1000, *, superseded: bool = False
+    ) -> list[tuple[float, float]]:
+        """(x, y) of one series, at most about `max_points`; x is `step`, else `epoch`, else the index.
+
+        Minima and maxima are kept. What is superseded is left out, unless it is asked for.
+        """
         metric = self._metric(name)
         field = next((field for field in metric.series if series_name(name, field) == (series or name)), None)
         if field is None:
             raise NotFound(f"metric {name!r} has no series {series or name!r}; it has {sorted(metric.series)}")
-        bucket = max(1, -(-(metric.count - size_of(metric.superseded)) * 2 // max(2, max_points)))
-        thinned: list[tuple[float, float]] = []
-        waiting: list[tuple[float, float]] = []
-        for point in self.each_point(name, superseded=False):
-            y = point["data"].get(field)
-            if isinstance(y, (int, float)) and not isinstance(y, bool) and y == y:
-                waiting.append((_x(point), float(y)))
-            if len(waiting) == bucket:
-                thinned += _extremes(waiting)
-                waiting = []
-        return thinned + _extremes(waiting)
-
-
-def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    if len(points) <= 2:
-        return points
-    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
-    return sorted({points.index(low): low, points.index(high): high}.values(), key=points.index)
-
-
-def _x(point: Point) -> float:
-    step = step_of(point["data"])
-    return float(point["index"] if step is None else step)
+        sampling = Sampling(0, metric.count, max_points, field)
+        first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}")
+        for start in range(first, metric.count, MAX_LIMIT):
+            rows = [point["data"] for point in self.metric_page(name, start, MAX_LIMIT)["data"]]
+            for low, high in holes(() if superseded else metric.superseded, start, start + len(rows)):
+                sampling.add_rows(rows[low - start : high - start], low)
+        found = sampling.series().get(field, {"x": [], "value": []})
+        return [(float(x), float(y)) for x, y in zip(found["x"], found["value"], strict=True)]
 
 
 def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:

@@ -23,11 +23,12 @@ from ...core.records import (
     parameters_document,
     series_name,
 )
+from ...core.sampling import LINES
 from ...core.state import File, Metric, State
 from ...core.values import texts_like_numbers, to_json, utc_text
 from ...projection.lines import read_log
 from ..stores import Documents, ExperimentRow, Filter, Place, Read, place_of
-from .blocks import LINES, LOGS, series_of
+from .blocks import LOGS, series_of
 from .ingest import decode_state
 from .series import sample
 
