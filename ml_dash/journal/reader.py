@@ -218,33 +218,38 @@ def _last_time_ns(path: Path) -> int:
     segment = open_segment(path)
     if segment is None:
         return 0
-    return max((event[2] for event in _events_at_end(segment, path.stat().st_size)), default=0)
+    return max((event[2] for event in _at_end(segment, path.stat().st_size)[0]), default=0)
 
 
 def last_event(segment: Segment, size: int) -> tuple[int, int] | None:
     """Return (number, kind) of the last whole event in the first `size` bytes of a segment; None if there is none."""
-    events = _events_at_end(segment, size)
+    events, _ = _at_end(segment, size)
     return events[-1][:2] if events else None
 
 
-def _events_at_end(segment: Segment, size: int) -> list[Event]:
-    """Return the last events in the first `size` bytes of a segment: at least one, if it has any."""
+def last_frame_end(segment: Segment, size: int) -> int:
+    """Return the offset behind the last whole frame in the first `size` bytes of a segment."""
+    return _at_end(segment, size)[1]
+
+
+def _at_end(segment: Segment, size: int) -> tuple[list[Event], int]:
+    """Return the last events in the first `size` bytes of a segment (at least one, if any), and the offset behind."""
     window = _TAIL_BYTES
     with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
-            found = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
-            if found or start == segment.first or window > 2 * MAX_PAYLOAD:
-                return found
+            events, end = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
+            if events or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return events, start + end if events else segment.first
             window *= 8
 
 
-def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
+def _frames_within(buffer: bytes, crcs: LengthCrcs) -> tuple[list[Event], int]:
     found: list[Event] = []
-    position = 0
+    position = end = 0
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
-        position = walk(buffer, position, crcs, decode_event, found)
-    return found
+        position = end = walk(buffer, position, crcs, decode_event, found)
+    return found, end
 
 
 # -- frames that are checked, and not decoded -------------------------------------------------------------------------

@@ -17,12 +17,22 @@ from ..core.names import check_name
 from ..core.state import State
 from ..core.version import __version__
 from ..disk.config import ARGUMENT, Settings, quiet
-from ..disk.durable import fail_point, replace_file
+from ..disk.durable import fail_point
 from ..disk.lock import Liveness, Turn, probe
 from ..errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
 from ..journal import base as bases
 from ..journal.reader import newest_time_ns
-from ..journal.segment import JOURNAL, SEGMENTS, TURN, create_journal, list_segments, parse_name, read_identity
+from ..journal.segment import (
+    JOURNAL,
+    SEGMENTS,
+    TURN,
+    create_journal,
+    list_segments,
+    make_store,
+    parse_name,
+    read_identity,
+    refuse_foreign,
+)
 from ..journal.syncer import syncer
 from ..journal.writer import open_writer
 from ..projection import checkpoint as checkpoints
@@ -93,7 +103,7 @@ def find(wish: Wish) -> Located | None:
         return located if list_segments(journal) or bases.exists(journal) else None
     try:
         for place in {folder, home}:
-            _check_not_foreign(place)
+            refuse_foreign(place, hint="use another local_path, or another name")
     except ForeignFolder:
         # Another process may have made it since we looked.
         if (home / JOURNAL / SEGMENTS).is_dir():
@@ -121,25 +131,6 @@ def _check_identity(located: Located) -> None:
             f"{located.folder} holds experiment {identity.project}/{identity.name}, "
             f"not {located.project}/{located.name}",
             hint=f"open it as project={identity.project!r}, name={identity.name!r}, or use another local_path",
-        )
-
-
-def _check_not_foreign(folder: Path) -> None:
-    try:
-        found = [entry for entry in os.listdir(folder) if not entry.startswith(f"{JOURNAL}.")]
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        if not os.path.lexists(folder):
-            # It is one of the folders above that is none: nothing can ever be made there, under any name.
-            raise
-        raise ForeignFolder(f"{folder} is not a folder", hint="use another local_path or name") from None
-    except PermissionError:
-        return
-    if found:
-        raise ForeignFolder(
-            f"{folder} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
-            hint="use another local_path, or another name",
         )
 
 
@@ -186,7 +177,7 @@ def _claim(wish: Wish) -> Run | None:
     try:
         if _is_taken(wish):
             return None
-        _ignore(wish.settings.store)
+        make_store(wish.settings.store)
         create_journal(home, wish.project, wish.name, sync=wish.settings.durability == "always")
         turn = Turn(home / JOURNAL / TURN)
         if not turn.take():
@@ -249,7 +240,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
     known = _Known()
     try:
         if located is None:
-            _ignore(settings.store)
+            make_store(settings.store)
             identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
         else:
             identity = read_identity(home / JOURNAL)
@@ -339,13 +330,6 @@ def _known(located: Located) -> _Known:
         with contextlib.suppress(OSError, JournalError):
             return _Known(view(located).state, True, settled)
     return _Known(found.state if found is not None else None, not unread, settled)
-
-
-def _ignore(store: Path) -> None:
-    """A store is not for version control."""
-    if not store.exists():
-        store.mkdir(parents=True, exist_ok=True)
-        replace_file(store / ".gitignore", b"*\n")
 
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:

@@ -18,7 +18,7 @@ from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
 from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
-from ...journal.reader import Segment, Stretch, open_segment, read
+from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
 from ...projection.project import Projector
 from ...reading.view import look_anew
@@ -206,7 +206,7 @@ class Join:
         if probe(segment.path.with_name(segment.name.lock)) is not Liveness.GONE:
             self._leave(segment, "the server has more of it, and its writer may be alive here")
             return False
-        end = _last_frame_end(segment)
+        end = last_frame_end(segment, size)
         proof = self.bringer.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
         if proof is None or (proof["of"], proof["sha256"]) != (end, blobs.digest_of(segment.path, end)):
             self._leave(segment, "other events are in it here than on the server; it was left as it is")
@@ -292,14 +292,6 @@ def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
             if segment is not None:
                 found[segment.id] = segment, path.stat().st_size
     return found
-
-
-def _last_frame_end(segment: Segment) -> int:
-    end = segment.first
-    for item in read(segment, segment.first):
-        if isinstance(item, Stretch):
-            end = item.end
-    return end
 
 
 def _mark(base: Path) -> tuple[int, int]:
