@@ -10,6 +10,7 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.look import Reading, look, look_at
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
@@ -81,7 +82,7 @@ def _say(view: Reading, start: int | None, level: str | None, as_json: bool) -> 
 
 def _entries(view: Reading, start: int, level: str | None) -> Iterator[LogEntry]:
     while True:
-        page = view.logs(start, read.MAX_LIMIT)
+        page = view.logs(start, MAX_LIMIT)
         yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
         start = page["endIndex"] + 1
         if not page["hasMore"]:
@@ -92,7 +93,7 @@ def _start_of_last(view: Reading, level: str | None, count: int) -> int | None:
     """The number of the first of the last `count` entries of a level; None if there is none."""
     if count == 0:
         return None
-    page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
+    page = view.logs(-count, min(count, MAX_LIMIT), level)["logs"]
     if not page:
         view.refuse_released()
     return page[0]["sequenceNumber"] if page else None

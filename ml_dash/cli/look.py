@@ -10,12 +10,13 @@ from ml_dash.core.values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
+from ml_dash.reading.view import View
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
 
 
-def look(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:
+def look(experiment: str | None, path: Path | None) -> tuple[read.Located, View]:
     """The experiment that is meant, its folder up to date, and a consistent view of it."""
     located = read.locate(experiment, path)
     bring_up_to_date(located)

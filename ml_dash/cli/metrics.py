@@ -9,6 +9,7 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.look import Reading, json_point, look_at, meant
 from ml_dash.cli.plot import plot
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.records import MetricStats, Point
 from ml_dash.reading import read
 
@@ -120,7 +121,7 @@ def _say_points(view: Reading, name: str, last: int, superseded: bool, as_json: 
 def _last_points(view: Reading, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
-        limit = min(count - len(points), read.MAX_LIMIT)
+        limit = min(count - len(points), MAX_LIMIT)
         page = view.metric_page(name, len(points) - count, limit, superseded=superseded)
         points += page["data"]
         if not page["hasMore"]:

@@ -14,6 +14,7 @@ import msgspec
 from ...core import events as ev
 from ...core.fold import fold_death
 from ...core.frames import MAX_PAYLOAD, Header, LengthCrcs, encode_frame, encode_header
+from ...core.limits import LATEST_NS
 from ...core.names import check_metric_name, check_name, experiment_id
 from ...core.protocol import UNKNOWN, Refused
 from ...core.state import Edits, State
@@ -31,7 +32,6 @@ _ROWS_AT_ONCE: Final = 2_000
 _PENS_KEPT: Final = 1_000
 # A register goes to the greatest stamp: what is set here, by somebody who saw the rest, comes behind all of that.
 _REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
-_LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
@@ -117,14 +117,14 @@ class Scribe:
             found = tx.quiet(before_ns)
         return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in found)
 
-    def _end_writers(self, ns: str, experiment: str, before_ns: int = _LATEST_NS) -> bool:
+    def _end_writers(self, ns: str, experiment: str, before_ns: int = LATEST_NS) -> bool:
         """Note the death of those that are neither closed nor at hand (`before_ns`: nor were heard of since)."""
         with self._guard, self._ingest.writing() as tx:
             row = tx.experiment(ns, experiment)
             if row is None or row.heard_ns >= before_ns:
                 return False
             live = self._ingest.live(tx, ns, experiment)
-            pen = self._pens.get((ns, experiment)) if before_ns == _LATEST_NS else None
+            pen = self._pens.get((ns, experiment)) if before_ns == LATEST_NS else None
             own = [
                 writer
                 for writer in live.state.alive
@@ -179,7 +179,7 @@ def _frames(pen: Pen, new: list[New], newest_ns: int) -> tuple[bytes, int]:
     for number, (kind, body, time) in enumerate(new, pen.seq):
         last = max(time_ns(), last)
         if kind in _REGISTERS:
-            last = max(last, min(newest_ns, _LATEST_NS) + 1)
+            last = max(last, min(newest_ns, LATEST_NS) + 1)
         try:
             payload = _encode((number, kind, last if time is None else time, body))
         except (ValueError, OverflowError) as error:
