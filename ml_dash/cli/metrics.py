@@ -9,6 +9,7 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.plot import plot
 from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.records import MetricStats, Point
 from ml_dash.reading import read
 
@@ -121,7 +122,7 @@ def _print_points(view: ExperimentView, name: str, last: int, superseded: bool, 
 def _last_points(view: ExperimentView, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
-        limit = min(count - len(points), read.MAX_LIMIT)
+        limit = min(count - len(points), MAX_LIMIT)
         page = view.metric_page(name, len(points) - count, limit, superseded=superseded)
         points += page["data"]
         if not page["hasMore"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import experiment_id
 from ml_dash.core.ranges import page_of
 from ml_dash.errors import InvalidValue
@@ -44,7 +45,7 @@ class ServerView:
         """All points of a metric in order, without `superseded` only the current ones."""
         start, more = 0, True
         while more:
-            page = self.metric_page(name, start, read.MAX_LIMIT, superseded=superseded)
+            page = self.metric_page(name, start, MAX_LIMIT, superseded=superseded)
             yield from page["data"]
             start, more = page["endIndex"] + 1, page["hasMore"]
 
@@ -64,7 +65,7 @@ class ServerView:
         """All log entries in order."""
         start, more = 0, True
         while more:
-            page = self.logs(start, read.MAX_LIMIT)
+            page = self.logs(start, MAX_LIMIT)
             yield from page["logs"]
             start, more = page["endIndex"] + 1, page["hasMore"]
 
@@ -73,7 +74,7 @@ class ServerView:
 
     def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
         """(x, y) of one series, down-sampled to about `max_points`; the extremes stay."""
-        drawn: Any = self._client.series(self._id, name, min(max_points, read.MAX_LIMIT))["series"]
+        drawn: Any = self._client.series(self._id, name, min(max_points, MAX_LIMIT))["series"]
         line = drawn.get(series or name, {"x": [], "value": []})
         return [(float(x), float(y)) for x, y in zip(line["x"], line["value"], strict=True)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_dash.cli import console
 from ml_dash.reading import read
+from ml_dash.reading.view import View
 
 _SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",
@@ -22,7 +23,7 @@ def summary(located: read.Located, record: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
 
 
-def final_values(view: read.View) -> dict[str, Any]:
+def final_values(view: View) -> dict[str, Any]:
     """Return series → its last value, over all metrics."""
     return {
         series: values["last"]

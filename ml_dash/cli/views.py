@@ -10,12 +10,13 @@ from ml_dash.core.values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
+from ml_dash.reading.view import View
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
 
 
-def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:
+def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located, View]:
     """Find an experiment and bring its folder up to date; return its place and a view of it, consistent in itself.
 
     Raises NotFound if there is none, InvalidValue if there are several.
@@ -26,7 +27,7 @@ def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located,
 
 
 class ExperimentView(Protocol):
-    """What reading commands ask of an experiment, on this machine (`read.View`) or on a server (`ServerView`).
+    """What reading commands ask of an experiment, on this machine (`View`) or on a server (`ServerView`).
 
     Indices and numbers count from 0 in the order of the experiment; a negative `start_index` counts from the end. On
     this machine, what `gc` freed or `pull` did not bring is missing: call `refuse_released` before using them.

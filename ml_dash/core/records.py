@@ -5,7 +5,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from typing import Any, TypedDict
 
-from .limits import CHUNK_SIZE
+from .limits import CHUNK_SIZE, INT64_MAX
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
@@ -398,7 +398,7 @@ def experiment_document(state: State) -> ExperimentRecord:
             "metrics": len(state.metrics),
             "parameters": len(state.parameters),
             "files": sum(file.live for file in state.files.values()),
-            "lost": min(sum(writer.lost for writer in writers), 2**63 - 1),
+            "lost": min(sum(writer.lost for writer in writers), INT64_MAX),
         },
         "journal": state.journal_path.value,
         "writers": [writer_record(writer) for writer in writers],

@@ -8,12 +8,16 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 Write = Callable[[int, bytes, int], int]
 """write(fd, data, len(data)) → how many bytes were written; negative for an error, which it does not name."""
+
+BLOCK_BYTES: Final = 1 << 20
+"""What is read at once of a file, or of an answer, that may be long."""
 
 STORAGE_TROUBLE: Final = frozenset(
     code
@@ -157,6 +161,23 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
             break
         data += more
     return data
+
+
+def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes [start, end) of a file, block by block; fewer only where the file ends before."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = sys.maxsize if end is None else end - start
+        while rest > 0 and (block := file.read(min(BLOCK_BYTES, rest))):
+            yield block
+            rest -= len(block)
+
+
+def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
+    """The CRC-32 of the bytes [start, end) of a file, going on from `crc`; None if they are not all there."""
+    for block in blocks(path, start, end):
+        crc, start = crc32(block, crc), start + len(block)
+    return crc if start >= end else None
 
 
 def boot_id() -> str:

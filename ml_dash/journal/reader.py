@@ -29,8 +29,9 @@ from ..core.frames import (
     might_grow,
     walk,
 )
+from ..core.limits import LATEST_NS
 from ..core.ranges import Range
-from ..disk.durable import read_at
+from ..disk.durable import blocks, read_at
 from ..errors import Damaged, NewerFormat
 from .segment import SegmentName, list_segments, parse_name
 
@@ -39,7 +40,6 @@ _WALK_BYTES: Final = 4 << 20
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER: Final = 8 << 10
-_LATEST_NS: Final = 1 << 62
 
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 
@@ -192,6 +192,11 @@ def is_partial(segment: Segment, tail: Tail) -> bool:
     return might_grow(buffer, 0)
 
 
+def is_empty(segment: Segment, tail: Tail) -> bool:
+    """True if all bytes of a tail are zero."""
+    return not any(block.strip(b"\0") for block in blocks(segment.path, tail.start, tail.end))
+
+
 def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
     """Return the newest event time in a journal (ns since the epoch), at a cost that does not grow with the journal.
 
@@ -204,11 +209,11 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
         if name.writer not in latest or name > latest[name.writer][0]:
             latest[name.writer] = (name, path)
     for name, path in latest.values():
-        newest = max(newest, min(name.created_ns, _LATEST_NS))
+        newest = max(newest, min(name.created_ns, LATEST_NS))
         try:
             if path.stat().st_size != known.get(path.name, -1):
                 # No clock shows a time beyond the limit: it was made up, and would leave no room for later ones.
-                newest = max(newest, min(_last_time_ns(path), _LATEST_NS))
+                newest = max(newest, min(_last_time_ns(path), LATEST_NS))
         except (OSError, Damaged):
             continue
     return newest

@@ -14,7 +14,7 @@ import msgspec
 
 from ..core.events import OPEN
 from ..core.records import ExperimentRecord
-from ..disk.config import Settings, resolve
+from ..disk.config import DEFAULT_LOCAL_PATH, Settings, resolve
 from ..errors import InvalidValue, JournalError, NotFound
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
@@ -23,12 +23,7 @@ from ..journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_ident
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import EXPERIMENT, Folder
-from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew
-
-__all__ = [
-    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back",
-    "record", "view",
-]  # fmt: skip
+from .view import View, look, look_anew
 
 _OPENING_BYTES: Final = 64 << 10
 _OPENINGS_READ: Final = 256
@@ -225,11 +220,11 @@ def _paths() -> Settings:
 def _places(path: Path | None) -> list[Path]:
     if path is not None:
         base = Path(path).expanduser().absolute()
-        return [base, base / STORE] if (base / STORE).is_dir() else [base]
+        return [base, base / DEFAULT_LOCAL_PATH] if (base / DEFAULT_LOCAL_PATH).is_dir() else [base]
     settings = _paths()
     if settings.store.is_dir():
         return [settings.store]
-    return sorted(Path.cwd().glob(f"*/{STORE}"))
+    return sorted(Path.cwd().glob(f"*/{DEFAULT_LOCAL_PATH}"))
 
 
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
@@ -274,7 +269,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 
 def places(path: Path | None) -> str:
     """Where experiments are looked for, for a message."""
-    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{STORE}"
+    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
 
 
 def nearest(text: str, names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from ..core.limits import MAX_LIMIT
 from ..core.names import check_prefix, level_of
 from ..core.ranges import bounds, holes, page_of, windows
 from ..core.records import (
@@ -33,6 +34,7 @@ from ..core.records import (
 from ..core.rewinds import Past, last_step
 from ..core.sampling import Sampling
 from ..core.state import Edits, File, Metric, State
+from ..disk.config import DEFAULT_LOCAL_PATH
 from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
@@ -45,8 +47,6 @@ from ..projection.start import begin
 
 log = logging.getLogger("ml_dash")
 
-STORE: Final = ".ml-dash"
-MAX_LIMIT: Final = 10_000
 _TRIES: Final = 3
 # What reading lines raises that somebody has edited, removed, or is writing again.
 _UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
@@ -156,7 +156,7 @@ def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedDa
         base = None
     remotes = sorted({stood.remote for stood in base.segments.values() if stood.remote}) if base is not None else []
     name = f"{state.project}/{state.name}"
-    where = "" if folder.parents[1].name == STORE else f" --path {shlex.quote(str(folder.parents[1]))}"
+    where = "" if folder.parents[1].name == DEFAULT_LOCAL_PATH else f" --path {shlex.quote(str(folder.parents[1]))}"
     remote = f" --remote {remotes[0]}" if remotes else " --remote URL"
     return ReleasedData(
         f"{what} in {name}: not on this machine any more (gc, or a pull of the state alone); "
@@ -268,11 +268,6 @@ class View:
             else:
                 for low, high in holes(metric.superseded, start, start + len(page)):
                     yield from page[low - start : high - start]
-
-    def last_point(self, name: str) -> Point | None:
-        """The last point that is current."""
-        page = self.metric_page(name, -1, 1, superseded=False)["data"]
-        return page[0] if page else None
 
     def last_step(self) -> int | float | None:
         """The greatest step (else epoch) of what is current, of all metrics."""

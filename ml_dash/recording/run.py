@@ -25,8 +25,8 @@ from ..journal.writer import Tally, Writer
 from ..projection.project import Projector
 from ..projection.replay import Enough, Pace, Replay
 from ..projection.start import begin
-from ..reading.read import Located, View, view
-from ..reading.view import projected
+from ..reading.read import Located, view
+from ..reading.view import View, projected
 from .background import keeper
 
 if TYPE_CHECKING:

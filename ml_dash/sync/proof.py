@@ -7,13 +7,14 @@ nothing that either side has noted down (cursors, checkpoints) is part of the pr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.protocol import UNKNOWN, Digest, JournalState
 from ..core.state import File
+from ..disk.durable import blocks
 from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
 from ..journal.reader import Gap, Stretch, Tail, is_partial, open_segment, read
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(bytes compared, bytes in all)"""
 
-_BLOCK: Final = 1 << 20
 # How many segments are asked for at once.
 _AT_ONCE: Final = 256
 
@@ -326,19 +326,12 @@ class _Comparison:
 
 def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
     """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
-    digest = hashlib.sha256()
-    for block in _blocks(path, size):
+    digest, rest = hashlib.sha256(), size
+    for block in blocks(path, 0, size):
         digest.update(block)
+        rest -= len(block)
         if tell is not None:
             tell(len(block))
+    if rest:
+        raise EOFError
     return digest.hexdigest()
-
-
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while size:
-            block = file.read(min(_BLOCK, size))
-            if not block:
-                raise EOFError
-            size -= len(block)
-            yield block

@@ -285,7 +285,7 @@ def test_it_keeps_out_of_the_way_of_another_projector(
     desk: Desk, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(desk)
-    monkeypatch.setattr(gc, "_WAIT_S", 0.01)
+    monkeypatch.setattr(gc, "TURN_WAIT_S", 0.01)
     turn = Turn(desk.journal / TURN)
     assert turn.take()
     with pytest.raises(StillOpen, match="nothing was freed"):

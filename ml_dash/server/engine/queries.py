@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.ranges import Range, bounds, holes, page_of, size_of, windows
@@ -33,7 +34,6 @@ from .ingest import decode_state
 from .series import sample
 
 _T = TypeVar("_T")
-_LARGEST: Final = (1 << 63) - 1
 _PAGE_BYTES: Final = 32 << 20
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
@@ -300,7 +300,7 @@ def _read_place(text: str, sort: str) -> Place:
     numeric = sort != "name"
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
-    return (min(int(value), _LARGEST) if numeric else value), identity
+    return (min(int(value), INT64_MAX) if numeric else value), identity
 
 
 def _metric_of(state: State, name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...core.frames import decode_header
+from ...core.protocol import ORDER_PAGE
 from ...core.state import State
 from ...disk.durable import sync_folder, write_all
 from ...errors import Damaged, ServerRefused
@@ -25,7 +26,6 @@ from .scratch import scratch_in
 from .source import Permit, Progress, Source
 
 PAGE_BYTES: Final = 4 << 20
-PAGE_RECORDS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Bringer:
         """The server's order, page by page."""
         after: int | None = 0
         while after is not None:
-            page = self.source.order(self.experiment, after, PAGE_RECORDS)
+            page = self.source.order(self.experiment, after, ORDER_PAGE)
             yield from map(checked, page["records"])
             following = page["next"]
             after = following if page["records"] and following is not None and following > after else None

@@ -20,13 +20,12 @@ from ...journal.base import Base
 from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
 from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
-from ...projection.project import Projector
+from ...projection.project import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
 
-WAIT_S: Final = 30.0
 _TRIES: Final = 3
 
 
@@ -87,13 +86,13 @@ class Join:
             self.bringer.permit.done()
             state = look_anew(self.journal, self.located.folder).state
             if files and self.bringer.bring_files(state, self.journal):
-                with projector.having_turn(WAIT_S) as taken:
+                with projector.having_turn(TURN_WAIT_S) as taken:
                     if not taken:
                         raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
                     (self.journal / CHECKPOINT).unlink(missing_ok=True)
                     projector.begin_at_base()
             elif not state_only:
-                projector.advance(wait_s=WAIT_S)
+                projector.advance(wait_s=TURN_WAIT_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.bringer.report(state, state_only=state_only, new=False)
@@ -101,7 +100,7 @@ class Join:
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
         """To put things in place. Raises _BaseChanged if the base is not the one that was looked at."""
-        with projector.having_turn(WAIT_S) as taken:
+        with projector.having_turn(TURN_WAIT_S) as taken:
             if not taken:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
             if _mark(self.journal / BASE) != self.mark:

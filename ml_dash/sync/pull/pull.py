@@ -26,11 +26,11 @@ from ...journal.segment import (
     read_identity,
     refuse_foreign,
 )
-from ...projection.project import Projector
+from ...projection.project import TURN_WAIT_S, Projector
 from ...reading.read import Located
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
-from .existing import WAIT_S, Join
+from .existing import Join
 from .order import joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
 from .source import Permit, Progress, Source
@@ -105,7 +105,7 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
         sync_folder(changed)
     bringer.permit.done()
     if not state_only:
-        Projector(journal, folder).advance(wait_s=WAIT_S)
+        Projector(journal, folder).advance(wait_s=TURN_WAIT_S)
     return bringer.report(state, state_only=state_only, new=True)
 
 
