@@ -169,7 +169,7 @@ def _line(one: dict[str, Any]) -> str:
     left = one["bytes"] - one["acknowledgedBytes"]
     what = "all sent" if not left else f"{left:,} of {one['bytes']:,} bytes wait"
     if one["contents"]:
-        what += f", {one['contentsDone']:,} of {one['contents']:,} contents"
+        what += f", {one['contentsDone']:,} of {one['contents']:,} files"
     trouble = f"; {one['trouble']['text']}" if one["trouble"] else ""
     return f"{name} -> {one['remote']}: {what}{trouble}{_hint(one)}"
 

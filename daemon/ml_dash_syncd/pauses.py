@@ -43,7 +43,7 @@ class Pause:
         return wait
 
     def succeed(self) -> None:
-        """It works again."""
+        """End the pause after a success."""
         self.failures, self.until, self.why = 0, 0.0, ""
 
     @property
@@ -81,7 +81,7 @@ class Logins:
         return 0.0 if pause is None else max(0.0, pause.until - monotonic())
 
     def accept(self, login: Login) -> None:
-        """It is good."""
+        """End the pause of a login that the server has accepted."""
         self.refused.pop(login, None)
 
     def look(self) -> bool:

@@ -77,7 +77,7 @@ class Look:
         return self._find_gone() or changed
 
     def look_at_rest(self) -> bool:
-        """The same for one without living writers: is there a new file?"""
+        """Look at a journal without living writers: is there a new file?"""
         changed_ns = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - as above
         if changed_ns == self.changed_ns and not self._fresh:
             return False

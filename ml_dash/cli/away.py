@@ -108,6 +108,7 @@ def _registration(located: read.Located) -> Registration:
         return min(here, key=lambda one: not one.is_claimed)
     if settings.remote is None:
         raise InvalidValue(
-            f"{located.project}/{located.name} goes to no server from here", hint="name one: set ML_DASH_REMOTE"
+            f"{located.project}/{located.name} is not registered with any server here",
+            hint="name one: set ML_DASH_REMOTE",
         )
     return register.asking(located.journal, settings)

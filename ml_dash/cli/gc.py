@@ -78,7 +78,7 @@ def _collect(
         "remotes": [one.remote for one in mine], "segments": 0, "files": 0, "bytes": 0, "kept": {},
     }  # fmt: skip
     if not mine:
-        return {**row, "error": "it goes to no server; nothing was freed. See: ml-dash push"}
+        return {**row, "error": "not registered with any server; nothing was freed. See: ml-dash push"}
     try:
         with contextlib.ExitStack() as stack:
             links = [stack.enter_context(contextlib.closing(connect(one))) for one in mine]
@@ -95,5 +95,5 @@ def _sentence(row: dict[str, Any], dry_run: bool) -> str:
     name = console.safe(f"{row['project']}/{row['name']}")
     if "error" in row:
         return f"{name}: {console.styled('nothing freed', 'yellow')}: {console.safe(row['error'])}"
-    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'content')}"
+    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'file')}"
     return f"{name}: {counts}, {console.size(row['bytes'])} {'would be freed' if dry_run else 'freed'}"

@@ -66,7 +66,7 @@ def command(
         return
     what = "the state" if report.state_only else f"{console.plural(report.segments, 'segment')}"
     console.say(
-        f"{console.safe(experiment)}: {report.events:,} events, {what} and {console.plural(report.blobs, 'content')}, "
+        f"{console.safe(experiment)}: {report.events:,} events, {what} and {console.plural(report.blobs, 'file')}, "
         f"{console.size(report.bytes)}, in {console.safe(str(report.located.folder))}"
     )
     for missing in report.missing:

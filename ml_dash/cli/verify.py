@@ -26,7 +26,7 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
     """Check every frame, blob and file of an experiment.
 
     Exit code 4 if anything is damaged or lost. What is merely torn (a write cut off by a kill, never
-    acknowledged) or released (content of a file that was replaced or deleted) is told, and is no damage.
+    acknowledged) or released (content of a file that was replaced or deleted) is reported, not counted as damage.
     """
     if everything and experiment is not None:
         raise click.UsageError("Give an EXPERIMENT or --all, not both.", ctx)

@@ -125,7 +125,7 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
     try:
         fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
     except (ValueError, msgpack.UnpackException) as error:
-        raise Damaged(f"the header is no msgpack: {error}") from None
+        raise Damaged(f"the header is not msgpack: {error}") from None
     if not isinstance(fields, list) or len(fields) < count:
         raise Damaged("the header does not hold the fields of its format")
     return fields, size, crc
@@ -140,7 +140,7 @@ def decode_header(start: bytes) -> tuple[Header, int, int]:
 
 
 def decode_order_header(start: bytes, magic: bytes = ORDER_MAGIC) -> tuple[OrderHeader, int, int]:
-    """The same for the head of an `order` file, or with its magic of a base."""
+    """(header, its size, its CRC) of an `order` file, or with its magic of a base. Raises Damaged or NewerFormat."""
     fields, size, crc = _header_fields(start, magic, 3)
     _check_types(fields[:1], [], fields[1:3])
     nonce = fields[3] if len(fields) > 3 and isinstance(fields[3], bytes) else b""

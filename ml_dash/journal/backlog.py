@@ -107,7 +107,7 @@ class Backlog:
         return body
 
     def told(self) -> None:
-        """That event is on disk."""
+        """Forget what `untold` returned: its event is on disk."""
         self._untold = 0
         self._from = self._to = -1
 

@@ -103,7 +103,7 @@ def decode(body: bytes) -> Base:
     try:
         version = _envelope.decode(body).fold_version
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base file: {error}", hint=ADVICE) from None
     if version > FOLD_VERSION:
         raise NewerFormat(
             f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}",
@@ -112,7 +112,7 @@ def decode(body: bytes) -> Base:
     try:
         base = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base file: {error}", hint=ADVICE) from None
     if version < FOLD_VERSION:
         upgrade(base.state)
         base = replace(base, fold_version=FOLD_VERSION)
@@ -153,7 +153,7 @@ def load(journal: Path) -> Base | None:
 
 
 def read(journal: Path) -> tuple[Base, str] | None:
-    """The same, with what `identity_of` says of it."""
+    """The base of a journal and its identity (see `identity_of`); None if it has none. Raises as `load` does."""
     body = _checked_body(journal)
     if body is None:
         return None

@@ -178,7 +178,7 @@ class Follower:
         return list(self._running)
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if nothing of it is named."""
+        """Whether a writer has neither closed nor died; None if nothing of it is named."""
         self._meet_late()
         return writer in self._running if writer in self._met else None
 

@@ -73,7 +73,7 @@ class Reader(Protocol):
         """The writers that were met and have not ended, as far as is known, in the order in which they came."""
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if it was not met."""
+        """Whether a writer was met and has not ended; None if it was not met."""
 
     def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
         """May one of a writer's last segments, if any are here, end with a closing event? Asked if its lock is free."""

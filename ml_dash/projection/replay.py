@@ -149,7 +149,7 @@ class Replay:
         return self.state.alive
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if no event of it was folded."""
+        """Whether a writer has neither closed nor died; None if no event of it was folded."""
         known = self.state.writers.get(writer)
         return known.alive if known is not None else None
 

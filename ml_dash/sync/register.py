@@ -1,4 +1,4 @@
-"""What this user's processes ask to have uploaded on this host, how far that is, and the start of `ml-dash-syncd`.
+"""Registrations of journals for upload, the uploader's progress with each, and the start of `ml-dash-syncd`.
 
 Everything is a small file in the state folder (see `config.state_folder`): a process writes `registered/<key>.json`,
 the uploader answers in `cursors/<key>.json`. So no call here talks to a network, or waits for another process.

@@ -27,7 +27,7 @@ with Experiment("model", "e2e", local_path="runs", resume_from_remote=sys.argv[1
         assert machine.run("-c", replaced, content).returncode == 0
         machine.sync()
     assert "1 of 1 files, digests equal" in first.dash("sync", "status", "e2e/model")
-    assert "1 segment, 0 contents" in first.dash("gc", "--synced", "e2e/model")
+    assert "1 segment, 0 files" in first.dash("gc", "--synced", "e2e/model")
     assert not list_segments(first.at("model").journal)
     # The only copy of what was replaced stays until this machine knows of that.
     assert (first.at("model").folder / "files/models/model.bin").read_text() == "one"
@@ -92,7 +92,7 @@ def test_one_that_goes_nowhere_has_no_server_to_read_from(first: Machine) -> Non
         del first.environment[name]
     code = "from ml_dash import Experiment; Experiment('local', 'e2e', local_path='runs').open().close()"
     assert first.run("-c", code).returncode == 0
-    assert "goes to no server from here; name one" in first.dash("logs", "local", "--remote", code=1)
+    assert "is not registered with any server here; name one" in first.dash("logs", "local", "--remote", code=1)
 
 
 @pytest.mark.parametrize("token", [False, True])

@@ -489,7 +489,7 @@ def test_a_killed_run_is_freed_and_goes_on_with_its_numbers(machine: Machine) ->
     machine.sync()
     machine.prove("goes_on")
     parameters = machine.view("goes_on").parameters()
-    assert "1 segment, 0 contents" in machine.dash("gc", "--synced", "--keep-projection", "--dry-run")
+    assert "1 segment, 0 files" in machine.dash("gc", "--synced", "--keep-projection", "--dry-run")
     assert len(machine.segments("goes_on")) == 1
     (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
     assert (row["segments"], row["files"], row["kept"]) == (1, 1, {})

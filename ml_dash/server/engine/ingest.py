@@ -219,7 +219,7 @@ class Ingest:
         damaged: Iterable[Range] = (),
         without: Iterable[str] = (),
     ) -> tuple[int, Live | None, list[str]]:
-        """The same while writing: the length as it is then, the experiment if it changed, and released objects."""
+        """Take bytes in a transaction: the length then, the experiment if it changed, and released objects."""
         damaged = sorted(damaged)
         row = tx.segment_by_file(ns, journal, str(name))
         if row is None:

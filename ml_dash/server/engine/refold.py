@@ -30,7 +30,7 @@ def refold_all(ingest: Ingest) -> int:
 
 
 def refold(ingest: Ingest, ns: str, experiment: str) -> None:
-    """The same for one experiment, in one transaction."""
+    """Fold the copies of one experiment anew, in one transaction."""
     with ingest.writing() as tx:
         row = tx.experiment(ns, experiment)
         if row is None:

@@ -35,7 +35,7 @@ LINGER_BYTES: Final = 64 << 20
 LINGER_S: Final = 5.0
 
 UNREAD_S: Final = 300.0
-"""An answer of which nothing is taken for so long is given up."""
+"""A response that the client has not read for this long is dropped."""
 
 ROUTES: Final = [
     *routes_sync.ROUTES,
@@ -140,7 +140,7 @@ class App:
 
     async def _response(self, request: Request, record: _Record) -> Response:
         """The answer, whatever happens; ClientDisconnect where nobody waits for it."""
-        # Whatever a client calls its method, there are only so many figures.
+        # Bounds the label of the metric: unknown methods count as OTHER.
         record.method = request.method if request.method in METHODS else "OTHER"
         try:
             if self._active > ACTIVE:

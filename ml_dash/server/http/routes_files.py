@@ -41,7 +41,7 @@ class FileChange(TypedDict, total=False):
 async def add_file(call: Call) -> Response:
     """Add a file: multipart, streamed to disk, never whole in memory."""
     experiment = call.experiment()
-    # Who may not, or has no such experiment, is told before the first byte is stored.
+    # Permission and existence are checked before the upload is accepted.
     found = await call.read(call.core.experiment, call.namespace, experiment)
     if found["writeProtected"]:
         raise WriteProtected("the experiment is write-protected: parameters and files are final")

@@ -260,14 +260,14 @@ class Objects(Protocol):
         """Take the file at `path` (it is gone from there afterwards); durable on return. Replaces what is there."""
 
     def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """The same for many, (key, path), together."""
+        """Take many files, (key, path), as `put` does."""
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
 
     def size(self, key: str) -> int | None: ...
     def copy(self, source: str, target: str) -> None:
-        """The same content under another key; replaces what is there. Raises FileNotFoundError."""
+        """Put the content of `source` under another key too; replaces what is there. Raises FileNotFoundError."""
 
     def delete(self, key: str) -> None: ...
     def list(self, prefix: str) -> Iterator[str]:

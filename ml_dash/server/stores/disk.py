@@ -62,7 +62,7 @@ class DiskObjects:
             self._placed(target, place, source=path)
 
     def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """The same for many files, synced side by side: the disk takes many at once for little more than one."""
+        """Take many files, as `put` does; synced side by side, which costs a disk little more than one."""
         placed = [(self._path(key), path) for key, path in items]
         with _trouble():
             folders = set[Path]()
@@ -89,7 +89,7 @@ class DiskObjects:
         return entries
 
     def copy(self, source: str, target: str) -> None:
-        """The same content under another key, as a hard link where that works: objects never change."""
+        """Put a content under another key too, as a hard link where that works: objects never change."""
         original, place = self._path(source), self._path(target)
 
         def link() -> None:
