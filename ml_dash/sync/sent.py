@@ -20,7 +20,7 @@ from ..disk.config import Settings
 from ..disk.durable import read_at
 from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
-from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_segment, read
+from ..journal.reader import Segment, Tail, decode_event, is_partial, last_event, open_segment, read
 from ..journal.segment import list_segments, parse_blob
 from ..reading.read import Located, view
 from . import register
@@ -165,11 +165,8 @@ def _first_unsent(path: Path, acknowledged: int) -> int | None:
     if item is None or (isinstance(item, Tail) and is_partial(segment, item)):
         return None  # cut off by the disk, or on its way
     # No frame begins there: damage, or a cursor of something else. What is whole before it counts.
-    last = segment.header.first_seq - 1
-    for before in read(segment, segment.first, acknowledged):
-        if isinstance(before, Run):
-            last = before.events[-1][0]
-    return last + 1
+    last = last_event(segment, acknowledged)
+    return last[0] + 1 if last is not None else segment.header.first_seq
 
 
 def _number_at(segment: Segment, offset: int) -> int | None:
