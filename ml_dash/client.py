@@ -398,8 +398,8 @@ class RemoteClient:
             found = None
         if not isinstance(found, dict):
             raise Unreachable(
-                f"{self.base_url} answered with something that is none of an ml-dash server "
-                f"({response.headers.get('Content-Type', 'no type')})",
+                f"{self.base_url} did not answer like an ml-dash server "
+                f"(status {response.status_code}, {response.headers.get('Content-Type', 'no type')})",
                 hint="check the URL, and whether a proxy or a sign-in page stands before it",
             )
         return found

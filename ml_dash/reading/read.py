@@ -59,7 +59,7 @@ def view(located: Located) -> View:
 
 
 def fresh_view(located: Located) -> View:
-    """The same, from the journal alone: for a folder that is not there, or not what it should be."""
+    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be."""
     return look_anew(located.journal, located.folder)
 
 
@@ -163,7 +163,7 @@ def _folder_of(journal: Path, project: str, name: str) -> Path:
 
 
 def _folder_path_of_base(journal: Path) -> Iterator[str]:
-    """The same from a base, which may stand for all opening events. A damaged one is told where it is read for more."""
+    """The folder path that a base holds, which may stand for all opening events; a damaged base gives none."""
     with contextlib.suppress(OSError, JournalError):
         base = bases.load(journal)
         if base is not None and base.folder_path and "\0" not in base.folder_path:

@@ -105,7 +105,7 @@ def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[
 
 
 def look_anew(journal: Path, folder: Path) -> View:
-    """The same from the journal alone: for a folder that is not there, or not what it should be.
+    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be.
 
     Of the folder nothing is used but lines that a base has kept there and that are still the same. Raises JournalError
     if there is a base that cannot be used.

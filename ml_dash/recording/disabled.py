@@ -12,7 +12,7 @@ _folder: tuple[Path, int] | None = None
 
 
 def settings_of_nothing(settings: Settings) -> Settings:
-    """The same settings, but for the place; nothing is synced there."""
+    """Settings for a recording that is switched off: a place of its own, and nothing is synced there."""
     global _folder
     if _folder is None:
         import tempfile

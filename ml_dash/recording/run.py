@@ -164,11 +164,11 @@ class Run:
 
     @property
     def protected(self) -> bool:
-        """Are parameters and files final, as far as this process knows?"""
+        """Whether this process knows that parameters and files are final."""
         return self._protected
 
     def protect(self) -> None:
-        """They are, from now on."""
+        """Mark parameters and files as final."""
         self._protected = True
 
     def _learn(self, state: State) -> None:

@@ -71,7 +71,7 @@ class Session:
         self.refuse()
 
     def changeable(self) -> Run:
-        """The same, if parameters and files may still be changed; else WriteProtected."""
+        """What this process records into. Raises WriteProtected if parameters and files may not be changed any more."""
         self.refuse()
 
     def looking(self) -> AbstractContextManager[View]:

@@ -41,7 +41,7 @@ class Holder(Protocol):
 
     @property
     def name(self) -> str:
-        """Its URL."""
+        """The URL of the server."""
 
     def removed(self, journal: str) -> set[str]:
         """Writers of a journal whose events it keeps out of sight: nobody could bring them back."""

@@ -475,7 +475,7 @@ def _pause(response: requests.Response) -> float | None:
 def _strange(url: str, response: requests.Response) -> Unreachable:
     kind = response.headers.get("Content-Type", "no type")
     return Unreachable(
-        f"{url} answered {response.status_code} with something that is none of an ml-dash server ({kind[:60]})",
+        f"{url} did not answer like an ml-dash server (status {response.status_code}, {kind[:60]})",
         hint="check the URL, and whether a proxy or a sign-in page stands before it",
     )
 

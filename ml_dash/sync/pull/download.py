@@ -77,7 +77,7 @@ class Bringer:
         try:
             base = bases.decode(body)
         except Damaged as error:
-            raise Damaged(f"{self.source.name} answered with something that is no base: {error.message}") from None
+            raise Damaged(f"{self.source.name} did not answer with a valid base: {error.message}") from None
         if (base.project, base.name) != (self.located.project, self.located.name):
             raise Damaged(f"{self.source.name} answered with the base of {base.project}/{base.name}")
         # What only this machine could say.
