@@ -13,11 +13,8 @@ from .core.names import check_metric_name, check_name, clash_key
 from .core.values import checked_step
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
-from .files import FileBuilder, FileEntry, one_source
 from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
-from .parameters import ParametersBuilder
-from .recording.disabled import settings_of_nothing
 from .recording.ending import check_status, passing
 from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
 from .recording.session import Reading
@@ -28,6 +25,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .core.records import DurableState, ExperimentRecord
+    from .files import FileBuilder, FileEntry
+    from .parameters import ParametersBuilder
 
 log = logging.getLogger("ml_dash")
 
@@ -88,6 +87,8 @@ class Experiment:
         if switched_off:
             remote = remote_url(remote) if remote is not None else None
             wanted = resolve(local_path, local_prefix, None, user_name, api_key, durability, env={})
+            from .recording.disabled import settings_of_nothing
+
             settings = settings_of_nothing(wanted)
         else:
             settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
@@ -186,6 +187,8 @@ class Experiment:
 
     def parameters(self) -> ParametersBuilder:
         """The experiment's parameters: `.set(...)` and `.get()`."""
+        from .parameters import ParametersBuilder
+
         self._handle.session.here()
         return ParametersBuilder(self._handle)
 
@@ -278,6 +281,8 @@ class Experiment:
         The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
         `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
         """
+        from .files import FileBuilder, one_source
+
         self._handle.session.here()
         what = one_source(source, file_path, file_prefix, file_id)
         builder = FileBuilder(self._handle, what, prefix, file_id, dest_path, description, tags, metadata)

@@ -132,7 +132,7 @@ def _holds(identity: str, stood: Stood) -> bool:
 def save(journal: Path, identity: OrderHeader, base: Base) -> None:
     """Put a base into a journal, in the place of an older one; on return it survives a power cut."""
     fail_point("base-before")
-    head = encode_header(replace(identity, nonce=b""), BASE_MAGIC)
+    head = encode_header(identity._replace(nonce=b""), BASE_MAGIC)
     body = encode(base)
     replace_file(journal / BASE, head + _HEAD.pack(len(body), _crc(head, body)) + body, sync=True)
 

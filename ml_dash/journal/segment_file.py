@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import Header, LengthCrcs, encode_frame, encode_header, spilled
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 
-@dataclass(slots=True)
-class Retired:
+class Retired(NamedTuple):
     """A segment that takes no more frames but is not synced yet."""
 
     fd: int
@@ -74,7 +72,7 @@ class SegmentFile:
         # The time of the last event, and the number of the next.
         self.last_ns = created_ns
         self.seq = 0
-        self.pack: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+        self.pack = packer(load=False)
         self._lock: BaseFileLock | None = None
         self._keep = keep
         self._n = 0
@@ -227,8 +225,10 @@ class SegmentFile:
 
     def spill(self, seq: int, kind: int, now: int, body: Any) -> bytes:
         """The payload of an event with a body over 1 MiB: that is stored as a blob, synced, and named in its place."""
+        from hashlib import sha256
+
         content = self.pack(body)
-        digest = hashlib.sha256(content).digest()
+        digest = sha256(content).digest()
         path = self.folder.journal / BLOBS / events.blob_name(digest.hex(), self.id, seq)
         temporary = path.with_name(f".{self.id}-{seq}.tmp")
         try:
@@ -242,8 +242,19 @@ class SegmentFile:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-        reference = spilled(digest, len(content))
-        return self.pack((seq, kind, now, msgspec.msgpack.Ext(reference.code, reference.data)))
+        payload: bytes = msgpack.packb((seq, kind, now, spilled(digest, len(content))))
+        return payload
+
+
+def packer(*, load: bool) -> Callable[[Any], bytes]:
+    """What makes an event's bytes: msgspec, the faster one, which takes a while to load; without `load`, until that is
+    done, msgpack, which makes the same bytes."""
+    if load or "msgspec" in sys.modules:
+        import msgspec
+
+        return msgspec.msgpack.Encoder().encode
+    pack: Callable[[Any], bytes] = msgpack.Packer().pack
+    return pack
 
 
 class _Forgetful(bytearray):

@@ -22,7 +22,7 @@ from time import monotonic, sleep, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
@@ -30,7 +30,7 @@ from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point
 from ..errors import InvalidValue, StorageError, WriterGone
 from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
 from .segment import ROLL_BYTES, SegmentFolder
-from .segment_file import Retired, SegmentFile, close_quietly
+from .segment_file import Retired, SegmentFile, close_quietly, packer
 
 log = logging.getLogger("ml_dash")
 
@@ -229,7 +229,7 @@ class Writer:
                 return self._trouble.accept(kind, body, None, 1)
             payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
-                payload = file.spill(*msgspec.msgpack.decode(payload))
+                payload = file.spill(*msgpack.unpackb(payload))
             file.in_doubt = True
             return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
@@ -309,6 +309,10 @@ class Writer:
         """From now on write through this function (see `durable.keeping_write`); None for the usual `os.write`."""
         if not _fails_at_write():
             self._keeping_write = write
+
+    def load(self) -> None:
+        """Load what makes each append faster; the first ones need not wait for that. Any thread."""
+        self._file.pack = packer(load=True)
 
     # -- when the disk refuses ---------------------------------------------------------------------------------------
 

@@ -25,10 +25,10 @@ from ..journal import blobs
 from ..journal.base import Base
 from ..journal.order import Order, Stretch
 from ..journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
-from ..journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
+from ..journal.segment import BASE, BLOBS, CHECKPOINT, EXPERIMENT, ORDER, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
 from ..projection.checkpoint import Checkpoint, Layout, LineFile
-from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
+from ..projection.folder import FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
 from ..projection.lines import document, log_lines
 from ..projection.replay import Replay
 from ..projection.start import begin
