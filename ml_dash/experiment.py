@@ -13,7 +13,6 @@ from .core.names import check_metric_name, check_name, clash_key
 from .core.values import checked_step
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
-from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
 from .recording.ending import check_status, passing
 from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from .core.records import DurableState, ExperimentRecord
     from .files import FileBuilder, FileEntry
+    from .log import LogBuilder, LogLevel
     from .parameters import ParametersBuilder
 
 log = logging.getLogger("ml_dash")
@@ -172,10 +172,14 @@ class Experiment:
         """
         if message is None:
             return self._log_builder(level, metadata, extra)
+        from .log import append_log
+
         append_log(self._handle, message, level, metadata, extra)
         return None
 
     def _log_builder(self, level: str | LogLevel, metadata: Metadata | None, extra: dict[str, Any]) -> LogBuilder:
+        from .log import LogBuilder
+
         session = self._handle.session
         if not session.is_open:
             session.refuse()

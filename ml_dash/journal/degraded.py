@@ -14,7 +14,7 @@ from ..core import events
 from ..core.frames import MAX_PAYLOAD
 from ..disk.durable import STORAGE_TROUBLE
 from ..errors import StorageError
-from .backlog import Aside, Backlog
+from .backlog import Backlog
 from .segment import ROLL_BYTES
 from .segment_file import SegmentFile
 
@@ -119,7 +119,7 @@ class Degraded:
         copy = self._file.pack(body)
         if not self.backlog.aside:
             log.warning("ml-dash: a write to %s hangs; events are kept in memory until it returns.", self._journal)
-        self.backlog.set_aside(Aside(kind, msgpack.unpackb(copy), tally, count), len(copy))
+        self.backlog.set_aside((kind, msgpack.unpackb(copy), tally, count), len(copy))
         self._file.limit = -1
         self.retry_at = self.retry_at or monotonic() + FIRST_RETRY_S
         self._syncer.wake()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 
-class Retired(NamedTuple):
+class Retired:
     """A segment that takes no more frames but is not synced yet."""
 
-    fd: int
-    kept: bytearray
+    __slots__ = ("fd", "kept")
+
+    def __init__(self, fd: int, kept: bytearray) -> None:
+        self.fd = fd
+        self.kept = kept
 
 
 class SegmentFile:

@@ -38,8 +38,11 @@ class Projected(Protocol):
     """A run, as far as its folder goes."""
 
     writer: Writer
-    local: bool
     loaded: bool
+
+    @property
+    def local(self) -> bool:
+        """Is its journal on a disk of this machine?"""
 
     def load(self) -> None:
         """Load what the first points need not wait for."""

@@ -61,12 +61,15 @@ class Wish(NamedTuple):
     silent: bool
 
 
-class _Known(NamedTuple):
+class _Known:
     """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
 
-    state: State | None = None
-    complete: bool = True
-    settled: dict[str, int] | None = None
+    def __init__(
+        self, state: State | None = None, complete: bool = True, settled: dict[str, int] | None = None
+    ) -> None:
+        self.state = state
+        self.complete = complete
+        self.settled = settled
 
     @property
     def protected(self) -> bool:

@@ -80,11 +80,18 @@ class Run:
         self.ended = False
         self.secrets: set[str] = set()
         self.sent: list[Sent] = []
-        self.local = _is_local(located.journal)
+        self._local: bool | None = None
         self._protected = False
         self._folder: RunFolder | None = None
         self.loaded = False
         writer.make_room = lambda: self.folder.give_way()
+
+    @property
+    def local(self) -> bool:
+        """Is its journal on a disk of this machine?"""
+        if self._local is None:
+            self._local = _is_local(self.located.journal)
+        return self._local
 
     @property
     def folder(self) -> RunFolder:
