@@ -62,6 +62,17 @@ class Settings(NamedTuple):
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in ("api_key", "sources"))
         return f"Settings({', '.join(shown)})"
 
+    # Where a setting came from makes no difference.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
+
     @property
     def secrets(self) -> tuple[str, ...]:
         """What must never be written anywhere."""
