@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..disk.durable import Write, keeping_write
 from ..errors import StorageError
+from ..journal.syncer import syncer
 from . import process
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class Keeper:
                 except RuntimeError as error:
                     # No more threads: close() and every reader bring the folder up to date by themselves.
                     log.debug("ml-dash: no thread to project with: %s", error)
+                    syncer.start()
                     return
                 self._thread = thread
 
@@ -141,6 +143,7 @@ class Keeper:
                 runs = list(self._runs)
                 if not runs or self._thread not in (None, threading.current_thread()):
                     return
+            syncer.start()
             self._load(runs)
             if pause == PROJECT_EVERY_S:
                 self._pass(runs)

@@ -262,6 +262,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
     run = Run(place, identity, writer, child=wish.child)
     if known.protected or wish.write_protected:
         run.protect()
+    syncer.hold_back()
     syncer.add(writer)
     try:
         writer.append(events.OPEN, body)
@@ -270,6 +271,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
         with contextlib.suppress(StorageError):
             writer.close({"status": "failed"})
         syncer.remove(writer)
+        syncer.start()
         raise
     registry.enter(run)
     if not wish.silent:
