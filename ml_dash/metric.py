@@ -11,6 +11,7 @@ from .core.limits import CHUNK_SIZE
 from .core.names import check_metric_name, metric_id
 from .core.values import INT_MAX, INT_MIN, PLAIN, field_values, page_arguments
 from .errors import Damaged, InvalidValue, UnsupportedType, WriterGone
+from .recording.process import loading
 
 if TYPE_CHECKING:
     from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, Point, PointPage
@@ -311,7 +312,8 @@ def _ends(begun: list[tuple[int | None, int]]) -> tuple[int | None, int | None]:
 
 def _parts(rows: Rows) -> Iterator[Rows]:
     """Rows in parts of about a frame's size."""
-    import msgspec
+    with loading():
+        import msgspec
 
     part: list[dict[str, Any]] = []
     size = 0

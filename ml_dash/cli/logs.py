@@ -15,6 +15,7 @@ from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 POLL_S = 0.5
 
@@ -99,7 +100,7 @@ def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int |
     return page[0]["sequenceNumber"] if page else None
 
 
-def _sizes(located: read.Located) -> dict[str, int]:
+def _sizes(located: Located) -> dict[str, int]:
     """The size of every segment in bytes. Read it before the view, so that later growth is noticed."""
     return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
 

@@ -9,7 +9,7 @@ from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import experiment_id
 from ml_dash.core.ranges import page_of
 from ml_dash.errors import InvalidValue
-from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from ml_dash.client import RemoteClient
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class ServerView:
     """An `ExperimentView` of what a server has. For one command: the list of metrics is asked for once, and kept."""
 
-    def __init__(self, client: RemoteClient, located: read.Located) -> None:
+    def __init__(self, client: RemoteClient, located: Located) -> None:
         self._client = client
         self._id = experiment_id(located.project, located.name)
         self._metrics: list[MetricSummary] | None = None
@@ -79,7 +79,7 @@ class ServerView:
         return [(float(x), float(y)) for x, y in zip(line["x"], line["value"], strict=True)]
 
 
-def connect(located: read.Located) -> ServerView:
+def connect(located: Located) -> ServerView:
     """Return a view of an experiment on the server that it is sent to, or else on the one that ML_DASH_REMOTE names.
 
     It is asked with the login that the experiment is registered with. Raises InvalidValue if there is no server,
@@ -98,7 +98,7 @@ def connect(located: read.Located) -> ServerView:
     return ServerView(with_identity(registration, attempt), located)
 
 
-def _registration(located: read.Located) -> Registration:
+def _registration(located: Located) -> Registration:
     """The registration to ask with: a claimed one first, to the server of ML_DASH_REMOTE if that is set."""
     from ml_dash.disk.config import resolve
     from ml_dash.sync import register

@@ -10,13 +10,14 @@ from ml_dash.core.values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.reading.view import View
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
 
 
-def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located, View]:
+def local_view(experiment: str | None, path: Path | None) -> tuple[Located, View]:
     """Find an experiment and bring its folder up to date; return its place and a view of it, consistent in itself.
 
     Raises NotFound if there is none, InvalidValue if there are several.
@@ -77,7 +78,7 @@ def choose_view(experiment: str | None, path: Path | None, *, from_server: bool)
     return connect(read.locate(experiment, path))
 
 
-def bring_up_to_date(located: read.Located) -> None:
+def bring_up_to_date(located: Located) -> None:
     """Project what is new, and what a killed process left behind, where this user may write.
 
     Where that is not possible, or another process is doing it, nothing is lost: views fold the rest in memory.

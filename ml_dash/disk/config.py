@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ml_dash.errors import InvalidValue, UnsupportedType
 
@@ -40,8 +39,7 @@ class OperationMode(Enum):
     HYBRID = "hybrid"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Checked settings, fixed when the experiment object is made.
 
     `root` holds the documented folders and `store` the journals; both are absolute. `sources` tells for
@@ -56,8 +54,23 @@ class Settings:
     local_prefix: str | None = None
     remote: str | None = None
     user_name: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    api_key: str | None = None
+    sources: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in ("api_key", "sources"))
+        return f"Settings({', '.join(shown)})"
+
+    # Where a setting came from makes no difference.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
     @property
     def secrets(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -54,6 +53,8 @@ def fail_point(name: str) -> None:
         return
     _hits[name] += 1
     if _hits[name] == int(nth):
+        import signal
+
         os.kill(os.getpid(), signal.SIGKILL)
 
 

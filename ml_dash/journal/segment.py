@@ -6,9 +6,8 @@ import contextlib
 import errno
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
 from ..disk.durable import replace_file, sync_folder
@@ -21,14 +20,16 @@ ORDER: Final = "order"
 CHECKPOINT: Final = "checkpoint"
 BASE: Final = "base"
 TURN: Final = "turn.lock"
+EXPERIMENT: Final = "experiment.json"
+"""In the documented folder: the file that points back to the journal."""
+
 ROLL_BYTES: Final = 64 << 20
 
 _NAME: Final = re.compile(r"(\d{20})-([0-9a-f]{32})-(\d{6})\.seg")
 _BLOB: Final = re.compile(r"([0-9a-f]{64})-([0-9a-f]{32})-(\d+)")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SegmentName:
+class SegmentName(NamedTuple):
     """A segment's file name; names sort by creation, then writer, then number."""
 
     created_ns: int

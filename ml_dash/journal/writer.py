@@ -23,7 +23,7 @@ from time import monotonic, sleep, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
@@ -31,7 +31,7 @@ from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point, is_gon
 from ..errors import InvalidValue, StorageError, WriterGone
 from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
 from .segment import ROLL_BYTES, SegmentFolder
-from .segment_file import Retired, SegmentFile, close_quietly
+from .segment_file import Retired, SegmentFile, close_quietly, packer
 
 log = logging.getLogger("ml_dash")
 
@@ -242,7 +242,7 @@ class Writer:
                 return self._trouble.accept(kind, body, None, 1)
             payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
-                payload = file.spill(*msgspec.msgpack.decode(payload))
+                payload = file.spill(*msgpack.unpackb(payload))
             file.in_doubt = True
             return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
@@ -323,6 +323,10 @@ class Writer:
         """Write through this function from now on (see `durable.keeping_write`); None for `os.write`."""
         if not _fails_at_write():
             self._keeping_write = write
+
+    def load(self) -> None:
+        """Load what makes each append faster; the first ones need not wait for that. Any thread."""
+        self._file.pack = packer(load=True)
 
     # -- when the disk refuses ---------------------------------------------------------------------------------------
 

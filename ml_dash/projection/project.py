@@ -19,11 +19,11 @@ from ..disk.lock import Liveness, Turn, probe
 from ..errors import JournalError, StorageError
 from ..journal import blobs
 from ..journal.merge import OrderChanged
-from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
+from ..journal.segment import CHECKPOINT, EXPERIMENT, SEGMENTS, TURN, list_segments, parse_blob
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
-from .folder import AWAY, EXPERIMENT, PARAMETERS, Folder, FolderChanged
+from .folder import AWAY, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, Pace, Replay
 from .start import begin
 

@@ -25,14 +25,14 @@ from ..journal import blobs
 from ..journal.base import Base
 from ..journal.order import MergeRecord, Order
 from ..journal.reader import Gap, Segment, Tail, is_empty, is_partial, open_segment, read
-from ..journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
+from ..journal.segment import BASE, BLOBS, CHECKPOINT, EXPERIMENT, ORDER, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
 from ..projection.checkpoint import Checkpoint, Layout, LineFile
-from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
+from ..projection.folder import FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
 from ..projection.lines import document, log_lines
 from ..projection.replay import Replay
 from ..projection.start import begin
-from .read import Located
+from .located import Located
 
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def settings_of_nothing(settings: Settings) -> Settings:
 
         _folder = Path(tempfile.mkdtemp(prefix="ml-dash-disabled-")), os.getpid()
     root = _folder[0]
-    return dataclasses.replace(settings, root=root, store=root, local_path=os.fspath(root), durability="os")
+    return settings._replace(root=root, store=root, local_path=os.fspath(root), durability="os")
 
 
 def remove() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import NotOpen, ReadOnly, WriteProtected
 
 if TYPE_CHECKING:
-    from ..reading.read import Located
+    from ..reading.located import Located
     from ..reading.view import View
     from .run import MetricTally, Run
 

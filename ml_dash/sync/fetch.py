@@ -17,7 +17,7 @@ from ..journal import base as bases
 from ..journal import blobs
 from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
 from ..projection.project import TURN_WAIT_S, Projector
-from ..reading.read import Located
+from ..reading.located import Located
 from ..reading.view import look_anew
 from .identity import connect
 from .pull.download import bring_blob

@@ -31,7 +31,7 @@ from ..projection.folder import LOGS, Folder
 from ..projection.project import TURN_WAIT_S, Projector
 from ..projection.replay import Replay
 from ..projection.start import begin
-from ..reading.read import Located
+from ..reading.located import Located
 
 _LOCK: Final = re.compile(r"\d{20}-([0-9a-f]{32})\.lock")
 

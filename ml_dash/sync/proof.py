@@ -19,7 +19,8 @@ from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
 from ..journal.reader import Gap, Stretch, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, read_identity
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import remote
 from .register import Registration, cursor_of
 

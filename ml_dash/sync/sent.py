@@ -22,7 +22,8 @@ from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
 from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import register
 from .cursor import Cursor
 

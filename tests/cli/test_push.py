@@ -16,7 +16,7 @@ import pytest
 from ml_dash import Experiment, NotFound, RemoteClient
 from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.sync import login, register, sent
 from tests import running
 

@@ -215,8 +215,8 @@ _OTHERS: Final = (
     _one(
         "a child goes on with its parent's writer",
         "recording/run.py",
-        "    os.register_at_fork(after_in_child=registry.after_fork)\n",
-        "    pass\n",
+        "process.in_child.append(registry.after_fork)\n",
+        "",
         ("W17", 14),
     ),
     _one(

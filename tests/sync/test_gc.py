@@ -19,7 +19,8 @@ from ml_dash.errors import StillOpen, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments
 from ml_dash.projection.folder import LOGS
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.sync import gc, remote
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, flip

@@ -13,7 +13,7 @@ from ml_dash import Experiment, Unauthorised, Unreachable
 from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS, list_segments, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import Located, at
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import gc, login, proof, register, remote
 from ml_dash.sync.identity import connect
 from ml_dash.sync.proof import Proof, prove

@@ -20,7 +20,7 @@ from ...journal.base import Base
 from ...journal.bodies import blobs_of
 from ...journal.reader import Stretch, open_segment, read
 from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse_name
-from ...reading.read import Located
+from ...reading.located import Located
 from .order import checked
 from .scratch import scratch_in
 from .source import Permit, Progress, Source

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -258,7 +257,7 @@ class Join:
                         payloads.append(stretch_payload(record.segment, start, record.end))
         finally:
             order.close()
-        identity = replace(read_identity(self.journal), nonce=os.urandom(8))
+        identity = read_identity(self.journal)._replace(nonce=os.urandom(8))
         write_order(self.journal, identity, payloads)
 
     def _append_order(self, records: list[list[Any]], brought: set[str]) -> None:

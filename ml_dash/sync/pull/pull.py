@@ -27,7 +27,7 @@ from ...journal.segment import (
     refuse_foreign,
 )
 from ...projection.project import TURN_WAIT_S, Projector
-from ...reading.read import Located
+from ...reading.located import Located
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
 from .existing import Join
