@@ -30,13 +30,13 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
 
 @click.command()
-@options.experiment_argument
+@options.experiments_argument
 @click.option(
     "--what",
     type=click.Choice(["points", "logs", "experiments"]),
     default="points",
     show_default=True,
-    help="experiments: one row for each that is found, with its parameters and final values.",
+    help="experiments: one row for each that is named, else found, with its parameters and final values.",
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
 @click.option("--superseded", is_flag=True, help="Also points that a rewind has superseded.")
@@ -48,7 +48,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 @click.pass_context
 def command(
     ctx: click.Context,
-    experiment: str | None,
+    experiments: tuple[str, ...],
     what: str,
     metrics: tuple[str, ...],
     superseded: bool,
@@ -65,10 +65,16 @@ def command(
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
     if away and what == "experiments":
         raise click.UsageError("--remote goes with points and logs.", ctx)
+    if len(experiments) > 1 and what != "experiments":
+        raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
     if what == "experiments":
-        lines, table = _experiments(experiment, path)
+        found = [read.locate(one, path) for one in experiments] or read.find(path)
+        if not found:
+            console.note(f"no experiments in {read.places(path)}; name another folder with --path")
+            return
+        lines, table = _experiments(found)
     else:
-        lines, table = _of_one(look_at(experiment, path, away=away), what, metrics, superseded)
+        lines, table = _of_one(look_at(next(iter(experiments), None), path, away=away), what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -119,9 +125,8 @@ def _points_table(view: Reading, names: list[Meant], superseded: bool) -> Table:
     return header, rows
 
 
-def _experiments(experiment: str | None, path: Path | None) -> Source:
-    """All that are found, or the one that is meant."""
-    found = read.find(path) if experiment is None else [read.locate(experiment, path)]
+def _experiments(found: list[read.Located]) -> Source:
+    """A row for each."""
 
     def lines() -> Iterator[Line]:
         for located in found:
