@@ -544,7 +544,7 @@ class Schedule:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.tell("login", error.message)
+        task.shipment.tell("login", str(error))
         task.trouble = str(error)
 
     def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> Ending:

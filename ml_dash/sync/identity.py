@@ -43,7 +43,10 @@ def with_tokens(remote: str, identity: str, tokens: Sequence[str], attempt: Call
             f"there is no login for {remote} as {identity} here: data is kept here, and goes under no other login",
             hint=f"run: ml-dash login {remote}",
         )
+    # A user may log in anew. What was bound to a token has no other, but by being pushed under one.
+    login = f"ml-dash login {remote}"
+    push = f"to send it with another token: {login}, then ml-dash push EXPERIMENT --remote {remote}"
     raise Unauthorised(
         f"{remote} refuses {identity}: data is kept here, and goes under no other login",
-        hint=f"to send it as another user: ml-dash login {remote}, then ml-dash push EXPERIMENT --remote {remote}",
+        hint=f"run: {login}" if identity.startswith("user ") else push,
     ) from refused
