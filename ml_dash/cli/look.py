@@ -10,6 +10,7 @@ from ml_dash.core.values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
+from ml_dash.reading.view import nearest
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
@@ -76,5 +77,5 @@ def meant(view: Reading, text: str) -> tuple[str, str | None]:
             return name, text
     known = ", ".join(list(all_stats)[:10]) + (", ..." if len(all_stats) > 10 else "")
     series = [series for stats in all_stats.values() for series in stats["series"]]
-    hint = read.nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
+    hint = nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
     raise NotFound(f"no metric {text!r}", hint=hint)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_ident
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import EXPERIMENT, Folder
-from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew
+from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew, nearest
 
 __all__ = [
     "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back",
@@ -275,14 +275,6 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 def places(path: Path | None) -> str:
     """Where experiments are looked for, for a message."""
     return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{STORE}"
-
-
-def nearest(text: str, names: Iterable[str]) -> str:
-    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(text, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def _at_text(text: str) -> Located | None:

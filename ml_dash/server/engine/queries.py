@@ -18,6 +18,7 @@ from ...core.records import (
     file_record,
     live_files,
     log_page,
+    metric_meant,
     metric_stats,
     metric_summary,
     parameters_document,
@@ -142,7 +143,7 @@ class Query:
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Totals, times and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
+            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
 
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
@@ -152,7 +153,7 @@ class Query:
         Without `superseded` it holds those that are current, and a negative start counts those.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            metric = _metric_of(state, metric)
+            metric = metric_meant(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
@@ -187,7 +188,7 @@ class Query:
         What is superseded is left out, unless it is asked for.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            name = _metric_of(state, metric)
+            name = metric_meant(state, metric)
             if name != metric and field is None:
                 field = next(one for one in state.metrics[name].series if series_name(name, one) == metric)
             metric, known = name, _metric(state, name)
@@ -302,16 +303,6 @@ def _read_place(text: str, sort: str) -> Place:
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
     return (min(int(value), _LARGEST) if numeric else value), identity
-
-
-def _metric_of(state: State, name: str) -> str:
-    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
-    if name in state.metrics:
-        return name
-    for metric, known in state.metrics.items():
-        if any(series_name(metric, field) == name for field in known.series):
-            return metric
-    return name
 
 
 def _metric(state: State, name: str) -> Metric:
