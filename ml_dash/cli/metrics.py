@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -77,7 +78,11 @@ def _say_all(view: Reading, names: list[str], as_json: bool) -> None:
     elif not names:
         console.note("no metrics")
     else:
-        console.say_table(*series_table(all_stats))
+        console.say_table(*series_table(all_stats), drop=SERIES_DROPPED)
+
+
+SERIES_DROPPED: Final = (">first", ">mean", ">min", ">max", ">points")
+"""Which columns of that table a narrow terminal does without, the first one first."""
 
 
 def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str]]]:
@@ -99,7 +104,7 @@ def _say_points(view: Reading, name: str, last: int, superseded: bool, as_json: 
     if as_json:
         console.say_json({**stats, "data": [json_point(point) for point in points]})
         return
-    console.say_table(*series_table([stats]))
+    console.say_table(*series_table([stats]), drop=SERIES_DROPPED)
     if count := stats["supersededDataPoints"]:
         console.note(f"{count:,} of {stats['totalDataPoints']:,} points are superseded: a run went on from before them")
     if not points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.look import look
-from ml_dash.cli.metrics import series_table
+from ml_dash.cli.metrics import SERIES_DROPPED, series_table
 from ml_dash.cli.summary import status_cell
 
 MAX_ROWS = 20
@@ -31,7 +32,7 @@ def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
     _say_facts(record)
     parameters = [(console.safe(key), console.number(value)) for key, value in view.parameters().items()]
     _say_part(["parameter", "value"], parameters, "ml-dash params")
-    _say_part(*series_table(metrics), "ml-dash metrics")
+    _say_part(*series_table(metrics), "ml-dash metrics", drop=SERIES_DROPPED)
     files = [
         (console.safe((file["prefix"] + file["filename"]).lstrip("/")), console.size(file["sizeBytes"]))
         for file in view.files()
@@ -64,7 +65,8 @@ def _say_facts(record: dict[str, Any]) -> None:
             shown = fact if name == "status" else console.safe_lines(str(fact), " " * 15)
             console.say(f"  {name:<12} {shown}")
     headers = ["writer", "host", ">pid", "started (UTC)", "ended", "commit"]
-    _say_part(headers, [_writer(writer) for writer in record["writers"]])
+    rows = [_writer(writer) for writer in record["writers"]]
+    _say_part(headers, rows, drop=("commit", "started (UTC)", ">pid", "host"))
 
 
 def _error(error: dict[str, Any] | None) -> str | None:
@@ -83,9 +85,9 @@ def _writer(writer: dict[str, Any]) -> list[console.Cell]:
     ]
 
 
-def _say_part(headers: list[str], rows: list[Any], more: str = "") -> None:
+def _say_part(headers: list[str], rows: list[Any], more: str = "", *, drop: Sequence[str] = ()) -> None:
     if rows:
         console.say()
-        console.say_table(headers, rows[:MAX_ROWS])
+        console.say_table(headers, rows[:MAX_ROWS], drop=drop)
     if len(rows) > MAX_ROWS:
         console.note(f"  {len(rows) - MAX_ROWS:,} more{': ' + more if more else ''}")
