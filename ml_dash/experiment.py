@@ -222,11 +222,14 @@ class Experiment:
                 return known
             except (KeyError, TypeError):
                 pass
+        if isinstance(description, (int, float)):
+            # The first thing that one tries: metric("loss", 0.5), metric("loss", 0.5, step=3).
+            fields = {"value": description, **fields}
         if fields:
-            field, value = next(iter(fields.items()))
+            shown = ", ".join(f"{field}={value!r:.40}" for field, value in fields.items())
             raise UnsupportedType(
-                f"metric() was given {field}={value!r:.40}, which is a point's",
-                hint=f"use experiment.metric({name!r:.80}).append({field}={value!r:.40})",
+                f"metric() was given {shown:.200}, which is a point's",
+                hint=f"use experiment.metric({name!r:.80}).append({shown:.200})",
             )
         session = self._handle.session.here()
         if name is None:

@@ -607,7 +607,7 @@ class Schedule:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.note_trouble("login", error.message)
+        task.shipment.note_trouble("login", str(error))
         task.trouble = str(error)
 
     def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:

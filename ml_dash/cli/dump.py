@@ -114,7 +114,8 @@ def _line(entry: Entry, width: int | None) -> str:
         kind = console.styled(f"{entry['kind']:<11}", "cyan")
         body = console.value_text(entry["body"])
         if width is not None and len(body) > max(width - _BODY_COLUMN, 20):
-            body = body[: max(width - _BODY_COLUMN, 20) - 1] + "…"
+            more = "..." if console.is_plain() else "…"
+            body = body[: max(width - _BODY_COLUMN, 20) - len(more)] + more
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"
     if entry["what"].endswith("header") and "writer" in entry:
         name = console.safe(f"{entry['project']}/{entry['name']}")

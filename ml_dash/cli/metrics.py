@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -78,7 +79,11 @@ def _print_metrics(view: ExperimentView, names: list[str], as_json: bool) -> Non
     elif not names:
         console.print_note("no metrics")
     else:
-        console.print_table(*series_table(all_stats))
+        console.print_table(*series_table(all_stats), drop=SERIES_DROPPED)
+
+
+SERIES_DROPPED: Final = (">first", ">mean", ">min", ">max", ">points")
+"""The columns of that table that a narrow terminal does without, the first one first."""
 
 
 def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str]]]:
@@ -100,7 +105,7 @@ def _print_points(view: ExperimentView, name: str, last: int, superseded: bool, 
     if as_json:
         console.print_json({**stats, "data": [json_point(point) for point in points]})
         return
-    console.print_table(*series_table([stats]))
+    console.print_table(*series_table([stats]), drop=SERIES_DROPPED)
     if count := stats["supersededDataPoints"]:
         counts = f"{count:,} of {stats['totalDataPoints']:,} points are superseded"
         console.print_note(f"{counts}: a run went on from before them")

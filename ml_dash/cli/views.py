@@ -11,7 +11,7 @@ from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
-from ml_dash.reading.view import View
+from ml_dash.reading.view import View, nearest
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
@@ -108,5 +108,5 @@ def resolve_metric(view: ExperimentView, text: str) -> tuple[str, str | None]:
             return name, text
     known = ", ".join(list(all_stats)[:10]) + (", ..." if len(all_stats) > 10 else "")
     series = [series for stats in all_stats.values() for series in stats["series"]]
-    hint = read.nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
+    hint = nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
     raise NotFound(f"no metric {text!r}", hint=hint)

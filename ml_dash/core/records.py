@@ -226,6 +226,16 @@ def series_name(metric: str, field: str) -> str:
     return metric if field == "value" else f"{metric}.{field}"
 
 
+def metric_meant(state: State, name: str) -> str:
+    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    if name in state.metrics:
+        return name
+    for metric, known in state.metrics.items():
+        if any(series_name(metric, field) == name for field in known.series):
+            return metric
+    return name
+
+
 def all_series(metric: Metric) -> dict[str, SeriesStats]:
     """Return the statistics of every numeric field, sorted by name: the order of meeting depends on the stretches."""
     return {series_name(metric.name, field): series_stats(series) for field, series in sorted(metric.series.items())}

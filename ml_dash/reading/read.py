@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import Folder
 from .located import Located, at
-from .view import View, look, look_anew
+from .view import View, look, look_anew, nearest
 
 _record: Final = msgspec.json.Decoder(ExperimentRecord)
 
@@ -157,14 +157,6 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 def places(path: Path | None) -> str:
     """Where experiments are looked for, for a message."""
     return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
-
-
-def nearest(text: str, names: Iterable[str]) -> str:
-    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(text, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def _at_text(text: str) -> Located | None:

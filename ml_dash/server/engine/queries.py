@@ -19,6 +19,7 @@ from ...core.records import (
     file_record,
     live_files,
     log_page,
+    metric_meant,
     metric_stats,
     metric_summary,
     parameters_document,
@@ -143,7 +144,7 @@ class Query:
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
+            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
 
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
@@ -153,7 +154,7 @@ class Query:
         Without `superseded`, only current points are counted and returned.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            metric = _metric_of(state, metric)
+            metric = metric_meant(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
@@ -188,7 +189,7 @@ class Query:
         Of points with indices [start, end); superseded ones are left out unless `superseded`.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            name = _metric_of(state, metric)
+            name = metric_meant(state, metric)
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
             metric, known = name, _metric(state, name)
@@ -301,16 +302,6 @@ def _read_place(text: str, sort: str) -> Place:
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
     return (min(int(value), INT64_MAX) if numeric else value), identity
-
-
-def _metric_of(state: State, name: str) -> str:
-    """Return the name of the metric called `name`, or of the one with a series that is shown under that name."""
-    if name in state.metrics:
-        return name
-    for metric, known in state.metrics.items():
-        if any(series_name(metric, field) == name for field in known.series):
-            return metric
-    return name
 
 
 def _metric(state: State, name: str) -> Metric:
