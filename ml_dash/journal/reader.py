@@ -233,18 +233,18 @@ def _events_at_end(segment: Segment, size: int) -> list[Event]:
     with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
-            found = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
-            if found or start == segment.first or window > 2 * MAX_PAYLOAD:
-                return found
+            events = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
+            if events or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return events
             window *= 8
 
 
 def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
-    found: list[Event] = []
+    events: list[Event] = []
     position = 0
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
-        position = walk(buffer, position, crcs, decode_event, found)
-    return found
+        position = walk(buffer, position, crcs, decode_event, events)
+    return events
 
 
 # -- frames that are checked, and not decoded -------------------------------------------------------------------------

@@ -27,8 +27,8 @@ _FULL_BYTES: Final = 1 << 20
 
 # A spot is (index, x, value) of one point. A summary of a field is (how many points, first, least, greatest, last).
 Spot = tuple[int, Any, Any]
-Found = tuple[int, Spot, Spot, Spot, Spot]
-Extremes = dict[str, Found]
+FieldSummary = tuple[int, Spot, Spot, Spot, Spot]
+Extremes = dict[str, FieldSummary]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
@@ -88,9 +88,9 @@ class OpenBlock:
             if not inside:
                 self.parts.append({})
             rows = points.rows[position : position + PART - inside]
-            found = extremes(rows, points.start + position)
-            _extend(self.parts[-1], found)
-            _extend(self.extremes, found)
+            summary = extremes(rows, points.start + position)
+            _extend(self.parts[-1], summary)
+            _extend(self.extremes, summary)
             position += len(rows)
 
     def row(self, series: str) -> Block:
@@ -197,13 +197,13 @@ def x_of(row: dict[str, Any], index: int) -> Any:
     return index if step is None else step
 
 
-def _extend(known: Extremes, more: Extremes) -> None:
-    for name, found in more.items():
-        earlier = known.get(name)
-        known[name] = found if earlier is None else joined(earlier, found)
+def _extend(summaries: Extremes, more: Extremes) -> None:
+    for name, summary in more.items():
+        earlier = summaries.get(name)
+        summaries[name] = summary if earlier is None else joined(earlier, summary)
 
 
-def joined(a: Found, b: Found) -> Found:
+def joined(a: FieldSummary, b: FieldSummary) -> FieldSummary:
     """Join the summaries of a field over two ranges of points, `a` before `b`."""
     low = b[2] if b[2][2] < a[2][2] else a[2]
     high = b[3] if b[3][2] > a[3][2] else a[3]
@@ -212,7 +212,7 @@ def joined(a: Found, b: Found) -> Found:
 
 def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
     """Return the summary of each numeric field over consecutive points; NaN is left out."""
-    found: Extremes = {}
+    summaries: Extremes = {}
     names = set().union(*rows) - NO_SERIES
     for name in names:
         values = [row.get(name) for row in rows]
@@ -228,5 +228,5 @@ def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
         for choice in chosen:
             place = choice if places is None else places[choice]
             spots.append((start + place, x_of(rows[place], start + place), values[choice]))
-        found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
-    return found
+        summaries[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
+    return summaries

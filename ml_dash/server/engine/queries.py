@@ -136,8 +136,8 @@ class Query:
     def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
         """Return all metrics, by name, with the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            found = sorted(state.metrics.items())
-            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in found]
+            metrics = sorted(state.metrics.items())
+            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in metrics]
 
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
@@ -153,9 +153,9 @@ class Query:
         """
         with self._looking(ns, experiment) as (tx, _, state):
             metric = _metric_of(state, metric)
-            known = state.metrics.get(metric)
-            total = known.count if known is not None else 0
-            current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
+            folded = state.metrics.get(metric)
+            total = folded.count if folded is not None else 0
+            current = list(holes(folded.superseded if folded is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
             pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
             indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
@@ -190,23 +190,25 @@ class Query:
             name = _metric_of(state, metric)
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
-            metric, known = name, _metric(state, name)
-            if field is not None and field not in known.series and not known.superseded:
+            metric, folded = name, _metric(state, name)
+            if field is not None and field not in folded.series and not folded.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
-            low, _ = bounds(start or 0, 1, known.count)
-            high = known.count if end is None else bounds(end, 1, known.count)[0]
-            low = min(low, known.count)
-            high = max(low, min(high, known.count))
-            without = () if superseded else known.superseded
-            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without)
+            low, _ = bounds(start or 0, 1, folded.count)
+            high = folded.count if end is None else bounds(end, 1, folded.count)[0]
+            low = min(low, folded.count)
+            high = max(low, min(high, folded.count))
+            without = () if superseded else folded.superseded
+            sampled = sample(
+                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
+            )
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
             "startIndex": low,
             "endIndex": high - 1,
-            "totalDataPoints": known.count,
-            "supersededDataPoints": size_of(known.superseded),
-            "series": found,
+            "totalDataPoints": folded.count,
+            "supersededDataPoints": size_of(folded.superseded),
+            "series": sampled,
         }
         return msgspec.json.encode(to_json(answer))
 
@@ -306,8 +308,8 @@ def _metric_of(state: State, name: str) -> str:
     """Return the name of the metric called `name`, or of the one with a series that is shown under that name."""
     if name in state.metrics:
         return name
-    for metric, known in state.metrics.items():
-        if any(series_name(metric, field) == name for field in known.series):
+    for metric, folded in state.metrics.items():
+        if any(series_name(metric, field) == name for field in folded.series):
             return metric
     return name
 

@@ -9,7 +9,7 @@ from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...projection.lines import read_point
 from ..stores import Read
-from .blocks import LINES, PART, Extremes, Found, Spot, extremes, extremes_of, joined, parts_of, series_of
+from .blocks import LINES, PART, Extremes, FieldSummary, Spot, extremes, extremes_of, joined, parts_of, series_of
 
 MAX_POINTS: Final = 100_000
 
@@ -34,15 +34,15 @@ def sample(
     """
     width = max(1.0, (end - start) / max(1, points // 2))
     series = series_of(metric)
-    found: dict[str, dict[int, Found]] = {}
+    by_field: dict[str, dict[int, FieldSummary]] = {}
     for index, summary in _summaries(tx, ns, experiment, series, start, end, width, without):
         part = int((index - start) / width)
         for name, spots in summary.items():
             if field is None or name == field:
-                known = found.setdefault(name, {})
-                earlier = known.get(part)
-                known[part] = spots if earlier is None else joined(earlier, spots)
-    return {series_name(metric, name): _shown(parts) for name, parts in sorted(found.items())}
+                summaries = by_field.setdefault(name, {})
+                earlier = summaries.get(part)
+                summaries[part] = spots if earlier is None else joined(earlier, spots)
+    return {series_name(metric, name): _shown(parts) for name, parts in sorted(by_field.items())}
 
 
 def _summaries(
@@ -90,7 +90,7 @@ def _of_lines(
             low = stop
 
 
-def _shown(parts: dict[int, Found]) -> dict[str, Any]:
+def _shown(parts: dict[int, FieldSummary]) -> dict[str, Any]:
     ordered = [parts[part] for part in sorted(parts)]
     spots: dict[int, Spot] = {ordered[0][1][0]: ordered[0][1]}
     for _, _, low, high, _ in ordered:

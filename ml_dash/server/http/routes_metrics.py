@@ -108,7 +108,7 @@ async def metrics(call: Call) -> Response:
 
 async def series(call: Call) -> Response:
     """The series of a metric, down-sampled so that no minimum or maximum is lost."""
-    found = await call.read(
+    sampled = await call.read(
         call.core.series,
         call.namespace,
         call.experiment(),
@@ -119,7 +119,7 @@ async def series(call: Call) -> Response:
         field=call.text("field"),
         superseded=call.flag("superseded", False),
     )
-    return raw_json(found) if isinstance(found, bytes) else answer(found)
+    return raw_json(sampled) if isinstance(sampled, bytes) else answer(sampled)
 
 
 def _metric(call: Call) -> str:

@@ -337,8 +337,8 @@ class _Transaction:
         return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
 
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
-        found = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
-        return list(found)
+        rows = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
+        return list(rows)
 
     def put_experiment(self, ns: str, row: ExperimentRow) -> None:
         tags = json.dumps(row.tags)
@@ -410,8 +410,8 @@ class _Transaction:
         No statement stays open between two of them, so that the caller may write.
         """
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
-        found = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
-        low = found if found is not None else start
+        nearest = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
+        low = nearest if nearest is not None else start
         while low < end:
             keys = self._all(
                 "SELECT start, length FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start "
@@ -462,11 +462,11 @@ class _Transaction:
 
     def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
         """Return the number of the first line of the block that holds `line`."""
-        found = self._one(
+        nearest = self._one(
             "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
             (ns, experiment, series, min(line, _LARGEST)),
         )[0]
-        return found if found is not None else 0
+        return nearest if nearest is not None else 0
 
     def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
         row = self._one(
