@@ -196,8 +196,8 @@ def step(value: Any) -> int | float:
 
 def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
     """Return what a body has of `keys`: `description`, `tags`, `folder`, `metadata`. Raises Malformed."""
-    found = {key: body[key] for key in keys if key in body}
-    for key, value in found.items():
+    given = {key: body[key] for key in keys if key in body}
+    for key, value in given.items():
         if value is None:
             continue
         if key == "tags":
@@ -205,4 +205,4 @@ def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
                 raise Malformed
         elif type(value) is not (dict if key == "metadata" else str):
             raise Malformed
-    return found
+    return given

@@ -106,9 +106,9 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
     size = header_size(start)
     if not size or len(start) < size:
         raise Damaged(f"the header is cut off after {len(start)} bytes")
-    found, version, length = PREFIX.unpack_from(start)
-    if found != magic:
-        raise Damaged(f"the file starts with {found!r}, expected {magic!r}")
+    actual, version, length = PREFIX.unpack_from(start)
+    if actual != magic:
+        raise Damaged(f"the file starts with {actual!r}, expected {magic!r}")
     (crc,) = CRC.unpack_from(start, size - CRC.size)
     expected = crc32(start[: size - CRC.size])
     if crc != expected:
@@ -164,13 +164,13 @@ def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
     return HEAD.pack(length, crc32(payload, crcs[length])) + payload
 
 
-def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: list[Any]) -> int:
-    """Append the decoded payloads of the whole frames from `start` on to `found`; return the offset after the last one.
+def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, payloads: list[Any]) -> int:
+    """Append the decoded payloads of the whole frames from `start` on to `payloads`; return the offset after them.
 
     It stops before a frame that is not whole, and before a payload for which `decode` raises ValueError.
     """
     size, position = len(buffer), start
-    unpack, append, head, largest = HEAD.unpack_from, found.append, HEAD.size, MAX_PAYLOAD
+    unpack, append, head, largest = HEAD.unpack_from, payloads.append, HEAD.size, MAX_PAYLOAD
     try:
         while position + head <= size:
             length, crc = unpack(buffer, position)

@@ -191,11 +191,11 @@ def _check_text(argument: str, text: str, limit: int, hint: str) -> None:
     if not text.isprintable():
         for character in text:
             if character < " " or "\x7f" <= character <= "\x9f":
-                found = f"the control character U+{ord(character):04X}"
-                raise InvalidName(f"{argument} {shown(text)} contains {found}", hint=hint)
+                problem = f"the control character U+{ord(character):04X}"
+                raise InvalidName(f"{argument} {shown(text)} contains {problem}", hint=hint)
             if "\ud800" <= character <= "\udfff":
-                found = f"the lone surrogate U+{ord(character):04X}"
-                raise InvalidName(f"{argument} {shown(text)} contains {found}", hint=hint)
+                problem = f"the lone surrogate U+{ord(character):04X}"
+                raise InvalidName(f"{argument} {shown(text)} contains {problem}", hint=hint)
     # Count characters before encoding: a text may be huge.
     if len(text) > limit or len(text.encode("utf-8")) > limit:
         raise InvalidName(f"{argument} {shown(text)} is longer than {limit:,} bytes of UTF-8", hint=hint)

@@ -130,7 +130,7 @@ _NAMESPACES: Final = frozenset({("argparse", "Namespace"), ("types", "SimpleName
 def _with_text_keys(mapping: Mapping[Any, object], path: str, depth: int) -> dict[str, object]:
     """Return the values under text keys, in nested mappings too; lists are left as they are. Raises `InvalidValue`."""
     _check_depth(depth, path)
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     origin: dict[str, object] = {}
     for key, value in mapping.items():
         name = key if type(key) is str else _key_text(key)
@@ -141,11 +141,11 @@ def _with_text_keys(mapping: Mapping[Any, object], path: str, depth: int) -> dic
             )
         origin[name] = key
         if type(value) in PLAIN:
-            found[name] = value
+            values[name] = value
             continue
         inner = as_mapping(value)
-        found[name] = value if inner is None else _with_text_keys(inner, where, depth + 1)
-    return found
+        values[name] = value if inner is None else _with_text_keys(inner, where, depth + 1)
+    return values
 
 
 def _key_text(key: object) -> str:
@@ -188,9 +188,9 @@ def _plain(value: object, key: str, depth: int, unknown: Unknown) -> object:
 
 def _integer(value: int, key: str) -> int:
     if not INT_MIN <= value <= INT_MAX:
-        found = str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
+        problem = str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
         hint = "record it as a float or as text"
-        raise InvalidValue(f'"{key}" is {found}, outside -2**63 to 2**64-1', hint=hint)
+        raise InvalidValue(f'"{key}" is {problem}, outside -2**63 to 2**64-1', hint=hint)
     return value
 
 
@@ -202,8 +202,8 @@ def _text(value: str, key: str) -> str:
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             name = ascii(key)[1:-1]
-            found = f'"{name}" holds a lone surrogate {code} at position {error.start:,}'
-            raise InvalidValue(f"{found}, which is not valid Unicode") from None
+            problem = f'"{name}" holds a lone surrogate {code} at position {error.start:,}'
+            raise InvalidValue(f"{problem}, which is not valid Unicode") from None
     return text
 
 
@@ -393,24 +393,24 @@ def texts_like_numbers(data: Mapping[str, Any]) -> list[str]:
     A text inside a mapping or a list is named by its path: keys and positions joined by `.`, where `.` in a
     key is written `~1` and `~` is written `~0`. So a key without these two stands for itself.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name, value in data.items():
         kind = type(value)
         if kind is str:
             if value in NUMBER_TEXTS:
-                found.append(_step(name))
+                names.append(_step(name))
         elif kind is dict or kind is list:
-            _find_texts(value, _step(name), found)
-    return found
+            _find_texts(value, _step(name), names)
+    return names
 
 
-def _find_texts(container: Any, path: str, found: list[str]) -> None:
+def _find_texts(container: Any, path: str, names: list[str]) -> None:
     for name, value in _members(container):
         if type(value) is str:
             if value in NUMBER_TEXTS:
-                found.append(f"{path}.{_step(name)}")
+                names.append(f"{path}.{_step(name)}")
         elif type(value) in (dict, list):
-            _find_texts(value, f"{path}.{_step(name)}", found)
+            _find_texts(value, f"{path}.{_step(name)}", names)
 
 
 def from_json(data: Mapping[str, Any], text_keys: Iterable[str] = ()) -> dict[str, Any]:
@@ -494,8 +494,8 @@ def utc_text(time_ns: int) -> str:
     """Return nanoseconds since 1970 as UTC text, cut to microseconds: `2025-10-29T10:30:00.000000Z`."""
     global _second  # the last second asked for: most calls are for the same one
     second, rest = divmod(time_ns, 1_000_000_000)
-    known, text = _second  # one tuple, so that threads never see half of it
-    if second != known:
+    cached, text = _second  # one tuple, so that threads never see half of it
+    if second != cached:
         now = time.gmtime(second)
         text = f"{now[0]:04d}-{now[1]:02d}-{now[2]:02d}T{now[3]:02d}:{now[4]:02d}:{now[5]:02d}."
         _second = (second, text)

@@ -229,10 +229,10 @@ def _private_folder(env: Environment) -> Path | None:
     except OSError:
         return None
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
     return folder if private else None
 
 
@@ -349,8 +349,8 @@ def _working_directory(path: str, label: str) -> str:
     try:
         return str(Path.cwd())
     except OSError as error:
-        found = "is relative, and the working directory is gone"
-        raise InvalidValue(f"{label} {path[:80]!a} {found}", hint="give an absolute path") from error
+        problem = "is relative, and the working directory is gone"
+        raise InvalidValue(f"{label} {path[:80]!a} {problem}", hint="give an absolute path") from error
 
 
 def _without_secrets(text: str) -> str:

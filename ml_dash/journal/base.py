@@ -149,8 +149,8 @@ def exists(journal: Path) -> bool:
 
 def load(journal: Path) -> Base | None:
     """Return the base of a journal; None if it has none. Raises Damaged, NewerFormat or JournalError."""
-    found = read(journal)
-    return None if found is None else found[0]
+    stored = read(journal)
+    return None if stored is None else stored[0]
 
 
 def read(journal: Path) -> tuple[Base, str] | None:

@@ -105,5 +105,5 @@ def _has_any(stretch: Stretch) -> bool:
 
 
 def _blob_of(event: Event, writer: str) -> tuple[str, int] | None:
-    found = reference(event[3])
-    return None if found is None else (blob_name(found[0].hex(), writer, event[0]), found[1])
+    stored = reference(event[3])
+    return None if stored is None else (blob_name(stored[0].hex(), writer, event[0]), stored[1])

@@ -151,8 +151,8 @@ class Order:
         size = os.fstat(self._fd).st_size
         while position < size:
             buffer = read_at(self._fd, min(_CHUNK, size - position), position)
-            found: list[tuple[int, bytes, Any, int]] = []
-            stop = walk(buffer, 0, self._crcs, _decode, found)
+            records: list[tuple[int, bytes, Any, int]] = []
+            stop = walk(buffer, 0, self._crcs, _decode, records)
             if not stop:
                 at = find_frame(buffer, 1, self._crcs, _decode)
                 if at < 0:
@@ -160,7 +160,7 @@ class Order:
                 position += at
                 continue
             offset = 0
-            for kind, who, third, end in found:
+            for kind, who, third, end in records:
                 offset += HEAD.size + int(HEAD.unpack_from(buffer, offset)[0])
                 if kind == STRETCH and isinstance(third, int):
                     yield MergeRecord(who.hex(), third, end), position + offset

@@ -160,10 +160,10 @@ def read_identity(journal: Path) -> OrderHeader:
         for _, path in list_segments(journal):
             try:
                 with path.open("rb") as file:
-                    found = decode_header(file.read(1 << 16))[0]
+                    header = decode_header(file.read(1 << 16))[0]
             except (OSError, Damaged):
                 continue
-            return OrderHeader(found.journal, found.project, found.name)
+            return OrderHeader(header.journal, header.project, header.name)
         raise JournalError(
             f"{journal} does not say which experiment it holds ({error})",
             hint="if nothing in it is needed, remove that folder",

@@ -291,9 +291,9 @@ class Folder:
     def remove_unknown(self, state: State) -> None:
         """Remove metrics and files that no event names: the journal may have lost events since they were written."""
         top = self.path / "metrics"
-        known = set(map(self.metric_folder, state.metrics))
+        folders = set(map(self.metric_folder, state.metrics))
         for name in (POINTS, METADATA):
-            for path in [path for path in top.rglob(name) if path.parent not in known and path.is_file()]:
+            for path in [path for path in top.rglob(name) if path.parent not in folders and path.is_file()]:
                 self._remove_file(top, str(path.relative_to(top)))
         top = self.path / "files"
         shown = {top / path for path in (*self.layout.placed, Path(FILES).name)}
@@ -338,12 +338,12 @@ def _cuts(start: int, count: int) -> list[int]:
     return [0, *range(first, count, LINES_PER_MARK), count]
 
 
-def file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
+def file_lines(path: Path, line_file: LineFile, start: int, stop: int) -> list[bytes]:
     """Return lines [start, stop) of a file, or as many of them as are there, read from the last mark before them."""
-    mark, number = known.mark_before(start)
-    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
-    offset = known.marks[mark]
-    end = known.marks[behind] if behind < len(known.marks) else known.size
+    mark, number = line_file.mark_before(start)
+    behind, _ = line_file.mark_before(stop + LINES_PER_MARK - 1)
+    offset = line_file.marks[mark]
+    end = line_file.marks[behind] if behind < len(line_file.marks) else line_file.size
     if not path.is_file():
         raise FileNotFoundError(path)
     with path.open("rb") as file:
@@ -352,26 +352,26 @@ def file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes
     return lines[start - number : stop - number]
 
 
-def metric_lines(known: LineFile, blocks: list[Block]) -> bytes:
-    """Encode blocks as lines, and count the lines in `known`; its size grows only once they are written."""
+def metric_lines(line_file: LineFile, blocks: list[Block]) -> bytes:
+    """Encode blocks as lines, and count the lines in `line_file`; its size grows only once they are written."""
     pieces = [piece for block in blocks for piece in _pieces(block)]
-    return _counted(known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
+    return _counted(line_file, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
 
 
-def _counted(known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
+def _counted(line_file: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
     written = bytearray()
     for piece, count in zip(pieces, counts, strict=True):
-        if known.lines % LINES_PER_MARK == 0 or known.lines == known.first:
-            known.marks.append(known.size + len(written))
-        known.lines += count
+        if line_file.lines % LINES_PER_MARK == 0 or line_file.lines == line_file.first:
+            line_file.marks.append(line_file.size + len(written))
+        line_file.lines += count
         written += piece
     return bytes(written)
 
 
-def _append(path: Path, known: LineFile, data: bytes) -> None:
-    _write_missing(path, known.size, data)
-    known.size += len(data)
-    known.crc = crc32(data, known.crc)
+def _append(path: Path, line_file: LineFile, data: bytes) -> None:
+    _write_missing(path, line_file.size, data)
+    line_file.size += len(data)
+    line_file.crc = crc32(data, line_file.crc)
 
 
 def _write_missing(path: Path, offset: int, data: bytes) -> None:

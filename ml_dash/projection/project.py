@@ -193,26 +193,26 @@ class Projector:
         replay, folder = self._replay, self._folder
         if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
             return replay, folder
-        found = checkpoints.load(self.journal)
-        begins = found is None and _is_empty(self.folder_path)
-        anew = (found is None and not begins) or (found is not None and found.boot != boot_id())
-        if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
-            found, anew = begin(self.journal, self.folder_path), not begins
+        checkpoint = checkpoints.load(self.journal)
+        begins = checkpoint is None and _is_empty(self.folder_path)
+        anew = (checkpoint is None and not begins) or (checkpoint is not None and checkpoint.boot != boot_id())
+        if checkpoint is None or not trust.holds(checkpoint, Folder(self.folder_path, self.journal, checkpoint.layout)):
+            checkpoint, anew = begin(self.journal, self.folder_path), not begins
         self._fresh, self._anew, self._files_changed = True, anew, False
-        folder = Folder(self.folder_path, self.journal, found.layout)
-        replay = Replay(self.journal, found)
-        replay.edits.metrics.update(found.layout.stale)
-        replay.edits.experiment = found.layout.stale_experiment
-        replay.edits.files = found.layout.stale_files
+        folder = Folder(self.folder_path, self.journal, checkpoint.layout)
+        replay = Replay(self.journal, checkpoint)
+        replay.edits.metrics.update(checkpoint.layout.stale)
+        replay.edits.experiment = checkpoint.layout.stale_experiment
+        replay.edits.files = checkpoint.layout.stale_files
         if self._anew or begins:
             # The folder may hold anything, or nothing: write all documents.
-            replay.edits.metrics.update(found.state.metrics)
+            replay.edits.metrics.update(checkpoint.state.metrics)
             replay.edits.experiment = replay.edits.parameters = replay.edits.files = True
             folder.forget_unsure_files()
         folder.prepare()
-        if found.state.events:
-            folder.mark_missing(found.state, replay.edits)
-            folder.mark_unshown(found.state, replay.edits)
+        if checkpoint.state.events:
+            folder.mark_missing(checkpoint.state, replay.edits)
+            folder.mark_unshown(checkpoint.state, replay.edits)
         with contextlib.suppress(OSError):
             blobs.sweep(self.journal, self._may_live)
         self._replay, self._folder = replay, folder

@@ -154,8 +154,8 @@ class Replay:
 
     def is_running(self, writer: str) -> bool | None:
         """True if a writer has neither closed nor been found dead; None if no event of it was folded."""
-        known = self.state.writers.get(writer)
-        return known.alive if known is not None else None
+        writer_state = self.state.writers.get(writer)
+        return writer_state.alive if writer_state is not None else None
 
     def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
         """False: a closing event would have been folded, and the writer would not be running."""

@@ -86,8 +86,8 @@ def check_data(data: Path) -> Path:
     """Return the data folder. Raises `InvalidValue` if a file is in its place."""
     for place in (data, *data.parents):
         if place.exists() and not place.is_dir():
-            found = f"--data {data} cannot be a folder: {place} is a file"
-            raise InvalidValue(found, hint="name a folder; it is made if it is not there")
+            problem = f"--data {data} cannot be a folder: {place} is a file"
+            raise InvalidValue(problem, hint="name a folder; it is made if it is not there")
     return data
 
 
@@ -108,9 +108,9 @@ def running_path() -> Path:
 def running_elsewhere(data: Path) -> tuple[str, str] | None:
     """Return (URL, data folder) of this user's running server, if its folder is not `data`; else None."""
     try:
-        found = json.loads(running_path().read_bytes())
-        os.kill(int(found["pid"]), 0)
-        url, other = str(found["url"]), str(found["data"])
+        note = json.loads(running_path().read_bytes())
+        os.kill(int(note["pid"]), 0)
+        url, other = str(note["url"]), str(note["data"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return (url, other) if os.path.realpath(other) != os.path.realpath(data) else None
@@ -119,12 +119,12 @@ def running_elsewhere(data: Path) -> tuple[str, str] | None:
 def check_someone_may_enter(settings: ServerSettings, has_tokens: bool) -> None:
     """Raise `InvalidValue` if a server beyond loopback would have neither a secret nor a token."""
     if not settings.is_loopback and settings.jwt_secret is None and not has_tokens:
-        found = f"beyond loopback ({settings.host}) a server needs a token or a secret, and this one has neither"
+        problem = f"beyond loopback ({settings.host}) a server needs a token or a secret, and this one has neither"
         hint = (
             f"run: ml-dash server token create USER --data {settings.data} - or set JWT_SECRET to at least "
             f"{SECRET_BYTES} random bytes, such as: openssl rand -hex 32"
         )
-        raise InvalidValue(found, hint=hint)
+        raise InvalidValue(problem, hint=hint)
 
 
 def is_loopback_host(host: str) -> bool:

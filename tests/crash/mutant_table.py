@@ -403,7 +403,7 @@ _REWINDS: Final = (
     _one(
         "charts show what is superseded",
         "server/engine/queries.py",
-        "            without = () if superseded else known.superseded\n",
+        "            without = () if superseded else folded.superseded\n",
         "            without = ()\n",
         ("W32", 24),
     ),

@@ -130,19 +130,19 @@ class Ingest:
 
         While writing.
         """
-        known = self._taken.get((ns, experiment))
-        if known is not None:
-            return known
+        cached = self._taken.get((ns, experiment))
+        if cached is not None:
+            return cached
         row = tx.experiment(ns, experiment)
         # It comes back when this transaction has committed.
-        known = self._cache.pop((ns, experiment), None)
-        if known is None or row is None or known.row.version != row.version:
+        cached = self._cache.pop((ns, experiment), None)
+        if cached is None or row is None or cached.row.version != row.version:
             row = row or ExperimentRow(experiment, project, name, 0, TABLES_VERSION, b"", "", 0, 0, 0)
-            known = CachedExperiment(row, decode_state(row))
-            known.state.project = known.state.project or project or row.project
-            known.state.name = known.state.name or name or row.name
-        self._taken[ns, experiment] = known
-        return known
+            cached = CachedExperiment(row, decode_state(row))
+            cached.state.project = cached.state.project or project or row.project
+            cached.state.name = cached.state.name or name or row.name
+        self._taken[ns, experiment] = cached
+        return cached
 
     def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
         """Store the lines of edits. All else that has changed waits for `store`."""
@@ -221,10 +221,11 @@ class Ingest:
             raise Refused(422, MALFORMED, f"{file[:100]!r} is not the name of a segment")
         with self.writing() as tx:
             length, cached, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
-            known = tx.journal(ns, journal)
-            row = (
-                cached.row if cached is not None else tx.experiment(ns, known.experiment) if known is not None else None
-            )
+            if cached is not None:
+                row: ExperimentRow | None = cached.row
+            else:
+                journal_row = tx.journal(ns, journal)
+                row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         if cached is not None:
             self.notify(ns, cached, released)
         return _appended(length, row)
@@ -287,11 +288,11 @@ class Ingest:
         except InvalidInput as error:
             raise Refused(422, MALFORMED, f"the segment names no legal experiment: {error}") from None
         identity = experiment_id(project, experiment)
-        known = tx.journal(ns, journal)
-        if known is None:
+        journal_row = tx.journal(ns, journal)
+        if journal_row is None:
             tx.put_journal(ns, JournalRow(journal, identity, project, experiment))
-        elif known.experiment != identity:
-            raise Refused(422, MALFORMED, f"journal {journal} holds {known.project}/{known.name} here")
+        elif journal_row.experiment != identity:
+            raise Refused(422, MALFORMED, f"journal {journal} holds {journal_row.project}/{journal_row.name} here")
         if tx.segment(ns, header.segment.hex()) is not None:
             self.conflicts += 1
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
@@ -403,10 +404,10 @@ class Ingest:
             if not (_ID.fullmatch(note["writer"]) and _ID.fullmatch(note["segment"]) and 0 <= note["end"] < 1 << 62):
                 raise Refused(422, MALFORMED, "that is no note of a death")
         with self.writing() as tx:
-            known = tx.journal(ns, journal)
-            if known is None:
+            journal_row = tx.journal(ns, journal)
+            if journal_row is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
-            cached = self.cached(tx, ns, known.experiment, known.project, known.name)
+            cached = self.cached(tx, ns, journal_row.experiment, journal_row.project, journal_row.name)
             edits = Edits()
             for note in notes:
                 who, segment, end = note["writer"], note["segment"], note["end"]

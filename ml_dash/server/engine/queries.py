@@ -138,8 +138,8 @@ class Query:
     def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
         """Return all metrics, by name, with the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            found = sorted(state.metrics.items())
-            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in found]
+            metrics = sorted(state.metrics.items())
+            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in metrics]
 
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
@@ -192,23 +192,25 @@ class Query:
             name = metric_meant(state, metric)
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
-            metric, known = name, _metric(state, name)
-            if field is not None and field not in known.series and not known.superseded:
+            metric, folded = name, _metric(state, name)
+            if field is not None and field not in folded.series and not folded.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
-            low, _ = bounds(start or 0, 1, known.count)
-            high = known.count if end is None else bounds(end, 1, known.count)[0]
-            low = min(low, known.count)
-            high = max(low, min(high, known.count))
-            without = () if superseded else known.superseded
-            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without)
+            low, _ = bounds(start or 0, 1, folded.count)
+            high = folded.count if end is None else bounds(end, 1, folded.count)[0]
+            low = min(low, folded.count)
+            high = max(low, min(high, folded.count))
+            without = () if superseded else folded.superseded
+            sampled = sample(
+                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
+            )
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
             "startIndex": low,
             "endIndex": high - 1,
-            "totalDataPoints": known.count,
-            "supersededDataPoints": size_of(known.superseded),
-            "series": found,
+            "totalDataPoints": folded.count,
+            "supersededDataPoints": size_of(folded.superseded),
+            "series": sampled,
         }
         return msgspec.json.encode(to_json(answer))
 

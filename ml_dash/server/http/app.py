@@ -228,10 +228,10 @@ def _refused(error: Exception) -> Refused:
 
 
 def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
-    found: dict[str, dict[str, Route]] = {}
+    table: dict[str, dict[str, Route]] = {}
     for route in routes:
-        found.setdefault(route.path, {})[route.method] = route
-    return found
+        table.setdefault(route.path, {})[route.method] = route
+    return table
 
 
 def _pattern(path: str) -> re.Pattern[str]:

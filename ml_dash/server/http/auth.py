@@ -101,14 +101,14 @@ class Authenticator:
         """
         if token.count(".") == 2:
             return self._signed(token, nearby)
-        found = self._core.find_token(token)
-        if found is None:
+        record = self._core.find_token(token)
+        if record is None:
             raise Unauthorised
-        expires_ns = found.get("expires_ns")
+        expires_ns = record.get("expires_ns")
         return Who(
-            user=found["user"],
-            read_only=bool(found.get("read_only")),
-            read_all=bool(found.get("read_all")),
+            user=record["user"],
+            read_only=bool(record.get("read_only")),
+            read_all=bool(record.get("read_all")),
             expires_s=expires_ns / 1e9 if expires_ns else None,
         )
 

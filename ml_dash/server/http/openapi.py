@@ -157,14 +157,14 @@ def _in_path(path: str) -> list[dict[str, Any]]:
 
 
 def _in_query(name: str, route: Route) -> list[dict[str, Any]]:
-    found = [
+    parameters = [
         {"name": key, "in": "query", "required": required, "schema": schema}
         for key, (schema, required) in _QUERIES.get(name, {}).items()
     ]
     if route.access != OPEN:
         schema = {**_TEXT, "description": "Another's namespace, where the token may read it."}
-        found.append({"name": "namespace", "in": "query", "required": False, "schema": schema})
-    return found
+        parameters.append({"name": "namespace", "in": "query", "required": False, "schema": schema})
+    return parameters
 
 
 def _body(name: str) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ td { border-color: #2c313a; } }
 
 
 def experiments_page(
-    user: str, namespace: str, projects: list[dict[str, Any]], found: dict[str, Any], project: str | None
+    user: str, namespace: str, projects: list[dict[str, Any]], listing: dict[str, Any], project: str | None
 ) -> str:
     """Return the HTML of the list: projects, and a page of experiments, of all projects or of one."""
     links = " · ".join(
@@ -25,17 +25,17 @@ def experiments_page(
         f'<span class="dim">{p["experiments"]:,}</span>'
         for p in projects
     )
-    rows = "".join(_row(experiment, namespace, user) for experiment in found["experiments"])
+    rows = "".join(_row(experiment, namespace, user) for experiment in listing["experiments"])
     head = "".join(f"<th>{name}</th>" for name in ("experiment", "status", "points", "updated", "data"))
     title = escape(project) if project is not None else "All projects"
     more = ""
-    if found["next"] is not None:
-        query = _query(namespace, user, project=project, after=found["next"])
+    if listing["next"] is not None:
+        query = _query(namespace, user, project=project, after=listing["next"])
         more = f'<p><a href="/?{query}">older experiments</a></p>'
     whole = '<a href="/">all</a> · ' if project is not None else ""
     body = (
         f"<h1>{title}</h1><p>{whole}{links or 'no project yet'}</p>"
-        f"<p class=dim>{found['total']:,} experiments of {escape(namespace)}</p>"
+        f"<p class=dim>{listing['total']:,} experiments of {escape(namespace)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
         f'<form method="post" action="/logout"><p class="dim">logged in as {escape(user)} '
         "<button>log out</button></p></form>"

@@ -87,9 +87,9 @@ async def page(call: Call) -> Response:
         return _html(login_page(development), 200 if refused.status == 401 else refused.status)
     namespace = who.namespace(call.text("namespace"), write=False)
     project, after = call.text("project"), call.text("after")
-    found = await call.read(call.core.experiments, namespace, project=project, limit=_PAGE, after=after)
+    listing = await call.read(call.core.experiments, namespace, project=project, limit=_PAGE, after=after)
     projects = await call.read(call.core.projects, namespace)
-    return _html(experiments_page(who.user, namespace, projects, found, project))
+    return _html(experiments_page(who.user, namespace, projects, listing, project))
 
 
 async def log_in(call: Call) -> Response:

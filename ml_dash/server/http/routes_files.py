@@ -86,8 +86,10 @@ async def files(call: Call) -> Response:
     """Records of files that are not deleted, oldest first."""
     prefix, tags = call.text("prefix"), call.text("tags")
     wanted = [tag for tag in (tags or "").split(",") if tag] or None
-    found = await call.read(call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted)
-    return answer({"files": found})
+    records = await call.read(
+        call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted
+    )
+    return answer({"files": records})
 
 
 async def file(call: Call) -> Response:

@@ -106,7 +106,7 @@ async def metrics(call: Call) -> Response:
 
 async def series(call: Call) -> Response:
     """The series of a metric, down-sampled so that no minimum or maximum is lost."""
-    found = await call.read(
+    sampled = await call.read(
         call.core.series,
         call.namespace,
         call.experiment(),
@@ -117,7 +117,7 @@ async def series(call: Call) -> Response:
         field=call.text("field"),
         superseded=call.flag("superseded", False),
     )
-    return raw_json(found)
+    return raw_json(sampled)
 
 
 def _metric(call: Call) -> str:

@@ -337,8 +337,8 @@ class _Transaction:
         return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
 
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
-        found = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
-        return list(found)
+        rows = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
+        return list(rows)
 
     def put_experiment(self, ns: str, row: ExperimentRow) -> None:
         tags = json.dumps(row.tags)
@@ -462,11 +462,11 @@ class _Transaction:
 
     def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
         """Return the number of the first line of the block that holds `line`."""
-        found = self._one(
+        nearest = self._one(
             "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
             (ns, experiment, series, min(line, INT64_MAX)),
         )[0]
-        return found if found is not None else 0
+        return nearest if nearest is not None else 0
 
     def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
         row = self._one(
