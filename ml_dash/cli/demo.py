@@ -16,7 +16,7 @@ import click
 from ml_dash.cli import console
 from ml_dash.cli.codes import DAMAGE, FAILURE
 from ml_dash.cli.plot import plot
-from ml_dash.demo import stage, story
+from ml_dash.demo import services, steps
 from ml_dash.demo.train import EPOCHS
 from ml_dash.disk import config
 from ml_dash.reading import read
@@ -46,15 +46,15 @@ def command(ctx: click.Context, path: Path | None) -> None:
 
     The data are the 150 iris flowers of R. A. Fisher (1936; UCI Machine Learning Repository, CC BY 4.0).
     """
-    name = story.free_name(path)
-    full = f"{story.PROJECT}/{name}"
+    name = steps.free_name(path)
+    full = f"{steps.PROJECT}/{name}"
     console.print_text(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
-    place = stage.Stage(_backstage(path, name)) if stage.is_possible() else None
-    with place or nullcontext():
-        if place is not None:
-            console.print_text(f"A server at {place.url} and the uploader run beside it, and end with this demo.")
-        told = _train(name, path, place)
-        synced = _print_proof(full, path, place) if place is not None else True
+    running = services.Services(_services_folder(path, name)) if services.is_possible() else None
+    with running or nullcontext():
+        if running is not None:
+            console.print_text(f"A server at {running.url} and the uploader run beside it, and end with this demo.")
+        complete = _train(name, path, running)
+        synced = _print_proof(full, path, running) if running is not None else True
     located = read.locate(full, path)
     report = verify(located)
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
@@ -63,38 +63,38 @@ def command(ctx: click.Context, path: Path | None) -> None:
     points = read.view(located).series("loss", "loss", 8 * console.width())
     console.print_text("\n".join(plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())))
     console.print_text(_next_steps(full, path))
-    if place is None:
+    if running is None:
         console.print_text(LOCAL_ONLY)
     if report.damaged:
         ctx.exit(DAMAGE)
-    if not (told and synced):
+    if not (complete and synced):
         ctx.exit(FAILURE)
 
 
-def _backstage(path: Path | None, name: str) -> Path:
+def _services_folder(path: Path | None, name: str) -> Path:
     """The folder for the server and the daemon: in the store, under a name that no project can have."""
-    return config.resolve(local_path=path, env=story.environment({})).store / ".demo" / name
+    return config.resolve(local_path=path, env=steps.environment({})).store / ".demo" / name
 
 
-def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
+def _train(name: str, path: Path | None, running: services.Services | None) -> bool:
     """Train, kill and resume; True if everything that was acknowledged is there."""
-    full = f"{story.PROJECT}/{name}"
-    env = place.environment() if place is not None else None
-    kill_after = story.POINTS // 2 + random.randrange(story.POINTS // 20)
+    full = f"{steps.PROJECT}/{name}"
+    env = running.environment() if running is not None else None
+    kill_after = steps.POINTS // 2 + random.randrange(steps.POINTS // 20)
     with _epochs("training") as progress:
-        cut = {kill_after // 2: place.kill_server} if place is not None else None
-        first = story.run(name, path, kill_after=kill_after, progress=progress, env=env, cues=cut)
+        cut = {kill_after // 2: running.kill_server} if running is not None else None
+        first = steps.run(name, path, kill_after=kill_after, progress=progress, env=env, actions=cut)
     located = read.locate(full, path)
-    after_kill = story.count(read.view(located), [first])
+    after_kill = steps.count(read.view(located), [first])
     killed = console.styled("Killed it", "bold red")
-    if place is not None:
+    if running is not None:
         console.print_text(f"{console.styled('Killed the server', 'bold red')} with SIGKILL. Training did not notice.")
     status = console.styled(read.record(located)["status"], "yellow")
     console.print_text(f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}.")
 
     with _epochs("resumed", first.epochs) as progress:
-        back = {kill_after // 3: place.start_server} if place is not None else None
-        second = story.run(name, path, kill_after=None, progress=progress, env=env, cues=back)
+        back = {kill_after // 3: running.start_server} if running is not None else None
+        second = steps.run(name, path, kill_after=None, progress=progress, env=env, actions=back)
     view = read.view(located)
     resumed, status = (
         console.styled("Resumed it", "bold green"),
@@ -102,26 +102,27 @@ def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
     )
     start = EPOCHS - second.epochs
     console.print_text(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
-    if place is not None:
+    if running is not None:
         restarted = console.styled("Started the server again", "bold green")
         console.print_text(f"{restarted} meanwhile, with the data that it had.")
     again = sum(view.metric_stats(one["name"])["supersededDataPoints"] for one in view.metrics())
-    console.print_text(f"{again:,} points were recorded again from there: the first ones are superseded, and kept.")
-    in_all = story.count(view, [first, second])
+    superseded = "their first versions are superseded, and kept"
+    console.print_text(f"{again:,} points were recorded once more from there: {superseded}.")
+    in_all = steps.count(view, [first, second])
     console.print_text()
     _print_counts({"when it was killed": after_kill, "at the end": in_all})
     return after_kill.complete and in_all.complete
 
 
-def _print_proof(full: str, path: Path | None, place: stage.Stage) -> bool:
+def _print_proof(full: str, path: Path | None, running: services.Services) -> bool:
     """Wait until the server has everything, and print the proof; False if it takes longer than DRAIN_S."""
-    place.wait_for_server()
-    place.hurry()
+    running.wait_for_server()
+    running.end_pauses()
     deadline = time.monotonic() + DRAIN_S
-    complete, shown = stage.sync_status(full, path, place.environment())
+    complete, shown = services.sync_status(full, path, running.environment())
     while not complete and time.monotonic() < deadline:
         time.sleep(0.2)  # each question starts a process, and hashes everything on both sides
-        complete, shown = stage.sync_status(full, path, place.environment())
+        complete, shown = services.sync_status(full, path, running.environment())
     console.print_text(f"\nOn the server ({_bold(f'ml-dash sync status {full}')}):\n{shown.rstrip()}")
     return complete
 
@@ -131,12 +132,12 @@ def _bold(text: str) -> str:
 
 
 @contextmanager
-def _epochs(title: str, first: int = 0) -> Iterator[story.Progress]:
+def _epochs(title: str, first: int = 0) -> Iterator[steps.Progress]:
     with console.progress(title) as show:
         yield lambda epoch: show(epoch, EPOCHS) if show is not None else None
 
 
-def _print_counts(counts: dict[str, story.Count]) -> None:
+def _print_counts(counts: dict[str, steps.Count]) -> None:
     """Print how many acknowledged calls were found again. They were counted outside the processes that were killed."""
     rows: list[list[console.Cell]] = [
         [
