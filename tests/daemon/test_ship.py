@@ -244,9 +244,7 @@ def test_a_writer_that_died_is_told(way: Way) -> None:
 
 
 def test_a_lost_answer_costs_sending_again_and_doubles_nothing(way: Way) -> None:
-    pen = way.desk.pen()
-    for number in range(5):
-        pen.log(f"{number}")
+    _written(way, 5)
     lost = []
 
     def meet(method: str, path: str, answer: Answer, how: dict[str, Any]) -> dict[str, Any]:
@@ -487,17 +485,29 @@ def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: Way) -> None:
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
+def _written(way: Way, count: int) -> Pen:
+    """A pen that has written log entries, each with its number as the message."""
+    pen = way.desk.pen()
+    for number in range(count):
+        pen.log(f"{number}")
+    return pen
+
+
 def _damage(pen: Pen, frame: int, byte: int = 10) -> None:
     start, _ = pen.frames[frame]
     flip(pen.segment, start + byte)
 
 
-def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    pen = way.desk.pen()
-    for number in range(4):
-        pen.log(f"{number}")
+def _damaged(way: Way, count: int = 4) -> Pen:
+    """Entries of one writer, all in the order; the third frame is damaged since."""
+    pen = _written(way, count)
     way.desk.catch_up()
     _damage(pen, 2)
+    return pen
+
+
+def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    pen = _damaged(way)
     result = way.drain()
     assert result.remaining is Remaining.LATER
     assert result.again_s is not None
@@ -510,9 +520,7 @@ def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytes
 
 
 def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient: None) -> None:
-    pen = way.desk.pen()
-    for number in range(4):
-        pen.log(f"{number}")
+    pen = _written(way, 4)
     _damage(pen, 2)
     pen.close()
     way.drain()
@@ -522,11 +530,7 @@ def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient:
 
 
 def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: Way, impatient: None) -> None:
-    bad = way.desk.pen()
-    for number in range(4):
-        bad.log(f"{number}")
-    way.desk.catch_up()
-    _damage(bad, 2)
+    _damaged(way)
     way.drain()
     other = way.desk.pen()
     other.log("of another writer")
@@ -545,11 +549,7 @@ def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: Way
 
 
 def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: None) -> None:
-    bad = way.desk.pen()
-    for number in range(4):
-        bad.log(f"{number}")
-    way.desk.catch_up()
-    _damage(bad, 2)
+    _damaged(way)
     way.drain()
     way.desk.pen().log("of another writer")
     assert way.shipment.step(way.road, monotonic()).remaining is Remaining.MORE
@@ -559,11 +559,7 @@ def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: N
 
 
 def test_a_death_is_told_after_what_waits_for_a_second_look(way: Way, impatient: None) -> None:
-    pen = way.desk.pen()
-    for number in range(4):
-        pen.log(f"{number}")
-    way.desk.catch_up()
-    _damage(pen, 2)
+    pen = _damaged(way)
     pen.die()
     way.drain()
     way.drain()
@@ -572,11 +568,7 @@ def test_a_death_is_told_after_what_waits_for_a_second_look(way: Way, impatient:
 
 
 def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    pen = way.desk.pen()
-    for number in range(3):
-        pen.log(f"{number}")
-    way.desk.catch_up()
-    _damage(pen, 2)
+    pen = _damaged(way, 3)
     first = pen.segment
     way.drain()
     pen.roll()
@@ -591,9 +583,7 @@ def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypa
 
 def test_damage_to_a_length_does_not_hide_what_follows(way: Way, impatient: None) -> None:
     """The frame seems to go on behind the end of the file."""
-    pen = way.desk.pen()
-    for number in range(4):
-        pen.log(f"{number}")
+    pen = _written(way, 4)
     start, _ = pen.frames[2]
     flip(pen.segment, start + 1, 7)
     pen.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,23 @@ class Web:
         """The id of a new experiment."""
         made = self.post(f"/projects/{project}/experiments", {"name": name, **fields})
         return str(made["experiment"]["id"])
+
+
+@contextmanager
+def changed_server(data: Path, *changes: str) -> Iterator[Web]:
+    """Alice at a server of her own, in which statements have changed constants; it must end well."""
+    program = "\n".join(["import sys", *changes, "from ml_dash.cli import main", "main(sys.argv[1:])"])
+    command = [sys.executable, "-c", program, "server", "--dev", "--port", "0", "--data", str(data)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            web = Web(process.stdout.readline().split()[-1], development_token("alice"))
+            with web.session:
+                yield web
+        finally:
+            process.terminate()
+            code = process.wait(30)
+    assert code == 0
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from ml_dash.sync.login import development_token
 from tests.running import Server
-from tests.server.conftest import Web
+from tests.server.conftest import Web, changed_server
 
 
 @pytest.mark.parametrize(
@@ -99,19 +98,7 @@ def test_pages_of_others_may_ask_only_where_that_is_set(web: Web, tmp_path: Path
 
 
 def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
-    program = (
-        "import ml_dash.server.http.app as app, sys\n"
-        "app.UNREAD_S = 0.3\n"
-        "from ml_dash.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    arguments = ["server", "--dev", "--port", "0", "--data", str(tmp_path / "data")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        web = Web(process.stdout.readline().split()[-1], development_token("alice"))
+    with changed_server(tmp_path / "data", "import ml_dash.server.http.app as app", "app.UNREAD_S = 0.3") as web:
         identity = web.experiment("unread")
         record = web.ask("POST", f"/experiments/{identity}/files", files={"file": ("x", bytes(32 << 20))}).json()
         path = f"{web.url}/experiments/{identity}/files/{record['id']}/download"
@@ -122,13 +109,6 @@ def test_an_answer_that_nobody_reads_is_given_up(tmp_path: Path) -> None:
                 assert monotonic() < deadline
                 Event().wait(0.05)
         assert len(web.ask("GET", path.removeprefix(web.url)).content) == 32 << 20
-        web.session.close()
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        if process.stdout is not None:
-            process.stdout.close()
-    assert code == 0
 
 
 def test_memory_stays_flat_while_a_file_comes_in(web: Web) -> None:
@@ -187,9 +167,7 @@ def test_open_goes_with_the_development_login(tmp_path: Path) -> None:
     assert (done.returncode, "--open goes with --dev" in done.stderr) == (2, True)
 
 
-def test_the_unit_of_the_server_names_this_installation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_unit_of_the_server_names_this_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ml_dash.server import install
 
     (tmp_path / "bin").mkdir()

@@ -7,26 +7,17 @@ import sys
 from pathlib import Path
 
 from ml_dash.sync.login import development_token
-from tests.server.conftest import Web
+from tests.server.conftest import Web, changed_server
 
 
 def test_an_upload_waits_its_turn_and_is_told_to_come_again(tmp_path: Path) -> None:
     import socket
 
-    program = (
-        "import ml_dash.server.http.calls as calls, ml_dash.server.http.routes_files as files, sys\n"
-        "calls.UPLOADS = 1\n"
-        "files.ADMISSION_S = 0.2\n"
-        "from ml_dash.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    arguments = ["server", "--dev", "--port", "0", "--data", str(tmp_path / "data")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        web = Web(process.stdout.readline().split()[-1], development_token("alice"))
+    with changed_server(
+        tmp_path / "data",
+        "import ml_dash.server.http.calls as calls, ml_dash.server.http.routes_files as files",
+        "calls.UPLOADS = 1; files.ADMISSION_S = 0.2",
+    ) as web:
         path = f"/experiments/{web.experiment('turns')}/files"
         host, _, port = web.url.rpartition("/")[2].rpartition(":")
         head = (
@@ -44,13 +35,6 @@ def test_an_upload_waits_its_turn_and_is_told_to_come_again(tmp_path: Path) -> N
         while web.session.post(web.url + path, files={"file": ("x", b"x")}, timeout=20).status_code == 429:
             pass
         assert [one["filename"] for one in web.get(path)["files"]] == ["x"]
-        web.session.close()
-    finally:
-        process.terminate()
-        code = process.wait(30)
-        if process.stdout is not None:
-            process.stdout.close()
-    assert code == 0
 
 
 def test_the_page_has_all_experiments_page_by_page(web: Web) -> None:
