@@ -73,7 +73,8 @@ def sentence(schedule: Schedule) -> str:
     """One line for people."""
     tasks = list(schedule.tasks.values())
     waiting = sum(not task.settled for task in tasks)
-    parts = [f"{len(tasks):,} experiments", f"{waiting:,} being sent" if waiting else "all sent"]
+    experiments = "1 experiment" if len(tasks) == 1 else f"{len(tasks):,} experiments"
+    parts = [experiments, f"{waiting:,} being sent" if waiting else "all sent"]
     away = [url for url, pause in schedule.remotes.items() if pause.failures]
     if away:
         parts.append(f"waiting for {', '.join(away[:3])}")

@@ -103,7 +103,7 @@ def test_a_manager_is_told_all(home: Home, manager: Manager) -> None:
     home.record()
     with running() as process:
         manager.hear("READY=1")
-        manager.hear("STATUS=1 experiments, all sent")
+        manager.hear("STATUS=1 experiment, all sent")
         manager.hear("WATCHDOG=1")
         manager.hear("WATCHDOG=1")
         process.send_signal(signal.SIGTERM)
@@ -118,7 +118,7 @@ def test_it_is_ready_without_a_server(home: Home, manager: Manager) -> None:
     home.record()
     with running():
         manager.hear("READY=1")
-        assert "waiting for http://127.0.0.1:1" in manager.hear("STATUS=1 experiments, 1 being sent")
+        assert "waiting for http://127.0.0.1:1" in manager.hear("STATUS=1 experiment, 1 being sent, waiting for")
 
 
 def test_the_managers_own_takes_over_when_another_ends(
@@ -134,7 +134,7 @@ def test_the_managers_own_takes_over_when_another_ends(
             manager.hear("WATCHDOG=1")
             first.send_signal(signal.SIGTERM)
             assert first.wait(WAIT_S) == 0
-            manager.hear("STATUS=1 experiments")
+            manager.hear("STATUS=1 experiment")
             second.send_signal(signal.SIGTERM)
             assert second.wait(WAIT_S) == 0
 
