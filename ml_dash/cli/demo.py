@@ -104,7 +104,8 @@ def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
     if place is not None:
         console.say(f"{console.styled('Started the server again', 'bold green')} meanwhile, with the data that it had.")
     again = sum(view.metric_stats(one["name"])["supersededDataPoints"] for one in view.metrics())
-    console.say(f"{again:,} points were recorded once more from there: their first versions are superseded, and kept.")
+    points = "1 point was" if again == 1 else f"{again:,} points were"
+    console.say(f"{points} recorded once more from there: what was there first is superseded, and kept.")
     in_all = story.count(view, [first, second])
     console.say()
     _say_counts({"when it was killed": after_kill, "at the end": in_all})
