@@ -524,7 +524,8 @@ class Writer:
             if is_gone(self.journal):
                 rest = "no others are on disk"
             raise StorageError(
-                f"{lost:,} events of {self.identity.project}/{self.identity.name} were lost: the disk refused them "
+                f"{'1 event' if lost == 1 else f'{lost:,} events'} of {self.identity.project}/{self.identity.name} "
+                f"{'was' if lost == 1 else 'were'} lost: the disk refused {'it' if lost == 1 else 'them'} "
                 f"({self.degraded or 'and the buffer was full'}); {rest}",
                 hint="free space or mend the disk before the next run",
             )

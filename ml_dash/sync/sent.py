@@ -143,7 +143,8 @@ class Sent:
         if cursor is None:
             return None
         if cursor.trouble is not None and cursor.trouble.kind == "login":
-            return cursor.trouble.text or f"the login is not accepted; run: ml-dash login {remote}"
+            why = cursor.trouble.text or "the login is not accepted"
+            return why if f"ml-dash login {remote}" in why else f"{why}; run: ml-dash login {remote}"
         for name, reason in cursor.parked.items():
             if f"-{self.id}-" in name:
                 return f"{remote} does not take {name}: {reason}; see: ml-dash sync status"

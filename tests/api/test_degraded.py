@@ -70,7 +70,7 @@ except OSError as error:
     assert lines[2] == "0 {} 1"
     identity, tags, stored, lost = json.loads(lines[3])
     assert (tags, stored, lost) == (["a"], True, "")
-    assert "1 events of cv/first were lost" in lines[5]
+    assert "1 event of cv/first was lost" in lines[5]
     assert ended.err.count("Training goes on") == 2
     with make(read_only=True) as reader:
         assert [record["id"] for record in reader.file().list()] == [identity]

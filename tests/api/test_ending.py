@@ -466,6 +466,6 @@ def test_an_exception_goes_on_though_events_were_lost(make: Make, caplog: pytest
         experiment._handle.session.recording().writer.count_lost()
     with pytest.raises(ValueError, match="the real one"), failing:
         raise ValueError("the real one")
-    assert "1 events of cv/failing were lost" in caplog.text
-    with pytest.raises(ml_dash.StorageError, match="1 events of cv/ending were lost"):
+    assert "1 event of cv/failing was lost" in caplog.text
+    with pytest.raises(ml_dash.StorageError, match="1 event of cv/ending was lost"):
         ending.close()

@@ -415,7 +415,7 @@ def test_a_full_disk_does_not_stop_training_and_is_told(
     assert experiment.file().list() == []
     experiment.log("training goes on")
     assert experiment.file(model, prefix="/models")["id"] != ""
-    with pytest.raises(StorageError, match="1 events of cv/first were lost"):
+    with pytest.raises(StorageError, match="1 event of cv/first was lost"):
         experiment.close()
     assert experiment.data["counts"]["files"] == 1
 

@@ -337,6 +337,13 @@ def test_a_login_that_is_not_accepted_is_told_at_once(
         uploader.acknowledge(0, trouble={"kind": "login", "text": "the token was revoked", "since": 1})
         assert experiment.wait_synced() is False
     assert "the token was revoked; run: ml-dash login" in caplog.text
+    caplog.clear()
+    # The uploader has said what to do: not once more.
+    with make(remote=HERE, user_name="alice") as experiment:
+        why = f"the token was revoked; run: ml-dash login {HERE}"
+        uploader.acknowledge(0, trouble={"kind": "login", "text": why, "since": 1})
+        assert experiment.wait_synced() is False
+    assert caplog.text.count("ml-dash login") == 1
 
 
 def test_a_segment_that_is_refused_for_good_is_told_at_once(
@@ -643,3 +650,5 @@ def test_a_token_that_is_not_accepted_keeps_the_data_here_whoever_is_logged_in(p
     assert cursor is not None
     assert cursor.trouble is not None
     assert "the token ending in sued" in cursor.trouble.text
+    # To log in would not help what is bound to this token.
+    assert f"to send it with another token: ml-dash login {server.url}, then ml-dash push" in cursor.trouble.text

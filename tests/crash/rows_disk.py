@@ -97,7 +97,7 @@ def _judge_lost(trial: Trial, ledger: Ledger, told: str) -> disk.Journal:
     journal = disk.read_journal(journal_of(trial.folder))
     kept = kept_in(journal, ledger)
     lost = len(ledger.acked) - kept
-    match = re.search(r"close: ([0-9,]+) events", told)
+    match = re.search(r"close: ([0-9,]+) events?", told)
     said = int(match[1].replace(",", "")) if match else 0
     # The opening and the closing event may be among those that were lost.
     trial.check(lost <= said <= lost + 2, f"{lost} calls are lost, close() said {said}")

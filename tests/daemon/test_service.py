@@ -103,7 +103,7 @@ def test_a_manager_is_told_all(home: Home, manager: Manager) -> None:
     home.record()
     with running() as process:
         manager.hear("READY=1")
-        manager.hear("STATUS=1 experiments, all sent")
+        manager.hear("STATUS=1 experiment, all sent")
         manager.hear("WATCHDOG=1")
         manager.hear("WATCHDOG=1")
         process.send_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ def test_the_managers_own_takes_over_when_another_ends(
             manager.hear("WATCHDOG=1")
             first.send_signal(signal.SIGTERM)
             assert first.wait(WAIT_S) == 0
-            manager.hear("STATUS=1 experiments")
+            manager.hear("STATUS=1 experiment")
             second.send_signal(signal.SIGTERM)
             assert second.wait(WAIT_S) == 0
 
