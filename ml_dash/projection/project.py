@@ -35,8 +35,8 @@ _FILES_EVERY_S: Final = 1.0
 _HOLDS: Final = 100_000
 _GIVE_WAY_S: Final = 5.0
 _AWAY_TEXT: Final = (
-    "The disk was full, and this folder gave way to the journal, which has everything.\n"
-    "With some room, ml-dash makes it again when somebody looks at it: ml-dash rebuild\n"
+    "The disk was full, and this folder was emptied to make room for the journal, which has everything.\n"
+    "Once there is room, ml-dash makes it again when it is read, or by: ml-dash rebuild\n"
 )
 _REBUILD_SLICE: Final = 50_000
 _WAIT_S: Final = 30.0

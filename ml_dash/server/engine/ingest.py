@@ -249,7 +249,7 @@ class Ingest:
         row = tx.segment_by_file(ns, journal, str(name))
         if row is None:
             if offset:
-                raise Refused(409, GAP, "nothing of this segment is here yet", length=0)
+                raise Refused(409, GAP, "this segment is not here yet", length=0)
             row = self._begin(tx, ns, journal, name, data, any(low == 0 for low, _ in damaged))
         if offset > row.length:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
@@ -402,11 +402,13 @@ class Ingest:
         """
         for note in notes:
             if not (_ID.fullmatch(note["writer"]) and _ID.fullmatch(note["segment"]) and 0 <= note["end"] < 1 << 62):
-                raise Refused(422, MALFORMED, "that is no note of a death")
+                raise Refused(
+                    422, MALFORMED, "a death needs a writer and a segment (32 hex digits each) and an end in bytes"
+                )
         with self.writing() as tx:
             journal_row = tx.journal(ns, journal)
             if journal_row is None:
-                raise Refused(404, UNKNOWN, "nothing of this journal is here")
+                raise Refused(404, UNKNOWN, "this journal is not here")
             cached = self.cached(tx, ns, journal_row.experiment, journal_row.project, journal_row.name)
             edits = Edits()
             for note in notes:

@@ -215,7 +215,7 @@ class Uploads:
         journal_row = tx.journal(ns, journal)
         row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         if journal_row is None or row is None:
-            raise Refused(404, UNKNOWN, "nothing of this journal is here")
+            raise Refused(404, UNKNOWN, "this journal is not here")
         return journal_row, decode_state(row)
 
     def _staged(self, ns: str, name: str, data: bytes) -> Path:
