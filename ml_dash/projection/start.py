@@ -18,7 +18,7 @@ from .folder import LOGS, Folder
 
 log = logging.getLogger("ml_dash")
 
-_BLOCK: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
@@ -87,7 +87,7 @@ def is_there(path: Path, kept: Kept) -> bool:
         if path.is_symlink() or not path.is_file():
             return not kept.size
         with path.open("rb") as file:
-            while rest > 0 and (block := file.read(min(_BLOCK, rest))):
+            while rest > 0 and (block := file.read(min(_BLOCK_BYTES, rest))):
                 crc = crc32(block, crc)
                 rest -= len(block)
     except OSError:

@@ -23,7 +23,7 @@ from ..journal.segment import ORDER, list_segments
 from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .folder import Folder
 
-_BLOCK: Final = 1 << 20
+_BLOCK_BYTES: Final = 1 << 20
 
 
 def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
@@ -145,7 +145,7 @@ def _crc(path: Path, start: int, end: int, crc: int = 0) -> int | None:
     rest = end - start
     with path.open("rb") as file:
         file.seek(start)
-        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
+        while rest > 0 and (block := file.read(min(_BLOCK_BYTES, rest))):
             crc = crc32(block, crc)
             rest -= len(block)
     return crc if rest <= 0 else None

@@ -43,13 +43,15 @@ from ..stores import (
 )
 from .blocks import OpenBlocks, add, history
 
+# Kinds of arrivals.
 STRETCH: Final = 1
 DEATH: Final = 2
+# Bounds of the cache; the oldest experiments leave it first.
 _STATES_CACHED: Final = 256
 _STATE_BYTES_CACHED: Final = 16 << 20
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
-_BODIES_AT_ONCE: Final = 16 << 20
+_BODY_BYTES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
 Changed = Callable[[str, str, "int | None"], None]
@@ -385,7 +387,7 @@ class Ingest:
         frames = partial(_bytes_of, tx, ns, row, stretch)
         fetch = partial(self._body, tx, ns)
         lost_if = (FileNotFoundError, ValueError)
-        return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODIES_AT_ONCE)
+        return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODY_BYTES_AT_ONCE)
 
     def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
         blob = self._body_row(tx, ns, name)
@@ -444,6 +446,7 @@ class Part:
 
     @property
     def end(self) -> int:
+        """The offset in the segment after the last byte."""
         return self.offset + len(self.data)
 
     def bytes(self, start: int, end: int) -> bytes:

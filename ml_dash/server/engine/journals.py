@@ -14,7 +14,7 @@ from ...journal import base as bases
 from ..stores import BlobRow, Documents, ExperimentRow, JournalRow, Objects, Read, SegmentRow
 from .ingest import STRETCH, Ingest, decode_state
 
-_PIECE: Final = 4 << 20
+_PIECE_BYTES: Final = 4 << 20
 
 
 class Journals:

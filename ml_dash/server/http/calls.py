@@ -38,6 +38,7 @@ PAGE: Final = 10_000
 """The most log entries or points of one page."""
 
 LARGEST_INDEX: Final = 10**15
+"""The largest index in a query, in either direction."""
 
 READERS: Final = 16
 WRITERS: Final = 8

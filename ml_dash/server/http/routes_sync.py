@@ -15,6 +15,8 @@ from .calls import READ, WRITE, Call, Route, answer, malformed
 from .downloads import download
 
 ORDER_PAGE: Final = 10_000
+"""The most records of one page of an order."""
+
 LARGEST_OFFSET: Final = 1 << 50
 _RANGE: Final = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
 _LONGEST_LIST: Final = 64 << 10  # characters of a list in the query
