@@ -10,8 +10,10 @@ from . import events as ev
 from .ranges import Range
 
 FOLD_VERSION: Final = 2
+"""Grows when the fold gives the same events another state: states of older versions are then made again."""
 RUNNING: Final = "running"
 RUNS_KEPT: Final = 64
+"""Entries of `Metric.runs` that are kept."""
 _NUMBERS: Final = 1 << 63
 
 StampTuple = tuple[int, str, int]

@@ -101,7 +101,7 @@ class _Copy:
 
     def run(self) -> tuple[str, int]:
         """Copy, hash and sync; return (SHA-256 in hex, size in bytes). Raises OSError, InvalidValue."""
-        if os.fstat(self._reading).st_size <= _BLOCK or not hasattr(os, "preadv"):
+        if os.fstat(self._reading).st_size <= _BLOCK_BYTES or not hasattr(os, "preadv"):
             self._copy_and_hash()
             os.fsync(self._writing)
             return self._digest.hexdigest(), self._stored
@@ -120,7 +120,7 @@ class _Copy:
         return self._digest.hexdigest(), self._stored
 
     def _copy_and_hash(self) -> None:
-        while block := os.read(self._reading, _BLOCK):
+        while block := os.read(self._reading, _BLOCK_BYTES):
             self._check_size(self._stored + len(block))
             self._digest.update(block)
             rest = memoryview(block)
@@ -138,14 +138,14 @@ class _Copy:
             self._check_size(self._stored)
             if in_kernel:
                 try:
-                    count = os.copy_file_range(self._reading, self._writing, _BLOCK)
+                    count = os.copy_file_range(self._reading, self._writing, _BLOCK_BYTES)
                 except OSError as error:
                     if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                         raise
                     in_kernel = False
                     continue
             else:
-                block = os.read(self._reading, _BLOCK)
+                block = os.read(self._reading, _BLOCK_BYTES)
                 count = len(block)
                 rest = memoryview(block)
                 while rest:
@@ -161,7 +161,7 @@ class _Copy:
 
     def _hash(self) -> None:
         # Blocks small enough to stay in the processor's cache between reading and hashing.
-        view = memoryview(bytearray(_HASH_BLOCK))
+        view = memoryview(bytearray(_HASH_BLOCK_BYTES))
         hashed = 0
         try:
             while True:
@@ -172,7 +172,7 @@ class _Copy:
                 if stored == hashed:
                     return
                 while hashed < stored:
-                    count = os.preadv(self._writing, [view[: min(_HASH_BLOCK, stored - hashed)]], hashed)
+                    count = os.preadv(self._writing, [view[: min(_HASH_BLOCK_BYTES, stored - hashed)]], hashed)
                     if not count:
                         raise OSError(errno.EIO, "the copy is shorter than what was written to it")
                     self._digest.update(view[:count])

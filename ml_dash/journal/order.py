@@ -36,10 +36,11 @@ from ..disk.durable import data_sync, fail_point, read_at, write_all
 from ..errors import Damaged
 from .segment import ORDER, read_identity
 
+# Kinds of records in the file.
 STRETCH: Final = 1
 DEATH: Final = 2
 
-_CHUNK: Final = 4 << 20
+_CHUNK_BYTES: Final = 4 << 20
 _decode: Final = msgspec.msgpack.Decoder(tuple[int, bytes, Any, int]).decode
 
 
@@ -150,7 +151,7 @@ class Order:
         position = max(start, self.first)
         size = os.fstat(self._fd).st_size
         while position < size:
-            buffer = read_at(self._fd, min(_CHUNK, size - position), position)
+            buffer = read_at(self._fd, min(_CHUNK_BYTES, size - position), position)
             records: list[tuple[int, bytes, Any, int]] = []
             stop = walk(buffer, 0, self._crcs, _decode, records)
             if not stop:

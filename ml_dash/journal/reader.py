@@ -118,7 +118,7 @@ def open_segment(path: Path) -> Segment | None:
 
 def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment | None:
     with path.open("rb") as file:
-        start = file.read(_LARGEST_HEADER + _LARGEST_FRAME)
+        start = file.read(_LARGEST_HEADER_BYTES + _LARGEST_FRAME_BYTES)
     mended = mend_header(start)
     if mended is not None:
         header, first, crc = decode_header(mended)
@@ -148,7 +148,7 @@ def read(
                 yield Stretch(position, base + stop, events)
                 position = base + stop
                 continue
-            left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME)
+            left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME_BYTES)
             if left < reach:
                 # A frame may go on after this buffer: read a chunk from its start, then as far as a frame can reach.
                 wanted = min(size - position, chunk)
@@ -172,16 +172,16 @@ def _search(fd: int, segment: Segment, searched: int, position: int, size: int) 
 
     Buffers overlap by one frame's largest size, so that no frame is missed between two of them.
     """
-    base = max(position + 1, searched - _LARGEST_FRAME + 1)
+    base = max(position + 1, searched - _LARGEST_FRAME_BYTES + 1)
     while searched < size:
-        buffer = read_at(fd, min(2 * _LARGEST_FRAME, size - base), base)
+        buffer = read_at(fd, min(2 * _LARGEST_FRAME_BYTES, size - base), base)
         at = find_frame(buffer, 0, segment.crcs, decode_event)
         if at >= 0:
             return base + at
         if not buffer:
             return -1
         searched = base + len(buffer)
-        base = max(base + 1, searched - _LARGEST_FRAME + 1)
+        base = max(base + 1, searched - _LARGEST_FRAME_BYTES + 1)
     return -1
 
 

@@ -22,7 +22,9 @@ from ..journal.merge import Position
 from ..journal.segment import CHECKPOINT
 
 LAYOUT_VERSION: Final = 2
+"""Grows when a folder is laid out otherwise: checkpoints of older versions are not used."""
 LINES_PER_MARK: Final = 1000
+"""Every line whose number is a multiple of this has its offset in `LineFile.marks`."""
 _MAGIC: Final = b"\x89MLDCHK\n"
 
 

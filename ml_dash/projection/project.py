@@ -35,8 +35,8 @@ _FILES_EVERY_S: Final = 1.0
 _HOLDS: Final = 100_000
 _GIVE_WAY_S: Final = 5.0
 _AWAY_TEXT: Final = (
-    "The disk was full, and this folder gave way to the journal, which has everything.\n"
-    "With some room, ml-dash makes it again when somebody looks at it: ml-dash rebuild\n"
+    "The disk was full, and this folder was emptied to make room for the journal, which has everything.\n"
+    "Once there is room, ml-dash makes it again when it is read, or by: ml-dash rebuild\n"
 )
 _REBUILD_SLICE: Final = 50_000
 TURN_WAIT_S: Final = 30.0
@@ -346,7 +346,7 @@ class Projector:
             kept = Folder(self.folder_path, self.journal, begin(self.journal, self.folder_path).layout)
             self._start_anew()
             _remove_derived(self.folder_path, {path: lines.size for path, lines in kept.line_files() if lines.size})
-            pace = None if progress is None else Pace(_REBUILD_SLICE, lambda: progress(self.state.events, size))
+            pace = None if progress is None else Pace(_REBUILD_SLICE_EVENTS, lambda: progress(self.state.events, size))
             # Old versions of files that are still here were kept on purpose: do not release them now.
             self._keeps = True
             try:

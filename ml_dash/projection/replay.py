@@ -22,7 +22,7 @@ from ..journal.reader import CHUNK_BYTES, Gap, Segment, Stretch, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
-_LONG_CHUNK: Final = 2 << 20
+_LONG_CHUNK_BYTES: Final = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Replay:
         """
         before = self.state.events, self.state.status
         # With many metrics, a longer stretch has more points of each, which are folded and written together.
-        self._chunk = _LONG_CHUNK if pace is None else CHUNK_BYTES
+        self._chunk = _LONG_CHUNK_BYTES if pace is None else CHUNK_BYTES
         order = Order(self.journal)
         order.open(write=record)
         try:

@@ -77,7 +77,7 @@ def server_settings(
     )
     check_data(settings.data)
     if dev and not settings.is_loopback:
-        hint = "take --dev away, or let it listen on 127.0.0.1: everybody knows the development secret"
+        hint = "leave --dev out, or listen on 127.0.0.1: everybody knows the development secret"
         raise InvalidValue(f"--dev and --host {settings.host} do not go together", hint=hint)
     return settings
 
@@ -87,7 +87,7 @@ def check_data(data: Path) -> Path:
     for place in (data, *data.parents):
         if place.exists() and not place.is_dir():
             problem = f"--data {data} cannot be a folder: {place} is a file"
-            raise InvalidValue(problem, hint="name a folder; it is made if it is not there")
+            raise InvalidValue(problem, hint="name a folder; it is created if it does not exist")
     return data
 
 

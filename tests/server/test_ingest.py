@@ -453,7 +453,7 @@ def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
 
 
 def test_many_long_bodies_are_folded_a_few_at_a_time(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.engine.ingest._BODIES_AT_ONCE", 9_000)
+    monkeypatch.setattr("ml_dash.server.engine.ingest._BODY_BYTES_AT_ONCE", 9_000)
     sheet = Sheet().opens()
     for number in range(12):
         name, content = sheet.spills(ev.LOG, ["info", f"{number}" * 4000, None])

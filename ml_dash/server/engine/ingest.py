@@ -43,13 +43,15 @@ from ..stores import (
 )
 from .blocks import TABLES_VERSION, OpenBlocks, add, history
 
+# Kinds of arrivals.
 STRETCH: Final = 1
 DEATH: Final = 2
+# Bounds of the cache; the oldest experiments leave it first.
 _STATES_CACHED: Final = 256
 _STATE_BYTES_CACHED: Final = 16 << 20
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
-_BODIES_AT_ONCE: Final = 16 << 20
+_BODY_BYTES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
 Changed = Callable[[str, str, "int | None"], None]
@@ -249,7 +251,7 @@ class Ingest:
         row = tx.segment_by_file(ns, journal, str(name))
         if row is None:
             if offset:
-                raise Refused(409, GAP, "nothing of this segment is here yet", length=0)
+                raise Refused(409, GAP, "this segment is not here yet", length=0)
             row = self._begin(tx, ns, journal, name, data, any(low == 0 for low, _ in damaged))
         if offset > row.length:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
@@ -385,7 +387,7 @@ class Ingest:
         frames = partial(_bytes_of, tx, ns, row, stretch)
         fetch = partial(self._body, tx, ns)
         lost_if = (FileNotFoundError, ValueError)
-        return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODIES_AT_ONCE)
+        return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODY_BYTES_AT_ONCE)
 
     def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
         blob = self._body_row(tx, ns, name)
@@ -402,11 +404,13 @@ class Ingest:
         """
         for note in notes:
             if not (_ID.fullmatch(note["writer"]) and _ID.fullmatch(note["segment"]) and 0 <= note["end"] < 1 << 62):
-                raise Refused(422, MALFORMED, "that is no note of a death")
+                raise Refused(
+                    422, MALFORMED, "a death needs a writer and a segment (32 hex digits each) and an end in bytes"
+                )
         with self.writing() as tx:
             journal_row = tx.journal(ns, journal)
             if journal_row is None:
-                raise Refused(404, UNKNOWN, "nothing of this journal is here")
+                raise Refused(404, UNKNOWN, "this journal is not here")
             cached = self.cached(tx, ns, journal_row.experiment, journal_row.project, journal_row.name)
             edits = Edits()
             for note in notes:
@@ -442,6 +446,7 @@ class Part:
 
     @property
     def end(self) -> int:
+        """The offset in the segment after the last byte."""
         return self.offset + len(self.data)
 
     def bytes(self, start: int, end: int) -> bytes:

@@ -14,7 +14,7 @@ from ...journal import base as bases
 from ..stores import BlobRow, Documents, ExperimentRow, JournalRow, Objects, Read, SegmentRow
 from .ingest import STRETCH, Ingest, decode_state
 
-_PIECE: Final = 4 << 20
+_PIECE_BYTES: Final = 4 << 20
 
 
 class Journals:
@@ -33,7 +33,7 @@ class Journals:
         with self._documents.read() as tx:
             journal_row = tx.journal(ns, journal)
             if journal_row is None:
-                raise Refused(404, UNKNOWN, "nothing of this journal is here")
+                raise Refused(404, UNKNOWN, "this journal is not here")
             row = tx.experiment(ns, journal_row.experiment)
             state = decode_state(row) if row is not None else State()
             segments = tx.segments(ns, journal)

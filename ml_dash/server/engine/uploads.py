@@ -24,7 +24,7 @@ from .ingest import Ingest, decode_state
 _LOCKS: Final = 256
 _STAGED_S: Final = 30 * 86_400
 """An upload that was not continued for this long begins anew."""
-_PIECE: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 20
 
 
 def file_key(ns: str, project: str, experiment: str, identity: str, filename: str) -> str:
@@ -215,7 +215,7 @@ class Uploads:
         journal_row = tx.journal(ns, journal)
         row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         if journal_row is None or row is None:
-            raise Refused(404, UNKNOWN, "nothing of this journal is here")
+            raise Refused(404, UNKNOWN, "this journal is not here")
         return journal_row, decode_state(row)
 
     def _staged(self, ns: str, name: str, data: bytes) -> Path:
@@ -249,7 +249,7 @@ class Uploads:
     def _verify(self, part: Path, name: str, size: int) -> None:
         digest = hashlib.sha256()
         with part.open("rb") as file:
-            while piece := file.read(_PIECE):
+            while piece := file.read(_PIECE_BYTES):
                 digest.update(piece)
         if part.stat().st_size != size or digest.hexdigest() != name[:64]:
             part.unlink()

@@ -219,7 +219,7 @@ def _refused(error: Exception) -> Refused:
         case InvalidInput() | UnsupportedType():
             return Refused(400, MALFORMED, str(error))
         case OSError() | sqlite3.Error() | MemoryError():
-            text = "the server cannot store or read now; nothing of this request counts, send it again"
+            text = "the server cannot store or read now; this request was not carried out, send it again"
             return Refused(503, UNAVAILABLE, text, retry_after_s=RETRY_S)
     return Refused(500, "internal", "the server failed at this request; its log says why")
 

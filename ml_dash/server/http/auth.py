@@ -19,8 +19,8 @@ from ..settings import ServerSettings, is_loopback_host
 COOKIE: Final = "ml_dash_token"
 """The cookie in which a browser keeps the token. `SameSite=Strict`, and good for reading only."""
 
-MAX_TOKEN: Final = 4096
-MAX_USER_NAME: Final = 200
+MAX_TOKEN: Final = 4096  # characters
+MAX_USER_NAME: Final = 200  # characters
 CLOCK_LEEWAY_S: Final = 2 * 3600
 """How far the clock of the machine that signed a login may be ahead; a wrong time zone makes it an hour or so."""
 

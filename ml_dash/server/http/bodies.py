@@ -233,7 +233,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
-    raise ValueError(f'{name} is no JSON number; write the text "{name}"')
+    raise ValueError(f'{name} is not a JSON number; write the text "{name}"')
 
 
 def _float(text: str) -> float:

@@ -36,6 +36,7 @@ READ: Final = "read"
 WRITE: Final = "write"
 
 LARGEST_INDEX: Final = 10**15
+"""The largest index in a query, in either direction."""
 
 READERS: Final = 16
 WRITERS: Final = 8

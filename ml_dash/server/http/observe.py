@@ -17,7 +17,7 @@ log: Final = logging.getLogger("ml_dash.server")
 METRICS_TYPE: Final = CONTENT_TYPE_LATEST
 
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_LONGEST: Final = 500
+_LONGEST_PATH: Final = 500  # characters
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
 
 
@@ -94,4 +94,4 @@ def write_logs(level: str) -> None:
 
 def shown_path(path: str) -> str:
     """Return a path for the log: without its query, which may hold a secret, and cut to a bounded length."""
-    return path.partition("?")[0][:_LONGEST]
+    return path.partition("?")[0][:_LONGEST_PATH]

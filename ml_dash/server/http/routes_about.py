@@ -98,7 +98,7 @@ async def log_in(call: Call) -> Response:
         try:
             form = dict(parse_qsl(data.decode(), max_num_fields=8))
         except ValueError:
-            malformed("that is not a form")
+            malformed("the body is not a form")
     services, nearby = call.services, is_nearby(call.request)
     token = form.get("token", "").strip()
     if not token and services.settings.accepts_development_logins and nearby and is_user_name(form.get("user")):

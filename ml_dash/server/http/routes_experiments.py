@@ -56,7 +56,7 @@ async def upsert_experiment(call: Call) -> Response:
     async with call.json(NewExperiment) as body:
         check_name("name", body["name"])
         if body.get("status") not in (None, *STATUSES):
-            malformed(f"status is none of {', '.join(STATUSES)}")
+            malformed(f"status must be one of {', '.join(STATUSES)}")
         given = {name: value for name, value in body.items() if value is not None and name != "text"}
         if body.get("metadata") is not None:
             given["metadata"] = recorded(body["metadata"] or {}, body.get("text", ()))
@@ -67,9 +67,9 @@ async def experiments(call: Call) -> Response:
     """A page of experiments, filtered and sorted."""
     status, sort = call.text("status"), call.text("sort") or SORTS[0]
     if status not in (None, *STATUSES):
-        malformed(f"status is none of {', '.join(STATUSES)}")
+        malformed(f"status must be one of {', '.join(STATUSES)}")
     if sort not in SORTS:
-        malformed(f"sort is none of {', '.join(SORTS)}")
+        malformed(f"sort must be one of {', '.join(SORTS)}")
     return answer(
         await call.read(
             call.core.experiments,

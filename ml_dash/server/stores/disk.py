@@ -17,14 +17,15 @@ from . import StoreTrouble
 
 Result = TypeVar("Result")
 
-_PIECE: Final = 1 << 20
+_PIECE_BYTES: Final = 1 << 20
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _SAFE: Final = " !#$&'()+,;=@[]{}~^`"
 # A part of a key that is too long for one file name goes on in the folder below: the mark ends the name of the folder.
 # An escape is `%` and two hex digits, so no other name ends like this.
 _GOES_ON: Final = "%+"
 _CONTINUED: Final = "%-"
-_LONGEST: Final = 200
+_LONGEST: Final = 200  # characters of a file name
+# Attempts while other threads remove empty folders.
 _TRIES: Final = 20
 _SYNCED_AT_ONCE: Final = 32
 # A file that is being copied; a crash may leave it. No part of a key becomes such a name.
@@ -185,7 +186,7 @@ class _Pieces:
         return self
 
     def __next__(self) -> bytes:
-        size = _PIECE if self._end is None else min(_PIECE, self._end - self._at)
+        size = _PIECE_BYTES if self._end is None else min(_PIECE_BYTES, self._end - self._at)
         if self._fd < 0 or size <= 0:
             self.close()
             raise StopIteration

@@ -124,7 +124,7 @@ class SqliteDocuments:
             _close(connection)
             raise StoreRefused(
                 f"{self.path} cannot be used now: {error}",
-                hint="see to the disk, the rights of the folder, or the program that holds it; nothing was changed",
+                hint="check the disk, the permissions, and which program holds the file; nothing was changed",
             ) from error
         except sqlite3.DatabaseError as error:
             _close(connection)
