@@ -12,11 +12,11 @@ from ml_dash.core.frames import LengthCrcs, OrderHeader, encode_frame, encode_he
 from ml_dash.core.protocol import Digest, FoundExperiment, OrderPage
 from ml_dash.errors import ServerRefused, Unreachable
 from ml_dash.journal import base as bases
-from ml_dash.journal.order import Order, Stretch, death_payload, stretch_payload
+from ml_dash.journal.order import MergeRecord, Order, death_payload, stretch_payload
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, JOURNAL, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.reading.view import look_anew
 
 EXPERIMENT = "17675888590217166603"
@@ -61,7 +61,7 @@ class Keeper:
         order = Order(journal)
         order.open(write=False)
         for record, _ in order.read(0):
-            if not isinstance(record, Stretch):
+            if not isinstance(record, MergeRecord):
                 self._arrive([2, record.writer, "00" * 16, 0])
             elif record.segment in here:
                 stored = self.segments.get(record.segment, b"")
@@ -157,7 +157,7 @@ class Keeper:
             # A server never infers that a writer died: each has a lock that is held elsewhere, so to speak.
             state = look_anew(journal, Path(folder) / "nowhere").state
         segments = {
-            identity: bases.Stood(
+            identity: bases.FreedSegment(
                 identity, file, file[21:53], journal_id, len(self.segments[identity]),
                 hashlib.sha256(self.segments[identity]).hexdigest(),
             )

@@ -13,7 +13,7 @@ import time
 from typing import Final
 
 from ml_dash.disk.durable import read_at
-from ml_dash.journal.reader import Run, Segment, frame_size, read, whole_frames
+from ml_dash.journal.reader import Segment, Stretch, frame_size, read, whole_frames
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -80,7 +80,7 @@ class Batches:
     ) -> tuple[bytes, list[tuple[int, int]]]:
         """Return the bytes without a valid frame at `position`, and the frames after them, once they are confirmed."""
         key, now = (segment.path.name, position), time.monotonic()
-        start = next((item.start for item in read(segment, position, end) if isinstance(item, Run)), position)
+        start = next((item.start for item in read(segment, position, end) if isinstance(item, Stretch)), position)
         if start == position:
             # No frame follows, so this may be a frame still being written; or it has become valid.
             self._suspect.pop(key, None)

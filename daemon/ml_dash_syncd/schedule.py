@@ -36,6 +36,7 @@ from .discover import Discovery
 from .settings import Settings
 from .ship import Remaining, Replaced, Shipment, StepResult
 from .task_states import TaskEvent, TaskState, next_state
+from .waking import Bell
 from .watch import (
     IDLE_S,
     IDLE_SHARE,
@@ -177,7 +178,7 @@ class Schedule:
         self._stopping = False
         # No step goes on beyond it (time.monotonic).
         self._deadline = _NEVER
-        self._woken = threading.Event()
+        self._bell = Bell()
         # When the next search is due, when the latest checks of each kind were (time.monotonic), and how often they may
         # be.
         self._discover_due = 0.0
@@ -243,12 +244,11 @@ class Schedule:
             self._checked_idle + self._idle_rate.interval_s,
             self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
-        self._woken.wait(max(0.0, due - time.monotonic()))
-        self._woken.clear()
+        self._bell.wait(due - time.monotonic())
 
     def wake(self) -> None:
         """End the wait in `turn`. May be called from any thread and from signal handlers."""
-        self._woken.set()
+        self._bell.ring()
 
     def _take_hint(self, name: str) -> None:
         """Note a hint of the file system: something is new in the folder of task `name`, or (empty) in a store."""
@@ -256,7 +256,7 @@ class Schedule:
             self._hinted_keys.append(name)
         else:
             self._new_entries = True
-        self._woken.set()
+        self._bell.ring()
 
     def _discover(self) -> None:
         """Make tasks for new registrations, and drop those whose registrations are gone."""
@@ -607,7 +607,7 @@ class Schedule:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.note_trouble("login", error.message)
+        task.shipment.note_trouble("login", str(error))
         task.trouble = str(error)
 
     def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:

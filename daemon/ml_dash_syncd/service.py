@@ -26,6 +26,7 @@ from .schedule import Schedule, Task
 from .settings import Settings
 from .ship import Remaining
 from .task_states import TaskState
+from .waking import Bell
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -124,8 +125,8 @@ def run(
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
         notifier.ping_watchdog()
-        waiting = threading.Event()
-        signals.wake = waiting.set
+        waiting = Bell()
+        signals.wake = waiting.ring
         waiting.wait(min(LOCK_S, notifier.interval_s))
         if signals.end:
             return 0

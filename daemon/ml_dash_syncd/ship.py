@@ -23,7 +23,7 @@ from ml_dash.disk.durable import fail_point, read_at
 from ml_dash.errors import JournalError, ServerRefused, Unreachable
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import OrderChanged
-from ml_dash.journal.order import Death, Stretch
+from ml_dash.journal.order import Death, MergeRecord
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
@@ -89,8 +89,8 @@ class Shipment:
         self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
         self._batches = Batches()
         self._follower: Follower | None = None
-        self._records: Iterator[Stretch | Death] | None = None
-        self._current: Stretch | Death | None = None
+        self._records: Iterator[MergeRecord | Death] | None = None
+        self._current: MergeRecord | Death | None = None
         # False until the server has been asked what it has, and again after `forget`.
         self._asked = False
         # Segment files that the server refused for good, and those that will be tried again.
@@ -276,14 +276,14 @@ class Shipment:
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
 
-    def _send(self, link: remote.Link, follower: Follower, record: Stretch | Death, deadline: float) -> bool:
+    def _send(self, link: remote.Link, follower: Follower, record: MergeRecord | Death, deadline: float) -> bool:
         """Send one record of the merge order; False if the deadline came before all of it was sent."""
         if isinstance(record, Death):
             self._send_death(link, follower, record)
             return True
         segment = follower.segment(record.segment)
         if segment is None:
-            if record.end > follower.stood(record.segment):
+            if record.end > follower.freed(record.segment):
                 # It was removed, by gc or by hand, since the order was read.
                 log.debug("%s: segment %s is gone", self.journal, record.segment)
             return True
@@ -301,7 +301,7 @@ class Shipment:
     def _send_stretch(self, link: remote.Link, follower: Follower, segment: Segment, end: int, deadline: float) -> bool:
         """Send a segment up to `end`, or pause it; False if the deadline came first."""
         file = segment.path.name
-        while (offset := max(self.account.cursor.segments.get(file, 0), follower.stood(segment.id))) < end:
+        while (offset := max(self.account.cursor.segments.get(file, 0), follower.freed(segment.id))) < end:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")

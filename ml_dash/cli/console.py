@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
 # Columns of the terminal between two columns of a table.
 _BETWEEN = 3
@@ -83,18 +83,36 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
     return f"\x1b[{';'.join(_STYLES[part] for part in style.split())}m{text}\x1b[0m"
 
 
-def is_plain() -> bool:
-    """True if stdout should get nothing but ASCII: its encoding has no more, or the user asked for the C locale."""
+def is_plain(stream: TextIO | None = None) -> bool:
+    """True if a stream (stdout) should get nothing but ASCII: its encoding has no more, or the locale is C."""
     named = [os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
     # Where LANG is C, Python itself sets LC_CTYPE to one of these.
     if next((one for one in named if one and one not in ("C.UTF-8", "C.utf8", "UTF-8")), "") in ("C", "POSIX"):
         # Python writes UTF-8 there nevertheless, but a user who asked for that locale cannot read it.
         return True
     try:
-        "\u2800\u2524\u2502\u2514\u2500".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        "\u2800\u2524\u2502\u2514\u2500".encode(getattr(stream or sys.stdout, "encoding", None) or "ascii")
     except (UnicodeError, LookupError):
         return True
     return False
+
+
+class _AsciiText(StringIO):
+    """Text for rich, which draws lines and bars of ASCII where the encoding is that."""
+
+    encoding = "ascii"
+
+
+class _Ascii:
+    """Another stream, to rich one of ASCII."""
+
+    encoding = "ascii"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def width() -> int:
@@ -190,15 +208,16 @@ def time_text(text: object) -> str:
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
     """Print a table on stdout. A header that begins with `>` stands above numbers. Cells must be safe already.
 
-    On a terminal that is too narrow, columns are left out in the order of `drop` until the rest fits.
+    On a terminal that is too narrow, columns are left out in the order of `drop` until the rest fits. What is left is
+    never broken inside a cell, which somebody may want to copy: a row that is still too long is left to the terminal.
     """
     table = [list(row) for row in rows]
-    if on_terminal(sys.stdout):
-        headers, table = _narrowed(list(headers), table, drop, width())
-    if on_terminal(sys.stdout) and len(table) <= MAX_RICH_ROWS:
-        print_text(_rich_table(headers, table))
-    else:
+    if not on_terminal(sys.stdout):
         print_text(_plain_table(headers, table))
+        return
+    headers, table = _narrowed(list(headers), table, drop, width())
+    fits = _width_of(headers, table) <= width()
+    print_text(_rich_table(headers, table) if fits and len(table) <= MAX_RICH_ROWS else _plain_table(headers, table))
 
 
 def _narrowed(
@@ -206,15 +225,21 @@ def _narrowed(
 ) -> tuple[list[str], list[list[Cell]]]:
     """Return the table without as many columns of `drop` as have to go for it to fit."""
     for name in drop:
-        texts = [[c if isinstance(c, str) else c.text for c in row] for row in rows]
-        titles = [header.removeprefix(">") for header in headers]
-        columns = [max(map(_columns, column)) for column in zip(titles, *texts, strict=True)]
-        if sum(columns) + _BETWEEN * (len(columns) - 1) <= wide:
+        if _width_of(headers, rows) <= wide:
             break
+        if name not in headers:
+            continue
         place = headers.index(name)
         headers = [*headers[:place], *headers[place + 1 :]]
         rows = [[*row[:place], *row[place + 1 :]] for row in rows]
     return headers, rows
+
+
+def _width_of(headers: Sequence[str], rows: list[list[Cell]]) -> int:
+    texts = [[c if isinstance(c, str) else c.text for c in row] for row in rows]
+    titles = [header.removeprefix(">") for header in headers]
+    columns = [max(map(_columns, column)) for column in zip(titles, *texts, strict=True)]
+    return sum(columns) + _BETWEEN * (len(columns) - 1)
 
 
 def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
@@ -238,8 +263,8 @@ def rendered(thing: Any) -> str:
 
     ours = coloured(sys.stdout)
     console = Console(
-        file=StringIO(), width=width(), force_terminal=ours, color_system="standard" if ours else None,
-        legacy_windows=False, markup=False, highlight=False, emoji=False,
+        file=_AsciiText() if is_plain() else StringIO(), width=width(), force_terminal=ours,
+        color_system="standard" if ours else None, legacy_windows=False, markup=False, highlight=False, emoji=False,
     )  # fmt: skip
     with console.capture() as capture:
         console.print(thing)
@@ -278,7 +303,8 @@ def progress(title: str) -> Iterator[ShowProgress | None]:
 
     title_column = TextColumn("{task.description}", markup=False)
     columns = (title_column, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None, markup=False)
+    stream = cast("TextIO", _Ascii(sys.stderr)) if is_plain(sys.stderr) else sys.stderr
+    console = Console(file=stream, color_system="auto" if coloured(sys.stderr) else None, markup=False)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(safe(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -20,6 +20,7 @@ from ml_dash.demo import services, steps
 from ml_dash.demo.train import EPOCHS
 from ml_dash.disk import config
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.reading.verify import verify
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def _print_counts(counts: dict[str, steps.Count]) -> None:
         console.print_note(f"({calls} more had written, but not yet returned, when the kill came)")
 
 
-def _tree(located: read.Located) -> str:
+def _tree(located: Located) -> str:
     from rich.tree import Tree
 
     tree = Tree(console.safe(os.path.relpath(located.folder)))

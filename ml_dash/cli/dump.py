@@ -65,7 +65,7 @@ def _entries(path: Path) -> Iterator[Entry]:
     }  # fmt: skip
     with path.open("rb") as file:
         for part in reader.read(segment, segment.first):
-            if isinstance(part, reader.Run):
+            if isinstance(part, reader.Stretch):
                 file.seek(part.start)
                 offset = part.start
                 for event in part.events:
@@ -114,7 +114,8 @@ def _line(entry: Entry, width: int | None) -> str:
         kind = console.styled(f"{entry['kind']:<11}", "cyan")
         body = console.value_text(entry["body"])
         if width is not None and len(body) > max(width - _BODY_COLUMN, 20):
-            body = body[: max(width - _BODY_COLUMN, 20) - 1] + "…"
+            more = "..." if console.is_plain() else "…"
+            body = body[: max(width - _BODY_COLUMN, 20) - len(more)] + more
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"
     if entry["what"].endswith("header") and "writer" in entry:
         name = console.safe(f"{entry['project']}/{entry['name']}")

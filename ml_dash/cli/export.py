@@ -19,6 +19,7 @@ from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
 from ml_dash.core.values import flatten, to_json
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 Meant = tuple[str, str | None]
 Line = Mapping[str, Any]
@@ -30,13 +31,13 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
 
 @click.command()
-@options.experiment_argument
+@options.experiments_argument
 @click.option(
     "--what",
     type=click.Choice(["points", "logs", "experiments"]),
     default="points",
     show_default=True,
-    help="experiments: one row for each that is found, with its parameters and final values.",
+    help="experiments: one row for each that is named, else found, with its parameters and final values.",
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
 @click.option("--superseded", is_flag=True, help="Also points that a rewind has superseded.")
@@ -48,7 +49,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 @click.pass_context
 def command(
     ctx: click.Context,
-    experiment: str | None,
+    experiments: tuple[str, ...],
     what: str,
     metrics: tuple[str, ...],
     superseded: bool,
@@ -65,10 +66,17 @@ def command(
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
     if from_server and what == "experiments":
         raise click.UsageError("--remote goes with points and logs.", ctx)
+    if len(experiments) > 1 and what != "experiments":
+        raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
     if what == "experiments":
-        lines, table = _experiments(experiment, path)
+        found = [read.locate(one, path) for one in experiments] or read.find(path)
+        if not found:
+            console.print_note(f"no experiments in {read.places(path)}; name another folder with --path")
+            return
+        lines, table = _experiments(found)
     else:
-        lines, table = _of_one(choose_view(experiment, path, from_server=from_server), what, metrics, superseded)
+        view = choose_view(next(iter(experiments), None), path, from_server=from_server)
+        lines, table = _of_one(view, what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -119,9 +127,8 @@ def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) ->
     return header, rows
 
 
-def _experiments(experiment: str | None, path: Path | None) -> Source:
-    """Rows for all experiments that are found, or for the one that is named."""
-    found = read.find(path) if experiment is None else [read.locate(experiment, path)]
+def _experiments(found: list[Located]) -> Source:
+    """A row for each experiment."""
 
     def lines() -> Iterator[Line]:
         for located in found:

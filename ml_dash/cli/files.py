@@ -38,4 +38,5 @@ def command(experiment: str | None, deleted: bool, path: Path | None, as_json: b
             ]
             for record in records
         ],
+        drop=("sha256", "added (UTC)", ">size"),
     )

@@ -12,6 +12,7 @@ from ml_dash.cli import console, options, sync
 from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import RemoteError, StillOpen
 from ml_dash.reading import read
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import register
 
 
@@ -46,7 +47,7 @@ def command(
     if experiments or path is not None:
         chosen = [sync.locate(text, path) for text in experiments] if experiments else read.find(path)
     else:
-        chosen = [found for one in registered if (found := read.at(Path(one.journal))) is not None]
+        chosen = [found for one in registered if (found := at(Path(one.journal))) is not None]
     shown = []
     for located in {one.journal: one for one in chosen}.values():
         mine = register.of_journal(located.journal, known)
@@ -64,7 +65,7 @@ def command(
 
 
 def _collect(
-    located: read.Located,
+    located: Located,
     mine: list[register.Registration],
     older_than: int | None,
     keep_projection: bool,

@@ -66,11 +66,14 @@ def _offer(where: str, claim: bool | None) -> None:
     if claim is None and console.on_terminal(sys.stdin):
         claim = click.confirm("Send all of it under this login?", default=False, err=True)
     if not claim:
-        console.print_text("it stays here; to send it: ml-dash push EXPERIMENT, or ml-dash login --claim")
+        stays, them = ("it stays", "it") if len(waiting) == 1 else ("they stay", "them")
+        again = f"ml-dash login --claim {console.safe(where)}"
+        console.print_text(f"{stays} here; to send {them}: ml-dash push EXPERIMENT, or {again}")
         return
     for one in waiting:
         register.claim(one, register.bind(Path(one.journal), where, None))
-    console.print_text(f"claimed {console.plural(len(waiting), 'experiment')}; ml-dash-syncd sends them")
+    them = "it" if len(waiting) == 1 else "them"
+    console.print_text(f"claimed {console.plural(len(waiting), 'experiment')}; ml-dash-syncd sends {them}")
 
 
 def _missing(ctx: click.Context) -> str:

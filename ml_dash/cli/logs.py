@@ -10,10 +10,12 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.views import ExperimentView, choose_view, local_view
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 POLL_S = 0.5
 
@@ -81,7 +83,7 @@ def _print_entries(view: ExperimentView, start: int | None, level: str | None, a
 
 def _entries(view: ExperimentView, start: int, level: str | None) -> Iterator[LogEntry]:
     while True:
-        page = view.logs(start, read.MAX_LIMIT)
+        page = view.logs(start, MAX_LIMIT)
         yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
         start = page["endIndex"] + 1
         if not page["hasMore"]:
@@ -92,13 +94,13 @@ def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int |
     """The number of the first of the last `count` entries of a level (None: of any); None if there are no entries."""
     if count == 0:
         return None
-    page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
+    page = view.logs(-count, min(count, MAX_LIMIT), level)["logs"]
     if not page:
         view.refuse_released()
     return page[0]["sequenceNumber"] if page else None
 
 
-def _sizes(located: read.Located) -> dict[str, int]:
+def _sizes(located: Located) -> dict[str, int]:
     """The size of every segment in bytes. Read it before the view, so that later growth is noticed."""
     return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
 

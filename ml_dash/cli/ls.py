@@ -17,6 +17,7 @@ from ml_dash.core.events import STATUSES
 from ml_dash.core.values import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 Entry = dict[str, Any]
 
@@ -104,7 +105,7 @@ def list_found() -> bool:
     return bool(found)
 
 
-def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
+def _entries(found: list[Located]) -> tuple[list[Entry], int]:
     """Return a row for each experiment that can be read, and the exit code. Errors of the others are printed."""
     entries, code = [], OK
     for located in found:
@@ -117,7 +118,7 @@ def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
     return entries, code
 
 
-def _record(located: read.Located) -> Mapping[str, Any]:
+def _record(located: Located) -> Mapping[str, Any]:
     """Return the record. If a killed process left an outdated folder, update it: then the next list is fast again."""
     record = read.record(located)
     if record["status"] == "interrupted" and _status_in_folder(located) != "interrupted":
@@ -125,7 +126,7 @@ def _record(located: read.Located) -> Mapping[str, Any]:
     return record
 
 
-def _status_in_folder(located: read.Located) -> object:
+def _status_in_folder(located: Located) -> object:
     try:
         return json.loads((located.folder / "experiment.json").read_bytes())["status"]
     except (OSError, ValueError, LookupError, TypeError):

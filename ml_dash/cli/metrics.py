@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.plot import plot
 from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.records import MetricStats, Point
 from ml_dash.reading import read
 
@@ -77,7 +79,11 @@ def _print_metrics(view: ExperimentView, names: list[str], as_json: bool) -> Non
     elif not names:
         console.print_note("no metrics")
     else:
-        console.print_table(*series_table(all_stats))
+        console.print_table(*series_table(all_stats), drop=SERIES_DROPPED)
+
+
+SERIES_DROPPED: Final = (">first", ">mean", ">min", ">max", ">points")
+"""The columns of that table that a narrow terminal does without, the first one first."""
 
 
 def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str]]]:
@@ -99,7 +105,7 @@ def _print_points(view: ExperimentView, name: str, last: int, superseded: bool, 
     if as_json:
         console.print_json({**stats, "data": [json_point(point) for point in points]})
         return
-    console.print_table(*series_table([stats]))
+    console.print_table(*series_table([stats]), drop=SERIES_DROPPED)
     if count := stats["supersededDataPoints"]:
         counts = f"{count:,} of {stats['totalDataPoints']:,} points are superseded"
         console.print_note(f"{counts}: a run went on from before them")
@@ -121,7 +127,7 @@ def _print_points(view: ExperimentView, name: str, last: int, superseded: bool, 
 def _last_points(view: ExperimentView, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
-        limit = min(count - len(points), read.MAX_LIMIT)
+        limit = min(count - len(points), MAX_LIMIT)
         page = view.metric_page(name, len(points) - count, limit, superseded=superseded)
         points += page["data"]
         if not page["hasMore"]:

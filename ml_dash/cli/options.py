@@ -34,6 +34,13 @@ def experiment_argument(command: Decorated) -> Decorated:
     return click.argument("experiment", required=False, shell_complete=complete_experiment)(command)
 
 
+def experiments_argument(command: Decorated) -> Decorated:
+    """Any number of arguments EXPERIMENT."""
+    return click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", shell_complete=complete_experiment)(
+        command
+    )
+
+
 def path_option(command: Decorated) -> Decorated:
     """Add `--path`: where to look for experiments."""
     return click.option(

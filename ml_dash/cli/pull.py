@@ -12,7 +12,7 @@ from ml_dash.core.names import check_name
 from ml_dash.disk.config import resolve
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import JOURNAL
-from ml_dash.reading.read import Located, at
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import register
 
 

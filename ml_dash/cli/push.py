@@ -16,12 +16,13 @@ from ml_dash.errors import RemoteError, Unauthorised
 from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.sync import register
 from ml_dash.sync.login import has_login
 
 _POLL_S = 0.1
 
-Chosen = tuple[read.Located, register.Registration]
+Chosen = tuple[Located, register.Registration]
 
 
 @click.command()
@@ -58,7 +59,7 @@ def command(
         ctx.exit(UNSENT)
 
 
-def _register(located: list[read.Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
+def _register(located: list[Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
     """Register each for upload. Without a login, raises Unauthorised before anything is written."""
     if settings.remote is None:
         known = register.by_journal(register.registrations())
@@ -126,13 +127,13 @@ def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], show_progres
         return lines[-1] if lines else ""
 
 
-def _size(located: read.Located) -> int:
+def _size(located: Located) -> int:
     """Bytes of an experiment on this disk: segments and blobs."""
     frames = sum(path.stat().st_size for _, path in list_segments(located.journal))
     return frames + sum(blobs.names(located.journal).values())
 
 
-def _sent(located: read.Located, registration: register.Registration) -> int:
+def _sent(located: Located, registration: register.Registration) -> int:
     """Bytes of an experiment that its server has acknowledged, as far as the cursor says."""
     cursor = register.cursor_of(registration)
     if cursor is None:

@@ -14,6 +14,7 @@ from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.sync.register import Registration, by_journal, of_journal, registrations, unregister
 from ml_dash.sync.remove import remove
 
@@ -80,7 +81,7 @@ def command(
         console.print_json(done)
 
 
-def _destinations(chosen: list[read.Located], *, needed: bool) -> dict[Path, list[Registration]]:
+def _destinations(chosen: list[Located], *, needed: bool) -> dict[Path, list[Registration]]:
     """The registrations of each journal. With `needed`, raises NotFound for one that has none."""
     known = by_journal(registrations())
     found = {located.journal: of_journal(located.journal, known) for located in chosen}
@@ -106,7 +107,7 @@ def _check_reachable(registration: Registration) -> None:
         raise RemoteError(f"nothing was removed: {error.message}", hint=error.hint) from error
 
 
-def _remove_there(located: read.Located, registration: Registration) -> None:
+def _remove_there(located: Located, registration: Registration) -> None:
     from ml_dash.sync import remote
     from ml_dash.sync.identity import connect
 

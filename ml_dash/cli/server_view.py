@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import experiment_id
 from ml_dash.core.ranges import page_of
 from ml_dash.errors import InvalidValue
-from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from ml_dash.client import RemoteClient
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class ServerView:
     """An `ExperimentView` of what a server has. For one command: the list of metrics is asked for once, and kept."""
 
-    def __init__(self, client: RemoteClient, located: read.Located) -> None:
+    def __init__(self, client: RemoteClient, located: Located) -> None:
         self._client = client
         self._id = experiment_id(located.project, located.name)
         self._metrics: list[MetricSummary] | None = None
@@ -44,7 +45,7 @@ class ServerView:
         """All points of a metric in order, without `superseded` only the current ones."""
         start, more = 0, True
         while more:
-            page = self.metric_page(name, start, read.MAX_LIMIT, superseded=superseded)
+            page = self.metric_page(name, start, MAX_LIMIT, superseded=superseded)
             yield from page["data"]
             start, more = page["endIndex"] + 1, page["hasMore"]
 
@@ -64,7 +65,7 @@ class ServerView:
         """All log entries in order."""
         start, more = 0, True
         while more:
-            page = self.logs(start, read.MAX_LIMIT)
+            page = self.logs(start, MAX_LIMIT)
             yield from page["logs"]
             start, more = page["endIndex"] + 1, page["hasMore"]
 
@@ -73,12 +74,12 @@ class ServerView:
 
     def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
         """(x, y) of one series, down-sampled to about `max_points`; the extremes stay."""
-        drawn: Any = self._client.series(self._id, name, min(max_points, read.MAX_LIMIT))["series"]
+        drawn: Any = self._client.series(self._id, name, min(max_points, MAX_LIMIT))["series"]
         line = drawn.get(series or name, {"x": [], "value": []})
         return [(float(x), float(y)) for x, y in zip(line["x"], line["value"], strict=True)]
 
 
-def connect(located: read.Located) -> ServerView:
+def connect(located: Located) -> ServerView:
     """Return a view of an experiment on the server that it is sent to, or else on the one that ML_DASH_REMOTE names.
 
     It is asked with the login that the experiment is registered with. Raises InvalidValue if there is no server,
@@ -97,7 +98,7 @@ def connect(located: read.Located) -> ServerView:
     return ServerView(with_identity(registration, attempt), located)
 
 
-def _registration(located: read.Located) -> Registration:
+def _registration(located: Located) -> Registration:
     """The registration to ask with: a claimed one first, to the server of ML_DASH_REMOTE if that is set."""
     from ml_dash.disk.config import resolve
     from ml_dash.sync import register

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.metrics import series_table
+from ml_dash.cli.metrics import SERIES_DROPPED, series_table
 from ml_dash.cli.summary import status_cell
 from ml_dash.cli.views import local_view
 
@@ -31,7 +32,7 @@ def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
     _print_facts(record)
     parameters = [(console.safe(key), console.value_text(value)) for key, value in view.parameters().items()]
     _print_section(["parameter", "value"], parameters, "ml-dash params")
-    _print_section(*series_table(metrics), "ml-dash metrics")
+    _print_section(*series_table(metrics), "ml-dash metrics", drop=SERIES_DROPPED)
     files = [
         (console.safe((file["prefix"] + file["filename"]).lstrip("/")), console.size_text(file["sizeBytes"]))
         for file in view.files()
@@ -64,7 +65,8 @@ def _print_facts(record: dict[str, Any]) -> None:
             shown = fact if name == "status" else console.safe_lines(str(fact), " " * 15)
             console.print_text(f"  {name:<12} {shown}")
     headers = ["writer", "host", ">pid", "started (UTC)", "ended", "commit"]
-    _print_section(headers, [_writer(writer) for writer in record["writers"]])
+    rows = [_writer(writer) for writer in record["writers"]]
+    _print_section(headers, rows, drop=("commit", "started (UTC)", ">pid", "host"))
 
 
 def _error(error: dict[str, Any] | None) -> str | None:
@@ -83,9 +85,9 @@ def _writer(writer: dict[str, Any]) -> list[console.Cell]:
     ]
 
 
-def _print_section(headers: list[str], rows: list[Any], more: str = "") -> None:
+def _print_section(headers: list[str], rows: list[Any], more: str = "", *, drop: Sequence[str] = ()) -> None:
     if rows:
         console.print_text()
-        console.print_table(headers, rows[:MAX_ROWS])
+        console.print_table(headers, rows[:MAX_ROWS], drop=drop)
     if len(rows) > MAX_ROWS:
         console.print_note(f"  {len(rows) - MAX_ROWS:,} more{': ' + more if more else ''}")

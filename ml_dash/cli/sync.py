@@ -13,6 +13,7 @@ from ml_dash.cli import console, options
 from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.reading import read
+from ml_dash.reading.located import Located, at
 from ml_dash.sync.register import Registration, by_journal, of_journal, registrations
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def status(ctx: click.Context, experiment: str | None, path: Path | None, as_jso
         ctx.exit(UNSENT)
 
 
-def show(located: read.Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
+def show(located: Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
     """Compare an experiment with its server; return the result as a JSON object and, unless `silent`, print it."""
     from ml_dash.sync import proof
     from ml_dash.sync.identity import connect
@@ -81,12 +82,12 @@ def summary(found: Proof) -> str:
     return f"{counts}, {what} ({console.safe(found.remote)})"
 
 
-def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Located, Registration]]:
+def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[Located, Registration]]:
     """Yield each chosen experiment with each of its registrations. Raises NotFound for a named one without any."""
     known = registrations()
     if experiment is None and path is None:
         for registration in known:
-            located = read.at(Path(registration.journal))
+            located = at(Path(registration.journal))
             if located is not None and registration in of_journal(located.journal, by_journal([registration])):
                 yield located, registration
             else:
@@ -107,7 +108,7 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
             )
 
 
-def locate(experiment: str, path: Path | None) -> read.Located:
+def locate(experiment: str, path: Path | None) -> Located:
     """Find an experiment as `read.locate` does, or else one that is registered on this machine under that name.
 
     Raises NotFound if there is none, InvalidValue if there are several.
@@ -126,13 +127,13 @@ def locate(experiment: str, path: Path | None) -> read.Located:
     return next(iter(meant.values()))
 
 
-def _named(experiment: str, known: Iterable[Registration]) -> list[tuple[read.Located, Registration]]:
+def _named(experiment: str, known: Iterable[Registration]) -> list[tuple[Located, Registration]]:
     """Registered experiments called `project/name`, wherever on this machine they are."""
-    there = [(found, one) for one in known if (found := read.at(Path(one.journal))) is not None]
+    there = [(found, one) for one in known if (found := at(Path(one.journal))) is not None]
     return [(found, one) for found, one in there if f"{found.project}/{found.name}" == experiment]
 
 
-def _document(located: read.Located, registration: Registration, found: Proof) -> dict[str, Any]:
+def _document(located: Located, registration: Registration, found: Proof) -> dict[str, Any]:
     return {
         "project": located.project,
         "name": located.name,
@@ -152,7 +153,7 @@ def _document(located: read.Located, registration: Registration, found: Proof) -
     }
 
 
-def _unproven(located: read.Located, registration: Registration, error: str) -> dict[str, Any]:
+def _unproven(located: Located, registration: Registration, error: str) -> dict[str, Any]:
     nothing = {"here": 0, "there": 0}
     return {
         "project": located.project, "name": located.name, "path": str(located.folder),

@@ -11,6 +11,7 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.reading.verify import VerifyReport, verify
 
 _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "yellow"}
@@ -45,13 +46,13 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
         ctx.exit(DAMAGE)
 
 
-def _as_json(located: read.Located, report: VerifyReport) -> dict[str, Any]:
+def _as_json(located: Located, report: VerifyReport) -> dict[str, Any]:
     facts = asdict(report)
     facts["findings"] = list(facts["findings"])
     return {"project": located.project, "name": located.name, "ok": report.ok, "damaged": report.damaged, **facts}
 
 
-def _print_report(located: read.Located, report: VerifyReport) -> None:
+def _print_report(located: Located, report: VerifyReport) -> None:
     name = console.styled(console.safe(f"{located.project}/{located.name}"), "bold")
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
     console.print_text(

@@ -10,12 +10,14 @@ from ml_dash.core.values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
+from ml_dash.reading.view import View, nearest
 
 if TYPE_CHECKING:
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
 
 
-def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located, read.View]:
+def local_view(experiment: str | None, path: Path | None) -> tuple[Located, View]:
     """Find an experiment and bring its folder up to date; return its place and a view of it, consistent in itself.
 
     Raises NotFound if there is none, InvalidValue if there are several.
@@ -26,7 +28,7 @@ def local_view(experiment: str | None, path: Path | None) -> tuple[read.Located,
 
 
 class ExperimentView(Protocol):
-    """What reading commands ask of an experiment, on this machine (`read.View`) or on a server (`ServerView`).
+    """What reading commands ask of an experiment, on this machine (`View`) or on a server (`ServerView`).
 
     Indices and numbers count from 0 in the order of the experiment; a negative `start_index` counts from the end. On
     this machine, what `gc` freed or `pull` did not bring is missing: call `refuse_released` before using them.
@@ -76,7 +78,7 @@ def choose_view(experiment: str | None, path: Path | None, *, from_server: bool)
     return connect(read.locate(experiment, path))
 
 
-def bring_up_to_date(located: read.Located) -> None:
+def bring_up_to_date(located: Located) -> None:
     """Project what is new, and what a killed process left behind, where this user may write.
 
     Where that is not possible, or another process is doing it, nothing is lost: views fold the rest in memory.
@@ -106,5 +108,5 @@ def resolve_metric(view: ExperimentView, text: str) -> tuple[str, str | None]:
             return name, text
     known = ", ".join(list(all_stats)[:10]) + (", ..." if len(all_stats) > 10 else "")
     series = [series for stats in all_stats.values() for series in stats["series"]]
-    hint = read.nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
+    hint = nearest(text, [*all_stats, *series]) + f"it has: {known}" if all_stats else "it has no metrics"
     raise NotFound(f"no metric {text!r}", hint=hint)

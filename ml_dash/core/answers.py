@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Health(TypedDict, total=False):
-    """How a server is: `status` "ok", since when in seconds (`uptime`), and what it stores in."""
+    """The state of a server: `status` ("ok"), `uptime` in seconds, and the state of each store."""
 
     status: str
     timestamp: str
@@ -26,7 +26,7 @@ class Health(TypedDict, total=False):
 
 
 class CreatedExperiment(TypedDict):
-    """What `create_experiment` returns; `experiment["id"]` is what the other calls take."""
+    """The result of `create_experiment`; other calls take `experiment["id"]`."""
 
     experiment: dict[str, Any]
     project: str
@@ -35,7 +35,7 @@ class CreatedExperiment(TypedDict):
 
 
 class ListedProject(TypedDict):
-    """One of `projects()`: how many experiments it has, and when it was first and last written to."""
+    """A project in `projects()`: the number of its experiments, and when it was first and last written to."""
 
     name: str
     experiments: int
@@ -44,7 +44,7 @@ class ListedProject(TypedDict):
 
 
 class ListedExperiment(TypedDict):
-    """One of `experiments()`; `heardAt` is when the server was last sent something of it."""
+    """An experiment in `experiments()`; `heardAt` is when the server last received something of it."""
 
     id: str
     name: str
@@ -61,7 +61,7 @@ class ListedExperiment(TypedDict):
 
 
 class ExperimentPage(TypedDict):
-    """Some of `total` experiments, and what to give as `after` for the next ones; None at the end."""
+    """A page of `total` experiments; `next` is what to give as `after` for the next page, None at the end."""
 
     experiments: list[ListedExperiment]
     total: int
@@ -69,7 +69,7 @@ class ExperimentPage(TypedDict):
 
 
 class CreatedLogs(TypedDict):
-    """What `add_logs` returns: how many, and their first and last number."""
+    """The result of `add_logs`: how many entries, and their first and last number."""
 
     created: int
     startSequence: int
@@ -89,7 +89,7 @@ class ParametersRecord(TypedDict):
 
 
 class Identity(TypedDict):
-    """Whose login it is, and what it allows until when."""
+    """The user of a login, what it allows, and until when."""
 
     userName: str
     namespace: str
@@ -99,7 +99,7 @@ class Identity(TypedDict):
 
 
 class ListedMetric(TypedDict):
-    """One of `metrics()`."""
+    """A metric in `metrics()`, with the statistics of its series."""
 
     metricId: str
     name: str
@@ -111,7 +111,7 @@ class ListedMetric(TypedDict):
 
 
 class SampledSeries(TypedDict):
-    """Some of `count` points: their indices, their x (`step`, else `epoch`, else the index) and their values."""
+    """A sample of `count` points: their indices, their x (`step`, else `epoch`, else the index) and their values."""
 
     index: list[int]
     x: list[float]
@@ -120,7 +120,7 @@ class SampledSeries(TypedDict):
 
 
 class SeriesPage(TypedDict):
-    """What `series` returns: each series by its name, of the points `startIndex` to `endIndex`."""
+    """The result of `series`: each series by its name, of the points `startIndex` to `endIndex`, inclusive."""
 
     metricId: str
     name: str
@@ -131,23 +131,23 @@ class SeriesPage(TypedDict):
 
 
 def lenient(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a mapping of anything, as the local API keeps it."""
+    """Return plain values of a mapping of any objects, converted as the local API does."""
     return lenient_values(mapping, lambda text: None)
 
 
 def written(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Values as a server reads them, under `name`; `text` says which texts are none of the numbers they look like."""
+    """Encode values for a server under `name`; `text` names the texts that look like numbers."""
     texts = texts_like_numbers(values)
     return {name: to_json(values), **({"text": texts} if texts else {})}
 
 
 def metadata_of(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields that say it; none where none is given."""
+    """Return the request fields for metadata; {} if it is None."""
     return written("metadata", lenient(metadata)) if metadata is not None else {}
 
 
 def read_values(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose field `name` has the values that were written."""
+    """Decode the field `name` of a record to the values that were recorded."""
     texts = record.get("text", ())
     read = {field: value for field, value in record.items() if field != "text"}
     if read[name] is not None:
@@ -156,17 +156,17 @@ def read_values(name: str, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_metadata(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose metadata has the values that were written."""
+    """Decode the metadata of a record to the values that were recorded."""
     return read_values("metadata", record)
 
 
 def read_numbers(series: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Statistics or samples, of which some may be NaN or infinite."""
+    """Decode statistics or samples: the texts for NaN and infinities become floats."""
     return {name: from_json(values) for name, values in series.items()}
 
 
 def log_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A log entry as it is sent."""
+    """Return the request form of a log entry."""
     sent = dict(entry)
     if isinstance(moment := sent.get("timestamp"), datetime):
         sent["timestamp"] = moment.astimezone(timezone.utc).isoformat()
@@ -175,7 +175,7 @@ def log_entry(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def comma_list(tags: list[str] | None) -> str | None:
-    """Tags in one text. Raises InvalidValue for one with a comma."""
+    """Join tags into one text; None if there are none. Raises InvalidValue for a tag with a comma."""
     for tag in tags or ():
         if "," in tag:
             raise InvalidValue(f"tag {tag[:80]!r} has a comma", hint="add the file, then give its tags by update_file")

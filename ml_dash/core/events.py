@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+from . import limits
+
 OPEN: Final = 1
 CLOSE: Final = 2
 LOG: Final = 3
@@ -59,14 +61,15 @@ NAMES: Final[dict[int, str]] = {
 }
 
 ENDINGS: Final = ("completed", "failed", "interrupted")
-"""How a run may end; `CLOSE` says which."""
+"""The ways in which a run may end; `CLOSE` says which."""
 STATUSES: Final = ("running", *ENDINGS)
+"""The statuses of an experiment."""
 
 Body = Any
 """A msgpack value; its shape depends on the kind."""
 
 Given = dict[str, Any]
-"""Only what the caller gave: absent means "leave as it is", None means "no value"."""
+"""Only the arguments that the caller gave: absent means "leave as it is", None means "no value"."""
 
 
 def opening(
@@ -82,9 +85,9 @@ def opening(
     parent: str | None,
     child: bool,
 ) -> Given:
-    """The body of `OPEN`. `folder_path` leads from the store to the documented folder, in POSIX form.
+    """Return the body of `OPEN`. `folder_path` leads from the store to the documented folder, in POSIX form.
 
-    `place` tells where the writer runs (host, pid, versions, script, git, scheduler variables). A `child` (forked,
+    `place` says where the writer runs (host, pid, versions, script, git, scheduler variables). A `child` (forked,
     or unpickled in another process) has a `parent` writer and never decides the status.
     """
     body: Given = {"project": project, "name": name, "folderPath": folder_path, **place, **given}
@@ -105,7 +108,7 @@ def file_added(
     content_type: str,
     given: Given,
 ) -> Given:
-    """The body of `FILE`: the prefix as given and in canonical form, the content's SHA-256 in lower-case hex."""
+    """Return the body of `FILE`: the prefix as given and in canonical form, the content's SHA-256 in lower-case hex."""
     return {
         "path": path,
         "prefix": prefix,
@@ -118,31 +121,33 @@ def file_added(
 
 
 def given(**arguments: Any) -> Given:
-    """Those arguments that are not None."""
+    """Return the arguments that are not None."""
     return {key: value for key, value in arguments.items() if value is not None}
 
 
 def blob_name(digest: str, writer: str, seq: int) -> str:
-    """The name of the content that event (writer, seq) brought: its SHA-256 in hex, and the event's identity."""
+    """Return the name of the blob of event (writer, seq): its SHA-256 in hex, and the event's identity."""
     return f"{digest}-{writer}-{seq}"
 
 
 # -- reading: bodies come from disk, and a checksum does not say that they make sense ---------------------------------
 
 MAX_DEPTH: Final = 100
-"""Deeper values were never recorded (`values.MAX_DEPTH` is less), and would exhaust what handles them."""
+"""Deeper values cannot have been recorded (`values.MAX_DEPTH` is less), and would exhaust the stack."""
 
 _LEAVES: Final = frozenset((type(None), bool, int, float, str, bytes))
 _TEXT: Final = frozenset((str,))
-_LARGEST: Final = (1 << 63) - 1
 
 
 class Malformed(ValueError):
-    """The body is not what its kind asks for."""
+    """The body of an event does not have the shape of its kind."""
 
 
 def plain(value: Any, depth: int = MAX_DEPTH) -> bool:
-    """Can a caller have recorded this value: None, bool, int, float, text, bytes, or lists and mappings of them?"""
+    """True if a caller can have recorded this value.
+
+    None, bool, int, float, text, bytes, or lists and mappings of them.
+    """
     kind = type(value)
     if kind in _LEAVES:
         return True
@@ -157,42 +162,42 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> bool:
 
 
 def all_leaves(values: Iterable[Any]) -> bool:
-    """Is none of them a list, a mapping, or something that was never recorded?"""
+    """True if all values are of types that are recorded as they are: no lists, mappings or other objects."""
     return set(map(type, values)) <= _LEAVES
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """The value, a mapping of text to plain values. Raises Malformed."""
+    """Return the value if it is a mapping of text to plain values. Raises Malformed."""
     if type(value) is not dict or not plain(value):
         raise Malformed
     return value
 
 
 def text(value: Any) -> str:
-    """The value, a text. Raises Malformed."""
+    """Return the value if it is a text. Raises Malformed."""
     if type(value) is not str:
         raise Malformed
     return value
 
 
 def natural(value: Any) -> int:
-    """The value, an integer from 0 to 2**63 - 1. Raises Malformed."""
-    if type(value) is not int or not 0 <= value <= _LARGEST:
+    """Return the value if it is an integer from 0 to 2**63 - 1. Raises Malformed."""
+    if type(value) is not int or not 0 <= value <= limits.INT64_MAX:
         raise Malformed
     return value
 
 
 def step(value: Any) -> int | float:
-    """The value, a finite number that is not negative. Raises Malformed."""
+    """Return the value if it is a finite number, not negative. Raises Malformed."""
     if type(value) not in (int, float) or not 0 <= value < float("inf"):
         raise Malformed
     return cast("int | float", value)
 
 
 def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """What a body gives of `description`, `tags`, `folder` and `metadata`. Raises Malformed."""
-    found = {key: body[key] for key in keys if key in body}
-    for key, value in found.items():
+    """Return what a body has of `keys`: `description`, `tags`, `folder`, `metadata`. Raises Malformed."""
+    given = {key: body[key] for key in keys if key in body}
+    for key, value in given.items():
         if value is None:
             continue
         if key == "tags":
@@ -200,4 +205,4 @@ def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
                 raise Malformed
         elif type(value) is not (dict if key == "metadata" else str):
             raise Malformed
-    return found
+    return given

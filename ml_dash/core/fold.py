@@ -1,8 +1,8 @@
 """The fold: the pure function (state, events) → edits that gives events their meaning.
 
 The folder, the server's tables and the readers in memory all fold with this code. The state holds no points and no log
-lines, but for each writer the ranges of numbers it has seen: an event may come any number of times and counts once.
-Registers (parameters, metadata, the file at a path) go to the greatest stamp, whatever the order of arrival; series
+lines, but for each writer the ranges of numbers that were seen: an event may come any number of times and counts once.
+Of a register (a parameter, metadata, the file at a path) the greatest stamp wins, whatever the order of arrival. Series
 (logs, points) are numbered in the order of folding. Folding a stretch at once or in parts gives the same state.
 """
 
@@ -16,6 +16,7 @@ from . import events as ev
 from . import rewinds
 from .events import Malformed
 from .frames import Event
+from .limits import INT64_MAX
 from .names import check_filename, check_metric_name, check_prefix, file_id
 from .ranges import Range
 from .state import (
@@ -40,17 +41,16 @@ __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
 
 _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _TEXT: Final = {str}
-_LARGEST: Final = (1 << 63) - 1
 _NEVER: Final = 1 << 64
 
 # -- the fold ---------------------------------------------------------------------------------------------------------
 
 
 def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> None:
-    """Fold a stretch of one writer's events into the state, and note in `edits` what a sink has to do.
+    """Fold a stretch of one writer's events into the state, and add to `edits` what a sink has to do.
 
-    Events seen before are passed over, a gap is accepted and may be filled later. An event whose body is not what its
-    kind asks for changes nothing; it is counted.
+    Events seen before are skipped; a gap in the numbers is accepted and may be filled later. An event whose body does
+    not have the shape of its kind is counted as malformed and changes nothing else. Never raises for what a body holds.
     """
     writer = state.writers.get(writer_id)
     if writer is None:
@@ -107,7 +107,7 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
 
 
 def _extend(writer: WriterState, first: int, expected: int) -> None:
-    """Numbers [first, expected) follow the last range seen."""
+    """Add numbers [first, expected), which follow the last range seen."""
     if expected == first:
         return
     if writer.seen:
@@ -128,7 +128,7 @@ def _note_progress(state: State, writer: WriterState, folded: int, first_ns: int
 
 
 def fold_death(state: State, writer_id: str, edits: Edits) -> None:
-    """An observer found that a writer without a closing event holds its lock no longer."""
+    """Fold the death of a writer: an observer found its lock free, and no closing event."""
     writer = state.writers.get(writer_id)
     if writer is None or not writer.alive:
         return
@@ -138,7 +138,7 @@ def fold_death(state: State, writer_id: str, edits: Edits) -> None:
 
 
 def _void_death(state: State, writer: WriterState) -> None:
-    """The note was wrong: an event of this writer came later."""
+    """Undo the death of a writer: an event of it came later, so the observer was wrong."""
     writer.dead = False
     state.alive.append(writer.id)
     writer.uncounted = True
@@ -150,13 +150,13 @@ def _void_death(state: State, writer: WriterState) -> None:
 
 
 def _retire(state: State, writer: WriterState, began_ns: int) -> None:
-    """It has closed, or was found dead."""
+    """Take a writer that has closed or was found dead out of the running ones, and decide the status."""
     if writer.id in state.alive:
         state.alive.remove(writer.id)
     for metric in state.metrics.values():
         metric.tallies.pop(writer.id, None)
     if writer.place is None and writer.id not in state.session:
-        # Its opening event is lost. It counts like any other.
+        # Its opening event is lost; it counts like any other writer.
         _join_session(state, writer, began_ns)
     if not writer.child or not state.session:
         _decide_status(state)
@@ -164,7 +164,7 @@ def _retire(state: State, writer: WriterState, began_ns: int) -> None:
 
 def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
     if state.status != RUNNING:
-        # Those that still wrote when this one began ran beside it, whenever their end was read.
+        # Writers that still wrote when this one began ran beside it, however early their end was read.
         state.session = [other for other in state.session if state.writers[other].last_ns > began_ns]
     state.session.append(writer.id)
 
@@ -172,10 +172,10 @@ def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
 def _decide_status(state: State) -> None:
     writers = [state.writers[writer] for writer in state.session]
     if not writers:
-        # Nobody opened it by itself, as where all came by REST: the one that ended last decides.
+        # Only children, as where all came by REST: the one that ended last decides.
         children = [writer for writer in state.writers.values() if writer.place is not None]
         writers = [writer for writer in children if writer.alive] or children
-        writers = [max(writers, key=lambda one: (one.ended_ns or one.last_ns, one.id))] if writers else []
+        writers = [max(writers, key=lambda writer: (writer.ended_ns or writer.last_ns, writer.id))] if writers else []
     if not writers or any(writer.alive for writer in writers):
         state.status = RUNNING
     elif any(writer.ended == "failed" for writer in writers):
@@ -208,7 +208,7 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
         state.journal_path.offer(journal_path, stamp)
     _protect(state, body, stamp)
     if writer.child and writer.id in state.session:
-        # It came late, and the writer was taken for one that opened by itself.
+        # This event came late, and the writer was taken for one that opened the experiment itself.
         state.session.remove(writer.id)
     elif not writer.child and writer.id not in state.session:
         _join_session(state, writer, work.began_ns)
@@ -241,7 +241,7 @@ def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
     writer, body = work.writer, ev.mapping(body)
     count = ev.natural(body["count"])
     unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
-    writer.lost = min(writer.lost + count, _LARGEST)
+    writer.lost = min(writer.lost + count, INT64_MAX)
     writer.unused += unused
 
 
@@ -277,7 +277,7 @@ def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 class _Batch:
-    """One stretch of one writer being folded: single points wait here to be counted column by column."""
+    """One stretch of one writer while it is folded. Single points wait in `rows` to be counted column by column."""
 
     __slots__ = ("edits", "first_ns", "rewound", "rows", "state", "writer")
 
@@ -295,19 +295,19 @@ class _Batch:
         return min(self.writer.first_ns or self.first_ns, self.first_ns)
 
     def start(self, name: Any) -> tuple[Rows, list[int]]:
-        """Where the single points of a metric wait."""
+        """Begin to collect single points of a metric: return the lists of their rows and times. Raises InvalidName."""
         check_metric_name(name)
         waiting: tuple[Rows, list[int]] = ([], [])
         self.rows[name] = waiting
         return waiting
 
     def flush_all(self) -> None:
-        """Count all points that wait."""
+        """Count the waiting points of all metrics."""
         for name in list(self.rows):
             self.flush(name)
 
     def flush(self, name: str) -> None:
-        """Count the points of a metric that wait, if any do."""
+        """Count the waiting points of a metric, if there are any."""
         if name not in self.rows:
             return
         rows, times = self.rows.pop(name)
@@ -321,13 +321,13 @@ class _Batch:
             self.add(name, rows, times, columns)
 
     def add(self, name: str, rows: Rows, times: list[int] | int, columns: Columns) -> None:
-        """Number points that follow each other and count their columns."""
+        """Number consecutive points and count their columns."""
         first_ns, last_ns = (times, times) if isinstance(times, int) else (min(times), max(times))
         metric = self.metric(name, first_ns)
         metric.first_ns = min(metric.first_ns or first_ns, first_ns)
         start, count = metric.count, len(rows)
         if not self.writer.uncounted:
-            self._tell_run(metric, start, count)
+            self._note_index(metric, start, count)
         metric.last_ns = max(metric.last_ns, last_ns)
         metric.updated_ns = max(metric.updated_ns, last_ns)
         self.state.points += count
@@ -336,14 +336,15 @@ class _Batch:
         self.edits.metrics.add(name)
 
     def metric(self, name: str, time_ns: int) -> Metric:
-        """The metric of that name."""
+        """Return the metric of that name, a new one if it has none yet."""
         metric = self.state.metrics.get(name)
         if metric is None:
             metric = self.state.metrics[name] = Metric(name, time_ns)
         metric.created_ns = min(metric.created_ns, time_ns)
         return metric
 
-    def _tell_run(self, metric: Metric, start: int, count: int) -> None:
+    def _note_index(self, metric: Metric, start: int, count: int) -> None:
+        """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`)."""
         writer = self.writer.id
         tally = metric.tallies.get(writer, 0)
         if not metric.runs or metric.runs[-1][0] != writer:
@@ -371,7 +372,7 @@ def _points(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _rows(fields: Sequence[str], columns: Sequence[list[Any]]) -> Rows:
-    # The displays for one and two fields are three times as fast as dict(zip()).
+    # Literal dicts for one and two fields are three times as fast as dict(zip()).
     if len(fields) == 1:
         (a,) = fields
         return [{a: x} for x in columns[0]]
@@ -449,7 +450,7 @@ def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _take_place(work: _Batch, added: File) -> None:
-    """Among the files of one path each is replaced by the next one, by their stamps."""
+    """Insert a file among those of its path, by stamps: each is replaced by the next one."""
     files = work.state.files
     same_place = work.state.places.setdefault(added.place, [])
     position = bisect_right(same_place, added.stamp, key=lambda file: files[file].stamp)
@@ -484,7 +485,7 @@ def _file_delete(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _file_of(work: _Batch, kind: int, body: dict[str, Any], stamp: StampTuple) -> File | None:
-    """The file that a change is about; a change that comes before its file waits."""
+    """Return the file that a change is about; None if it has not come yet: the change then waits for it."""
     file = work.state.files.get(ev.text(body["id"]))
     if file is None:
         work.state.early.setdefault(body["id"], []).append((kind, stamp, body))

@@ -15,8 +15,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -32,13 +31,13 @@ HEAD: Final = struct.Struct("<II")
 PREFIX: Final = struct.Struct("<8sHH")
 CRC: Final = struct.Struct("<I")
 SPILLED: Final = 1
-"""msgpack ext type of a body that is kept as a blob: SHA-256 (32 bytes), size u64."""
+"""msgpack ext type in place of a body that is stored as a blob: SHA-256 (32 bytes), size u64."""
 SPILL: Final = struct.Struct("<32sQ")
 
 assert HEAD.size == 8
 assert PREFIX.size == 12
 
-# A frame starts with a length of at most 1 MiB and, behind its CRC, an array of four. One compiled look-ahead finds
+# A frame begins with a length of at most 1 MiB and, after its CRC, an array of four. One compiled look-ahead finds
 # every such place; the CRC decides.
 _CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
 
@@ -50,9 +49,8 @@ Event = tuple[int, int, int, Any]
 Decode = Callable[[bytes], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """Who wrote a segment, and of which journal: ids are 16 random bytes, times ns since the epoch."""
+class Header(NamedTuple):
+    """The header of a segment: its writer and journal. Ids are 16 random bytes, times ns since the epoch."""
 
     journal: bytes
     segment: bytes
@@ -64,19 +62,18 @@ class Header:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class OrderHeader:
-    """Which journal an `order` file belongs to."""
+class OrderHeader(NamedTuple):
+    """The header of an `order` file: the journal to which it belongs."""
 
     journal: bytes
     project: str
     name: str
-    # Tells an `order` that was begun anew from the one before it.
+    # Differs between an `order` that was begun anew and the one before it.
     nonce: bytes = b""
 
 
 class LengthCrcs(dict[int, int]):
-    """length → CRC of its four bytes, started from the header's CRC; filled as lengths appear."""
+    """length → CRC of its four bytes, continued from the header's CRC; filled as lengths appear."""
 
     def __init__(self, header_crc: int) -> None:
         super().__init__()
@@ -88,18 +85,18 @@ class LengthCrcs(dict[int, int]):
 
 
 def encode_header(header: Header | OrderHeader, magic: bytes = b"") -> bytes:
-    """The bytes a segment (or `order`, or with its magic a base) starts with; the last four are their CRC.
+    """Encode the header of a segment or `order`, or with its magic of a base. The last four bytes are its CRC.
 
-    Frames start from that CRC.
+    The checksums of frames continue from that CRC.
     """
     magic = magic or (MAGIC if isinstance(header, Header) else ORDER_MAGIC)
-    body: bytes = msgpack.packb(list(astuple(header)))
+    body: bytes = msgpack.packb(header)
     head = PREFIX.pack(magic, VERSION, len(body)) + body
     return head + CRC.pack(crc32(head))
 
 
 def header_size(start: bytes) -> int:
-    """How many bytes the header at the start of `start` takes; 0 if there are too few to tell."""
+    """Return the size in bytes of the header at the beginning of `start`; 0 if there are too few bytes to know."""
     if len(start) < PREFIX.size:
         return 0
     return PREFIX.size + int(PREFIX.unpack_from(start)[2]) + CRC.size
@@ -109,9 +106,9 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
     size = header_size(start)
     if not size or len(start) < size:
         raise Damaged(f"the header is cut off after {len(start)} bytes")
-    found, version, length = PREFIX.unpack_from(start)
-    if found != magic:
-        raise Damaged(f"the file starts with {found!r}, expected {magic!r}")
+    actual, version, length = PREFIX.unpack_from(start)
+    if actual != magic:
+        raise Damaged(f"the file starts with {actual!r}, expected {magic!r}")
     (crc,) = CRC.unpack_from(start, size - CRC.size)
     expected = crc32(start[: size - CRC.size])
     if crc != expected:
@@ -125,14 +122,14 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
     try:
         fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
     except (ValueError, msgpack.UnpackException) as error:
-        raise Damaged(f"the header is no msgpack: {error}") from None
+        raise Damaged(f"the header is not msgpack: {error}") from None
     if not isinstance(fields, list) or len(fields) < count:
         raise Damaged("the header does not hold the fields of its format")
     return fields, size, crc
 
 
 def decode_header(start: bytes) -> tuple[Header, int, int]:
-    """(header, its size in bytes, its CRC). Raises Damaged or NewerFormat."""
+    """Decode a segment's header: (header, its size in bytes, its CRC). Raises Damaged or NewerFormat."""
     fields, size, crc = _header_fields(start, MAGIC, 8)
     ids, numbers, texts = fields[:3], fields[3:6], fields[6:8]
     _check_types(ids, numbers, texts)
@@ -140,7 +137,10 @@ def decode_header(start: bytes) -> tuple[Header, int, int]:
 
 
 def decode_order_header(start: bytes, magic: bytes = ORDER_MAGIC) -> tuple[OrderHeader, int, int]:
-    """The same for the head of an `order` file, or with its magic of a base."""
+    """Decode the header of an `order` file, or with its magic of a base: (header, size in bytes, CRC).
+
+    Raises Damaged or NewerFormat.
+    """
     fields, size, crc = _header_fields(start, magic, 3)
     _check_types(fields[:1], [], fields[1:3])
     nonce = fields[3] if len(fields) > 3 and isinstance(fields[3], bytes) else b""
@@ -158,19 +158,19 @@ def _check_types(ids: list[Any], numbers: list[Any], texts: list[Any]) -> None:
 
 
 def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
-    """The frame that holds `payload` (at most 1 MiB)."""
+    """Encode the frame that holds `payload` (at most 1 MiB)."""
     length = len(payload)
     assert length <= MAX_PAYLOAD
     return HEAD.pack(length, crc32(payload, crcs[length])) + payload
 
 
-def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: list[Any]) -> int:
-    """Append the decoded payloads of the unbroken run of frames at `start` to `found`; where the run ends.
+def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, payloads: list[Any]) -> int:
+    """Append the decoded payloads of the whole frames from `start` on to `payloads`; return the offset after them.
 
-    `decode` raises ValueError for a payload that is not an event; the run ends before it.
+    It stops before a frame that is not whole, and before a payload for which `decode` raises ValueError.
     """
     size, position = len(buffer), start
-    unpack, append, head, largest = HEAD.unpack_from, found.append, HEAD.size, MAX_PAYLOAD
+    unpack, append, head, largest = HEAD.unpack_from, payloads.append, HEAD.size, MAX_PAYLOAD
     try:
         while position + head <= size:
             length, crc = unpack(buffer, position)
@@ -188,7 +188,7 @@ def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, found: lis
 
 
 def might_grow(buffer: bytes, position: int) -> bool:
-    """Could the bytes from `position` on be the start of a frame that is not all there yet?"""
+    """True if the bytes from `position` on can be the beginning of a frame that is not complete yet."""
     rest = len(buffer) - position
     if rest < HEAD.size:
         return True
@@ -197,7 +197,7 @@ def might_grow(buffer: bytes, position: int) -> bool:
 
 
 def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> int:
-    """The first offset from `start` on at which a whole frame holds, or -1."""
+    """Return the first offset from `start` on at which a whole frame verifies, or -1."""
     size = len(buffer)
     for match in _CANDIDATE.finditer(buffer, start):
         position = match.start()
@@ -214,10 +214,11 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
 
 
 def mend_header(start: bytes) -> bytes | None:
-    """`start` with its header put right, if damage to one byte of it explains that its checksum does not hold.
+    """Return `start` with its header repaired, if damage to one byte explains the wrong checksum; else None.
 
-    Nothing is guessed: the checksum must hold afterwards. Damage to the checksum itself (up to four bytes) is told by
-    the first frame, which starts from the true one; a wrong length by the place at which everything holds.
+    Nothing is guessed: the checksum must be right afterwards. Damage to the checksum itself (up to four bytes) is found
+    by the first frame, whose checksum continues from the true one; a wrong length, by the size at which everything
+    verifies.
     """
     for size in _possible_sizes(start):
         head, stored = bytearray(start[: size - CRC.size]), int.from_bytes(start[size - CRC.size : size], "little")
@@ -232,7 +233,7 @@ def mend_header(start: bytes) -> bytes | None:
 
 
 def _possible_sizes(start: bytes) -> Iterator[int]:
-    """The size that the header states, then every other one that a frame may follow."""
+    """Yield the size that the header states, then every other size after which a frame may begin."""
     stated = header_size(start)
     if PREFIX.size + CRC.size <= stated <= min(len(start), _LARGEST_HEADER):
         yield stated
@@ -252,7 +253,7 @@ def _frame_holds(buffer: bytes, position: int, header_crc: int) -> bool:
 
 
 def _with_one_byte_changed(head: bytearray, wanted: int) -> bytes | None:
-    """The only change of one byte after which the CRC is the one stored; None if there is none."""
+    """Return `head` with the one byte changed that makes its CRC `wanted`; None if there is none."""
     for position, right in enumerate(bytes(head)):
         before = crc32(head[:position])
         rest = bytes(head[position + 1 :])
@@ -271,5 +272,5 @@ def _decodes(payload: bytes, decode: Decode) -> bool:
 
 
 def spilled(digest: bytes, size: int) -> msgpack.ExtType:
-    """What stands in a frame for a body that is kept as a blob."""
+    """Return the value that replaces a body stored as a blob in its frame."""
     return msgpack.ExtType(SPILLED, SPILL.pack(digest, size))

@@ -15,7 +15,7 @@ path and no path leaves its folder:
 | a path over 400 bytes                                | one part: a beginning, `%+`, 40 such digits   |
 | with `fold_case`: upper case, most of non-ASCII      | escaped                                       |
 
-`%` is followed by two hex digits everywhere else, so none of these forms can be met by another name.
+Everywhere else `%` is followed by two hex digits, so no other name can become one of these forms.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ _CASELESS: Final = (
 
 
 def check_name(argument: str, text: object) -> str:
-    """The name of a project or an experiment, as exact `str`.
+    """Check the name of a project or an experiment; return it as exact `str`.
 
     Raises `InvalidName` that names the argument, the value and what is accepted, and `UnsupportedType` for
-    what is not text.
+    other types than text.
     """
     name = _text(argument, text)
     hint = f'use one folder name: no "/", "\\", control characters or leading ".", at most {NAME_BYTES} bytes'
@@ -84,7 +84,10 @@ def check_name(argument: str, text: object) -> str:
 
 
 def check_metric_name(text: object) -> str:
-    """The name of a metric, as exact `str`: 1 to 1,000 bytes of UTF-8 without control characters."""
+    """Check the name of a metric; return it as exact `str`: 1 to 1,000 bytes of UTF-8, no control characters.
+
+    Raises `InvalidName`, `UnsupportedType`.
+    """
     name = _text("metric name", text)
     hint = f"use 1 to {METRIC_NAME_BYTES:,} bytes of text without control characters"
     if not name:
@@ -94,7 +97,7 @@ def check_metric_name(text: object) -> str:
 
 
 def check_prefix(prefix: object) -> str:
-    """A file's prefix in canonical form: parts joined by `/`, no outer slashes; `""` is the root.
+    """Return a file's prefix in canonical form: parts joined by `/`, no outer slashes; `""` is the root.
 
     Empty parts and `.` are dropped. Raises `InvalidName` for `..`, control characters, lone surrogates and
     more than 1,000 bytes.
@@ -109,7 +112,10 @@ def check_prefix(prefix: object) -> str:
 
 
 def check_filename(text: object) -> str:
-    """The name of a file without its folder, as exact `str`."""
+    """Check the name of a file without its folder; return it as exact `str`.
+
+    Raises `InvalidName`, `UnsupportedType`.
+    """
     name = _text("file name", text)
     hint = "use one file name, without a folder and without control characters"
     if name in ("", ".", ".."):
@@ -121,7 +127,7 @@ def check_filename(text: object) -> str:
 
 
 def metric_path(name: str, fold_case: bool = False) -> str:
-    """The path of a metric's folder under `metrics/`, in POSIX form; two names never have the same.
+    """Return the path of a metric's folder under `metrics/`, in POSIX form; two names never have the same.
 
     With `fold_case` two names also differ for a file system that compares names without case or in another
     Unicode normal form. The result is never empty or absolute, has no part `.` or `..`, no part over 140
@@ -131,22 +137,8 @@ def metric_path(name: str, fold_case: bool = False) -> str:
     return _path(name, parts, METRIC_PART_BYTES)
 
 
-def metric_name(path: str) -> str | None:
-    """The name for which `metric_path`, with or without `fold_case`, gives this path.
-
-    None when there is no such name, or when the path holds a hash, and only the metadata tells.
-    """
-    if any(mark in path for mark in _HASHED):
-        return None
-    try:
-        name = "/".join("" if part == "%" else _unescaped(part) for part in path.split("/"))
-    except ValueError:
-        return None
-    return name if path in (metric_path(name), metric_path(name, fold_case=True)) else None
-
-
 def file_path(prefix: str, filename: str) -> str:
-    """The path of a file under `files/`, in POSIX form; two files never have the same.
+    """Return the path of a file under `files/`, in POSIX form; two files never have the same.
 
     Expects what `check_prefix` and `check_filename` returned. No part is over 200 bytes or starts with a
     dot: a leading dot is left to our own files there.
@@ -156,7 +148,7 @@ def file_path(prefix: str, filename: str) -> str:
 
 
 def clash_key(path: str) -> str:
-    """The same text for two paths that a file system without case, or one that normalises, takes for one."""
+    """Return a text that is equal for two paths that a file system takes for one, by case or by normalising."""
     if path.isascii():
         return path.lower()
     from unicodedata import normalize  # a megabyte of tables, rarely needed
@@ -165,22 +157,22 @@ def clash_key(path: str) -> str:
 
 
 def experiment_id(project: str, name: str) -> str:
-    """Decimal text, the same wherever and whenever the experiment is opened."""
+    """Return the id of an experiment: decimal text, the same wherever and whenever it is opened."""
     return _number(f"{project}\0{name}".encode())
 
 
 def metric_id(experiment: str, name: str) -> str:
-    """Decimal text from the experiment's id and the metric's name."""
+    """Return the id of a metric: decimal text, from the experiment's id and the metric's name."""
     return _number(f"{experiment}\0{name}".encode())
 
 
 def file_id(writer: bytes, seq: int) -> str:
-    """Decimal text from the identity of the event that added the file."""
+    """Return the id of a file: decimal text, from the identity of the event that added it."""
     return _number(writer + seq.to_bytes(8, "big"))
 
 
 def shown(text: str) -> str:
-    """A text for an error message: in double quotes, special characters escaped, cut at 80 characters."""
+    """Return a text for an error message: in double quotes, special characters escaped, cut at 80 characters."""
     cut = text if len(text) <= 80 else text[:77] + "..."
     if cut.isprintable():
         return f'"{cut}"'
@@ -199,22 +191,22 @@ def _check_text(argument: str, text: str, limit: int, hint: str) -> None:
     if not text.isprintable():
         for character in text:
             if character < " " or "\x7f" <= character <= "\x9f":
-                found = f"the control character U+{ord(character):04X}"
-                raise InvalidName(f"{argument} {shown(text)} contains {found}", hint=hint)
+                problem = f"the control character U+{ord(character):04X}"
+                raise InvalidName(f"{argument} {shown(text)} contains {problem}", hint=hint)
             if "\ud800" <= character <= "\udfff":
-                found = f"the lone surrogate U+{ord(character):04X}"
-                raise InvalidName(f"{argument} {shown(text)} contains {found}", hint=hint)
-    # Not encoded before it is known to be short in characters: a text may be huge.
+                problem = f"the lone surrogate U+{ord(character):04X}"
+                raise InvalidName(f"{argument} {shown(text)} contains {problem}", hint=hint)
+    # Count characters before encoding: a text may be huge.
     if len(text) > limit or len(text.encode("utf-8")) > limit:
         raise InvalidName(f"{argument} {shown(text)} is longer than {limit:,} bytes of UTF-8", hint=hint)
 
 
 def _part(raw: str, limit: int, reserved: frozenset[str] = frozenset(), fold_case: bool = False) -> str:
-    """One part of a path; see the table at the top."""
+    """Return one part of a path; see the table at the top."""
     if not raw:
         return "%"
     part = "".join(map(_folded, raw)) if fold_case else raw.translate(_ESCAPES)
-    # A part that begins with an escape already is none of these names.
+    # A part that begins with an escape is not one of these names any more.
     if part[0] == "." or (part[0] != "%" and (raw.lower() in reserved or _is_device(raw))):
         part = _escaped(part[0]) + part[1:]
     if part[-1] in ". ":
@@ -245,19 +237,11 @@ def _path(name: str, parts: list[str], part_limit: int) -> str:
 def _hashed(mark: str, beginning: str, raw: str, limit: int) -> str:
     room = limit - len(mark) - _DIGEST_DIGITS
     head = beginning.encode("utf-8")[:room].decode("utf-8", "ignore")
-    # No half of an escape, and no second mark, at the seam.
+    # The cut must not leave half of an escape, or make a second mark.
     escape = head.rfind("%")
     if escape != -1 and (escape >= len(head) - 2 or head[escape : escape + 2] in _HASHED):
         head = head[:escape]
     return head + mark + _sha256(raw.encode("utf-8")).hex()[:_DIGEST_DIGITS]
-
-
-def _unescaped(part: str) -> str:
-    literal, *rest = part.split("%")
-    pieces = [literal.encode("utf-8")]
-    for piece in rest:
-        pieces += [bytes.fromhex(piece[:2]), piece[2:].encode("utf-8")]
-    return b"".join(pieces).decode("utf-8")
 
 
 def _number(content: bytes) -> str:
@@ -275,9 +259,9 @@ LEVELS: Final[dict[str, str]] = {
     "warning": "warn",
     "critical": "fatal",
 }
-"""The levels as people write them, in lower case → as they are recorded."""
+"""Levels as people write them, in lower case → as they are recorded."""
 
 
 def level_of(text: str) -> str | None:
-    """The recorded form of a level that somebody wrote, in any case; None if it is none."""
+    """Return the recorded form of a level, given in any case; None if it is not a level."""
     return LEVELS.get(text.strip().lower())

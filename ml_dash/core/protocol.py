@@ -16,10 +16,13 @@ MAX_BATCH_BYTES: Final = 8 << 20
 """The largest body of one request of frames or blob bytes, decompressed."""
 
 MAX_BLOBS: Final = 1000
-"""So many small contents may come in one request."""
+"""The most contents of small files in one request."""
+
+ORDER_PAGE: Final = 10_000
+"""So many records of the order may be asked for at once."""
 
 BATCH_BYTES: Final = 4 << 20
-"""What a daemon sends at once while a backlog lasts; less after a 413."""
+"""The bytes that a daemon sends at once while it is behind; less after a 413."""
 
 # -- codes of errors that a client acts upon --------------------------------------------------------------------------
 
@@ -39,7 +42,7 @@ FORBIDDEN: Final = "forbidden"  # 403
 
 
 class Refused(Exception):
-    """A request that the server does not carry out, as it is answered: status, code, text and further fields."""
+    """A request that the server refuses, as it is answered: HTTP status, code, text and further fields."""
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Refused(Exception):
         self.extra = extra
 
     def body(self) -> dict[str, Any]:
-        """The JSON body of the answer."""
+        """Return the JSON body of the answer."""
         return {"error": {"code": self.code, "message": self.message}, **self.extra}
 
 
@@ -66,7 +69,7 @@ class Refused(Exception):
 
 
 class SegmentState(TypedDict):
-    """What a server has of a segment: its file name, the durable length in bytes, whether its writer has ended."""
+    """A segment as a server has it: its file name, the durable length in bytes, whether its writer has ended."""
 
     file: str
     length: int
@@ -74,7 +77,7 @@ class SegmentState(TypedDict):
 
 
 class BlobState(TypedDict):
-    """What a server has of a blob: bytes so far, its size if known, whether it is whole and verified."""
+    """A blob as a server has it: bytes so far, its size if known, whether it is complete and verified."""
 
     length: int
     size: int | None
@@ -82,9 +85,9 @@ class BlobState(TypedDict):
 
 
 class JournalState(TypedDict):
-    """What a server has of a journal; segments by their id in hex, blobs by their name.
+    """A journal as a server has it; segments by their id in hex, blobs by their name.
 
-    `removed`: writers whose events it keeps out of sight; `tombstone`: that is all of them.
+    `removed`: writers whose events it hides; `tombstone`: those are all of them.
     """
 
     journal: str
@@ -101,9 +104,9 @@ class JournalState(TypedDict):
 
 
 class Appended(TypedDict):
-    """Bytes [0, length) of the segment are durable and folded; the experiment has `events` events.
+    """The answer to an append: bytes [0, length) of the segment are durable and folded.
 
-    `files`: it has files, so contents may be missing.
+    `events` is the experiment's number of events; `files` is true if it has files, whose contents may be missing.
     """
 
     length: int
@@ -112,7 +115,7 @@ class Appended(TypedDict):
 
 
 class Digest(TypedDict):
-    """SHA-256 of the first `of` bytes of a segment of which the server has `length`."""
+    """The SHA-256 of the first `of` bytes of a segment of which the server has `length`."""
 
     length: int
     of: int
@@ -120,7 +123,7 @@ class Digest(TypedDict):
 
 
 class DeathNote(TypedDict):
-    """What an observer noted in `order`: that writer's lock was free, its segments read to `end`."""
+    """A death as an observer noted it in `order`: the writer's lock was free, its `segment` read to byte `end`."""
 
     writer: str
     segment: str
@@ -128,14 +131,17 @@ class DeathNote(TypedDict):
 
 
 class OrderPage(TypedDict):
-    """Records of a server's order: [1, segment, start, end] or [2, writer, segment, end]; the next page's `after`."""
+    """A page of a server's order; `next` is what to give as `after` for the next page, None at the end.
+
+    A record is [1, segment, start, end] for a stretch or [2, writer, segment, end] for a death.
+    """
 
     records: list[list[Any]]
     next: int | None
 
 
 class FoundExperiment(TypedDict):
-    """An experiment as a server knows it, for a pull."""
+    """An experiment as a server has it, for a pull; `running` are its writers that have not ended."""
 
     experiment: str
     project: str
@@ -147,26 +153,26 @@ class FoundExperiment(TypedDict):
 
 
 def journal_path(journal: str) -> str:
-    """The path of a journal's calls; its id in hex."""
+    """Return the path of a journal's calls; its id is in hex."""
     return f"{PREFIX}/journals/{journal}"
 
 
 def segment_path(journal: str, file: str) -> str:
-    """The path to which a segment's bytes are sent."""
+    """Return the path to which a segment's bytes are sent."""
     return f"{journal_path(journal)}/segments/{file}"
 
 
 def blob_path(journal: str, name: str) -> str:
-    """The path to which a blob's bytes are sent."""
+    """Return the path to which a blob's bytes are sent."""
     return f"{journal_path(journal)}/blobs/{name}"
 
 
 # -- the development login --------------------------------------------------------------------------------------------
 
 DEVELOPMENT_SECRET: Final = "your-secret-key-change-this-in-production"
-"""Signs development logins where no other secret is set; accepted only with `--dev`, on a loopback address."""
+"""The public key of development logins; servers accept it only with `--dev`, on a loopback address."""
 
 
 def user_id(name: str) -> str:
-    """The id of a user by name: decimal text, at most ten digits. "alice" is 3159282601."""
+    """Return the id of a user by name: decimal text, at most ten digits. "alice" is 3159282601."""
     return str(int(sha256(name.encode()).hexdigest()[:16], 16))[:10]

@@ -9,7 +9,7 @@ Range = tuple[int, int]
 
 
 def holes(covered: Iterable[Range], start: int, end: int) -> Iterator[Range]:
-    """The parts of [start, end) that none of the ranges covers, in order. `covered` is sorted by start."""
+    """Yield the parts of [start, end) that none of the ranges covers, in order. `covered` must be sorted by start."""
     for first, last in covered:
         if last <= start:
             continue
@@ -23,18 +23,18 @@ def holes(covered: Iterable[Range], start: int, end: int) -> Iterator[Range]:
 
 
 def size_of(ranges: Iterable[Range]) -> int:
-    """How many numbers the ranges hold."""
+    """Return how many numbers the ranges hold."""
     return sum(end - start for start, end in ranges)
 
 
 def bounds(start: int, limit: int, total: int) -> Range:
-    """What [start, stop) of `total` a page holds; a negative start counts from the end."""
+    """Return the range [start, stop) of a page of `total` items; a negative start counts from the end."""
     start = max(0, total + start) if start < 0 else start
     return start, max(start, min(total, start + limit))
 
 
 def page_of(ranges: list[Range], start: int, limit: int) -> list[Range]:
-    """The first `limit` numbers from `start` on that the ranges hold; a negative start counts theirs from the end."""
+    """Return the first `limit` numbers of the ranges from `start` on; a negative start counts from their end."""
     if start < 0:
         skipped, start = size_of(ranges) + start, 0
     else:
@@ -54,7 +54,7 @@ def page_of(ranges: list[Range], start: int, limit: int) -> list[Range]:
 
 
 def windows(ranges: Iterable[Range], size: int) -> Iterator[list[Range]]:
-    """The ranges, cut at the multiples of `size`: those between two of these together."""
+    """Yield the ranges cut at the multiples of `size`: those between two multiples together."""
 
     def cut() -> Iterator[Range]:
         for start, end in ranges:
@@ -63,19 +63,19 @@ def windows(ranges: Iterable[Range], size: int) -> Iterator[list[Range]]:
                 yield start, stop
                 start = stop
 
-    for _, found in groupby(cut(), key=lambda part: part[0] // size):
-        yield list(found)
+    for _, parts in groupby(cut(), key=lambda part: part[0] // size):
+        yield list(parts)
 
 
 def overlapping(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
-    """The parts of the ranges that lie in [start, end), in order; the ranges may be in any order."""
+    """Return the parts of the ranges that lie in [start, end), in order; the ranges may be in any order."""
     return [(max(first, start), min(last, end)) for first, last in sorted(ranges) if first < end and last > start]
 
 
 def union(covered: list[Range], start: int, end: int) -> list[Range]:
-    """The ranges with [start, end) added, sorted, what touches joined; a new list."""
+    """Return a new list of the ranges with [start, end) added, sorted, adjacent ones joined."""
     if covered and covered[-1][1] == start:
-        # Nearly always: what comes next follows what came last.
+        # The usual case: the new range continues the last one.
         return [*covered[:-1], (covered[-1][0], end)]
     merged: list[Range] = []
     for first, last in sorted([*covered, (start, end)]):

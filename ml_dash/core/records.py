@@ -5,17 +5,15 @@ from __future__ import annotations
 from binascii import b2a_base64
 from typing import Any, TypedDict
 
-from .limits import CHUNK_SIZE
+from .limits import CHUNK_SIZE, INT64_MAX
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
 from .values import utc_text
 
-"""Points of a metric that a server moves to object storage together; here it only groups the counts."""
-
 
 class LogEntry(TypedDict):
-    """One line of `logs/logs.jsonl`."""
+    """A log entry: one line of `logs/logs.jsonl`."""
 
     timestamp: str
     level: str
@@ -25,7 +23,7 @@ class LogEntry(TypedDict):
 
 
 class LogPage(TypedDict):
-    """A page of log entries; `total` counts this answer."""
+    """A page of log entries; `total` is the number of entries in it."""
 
     logs: list[LogEntry]
     startIndex: int
@@ -35,7 +33,7 @@ class LogPage(TypedDict):
 
 
 class Point(TypedDict):
-    """One line of `metrics/<metric>/data.jsonl`."""
+    """A point: one line of `metrics/<metric>/data.jsonl`."""
 
     index: int
     data: dict[str, Any]
@@ -43,7 +41,7 @@ class Point(TypedDict):
 
 
 class PointPage(TypedDict):
-    """A page of points; `total` counts this answer."""
+    """A page of points; `total` is the number of points in it."""
 
     data: list[Point]
     startIndex: int
@@ -53,7 +51,7 @@ class PointPage(TypedDict):
 
 
 class AppendResult(TypedDict):
-    """What `append` returns."""
+    """The result of `append`."""
 
     metricId: str
     index: int
@@ -62,7 +60,7 @@ class AppendResult(TypedDict):
 
 
 class AppendBatchResult(TypedDict):
-    """What `append_batch` returns."""
+    """The result of `append_batch`."""
 
     metricId: str
     startIndex: int
@@ -104,11 +102,11 @@ class _Superseded(_WhereUnsure):
 
 
 class MetricStats(_Superseded):
-    """What `stats()` returns.
+    """The result of `stats()`.
 
     `superseded` holds indices [start, end) of points that a rewind has superseded: `totalDataPoints` counts them, the
-    statistics of the series do not. `supersededElsewhere` is there where a rewind hit points that are not on this
-    machine: `superseded` and the statistics do not tell of it then.
+    statistics of the series do not. `supersededElsewhere` is there if a rewind hit points that are not on this machine:
+    `superseded` and the statistics may be wrong then.
     """
 
     metricId: str
@@ -129,7 +127,7 @@ class MetricStats(_Superseded):
 
 
 class FileRecord(TypedDict):
-    """One added file, as listed and as kept in `.files_metadata.json`."""
+    """One added file, as listed and in `.files_metadata.json`."""
 
     id: str
     experimentId: str
@@ -174,7 +172,7 @@ class ExperimentRecord(_WhereItApplies):
 
 
 class DeletedFile(TypedDict):
-    """What `delete()` of a file returns."""
+    """The result of `delete()` of a file."""
 
     id: str
     deletedAt: str
@@ -191,18 +189,18 @@ class DurableState(TypedDict):
 
 
 def log_page(logs: list[LogEntry], start: int, *, more: bool) -> LogPage:
-    """A page that begins with entry `start`."""
+    """Return a page that begins with entry `start`."""
     return LogPage(logs=logs, startIndex=start, endIndex=start + len(logs) - 1, total=len(logs), hasMore=more)
 
 
 def point_page(data: list[Point], start: int, *, more: bool) -> PointPage:
-    """A page that begins with point `start`, or behind it where points are left out."""
+    """Return a page of points from `start` on; if points are left out, its first index may be greater."""
     end = data[-1]["index"] if data else start - 1
     return PointPage(data=data, startIndex=start, endIndex=end, total=len(data), hasMore=more)
 
 
 def _readable(value: Any) -> Any:
-    """A value as callers read it: bytes as base64 text."""
+    """Return a value as callers read it: bytes as base64 text."""
     kind = type(value)
     if kind is bytes:
         return b2a_base64(value, newline=False).decode("ascii")
@@ -216,7 +214,7 @@ def _time(time_ns: int) -> str | None:
 
 
 def series_stats(series: Series) -> SeriesStats:
-    """Statistics of a series; the mean leaves NaN out."""
+    """Return the statistics of a series; the mean leaves NaN out."""
     mean = series.total / series.counted if series.counted else None
     return SeriesStats(
         count=series.count, first=series.first, last=series.last, min=series.min, max=series.max, mean=mean
@@ -224,22 +222,32 @@ def series_stats(series: Series) -> SeriesStats:
 
 
 def series_name(metric: str, field: str) -> str:
-    """The metric's own name for `value`, `metric.field` for the rest."""
+    """Return the name of a series: the metric's own name for the field `value`, `metric.field` for others."""
     return metric if field == "value" else f"{metric}.{field}"
 
 
+def metric_meant(state: State, name: str) -> str:
+    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    if name in state.metrics:
+        return name
+    for metric, known in state.metrics.items():
+        if any(series_name(metric, field) == name for field in known.series):
+            return metric
+    return name
+
+
 def all_series(metric: Metric) -> dict[str, SeriesStats]:
-    """The statistics of every numeric field, by name: which one was met first depends on the stretches."""
+    """Return the statistics of every numeric field, sorted by name: the order of meeting depends on the stretches."""
     return {series_name(metric.name, field): series_stats(series) for field, series in sorted(metric.series.items())}
 
 
 def metric_id_of(state: State, name: str) -> str:
-    """The stable id of a metric."""
+    """Return the stable id of a metric."""
     return metric_id(experiment_id(state.project, state.name), name)
 
 
 def buffered(count: int) -> int:
-    """How many of `count` points are not in a full chunk."""
+    """Return how many of `count` points are not in a full chunk."""
     return count % CHUNK_SIZE
 
 
@@ -256,7 +264,7 @@ def metric_summary(state: State, metric: Metric) -> MetricSummary:
 
 
 def metric_stats(state: State, metric: Metric) -> MetricStats:
-    """What `stats()` returns."""
+    """Return the result of `stats()`."""
     return MetricStats(
         metricId=metric_id_of(state, metric.name),
         name=metric.name,
@@ -287,7 +295,7 @@ def _superseded(metric: Metric) -> _Superseded:
 
 
 def metric_document(state: State, metric: Metric) -> dict[str, Any]:
-    """`metrics/<metric>/metadata.json`."""
+    """Return the content of `metrics/<metric>/metadata.json`."""
     document: dict[str, Any] = {
         "metricId": metric_id_of(state, metric.name),
         "name": metric.name,
@@ -307,7 +315,7 @@ def metric_document(state: State, metric: Metric) -> dict[str, Any]:
 
 
 def file_record(state: State, file: File) -> FileRecord:
-    """One file as callers see it."""
+    """Return one file as callers see it."""
     ended = [time for time in (file.deleted_ns, file.replaced_ns) if time]
     record = FileRecord(
         id=file.id,
@@ -335,12 +343,12 @@ def _after_protection(state: State, stamp: tuple[int, str, int]) -> bool:
 
 
 def files_in_order(state: State) -> list[File]:
-    """All files ever added, oldest first."""
+    """Return all files ever added, oldest first."""
     return sorted(state.files.values(), key=lambda file: file.stamp)
 
 
 def live_files(state: State, prefix: str = "", tags: list[str] | None = None) -> list[File]:
-    """Files that are listed, oldest first: below a canonical prefix, with any of the tags."""
+    """Return the listed files, oldest first: below a canonical prefix, with any of the tags."""
     wanted = set(tags or ())
     return [
         file
@@ -352,7 +360,7 @@ def live_files(state: State, prefix: str = "", tags: list[str] | None = None) ->
 
 
 def writer_record(writer: WriterState) -> dict[str, Any]:
-    """One entry of `writers` in `experiment.json`."""
+    """Return one entry of `writers` in `experiment.json`."""
     ended = writer.ended or ("died" if writer.dead else None)
     record: dict[str, Any] = {
         "id": writer.id,
@@ -374,7 +382,7 @@ def writer_record(writer: WriterState) -> dict[str, Any]:
 
 
 def experiment_document(state: State) -> ExperimentRecord:
-    """`experiment.json`: everything here comes from events and from what `order` records."""
+    """Return the content of `experiment.json`. All of it comes from events and from what `order` records."""
     writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
     session = [state.writers[writer] for writer in state.session or state.writers]
     ended = max((writer.ended_ns or writer.last_ns for writer in session), default=0)
@@ -400,7 +408,7 @@ def experiment_document(state: State) -> ExperimentRecord:
             "metrics": len(state.metrics),
             "parameters": len(state.parameters),
             "files": sum(file.live for file in state.files.values()),
-            "lost": min(sum(writer.lost for writer in writers), 2**63 - 1),
+            "lost": min(sum(writer.lost for writer in writers), INT64_MAX),
         },
         "journal": state.journal_path.value,
         "writers": [writer_record(writer) for writer in writers],
@@ -414,10 +422,10 @@ def experiment_document(state: State) -> ExperimentRecord:
 
 
 def parameters_document(state: State) -> dict[str, Any]:
-    """`parameters.json`: flat, in the order of first setting."""
+    """Return the content of `parameters.json`: flat, in the order in which keys were first set."""
     return {key: _readable(register.value) for key, register in state.parameters.items()}
 
 
 def files_document(state: State) -> dict[str, Any]:
-    """`files/.files_metadata.json`, deleted ones included."""
+    """Return the content of `files/.files_metadata.json`, deleted files included."""
     return {"files": [file_record(state, file) for file in files_in_order(state)]}

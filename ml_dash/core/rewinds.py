@@ -1,12 +1,13 @@
 """The effect of a rewind: points of an earlier time at or after its step (else epoch) are superseded.
 
-The state holds no points. It keeps, for each metric, the statistics as they were at the ends of spans of points, with
-the greatest step in each span: so a rewind finds what it hits without looking at points, and what follows the last span
-before that is read again, once for a stretch, from where the sink has put it. Which points are superseded depends on
-the times of points and rewinds alone, never on the order of arrival; counting again gives what counting once would.
+The state holds no points. For each metric it keeps the statistics as they were at the ends of spans of points, and the
+greatest step in each span. So a rewind finds the spans that it may hit without reading points; the points from the
+first of these spans on are then read back from the sink, once for a stretch of events, and counted anew. Which points
+are superseded depends only on the times of points and rewinds, never on the order of arrival, and counting anew gives
+the same statistics as counting once.
 
-Times are compared in microseconds, as lines show them: a writer gives a rewind a whole microsecond that none of its own
-points shares but later ones.
+Times are compared in microseconds, as lines show them. A writer gives a rewind a whole microsecond that no earlier
+point of its own shares.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ from .statistics import Columns, Rows, columns_of, count_columns, step_of, steps
 from .values import parse_time, utc_text
 
 SPAN: Final = 1000
-"""Points of a span that is new."""
+"""Points of a new span."""
 
+# Spans of one size that are kept before the two oldest are joined: memory grows with the logarithm of the points.
 _OF_ONE_SIZE: Final = 4
 _MICROSECOND: Final = 1000
 _INFINITY: Final = float("inf")
 _LATEST_NS: Final = (1 << 63) - 1
 
 Past = tuple[Rows, list[str]]
-"""Points that follow each other: their fields, and their times as text."""
+"""(fields, times as UTC text) of consecutive points."""
 
 History = Callable[[str, int, int], Iterator[Past]]
 """history(metric, start, end): the points with these indices, in parts. Raises Elsewhere."""
 
 
 class Elsewhere(Exception):
-    """Some of the points that are asked for are not on this machine: a base stands for them."""
+    """Some of the requested points are not on this machine: a base stands for them."""
 
 
 # -- counting points as they come -------------------------------------------------------------------------------------
@@ -48,7 +50,7 @@ class Elsewhere(Exception):
 def count_points(
     state: State, metric: Metric, rows: Rows, times: list[int] | int, columns: Columns, edits: Edits
 ) -> None:
-    """Count points that follow those that are there. What a rewind may hit among them is marked for `recount`."""
+    """Count new points of a metric. If a rewind may hit some of them, mark the metric in `edits` for `recount`."""
     position, count = 0, len(rows)
     uniform = True
     while position < count:
@@ -94,7 +96,7 @@ def _reach(rows: Rows, columns: Columns, first_ns: int, last_ns: int) -> Reach:
 
 
 def _joined(a: Reach, b: Reach) -> Reach:
-    """The reach of two stretches, `a` before `b`."""
+    """Return the reach of two ranges of points together."""
     if not a.points or not b.points:
         return a if a.points else b
     low, high = a.low, a.high
@@ -108,7 +110,7 @@ def _joined(a: Reach, b: Reach) -> Reach:
 
 
 def _join_old(spans: list[Span]) -> None:
-    """Of each size at most four are kept: the two oldest of five become one, so that old spans are the long ones."""
+    """Keep at most four spans of each size: of five, join the two oldest. So the oldest spans are the longest."""
     size, last = SPAN, len(spans)
     while True:
         first = last
@@ -129,22 +131,26 @@ def _copied(all_series: dict[str, Series]) -> dict[str, Series]:
 
 
 def note(state: State, rewind: Rewind) -> None:
-    """Take a rewind into the state; what it does is for `settle` to say."""
-    insort(state.rewinds, rewind, key=lambda one: (one.time_ns, one.writer))
+    """Add a rewind to the state; `settle` decides what it does."""
+    insort(state.rewinds, rewind, key=lambda rewind: (rewind.time_ns, rewind.writer))
 
 
 def may_settle(state: State, writer: WriterState, before_ns: int) -> bool:
-    """A writer whose last event was at `before_ns` has gone on: may that show that another one ran beside it?"""
-    begun = [state.writers[one.writer].first_ns for one in state.rewinds]
-    return before_ns <= max(begun) and any(one.writer == writer.id for one in state.rewinds)
+    """True if new events of a writer, whose last one was at `before_ns`, may change the result of `settle`.
+
+    They may show that the writer ran beside another one that has rewound.
+    """
+    begun = [state.writers[rewind.writer].first_ns for rewind in state.rewinds]
+    return before_ns <= max(begun) and any(rewind.writer == writer.id for rewind in state.rewinds)
 
 
 def settle(state: State, edits: Edits) -> None:
-    """Work out from when each rewind counts, and mark the metrics for which that has changed.
+    """Decide from when each rewind counts (`before_ns`), and mark in `edits` the metrics for which that has changed.
 
-    It counts from its own time. But of several ranks each may rewind to the step that all go on from: what one of them
-    has recorded since must stay when the next one says the same. So the n-th rewind of a writer to a step counts from
-    when the n-th of a writer that ran beside it did, if that came first: one that still wrote when this one began.
+    A rewind counts from its own time. But each of several ranks of a job may rewind to the step from which all
+    continue, and what the first has recorded since must stay when the next one rewinds. So the n-th rewind of a writer
+    to a step counts from when the n-th one of a writer beside it did, if that was earlier. Beside: it still wrote when
+    this one began.
     """
     nth: Counter[tuple[object, ...]] = Counter()
     groups: dict[tuple[object, ...], list[Rewind]] = {}
@@ -168,12 +174,15 @@ def settle(state: State, edits: Edits) -> None:
 
 
 def _whole(time_ns: int) -> int:
-    """The whole microsecond that is not before a time."""
+    """Round a time in ns up to a whole microsecond."""
     return -(-time_ns // _MICROSECOND) * _MICROSECOND
 
 
 def _mark(state: State, rewind: Rewind, edits: Edits, *, lowered: bool) -> None:
-    """What a rewind hits is counted anew; what it no longer does, since it counts from an earlier time, as well."""
+    """Mark the points that a rewind may hit to be counted anew.
+
+    With `lowered` it counts from an earlier time than before, so also the points that it no longer hits.
+    """
     for name in state.metrics if rewind.metrics is None else rewind.metrics:
         metric = state.metrics.get(name)
         if metric is None:
@@ -193,14 +202,14 @@ def _mark(state: State, rewind: Rewind, edits: Edits, *, lowered: bool) -> None:
 
 
 def _reaches(metric: Metric) -> Iterator[tuple[int, Reach]]:
-    """(end, reach) of each span, the open one last."""
+    """Yield (end, reach) of each span; last that of the points after all spans."""
     for span in metric.spans:
         yield span.end, span.reach
     yield metric.count, metric.reach
 
 
 def _unknown() -> Reach:
-    """Of points of which nothing is known: any rewind may hit some of them."""
+    """Return the reach of points of which nothing is known: any rewind may hit some of them."""
     return Reach(1, -_INFINITY, _INFINITY, bare=True, last_ns=_LATEST_NS)
 
 
@@ -214,16 +223,19 @@ def _may_hit(rewind: Rewind, name: str, reach: Reach) -> bool:
 
 
 def last_step(state: State) -> int | float | None:
-    """The greatest step (else epoch) of the points that are current; None if there is none."""
-    found = [reach.high for metric in state.metrics.values() for _, reach in _reaches(metric)]
-    return max((high for high in found if high is not None and high < _INFINITY), default=None)
+    """Return the greatest step (else epoch) of the current points; None if none has one."""
+    highs = [reach.high for metric in state.metrics.values() for _, reach in _reaches(metric)]
+    return max((high for high in highs if high is not None and high < _INFINITY), default=None)
 
 
 # -- counting anew ----------------------------------------------------------------------------------------------------
 
 
 def recount(state: State, edits: Edits, history: History) -> None:
-    """Count anew what edits have marked, now that their lines are applied: from the last span before what is hit."""
+    """Count anew the metrics that `edits` marks, each from the last span before the first point that is hit.
+
+    Their lines must have been applied: `history` reads them back.
+    """
     rewound, edits.rewound = edits.rewound, {}
     for name, start in rewound.items():
         metric = state.metrics[name]
@@ -256,8 +268,8 @@ def _recount(metric: Metric, start: int, judge: Judge, history: History) -> None
 def _count_again(
     series: dict[str, Series], judge: Judge, points: Iterator[Past], start: int, end: int, superseded: list[Range]
 ) -> Reach:
-    """Count what is current among points [start, end); the reach of that."""
-    found = Reach()
+    """Count the current ones of points [start, end), note the others as superseded; return the reach of the current."""
+    total = Reach()
     for rows, times in points:
         columns, count = _columns(rows), len(rows)
         current = judge.current(rows, columns, times)
@@ -276,14 +288,14 @@ def _count_again(
             start += count
         if rows:
             count_columns(series, columns)
-            found = _joined(found, _reach(rows, columns, parse_time(min(times)), parse_time(max(times))))
+            total = _joined(total, _reach(rows, columns, parse_time(min(times)), parse_time(max(times))))
     if start != end:
         raise Elsewhere
-    return found
+    return total
 
 
 def _add(ranges: list[Range], start: int, end: int) -> None:
-    """Add [start, end) behind all that the ranges hold."""
+    """Add [start, end), which comes after all ranges."""
     if ranges and ranges[-1][1] == start:
         ranges[-1] = (ranges[-1][0], end)
     elif start < end:
@@ -291,14 +303,15 @@ def _add(ranges: list[Range], start: int, end: int) -> None:
 
 
 class Judge:
-    """Says which points of a metric are superseded, by their times and steps."""
+    """Decides which points of a metric are superseded, by their times and steps."""
 
     def __init__(self, state: State, name: str) -> None:
-        # Of rewinds that a later one with no greater step covers, nothing is needed: times and steps both grow then.
+        # A later rewind to the same or a smaller step covers an earlier one. Without those, times and steps both grow,
+        # and one bisection by time finds the smallest step that applies.
         self._times: list[str] = []
         self._steps: list[int | float] = []
-        applying = [one for one in state.rewinds if one.metrics is None or name in one.metrics]
-        for rewind in sorted(applying, key=lambda one: (-one.before_ns, one.step)):
+        applying = [rewind for rewind in state.rewinds if rewind.metrics is None or name in rewind.metrics]
+        for rewind in sorted(applying, key=lambda rewind: (-rewind.before_ns, rewind.step)):
             if not self._steps or rewind.step < self._steps[-1]:
                 self._times.append(utc_text(rewind.before_ns))
                 self._steps.append(rewind.step)
@@ -306,13 +319,13 @@ class Judge:
         self._steps.reverse()
 
     def covers(self, reach: Reach) -> bool:
-        """Is all that was current superseded, or was nothing? Then nothing has to be read."""
+        """True if none of the points that were current stays so: then they need not be read."""
         if not reach.points:
             return True
         return reach.low is not None and not reach.bare and self._covers(utc_text(reach.last_ns), reach.low)
 
     def current(self, rows: Rows, columns: Columns, times: list[str]) -> list[bool] | None:
-        """Which of some points are current; None if all are."""
+        """Return for each of some points whether it is current; None if all are."""
         first, last = bisect_right(self._times, min(times)), bisect_right(self._times, max(times))
         if first == len(self._times):
             return None
@@ -333,7 +346,7 @@ class Judge:
 
 
 def upgrade(state: State) -> None:
-    """Of points that version 1 of the fold has counted only their number is known: any rewind may hit them."""
+    """Upgrade a state of version 1, which knows only the number of points: any rewind may hit them."""
     for metric in state.metrics.values():
         if metric.count and not metric.spans:
             metric.spans = [Span(metric.count, _unknown(), _copied(metric.series))]

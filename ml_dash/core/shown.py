@@ -11,20 +11,22 @@ from .state import BEFORE_ALL, File, State
 
 
 class Shown:
-    """Where each live file is shown. One that clashes with an older one is shown as `<name>%<id>`: in its own folder,
-    or, where a file stands in the place of that, at the top.
+    """The path at which each listed file is shown.
+
+    One that clashes with an older one is shown as `<name>%<id>`: in its own folder or, if a file is in the place of
+    that folder, at the top.
     """
 
     def __init__(self, state: State) -> None:
         self.paths: dict[str, File] = {}
         self._path_of: dict[str, str] = {}
-        # What is taken, as a file system without case sees it: by files, and by their folders (with how many files).
+        # Paths that are taken, as a file system without case sees them: by files, by their folders (→ how many files).
         self._taken: set[str] = set()
         self._folders: dict[str, int] = {}
-        # What files that are not shown where they belong had to make room for.
+        # Paths for which other files had to make room, and the ids of the files that did.
         self._in_the_way: set[str] = set()
         self._moved: set[str] = set()
-        # The places of live files, and the folders of these (with how many files).
+        # The places of listed files, and the folders of these (→ how many files).
         self._places: set[str] = set()
         self._above: dict[str, int] = {}
         self._last = BEFORE_ALL
@@ -32,7 +34,7 @@ class Shown:
             self._add(file)
 
     def follow(self, state: State, touched: Iterable[str]) -> set[str]:
-        """Note what became of the files with these ids; the paths at which something else may be shown now."""
+        """Update the paths after changes of these files (ids); return the paths that may show something else now."""
         files = sorted({identity: state.files[identity] for identity in touched}.values(), key=attrgetter("stamp"))
         changed: set[str] = set()
         for file in files:
@@ -44,13 +46,13 @@ class Shown:
         for file in files:
             if file.live and file.id not in self._path_of:
                 if file.stamp < self._last and self._clashes(clash_key(file_path(file.prefix, file.filename))):
-                    # Who is older keeps the place.
+                    # The older file keeps the place, so all paths must be computed again.
                     return self._anew(state)
                 changed.add(self._add(file))
         return changed
 
     def is_free(self, place: str) -> bool:
-        """Would a file there be no folder of a live one, and in none that is a file?"""
+        """True if a file at `place` would be neither a folder of a listed file nor inside one."""
         return place not in self._above and self._places.isdisjoint(_parents(place))
 
     def _anew(self, state: State) -> set[str]:
@@ -62,7 +64,7 @@ class Shown:
         return key in self._taken or key in self._folders or not self._taken.isdisjoint(_parents(key))
 
     def _add(self, file: File) -> str:
-        """Show a file that came after all those that it clashes with."""
+        """Show a file that is newer than all those with which it clashes; return its path."""
         path = file_path(file.prefix, file.filename)
         key = clash_key(path)
         parents = _parents(key)
@@ -84,7 +86,7 @@ class Shown:
         return path
 
     def _remove(self, file: File, path: str) -> bool:
-        """Show a file no more; False if others may take the place that it leaves."""
+        """Stop showing a file; False, and nothing done, if other files may move to the path that it leaves."""
         key = clash_key(path)
         parents = _parents(key)
         if file.id in self._moved or not self._in_the_way.isdisjoint((key, *parents)):
@@ -98,7 +100,7 @@ class Shown:
 
 
 def shown_paths(state: State) -> dict[str, File]:
-    """Where each live file is shown under `files/`, see `Shown`."""
+    """Return the path of each listed file under `files/` (see `Shown`)."""
     return Shown(state).paths
 
 

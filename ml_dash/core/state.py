@@ -20,13 +20,13 @@ BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
 
 @dataclass(slots=True)
 class Register:
-    """A value that a later event replaces."""
+    """A value of which only the one with the greatest stamp counts."""
 
     value: Any = None
     stamp: StampTuple = BEFORE_ALL
 
     def offer(self, value: Any, stamp: StampTuple) -> None:
-        """Take the value if its stamp is the greatest so far."""
+        """Take a value if its stamp is the greatest so far."""
         if stamp > self.stamp:
             self.value, self.stamp = value, stamp
 
@@ -46,10 +46,10 @@ class Series:
 
 @dataclass(slots=True)
 class Reach:
-    """From where to where some points go: what a rewind asks of them. Of those that are not superseded.
+    """The steps and times of some points, by which a rewind is compared with them. Superseded points do not count.
 
-    How many they are; the least and the greatest step (else epoch), None where none has any, and whether some have none
-    (`bare`); the earliest and the latest time, cut to microseconds.
+    `low` and `high` are the least and the greatest step (else epoch), None if no point has one; `bare`: some have none.
+    The times are the earliest and the latest, cut to microseconds.
     """
 
     points: int = 0
@@ -62,9 +62,9 @@ class Reach:
 
 @dataclass(slots=True)
 class Span:
-    """Consecutive points of a metric, up to index `end`: behind them counting anew can begin.
+    """Consecutive points of a metric, up to index `end`, after which counting anew can begin.
 
-    `series` are the statistics from the metric's first point to the last one here.
+    `series` are the statistics from the metric's first point to the last one of the span.
     """
 
     end: int
@@ -74,9 +74,9 @@ class Span:
 
 @dataclass(slots=True)
 class Rewind:
-    """Points of an earlier time, from a step on, are superseded: of some metrics, or of all.
+    """A rewind: points of an earlier time with at least this step are superseded, of some metrics or of all (None).
 
-    `before_ns` is what counts as its time: see `rewinds.settle`.
+    `before_ns` is the time that counts, see `rewinds.settle`; -1 until it is settled.
     """
 
     time_ns: int
@@ -88,7 +88,7 @@ class Rewind:
 
 @dataclass(slots=True)
 class Metric:
-    """One metric: how many points, when, and the statistics of its series (of what is not superseded)."""
+    """One metric: the number and times of its points, and the statistics of its series (current points only)."""
 
     name: str
     created_ns: int
@@ -100,22 +100,22 @@ class Metric:
     tags: Register = field(default_factory=Register)
     metadata: Register = field(default_factory=Register)
     series: dict[str, Series] = field(default_factory=dict)
-    # Which index a writer's ordinals start at, newest last: (writer, ordinal, index). Bounded; a hint for callers.
+    # (writer, ordinal, index): where a writer's consecutive points begin. Newest last, at most RUNS_KEPT of them.
     runs: list[tuple[str, int, int]] = field(default_factory=list)
-    # How many points each writer that has not ended brought.
+    # Writer that has not ended → how many points it brought.
     tallies: dict[str, int] = field(default_factory=dict)
-    # The points, in spans that grow with their age, and the reach of those behind the last one, which fill the next.
+    # The points, in spans that are longer the older they are; and the reach of the points after the last span.
     spans: list[Span] = field(default_factory=list)
     reach: Reach = field(default_factory=Reach)
     # Indices [start, end) of points that a rewind has superseded.
     superseded: list[Range] = field(default_factory=list)
-    # A rewind hit points that are not on this machine: `superseded` and the statistics do not tell of it.
+    # A rewind hit points that are not on this machine, so `superseded` and the statistics may be wrong.
     unsure: bool = False
 
 
 @dataclass(slots=True)
 class File:
-    """One added file. It is live until it is deleted or a later one is added at its path."""
+    """One added file. It is listed (`live`) until it is deleted or a later one is added at its path."""
 
     id: str
     writer: str
@@ -141,23 +141,23 @@ class File:
 
     @property
     def live(self) -> bool:
-        """Is it listed?"""
+        """True if the file is listed: neither deleted nor replaced."""
         return not self.deleted_ns and not self.replaced_ns
 
     @property
     def blob(self) -> str:
-        """The name of its content in the journal."""
+        """The name of the blob with its content."""
         return ev.blob_name(self.checksum, self.writer, self.seq)
 
     @property
     def place(self) -> str:
-        """What two files share that replace each other."""
+        """Prefix and file name: two files with the same place replace each other."""
         return f"{self.prefix}/{self.filename}" if self.prefix else self.filename
 
 
 @dataclass(slots=True)
 class WriterState:
-    """One process that wrote: what it said of itself, what it ended as, which of its numbers were seen."""
+    """One writer: where it runs, how it ended, and which of its event numbers were seen."""
 
     id: str
     seen: list[Range] = field(default_factory=list)
@@ -169,18 +169,18 @@ class WriterState:
     ended_ns: int = 0
     error: dict[str, Any] | None = None
     dead: bool = False
-    # A death note was void: what was forgotten with it cannot be counted on.
+    # It was wrongly taken for dead, and its tallies were dropped then: no indices are noted for it any more.
     uncounted: bool = False
     lost: int = 0
     unused: list[Range] = field(default_factory=list)
 
     @property
     def alive(self) -> bool:
-        """Neither closed nor found dead."""
+        """True if it has neither closed nor been found dead."""
         return self.ended is None and not self.dead
 
     def gaps(self) -> list[Range]:
-        """Numbers [a, b) that are missing before the last one seen, and that no `lost` event explains."""
+        """Return the ranges of numbers that are missing before the last one seen and that no `LOST` event explains."""
         missing: list[Range] = []
         expected, last = 0, self.seen[-1][1] if self.seen else 0
         for start, end in sorted([*self.seen, *self.unused]):
@@ -192,12 +192,12 @@ class WriterState:
         return missing
 
     def is_new(self, number: int) -> bool:
-        """Is this a number that an event may have, and not seen yet?"""
+        """True if an event may have this number and it was not seen yet."""
         after = bisect_right(self.seen, (number, _NUMBERS))
         return 0 <= number < _NUMBERS - 1 and not (after and number < self.seen[after - 1][1])
 
     def admit(self, number: int) -> bool:
-        """Note that a number was seen; False if it was seen before, or is none that an event may have."""
+        """Note that a number was seen; False if it was seen before, or no event may have it."""
         if not self.is_new(number):
             return False
         seen = self.seen
@@ -212,7 +212,7 @@ class WriterState:
 
 @dataclass(slots=True)
 class State:
-    """All of an experiment but its points and log lines."""
+    """The folded state of an experiment: everything but its points and log lines."""
 
     version: int = FOLD_VERSION
     project: str = ""
@@ -223,7 +223,7 @@ class State:
     created_ns: int = 0
     updated_ns: int = 0
     status: str = RUNNING
-    # The writers that decide the status: those that opened since it was last not `running`.
+    # The writers that decide the status: those that opened since the status was last something else than `running`.
     session: list[str] = field(default_factory=list)
     # The writers that are neither closed nor found dead.
     alive: list[str] = field(default_factory=list)
@@ -238,12 +238,12 @@ class State:
     points: int = 0
     metrics: dict[str, Metric] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
-    # Path → ids of the files added there, by their stamps.
+    # Place → ids of the files added there, sorted by their stamps.
     places: dict[str, list[str]] = field(default_factory=dict)
-    # File id → changes of a file that is not there yet.
+    # File id → changes that came before the file: (kind, stamp, body).
     early: dict[str, list[tuple[int, StampTuple, dict[str, Any]]]] = field(default_factory=dict)
     writers: dict[str, WriterState] = field(default_factory=dict)
-    # By their times. Those that later ones cover are kept: which of them counts from when, may still change.
+    # Sorted by time. Rewinds that later ones cover are kept: the time from which each counts may still change.
     rewinds: list[Rewind] = field(default_factory=list)
 
 
@@ -260,7 +260,7 @@ class LogLine:
 
 @dataclass(slots=True)
 class Block:
-    """Consecutive points of a metric: their first index, their fields, and a time for each (or one for all)."""
+    """Consecutive points of a metric: their first index, their fields, and their times in ns (or one for all)."""
 
     start: int
     rows: list[dict[str, Any]]
@@ -269,28 +269,32 @@ class Block:
 
 @dataclass(slots=True)
 class Edits:
-    """What a sink has to do: lines and points to add, and which registers to write anew."""
+    """The work of a sink: log lines and points to add, and documents to write again.
+
+    `metrics`, `parameters`, `files` and `experiment` mark documents that are older than the state; `released` are blobs
+    that are not needed any more.
+    """
 
     logs: list[LogLine] = field(default_factory=list)
     points: dict[str, list[Block]] = field(default_factory=dict)
     metrics: set[str] = field(default_factory=set)
     released: list[str] = field(default_factory=list)
-    # Ids of files that came, went or were replaced: what is shown under files/ changes.
+    # Ids of files that were added, deleted or replaced, so that what is shown under files/ changes.
     moved: list[str] = field(default_factory=list)
-    # Metrics whose statistics are to be counted anew, once their lines are applied: from these indices on.
+    # Metric → the index from which its statistics must be counted anew, once its lines are applied.
     rewound: dict[str, int] = field(default_factory=dict)
     parameters: bool = False
     files: bool = False
     experiment: bool = False
 
     def clear(self) -> None:
-        """Forget lines and points that were applied; what is dirty stays so."""
+        """Drop log lines and points, which were applied; marks of documents stay."""
         self.logs = []
         self.points = {}
 
 
 def index_of(metric: Metric, writer_id: str, ordinal: int) -> int | None:
-    """The index of a writer's `ordinal`-th point of a metric; None if that is not remembered."""
+    """Return the index of a writer's `ordinal`-th point of a metric; None if that is not known any more."""
     for writer, first_ordinal, first_index in reversed(metric.runs):
         if writer == writer_id and first_ordinal <= ordinal:
             return first_index + ordinal - first_ordinal

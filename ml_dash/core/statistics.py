@@ -19,7 +19,7 @@ Columns = dict[str, list[Any]]
 
 
 def step_of(row: Row) -> int | float | None:
-    """Where a point stands: its step, else its epoch; None if it has no such number."""
+    """Return the step of a point, else its epoch; None if it has no such number."""
     for key in ("step", "epoch"):
         value = row.get(key)
         if type(value) in NUMBERS and value == value:
@@ -28,7 +28,7 @@ def step_of(row: Row) -> int | float | None:
 
 
 def steps_of(rows: Rows, columns: Columns) -> list[int | float]:
-    """The step (else epoch) of each of some points that has any."""
+    """Return the step (else epoch) of each point that has one."""
     values = columns.get("step") or columns.get("epoch")
     if values is None:
         return []
@@ -40,7 +40,7 @@ def steps_of(rows: Rows, columns: Columns) -> list[int | float]:
 
 
 def columns_of(rows: Rows, *, checked: bool = False) -> Columns | None:
-    """The points by field; None if one of them holds what no caller can have appended."""
+    """Return the values of some points by field; None if one is a value that no caller can have appended."""
     names: set[Any] = set().union(*rows)
     if not checked and set(map(type, names)) - _TEXT:
         return None
@@ -52,12 +52,12 @@ def columns_of(rows: Rows, *, checked: bool = False) -> Columns | None:
 
 
 def all_plain(values: list[Any]) -> bool:
-    """Can a caller have recorded each of these?"""
+    """True if a caller can have recorded each of these values."""
     return ev.all_leaves(values) or all(map(ev.plain, values))
 
 
 def count_columns(all_series: dict[str, Series], columns: Columns) -> None:
-    """Count the values of points that follow those counted so far, field by field."""
+    """Add the values of new points to the statistics, field by field."""
     for name, values in columns.items():
         if name not in NO_SERIES:
             _count_values(all_series, name, values)
@@ -74,7 +74,8 @@ def _count_values(all_series: dict[str, Series], name: str, values: list[Any]) -
         series = all_series[name] = Series(first=values[0])
     series.count += len(values)
     series.last = values[-1]
-    # Plain left-to-right addition: the same result whatever the stretches, and in every Python version.
+    # Plain left-to-right addition gives the same result however the points are split. `sum` does not: since
+    # Python 3.12 it compensates rounding errors.
     total = reduce(add, map(float, values) if int in kinds else values, series.total)
     if total != total:
         total, values = _without_nan(series.total, values)
@@ -93,5 +94,5 @@ def _count_values(all_series: dict[str, Series], name: str, values: list[Any]) -
 
 
 def _without_nan(total: float, values: list[Any]) -> tuple[float, list[Any]]:
-    kept = [value for value in values if value == value]
-    return reduce(add, map(float, kept), total), kept
+    numbers = [value for value in values if value == value]
+    return reduce(add, map(float, numbers), total), numbers

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import index
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,16 +43,16 @@ Unknown = Callable[[str, object, str], object]
 
 
 def field_values(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields of a metric's point as plain values.
+    """Return the fields of a metric's point as plain values.
 
-    Raises `UnsupportedType` naming the key and the type of what cannot be recorded, `InvalidValue` for
-    integers out of range, lone surrogates and what is nested deeper than 64 levels or contains itself.
+    Raises `UnsupportedType` naming the key and type of a value that cannot be recorded, `InvalidValue` for integers
+    out of range, lone surrogates, and values that are nested deeper than 64 levels or contain themselves.
     """
     return {_key(key): _plain(value, key, 1, _refuse) for key, value in fields.items()}
 
 
 def checked_step(argument: str, value: object) -> int | float:
-    """The step to which something goes back: a finite number, not negative. Raises `InvalidValue`."""
+    """Return the step of a rewind: a finite number, not negative. Raises `InvalidValue`."""
     try:
         step = _plain(value, argument, 1, _refuse)
     except (UnsupportedType, InvalidValue):
@@ -63,10 +64,22 @@ def checked_step(argument: str, value: object) -> int | float:
     raise InvalidValue(f"{argument} is {value!r:.80}", hint="use the step to go on from: a number that is not negative")
 
 
-def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -> dict[str, object]:
-    """Parameters or metadata as plain values; anything else is kept as `str(value)`, cut at 1,000 characters.
+def page_arguments(start_index: Any, limit: Any) -> tuple[int, int]:
+    """The two bounds of a page as plain ints; how long a page may be, its reader checks."""
+    bounds = []
+    for argument, value in (("start_index", start_index), ("limit", limit)):
+        try:
+            bounds.append(index(value))
+        except TypeError:
+            found = type(value).__name__
+            raise UnsupportedType(f"{argument} is {found}, expected int", hint="like 0, or -100") from None
+    return bounds[0], bounds[1]
 
-    `warn` gets one text for each key that is kept so; the key of a value in a nested mapping is its dotted
+
+def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -> dict[str, object]:
+    """Return parameters or metadata as plain values; other objects become `str(value)`, cut at 1,000 characters.
+
+    `warn` gets one text for each key whose value becomes text; the key of a value in a nested mapping is its dotted
     path. Raises `InvalidValue` as `field_values` does, and `UnsupportedType` for a key that is not text.
     """
     warned: set[str] = set()
@@ -81,7 +94,7 @@ def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -
 
 
 def parameter_values(mapping: Mapping[Any, object], warn: Callable[[str], None]) -> dict[str, object]:
-    """Parameters as plain values: as `lenient_values` does, but more is taken for a mapping and for a key.
+    """Return parameters as plain values, as `lenient_values` does, but accept more objects as mappings and keys.
 
     Objects that hold named values (see `as_mapping`) count as mappings; keys of int, float, bool, None and Enum become
     text. Raises `InvalidValue` for two keys that become the same text, `UnsupportedType` for any other key.
@@ -90,10 +103,10 @@ def parameter_values(mapping: Mapping[Any, object], warn: Callable[[str], None])
 
 
 def as_mapping(value: object) -> Mapping[Any, object] | None:
-    """What an object that holds named values holds; None for any other object.
+    """Return the named values of an object as a mapping; None for an object without such.
 
     Mappings (OmegaConf's too), dataclasses, attrs and pydantic objects, `argparse.Namespace` and
-    `types.SimpleNamespace`; told by their shape, without importing where they come from.
+    `types.SimpleNamespace`, recognised by their shape, without importing their modules.
     """
     if isinstance(value, Mapping):
         return value
@@ -115,9 +128,9 @@ _NAMESPACES: Final = frozenset({("argparse", "Namespace"), ("types", "SimpleName
 
 
 def _with_text_keys(mapping: Mapping[Any, object], path: str, depth: int) -> dict[str, object]:
-    """The same values under text keys, nested mappings too; lists are left as they are."""
+    """Return the values under text keys, in nested mappings too; lists are left as they are. Raises `InvalidValue`."""
     _check_depth(depth, path)
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     origin: dict[str, object] = {}
     for key, value in mapping.items():
         name = key if type(key) is str else _key_text(key)
@@ -128,11 +141,11 @@ def _with_text_keys(mapping: Mapping[Any, object], path: str, depth: int) -> dic
             )
         origin[name] = key
         if type(value) in PLAIN:
-            found[name] = value
+            values[name] = value
             continue
         inner = as_mapping(value)
-        found[name] = value if inner is None else _with_text_keys(inner, where, depth + 1)
-    return found
+        values[name] = value if inner is None else _with_text_keys(inner, where, depth + 1)
+    return values
 
 
 def _key_text(key: object) -> str:
@@ -156,7 +169,7 @@ def _key(key: object) -> str:
 
 
 def _plain(value: object, key: str, depth: int, unknown: Unknown) -> object:
-    """One value; `key` is for messages. Exact types first: they are nearly all there is."""
+    """Convert one value; `key` is for messages. Exact types first, because nearly all values have one."""
     kind = type(value)
     if kind in _UNCHECKED:
         return value
@@ -175,9 +188,9 @@ def _plain(value: object, key: str, depth: int, unknown: Unknown) -> object:
 
 def _integer(value: int, key: str) -> int:
     if not INT_MIN <= value <= INT_MAX:
-        found = str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
+        problem = str(value) if value.bit_length() < 256 else f"an integer of {value.bit_length():,} bits"
         hint = "record it as a float or as text"
-        raise InvalidValue(f'"{key}" is {found}, outside -2**63 to 2**64-1', hint=hint)
+        raise InvalidValue(f'"{key}" is {problem}, outside -2**63 to 2**64-1', hint=hint)
     return value
 
 
@@ -189,8 +202,8 @@ def _text(value: str, key: str) -> str:
         except UnicodeEncodeError as error:
             code = f"U+{ord(text[error.start]):04X}"
             name = ascii(key)[1:-1]
-            found = f'"{name}" holds a lone surrogate {code} at position {error.start:,}'
-            raise InvalidValue(f"{found}, which is not valid Unicode") from None
+            problem = f'"{name}" holds a lone surrogate {code} at position {error.start:,}'
+            raise InvalidValue(f"{problem}, which is not valid Unicode") from None
     return text
 
 
@@ -220,11 +233,11 @@ def _check_depth(depth: int, key: str) -> None:
 
 
 def _other(value: object, key: str, depth: int, unknown: Unknown) -> object:
-    """A value whose exact type says nothing: subclasses, the standard library's types, arrays."""
+    """Convert a value whose type is not one of the exact ones: subclasses, types of the standard library, arrays."""
     if isinstance(value, float):
         return float(value)
     kind = type(value)
-    # Asked of the type: an object that makes up attributes as they are asked for is no array.
+    # Ask the type: an object that invents attributes on request is not an array.
     if hasattr(kind, "tolist") and hasattr(kind, "dtype") and not isinstance(value, str | bytes):
         return _array(value, key, depth, unknown)
     from datetime import datetime
@@ -256,19 +269,19 @@ def _other(value: object, key: str, depth: int, unknown: Unknown) -> object:
     return unknown(key, value, f"is {_type_name(value)}, which cannot be recorded")
 
 
-# Told by name: most programs load neither module. `decimal` is the name that its C version gives too.
+# By name, because most programs load neither module. The C version of `decimal` has this name, too.
 _EXACT_NUMBERS: Final = frozenset({("decimal", "Decimal"), ("fractions", "Fraction")})
-# A list of OmegaConf's is no list; iterated, it gives its items with interpolations resolved.
+# OmegaConf's list is not a `list`; iterating it resolves interpolations.
 _LISTS: Final = frozenset({("omegaconf.listconfig", "ListConfig")})
 
 
 def _is_one_of(kind: type, names: frozenset[tuple[str, str]]) -> bool:
-    """Is it, or is it derived from, a class of one of these (module, name)? Nothing is imported to tell."""
+    """True if a class, or a base of it, is one of these (module, name). Imports nothing."""
     return any((base.__module__, base.__name__) in names for base in kind.__mro__)
 
 
 def _moment(value: datetime, key: str, unknown: Unknown) -> object:
-    """UTC text. A time without a zone is local time, as everywhere in the standard library."""
+    """Convert a datetime to UTC text. One without a zone is local time, as everywhere in the standard library."""
     from datetime import timezone
 
     if value != value:  # the "not a time" of table libraries
@@ -289,7 +302,7 @@ def _dataclass_items(value: object) -> Iterator[tuple[str, object]]:
 
 
 def _array(value: object, key: str, depth: int, unknown: Unknown) -> object:
-    """A scalar or an array of NumPy, PyTorch, JAX or alike, by the methods they share."""
+    """Convert a scalar or an array of NumPy, PyTorch, JAX or the like, by the methods that they share."""
     _check_depth(depth, key)
     plain: object = None
     try:
@@ -313,7 +326,7 @@ def _too_large(array: object) -> str:
 
 
 def _count(array: Any) -> int | None:
-    """How many elements an array has: `size` where that is a number, else `numel()`, else its length."""
+    """Return how many elements an array has: `size` if that is a number, else `numel()`, else its length."""
     size = getattr(array, "size", None)
     if isinstance(size, int):
         return size
@@ -331,7 +344,7 @@ def _listed(array: Any) -> object:
     if kind == "m":
         return array  # a duration has no plain value, and nanoseconds would pass for an int
     plain = array.tolist() if hasattr(type(array), "tolist") else array.item()
-    # A scalar wider than a double gives itself.
+    # `item()` of a scalar wider than a double returns the scalar itself.
     return float(plain) if kind == "f" and type(plain) is type(array) else plain
 
 
@@ -357,7 +370,7 @@ def _described(value: object) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """A plain value as strict JSON can say it: NaN and infinities as texts, bytes as base64 text."""
+    """Convert a plain value for strict JSON: NaN and infinities become texts, bytes base64 text."""
     kind = type(value)
     if kind is float:
         return value if -INFINITY < value < INFINITY else _number_text(value)
@@ -375,35 +388,35 @@ def _number_text(value: float) -> str:
 
 
 def texts_like_numbers(data: Mapping[str, Any]) -> list[str]:
-    """The keys whose *text* a reader of JSON would take for NaN or an infinity, for the extra field `text`.
+    """Return the keys whose *text* a reader of JSON would take for NaN or an infinity, for the extra field `text`.
 
     A text inside a mapping or a list is named by its path: keys and positions joined by `.`, where `.` in a
     key is written `~1` and `~` is written `~0`. So a key without these two stands for itself.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name, value in data.items():
         kind = type(value)
         if kind is str:
             if value in NUMBER_TEXTS:
-                found.append(_step(name))
+                names.append(_step(name))
         elif kind is dict or kind is list:
-            _find_texts(value, _step(name), found)
-    return found
+            _find_texts(value, _step(name), names)
+    return names
 
 
-def _find_texts(container: Any, path: str, found: list[str]) -> None:
+def _find_texts(container: Any, path: str, names: list[str]) -> None:
     for name, value in _members(container):
         if type(value) is str:
             if value in NUMBER_TEXTS:
-                found.append(f"{path}.{_step(name)}")
+                names.append(f"{path}.{_step(name)}")
         elif type(value) in (dict, list):
-            _find_texts(value, f"{path}.{_step(name)}", found)
+            _find_texts(value, f"{path}.{_step(name)}", names)
 
 
 def from_json(data: Mapping[str, Any], text_keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The values that `to_json` was given: "NaN" and alike as floats, but for those that `text_keys` name.
+    """Return the values that `to_json` was given: "NaN" and the like as floats, except those that `text_keys` names.
 
-    Base64 text stays text: JSON does not tell it from other text.
+    Base64 text stays text: JSON does not distinguish it from other text.
     """
     texts = frozenset(text_keys)
     return {name: _read(value, _step(name), texts) for name, value in data.items()}
@@ -431,10 +444,10 @@ def _step(name: str) -> str:
 
 
 def flatten(d: Mapping[str, Any], parent_key: str = "", sep: str = ".") -> dict[str, Any]:
-    """One flat mapping: nested mappings become joined keys; lists and empty mappings stay whole.
+    """Return one flat mapping: nested mappings become joined keys; lists and empty mappings stay whole.
 
-    The key `""` of an inner mapping stands for that mapping's own key: see `unflatten`. Where two ways lead
-    to one key, the last wins.
+    The key `""` of an inner mapping stands for that mapping's own key: see `unflatten`. If two paths become the
+    same key, the last wins.
     """
     flat: dict[str, Any] = {}
     _flatten(d, parent_key or None, sep, flat)
@@ -451,7 +464,7 @@ def _flatten(d: Mapping[str, Any], parent: str | None, sep: str, flat: dict[str,
 
 
 def unflatten(d: Mapping[str, Any], sep: str = ".") -> dict[str, Any]:
-    """The nested mappings that a flat one stands for; `flatten` gives the flat one back.
+    """Return the nested mappings for which a flat one stands; `flatten` gives the flat one back.
 
     A key that is both a value and a prefix (`a` and `a.b`) is kept under the key `""` of the inner mapping.
     A key with an empty part (`a..b`, `.a`, `a.`) is not split: it would not come back.
@@ -478,11 +491,11 @@ _second: tuple[int, str] = (0, "1970-01-01T00:00:00.")
 
 
 def utc_text(time_ns: int) -> str:
-    """Nanoseconds since 1970 as UTC text, cut to microseconds: `2025-10-29T10:30:00.000000Z`."""
+    """Return nanoseconds since 1970 as UTC text, cut to microseconds: `2025-10-29T10:30:00.000000Z`."""
     global _second  # the last second asked for: most calls are for the same one
     second, rest = divmod(time_ns, 1_000_000_000)
-    known, text = _second  # one tuple, so that threads never see half of it
-    if second != known:
+    cached, text = _second  # one tuple, so that threads never see half of it
+    if second != cached:
         now = time.gmtime(second)
         text = f"{now[0]:04d}-{now[1]:02d}-{now[2]:02d}T{now[3]:02d}:{now[4]:02d}:{now[5]:02d}."
         _second = (second, text)
@@ -490,9 +503,9 @@ def utc_text(time_ns: int) -> str:
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since 1970 of an ISO 8601 text; without a zone it is UTC, without a time midnight.
+    """Return the nanoseconds since 1970 of an ISO 8601 text; without a zone it is UTC, without a time midnight.
 
-    Raises `InvalidValue` for anything else.
+    Raises `InvalidValue` for any other text.
     """
     from datetime import datetime, timezone
 
@@ -508,7 +521,7 @@ def parse_time(text: str) -> int:
 
 
 def _parsed(text: str) -> tuple[datetime, int]:
-    """The time to the second, and the rest in nanoseconds: `datetime` knows only microseconds."""
+    """Return the time to the second, and the rest in nanoseconds, because `datetime` has only microseconds."""
     import re
     from datetime import datetime
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.values import flatten
 from ml_dash.demo.train import BATCH, EPOCHS, HELD_OUT
 from ml_dash.errors import MLDashError, NotFound
 from ml_dash.reading import read
+from ml_dash.reading.view import View
 
 SILENCE_S = 60.0
 """A training that takes longer than this is killed."""
@@ -184,7 +186,7 @@ def _check(acknowledged: Acknowledged, code: int, kill_after: int | None) -> Non
         raise DemoError("training ended before the kill reached it", hint="this machine is busy; try again")
 
 
-def count(view: read.View, processes: list[Acknowledged]) -> Count:
+def count(view: View, processes: list[Acknowledged]) -> Count:
     """Compare what is on disk, in order and value by value, with the calls that these processes reported."""
     metrics = {name for process in processes for name in process.points}
     pairs: list[tuple[Sequence[object], Sequence[object]]] = [
@@ -213,5 +215,5 @@ def _matched(found: Sequence[object], wanted: Sequence[object]) -> int:
     return position
 
 
-def _points(view: read.View, name: str) -> list[dict[str, Any]]:
-    return [point["data"] for point in view.metric_page(name, 0, 10_000)["data"]]
+def _points(view: View, name: str) -> list[dict[str, Any]]:
+    return [point["data"] for point in view.metric_page(name, 0, MAX_LIMIT)["data"]]

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ml_dash.errors import InvalidValue, UnsupportedType
 
@@ -33,15 +32,14 @@ _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 
 
 class OperationMode(Enum):
-    """Whether a run is kept here, sent to a server, or both. Its journal is written here in each of them."""
+    """Where a run goes: this machine, a server, or both. Its journal is written here in each case."""
 
     LOCAL = "local"
     REMOTE = "remote"
     HYBRID = "hybrid"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Checked settings, fixed when the experiment object is made.
 
     `root` holds the documented folders and `store` the journals; both are absolute. `sources` tells for
@@ -56,12 +54,27 @@ class Settings:
     local_prefix: str | None = None
     remote: str | None = None
     user_name: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    api_key: str | None = None
+    sources: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in ("api_key", "sources"))
+        return f"Settings({', '.join(shown)})"
+
+    # Where a setting came from makes no difference.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must never be written anywhere."""
+        """The values that must never be written anywhere."""
         return (self.api_key,) if self.api_key else ()
 
 
@@ -75,7 +88,7 @@ def resolve(
     env: Environment | None = None,
     cwd: PathText | None = None,
 ) -> Settings:
-    """The settings that arguments and environment ask for.
+    """Return the settings from arguments and environment.
 
     Raises `InvalidValue` that names the argument or the variable, and `UnsupportedType`. Never contacts a
     server, and reads no file.
@@ -112,7 +125,7 @@ def resolve(
 
 
 def remote_url(text: str, label: str = "remote") -> str:
-    """A server's URL in one spelling: scheme and host in lower case, no default port, no slash at the end.
+    """Return a server's URL in one spelling: scheme and host in lower case, no default port, no slash at the end.
 
     Raises `InvalidValue` unless it is an http or https URL with a host, without user info, query and
     fragment.
@@ -142,7 +155,7 @@ def remote_url(text: str, label: str = "remote") -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Does the URL name this machine, whatever the network says?"""
+    """True if a URL names this machine: localhost or a loopback address."""
     from urllib.parse import urlsplit
 
     host = urlsplit(url).hostname or ""
@@ -154,7 +167,7 @@ def is_loopback(url: str) -> bool:
 
 
 def config_folder(env: Environment | None = None) -> Path:
-    """The user's configuration folder for ml-dash; it may not exist."""
+    """Return the user's configuration folder for ml-dash; it may not exist."""
     environment = os.environ if env is None else env
     base = environment.get("XDG_CONFIG_HOME", "")
     # The base directory specification says to ignore a relative one.
@@ -164,11 +177,11 @@ def config_folder(env: Environment | None = None) -> Path:
 
 
 def state_folder(env: Environment | None = None) -> Path:
-    """Where this user's registrations, cursors and the uploader's state are on this host; it may not exist.
+    """Return the folder of this user's registrations, cursors and uploader state on this host; it may not exist.
 
-    The first that can be written to of `XDG_STATE_HOME`, `~/.local/state`, `XDG_RUNTIME_DIR` and a private folder in
-    the temporary one, so that a job without a home has a place too; where none can, the first, whose error tells why.
-    A folder for each host: the home folder is often shared by all machines of a cluster.
+    The first writable one of `XDG_STATE_HOME`, `~/.local/state`, `XDG_RUNTIME_DIR` and a private folder in the
+    temporary one, so that a job without a home has a place too. If none is writable, the first, so that its error says
+    why. Each host has its own folder, because all machines of a cluster often share the home folder.
     """
     import platform
 
@@ -189,12 +202,12 @@ def state_folder(env: Environment | None = None) -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """May this user write there, or make it where it is not?"""
-    for known in (folder, *folder.parents):
+    """True if this user may write to a folder, or create it."""
+    for parent in (folder, *folder.parents):
         try:
-            if known.is_dir():
-                return os.access(known, os.W_OK | os.X_OK)
-            if known.exists():
+            if parent.is_dir():
+                return os.access(parent, os.W_OK | os.X_OK)
+            if parent.exists():
                 return False
         except OSError:
             return False
@@ -202,7 +215,7 @@ def _can_be_written(folder: Path) -> bool:
 
 
 def _private_folder(env: Environment) -> Path | None:
-    """A folder of this user's alone in the temporary one; None where somebody else has made one of that name."""
+    """Return a private folder of this user in the temporary one; None if somebody else owns one of that name."""
     if not hasattr(os, "getuid"):
         return None
     import stat
@@ -216,20 +229,20 @@ def _private_folder(env: Environment) -> Path | None:
     except OSError:
         return None
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError:
         return None
-    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
     return folder if private else None
 
 
 def disabled(env: Environment | None = None) -> bool:
-    """Is recording switched off by `ML_DASH_DISABLED`?"""
+    """True if `ML_DASH_DISABLED` switches recording off."""
     return flag("DISABLED", env)
 
 
 def quiet(env: Environment | None = None) -> bool:
-    """Should nothing be printed: asked for, disabled, a child process, or not the first rank of a job?"""
+    """True if nothing should be printed: asked for, disabled, a child process, or not the first rank of a job."""
     environment = os.environ if env is None else env
     if flag("QUIET", env) or disabled(env):
         return True
@@ -237,7 +250,7 @@ def quiet(env: Environment | None = None) -> bool:
 
 
 def flag(name: str, env: Environment | None = None) -> bool:
-    """The switch `ML_DASH_<name>`: 1, true, yes, on against 0, false, no, off, empty or unset."""
+    """Return the switch `ML_DASH_<name>`: 1, true, yes, on against 0, false, no, off, empty or unset."""
     variable = PREFIX + name
     text = (os.environ if env is None else env).get(variable, "")
     if text.strip().lower() in _TRUE:
@@ -248,14 +261,14 @@ def flag(name: str, env: Environment | None = None) -> bool:
 
 
 class _Choice:
-    """Takes each setting from its argument or its variable, and remembers from which."""
+    """A reader of settings, each from its argument or its variable; it remembers from which."""
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
         self.sources: dict[str, str] = {}
 
     def take(self, name: str, argument: Any, from_environment: bool = True) -> Any:
-        """The argument, else the variable's text, else None."""
+        """Return the argument, else the variable's text, else None."""
         variable = PREFIX + name.upper()
         if argument is not None:
             self.sources[name] = ARGUMENT
@@ -265,7 +278,7 @@ class _Choice:
         return found or None
 
     def label(self, name: str) -> str:
-        """What a message calls the setting: the argument, or the variable it came from."""
+        """Return the name of a setting for messages: the argument, or the variable from which it came."""
         source = self.sources[name]
         return source.removeprefix("environment ") if source.startswith("environment") else name
 
@@ -336,12 +349,12 @@ def _working_directory(path: str, label: str) -> str:
     try:
         return str(Path.cwd())
     except OSError as error:
-        found = "is relative, and the working directory is gone"
-        raise InvalidValue(f"{label} {path[:80]!a} {found}", hint="give an absolute path") from error
+        problem = "is relative, and the working directory is gone"
+        raise InvalidValue(f"{label} {path[:80]!a} {problem}", hint="give an absolute path") from error
 
 
 def _without_secrets(text: str) -> str:
-    """The URL for a message: no user info, and nothing of a query, which often holds a token."""
+    """Return a URL for a message: without user info and query, which often hold a token."""
     before, at, after = text.rpartition("@")
     scheme, separator, _ = before.partition("://")
     shown = f"{scheme if separator else ''}{separator}***@{after}" if at else text
@@ -358,6 +371,6 @@ def _is_positive(text: str) -> bool:
 
 
 def _is_child() -> bool:
-    """Was this process started by `multiprocessing`? Then that module is loaded."""
+    """True if this process was started by `multiprocessing`, which is then loaded."""
     process = sys.modules.get("multiprocessing.process")
     return process is not None and process.parent_process() is not None

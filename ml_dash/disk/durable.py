@@ -5,31 +5,46 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 Write = Callable[[int, bytes, int], int]
-"""write(fd, data, len(data)) → how many bytes were written, or less than 0 for an error not told."""
+"""write(fd, data, len(data)) → how many bytes were written; negative for an error, which it does not name."""
+
+BLOCK_BYTES: Final = 1 << 20
+"""What is read at once of a file, or of an answer, that may be long."""
 
 STORAGE_TROUBLE: Final = frozenset(
     code
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EBADF",
-                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM")
+                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM",
+                 "ENOTCONN", "EREMOTEIO")
     if (code := getattr(errno, name, None)) is not None
 )  # fmt: skip
 
-# File systems whose writes end in the page cache of this machine. Anything else may hang for minutes inside write(2).
+# File systems whose writes end in this machine's page cache. On others write(2) may hang for minutes.
 _LOCAL_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay"})
 
 _hits: Counter[str] = Counter()
 
 
+def is_gone(path: Path) -> bool:
+    """True if nothing is there; False where that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def fail_point(name: str) -> None:
-    """Die here by SIGKILL if `ML_DASH_FAIL=name:nth:kill` says so: how the crash tests hit one exact step."""
+    """Kill this process here if `ML_DASH_FAIL=name:nth:kill` says so: crash tests hit one exact step with it."""
     spec = os.environ.get("ML_DASH_FAIL")
     if spec is None:
         return
@@ -38,11 +53,16 @@ def fail_point(name: str) -> None:
         return
     _hits[name] += 1
     if _hits[name] == int(nth):
+        import signal
+
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def data_sync(fd: int) -> None:
-    """fdatasync, or the nearest thing: F_FULLFSYNC on macOS (its fsync stops at the drive's cache), else fsync."""
+    """fdatasync a descriptor, or F_FULLFSYNC on macOS (whose fsync stops at the drive's cache), else fsync.
+
+    Raises OSError.
+    """
     if sys.platform == "darwin":
         import fcntl
 
@@ -65,7 +85,7 @@ def free_bytes(folder: Path) -> tuple[int, int]:
 
 
 def sync_folder(path: Path | str | int) -> None:
-    """Make the entries of a folder (path or open descriptor) durable; a file's own fsync does not."""
+    """Make the entries of a folder (path or descriptor) durable, which fsync of a file does not. Raises OSError."""
     if isinstance(path, int):
         os.fsync(path)
         return
@@ -75,7 +95,7 @@ def sync_folder(path: Path | str | int) -> None:
     try:
         os.fsync(fd)
     except OSError as error:
-        # Some network file systems cannot sync a folder and say so; there is nothing to be had from them.
+        # Some network file systems cannot sync a folder and say so; there is nothing else to try.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -83,7 +103,10 @@ def sync_folder(path: Path | str | int) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> None:
-    """Write all of `data`, at the descriptor's position or at `offset`; loops on short counts."""
+    """Write all of `data`, at the descriptor's position or at `offset`, however short single writes are.
+
+    Raises OSError.
+    """
     rest = memoryview(data)
     if offset is not None and not hasattr(os, "pwrite"):
         os.lseek(fd, offset, os.SEEK_SET)
@@ -98,7 +121,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 def replace_file(
     path: Path, data: bytes, *, sync: bool = False, private: bool = False, scratch: Path | None = None
 ) -> None:
-    """Readers see the old content or the new, never a half. With `sync` it also survives a power cut on return.
+    """Replace a file: readers see the old content or the new, never a part. With `sync`, durable on return.
 
     With `private` nobody else may read it (mode 0600), not even for a moment. The new content is first written to
     `scratch` (default: beside `path`), which a crash may leave behind.
@@ -120,7 +143,7 @@ def replace_file(
             temporary.unlink(missing_ok=True)
         if scratch is None or not isinstance(error, OSError) or error.errno != errno.EXDEV:
             raise
-        # The scratch file is on another file system.
+        # The scratch file is on another file system than the target.
         replace_file(path, data, sync=sync, private=private)
         return
     if sync:
@@ -128,7 +151,7 @@ def replace_file(
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes at `offset`; fewer only at the end of the file."""
+    """Read up to `size` bytes at `offset`; fewer only at the end of the file. Raises OSError."""
     if not hasattr(os, "pread"):
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, size)
@@ -141,8 +164,25 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
     return data
 
 
+def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes [start, end) of a file, block by block; fewer only where the file ends before."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = sys.maxsize if end is None else end - start
+        while rest > 0 and (block := file.read(min(BLOCK_BYTES, rest))):
+            yield block
+            rest -= len(block)
+
+
+def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
+    """The CRC-32 of the bytes [start, end) of a file, going on from `crc`; None if they are not all there."""
+    for block in blocks(path, start, end):
+        crc, start = crc32(block, crc), start + len(block)
+    return crc if start >= end else None
+
+
 def boot_id() -> str:
-    """What tells this boot of the machine from others; empty where the system does not say.
+    """Return an id of this boot of the machine; empty if the system has none.
 
     After another boot, nothing that was not synced can be relied on.
     """
@@ -153,7 +193,7 @@ def boot_id() -> str:
 
 
 def on_local_disk(path: Path) -> bool:
-    """Is this folder on a file system known to be local? Unknown counts as not."""
+    """True if a folder is on a file system that is known to be local."""
     if not sys.platform.startswith("linux"):
         return False
     device = path.stat().st_dev
@@ -168,10 +208,10 @@ def on_local_disk(path: Path) -> bool:
 
 
 def keeping_write() -> Write:
-    """write(2) that keeps the interpreter's lock: 0.2 µs dearer alone, but never waits for another thread.
+    """Return a write(2) that keeps the interpreter's lock: 0.2 µs slower alone, but it never waits for another thread.
 
-    `os.write` lets go of that lock, and a busy thread may then take it for a whole switch interval (5 ms). Only for
-    local disks: a hung network mount would freeze the interpreter.
+    `os.write` releases that lock, and a busy thread may then hold it for a whole switch interval (5 ms). Only for local
+    disks: a network mount that hangs would freeze the interpreter.
     """
     import ctypes
     import platform

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 
-# What file systems answer that have no locks, or have lost them.
+# Errors of file systems that have no locks, or have lost them.
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL)
 
 
 class Liveness(Enum):
-    """What a lock tells of its writer."""
+    """The life of a writer, as far as its lock shows it."""
 
     ALIVE = "alive"
     GONE = "gone"
@@ -26,16 +26,16 @@ class Liveness(Enum):
 
 
 def hold(path: Path) -> BaseFileLock | None:
-    """Take the lock that a writer holds for as long as it lives; None where this file system has no locks.
+    """Take the lock that a writer holds as long as it lives; None if this file system has no locks.
 
-    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other
-    trouble. `filelock` is imported here, at the first open(): it costs more than the rest of the library.
+    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other error.
+    `filelock` is imported here, at the first open(): that takes longer than importing the rest of the library.
     """
     import filelock
 
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        # A prober may hold it shared for some microseconds.
+        # A process that probes may hold it shared for some microseconds.
         lock.acquire(timeout=2.0, poll_interval=0.001)
     except filelock.Timeout:
         return None
@@ -49,7 +49,7 @@ def hold(path: Path) -> BaseFileLock | None:
 
 
 def probe(path: Path) -> Liveness:
-    """Does a process hold the lock at `path`? A lock file that is not there was removed by a clean close."""
+    """Return whether a process holds the lock at `path`. A missing lock file was removed by a clean close."""
     try:
         import fcntl
     except ImportError:
@@ -86,9 +86,9 @@ def _probe_by_taking(path: Path) -> Liveness:
 
 
 class Turn:
-    """One process at a time may sequence and project a journal. Taken for one pass, by any number of processes.
+    """The lock on a journal for the process that merges and projects it, for one pass.
 
-    Where locks do not work everyone gets a turn: lines are written by offset, so that costs work, not data.
+    If locks do not work, every process gets the turn. Lines are written by offset, so that costs work but no data.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,7 +96,7 @@ class Turn:
         self._fd = -1
 
     def take(self, wait_s: float = 0.0) -> bool:
-        """True once this process has the turn; waits for at most `wait_s` seconds."""
+        """Take the turn; False if that takes longer than `wait_s` seconds. Raises OSError."""
         deadline = time.monotonic() + wait_s
         pause = 0.0005
         while not self._try():
@@ -126,14 +126,14 @@ class Turn:
         return True
 
     def give_back(self) -> None:
-        """Let the next one."""
+        """Give the turn back."""
         if self._fd >= 0:
             # Closing alone would not do while a child that was just forked still has a copy of the descriptor.
             _unlock(self._fd)
         self.drop()
 
     def drop(self) -> None:
-        """Close the descriptor: all that a forked child may do with its copy of its parent's turn."""
+        """Close the descriptor, in a forked child: unlocking its copy would unlock the parent's turn."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -15,7 +15,7 @@ _PROGRAM: Final = re.compile(r"^(ExecStart=)\S+", re.MULTILINE)
 
 
 def program(script: str, module: str) -> str:
-    """What starts this installation's `script`, as a unit writes it; `python -m module` where there is no script."""
+    """Return the command of this installation's `script` for a unit; `python -m module` if there is no script."""
     beside = Path(sys.executable).parent / script
     scripts = Path(sysconfig.get_path("scripts")) / script
     for path in (beside, Path(sys.argv[0]).absolute(), scripts):
@@ -25,19 +25,19 @@ def program(script: str, module: str) -> str:
 
 
 def unit(name: str, start: str) -> str:
-    """The text of a unit that starts with the program `start`; all units are packaged together."""
+    """Return the text of a packaged unit that starts the program `start`."""
     text = (files("ml_dash_syncd") / "units" / name).read_text(encoding="utf-8")
     return _PROGRAM.sub(lambda found: f"{found[1]}{start}", text)
 
 
 def write(path: Path, text: str) -> None:
-    """Put a unit in its place, for all to read. Raises OSError."""
+    """Write a unit to its path, readable by all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, text.encode())
     path.chmod(0o644)
 
 
 def _quoted(path: str) -> str:
-    """A path in a unit's command line: `%`, `$` and spaces mean something there."""
+    """Quote a path for a unit's command line, where `%`, `$` and spaces have a meaning."""
     text = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return text if text == path and " " not in path else f'"{text}"'

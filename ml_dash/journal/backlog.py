@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 LIMIT_BYTES: Final = 64 << 20
 
 
-class Aside(NamedTuple):
-    """A call that could not wait for the thread that hangs inside the kernel: not numbered yet."""
-
-    kind: int
-    body: Any
-    tally: Any
-    points: int
+Aside = tuple[int, Any, Any, int]
+"""Kind, body, tally and points of an event whose call could not wait for a thread that hangs inside the kernel."""
 
 
 class Backlog:
-    """Payloads in the order of their numbers, at most 64 MiB; beyond that events are counted as lost."""
+    """Events that wait in memory, in the order of their numbers: at most LIMIT_BYTES, beyond which they count as lost.
+
+    `payloads` and `holes` belong to the thread inside the writer. `set_aside` and `count_lost` may be called by any
+    thread.
+    """
 
     def __init__(self) -> None:
         self.payloads: deque[bytes] = deque()
@@ -28,7 +27,7 @@ class Backlog:
         self.holes = 0
         self._bytes = 0
         self._aside_bytes = 0
-        self._untold = 0
+        self._unreported = 0
         self._from = self._to = -1
 
     def __bool__(self) -> bool:
@@ -39,16 +38,16 @@ class Backlog:
 
     @property
     def size(self) -> int:
-        """How much is kept."""
+        """The bytes of waiting events."""
         return self._bytes + self._aside_bytes
 
     def push(self, payload: bytes) -> None:
-        """Keep a numbered payload, whatever the limit."""
+        """Add a numbered payload, whatever the limit."""
         self.payloads.append(payload)
         self._bytes += len(payload)
 
     def push_if_it_fits(self, seq: int, payload: bytes) -> bool:
-        """Keep a numbered payload; False if memory is full: the event is lost, its number stays unused."""
+        """Add a numbered payload; False if memory is full. The event is lost then, and its number stays unused."""
         if self._bytes + len(payload) > LIMIT_BYTES:
             self.lost += 1
             self._hole(seq)
@@ -57,16 +56,16 @@ class Backlog:
         return True
 
     def push_front(self, payloads: list[bytes]) -> None:
-        """Put payloads before all others: they were written once, but not safely."""
+        """Put payloads before all others: they were written once, but the sync of them failed."""
         self.payloads.extendleft(reversed(payloads))
         self._bytes += sum(map(len, payloads))
 
     def pop(self) -> None:
-        """The first payload is on disk."""
+        """Remove the first payload, which is on disk now."""
         self._bytes -= len(self.payloads.popleft())
 
     def set_aside(self, call: Aside, size: int) -> None:
-        """Keep a call that is not numbered yet, or count it as lost."""
+        """Keep an event that is not numbered yet; if memory is full, count it as lost."""
         if self._aside_bytes + size > LIMIT_BYTES:
             self.count_lost()
             return
@@ -74,45 +73,45 @@ class Backlog:
         self.aside.append(call)
 
     def take_aside(self) -> Aside:
-        """The oldest call set aside."""
+        """Remove and return the oldest event set aside."""
         call = self.aside.popleft()
         if not self.aside:
             self._aside_bytes = 0
         return call
 
     def count_lost(self) -> None:
-        """Something was lost that has no number."""
+        """Count a loss that has no event number."""
         self.lost += 1
-        self._untold += 1
+        self._unreported += 1
 
     def refuse(self, seq: int) -> None:
-        """Strict mode raised at the call: the event was not accepted, its number stays unused."""
+        """Count an event that strict mode refused with an exception; its number stays unused."""
         self.refused += 1
         self._hole(seq)
 
     def _hole(self, seq: int) -> None:
         self.holes += 1
-        self._untold += 1
+        self._unreported += 1
         if self._from < 0:
             self._from = seq
         self._to = seq
 
-    def untold(self) -> dict[str, Any] | None:
-        """The body of a `LOST` event for what no such event has told yet."""
-        if not self._untold:
+    def unreported(self) -> dict[str, Any] | None:
+        """Return the body of a `LOST` event for losses not reported yet; None if there are none."""
+        if not self._unreported:
             return None
-        body: dict[str, Any] = {"count": self._untold, "reason": "the disk refused, and the memory buffer was full"}
+        body: dict[str, Any] = {"count": self._unreported, "reason": "the disk refused, and the memory buffer was full"}
         if self._from >= 0:
             body |= {"from": self._from, "to": self._to}
         return body
 
-    def told(self) -> None:
-        """That event is on disk."""
-        self._untold = 0
+    def mark_reported(self) -> None:
+        """Forget the losses that the `LOST` event reports: it is on disk."""
+        self._unreported = 0
         self._from = self._to = -1
 
     def clear(self) -> None:
-        """Forget everything: a forked child does not write its parent's events."""
+        """Forget all events. In a forked child: they are the parent's to write."""
         self.payloads.clear()
         self.aside.clear()
         self._bytes = self._aside_bytes = 0

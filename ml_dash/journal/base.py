@@ -1,10 +1,10 @@
 """The base: a checksummed snapshot that stands for segments freed here, or never brought here.
 
-    header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | body (msgpack, `length` bytes)
+header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | body (msgpack, `length` bytes)
 
-The checksum covers the length and the body and starts from the header's. A base is never disposable: what it stands for
-is on the server only. So one that cannot be read is an error wherever the journal is read, and no reader goes on as if
-there were none. docs/format.md draws the same bytes.
+The checksum covers the length and the body and starts from the header's. A base must not be deleted: what it stands for
+is on the server only. So a base that cannot be read is an error wherever the journal is read, and no reader continues
+as if there were none. docs/format.md draws the same bytes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ assert _HEAD.size == 12
 
 
 @dataclass(frozen=True, slots=True)
-class Stood:
-    """A segment that a base stands for: its first `length` bytes have this SHA-256 (hex), as `remote` has proven.
+class FreedSegment:
+    """A segment that a base stands for: its first `length` bytes, with this SHA-256 (hex), are folded into the base.
 
-    Ids are in hex; `journal` is the one that its header names; `remote` is empty where the base came from the server.
+    `remote` is the server that has proven to hold these bytes; empty if the base came from a server. Ids are in hex;
+    `journal` is the one that the segment's header names.
     """
 
     id: str
@@ -62,13 +63,13 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """All of an experiment up to a point: its folded state there, and what is not needed here because of that."""
+    """An experiment up to a point: its folded state, and the segments and blobs that this replaces here."""
 
     project: str
     name: str
     state: State
-    # Segments by their id. Of those that are still here, this much is folded.
-    segments: dict[str, Stood]
+    # Segments by their ids. Some may still be here: of those, the first `length` bytes are folded already.
+    segments: dict[str, FreedSegment]
     # Contents that the server holds, whole and verified: blob name → size in bytes.
     blobs: dict[str, int] = field(default_factory=dict)
     # Up to where in which `order` file (see `Order.identity`) the state goes.
@@ -82,7 +83,7 @@ class Base:
 
 
 class _Envelope(msgspec.Struct):
-    """What is read before the state is: of another fold it would mean something else."""
+    """The fold's version, read before the state: a state of another version means something else."""
 
     fold_version: int
     state: msgspec.Raw
@@ -94,16 +95,16 @@ _decoder: Final = msgspec.msgpack.Decoder(Base)
 
 
 def encode(base: Base) -> bytes:
-    """The body: what a server answers, and what stands in the file behind the header."""
+    """Encode the body of a base: what a server answers, and what the file holds behind its header."""
     return _encoder.encode(base)
 
 
 def decode(body: bytes) -> Base:
-    """The base of a body. Raises Damaged if it is none, NewerFormat or JournalError if it is of another fold."""
+    """Decode the body of a base. Raises Damaged if it is not one, NewerFormat if a newer fold made it."""
     try:
         version = _envelope.decode(body).fold_version
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
     if version > FOLD_VERSION:
         raise NewerFormat(
             f"the base was folded by version {version}, this ml-dash folds by version {FOLD_VERSION}",
@@ -112,27 +113,27 @@ def decode(body: bytes) -> Base:
     try:
         base = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"it is no base: {error}", hint=ADVICE) from None
+        raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
     if version < FOLD_VERSION:
         upgrade(base.state)
         base = replace(base, fold_version=FOLD_VERSION)
-    if not all(_holds(identity, stood) for identity, stood in base.segments.items()):
-        raise Damaged("it names segments that cannot be", hint=ADVICE)
+    if not all(_holds(identity, freed) for identity, freed in base.segments.items()):
+        raise Damaged("it names segments that are not possible", hint=ADVICE)
     return base
 
 
-def _holds(identity: str, stood: Stood) -> bool:
-    name = parse_name(stood.file)
-    return name is not None and name.writer == stood.writer and stood.id == identity and stood.length >= 0
+def _holds(identity: str, freed: FreedSegment) -> bool:
+    name = parse_name(freed.file)
+    return name is not None and name.writer == freed.writer and freed.id == identity and freed.length >= 0
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
 def save(journal: Path, identity: OrderHeader, base: Base) -> None:
-    """Put a base into a journal, in the place of an older one; on return it survives a power cut."""
+    """Store a base in a journal, replacing an older one; on return it survives a power cut. Raises OSError."""
     fail_point("base-before")
-    head = encode_header(replace(identity, nonce=b""), BASE_MAGIC)
+    head = encode_header(identity._replace(nonce=b""), BASE_MAGIC)
     body = encode(base)
     replace_file(journal / BASE, head + _HEAD.pack(len(body), _crc(head, body)) + body, sync=True)
 
@@ -142,18 +143,18 @@ def _crc(head: bytes, body: bytes) -> int:
 
 
 def exists(journal: Path) -> bool:
-    """Is there a base, good or not?"""
+    """True if a journal has a base, readable or not."""
     return (journal / BASE).exists()
 
 
 def load(journal: Path) -> Base | None:
-    """The base of a journal; None if it has none. Raises Damaged, NewerFormat or JournalError; nothing is changed."""
-    found = read(journal)
-    return None if found is None else found[0]
+    """Return the base of a journal; None if it has none. Raises Damaged, NewerFormat or JournalError."""
+    stored = read(journal)
+    return None if stored is None else stored[0]
 
 
 def read(journal: Path) -> tuple[Base, str] | None:
-    """The same, with what `identity_of` says of it."""
+    """Return the base of a journal and its `identity_of`; None if it has none. Raises as `load` does."""
     body = _checked_body(journal)
     if body is None:
         return None
@@ -166,7 +167,7 @@ def read(journal: Path) -> tuple[Base, str] | None:
 
 
 def identity_of(journal: Path) -> str:
-    """What tells this base from another one of the journal, its checksum checked; empty if there is none.
+    """Return a text that differs for each base of a journal, its checksum checked; empty if there is none.
 
     Raises Damaged or NewerFormat.
     """

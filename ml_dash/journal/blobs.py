@@ -19,18 +19,17 @@ from typing import Final
 
 from ..core.events import blob_name
 from ..core.limits import MAX_FILE_BYTES
-from ..disk.durable import fail_point, sync_folder
+from ..disk.durable import blocks, fail_point, sync_folder
 from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
 _BLOCK: Final = 4 << 20
 _HASH_BLOCK: Final = 256 << 10
-_NO_END: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Content on disk under a temporary name, synced, not part of the journal yet."""
+    """Content on disk under a temporary name: synced, but not part of the journal yet. `digest` is SHA-256 in hex."""
 
     temporary: Path
     digest: str
@@ -38,20 +37,20 @@ class Stored:
 
 
 def store(source: Path, journal: Path, writer: str = "") -> Stored:
-    """Copy `source` into the journal's blobs, hashed as stored and synced, under a temporary name of this writer.
+    """Copy `source` into the journal's blobs, hashed and synced, under a temporary name of this writer.
 
-    Raises InvalidValue if it is no regular file or over 5 GB; OSError if the disk refuses. Nothing is left then.
+    Raises InvalidValue if it is not a regular file or over 5 GB; OSError if the disk refuses. Nothing is left then.
     """
     fail_point("blob-temp")
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     reading = _open_source(source, flags)
     temporary = journal / BLOBS / f".{writer}-{os.urandom(8).hex()}.tmp"
     try:
-        found = os.fstat(reading)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(reading)
+        if not stat.S_ISREG(status.st_mode):
             raise InvalidValue(f"file {str(source)!r} is not a regular file; add regular files only")
-        if found.st_size > MAX_FILE_BYTES:
-            raise InvalidValue(f"file {str(source)!r} has {found.st_size:,} bytes; at most 5 GB can be added")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InvalidValue(f"file {str(source)!r} has {status.st_size:,} bytes; at most 5 GB can be added")
         digest, size = _copy_to(reading, temporary)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -85,7 +84,11 @@ def _copy_to(reading: int, temporary: Path) -> tuple[str, int]:
 
 
 class _Copy:
-    """Copies and syncs in one thread, and hashes what has been stored in another."""
+    """One copy: this thread copies and syncs, another one hashes what has been stored.
+
+    Hashing the copy and not the source makes the digest true even if the source changes meanwhile. `_stored` and
+    `_done` are shared, under `_progress`; `_digest` and `_error` belong to the hashing thread until it is joined.
+    """
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
@@ -97,6 +100,7 @@ class _Copy:
         self._error: OSError | None = None
 
     def run(self) -> tuple[str, int]:
+        """Copy, hash and sync; return (SHA-256 in hex, size in bytes). Raises OSError, InvalidValue."""
         if os.fstat(self._reading).st_size <= _BLOCK or not hasattr(os, "preadv"):
             self._copy_and_hash()
             os.fsync(self._writing)
@@ -107,7 +111,7 @@ class _Copy:
             try:
                 self._copy()
             finally:
-                self._tell(self._stored, done=True)
+                self._report(self._stored, done=True)
             os.fsync(self._writing)
         finally:
             hasher.join()
@@ -148,15 +152,15 @@ class _Copy:
                     rest = rest[os.write(self._writing, rest) :]
             if count == 0:
                 return
-            self._tell(self._stored + count, done=False)
+            self._report(self._stored + count, done=False)
 
-    def _tell(self, stored: int, *, done: bool) -> None:
+    def _report(self, stored: int, *, done: bool) -> None:
         with self._progress:
             self._stored, self._done = stored, done
             self._progress.notify()
 
     def _hash(self) -> None:
-        # Small enough to be hashed while it is still in the processor's cache.
+        # Blocks small enough to stay in the processor's cache between reading and hashing.
         view = memoryview(bytearray(_HASH_BLOCK))
         hashed = 0
         try:
@@ -178,7 +182,7 @@ class _Copy:
 
 
 def publish(stored: Stored, journal: Path, writer: str, seq: int) -> Path:
-    """Give stored content the name that event (writer, seq) will find it by; durable on return."""
+    """Give stored content the name of the blob of event (writer, seq), and return its path; durable on return."""
     path = journal / BLOBS / blob_name(stored.digest, writer, seq)
     stored.temporary.rename(path)
     fail_point("blob-renamed")
@@ -192,13 +196,8 @@ def discard(stored: Stored) -> None:
         stored.temporary.unlink(missing_ok=True)
 
 
-def path_of(journal: Path, digest: str, writer: str, seq: int) -> Path:
-    """Where the content of event (writer, seq) lies."""
-    return journal / BLOBS / blob_name(digest, writer, seq)
-
-
 def names(journal: Path) -> dict[str, int]:
-    """The blobs of a journal and their sizes in bytes."""
+    """Return the blobs of a journal: name → size in bytes."""
     try:
         with os.scandir(journal / BLOBS) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if parse_blob(entry.name) is not None}
@@ -207,18 +206,15 @@ def names(journal: Path) -> dict[str, int]:
 
 
 def digest_of(path: Path, size: int | None = None) -> str:
-    """SHA-256 of a file, or of its first `size` bytes, in lower-case hex, in flat memory."""
+    """Return the SHA-256 of a file, or of its first `size` bytes, in lower-case hex. Memory does not grow with it."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        rest = _NO_END if size is None else size
-        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
-            digest.update(block)
-            rest -= len(block)
+    for block in blocks(path, 0, size):
+        digest.update(block)
     return digest.hexdigest()
 
 
 def sweep(journal: Path, lives: Callable[[str], bool]) -> None:
-    """Remove what writers left half-copied that do not live any more."""
+    """Remove incomplete copies of writers that are dead; `lives(writer)` says which are not."""
     for path in (journal / BLOBS).glob(".*.tmp"):
         writer = path.name[1:].partition("-")[0]
         if len(writer) == 32 and not lives(writer):
@@ -226,6 +222,6 @@ def sweep(journal: Path, lives: Callable[[str], bool]) -> None:
 
 
 def release(journal: Path, name: str) -> None:
-    """Remove the content of a file that was replaced or deleted."""
+    """Remove the blob of a file that was replaced or deleted, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         (journal / BLOBS / name).unlink()

@@ -1,7 +1,7 @@
 """Bodies too long for a frame: kept as blobs, and put back into their events.
 
-What stands in the frame is a SHA-256 and a size. The blob's name also has the writer and the number of the event; so
-that name says where to look, here as on a server.
+The frame then holds a SHA-256 and a size. The blob's name is that SHA-256, the event's writer and its number, here as
+on a server.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ import msgspec
 from ..core.events import blob_name
 from ..core.frames import SPILL, SPILLED, Event
 from ..errors import Damaged
-from .reader import Run, frame_size
+from .reader import Stretch, frame_size
 from .segment import BLOBS
 
 Fetch = Callable[[str, int], Any]
-"""(name of a blob, its size in bytes) → the body that it keeps."""
+"""(name of a blob, its size in bytes) → the body in it."""
 
 
 def reference(body: Any) -> tuple[bytes, int] | None:
-    """(SHA-256, size in bytes) of the blob that keeps a body; None if it stands in the frame itself."""
+    """Return (SHA-256, size in bytes) of the blob that holds a body; None if the frame itself holds it."""
     if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(data := bytes(body.data)) != SPILL.size:
         return None
     digest, size = SPILL.unpack(data)
     return digest, size
 
 
-def blobs_of(run: Run, writer: str) -> Iterator[tuple[str, int]]:
-    """(name, size in bytes) of the blobs that keep bodies of a run."""
-    if _has_any(run):
-        for event in run.events:
+def blobs_of(stretch: Stretch, writer: str) -> Iterator[tuple[str, int]]:
+    """Yield (name, size in bytes) of the blobs that hold bodies of a stretch."""
+    if _has_any(stretch):
+        for event in stretch.events:
             if (found := _blob_of(event, writer)) is not None:
                 yield found
 
 
 def with_bodies(
-    run: Run,
+    stretch: Stretch,
     writer: str,
     frames: Callable[[], bytes],
     fetch: Fetch,
@@ -50,42 +50,42 @@ def with_bodies(
     lost_if: tuple[type[Exception], ...],
     *,
     at_once: int | None = None,
-) -> Iterator[Run]:
-    """The run with its bodies. An event whose body is lost is left out: its frame lies in none of the runs.
+) -> Iterator[Stretch]:
+    """Yield a stretch with its bodies, in parts. An event whose body is lost is left out: no part holds its frame.
 
-    `frames` gives the bytes of the run, `fetch` a body; a body is lost if that raises one of `lost_if`. With `at_once`
-    a run ends once it holds more than that many bytes of bodies.
+    `frames` returns the bytes of the stretch, `fetch` a body. A body is lost if `fetch` raises one of `lost_if`; then
+    `lost` is called. With `at_once` (bytes) a part ends once its bodies are larger than that.
     """
-    if not _has_any(run):
-        yield run
+    if not _has_any(stretch):
+        yield stretch
         return
     data = frames()
-    begun = position = run.start
+    begun = position = stretch.start
     events: list[Event] = []
     held = 0
-    for event in run.events:
-        behind = position + frame_size(data, position - run.start)
+    for event in stretch.events:
+        behind = position + frame_size(data, position - stretch.start)
         blob = _blob_of(event, writer)
         try:
             body = event[3] if blob is None else fetch(*blob)
         except lost_if as error:
             lost(event, error)
             if events:
-                yield Run(begun, position, events)
+                yield Stretch(begun, position, events)
             begun, events, held = behind, [], 0
         else:
             events.append((event[0], event[1], event[2], body))
             held += 0 if blob is None else blob[1]
         position = behind
         if at_once is not None and held > at_once:
-            yield Run(begun, position, events)
+            yield Stretch(begun, position, events)
             begun, events, held = position, [], 0
     if events:
-        yield Run(begun, position, events)
+        yield Stretch(begun, position, events)
 
 
 def fetch_body(journal: Path, name: str, size: int) -> Any:
-    """The body that a blob of a journal keeps, its digest checked. Raises OSError, Damaged or ValueError."""
+    """Return the body in a blob of a journal, its digest checked. Raises OSError, Damaged or ValueError."""
     path = journal / BLOBS / name
     if path.stat().st_size != size:
         raise Damaged(f"blob {name} has {path.stat().st_size} bytes, recorded were {size}")
@@ -96,14 +96,14 @@ def fetch_body(journal: Path, name: str, size: int) -> Any:
 
 
 def decode(content: bytes) -> Any:
-    """The body in the content of a blob. Raises ValueError."""
+    """Decode the content of a blob into a body. Raises ValueError."""
     return msgpack.unpackb(content, strict_map_key=False)
 
 
-def _has_any(run: Run) -> bool:
-    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), run.events)))
+def _has_any(stretch: Stretch) -> bool:
+    return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), stretch.events)))
 
 
 def _blob_of(event: Event, writer: str) -> tuple[str, int] | None:
-    found = reference(event[3])
-    return None if found is None else (blob_name(found[0].hex(), writer, event[0]), found[1])
+    stored = reference(event[3])
+    return None if stored is None else (blob_name(stored[0].hex(), writer, event[0]), stored[1])

@@ -8,13 +8,13 @@ from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any, Final, Protocol
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import MAX_PAYLOAD
 from ..disk.durable import STORAGE_TROUBLE
 from ..errors import StorageError
-from .backlog import Aside, Backlog
+from .backlog import Backlog
 from .segment import ROLL_BYTES
 from .segment_file import SegmentFile
 
@@ -31,14 +31,14 @@ log = logging.getLogger("ml_dash")
 
 
 class Wakes(Protocol):
-    """What a writer asks of the syncer."""
+    """The part of the syncer that a writer calls."""
 
     def wake(self) -> None:
-        """Look at the writers: one has something to sync or to write again."""
+        """Have the writers served soon: one has something to sync or to write again. Any thread; never waits."""
 
 
 class Tally:
-    """How many points of one metric this writer has appended: the ordinal of the next one."""
+    """The number of points of one metric that this writer has appended, which is the ordinal of the next one."""
 
     __slots__ = ("total",)
 
@@ -47,7 +47,7 @@ class Tally:
 
 
 def counted(tally: Tally | None, count: int, seq: int) -> int:
-    """What `append` returns for the event of this number, which brings `count` points."""
+    """Return what `append` returns for event `seq` with `count` points; with a tally, add them to it."""
     if tally is None:
         return seq
     ordinal = tally.total
@@ -56,9 +56,11 @@ def counted(tally: Tally | None, count: int, seq: int) -> int:
 
 
 class Degraded:
-    """Whether the disk refuses (`reason`), the backlog that waits for it, and when the syncer is to try again.
+    """The degraded state of one writer.
 
-    For one thread at a time, the one that is inside the writer; `set_aside` is for those that cannot get there.
+    `reason` says why the disk refuses (None: it does not), `backlog` holds the events that wait for it, and `retry_at`
+    is the time of the next attempt (monotonic seconds, 0: none). Only the thread inside the writer may touch these, but
+    for `set_aside`, which is for threads that cannot get in, and readers of `reason` and `retry_at`.
     """
 
     def __init__(self, file: SegmentFile, syncer: Wakes, *, strict: bool) -> None:
@@ -72,7 +74,7 @@ class Degraded:
         self.retry_at = 0.0
 
     def begin(self, error: OSError) -> None:
-        """The disk refuses, for the first time or again."""
+        """Enter the degraded state after an error of the disk, or stay in it; schedule the next attempt."""
         text = f"{error.strerror or error} ({errno.errorcode.get(error.errno or 0, error.errno)})"
         if self.reason is None:
             what = _REFUSING if self._strict else _KEEPING
@@ -85,16 +87,16 @@ class Degraded:
 
     @property
     def is_full(self) -> bool:
-        """Does the disk refuse because it is full?"""
+        """True if the disk refuses because it is full, or a quota is."""
         return self.reason is not None and self.reason.endswith(("(ENOSPC)", "(EDQUOT)"))
 
     @property
     def waiting_bytes(self) -> int:
-        """What is kept in memory."""
+        """The bytes of events that wait in memory."""
         return self.backlog.size
 
     def give_up(self, payload: bytes, error: OSError, tally: Tally | None, count: int) -> int | None:
-        """The disk did not take the event with the next number: keep it in memory, or refuse it in strict mode."""
+        """Keep the event that the disk did not take in memory; in strict mode raise StorageError instead."""
         seq = self._file.seq
         self._file.seq += 1
         if self._strict:
@@ -105,7 +107,7 @@ class Degraded:
         return counted(tally, count, seq)
 
     def accept(self, kind: int, body: Any, tally: Tally | None, count: int) -> int | None:
-        """Number an event and keep it in memory, or count it as lost if memory is full."""
+        """Number an event and keep it in memory; return as `append` does, or None if memory is full and it is lost."""
         file = self._file
         now = file.time_apart() if kind == events.REWIND else max(time_ns(), file.last_ns)
         file.last_ns = now
@@ -115,28 +117,31 @@ class Degraded:
         return counted(tally, count, seq) if self.backlog.push_if_it_fits(seq, payload) else None
 
     def set_aside(self, kind: int, body: Any, tally: Tally | None, count: int) -> None:
-        """Another thread hangs inside the kernel: keep the event until somebody is inside again. Any thread."""
+        """Keep an event, not numbered, because the thread inside the writer hangs in the kernel. Any thread.
+
+        The body is copied, since the caller may change it before it is written.
+        """
         copy = self._file.pack(body)
         if not self.backlog.aside:
             log.warning("ml-dash: a write to %s hangs; events are kept in memory until it returns.", self._journal)
-        self.backlog.set_aside(Aside(kind, msgspec.msgpack.decode(copy), tally, count), len(copy))
+        self.backlog.set_aside((kind, msgpack.unpackb(copy), tally, count), len(copy))
         self._file.limit = -1
         self.retry_at = self.retry_at or monotonic() + FIRST_RETRY_S
         self._syncer.wake()
 
     def number_aside(self) -> None:
-        """Accept what was set aside."""
+        """Number the events that were set aside."""
         while self.backlog.aside:
             self.accept(*self.backlog.take_aside())
 
     def write_waiting(self) -> bool:
-        """Write what waits in memory; False, and degraded, if the disk refuses."""
+        """Write all waiting events and leave the degraded state; False, and still degraded, if the disk refuses."""
         file = self._file
         try:
             file.ensure_folder()
             while self.backlog.payloads:
                 self._write_first()
-            self._tell_lost()
+            self._report_lost()
             if file.fd < 0:
                 file.start(file.seq)
         except OSError as error:
@@ -158,26 +163,27 @@ class Degraded:
         payload = self.backlog.payloads[0]
         if file.fd < 0 or file.size >= ROLL_BYTES:
             file.retire()
-            file.start(int(msgspec.msgpack.decode(payload)[0]))
+            file.start(int(msgpack.unpackb(payload)[0]))
         if len(payload) > MAX_PAYLOAD:
-            payload = file.spill(*msgspec.msgpack.decode(payload))
+            payload = file.spill(*msgpack.unpackb(payload))
         file.put(payload)
         self.backlog.pop()
 
-    def _tell_lost(self) -> None:
+    def _report_lost(self) -> None:
+        """Write a `LOST` event for losses not reported yet. Raises OSError."""
         file = self._file
-        body = self.backlog.untold()
+        body = self.backlog.unreported()
         if body is None:
             return
         if file.fd < 0:
             file.start(file.seq)
         file.put(file.pack((file.seq, events.LOST, max(time_ns(), file.last_ns), body)))
         file.seq += 1
-        self.backlog.told()
+        self.backlog.mark_reported()
 
 
 def refusal(journal: Path, what: str, error: OSError) -> StorageError:
-    """What strict mode raises at the call."""
+    """Return the StorageError that strict mode raises at the call."""
     return StorageError.of(
         error,
         f"{what} in {journal}: {error.strerror or error}; earlier events are kept, this one was not recorded",

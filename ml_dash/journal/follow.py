@@ -1,8 +1,8 @@
 """A follower of a journal that does not fold: for sending.
 
-What `journal.merge` says comes next, with what that leaves to its reader: frames are walked and checked, not decoded,
-and a writer has closed if its last event says so. A segment also waits for what its writer wrote before: a server wants
-the events of a writer in their order, where whoever folds takes them as they come.
+`journal.merge` says what comes next; this adds what that leaves to its reader. Frames are checked but not decoded, and
+a writer has closed if its last event says so. A segment also waits for earlier ones of its writer that are missing: a
+server wants the events of one writer in their order, while a fold takes them in any order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import Damaged
 from . import base as bases
 from .merge import Item, Merger, OrderChanged, Position, joined
 from .order import Death, Order, Record
-from .reader import Run, Segment, last_event, read_runs
+from .reader import Segment, Stretch, last_event, read_stretches
 from .segment import TURN, list_segments, read_identity
 
 log = logging.getLogger("ml_dash")
@@ -29,71 +29,74 @@ PATIENCE_S: Final = 60.0
 
 
 class Follower:
-    """The position of one reader in one journal. For one thread at a time."""
+    """A reader that sends one journal, and its position in it. For one thread at a time."""
 
     def __init__(self, journal: Path, *, patience_s: float = PATIENCE_S) -> None:
-        """Raises OSError, JournalError if the journal, or its base, cannot be read.
+        """Begin at the base, or at nothing. Raises OSError, JournalError if the journal or its base cannot be read.
 
-        A segment waits up to `patience_s` for what its writer wrote before and what cannot be read now.
+        A segment waits up to `patience_s` seconds for earlier segments of its writer that are missing or unreadable.
         """
         self.path = journal
         self.id = read_identity(journal).journal.hex()
-        # May this process not write to `order`? Then segments come by their stamps.
+        # True if this process may not write to `order`: then it assumes the merge that it would record.
         self.read_only = False
-        # Is there something new that waits, or that another process is about to name?
+        # True if there is something new that waits, or that another process is about to name.
         self.pending = False
-        found = bases.read(journal)
-        self._base = found[0] if found is not None else None
-        # Covered is what was named: of each segment all before the end of that.
-        self._at = Position(base=found[1] if found is not None else "")
+        stored = bases.read(journal)
+        self._base = stored[0] if stored is not None else None
+        # Covered here means named: of each segment all bytes up to the last one that a record names.
+        self._at = Position(base=stored[1] if stored is not None else "")
         state = self._base.state if self._base is not None else None
         if self._base is not None:
-            self._at.stood = {segment: stood.length for segment, stood in self._base.segments.items()}
+            self._at.stood = {segment: freed.length for segment, freed in self._base.segments.items()}
             self._at.covered = {segment: [(0, length)] for segment, length in self._at.stood.items()}
         self._merger = Merger(journal, self._at, self, strict=False)
         # Writers of which something is named, or that the base knows; and those of them that have neither closed nor
-        # been found dead, as far as that was looked at, in the order in which they came.
+        # been found dead so far, in the order in which they came.
         self._met: set[str] = set(state.writers) if state is not None else set()
         self._running: dict[str, None] = dict.fromkeys(state.alive) if state is not None else {}
-        # Segments that `order` names, and that were not found.
+        # Ids of segments that `order` names and that are not here.
         self._unmet: set[str] = set()
-        # Segment file name → since when it waits for what its writer wrote before.
+        # Segment file name → since when it waits for earlier segments of its writer (monotonic seconds).
         self._waiting: dict[str, float] = {}
         self._patience_s = patience_s
 
     @property
     def troubles(self) -> dict[str, Exception]:
-        """What cannot be read, and why: segment file names."""
+        """The segments that cannot be read, and why, by file name."""
         return self._merger.troubles
 
-    def stood(self, segment: str) -> int:
-        """How many bytes of a segment a base stands for: the server has proven to hold them."""
+    def freed(self, segment: str) -> int:
+        """Return how many bytes of a segment the base stands for: the server has proven to hold them."""
         return self._at.stood.get(segment, 0)
 
     @property
     def blobs(self) -> frozenset[str]:
-        """Contents that a base stands for."""
+        """The names of blobs for which the base stands."""
         return frozenset(self._base.blobs) if self._base is not None else frozenset()
 
     def segment(self, identity: str) -> Segment | None:
-        """The segment with that id; None if it is not here (any more)."""
+        """Return the segment with that id; None if it is not here."""
         return self._merger.segment(identity)
 
     def first_of_here(self) -> Segment | None:
-        """The oldest segment that was written to this journal."""
+        """Return the oldest segment that was written to this journal; None if there is none."""
         opened = (self._merger.open(path) for _, path in list_segments(self.path))
         return next((segment for segment in opened if segment is not None and self.is_of_here(segment)), None)
 
     def is_of_here(self, segment: Segment) -> bool:
-        """Was it written to this journal? `pull` brings those of others, which the server has already."""
+        """True if a segment was written to this journal.
+
+        `pull` brings segments of others, which the server has already.
+        """
         return self._merger.is_of_here(segment)
 
     # -- what is new --------------------------------------------------------------------------------------------------
 
     def follow(self) -> Iterator[Record]:
-        """What is new since the last call: stretches and deaths, in their order; those that join come as one.
+        """Yield the records that are new since the last call, in their order; adjacent stretches are joined.
 
-        Taken one by one, so that a long `order` is never in memory whole. Raises OSError, OrderChanged.
+        One at a time, so that a long `order` is never whole in memory. Raises OSError, OrderChanged.
         """
         for record, _ in joined((record, 0) for record in self._new()):
             yield record
@@ -101,7 +104,7 @@ class Follower:
     def _new(self) -> Iterator[Record]:
         self.pending = False
         if bases.exists(self.path) and bases.identity_of(self.path) != self._at.base:
-            # It stands for what was freed since.
+            # A new base: segments were freed since.
             raise OrderChanged(self.path)
         order = Order(self.path)
         order.open(write=False)
@@ -126,17 +129,17 @@ class Follower:
             return
         self._at.covered[record.segment] = [(0, record.end)]
         if segment is None:
-            # It is gone, or came after our listing.
+            # It is gone, or came after the segments were listed.
             self._unmet.add(record.segment)
         else:
             self._meet(segment)
 
     def _named(self) -> Iterator[Record]:
-        """Name what is not named, in `order` if that may be written."""
+        """Yield what `order` does not name; record it there if this process may write."""
         turn = Turn(self.path / TURN)
         try:
             if not turn.take(_TURN_S):
-                # Whoever has it names what is new.
+                # The process that has the turn names what is new.
                 self.pending = True
                 return
         except OSError:
@@ -150,7 +153,7 @@ class Follower:
         yield from records
 
     def _named_in_turn(self) -> list[Record]:
-        """All at once: what follows is written before anybody else has the turn, however long taking it takes."""
+        """Return what is new, all recorded. As a list, so that the turn is not held while the caller sends."""
         order = Order(self.path)
         try:
             order.open(write=True)
@@ -159,7 +162,7 @@ class Follower:
             return list(self._taken(self._merger.new(None, thorough=True)))
         self.read_only = False
         try:
-            # Somebody may have had the turn meanwhile.
+            # Another process may have had the turn meanwhile, and recorded something.
             records = list(self._taken(self._merger.recorded(order)))
             return records + list(self._taken(self._merger.new(order, thorough=True)))
         finally:
@@ -167,28 +170,28 @@ class Follower:
 
     # -- what the merger asks -----------------------------------------------------------------------------------------
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run]:
-        """The runs of whole frames, with no events in them: nobody asks for these here."""
-        for begin, behind in read_runs(segment, start, end):
-            yield Run(begin, behind, [])
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch]:
+        """Yield the stretches of whole frames, without their events, which are not needed for sending."""
+        for begin, behind in read_stretches(segment, start, end):
+            yield Stretch(begin, behind, [])
 
     def running(self) -> list[str]:
-        """The writers that were met, and that neither closed nor died as far as that was looked at."""
+        """Return the writers of which something is named, and that have neither closed nor died as far as known."""
         self._meet_late()
         return list(self._running)
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if nothing of it is named."""
+        """True if a writer is among those `running`; None if nothing of it is named."""
         self._meet_late()
         return writer in self._running if writer in self._met else None
 
     def _meet(self, segment: Segment) -> None:
-        """Something of its writer is named. If that had been found dead, it was wrong."""
+        """Note that something of a writer is named. If it had been found dead, that was wrong."""
         self._met.add(segment.writer)
         self._running[segment.writer] = None
 
     def _meet_late(self) -> None:
-        """Of what `order` names, segments may be seen later."""
+        """Note the writers of segments that came after `order` had named them."""
         for identity in list(self._unmet):
             segment = self._merger.opened(identity)
             if segment is not None:
@@ -196,7 +199,7 @@ class Follower:
                 self._meet(segment)
 
     def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
-        """Is the last event of one of these segments its closing event, or can that not be told now?"""
+        """True if the last event of one of these segments is a closing event, or if that cannot be read now."""
         try:
             ends = [last_event(segment, segment.path.stat().st_size) for segment in newest]
         except (OSError, Damaged) as error:
@@ -208,7 +211,7 @@ class Follower:
         return not newest
 
     def waits(self, segment: Segment) -> bool:
-        """Is something missing that its writer wrote before? It may be on its way still: that is waited for a while."""
+        """True if earlier events of its writer are missing, for at most `patience_s`: they may be on their way."""
         file = segment.path.name
         if self._at.behind(segment) > segment.first or not self._misses(segment):
             self._waiting.pop(file, None)
@@ -220,7 +223,7 @@ class Follower:
         return True
 
     def _misses(self, segment: Segment) -> bool:
-        """Does the segment's first number say that something is missing before it, in the segments that are here?"""
+        """True if, by the segment's first event number, events before it are missing in the segments that are here."""
         for path in self._merger.before(segment):
             opened = self._merger.open(path)
             if opened is None:
@@ -237,5 +240,5 @@ class Follower:
         return False
 
     def _was_freed(self, writer: str) -> bool:
-        """Does a base stand for segments of that writer? Then numbers may be missing here for good."""
+        """True if the base stands for segments of a writer: then numbers may be missing here for good."""
         return self._base is not None and writer in self._base.state.writers

@@ -1,11 +1,13 @@
 """The merge of a journal's segments into one sequence, and the deaths of writers: one rule for folding and for sending.
 
-`order` says how segments were merged. What it does not name yet is named here, oldest segment first, and written to
-`order` before it is used; whoever is first decides, so this asks for the turn. Who may not write assumes the same.
+`order` records how segments were merged. Stretches that it does not name yet are named here, oldest segment first, and
+recorded in `order` before they are used. Whoever is first decides, so this needs the turn. A process that may not write
+assumes the same order, and records nothing.
 
-The two kinds of `Reader` differ in what they know, not in the rule: one folds what it is given, so it knows who lives
-and which frames it can use; the other only walks over frames. So both are asked, and there is one class for the rule.
-Between one item and the next a reader marks what it has taken as covered: what it could not use is found again later.
+The two kinds of `Reader` differ in what they know, not in the rule. One folds events, so it knows which writers run and
+which frames it can use; the other only walks over frames. So the rule is one class, which asks its reader. Between one
+item and the next, the reader marks the bytes that it has taken as covered; bytes that it could not use are found again
+later.
 """
 
 from __future__ import annotations
@@ -22,71 +24,81 @@ from typing import Final, Protocol
 from ..core.ranges import Range, holes, union
 from ..disk.lock import Liveness, probe
 from ..errors import JournalError
-from .order import Death, Order, Record, Stretch, death_payload, stretch_payload
-from .reader import Gap, Run, Segment, Tail, is_partial, open_segment
+from .order import Death, MergeRecord, Order, Record, death_payload, stretch_payload
+from .reader import Gap, Segment, Stretch, Tail, is_partial, open_segment
 from .segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name, read_identity
 
 log = logging.getLogger("ml_dash")
 
+# Joined stretches stay below this, so that a reader can bound its memory.
 _JOINED_BYTES: Final = 8 << 20
 _ALL_EVERY_S: Final = 30.0
 
-Item = tuple[Record, Segment | None, Run | None]
-"""What comes next; of a stretch its segment, if it is here, and its run of frames, if it was read to find them."""
+Item = tuple[Record, Segment | None, Stretch | None]
+"""(record of what comes next, its segment if that is here, its frames if they were read to find it)."""
 
 
 class OrderChanged(Exception):
-    """`order` or a segment is not the one that was followed, or ends before where that had come to."""
+    """`order` or a segment was replaced, or ends before the position of its reader."""
 
 
 @dataclass(slots=True)
 class Position:
-    """How far somebody has followed a journal."""
+    """How far a reader has followed a journal."""
 
-    # The base that this began at (see `journal.base.identity_of`), empty if at nothing.
+    # Identity of the base from which this began (see `journal.base.identity_of`); empty if there was none.
     base: str = ""
-    # What the base stands for: segment id → so many bytes.
+    # Freed segments, for which the base stands: segment id → length in bytes.
     stood: dict[str, int] = field(default_factory=dict)
     order_identity: str = ""
     order_position: int = 0
-    # Segment id (hex) → the bytes of it that were taken, as ranges [start, end).
+    # Segment id (hex) → ranges [start, end) of its bytes that were taken, sorted.
     covered: dict[str, list[Range]] = field(default_factory=dict)
-    # Segment file name → its size when nothing was left to read in it.
+    # Segment file name → its size when all of it was read.
     settled: dict[str, int] = field(default_factory=dict)
 
     def behind(self, segment: Segment) -> int:
-        """Where in a segment that begins which is behind all that was taken."""
+        """Return the offset in a segment after all that was taken."""
         covered = self.covered.get(segment.id)
         return max(covered[-1][1], segment.first) if covered else segment.first
 
 
 class Reader(Protocol):
-    """Who follows a journal: what it makes of a segment, and what it knows of writers."""
+    """The reader of a journal that the merger asks: what it can use of a segment, and what it knows of writers."""
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
-        """What is in bytes [start, end) of a segment; runs that cannot be used are left out. Raises OSError."""
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
+        """Yield what bytes [start, end) of a segment hold; stretches that it cannot use are left out.
+
+        Raises OSError.
+        """
 
     def waits(self, segment: Segment) -> bool:
-        """Does what is new in a segment have to wait for what its writer wrote before?"""
+        """True if new frames of a segment must wait for earlier ones of its writer that are missing."""
 
     def running(self) -> Iterable[str]:
-        """The writers that were met and have not ended, as far as is known, in the order in which they came."""
+        """Return the writers of which something was taken and that have not ended, as far as known, in that order."""
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if it was not met."""
+        """True if a writer is among those `running`; None if nothing of it was taken."""
 
     def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
-        """May one of a writer's last segments, if any are here, end with a closing event? Asked if its lock is free."""
+        """True if one of a writer's last segments may end with a closing event. Asked only if its lock is free.
+
+        `newest` are its last two segments that can be read, or fewer.
+        """
 
 
 class Merger:
-    """One reader's way through one journal. For one thread at a time."""
+    """The merge of one journal for one reader, from its position on. For one thread at a time.
+
+    `recorded` gives what `order` names, then `new` the rest; both change `at`, the position that they were given.
+    """
 
     def __init__(self, journal: Path, at: Position, reader: Reader, *, strict: bool) -> None:
-        """With `strict` what is covered has to be there still: OrderChanged is raised if not."""
+        """With `strict`, raise OrderChanged if bytes that `at` covers are not there any more."""
         self.journal = journal
         self.at = at
-        # What cannot be read, and why: segment file names.
+        # Segments that cannot be read, and why, by file name.
         self.troubles: dict[str, Exception] = {}
         self._reader = reader
         self._strict = strict
@@ -94,12 +106,12 @@ class Merger:
         self._journal_id = b""
         self._by_id: dict[str, Segment] = {}
         self._by_file: dict[str, Segment] = {}
-        # Writer → the segments that were met, by their numbers.
+        # Writer → its segments that were listed, by their numbers.
         self._own: dict[str, dict[int, SegmentName]] = {}
-        # Ids that no segment here had when this pass began.
+        # Segment ids that `order` names and that no segment here has: looked up once in a pass.
         self._missing: set[str] = set()
         self._named: dict[str, list[Range]] | None = None
-        # Segment file name → its size when there was a rest in it that is no whole frame.
+        # Segment file name → its size when something was left at its end that is not a whole frame.
         self._left: dict[str, int] = {}
         self._idle: set[str] = set()
         self._look_at_all = 0.0
@@ -108,13 +120,14 @@ class Merger:
     # -- what order says ----------------------------------------------------------------------------------------------
 
     def recorded(self, order: Order, end: int | None = None) -> Iterator[Item]:
-        """What `order` says comes next (before its byte `end`); stretches that join come as one.
+        """Yield what `order` says comes next (before its byte `end`); adjacent stretches are joined.
 
-        The position moves behind a record when the next one is asked for. Raises OSError, OrderChanged.
+        The position moves past a record when the next one is asked for: so a reader that stops in between gets that
+        record again. Raises OSError, OrderChanged.
         """
         self._missing, self._named = set(), None
         if not order.first:
-            # It is not there, and this reader may not make it: what was taken already is still right.
+            # There is no `order`, and this reader may not begin one. What was taken already stays valid.
             return
         self.at.order_identity = self.at.order_identity or order.identity
         size = _size(order.path)
@@ -131,43 +144,49 @@ class Merger:
                 yield record, segment, None
             self.at.order_position = behind
 
-    def _is_covered(self, stretch: Stretch) -> bool:
-        """Was it taken already? A base may stand for its segment, and it is not here."""
-        covered = self.at.covered.get(stretch.segment, [])
-        return bool(covered) and stretch.start < stretch.end and not any(holes(covered, stretch.start, stretch.end))
+    def _is_covered(self, record: MergeRecord) -> bool:
+        """True if all of it was taken already; also if a base stands for its segment."""
+        covered = self.at.covered.get(record.segment, [])
+        return bool(covered) and record.start < record.end and not any(holes(covered, record.start, record.end))
 
     def _overlooked(self, order: Order, segment: Segment, start: int) -> Iterator[Item]:
-        """What no record names (the one that did is damaged) comes no later than what follows it in its segment."""
+        """Yield what lies before `start` in a segment and no record names, because the record that did is damaged.
+
+        It has to come before later frames of its segment: events of one writer must keep their order.
+        """
         before = self.at.behind(segment)
         if before < start:
             for hole in holes(self._named_in(order, segment.id), before, start):
-                for run in self.unread(segment, *hole):
-                    yield Stretch(segment.id, run.start, run.end), segment, run
+                for stretch in self.unread(segment, *hole):
+                    yield MergeRecord(segment.id, stretch.start, stretch.end), segment, stretch
 
     def _named_in(self, order: Order, segment: str) -> list[Range]:
-        """The bytes of a segment that `order` names anywhere."""
+        """Return the ranges of a segment that `order` names anywhere. Read once in a pass, when first needed."""
         if self._named is None:
             self._named = {}
             for record, _ in order.read(0):
-                if isinstance(record, Stretch) and record.start < record.end:
+                if isinstance(record, MergeRecord) and record.start < record.end:
                     named = self._named.get(record.segment, [])
                     self._named[record.segment] = union(named, record.start, record.end)
         return self._named.get(segment, [])
 
-    def unread(self, segment: Segment, start: int, end: int) -> Iterator[Run]:
-        """The runs in those bytes [start, end) of a segment that are not covered."""
+    def unread(self, segment: Segment, start: int, end: int) -> Iterator[Stretch]:
+        """Yield the stretches in bytes [start, end) of a segment that are not covered."""
         for hole in holes(self.at.covered.get(segment.id, []), max(start, segment.first), end):
             for item in self._items(segment, *hole):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     yield item
 
     # -- what it does not say -----------------------------------------------------------------------------------------
 
     def new(self, order: Order | None, *, thorough: bool) -> Iterator[Item]:
-        """Name what is new: oldest segment first, then who died. Recorded in `order` first; None: only assumed.
+        """Yield what `order` does not name: stretches, oldest segment first, then deaths.
 
-        Only the ends of segments that have grown are looked at, and those of writers that have ended not each time;
-        all of everything if that is to be `thorough`. Raises OSError, OrderChanged.
+        Each is recorded in `order` first.
+
+        With None for `order` nothing is recorded, and the merge is only assumed. Only the ends of segments that have
+        grown are read, and segments of ended writers are listed only now and then; with `thorough`, all of everything.
+        Raises OSError, OrderChanged.
         """
         for name, path in self._candidates(thorough):
             size, settled = _size(path), self.at.settled.get(path.name)
@@ -187,27 +206,31 @@ class Merger:
         yield from self._deaths(order, everywhere=False)
 
     def _candidates(self, thorough: bool) -> list[tuple[SegmentName, Path]]:
-        """Segments in which there may be something new, oldest first; now and then all are looked at."""
+        """Return the segments in which there may be something new, oldest first; every _ALL_EVERY_S all of them."""
         if thorough or monotonic() >= self._look_at_all:
             self._look_at_all = monotonic() + _ALL_EVERY_S
             self._idle, self._own = set(), {}
-            found = list_segments(self.journal)
-            if self._strict and not self.at.settled.keys() <= {path.name for _, path in found}:
+            segments = list_segments(self.journal)
+            if self._strict and not self.at.settled.keys() <= {path.name for _, path in segments}:
                 raise OrderChanged(self.journal)
         else:
             parsed = [(parse_name(text), text) for text in os.listdir(self._folder) if text not in self._idle]
-            found = sorted((name, self._folder / text) for name, text in parsed if name is not None)
-        for name, _ in found:
+            segments = sorted((name, self._folder / text) for name, text in parsed if name is not None)
+        for name, _ in segments:
             self._own.setdefault(name.writer, {})[name.n] = name
-        return found
+        return segments
 
     def _skip(self, name: SegmentName, path: Path) -> None:
-        """Nothing is new there. Segments of writers that have ended are left alone for a while."""
+        """Pass over a segment without news; if its writer has ended, do not even list it for a while."""
         if not self._may_grow(name.writer):
             self._idle.add(path.name)
 
     def _may_grow(self, writer: str) -> bool:
-        """The rest of a living writer's segment is looked at again: on a network file system its bytes may change."""
+        """True unless a writer has ended.
+
+        Until then a partial frame is read again even if the size is the same: on a network file system the bytes may
+        arrive after the size.
+        """
         return self._reader.is_running(writer) is not False
 
     def _of_segment(self, segment: Segment, size: int, order: Order | None, thorough: bool) -> Iterator[Item]:
@@ -224,40 +247,42 @@ class Merger:
         torn = size
         for start, end in unread if thorough else unread[-1:]:
             for item in self._items(segment, start, end):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     if self._reader.waits(segment):
                         return
                     yield from self._name(segment, item, order)
                 elif isinstance(item, Tail) and item.end == size and is_partial(segment, item):
-                    # The beginning of a frame: it takes more bytes to make it whole.
+                    # The beginning of a frame: nothing is missed until more bytes come.
                     torn = item.start
         if any(holes(at.covered.get(segment.id, []), segment.first, torn)):
             self._left[file] = size
         else:
             at.settled[file] = size
 
-    def _name(self, segment: Segment, run: Run, order: Order | None) -> Iterator[Item]:
+    def _name(self, segment: Segment, stretch: Stretch, order: Order | None) -> Iterator[Item]:
         if self._reader.is_running(segment.writer) is None:
-            # Whoever died before this writer came is noted first: the run it began is over. Of writers elsewhere, too,
-            # when one of here takes over.
+            # A new writer: first note who died before it came, because their runs are over. If it is a writer of this
+            # journal, also those of other journals: it takes over from them.
             yield from self._deaths(order, everywhere=self.is_of_here(segment))
-        stretch = Stretch(segment.id, run.start, run.end)
+        record = MergeRecord(segment.id, stretch.start, stretch.end)
         if order is None:
-            yield stretch, segment, run
+            yield record, segment, stretch
             return
-        missing = list(holes(self.at.covered.get(segment.id, []), run.start, run.end))
+        missing = list(holes(self.at.covered.get(segment.id, []), stretch.start, stretch.end))
         if not missing:
             return
-        behind = self._write(order, stretch_payload(segment.id, run.start, run.end))
-        if behind is None or missing != [(run.start, run.end)]:
+        behind = self._write(order, stretch_payload(segment.id, stretch.start, stretch.end))
+        if behind is None or missing != [(stretch.start, stretch.end)]:
             yield from self.recorded(order)
             return
-        yield stretch, segment, run
+        yield record, segment, stretch
         self.at.order_position = behind
 
     def _write(self, order: Order, payload: bytes) -> int | None:
-        """Add a record; the offset behind it. None if others come first: where locks do not work somebody else may have
-        written meanwhile, and what is recorded counts, in its order, for everybody.
+        """Append a record to `order`; return the offset behind it, or None if another record comes first.
+
+        That happens where locks do not work, and another process has written meanwhile. What is recorded counts for
+        everybody, in its order: so the caller must follow `recorded` first.
         """
         expected = max(self.at.order_position, order.first)
         start, behind = order.put([payload])
@@ -266,9 +291,9 @@ class Merger:
     # -- who died -----------------------------------------------------------------------------------------------------
 
     def _deaths(self, order: Order | None, *, everywhere: bool) -> Iterator[Item]:
-        """Note who died; of writers elsewhere, whose locks say nothing here, only if `everywhere` is asked for.
+        """Yield the deaths of writers; of other journals' writers, whose locks are not here, only with `everywhere`.
 
-        If one of those does live, its next event makes the note void.
+        If one of those does live, its next event makes the death void.
         """
         for writer in list(self._reader.running()):
             death = self._death_of(writer, everywhere)
@@ -285,15 +310,15 @@ class Merger:
             self.at.order_position = behind
 
     def _death_of(self, writer: str, everywhere: bool) -> Death | None:
-        """The note, if that writer is dead and all of it was read."""
+        """Return the record of a writer's death, if it is dead and all of it was read; else None."""
         own = self._own.get(writer)
         if not own:
-            # A base stands for all that it wrote, wherever that was; or somebody has removed it.
+            # None of its segments is here: a base stands for them, or somebody has removed them.
             gone = everywhere or not (self.at.base or self._reader.may_have_closed(writer, []))
             return Death(writer) if gone else None
         if not self._is_gone(own):
             return None
-        # Of a writer that went on in another segment, the last one may be empty still.
+        # A writer may have begun another segment and written nothing to it yet: so look at the last two.
         newest = [self.open(self._path(own[n])) for n in sorted(own)[-2:]]
         last = newest[-1]
         if last is not None and not (everywhere or self.is_of_here(last)):
@@ -306,11 +331,11 @@ class Merger:
         return Death(writer, last.id, covered[-1][1] if covered else 0)
 
     def _is_gone(self, own: dict[int, SegmentName]) -> bool:
-        """Is the lock of the writer of these segments free, and is there nothing in them that was not read?"""
+        """True if the lock of the writer of these segments is free and all in them was read."""
         last = own[max(own)]
         if probe(self._folder / lock_name(last.created_ns, last.writer)) is not Liveness.GONE:
             return False
-        # It may have written, gone on in another segment, and closed, between our reading and our probing.
+        # Between our reading and our probing it may have written more, begun another segment, and closed.
         following = self._path(SegmentName(last.created_ns, last.writer, last.n + 1))
         return not following.exists() and all(map(self._is_read, own.values()))
 
@@ -321,7 +346,7 @@ class Merger:
     # -- segments -----------------------------------------------------------------------------------------------------
 
     def open(self, path: Path) -> Segment | None:
-        """The segment at a path; None if it cannot be read (yet), or is gone."""
+        """Open the segment at a path; None if it is gone, not complete yet, or cannot be read (see `troubles`)."""
         opened = self._by_file.get(path.name)
         if opened is None:
             try:
@@ -338,7 +363,7 @@ class Merger:
         return opened
 
     def segment(self, identity: str) -> Segment | None:
-        """The segment with that id, which only headers tell; None if it is not here. The newest are looked at first."""
+        """Return the segment with an id, by reading headers, the newest first; None if it is not here."""
         if identity not in self._by_id:
             for _, path in reversed(list_segments(self.journal)):
                 opened = self.open(path) if path.name not in self._by_file else None
@@ -347,34 +372,34 @@ class Merger:
         return self._by_id.get(identity)
 
     def _segment_of(self, identity: str) -> Segment | None:
-        found = None if identity in self._missing else self.segment(identity)
-        if found is None:
+        segment = None if identity in self._missing else self.segment(identity)
+        if segment is None:
             self._missing.add(identity)
-        return found
+        return segment
 
     def opened(self, identity: str) -> Segment | None:
-        """The segment with that id, if it was opened already."""
+        """Return the segment with an id if it was opened already, else None."""
         return self._by_id.get(identity)
 
     def before(self, segment: Segment) -> list[Path]:
-        """The segments that its writer wrote before it, the last one first."""
+        """Return the paths of the earlier segments of its writer, the newest first."""
         own = self._own.get(segment.name.writer, {})
         return [self._path(own[n]) for n in sorted(own, reverse=True) if n < segment.name.n]
 
     def is_of_here(self, segment: Segment) -> bool:
-        """Was it written to this journal? `pull` brings those of others, too."""
+        """True if a segment was written to this journal. `pull` brings segments of other journals."""
         try:
             self._journal_id = self._journal_id or read_identity(self.journal).journal
         except (OSError, JournalError):
-            # Nothing says which journal this is; so nothing says that a segment was brought here.
+            # It is not known which journal this is, so no segment is known to be of another.
             return True
         return segment.header.journal == self._journal_id
 
     def _path(self, name: SegmentName) -> Path:
         return self._folder / str(name)
 
-    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
-        """What is in a segment; one that the disk refuses to read is set aside, the others go on."""
+    def _items(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
+        """Yield what a segment holds. One that the disk refuses to read is set aside, so that others can go on."""
         try:
             yield from self._reader.read(segment, start, end)
         except OSError as error:
@@ -388,12 +413,12 @@ class Merger:
 
 
 def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]]:
-    """Records, each with an offset; stretches that go on where the one before ended are one, with the last offset."""
+    """Yield records with their offsets; adjacent stretches of a segment become one, with the last offset."""
     waiting: Record | None = None
     behind = 0
     for record, offset in records:
-        if isinstance(record, Stretch) and isinstance(waiting, Stretch) and _goes_on(waiting, record):
-            waiting = Stretch(waiting.segment, waiting.start, record.end)
+        if isinstance(record, MergeRecord) and isinstance(waiting, MergeRecord) and _goes_on(waiting, record):
+            waiting = MergeRecord(waiting.segment, waiting.start, record.end)
         else:
             if waiting is not None:
                 yield waiting, behind
@@ -403,14 +428,14 @@ def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]
         yield waiting, behind
 
 
-def _goes_on(first: Stretch, second: Stretch) -> bool:
+def _goes_on(first: MergeRecord, second: MergeRecord) -> bool:
     return first.segment == second.segment and first.end == second.start and second.end - first.start <= _JOINED_BYTES
 
 
 def _size(path: Path) -> int | None:
-    """The size of a regular file; None if it is gone, or is something that must not be opened."""
+    """Return the size of a regular file; None if it is gone, or is something that must not be opened."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -5,8 +5,8 @@ Each record is a frame of the same form as an event's, its payload an array of f
     [1, segment id, start, end]   the frames in bytes [start, end) of that segment come next
     [2, writer id, segment, end]  that writer's lock was free, and its segments, read to `end`, hold no closing event
 
-Readers follow the records, skip what they have seen, and pass over records that are damaged: what those named is then
-found as not yet covered, and sequenced again.
+Readers follow the records, skip stretches that they have read, and pass over damaged records: what those named is then
+found as not yet covered, and merged again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,8 +44,8 @@ _decode: Final = msgspec.msgpack.Decoder(tuple[int, bytes, Any, int]).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """Bytes [start, end) of a segment come next."""
+class MergeRecord:
+    """The frames in bytes [start, end) of a segment come next in the sequence."""
 
     segment: str
     start: int
@@ -54,30 +54,30 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A writer was found dead; its last segment had been read to `end` then (zeros if nothing was)."""
+    """A writer was found dead; its last segment had been read to `end` then (zeros if nothing was read)."""
 
     writer: str
     segment: str = "00" * 16
     end: int = 0
 
 
-Record = Stretch | Death
+Record = MergeRecord | Death
 
 
 def stretch_payload(segment: str, start: int, end: int) -> bytes:
-    """The record of a stretch."""
+    """Encode the merge record of a stretch."""
     packed: bytes = msgpack.packb([STRETCH, bytes.fromhex(segment), start, end])
     return packed
 
 
 def death_payload(writer: str, segment: str, end: int) -> bytes:
-    """The record of a death: what had been read when the lock was found free."""
+    """Encode the record of a death: how far the writer had been read when its lock was found free."""
     packed: bytes = msgpack.packb([DEATH, bytes.fromhex(writer), bytes.fromhex(segment), end])
     return packed
 
 
 class Order:
-    """The `order` file of a journal. Appended to only by whoever has the turn; read by anyone."""
+    """The `order` file of a journal. Only the process that has the turn appends; anyone may read."""
 
     def __init__(self, journal: Path) -> None:
         self.path = journal / ORDER
@@ -86,7 +86,10 @@ class Order:
         self.first = 0
 
     def open(self, *, write: bool) -> None:
-        """Open and check it; with `write` a missing or headless file is begun anew, under the journal's identity."""
+        """Open the file and check its header. Without `write`, a missing or headless file counts as empty.
+
+        With `write`, it is begun anew under the journal's identity. Raises OSError, JournalError.
+        """
         flags = (os.O_RDWR | os.O_APPEND if write else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0)
         for extra in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW"):
             flags |= getattr(os, extra, 0)
@@ -118,8 +121,8 @@ class Order:
         self._crcs = LengthCrcs(crc)
 
     def _begin_anew(self) -> None:
-        """The old file stays beside it as evidence; its records were lost with its header."""
-        identity = replace(read_identity(self.path.parent), nonce=os.urandom(8))
+        """Begin a new file; a damaged one is renamed and stays as evidence: its records are lost with its header."""
+        identity = read_identity(self.path.parent)._replace(nonce=os.urandom(8))
         if self.path.exists():
             os.replace(self.path, self.path.with_name(f"{ORDER}.damaged.{os.urandom(4).hex()}"))
         temporary = self.path.with_name(f".{ORDER}.{os.urandom(4).hex()}.tmp")
@@ -127,7 +130,7 @@ class Order:
         try:
             os.link(temporary, self.path)
         except FileExistsError:
-            # Another process was first, where locks do not work: there is one order for all.
+            # Another process was first, although we have the turn: locks do not work here. There is one order for all.
             temporary.unlink()
         except OSError:
             # A file system without links.
@@ -137,19 +140,19 @@ class Order:
 
     @property
     def identity(self) -> str:
-        """What tells this file from another one at the same path: its header's CRC, in hex."""
+        """The header's CRC in hex, by which this file differs from another one at the same path."""
         return f"{self._crcs.header_crc:08x}"
 
     def read(self, start: int) -> Iterator[tuple[Record, int]]:
-        """The records from byte `start` on, each with the offset behind it; damaged ones are passed over."""
+        """Yield the records from byte `start` on, each with the offset behind it; damaged ones are passed over."""
         if self._fd < 0:
             return
         position = max(start, self.first)
         size = os.fstat(self._fd).st_size
         while position < size:
             buffer = read_at(self._fd, min(_CHUNK, size - position), position)
-            found: list[tuple[int, bytes, Any, int]] = []
-            stop = walk(buffer, 0, self._crcs, _decode, found)
+            records: list[tuple[int, bytes, Any, int]] = []
+            stop = walk(buffer, 0, self._crcs, _decode, records)
             if not stop:
                 at = find_frame(buffer, 1, self._crcs, _decode)
                 if at < 0:
@@ -157,21 +160,25 @@ class Order:
                 position += at
                 continue
             offset = 0
-            for kind, who, third, end in found:
+            for kind, who, third, end in records:
                 offset += HEAD.size + int(HEAD.unpack_from(buffer, offset)[0])
                 if kind == STRETCH and isinstance(third, int):
-                    yield Stretch(who.hex(), third, end), position + offset
+                    yield MergeRecord(who.hex(), third, end), position + offset
                 elif kind == DEATH:
                     segment = third.hex() if isinstance(third, bytes) and len(third) == 16 else "00" * 16
                     yield Death(who.hex(), segment, max(0, end)), position + offset
             position += stop
 
     def append(self, payloads: list[bytes]) -> int:
-        """Write records; the offset behind them. On return they are with the operating system."""
+        """Append records; return the offset behind them. On return they are with the operating system."""
         return self.put(payloads)[1]
 
     def put(self, payloads: list[bytes]) -> tuple[int, int]:
-        """Like `append`; the offsets at which the records lie, which another process may have moved."""
+        """Append records; return the offsets [start, end) at which they lie.
+
+        Where locks do not work, another process may have appended meanwhile: `start` is then not where this one
+        expected.
+        """
         fail_point("order-append")
         data = b"".join(encode_frame(payload, self._crcs) for payload in payloads)
         write_all(self._fd, data)

@@ -1,8 +1,8 @@
 """The reader of segments: from any position; frames, gaps, and a torn end as opposed to damage.
 
-A scan of checked frames is the truth. At the end of a segment anything odd means "not yet": a frame may be on its way.
-It is damage only once a later frame holds. Damage costs the frames it touches; the reader goes on at the next offset
-at which length, CRC and number hold.
+Only a scan of checked frames says what a segment holds. At its end anything odd means "not yet": a frame may be on its
+way. It is damage only once a later frame verifies. Damage costs the frames that it touches: the reader continues at the
+next offset at which length, checksum and number are right.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from ..core.frames import (
     might_grow,
     walk,
 )
+from ..core.limits import LATEST_NS
 from ..core.ranges import Range
-from ..disk.durable import read_at
+from ..disk.durable import blocks, read_at
 from ..errors import Damaged, NewerFormat
 from .segment import SegmentName, list_segments, parse_name
 
@@ -39,14 +40,13 @@ _WALK_BYTES: Final = 4 << 20
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER: Final = 8 << 10
-_LATEST_NS: Final = 1 << 62
 
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Frames that follow each other without a gap: bytes [start, end) of a segment, and what they hold."""
+class Stretch:
+    """Whole frames without a gap: bytes [start, end) of a segment, and the events in them."""
 
     start: int
     end: int
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes [start, end) of a segment that hold no frame although later ones do."""
+    """Damage: bytes [start, end) of a segment that hold no frame although later ones do."""
 
     start: int
     end: int
@@ -63,7 +63,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Bytes [start, end) at the end of a segment that are no whole frame: on their way, or torn by a crash."""
+    """Bytes [start, end) at the end of a segment that are not a whole frame: on their way, or torn by a crash."""
 
     start: int
     end: int
@@ -71,7 +71,10 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment file whose header has been read and checked, or mended if it was `damaged`."""
+    """A segment file whose header was read and checked, or mended if it was `damaged`.
+
+    `first` is the offset of the first frame; checksums of frames begin with the header's (`crcs`).
+    """
 
     path: Path
     name: SegmentName
@@ -92,7 +95,10 @@ class Segment:
 
 
 def open_segment(path: Path) -> Segment | None:
-    """The segment at `path`; None while its header is not all there yet. Raises Damaged, NewerFormat or OSError."""
+    """Read the header of the segment at `path`; None if it is not complete yet.
+
+    Raises Damaged, NewerFormat, OSError.
+    """
     name = parse_name(path.name)
     if name is None:
         raise Damaged(f"{path.name} is not the name of a segment")
@@ -118,15 +124,17 @@ def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment
         header, first, crc = decode_header(mended)
         return Segment(path, name, header, first, LengthCrcs(crc), damaged=True)
     if not size or len(start) < size:
-        # Not all there yet, or never written whole.
+        # Not complete yet, or its writer was killed while writing it.
         return None
     raise Damaged(f"segment {path.name}: {error.message}")
 
 
-def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES) -> Iterator[Run | Gap | Tail]:
-    """Runs and gaps of a segment from byte `start` on, in order; a Tail last if bytes are left over.
+def read(
+    segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES
+) -> Iterator[Stretch | Gap | Tail]:
+    """Yield stretches and gaps of a segment from byte `start` on, in order; at last a Tail if bytes are left over.
 
-    With `end` nothing at or behind that byte is read. Memory is bounded by `chunk` bytes or one frame.
+    With `end`, nothing at or after that byte is read. Memory is bounded by `chunk` bytes or one frame. Raises OSError.
     """
     with segment.path.open("rb") as file:
         fd = file.fileno()
@@ -137,12 +145,12 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
             events: list[Event] = []
             stop = walk(buffer, offset, segment.crcs, decode_event, events)
             if stop > offset:
-                yield Run(position, base + stop, events)
+                yield Stretch(position, base + stop, events)
                 position = base + stop
                 continue
             left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME)
             if left < reach:
-                # A frame may go on behind this buffer: read a chunk from its start, then as far as a frame can reach.
+                # A frame may go on after this buffer: read a chunk from its start, then as far as a frame can reach.
                 wanted = min(size - position, chunk)
                 longer = read_at(fd, wanted if left < wanted else reach, position)
                 if len(longer) <= left:
@@ -150,17 +158,20 @@ def read(segment: Segment, start: int, end: int | None = None, chunk: int = CHUN
                     return
                 buffer, base = longer, position
                 continue
-            found = find_frame(buffer, offset + 1, segment.crcs, decode_event)
-            found = base + found if found >= 0 else _search(fd, segment, base + len(buffer), position, size)
-            if found < 0:
+            offset = find_frame(buffer, offset + 1, segment.crcs, decode_event)
+            following = base + offset if offset >= 0 else _search(fd, segment, base + len(buffer), position, size)
+            if following < 0:
                 yield Tail(position, size)
                 return
-            yield Gap(position, found)
-            position = found
+            yield Gap(position, following)
+            position = following
 
 
 def _search(fd: int, segment: Segment, searched: int, position: int, size: int) -> int:
-    """The offset of the next frame behind `position`, where none was found that ends before `searched`; or -1."""
+    """Return the offset of the next frame after `position`, none of which ends before `searched`; or -1.
+
+    Buffers overlap by one frame's largest size, so that no frame is missed between two of them.
+    """
     base = max(position + 1, searched - _LARGEST_FRAME + 1)
     while searched < size:
         buffer = read_at(fd, min(2 * _LARGEST_FRAME, size - base), base)
@@ -175,17 +186,22 @@ def _search(fd: int, segment: Segment, searched: int, position: int, size: int) 
 
 
 def is_partial(segment: Segment, tail: Tail) -> bool:
-    """Do the bytes of a tail look like the start of a frame (a torn write), not like damage?"""
+    """True if the bytes of a tail look like the start of a frame (a torn write), and not like damage."""
     with segment.path.open("rb") as file:
         buffer = read_at(file.fileno(), min(tail.end - tail.start, HEAD.size + MAX_PAYLOAD), tail.start)
     return might_grow(buffer, 0)
 
 
-def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
-    """The newest event time in a journal, at a cost that does not grow with it.
+def is_empty(segment: Segment, tail: Tail) -> bool:
+    """True if all bytes of a tail are zero."""
+    return not any(block.strip(b"\0") for block in blocks(segment.path, tail.start, tail.end))
 
-    `known` maps segment file names to sizes that a checkpoint has already accounted for. For the others the last
-    frames are looked at: a writer's times never decrease.
+
+def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
+    """Return the newest event time in a journal (ns since the epoch), at a cost that does not grow with the journal.
+
+    `known` maps segment file names to sizes that a checkpoint covers. Of other segments only the last frames are read:
+    a writer's times never decrease.
     """
     newest = 0
     latest: dict[str, tuple[SegmentName, Path]] = {}
@@ -193,11 +209,11 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
         if name.writer not in latest or name > latest[name.writer][0]:
             latest[name.writer] = (name, path)
     for name, path in latest.values():
-        newest = max(newest, min(name.created_ns, _LATEST_NS))
+        newest = max(newest, min(name.created_ns, LATEST_NS))
         try:
             if path.stat().st_size != known.get(path.name, -1):
-                # No clock says this: a time beyond it was made up, and would leave no room for later ones.
-                newest = max(newest, min(_last_time_ns(path), _LATEST_NS))
+                # No clock shows a time beyond the limit: it was made up, and would leave no room for later ones.
+                newest = max(newest, min(_last_time_ns(path), LATEST_NS))
         except (OSError, Damaged):
             continue
     return newest
@@ -207,40 +223,48 @@ def _last_time_ns(path: Path) -> int:
     segment = open_segment(path)
     if segment is None:
         return 0
-    return max((event[2] for event in _events_at_end(segment, path.stat().st_size)), default=0)
+    return max((event[2] for event in _at_end(segment, path.stat().st_size)[0]), default=0)
 
 
 def last_event(segment: Segment, size: int) -> tuple[int, int] | None:
-    """(number, kind) of the last whole event in the first `size` bytes of a segment; None if it has none."""
-    events = _events_at_end(segment, size)
+    """Return (number, kind) of the last whole event in the first `size` bytes of a segment; None if there is none."""
+    events, _ = _at_end(segment, size)
     return events[-1][:2] if events else None
 
 
-def _events_at_end(segment: Segment, size: int) -> list[Event]:
-    """The last events in the first `size` bytes of a segment: one at least, if it has any."""
+def last_frame_end(segment: Segment, size: int) -> int:
+    """Return the offset behind the last whole frame in the first `size` bytes of a segment."""
+    return _at_end(segment, size)[1]
+
+
+def _at_end(segment: Segment, size: int) -> tuple[list[Event], int]:
+    """Return the last events in the first `size` bytes of a segment (at least one, if any), and the offset behind."""
     window = _TAIL_BYTES
     with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
-            found = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
-            if found or start == segment.first or window > 2 * MAX_PAYLOAD:
-                return found
+            events, end = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
+            if events or start == segment.first or window > 2 * MAX_PAYLOAD:
+                return events, start + end if events else segment.first
             window *= 8
 
 
-def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
+def _frames_within(buffer: bytes, crcs: LengthCrcs) -> tuple[list[Event], int]:
     found: list[Event] = []
-    position = 0
+    position = end = 0
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
-        position = walk(buffer, position, crcs, decode_event, found)
-    return found
+        position = end = walk(buffer, position, crcs, decode_event, found)
+    return found, end
 
 
 # -- frames that are checked, and not decoded -------------------------------------------------------------------------
 
 
-def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[Range]:
-    """(start, end) of the runs of whole frames from byte `start` on; at most 4 MiB each, or one frame."""
+def read_stretches(segment: Segment, start: int, end: int | None = None) -> Iterator[Range]:
+    """Yield (start, end) of the stretches of whole frames from byte `start` on; at most 4 MiB each, or one frame.
+
+    Frames are checked but not decoded. Raises OSError.
+    """
     position = start
     with segment.path.open("rb") as file:
         fd = file.fileno()
@@ -254,14 +278,14 @@ def read_runs(segment: Segment, start: int, end: int | None = None) -> Iterator[
             if size - position < HEAD.size:
                 return
             # Damage, or not written yet: the slow way finds the next frame, if there is one.
-            following = next((item for item in read(segment, position, size) if isinstance(item, Run)), None)
+            following = next((item for item in read(segment, position, size) if isinstance(item, Stretch)), None)
             if following is None:
                 return
             position = following.start
 
 
 def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
-    """How many bytes at the start of `buffer` are whole frames, each checked."""
+    """Return how many bytes at the start of `buffer` are whole frames, each checked."""
     size, position = len(buffer), 0
     view = memoryview(buffer)
     unpack, head, largest = HEAD.unpack_from, HEAD.size, MAX_PAYLOAD
@@ -275,7 +299,7 @@ def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
 
 
 def frame_size(buffer: bytes, position: int) -> int:
-    """The size that the frame at `position` says it has, in bytes; 0 if not even that is there."""
+    """Return the size in bytes that the frame at `position` declares; 0 if its header is not complete."""
     if position + HEAD.size > len(buffer):
         return 0
     return HEAD.size + int(HEAD.unpack_from(buffer, position)[0])
@@ -286,7 +310,7 @@ def frame_size(buffer: bytes, position: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as it lies in a segment: `offset` and `size` in bytes, header of the frame included."""
+    """One frame in a segment: `offset` and `size` in bytes, including the frame's header."""
 
     offset: int
     size: int
@@ -297,13 +321,16 @@ class Frame:
 
 
 def scan(path: Path) -> Iterator[Frame | Gap | Tail]:
-    """Every frame of a segment with its place, and what lies between. Raises Damaged or NewerFormat for its header."""
+    """Yield every frame of a segment with its offset, and gaps and tail.
+
+    Raises Damaged or NewerFormat for the header.
+    """
     segment = open_segment(path)
     if segment is None:
         yield Tail(0, path.stat().st_size)
         return
     for item in read(segment, segment.first):
-        if not isinstance(item, Run):
+        if not isinstance(item, Stretch):
             yield item
             continue
         with path.open("rb") as file:

@@ -6,13 +6,12 @@ import contextlib
 import errno
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
 from ..disk.durable import replace_file, sync_folder
-from ..errors import Damaged, JournalError
+from ..errors import Damaged, ForeignFolder, JournalError
 
 JOURNAL: Final = ".journal"
 SEGMENTS: Final = "segments"
@@ -21,14 +20,16 @@ ORDER: Final = "order"
 CHECKPOINT: Final = "checkpoint"
 BASE: Final = "base"
 TURN: Final = "turn.lock"
+EXPERIMENT: Final = "experiment.json"
+"""In the documented folder: the file that points back to the journal."""
+
 ROLL_BYTES: Final = 64 << 20
 
 _NAME: Final = re.compile(r"(\d{20})-([0-9a-f]{32})-(\d{6})\.seg")
 _BLOB: Final = re.compile(r"([0-9a-f]{64})-([0-9a-f]{32})-(\d+)")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SegmentName:
+class SegmentName(NamedTuple):
     """A segment's file name; names sort by creation, then writer, then number."""
 
     created_ns: int
@@ -40,29 +41,29 @@ class SegmentName:
 
     @property
     def lock(self) -> str:
-        """The lock file of a writer whose first segment this is."""
+        """The name of the lock file of the writer whose first segment this is."""
         return lock_name(self.created_ns, self.writer)
 
 
 def lock_name(created_ns: int, writer: str) -> str:
-    """The name of the lock that a writer holds for life."""
+    """Return the name of the lock file that a writer holds as long as it lives."""
     return f"{created_ns:020d}-{writer}.lock"
 
 
 def parse_name(text: str) -> SegmentName | None:
-    """The parts of a segment's file name; None for any other file."""
+    """Parse a segment's file name; None for any other file."""
     match = _NAME.fullmatch(text)
     return SegmentName(int(match[1]), match[2], int(match[3])) if match else None
 
 
 def parse_blob(text: str) -> tuple[str, str, int] | None:
-    """(digest, writer, seq) of a blob's file name; None for any other file."""
+    """Parse a blob's file name into (digest, writer, seq); None for any other file."""
     match = _BLOB.fullmatch(text)
     return (match[1], match[2], int(match[3])) if match else None
 
 
 def list_segments(journal: Path) -> list[tuple[SegmentName, Path]]:
-    """The segments of a journal, oldest first."""
+    """Return the segments of a journal, oldest first."""
     folder = journal / SEGMENTS
     try:
         with os.scandir(folder) as entries:
@@ -74,9 +75,9 @@ def list_segments(journal: Path) -> list[tuple[SegmentName, Path]]:
 
 
 def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderHeader:
-    """Make `<home>/.journal`, or find the one that another process made at the same time; its identity.
+    """Make `<home>/.journal`, or find the one that another process made at the same time; return its identity.
 
-    The folder appears whole, by one rename. With `sync` it also survives a power cut on return.
+    The folder appears complete, by one rename. With `sync` it survives a power cut on return. Raises OSError.
     """
     journal = home / JOURNAL
     home.mkdir(parents=True, exist_ok=True)
@@ -86,12 +87,12 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
     (temporary / BLOBS).mkdir()
     replace_file(temporary / ORDER, encode_header(header), sync=sync)
     try:
-        os.rename(temporary, journal)
+        place_journal(temporary, journal)
     except OSError as error:
         import shutil  # 2 ms that only this needs
 
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) or not journal.is_dir():
+        if not isinstance(error, FileExistsError):
             raise
         return read_identity(journal)
     if sync:
@@ -100,8 +101,48 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
     return header
 
 
+def place_journal(temporary: Path, journal: Path) -> None:
+    """Give a journal that is complete its name. Raises FileExistsError if another process has made one there."""
+    try:
+        os.rename(temporary, journal)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) and journal.is_dir():
+            raise FileExistsError(error.errno, "another process has made this journal", str(journal)) from None
+        raise
+
+
+def make_store(store: Path) -> None:
+    """Make the folder that holds journals; it is not for version control."""
+    if not store.exists():
+        store.mkdir(parents=True, exist_ok=True)
+        replace_file(store / ".gitignore", b"*\n")
+
+
+def refuse_foreign(folder: Path, hint: str) -> None:
+    """Raise ForeignFolder, with that hint, if a folder in which a journal is to be made holds something else."""
+    try:
+        found = [entry for entry in os.listdir(folder) if not entry.startswith(f"{JOURNAL}.")]
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        if not os.path.lexists(folder):
+            # A folder above is not a folder: nothing can ever be made here, under any name.
+            raise
+        raise ForeignFolder(f"{folder} is not a folder", hint=hint) from None
+    except PermissionError:
+        return
+    if found:
+        raise ForeignFolder(
+            f"{folder} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
+            hint=hint,
+        )
+
+
 def read_identity(journal: Path) -> OrderHeader:
-    """Which experiment a journal belongs to, from its `order`; from the base or a segment where that is lost."""
+    """Return which experiment a journal belongs to, from its `order`; if that is lost, from the base or a segment.
+
+    Raises JournalError if none of them says.
+    """
     from ..core.frames import decode_header
 
     try:
@@ -112,16 +153,17 @@ def read_identity(journal: Path) -> OrderHeader:
             start += file.read(max(0, header_size(start) - len(start)))
         return decode_order_header(start)[0]
     except (OSError, Damaged) as error:
-        # Segments may have been brought from another journal of the experiment; a base is of this one.
+        # `pull` may have brought segments of another journal of this experiment. A base always belongs to this
+        # journal, so it is asked first.
         with contextlib.suppress(OSError, Damaged), (journal / BASE).open("rb") as file:
             return decode_order_header(file.read(1 << 16), BASE_MAGIC)[0]
         for _, path in list_segments(journal):
             try:
                 with path.open("rb") as file:
-                    found = decode_header(file.read(1 << 16))[0]
+                    header = decode_header(file.read(1 << 16))[0]
             except (OSError, Damaged):
                 continue
-            return OrderHeader(found.journal, found.project, found.name)
+            return OrderHeader(header.journal, header.project, header.name)
         raise JournalError(
             f"{journal} does not say which experiment it holds ({error})",
             hint="if nothing in it is needed, remove that folder",
@@ -129,9 +171,13 @@ def read_identity(journal: Path) -> OrderHeader:
 
 
 class SegmentFolder:
-    """The open `segments/` folder of a journal: new segments follow it when it is renamed; no symlink leads away."""
+    """The open `segments/` folder of a journal.
 
-    # Below this a descriptor number may be one that the program closes and opens again as its own (0 to 2 above all).
+    New segments are created relative to its descriptor. So they go to the right place if the experiment's folder is
+    renamed, and no symbolic link can lead them elsewhere.
+    """
+
+    # A program may close and reopen low descriptor numbers (0 to 2 above all) without looking whose they are.
     _LOWEST_FD: Final = 64
 
     def __init__(self, journal: Path, identity: OrderHeader) -> None:
@@ -141,7 +187,7 @@ class SegmentFolder:
         self._above_is_synced = False
 
     def open(self) -> None:
-        """Open it; raises OSError if it is not there or is not a folder of its own."""
+        """Open the folder. Raises OSError if it does not exist, or is a symbolic link."""
         if os.open not in os.supports_dir_fd:
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -152,7 +198,10 @@ class SegmentFolder:
             os.close(above)
 
     def ensure(self) -> bool:
-        """Open it if it is not open; made again, under the same identity, if it was removed: True then."""
+        """Open the folder if it is not open; make it again, with the same identity, if it was removed.
+
+        True if it was opened.
+        """
         if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
             return False
         self.close()
@@ -168,7 +217,7 @@ class SegmentFolder:
         return True
 
     def create(self, name: SegmentName) -> int:
-        """A new empty segment, open for append; never an existing file."""
+        """Create a segment and return its descriptor, open for append. Raises OSError, also if the file exists."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         for extra in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
             flags |= getattr(os, extra, 0)
@@ -177,7 +226,7 @@ class SegmentFolder:
         return os.open(self.journal / SEGMENTS / str(name), flags, 0o644)
 
     def sync(self) -> None:
-        """Make the names in it, and the folders above it, durable."""
+        """Make the names in the folder durable, and those of the folders above it. Raises OSError."""
         if self._fd >= 0:
             os.fsync(self._fd)
         if self._above_is_synced:
@@ -186,7 +235,7 @@ class SegmentFolder:
         # costs next to nothing.
         device = self.journal.parent.stat().st_dev if self.journal.parent.exists() else None
         for folder in (self.journal, *self.journal.parents):
-            # One that is not ours to open, or has moved, does not hold this sync up.
+            # A folder that we may not open, or that has moved, must not make this sync fail.
             with contextlib.suppress(PermissionError, FileNotFoundError):
                 if folder.stat().st_dev != device:
                     break

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import Header, LengthCrcs, encode_frame, encode_header, spilled
@@ -30,19 +29,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 
-@dataclass(slots=True)
 class Retired:
-    """A segment that takes no more frames but is not synced yet."""
+    """A segment that gets no more frames but is not synced yet.
 
-    fd: int
-    kept: bytearray
+    `unsynced` holds its frames since the last sync, to be written again if this one fails.
+    """
+
+    __slots__ = ("fd", "unsynced")
+
+    def __init__(self, fd: int, unsynced: bytearray) -> None:
+        self.fd = fd
+        self.unsynced = unsynced
 
 
 class SegmentFile:
-    """A writer's numbers and its current segment, those before it that are not synced yet, and the lock beside them.
+    """A writer's numbers, its current segment, earlier ones that are not synced yet, and the lock beside them.
 
-    For one thread at a time: the one that is inside the writer. Frames since the last sync are kept, to be written
-    again should the sync fail; with `keep=False` they are not, because nobody syncs.
+    For one thread at a time: the one inside the writer. Frames since the last sync are kept in `unsynced`, to be
+    written again if the sync fails; with `keep=False` they are not, because nobody syncs.
     """
 
     # Slots, because `Writer.append` reads and writes most of these.
@@ -57,13 +61,13 @@ class SegmentFile:
         "folders_synced",
         "id",
         "in_doubt",
-        "kept",
         "last_ns",
         "limit",
         "pack",
         "retired",
         "seq",
         "size",
+        "unsynced",
     )
 
     def __init__(self, folder: SegmentFolder, created_ns: int, *, keep: bool) -> None:
@@ -74,40 +78,43 @@ class SegmentFile:
         # The time of the last event, and the number of the next.
         self.last_ns = created_ns
         self.seq = 0
-        self.pack: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+        self.pack = packer(load=False)
         self._lock: BaseFileLock | None = None
         self._keep = keep
         self._n = 0
         self.fd = -1
         self.size = 0
-        # `append` looks at nothing but this while all is well: at or above it, the writer decides what is to be done.
+        # While `size` is below this, `append` writes and checks nothing else. -1: the next call checks everything.
         self.limit = -1
         self.crcs = LengthCrcs(0)
-        # A frame is being written: until its size is counted, an interrupt leaves open how much of it is there.
+        # A frame is being written and not counted yet: after an interrupt only the file's size says how much is there.
         self.in_doubt = False
-        self.keep_anew()
+        self.drop_unsynced()
         self.retired: list[Retired] = []
 
-    def keep_anew(self) -> None:
-        """Keep frames from here on: those before are covered by a sync, or go with their segment."""
-        self.kept = bytearray() if self._keep else _Forgetful()
+    def drop_unsynced(self) -> None:
+        """Keep frames from here on only: a sync covers those before, or their retired segment holds them."""
+        self.unsynced = bytearray() if self._keep else _Discarding()
 
     def time_apart(self) -> int:
-        """A whole microsecond later than all that was written: lines show no less, and `rewinds` goes by them."""
+        """Return a time (ns) at least a microsecond after all events so far, and take it as the last event's.
+
+        Lines show microseconds, and rewinds compare the times in lines.
+        """
         self.last_ns = (max(time_ns(), self.last_ns) // 1000 + 1) * 1000
         return self.last_ns
 
     # -- folder and lock ---------------------------------------------------------------------------------------------
 
     def hold_lock(self) -> None:
-        """From before the first event for as long as the writer lives."""
+        """Take the writer's lock, held from before its first event to its end. Raises OSError."""
         if self._lock is None:
             self._lock = hold(self.folder.journal / SEGMENTS / lock_name(self.created_ns, self.id))
 
     def ensure_folder(self) -> None:
-        """The folder is there, made again if it was removed, and the lock is held."""
+        """Make the folder again if it was removed, and hold the lock. Raises OSError."""
         if self.folder.ensure():
-            # It is another one now: a lock on a file that was removed with the old one says nothing.
+            # The lock file was removed with the old folder, so the lock means nothing: take one in the new folder.
             lock, self._lock = self._lock, None
             if lock is not None:
                 with contextlib.suppress(OSError):
@@ -115,18 +122,18 @@ class SegmentFile:
         self.hold_lock()
 
     def let_go(self) -> None:
-        """At the end: close all descriptors, give the lock back."""
+        """Close all descriptors and release the lock, at the writer's end."""
         self._close()
         lock, self._lock = self._lock, None
         if lock is not None:
-            # An absent lock file means a clean end. Only this writer ever takes this lock, so unlinking is no race.
+            # An absent lock file means a clean end. No other process takes this lock, so unlinking it is not a race.
             with contextlib.suppress(OSError):
                 Path(lock.lock_file).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 lock.release()
 
     def abandon(self) -> None:
-        """In a forked child: all of it is the parent's. Close our copies of the descriptors."""
+        """Close this process's copies of the descriptors. In a forked child: all else is the parent's."""
         self._close()
         # filelock has closed the child's copy of the lock; releasing it would release the parent's.
         self._lock = None
@@ -167,18 +174,18 @@ class SegmentFile:
         self.folders_synced = False
 
     def roll(self) -> None:
-        """Retire the current segment, begin the next."""
+        """Retire the current segment and begin the next. Raises OSError."""
         fail_point("roll")
         self.retire()
         self.start(self.seq)
 
     def retire(self) -> None:
-        """Let the current segment go; it stays open until it is synced."""
+        """End the current segment. It stays open until it is synced."""
         if self.fd < 0:
             return
         if self._keep:
-            self.retired.append(Retired(self.fd, self.kept))
-            self.keep_anew()
+            self.retired.append(Retired(self.fd, self.unsynced))
+            self.drop_unsynced()
         else:
             close_quietly(self.fd)
         self.fd = -1
@@ -186,17 +193,17 @@ class SegmentFile:
         self.limit = -1
 
     def resolve_doubt(self) -> None:
-        """An interrupt came while a frame was being written: nothing of it is there, or all, or a part."""
+        """Find out after an interrupt how much of a frame was written; retire the segment unless it is nothing."""
         self.in_doubt = False
         if self.fd >= 0 and os.fstat(self.fd).st_size != self.size:
-            # Its number counts as used. What may be a partial frame ends the segment.
+            # The frame may be whole, so its number counts as used. It may be partial, so nothing may follow it.
             self.seq += 1
             self.retire()
 
     # -- frames ------------------------------------------------------------------------------------------------------
 
     def put(self, payload: bytes) -> None:
-        """Write one frame whole, or give the segment up and raise OSError."""
+        """Write one frame whole; if that fails, retire the segment and raise OSError."""
         frame = encode_frame(payload, self.crcs)
         done = 0
         try:
@@ -206,10 +213,13 @@ class SegmentFile:
             self.retire()
             raise
         self.size += done
-        self.kept += frame
+        self.unsynced += frame
 
     def finish(self, frame: bytes) -> None:
-        """The write of `frame` failed or was short: finish and count it, or give the segment up and raise OSError."""
+        """Write the rest of `frame`, of which a write failed or was short, and count it.
+
+        If that fails as well, retire the segment and raise OSError.
+        """
         self.in_doubt = False
         try:
             written = os.fstat(self.fd).st_size - self.size
@@ -223,12 +233,14 @@ class SegmentFile:
             raise
         self.size += written
         self.seq += 1
-        self.kept += frame
+        self.unsynced += frame
 
     def spill(self, seq: int, kind: int, now: int, body: Any) -> bytes:
-        """The payload of an event with a body over 1 MiB: that is stored as a blob, synced, and named in its place."""
+        """Store a body over 1 MiB as a blob, synced; return the payload of an event that names it. Raises OSError."""
+        from hashlib import sha256
+
         content = self.pack(body)
-        digest = hashlib.sha256(content).digest()
+        digest = sha256(content).digest()
         path = self.folder.journal / BLOBS / events.blob_name(digest.hex(), self.id, seq)
         temporary = path.with_name(f".{self.id}-{seq}.tmp")
         try:
@@ -242,19 +254,30 @@ class SegmentFile:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-        reference = spilled(digest, len(content))
-        return self.pack((seq, kind, now, msgspec.msgpack.Ext(reference.code, reference.data)))
+        payload: bytes = msgpack.packb((seq, kind, now, spilled(digest, len(content))))
+        return payload
 
 
-class _Forgetful(bytearray):
-    """Keeps nothing: nobody will sync, so nothing will be written again."""
+def packer(*, load: bool) -> Callable[[Any], bytes]:
+    """What makes an event's bytes: msgspec, the faster one, which takes a while to load; without `load`, until that is
+    done, msgpack, which makes the same bytes."""
+    if load or "msgspec" in sys.modules:
+        import msgspec
 
-    def __iadd__(self, data: object) -> _Forgetful:
+        return msgspec.msgpack.Encoder().encode
+    pack: Callable[[Any], bytes] = msgpack.Packer().pack
+    return pack
+
+
+class _Discarding(bytearray):
+    """A buffer that stays empty, for writers that nobody syncs: they never write frames again."""
+
+    def __iadd__(self, data: object) -> _Discarding:
         return self
 
 
 def close_quietly(fd: int) -> None:
-    """Close a descriptor. A late error (NFS) tells of data that a sync has judged, or that nobody asked about."""
+    """Close a descriptor, and only log an error: a late one (NFS) is about data that a sync has judged already."""
     try:
         os.close(fd)
     except OSError as error:

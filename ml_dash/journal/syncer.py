@@ -16,23 +16,37 @@ log = logging.getLogger("ml_dash")
 
 
 class Syncer:
-    """Serves any number of writers with one thread, started when first needed, gone when the last one leaves."""
+    """One thread that serves all writers of a process; starts when first needed, ends with the last writer.
+
+    `_guard` protects `_writers` and the start and end of `_thread`. `wake` reads `_thread` without it.
+    """
 
     def __init__(self) -> None:
         self._writers: set[Writer] = set()
         self._event = threading.Event()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
+        self._held_back = False
+
+    def hold_back(self) -> None:
+        """Let `start` start the thread, not the call that first wants it: on a busy machine that takes milliseconds."""
+        self._held_back = self._thread is None
+
+    def start(self) -> None:
+        """Hold the thread back no longer; start it if it is wanted."""
+        self._held_back = False
+        if any(writer.dirty_since or writer.retry_at for writer in list(self._writers)):
+            self.wake()
 
     def add(self, writer: Writer) -> None:
-        """Serve this writer from now on."""
+        """Serve a writer from now on."""
         with self._guard:
             self._writers.add(writer)
         if writer.dirty_since or writer.retry_at:
             self.wake()
 
     def remove(self, writer: Writer) -> None:
-        """Serve it no longer; the thread ends with the last one."""
+        """Stop serving a writer. After the last one, end the thread, and wait up to 5 s for it."""
         with self._guard:
             self._writers.discard(writer)
             thread = None if self._writers else self._thread
@@ -44,13 +58,13 @@ class Syncer:
                 thread.join(5.0)
 
     def wake(self) -> None:
-        """Something is to be synced or written again."""
-        if self._thread is None:
+        """Serve the writers soon: one has something to sync or to write again. Any thread; never waits."""
+        if self._thread is None and not self._held_back:
             self._start()
         self._event.set()
 
     def _start(self) -> None:
-        # Without the lock's help two calls could start two threads; never wait for it, the caller is training.
+        # The lock keeps two calls from starting two threads. Never wait for it: the caller is a training loop.
         if not self._guard.acquire(blocking=False):
             return
         try:
@@ -60,7 +74,7 @@ class Syncer:
                 thread.start()
                 self._thread = thread
         except RuntimeError as error:
-            # No more threads, or the interpreter is ending: close() syncs and retries by itself.
+            # No more threads, or the interpreter is ending: close() syncs and retries itself.
             log.warning("ml-dash: no thread to sync with (%s); data is synced at close()", error)
         finally:
             self._guard.release()
@@ -77,7 +91,7 @@ class Syncer:
             event.clear()
 
     def _serve(self, writer: Writer) -> float:
-        """Do what is due; seconds until something is due again."""
+        """Do what is due for a writer; return the seconds until something is due again."""
         now = monotonic()
         due = 60.0
         if writer.retry_at:
@@ -96,15 +110,16 @@ class Syncer:
         try:
             writer.sync()
         except OSError as error:
-            # A thread hangs inside the kernel: nothing is lost, the frames are kept and synced at the next round.
+            # A thread hangs in the kernel. Nothing is lost: the frames are kept, and synced in the next round.
             writer.dirty_since = writer.dirty_since or monotonic()
             log.warning("ml-dash: could not sync %s: %s; trying again", writer.journal, error)
 
     def after_fork(self) -> None:
-        """In a forked child: no thread, no writers."""
+        """Forget writers and thread, in a forked child: they are the parent's."""
         self._writers = set()
         self._thread = None
         self._guard = threading.Lock()
+        self._held_back = False
         self._event = threading.Event()
 
 

@@ -4,8 +4,9 @@ Every process has a writer of its own, in segments of its own. An event is with 
 returns: it survives the death of this process. The syncer makes it survive a power cut.
 
 When the disk refuses, the writer is *degraded*: events are accepted into memory, and the syncer writes them to a new
-segment once the disk takes them. Nothing is ever written behind a partial frame, and a descriptor whose fdatasync
-failed is given up, with all that it did not hold safely written again elsewhere: a retry that succeeds proves nothing.
+segment once the disk accepts them. Nothing is ever written behind a partial frame. A descriptor whose fdatasync failed
+is not used again, and its unsynced frames are written to a new segment: Linux marks the pages clean after the failure,
+so a second fdatasync would succeed and prove nothing.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from time import monotonic, sleep, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
-from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point
+from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point, is_gone
 from ..errors import InvalidValue, StorageError, WriterGone
 from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
 from .segment import ROLL_BYTES, SegmentFolder
-from .segment_file import Retired, SegmentFile, close_quietly
+from .segment_file import Retired, SegmentFile, close_quietly, packer
 
 log = logging.getLogger("ml_dash")
 
 SYNC_BYTES: Final = 4 << 20
-KEEP_BYTES: Final = 64 << 20
+UNSYNCED_BYTES: Final = 64 << 20
 PATIENCE_S: Final = 1.0
+"""How long a call waits for the thread inside before it takes it for hanging in the kernel."""
 _YIELDS: Final = 16
 
 _T = TypeVar("_T")
@@ -45,12 +47,15 @@ _T = TypeVar("_T")
 class Writer:
     """Appends events to one journal. Any thread may call; other processes have writers of their own.
 
-    `floor_ns` is the newest time seen in the journal: this writer's times start there. With `durability` "interval" the
-    syncer syncs what `append` wrote, with "always" `append` itself does, with "os" nobody does. The lock is held, and
-    the first segment is there, when the constructor returns; a disk that refuses makes the writer degraded from the
-    start, or raises StorageError with `strict`.
+    `floor_ns` is the newest time seen in the journal (ns since the epoch): this writer's times start after it. With
+    `durability` "interval" the syncer syncs what `append` wrote, with "always" `append` itself does, with "os" nobody
+    does. When the constructor returns, the lock is held and the first segment exists; if the disk refuses, the writer
+    is degraded from the start, or StorageError is raised with `strict`.
 
-    One thread at a time is inside, and only that one touches the segment, the numbers and what waits in memory.
+    Two locks. `_acquire`/`_release` let one thread *inside*: only that one touches the segment, the numbers and the
+    backlog. `_sync_turn` lets one thread sync, and protects `_unproven` and `_synced`. A thread in a sync gets
+    inside for short moments only, never during fdatasync. `_end` takes the two the other way round, with time limits.
+    `dirty_since`, `urgent` and `retry_at` are read by the syncer without a lock: it looks again if it is early.
     """
 
     # Slots, because `append` reads and writes many of these.
@@ -91,12 +96,12 @@ class Writer:
         self.created_ns = file.created_ns
         self.durability = durability
         self.strict = strict
-        # Frees room on a full disk, before an event is given up; was there any to free? Called by whoever is inside.
+        # Called by `close` on a full disk, before events are given up, to free room; True if it freed some.
         self.make_room: Callable[[], bool] = _no_room
-        # For the syncer: since when there is something to sync (monotonic seconds), at once or not.
+        # For the syncer: since when there is something to sync (monotonic seconds; 0: nothing), and whether at once.
         self.dirty_since = 0.0
         self.urgent = False
-        # The write to use once threads get into each other's way; None where it may hang (see `keeping_write`).
+        # The write to use once threads contend for this writer; None where a write may hang (see `keeping_write`).
         self.when_contended: Write | None = None
         self._syncer = syncer
         self._keeping_write: Write | None = _failing_write() if _fails_at_write() else None
@@ -104,7 +109,7 @@ class Writer:
         self._inside = False
         self._stuck = False
         self._gone = False
-        # What a failed sync left, while it could not be written again; touched only in the sync's turn.
+        # Segments whose sync failed and whose frames could not be written again yet.
         self._unproven: list[Retired] = []
         self._synced = 0
         self._sync_turn = threading.Lock()
@@ -121,7 +126,7 @@ class Writer:
     # -- the hot path ------------------------------------------------------------------------------------------------
 
     def append(self, kind: int, body: Any, tally: Tally | None = None, count: int = 1) -> int | None:
-        """Write one event; on return it is with the operating system and survives this process.
+        """Write one event; on return it is with the operating system, and survives this process.
 
         Returns its sequence number, or, with a `tally`, the ordinal of the first of its `count` points; None if the
         event could not be numbered yet, or was lost (see `degraded`). Raises InvalidValue for what cannot be encoded,
@@ -149,15 +154,15 @@ class Writer:
             frame = HEAD.pack(length, crc32(payload, file.crcs[length])) + payload
             length += 8
             file.in_doubt = True
-            # Whether the interpreter's lock is let go of meanwhile: see `use_write`.
+            # `os.write` releases the interpreter's lock, the other function does not: see `use_write`.
             write = self._keeping_write
             if (os_write(file.fd, frame) if write is None else write(file.fd, frame, length)) != length:
                 return self._finish(frame, payload, tally, count)
-            # No call stands between these lines: an interrupt cannot part them.
+            # There is no call between these lines, so no KeyboardInterrupt either.
             file.size += length
             file.seq = seq + 1
             file.in_doubt = False
-            file.kept += frame
+            file.unsynced += frame
             if tally is None:
                 return seq
             ordinal = tally.total
@@ -175,7 +180,7 @@ class Writer:
                 return self._finish(frame, payload, tally, count)
             return self._trouble.give_up(payload, error, tally, count)
         except BaseException:
-            # KeyboardInterrupt may come between the write and the count of it: the size of the file tells.
+            # KeyboardInterrupt may come between the write and the count of it. The next call looks at the file's size.
             if file.in_doubt:
                 file.limit = -1
             raise
@@ -184,7 +189,12 @@ class Writer:
             self._release()
 
     def _gate(self) -> bool:
-        """What must be looked at before a frame is written; True if the event must wait in memory."""
+        """Do what is due before a frame is written: roll, recover, have it synced.
+
+        True if the event must wait in memory.
+
+        Raises WriterGone after `close`, StorageError in strict mode. Inside.
+        """
         if self._gone:
             raise WriterGone
         file, trouble = self._file, self._trouble
@@ -213,13 +223,13 @@ class Writer:
             self.urgent = self.dirty_since > 0
             self.dirty_since = self.dirty_since or monotonic()
             self._syncer.wake()
-            if len(file.kept) > KEEP_BYTES:
-                # fdatasync hangs: what it would have to prove is no longer covered by a second writing.
-                file.keep_anew()
+            if len(file.unsynced) > UNSYNCED_BYTES:
+                # fdatasync hangs, and memory is bounded: if it fails in the end, these frames are not written again.
+                file.drop_unsynced()
         return False
 
     def append_apart(self, kind: int, body: Any) -> int | None:
-        """Write an event whose time parts all that this writer wrote from all that it writes next, to the microsecond.
+        """Write an event at a microsecond of its own, after all events of this writer so far and before all later ones.
 
         Returns and raises as `append` does. Any thread.
         """
@@ -232,17 +242,17 @@ class Writer:
                 return self._trouble.accept(kind, body, None, 1)
             payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
-                payload = file.spill(*msgspec.msgpack.decode(payload))
+                payload = file.spill(*msgpack.unpackb(payload))
             file.in_doubt = True
             return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
             self._leave()
 
     def append_with_blob(self, kind: int, body: Any, place: Callable[[int], _T]) -> tuple[int, _T]:
-        """Write an event after `place(seq)` has put its blob under the name that holds its number.
+        """Write an event that names a blob; `place(seq)` gives the blob its name first. Returns (seq, place's result).
 
-        `place` runs while nobody else appends; when it raises, nothing is written. Returns (seq, place's result).
-        Raises StorageError if the disk refuses: a file is never accepted into memory.
+        Blob before event: an event must never point at nothing. `place` runs while nobody else appends; if it raises,
+        nothing is written. Raises StorageError if the disk refuses: a file is never accepted into memory.
         """
         if not self._enter(30.0):
             raise StorageError(f"a write to {self.journal} hangs; the file was not added", hint="try again later")
@@ -274,14 +284,15 @@ class Writer:
         self._release = lock.release
 
     def _wait_for_turn(self) -> bool:
-        """True once this thread is inside; False if the one inside seems to hang in the kernel."""
+        """Wait to get inside; False if the thread that is inside seems to hang in the kernel."""
         if self.when_contended is not None and self._keeping_write is None:
-            # The one inside let go of the interpreter's lock while it wrote, and this thread woke for nothing.
+            # The thread inside released the interpreter's lock during its write, and this one woke for nothing. Do not
+            # release it from now on.
             self._keeping_write = self.when_contended
         if self._stuck:
             return False
-        # Whoever is inside needs the interpreter's lock to come out, and has it after a yield or two. Waiting for the
-        # lock at once would make a convoy: it is handed to a thread that then waits for the interpreter, and so on.
+        # The thread inside needs the interpreter's lock to come out, and gets it after a yield or two. Blocking on our
+        # lock at once would form a convoy: it is handed to a thread that must then wait for the interpreter, and so on.
         for _ in range(_YIELDS):
             sleep(0)
             if self._acquire(False):
@@ -293,7 +304,7 @@ class Writer:
             if self._inside:
                 self._stuck = True
                 return False
-        # Nobody is inside, yet the lock is taken: an interrupt hit exactly the taking of it.
+        # Nobody is inside, yet the lock is taken: an interrupt came between taking it and `_inside = True`.
         if acquire == self._acquire:
             self._new_lock()
         return self._acquire(timeout=PATIENCE_S)
@@ -309,29 +320,33 @@ class Writer:
         self._release()
 
     def use_write(self, write: Write | None) -> None:
-        """From now on write through this function (see `durable.keeping_write`); None for the usual `os.write`."""
+        """Write through this function from now on (see `durable.keeping_write`); None for `os.write`."""
         if not _fails_at_write():
             self._keeping_write = write
+
+    def load(self) -> None:
+        """Load what makes each append faster; the first ones need not wait for that. Any thread."""
+        self._file.pack = packer(load=True)
 
     # -- when the disk refuses ---------------------------------------------------------------------------------------
 
     @property
     def degraded(self) -> str | None:
-        """What the disk said when it refused; None while all is well."""
+        """The disk's error while the writer is degraded; None otherwise."""
         return self._trouble.reason
 
     @property
     def retry_at(self) -> float:
-        """When the syncer is to call `retry` (monotonic seconds); 0 where nothing is to be tried."""
+        """When the syncer should call `retry` (monotonic seconds); 0: not at all."""
         return self._trouble.retry_at
 
     @property
     def waiting(self) -> bool:
-        """Does anything wait in memory for the disk?"""
+        """True if events wait in memory for the disk, or the writer is degraded."""
         return bool(self._trouble.backlog) or self._trouble.reason is not None
 
     def _finish(self, frame: bytes, payload: bytes, tally: Tally | None, count: int) -> int | None:
-        """The write of `frame` failed or was short: finish that very frame, or give the segment up."""
+        """Write the rest of `frame`; if the disk refuses, keep the event in memory. Returns as `append` does."""
         file = self._file
         try:
             file.finish(frame)
@@ -348,7 +363,7 @@ class Writer:
         return written
 
     def recover(self) -> bool:
-        """Try to write what waits in memory, into a new segment; True when nothing waits."""
+        """Try to write the waiting events to a new segment; True if none is left. Any thread."""
         if not self._enter(PATIENCE_S):
             self._trouble.retry_at = monotonic() + FIRST_RETRY_S
             return False
@@ -363,18 +378,21 @@ class Writer:
             self._leave()
 
     def retry(self) -> None:
-        """For the syncer: `retry_at` has come."""
+        """Try once more to write the waiting events. For the syncer, at `retry_at`."""
         self._trouble.retry_at = 0.0
         self.recover()
 
     def count_lost(self) -> None:
-        """Something that has no event was lost: a file that could not be stored."""
+        """Count a loss that has no event: a file that could not be stored."""
         self._trouble.backlog.count_lost()
 
     # -- durability --------------------------------------------------------------------------------------------------
 
     def sync(self) -> bool:
-        """fdatasync all that was written before this call; False if that failed (it is then written again)."""
+        """fdatasync all that was written before this call; False if that failed. Any thread.
+
+        After a failure the frames are written again to a new segment, which a later call syncs.
+        """
         if not self._sync_turn.acquire(timeout=30.0):
             return False
         try:
@@ -390,8 +408,8 @@ class Writer:
             if file.in_doubt:
                 file.resolve_doubt()
             retired, file.retired = file.retired, []
-            fd, kept, written = file.fd, file.kept, self._written()
-            file.keep_anew()
+            fd, unsynced, written = file.fd, file.unsynced, self._written()
+            file.drop_unsynced()
             self.dirty_since = 0.0
             self.urgent = False
             file.limit = -1
@@ -399,54 +417,55 @@ class Writer:
             self._leave()
         fail_point("sync-before")
         unproven, self._unproven = self._unproven, []
-        for lost in unproven:
-            self._write_again(lost.fd, lost.kept, OSError(errno.EIO, "an earlier sync failed"))
+        for segment in unproven:
+            self._write_again(segment.fd, segment.unsynced, OSError(errno.EIO, "an earlier sync failed"))
         good = not unproven
-        # A segment of which nothing is kept was synced to its end before.
+        # A retired segment without unsynced frames was synced to its end before.
         for segment in retired:
-            good = (not segment.kept or self._sync_one(segment.fd, segment.kept)) and good
+            good = (not segment.unsynced or self._sync_one(segment.fd, segment.unsynced)) and good
             close_quietly(segment.fd)
-        if fd >= 0 and kept:
-            good = self._sync_one(fd, kept) and good
+        if fd >= 0 and unsynced:
+            good = self._sync_one(fd, unsynced) and good
         fail_point("sync-after")
         if good:
             self._synced = max(self._synced, written)
         return good
 
-    def _sync_one(self, fd: int, kept: bytearray) -> bool:
+    def _sync_one(self, fd: int, unsynced: bytearray) -> bool:
         file = self._file
         try:
             data_sync(fd)
             if not file.folders_synced:
-                # First the mark, then the sync: a segment that is begun meanwhile takes the mark away again.
+                # Set the mark first: a segment that begins during the sync clears it, and its name is synced next time.
                 file.folders_synced = True
                 file.folder.sync()
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, "the segment was removed")
         except OSError as failure:
             file.folders_synced = False
-            self._write_again(fd, kept, failure)
+            self._write_again(fd, unsynced, failure)
             return False
         return True
 
-    def _write_again(self, fd: int, kept: bytearray, failure: OSError) -> None:
-        """What `fd` does not hold safely goes to a new segment, under the old numbers."""
+    def _write_again(self, fd: int, unsynced: bytearray, failure: OSError) -> None:
+        """Write the unsynced frames of `fd`, whose sync failed, to a new segment, under their old numbers."""
         if not self._enter(PATIENCE_S):
-            # A thread hangs inside the kernel. A later sync of this descriptor would prove nothing: this comes first.
-            self._unproven.append(Retired(fd, kept))
+            # A thread hangs inside. A later sync of this descriptor would prove nothing, so the next sync begins with
+            # writing these frames again.
+            self._unproven.append(Retired(fd, unsynced))
             self.dirty_since = self.dirty_since or monotonic()
             return
         try:
             file = self._file
             log.warning(
                 "ml-dash: could not sync %s: %s. Its last %d bytes are written again to a new segment.",
-                self.journal, failure.strerror or failure, len(kept) + len(file.kept),
+                self.journal, failure.strerror or failure, len(unsynced) + len(file.unsynced),
             )  # fmt: skip
             file.retire()
             if file.retired and file.retired[-1].fd == fd:
-                kept = kept + file.retired.pop().kept
+                unsynced = unsynced + file.retired.pop().unsynced
                 close_quietly(fd)
-            self._trouble.backlog.push_front([bytes(payload) for payload in _payloads(kept)])
+            self._trouble.backlog.push_front([bytes(payload) for payload in _payloads(unsynced)])
             file.folders_synced = False
             if self._write_waiting():
                 self.dirty_since = monotonic()
@@ -455,11 +474,12 @@ class Writer:
             self._leave()
 
     def _written(self) -> int:
+        """The number of events that are in a segment, synced or not."""
         backlog = self._trouble.backlog
         return self._file.seq - len(backlog.payloads) - backlog.holes
 
     def durable_counts(self) -> dict[str, int]:
-        """How many events of this writer are accepted, written, synced and lost."""
+        """Return how many events of this writer are accepted, written, synced and lost, under these keys."""
         backlog = self._trouble.backlog
         written = self._written()
         return {
@@ -471,7 +491,7 @@ class Writer:
 
     @property
     def waiting_bytes(self) -> int:
-        """How many bytes of events wait in memory."""
+        """The bytes of events that wait in memory."""
         return self._trouble.waiting_bytes
 
     @property
@@ -482,24 +502,30 @@ class Writer:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close(self, body: dict[str, Any]) -> None:
-        """Write the closing event, sync, let the lock go. Raises StorageError if events could not be kept."""
+        """Write the closing event, sync, release the lock. Raises StorageError if events were lost.
+
+        Later calls raise WriterGone.
+        """
         try:
-            # Before the closing event, so that it is not refused in strict mode; and behind it.
+            # Recover before the closing event, so that strict mode does not refuse it; and again after it.
             if self.waiting:
                 self.recover()
             with contextlib.suppress(WriterGone):
                 self.append(events.CLOSE, body)
             if self.waiting and not self.recover() and self._trouble.is_full and self.make_room():
                 self.recover()
-            # A sync that fails has everything written again to a new segment, which needs a sync of its own.
+            # After a sync that failed, the frames are in a new segment, which needs a sync of its own.
             synced = self.durability == "os" or self.sync() or self.sync()
         finally:
             self._end()
         lost = self._trouble.backlog.lost + len(self._trouble.backlog)
         if lost:
+            rest = f"all others are in {self.journal}"
+            if is_gone(self.journal):
+                rest = "no others are on disk"
             raise StorageError(
                 f"{lost:,} events of {self.identity.project}/{self.identity.name} were lost: the disk refused them "
-                f"({self.degraded or 'and the buffer was full'}); all others are in {self.journal}",
+                f"({self.degraded or 'and the buffer was full'}); {rest}",
                 hint="free space or mend the disk before the next run",
             )
         if not synced:
@@ -510,7 +536,7 @@ class Writer:
         turn = self._sync_turn.acquire(timeout=PATIENCE_S)
         self._gone = True
         self._file.limit = -1
-        # Descriptors that another thread is using inside a hung kernel call stay open.
+        # If a thread hangs in a kernel call, leave its descriptors open: their numbers could be reused under it.
         if entered and turn:
             self._file.let_go()
         if turn:
@@ -519,7 +545,7 @@ class Writer:
             self._leave()
 
     def abandon(self) -> None:
-        """In a forked child: this writer is the parent's. Close our copies of its descriptors, touch nothing else."""
+        """Close this process's copies of the descriptors, in a forked child: all else is the parent's."""
         self._new_lock()
         self._sync_turn = threading.Lock()
         self._gone = True
@@ -535,25 +561,25 @@ class AlwaysDurable(Writer):
     __slots__ = ()
 
     def append(self, kind: int, body: Any, tally: Tally | None = None, count: int = 1) -> int | None:
-        """As Writer.append, and synced."""
+        """Write one event as `Writer.append` does, synced on return."""
         result = super().append(kind, body, tally, count)
-        self._sync_or_tell()
+        self._sync_or_raise()
         return result
 
     def append_apart(self, kind: int, body: Any) -> int | None:
-        """As Writer.append_apart, and synced."""
+        """Write one event as `Writer.append_apart` does, synced on return."""
         result = super().append_apart(kind, body)
-        self._sync_or_tell()
+        self._sync_or_raise()
         return result
 
     def append_with_blob(self, kind: int, body: Any, place: Callable[[int], _T]) -> tuple[int, _T]:
-        """As Writer.append_with_blob, and synced."""
+        """Write an event as `Writer.append_with_blob` does, synced on return."""
         result = super().append_with_blob(kind, body, place)
-        self._sync_or_tell()
+        self._sync_or_raise()
         return result
 
-    def _sync_or_tell(self) -> None:
-        # A sync that failed has written everything again to a new segment: that one is to be synced.
+    def _sync_or_raise(self) -> None:
+        # After a sync that failed, the frames are in a new segment: sync that one.
         if self.degraded or self.sync() or (not self.degraded and self.sync()) or not self.strict:
             return
         raise StorageError(
@@ -569,7 +595,7 @@ def _no_room() -> bool:
 def open_writer(
     journal: Path, identity: OrderHeader, syncer: Wakes, *, durability: str, strict: bool, floor_ns: int
 ) -> Writer:
-    """A new writer of the journal, its lock held, its first segment there."""
+    """Return a new writer of a journal (see `Writer`): its lock is held, its first segment exists."""
     kind = AlwaysDurable if durability == "always" else Writer
     return kind(journal, identity, syncer, durability=durability, strict=strict, floor_ns=floor_ns)
 
@@ -587,7 +613,7 @@ def _fails_at_write() -> bool:
 
 
 def _failing_write() -> Write:
-    """A write that dies at a fail point, where a crash test asks for that."""
+    """Return a write with fail points, at which crash tests kill the process."""
 
     def write(fd: int, data: bytes, size: int) -> int:
         fail_point("frame-write-before")

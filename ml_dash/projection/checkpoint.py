@@ -1,4 +1,4 @@
-"""The checkpoint of a projection: how far it has folded, and the state needed to go on. May always be deleted.
+"""The checkpoint of a projection: how far it has folded, and the state needed to continue. May always be deleted.
 
     magic 8 | crc32 u32 of the rest | msgpack of `Checkpoint`
 
@@ -28,11 +28,11 @@ _MAGIC: Final = b"\x89MLDCHK\n"
 
 @dataclass(slots=True)
 class LineFile:
-    """A file of lines: how long it is, and where in it the first line and every one with a round number start.
+    """A file of lines: its size in bytes, and the offsets (`marks`) of its first line and of every 1,000th one.
 
-    `lines` is the number of the line that comes next, `first` that of the first one in the file: not 0 where a base
-    stands for those before. Of its bytes, the first `safe` were seen on disk after a boot of the machine; `crc` is the
-    CRC-32 of the others.
+    `lines` is the number of the next line, `first` that of the first line in the file: not 0 if a base stands for lines
+    before it. The first `safe` bytes were read from disk after a boot of the machine; `crc` is the CRC-32 of the
+    others.
     """
 
     size: int = 0
@@ -43,20 +43,20 @@ class LineFile:
     first: int = 0
 
     def mark_before(self, number: int) -> tuple[int, int]:
-        """(index into `marks`, number of the line that starts there) of the last mark up to a line."""
+        """Return (index into `marks`, number of the line there) of the last mark at or before a line."""
         index = number // LINES_PER_MARK - self.first // LINES_PER_MARK
         return index, max(self.first, number // LINES_PER_MARK * LINES_PER_MARK)
 
 
 @dataclass(slots=True)
 class Layout:
-    """What the documented folder holds."""
+    """What the documented folder holds, as far as this projection wrote it."""
 
     logs: LineFile = field(default_factory=LineFile)
     metrics: dict[str, LineFile] = field(default_factory=dict)
     # Path under files/ → the blob that is shown there.
     placed: dict[str, str] = field(default_factory=dict)
-    # What is behind the state: metadata of these metrics, experiment.json, the metadata of files.
+    # Documents that are older than the state: metadata of these metrics, experiment.json, the metadata of files.
     stale: list[str] = field(default_factory=list)
     stale_experiment: bool = False
     stale_files: bool = False
@@ -64,14 +64,14 @@ class Layout:
 
 @dataclass(slots=True)
 class Checkpoint(Position):
-    """A moment of a projection: what is covered is folded."""
+    """A moment of a projection: what `covered` names is folded into `state`. Field names are keys in the file."""
 
     fold_version: int = FOLD_VERSION
     layout_version: int = LAYOUT_VERSION
     boot: str = ""
-    # What of `order` is checked after another boot.
+    # How much of `order` was used, with its CRC, to be checked after another boot.
     order: LineFile = field(default_factory=LineFile)
-    # Segment file name → up to where its frames were seen on disk after a boot of the machine.
+    # Segment file name → the offset up to which its frames were read from disk after a boot of the machine.
     safe: dict[str, int] = field(default_factory=dict)
     state: State = field(default_factory=State)
     layout: Layout = field(default_factory=Layout)
@@ -82,7 +82,7 @@ _decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 
 
 def save(journal: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint. Not synced: after a power cut an older one, or none, does as well."""
+    """Replace the checkpoint. Not synced: after a power cut an older one, or none, serves as well. Raises OSError."""
     fail_point("checkpoint-before")
     checkpoint.boot = boot_id()
     body = _encoder.encode(checkpoint)
@@ -91,7 +91,7 @@ def save(journal: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(journal: Path) -> Checkpoint | None:
-    """The checkpoint of a journal; None if there is none that can be used.
+    """Return the checkpoint of a journal; None if there is none that can be used.
 
     Raises JournalError if there is a base that cannot be used: what it stands for is nowhere else on this machine.
     """
@@ -114,9 +114,9 @@ def load(journal: Path) -> Checkpoint | None:
 
 
 def signature(journal: Path) -> tuple[int, int, int] | None:
-    """What tells one checkpoint from the next: another process may have written it."""
+    """Return what changes with every save of the checkpoint, by whichever process; None if there is none."""
     try:
-        found = (journal / CHECKPOINT).stat()
+        status = (journal / CHECKPOINT).stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -22,7 +22,7 @@ from ..core.rewinds import Elsewhere, Past
 from ..core.shown import Shown
 from ..core.state import Block, Edits, File, LogLine, State
 from ..disk.durable import fail_point, read_at, replace_file, write_all
-from ..journal.segment import BLOBS, parse_blob
+from ..journal.segment import BLOBS, EXPERIMENT, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
 from .lines import document, joined, log_lines, point_lines, read_points
 
@@ -30,28 +30,27 @@ LOGS: Final = "logs/logs.jsonl"
 POINTS: Final = "data.jsonl"
 METADATA: Final = "metadata.json"
 PARAMETERS: Final = "parameters.json"
-EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
 AWAY: Final = "NOT-UP-TO-DATE.txt"
-"""What stands in a folder that has given way to the journal."""
+"""The only file in a folder that was emptied to make room for the journal on a full disk."""
 
 _READ_LINES: Final = 4 * LINES_PER_MARK
-# Where a projector prepares what it puts into the folder: in the journal, so that a crash leaves nothing in the folder.
+# Where new files are prepared: in the journal, so that a crash leaves nothing in the folder.
 _SCRATCH: Final = ".project.{:x}.tmp"
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 
 
 class FolderChanged(Exception):
-    """A derived file is shorter than what was written to it: somebody removed or cut it."""
+    """A derived file is shorter than what was written to it: somebody removed, cut or edited it."""
 
 
 def folds_case(journal: Path) -> bool:
-    """Are `a` and `A` one file there? Upper-case letters of metric names are escaped then."""
+    """True if `a` and `A` are one file there. Upper-case letters of metric names are escaped then."""
     return (journal.parent / journal.name.upper()).exists()
 
 
 class Folder:
-    """The documented folder of one experiment, and the layout that says what is in it."""
+    """The documented folder of one experiment, and the layout that says what is in it. For one thread at a time."""
 
     def __init__(self, path: Path, journal: Path, layout: Layout) -> None:
         self.path = path
@@ -59,25 +58,25 @@ class Folder:
         self.layout = layout
         self._fold_case = folds_case(journal)
         self._scratch = journal / _SCRATCH.format(os.getpid())
-        # Metric → its folder and its file of lines: asked for with every stretch.
+        # Metric → (its folder, its file of lines): needed for every stretch.
         self._places: dict[str, tuple[Path, Path]] = {}
-        # Folders that are there: what was looked at while one thing is done is not looked at again.
+        # Folders that exist, as checked during the present flush or set of documents.
         self._made: set[Path] = set()
-        # How many points and entries `apply` may hold back, so that a file is opened once for many of them.
+        # How many points and log entries `apply` may hold back, so that a file is opened once for many of them.
         self.holds = 0
         self._held = Edits()
         self._held_lines = 0
-        # Where live files belong; None until that was worked out.
+        # Where listed files belong; None until that is computed.
         self._shown: Shown | None = None
 
     # -- where things are --------------------------------------------------------------------------------------------
 
     def metric_folder(self, name: str) -> Path:
-        """Where a metric's files are."""
+        """Return the folder of a metric."""
         return self._place_of(name)[0]
 
     def points_file(self, name: str) -> Path:
-        """Where a metric's lines are."""
+        """Return the path of a metric's `data.jsonl`."""
         return self._place_of(name)[1]
 
     def _place_of(self, name: str) -> tuple[Path, Path]:
@@ -88,7 +87,7 @@ class Folder:
         return place
 
     def line_files(self) -> Iterator[tuple[Path, LineFile]]:
-        """Every file of lines, and what is known of it."""
+        """Yield every file of lines with its layout."""
         yield self.path / LOGS, self.layout.logs
         for name, lines in self.layout.metrics.items():
             yield self.points_file(name), lines
@@ -96,7 +95,7 @@ class Folder:
     # -- when a projector begins -------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make what is there from the beginning, and remove what a projector that was killed has left half-made."""
+        """Make the folders and empty files that every experiment has; remove temporary files of a killed projector."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / AWAY).unlink(missing_ok=True)
         for part in ("logs", "metrics", "files"):
@@ -105,17 +104,20 @@ class Folder:
             if not lines.size:
                 self._make(self.metric_folder(name))
         for path, lines in self.line_files():
-            # No line yet, or none that is not before the base.
+            # No line yet, or only lines before the base.
             if not lines.size and not path.exists():
                 path.touch()
         shown = {(self.path / "files" / path).parent for path in self.layout.placed}
         metrics = map(self.metric_folder, self.layout.metrics)
-        # In the folder only where it is on another file system than the journal.
+        # Temporary files are in the folder only if it is on another file system than the journal.
         for folder in {self.journal, self.path, self.path / "files", *metrics, *shown}:
             _sweep(folder)
 
     def _make(self, folder: Path) -> None:
-        """A folder of ours: a symbolic link in its place would lead what is written elsewhere."""
+        """Make a folder and its parents.
+
+        A symbolic link in its place is removed: it would lead our writes elsewhere.
+        """
         if folder in self._made:
             return
         if folder == self.path:
@@ -131,14 +133,14 @@ class Folder:
         self._made.add(folder)
 
     def mark_missing(self, state: State, edits: Edits) -> None:
-        """Note in `edits` which documents are not there."""
+        """Mark in `edits` the documents that do not exist."""
         edits.experiment |= not (self.path / EXPERIMENT).exists()
         edits.parameters |= not (self.path / PARAMETERS).exists()
         edits.files |= not (self.path / FILES).exists()
         edits.metrics.update(name for name in state.metrics if not (self.metric_folder(name) / METADATA).exists())
 
     def mark_unshown(self, state: State, edits: Edits) -> None:
-        """Note in `edits` whether contents have come that were not in the journal before: `pull` brings them."""
+        """Mark in `edits` that files must be placed if contents have come that were missing: `pull` brings them."""
         placed = self.layout.placed
         unshown = [file.blob for path, file in Shown(state).paths.items() if path not in placed]
         edits.files |= any(_is_blob(self.journal / BLOBS / blob) for blob in unshown)
@@ -146,7 +148,7 @@ class Folder:
     # -- lines -------------------------------------------------------------------------------------------------------
 
     def apply(self, edits: Edits) -> None:
-        """Write the lines of some edits, or hold them back until `flush`."""
+        """Write the lines of edits, or hold them back until `flush`. Raises OSError, FolderChanged."""
         self._held.logs += edits.logs
         self._held_lines += len(edits.logs)
         for name, blocks in edits.points.items():
@@ -157,7 +159,7 @@ class Folder:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that are held back."""
+        """Write the lines that are held back. Raises OSError, FolderChanged."""
         self._made = set()
         held, self._held, self._held_lines = self._held, Edits(), 0
         if held.logs:
@@ -165,24 +167,27 @@ class Folder:
             data = _counted(self.layout.logs, map(log_lines, parts), map(len, parts))
             _append(self.path / LOGS, self.layout.logs, data)
         for name, blocks in held.points.items():
-            known = self.layout.metrics.get(name)
-            if known is None:
-                known = self.layout.metrics[name] = LineFile()
-            if not known.size:
+            lines = self.layout.metrics.get(name)
+            if lines is None:
+                lines = self.layout.metrics[name] = LineFile()
+            if not lines.size:
                 self._make(self.metric_folder(name))
-            _append(self.points_file(name), known, metric_lines(known, [joined(blocks)]))
+            _append(self.points_file(name), lines, metric_lines(lines, [joined(blocks)]))
         fail_point("project-lines")
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Points [start, end) of a metric, in parts. Raises Elsewhere; FolderChanged if somebody edited them."""
+        """Yield points [start, end) of a metric, read back in parts.
+
+        Raises Elsewhere if a base stands for some, FolderChanged if somebody edited them.
+        """
         self.flush()
-        known, path = self.layout.metrics.get(name, LineFile()), self.points_file(name)
-        if start < known.first:
+        lines, path = self.layout.metrics.get(name, LineFile()), self.points_file(name)
+        if start < lines.first:
             raise Elsewhere
         while start < end:
             stop = min(end, start + _READ_LINES)
             try:
-                part = read_points(b"\n".join(file_lines(path, known, start, stop)), start)
+                part = read_points(b"\n".join(file_lines(path, lines, start, stop)), start)
             except (OSError, ValueError, LookupError) as error:
                 raise FolderChanged(path) from error
             if len(part[0]) != stop - start:
@@ -191,7 +196,7 @@ class Folder:
             start = stop
 
     def trim(self) -> None:
-        """Cut what lies behind the last line: left by a crash between writing and its checkpoint, or by an editor."""
+        """Cut bytes after the last line: a crash between a write and its checkpoint left them, or an editor."""
         for path, lines in self.line_files():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_size > lines.size:
@@ -220,7 +225,7 @@ class Folder:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def clashing(self, state: State, prefix: str, filename: str) -> File | None:
-        """The live file that would be the folder of one there, or have it as its folder."""
+        """Return the listed file that would have to be a folder of one at this place, or the other way round."""
         place = f"{prefix}/{filename}" if prefix else filename
         if self._shown is not None and self._shown.is_free(place):
             return None
@@ -230,7 +235,7 @@ class Folder:
         return None
 
     def _place_moved(self, state: State, edits: Edits) -> None:
-        """Show what came, and what went no more."""
+        """Place files that were added, and remove those that were deleted or replaced."""
         if not edits.moved and not edits.files:
             return
         if self._shown is None:
@@ -242,7 +247,7 @@ class Folder:
         edits.moved = []
 
     def _place_files(self) -> None:
-        """See that everything is shown that is to be, and nothing else."""
+        """Place every file that is to be shown, and remove all others."""
         shown = self._shown
         assert shown is not None
         for path in [*(self.layout.placed.keys() - shown.paths.keys()), *shown.paths]:
@@ -266,13 +271,16 @@ class Folder:
             self._remove_file(self.path / "files", path)
 
     def forget_unsure_files(self) -> None:
-        """After another boot only what is one file with its blob is surely whole; the rest is placed again."""
+        """Forget placed files that are not hard links to their blobs, to place them again.
+
+        After another boot only a link is surely whole: a copy may not have reached the disk.
+        """
         for path, blob in list(self.layout.placed.items()):
             if not _is_one_file(self.path / "files" / path, self.journal / BLOBS / blob):
                 del self.layout.placed[path]
 
     def remove_leftovers(self, state: State) -> None:
-        """What is shown no more, where the projector that showed it died before it could note that."""
+        """Remove files that are not to be shown, left by a projector that died before its checkpoint."""
         placed = self.layout.placed
         for file in state.files.values():
             path, at_top = file_path(file.prefix, file.filename), file_path("", file.filename)
@@ -281,11 +289,11 @@ class Folder:
                     self._remove_file(self.path / "files", shown)
 
     def remove_unknown(self, state: State) -> None:
-        """What is in no event: of a journal that has lost some since this folder was written."""
+        """Remove metrics and files that no event names: the journal may have lost events since they were written."""
         top = self.path / "metrics"
-        known = set(map(self.metric_folder, state.metrics))
+        folders = set(map(self.metric_folder, state.metrics))
         for name in (POINTS, METADATA):
-            for path in [path for path in top.rglob(name) if path.parent not in known and path.is_file()]:
+            for path in [path for path in top.rglob(name) if path.parent not in folders and path.is_file()]:
                 self._remove_file(top, str(path.relative_to(top)))
         top = self.path / "files"
         shown = {top / path for path in (*self.layout.placed, Path(FILES).name)}
@@ -309,13 +317,13 @@ class Folder:
 
 
 def _log_parts(entries: list[LogLine]) -> list[list[LogLine]]:
-    """Log entries, parted before every number that gets a mark."""
+    """Split log entries before every number that gets a mark."""
     cuts = _cuts(entries[0].number, len(entries))
     return [entries[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
 def _pieces(block: Block) -> list[Block]:
-    """The block, parted before every index that gets a mark."""
+    """Split a block before every index that gets a mark."""
     cuts = _cuts(block.start, len(block.rows))
     if len(cuts) == 2:
         return [block]
@@ -330,12 +338,12 @@ def _cuts(start: int, count: int) -> list[int]:
     return [0, *range(first, count, LINES_PER_MARK), count]
 
 
-def file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes]:
-    """Lines [start, stop) of a file, read from the last mark before them; of those, as many as are there."""
-    mark, number = known.mark_before(start)
-    behind, _ = known.mark_before(stop + LINES_PER_MARK - 1)
-    offset = known.marks[mark]
-    end = known.marks[behind] if behind < len(known.marks) else known.size
+def file_lines(path: Path, line_file: LineFile, start: int, stop: int) -> list[bytes]:
+    """Return lines [start, stop) of a file, or as many of them as are there, read from the last mark before them."""
+    mark, number = line_file.mark_before(start)
+    behind, _ = line_file.mark_before(stop + LINES_PER_MARK - 1)
+    offset = line_file.marks[mark]
+    end = line_file.marks[behind] if behind < len(line_file.marks) else line_file.size
     if not path.is_file():
         raise FileNotFoundError(path)
     with path.open("rb") as file:
@@ -344,30 +352,33 @@ def file_lines(path: Path, known: LineFile, start: int, stop: int) -> list[bytes
     return lines[start - number : stop - number]
 
 
-def metric_lines(known: LineFile, blocks: list[Block]) -> bytes:
-    """The lines of some blocks, which `known` counts from now on; its size waits for their being written."""
+def metric_lines(line_file: LineFile, blocks: list[Block]) -> bytes:
+    """Encode blocks as lines, and count the lines in `line_file`; its size grows only once they are written."""
     pieces = [piece for block in blocks for piece in _pieces(block)]
-    return _counted(known, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
+    return _counted(line_file, map(point_lines, pieces), [len(piece.rows) for piece in pieces])
 
 
-def _counted(known: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
+def _counted(line_file: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
     written = bytearray()
     for piece, count in zip(pieces, counts, strict=True):
-        if known.lines % LINES_PER_MARK == 0 or known.lines == known.first:
-            known.marks.append(known.size + len(written))
-        known.lines += count
+        if line_file.lines % LINES_PER_MARK == 0 or line_file.lines == line_file.first:
+            line_file.marks.append(line_file.size + len(written))
+        line_file.lines += count
         written += piece
     return bytes(written)
 
 
-def _append(path: Path, known: LineFile, data: bytes) -> None:
-    _write_missing(path, known.size, data)
-    known.size += len(data)
-    known.crc = crc32(data, known.crc)
+def _append(path: Path, line_file: LineFile, data: bytes) -> None:
+    _write_missing(path, line_file.size, data)
+    line_file.size += len(data)
+    line_file.crc = crc32(data, line_file.crc)
 
 
 def _write_missing(path: Path, offset: int, data: bytes) -> None:
-    """Write `data` at `offset`, but only what is not there already."""
+    """Write `data` at `offset`, unless it is there already.
+
+    Raises FolderChanged if the file is shorter than `offset`.
+    """
     flags = os.O_RDWR | os.O_CREAT
     for extra in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, extra, 0)
@@ -385,8 +396,8 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
 
 def _replace(path: Path, content: bytes, scratch: Path) -> None:
     try:
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_size == len(content) and path.read_bytes() == content:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size == len(content) and path.read_bytes() == content:
             return
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -402,7 +413,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_blob(path: Path) -> bool:
-    """Is it there, and a file of its own? A journal from elsewhere may hold links that lead out of it."""
+    """True if a path is a regular file named as a blob. A journal from elsewhere may hold links that lead out of it."""
     try:
         return parse_blob(path.name) is not None and stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
@@ -410,7 +421,7 @@ def _is_blob(path: Path) -> bool:
 
 
 def _show(blob: Path, target: Path, scratch: Path) -> None:
-    """Make `target` the content of a blob."""
+    """Put the content of a blob at `target`, as a hard link or a copy, in one step."""
     temporary = scratch
     if scratch.parent.stat().st_dev != target.parent.stat().st_dev:
         temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
@@ -419,7 +430,7 @@ def _show(blob: Path, target: Path, scratch: Path) -> None:
     if os.environ.get("ML_DASH_FILES", "link") == "copy" or not _link(blob, temporary):
         shutil.copyfile(blob, temporary)
     os.replace(temporary, target)
-    # rename(2) does nothing, and leaves both names, when they are links to one file already.
+    # If both names are links to one file already, rename(2) does nothing and leaves this one.
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
 
@@ -435,6 +446,6 @@ def _link(blob: Path, target: Path) -> bool:
     try:
         os.link(blob, target)
     except OSError:
-        # Another file system, or one without links: a copy does as well.
+        # Another file system, or one without hard links: a copy serves as well.
         return False
     return True

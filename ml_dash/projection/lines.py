@@ -12,13 +12,13 @@ from ..core.values import from_json, texts_like_numbers, to_json, utc_text
 
 _encoder: Final = msgspec.json.Encoder()
 _decode: Final = msgspec.json.Decoder().decode
-# What a plain encoding may have got wrong: null may stand for NaN, and a text may look like a number's name.
+# A plain encoding with one of these may be wrong: null may be a NaN, and a text may look like the name of a number.
 _NUMBER_NAMES: Final = (b'NaN"', b'Infinity"')
 _SUSPECT: Final = (b"null", *_NUMBER_NAMES)
 
 
 def point_lines(block: Block) -> bytes:
-    """The lines of consecutive points."""
+    """Encode consecutive points as lines of `data.jsonl`."""
     start, rows, times = block.start, block.rows, block.times
     if isinstance(times, int):
         text = utc_text(times)
@@ -35,7 +35,7 @@ def point_lines(block: Block) -> bytes:
 
 
 def joined(blocks: list[Block]) -> Block:
-    """Blocks that follow each other, as one: many are encoded at once for little more than one alone."""
+    """Join consecutive blocks into one: encoding many together costs little more than encoding one."""
     if len(blocks) == 1:
         return blocks[0]
     rows: list[dict[str, Any]] = []
@@ -47,7 +47,7 @@ def joined(blocks: list[Block]) -> Block:
 
 
 def log_lines(entries: list[LogLine]) -> bytes:
-    """The lines of consecutive log entries."""
+    """Encode consecutive log entries as lines of `logs.jsonl`."""
     lines = [
         {
             "timestamp": utc_text(entry.time_ns),
@@ -62,7 +62,7 @@ def log_lines(entries: list[LogLine]) -> bytes:
 
 
 def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
-    """Strict JSON, NaN and infinities as text, and texts that look like those named in `text`."""
+    """Encode lines as strict JSON: NaN and infinities as texts; `text` names real texts that look like those."""
     encoded = bytearray()
     for line in lines:
         data = line[key]
@@ -74,12 +74,12 @@ def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
 
 
 def document(content: Any) -> bytes:
-    """A whole JSON document, indented for people, ending in a newline."""
+    """Encode a JSON document, indented for people, ending in a newline."""
     return msgspec.json.format(_encoder.encode(to_json(content)), indent=2) + b"\n"
 
 
 def read_point(line: bytes) -> Point:
-    """The point of a line, values as they were appended. Raises ValueError for a line that is not one."""
+    """Decode a line into a point, values as they were appended. Raises ValueError for any other line."""
     raw = _decode(line)
     return cast(
         "Point",
@@ -98,18 +98,18 @@ _lines: Final = msgspec.json.Decoder(_Line)
 
 
 def read_points(lines: bytes, start: int) -> tuple[list[dict[str, Any]], list[str]]:
-    """The fields and the times of the points from index `start` on. Raises ValueError if the lines are not those."""
-    found = _lines.decode_lines(lines)
-    if not found or (found[0].index, found[-1].index) != (start, start + len(found) - 1):
+    """Decode lines of points from index `start` on into (fields, times). Raises ValueError for other lines."""
+    points = _lines.decode_lines(lines)
+    if not points or (points[0].index, points[-1].index) != (start, start + len(points) - 1):
         raise ValueError(f"the lines do not begin with point {start}")
-    rows = [line.data for line in found]
+    rows = [point.data for point in points]
     if any(suspect in lines for suspect in _NUMBER_NAMES):
-        rows = [from_json(line.data, line.text) for line in found]
-    return rows, [line.createdAt for line in found]
+        rows = [from_json(point.data, point.text) for point in points]
+    return rows, [point.createdAt for point in points]
 
 
 def read_log(line: bytes) -> LogEntry:
-    """The log entry of a line. Raises ValueError for a line that is not one."""
+    """Decode a line into a log entry. Raises ValueError for any other line."""
     raw = _decode(line)
     texts = raw.pop("text", ())
     if raw["metadata"] is not None:

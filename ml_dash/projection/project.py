@@ -19,19 +19,19 @@ from ..disk.lock import Liveness, Turn, probe
 from ..errors import JournalError, StorageError
 from ..journal import blobs
 from ..journal.merge import OrderChanged
-from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
+from ..journal.segment import CHECKPOINT, EXPERIMENT, SEGMENTS, TURN, list_segments, parse_blob
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
-from .folder import AWAY, EXPERIMENT, PARAMETERS, Folder, FolderChanged
+from .folder import AWAY, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, Pace, Replay
 from .start import begin
 
-# While training, what changes with every pass (documents, checkpoint) is rewritten for at most this share of the time.
+# While training, at most this share of the time goes into rewriting documents and the checkpoint.
 _SHARE: Final = 0.02
-# And the metadata of files no more often than this: it holds all files that ever were.
+# The metadata of files is rewritten no more often than this: it lists all files that ever were.
 _FILES_EVERY_S: Final = 1.0
-# With nobody to wait for, so many lines are written together; in slices, each slice by itself.
+# Lines that a pass without `pace` writes together; one with `pace` writes after each slice.
 _HOLDS: Final = 100_000
 _GIVE_WAY_S: Final = 5.0
 _AWAY_TEXT: Final = (
@@ -39,7 +39,8 @@ _AWAY_TEXT: Final = (
     "With some room, ml-dash makes it again when somebody looks at it: ml-dash rebuild\n"
 )
 _REBUILD_SLICE: Final = 50_000
-_WAIT_S: Final = 30.0
+TURN_WAIT_S: Final = 30.0
+"""How long whoever needs the folder waits for another process that is writing it."""
 
 
 class Place(Protocol):
@@ -56,7 +57,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RebuildReport:
-    """What a rebuild has done."""
+    """The result of a rebuild: events folded, bytes of segments read, seconds taken."""
 
     events: int
     bytes: int
@@ -64,7 +65,11 @@ class RebuildReport:
 
 
 class Projector:
-    """Projects one journal into one documented folder, in this process. Any thread may call."""
+    """The projection of one journal into one documented folder, in this process. Any thread may call.
+
+    Lock order: `guard` (threads of this process), then the turn (processes, `turn.lock`). Fields change only
+    under `guard`.
+    """
 
     def __init__(self, journal: Path, folder: Path) -> None:
         self.journal = journal
@@ -77,21 +82,21 @@ class Projector:
         self._documents_due = 0.0
         self._files_due = 0.0
         self._checkpoint_due = 0.0
-        # Has no pass come to its end yet since this process began, or since another one wrote the checkpoint?
+        # True until a pass has come to its end, since this process began or another one wrote the checkpoint.
         self._fresh = True
-        # In the passes until then: may there be anything in the folder, were files added or removed?
+        # In the passes until then: True if the folder may hold anything, and if files were added or removed.
         self._anew = False
         self._files_changed = False
         self._keeps = False
 
     @property
     def state(self) -> State:
-        """What was folded so far; hold `guard` while reading it."""
+        """The state folded so far; hold `guard` while reading it."""
         return self._replay.state if self._replay is not None else State()
 
     @property
     def layout(self) -> Layout:
-        """What the folder holds; hold `guard` while reading it."""
+        """The layout of the folder; hold `guard` while reading it."""
         return self._folder.layout if self._folder is not None else Layout()
 
     @property
@@ -101,7 +106,7 @@ class Projector:
         return self._folder
 
     def mend(self) -> bool:
-        """Write the whole folder again, for it is not what it should be; False if that is impossible now."""
+        """Write the whole folder again, because it is wrong; False if that is not possible now."""
         self._start_anew()
         try:
             return self.advance(wait_s=1.0, complete=False)
@@ -115,7 +120,7 @@ class Projector:
         """Bring the folder up to date; False if another process has the turn for longer than `wait_s` seconds.
 
         With `complete=False` experiment.json and the metadata of metrics and files may lag for some passes. Raises
-        OSError if the disk refuses (the next call begins at the last checkpoint then), and Enough if `pace` does.
+        OSError if the disk refuses (the next call then begins at the last checkpoint), and Enough if `pace` does.
         """
         with self.having_turn(wait_s) as taken:
             if taken:
@@ -124,7 +129,7 @@ class Projector:
 
     @contextmanager
     def having_turn(self, wait_s: float) -> Iterator[bool]:
-        """Keep every other projector out for a while; yields whether that succeeded."""
+        """Hold the turn, which keeps other projectors out; yields False if it is not free within `wait_s` seconds."""
         with self.guard:
             taken = self._turn.take(wait_s)
             try:
@@ -134,7 +139,7 @@ class Projector:
                     self._turn.give_back()
 
     def abandon(self) -> None:
-        """In a forked child: the turn is the parent's."""
+        """Drop this process's copy of the turn, in a forked child: it is the parent's."""
         self._turn.drop()
 
     def _advance_in_turn(self, pace: Pace | None, complete: bool) -> None:
@@ -145,13 +150,13 @@ class Projector:
             except Enough:
                 raise
             except (FolderChanged, OrderChanged, RecursionError):
-                # What the checkpoint counts is not there, or is not what this code would have written.
+                # Files that the checkpoint counts are missing, or differ from what this code would have written.
                 self._start_anew()
             except JournalError as error:
                 self._forget()
                 raise StorageError(f"{self.journal} cannot be projected: {error.message}", hint=error.hint) from error
             except BaseException:
-                # What is in memory may be ahead of the folder.
+                # The state in memory may be ahead of the folder.
                 self._forget()
                 raise
         raise OSError(f"{self.folder_path} changes while it is being written")
@@ -179,35 +184,35 @@ class Projector:
 
     @property
     def lagging(self) -> bool:
-        """Are there documents that were not written when their time had not come yet? Another pass writes them."""
+        """True if documents are older than the state, because they were not due yet. Another pass writes them."""
         edits = self._replay.edits if self._replay is not None else Edits()
         return bool(edits.experiment or edits.metrics or edits.parameters or edits.files)
 
     def _resume(self) -> tuple[Replay, Folder]:
-        """Go on where this process, or the last one, has stopped."""
+        """Return replay and folder where this process, or the last one that projected, has stopped."""
         replay, folder = self._replay, self._folder
         if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
             return replay, folder
-        found = checkpoints.load(self.journal)
-        begins = found is None and _is_empty(self.folder_path)
-        anew = (found is None and not begins) or (found is not None and found.boot != boot_id())
-        if found is None or not trust.holds(found, Folder(self.folder_path, self.journal, found.layout)):
-            found, anew = begin(self.journal, self.folder_path), not begins
+        checkpoint = checkpoints.load(self.journal)
+        begins = checkpoint is None and _is_empty(self.folder_path)
+        anew = (checkpoint is None and not begins) or (checkpoint is not None and checkpoint.boot != boot_id())
+        if checkpoint is None or not trust.holds(checkpoint, Folder(self.folder_path, self.journal, checkpoint.layout)):
+            checkpoint, anew = begin(self.journal, self.folder_path), not begins
         self._fresh, self._anew, self._files_changed = True, anew, False
-        folder = Folder(self.folder_path, self.journal, found.layout)
-        replay = Replay(self.journal, found)
-        replay.edits.metrics.update(found.layout.stale)
-        replay.edits.experiment = found.layout.stale_experiment
-        replay.edits.files = found.layout.stale_files
+        folder = Folder(self.folder_path, self.journal, checkpoint.layout)
+        replay = Replay(self.journal, checkpoint)
+        replay.edits.metrics.update(checkpoint.layout.stale)
+        replay.edits.experiment = checkpoint.layout.stale_experiment
+        replay.edits.files = checkpoint.layout.stale_files
         if self._anew or begins:
-            # What is in the folder may be anything, or nothing.
-            replay.edits.metrics.update(found.state.metrics)
+            # The folder may hold anything, or nothing: write all documents.
+            replay.edits.metrics.update(checkpoint.state.metrics)
             replay.edits.experiment = replay.edits.parameters = replay.edits.files = True
             folder.forget_unsure_files()
         folder.prepare()
-        if found.state.events:
-            folder.mark_missing(found.state, replay.edits)
-            folder.mark_unshown(found.state, replay.edits)
+        if checkpoint.state.events:
+            folder.mark_missing(checkpoint.state, replay.edits)
+            folder.mark_unshown(checkpoint.state, replay.edits)
         with contextlib.suppress(OSError):
             blobs.sweep(self.journal, self._may_live)
         self._replay, self._folder = replay, folder
@@ -226,7 +231,7 @@ class Projector:
         self._forget()
 
     def _finish(self, replay: Replay, folder: Folder, complete: bool, *, last: bool) -> None:
-        """Write the documents that are due, release blobs, and note how far all is."""
+        """Write the documents that are due, release blobs, and save the checkpoint if that is due."""
         edits, layout = replay.edits, folder.layout
         later = Edits()
         begun = monotonic()
@@ -256,7 +261,7 @@ class Projector:
             self._checkpoint_due = monotonic() + (monotonic() - begun) / _SHARE
 
     def _settle(self, state: State, folder: Folder) -> None:
-        """Remove what an earlier projector left in the folder and what is not, or no more, in the journal."""
+        """Remove what an earlier projector left in the folder and what the journal does not, or no longer, hold."""
         folder.trim()
         if self._files_changed:
             folder.remove_leftovers(state)
@@ -265,7 +270,10 @@ class Projector:
         self._fresh = False
 
     def _release(self, replay: Replay) -> None:
-        """Unlink the contents of files that were replaced or deleted, once that cannot be lost any more."""
+        """Remove the blobs of files that were replaced or deleted.
+
+        The events are synced first: after a power cut that took them, the files would be listed again without content.
+        """
         released = replay.edits.released
         if not released or self._keeps or os.environ.get("ML_DASH_KEEP_VERSIONS") == "1":
             return
@@ -277,18 +285,18 @@ class Projector:
     # -- for who has the turn, and changes the base -----------------------------------------------------------------
 
     def advance_in_turn(self) -> Checkpoint:
-        """Bring the folder up to date; where that has come to."""
+        """Bring the folder up to date; return the position. The caller has the turn. Raises OSError."""
         self._advance_in_turn(None, complete=True)
         assert self._replay is not None
         return self._replay.at
 
     @property
     def troubles(self) -> dict[str, Exception]:
-        """What could not be read, see `Replay.troubles`."""
+        """What could not be read, and why; see `Replay.troubles`."""
         return self._replay.troubles if self._replay is not None else {}
 
     def sync(self) -> None:
-        """What was read so far, its order and the folder's lines survive a power cut."""
+        """Sync the events read so far, their order, and the folder's lines. Raises OSError."""
         assert self._replay is not None
         assert self._folder is not None
         self._replay.sync()
@@ -298,16 +306,16 @@ class Projector:
                     data_sync(file.fileno())
 
     def begin_at_base(self) -> None:
-        """The base has changed: what the folder holds is no longer counted on.
+        """Project again from a base that has changed. The caller has the turn. Raises OSError.
 
-        Lines from before the base go, but for those that it has kept; so does what is shown under files/ and has no
-        content in the journal any more.
+        Lines from before the base are removed, except those that it has kept, and files whose content is not in the
+        journal any more.
         """
         self._start_anew()
         self._advance_in_turn(None, complete=True)
 
     def give_way(self) -> bool:
-        """Remove all that can be made again, and say so in its place; was there anything?"""
+        """Remove all that can be made again, for room on a full disk, and leave a note; False if there was nothing."""
         with self.having_turn(_GIVE_WAY_S) as taken:
             if not taken or _is_empty(self.folder_path):
                 return False
@@ -330,16 +338,16 @@ class Projector:
         `progress(events, bytes_of_segments)` is called now and then. Waits for up to 30 s for the turn. Raises
         JournalError, with nothing removed, if there is a base that cannot be used.
         """
-        with self.having_turn(_WAIT_S) as taken:
+        with self.having_turn(TURN_WAIT_S) as taken:
             if not taken:
-                raise OSError(f"{self.journal}: another process has been projecting it for {_WAIT_S:.0f} s")
+                raise OSError(f"{self.journal}: another process has been projecting it for {TURN_WAIT_S:.0f} s")
             begun = monotonic()
             size = sum(path.stat().st_size for _, path in list_segments(self.journal))
             kept = Folder(self.folder_path, self.journal, begin(self.journal, self.folder_path).layout)
             self._start_anew()
             _remove_derived(self.folder_path, {path: lines.size for path, lines in kept.line_files() if lines.size})
             pace = None if progress is None else Pace(_REBUILD_SLICE, lambda: progress(self.state.events, size))
-            # Versions of files that were kept when they were replaced are kept now.
+            # Old versions of files that are still here were kept on purpose: do not release them now.
             self._keeps = True
             try:
                 self._advance_in_turn(pace, complete=True)
@@ -349,18 +357,18 @@ class Projector:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Is nothing there that a projection writes?"""
+    """True if a folder holds nothing that a projection writes."""
     places = [folder / name for name in (EXPERIMENT, PARAMETERS, "logs", "metrics", "files")]
     return not any(path.is_symlink() or path.exists() for path in places)
 
 
 def _remove_derived(folder: Path, kept: dict[Path, int]) -> None:
-    """Remove what a projection writes, and nothing else; of files that are kept, the first bytes stay."""
+    """Remove what a projection writes, and nothing else; of the files in `kept`, the first bytes stay (path → size)."""
     for name in (EXPERIMENT, PARAMETERS, "logs", "metrics", "files"):
         path = folder / name
         if not path.is_dir() or path.is_symlink():
             path.unlink(missing_ok=True)
-        elif any(path in one.parents for one in kept):
+        elif any(path in file.parents for file in kept):
             _empty_but(path, kept)
         else:
             shutil.rmtree(path, ignore_errors=True)
@@ -375,19 +383,14 @@ def _empty_but(top: Path, kept: dict[Path, int]) -> None:
             elif path.is_symlink() or not path.is_dir():
                 path.unlink(missing_ok=True)
             else:
-                # Not empty if it holds what is kept.
+                # Not empty if it holds a file that is kept.
                 with contextlib.suppress(OSError):
                     path.rmdir()
 
 
-def journal_is_there(journal: Path) -> bool:
-    """Does this folder hold a journal?"""
-    return (journal / SEGMENTS).is_dir()
-
-
 def catch_up(located: Place) -> None:
-    """Bring the documented folder up to date, as readers do for runs that were killed. Waits for up to 30 s."""
-    Projector(located.journal, located.folder).advance(wait_s=_WAIT_S)
+    """Bring the documented folder up to date, as readers do after a run was killed. Waits up to 30 s for the turn."""
+    Projector(located.journal, located.folder).advance(wait_s=TURN_WAIT_S)
 
 
 def rebuild(located: Place, progress: Callable[[int, int], None] | None = None) -> RebuildReport:

@@ -18,7 +18,7 @@ from ..errors import Damaged
 from ..journal import bodies
 from ..journal.merge import Item, Merger
 from ..journal.order import Death, Order
-from ..journal.reader import CHUNK_BYTES, Gap, Run, Segment, Tail, read
+from ..journal.reader import CHUNK_BYTES, Gap, Segment, Stretch, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
@@ -38,24 +38,24 @@ class Enough(Exception):
 
 
 class Sink(Protocol):
-    """Where edits go."""
+    """The receiver of edits: the folder, or memory."""
 
     def apply(self, edits: Edits) -> None:
-        """Write the lines of some edits, and clear them."""
+        """Take the lines and points of edits, and clear them (`Edits.clear`). Raises OSError."""
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Points [start, end) of a metric that were applied; see `rewinds.History`."""
+        """Yield points [start, end) of a metric that were applied before. Raises Elsewhere (see `rewinds.History`)."""
 
 
 class Replay:
-    """The position of one reader in one journal, in memory, with the state folded so far."""
+    """One reader's fold of one journal: its position and the state folded so far. For one thread at a time."""
 
     def __init__(self, journal: Path, checkpoint: Checkpoint) -> None:
         self.journal = journal
         self.at = checkpoint
         self.state = checkpoint.state
         self.edits = Edits()
-        # Was anything folded that `order` does not record?
+        # True if something was folded that `order` does not record: another process may record another order.
         self.assumed = False
         self._merger = Merger(journal, checkpoint, self, strict=True)
         self._thorough = True
@@ -64,18 +64,18 @@ class Replay:
 
     @property
     def troubles(self) -> dict[str, Exception]:
-        """What could not be read, and why: segment file names, or `<segment> #<number>` for a lost body."""
+        """What could not be read, and why: by segment file name, or `<segment> #<number>` for a lost body."""
         return self._merger.troubles
 
     def catch_up(self, sink: Sink, *, record: bool, pace: Pace | None = None, unordered: Sink | None = None) -> bool:
-        """Fold all that is new; was there anything?
+        """Fold all that is new; return True if there was anything.
 
-        With `record`, for which the caller has the turn, what is new is recorded in `order` first; without it is only
-        assumed. It goes to the sink `unordered`, if one is given. Raises OSError if the journal or the sink cannot be
-        used, OrderChanged if the checkpoint is of no use, and Enough if `pace` does.
+        With `record`, for which the caller must have the turn, new stretches are recorded in `order` first. Without it,
+        their order is only assumed, and they go to the sink `unordered` if one is given. Raises OSError if the journal
+        or the sink cannot be used, OrderChanged if the checkpoint does not fit the journal, and Enough if `pace` does.
         """
         before = self.state.events, self.state.status
-        # Where many metrics take turns, more events at once are more points of each: folded and written together.
+        # With many metrics, a longer stretch has more points of each, which are folded and written together.
         self._chunk = _LONG_CHUNK if pace is None else CHUNK_BYTES
         order = Order(self.journal)
         order.open(write=record)
@@ -89,7 +89,7 @@ class Replay:
         return (self.state.events, self.state.status) != before
 
     def follow(self, end: int, sink: Sink) -> None:
-        """Fold what `order` records before its byte `end`, and nothing else. Raises as `catch_up` does."""
+        """Fold what `order` records before its byte `end`, and nothing else. Raises OSError, OrderChanged."""
         order = Order(self.journal)
         order.open(write=False)
         try:
@@ -105,66 +105,73 @@ class Replay:
     # -- folding ------------------------------------------------------------------------------------------------------
 
     def _fold(self, items: Iterable[Item], sink: Sink, pace: Pace | None) -> None:
-        """The merger moves the position in `order` only once it is asked on: behind what is folded whole."""
-        for record, segment, run in items:
+        """Fold items as the merger yields them.
+
+        It moves the position in `order` only when asked for the next item: so the position never passes a stretch that
+        is folded in part.
+        """
+        for record, segment, stretch in items:
             if isinstance(record, Death):
                 fold_death(self.state, record.writer, self.edits)
             elif segment is not None:
-                runs = self._merger.unread(segment, record.start, record.end) if run is None else [run]
-                for found in runs:
-                    self._fold_run(segment, found, sink, pace)
+                stretches = self._merger.unread(segment, record.start, record.end) if stretch is None else [stretch]
+                for part in stretches:
+                    self._fold_stretch(segment, part, sink, pace)
 
-    def _fold_run(self, segment: Segment, run: Run, sink: Sink, pace: Pace | None) -> None:
+    def _fold_stretch(self, segment: Segment, stretch: Stretch, sink: Sink, pace: Pace | None) -> None:
         state, header = self.state, segment.header
         state.project, state.name = state.project or header.project, state.name or header.name
         self._unsynced.add(segment.path)
-        size = len(run.events) if pace is None else pace.slice_events
-        for start in range(0, len(run.events), size):
-            fold(state, segment.writer, run.events[start : start + size], self.edits)
+        size = len(stretch.events) if pace is None else pace.slice_events
+        for start in range(0, len(stretch.events), size):
+            fold(state, segment.writer, stretch.events[start : start + size], self.edits)
             sink.apply(self.edits)
             if self.edits.rewound:
                 recount(state, self.edits, sink.history)
             if pace is not None:
                 pace.step()
-        self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), run.start, run.end)
+        self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), stretch.start, stretch.end)
 
     # -- what the merger asks -----------------------------------------------------------------------------------------
 
-    def read(self, segment: Segment, start: int, end: int) -> Iterator[Run | Gap | Tail]:
-        """Runs with bodies that were kept as blobs. A frame whose body is lost is left out: it stays unread."""
+    def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch | Gap | Tail]:
+        """Yield stretches with their bodies from blobs. A frame whose body is lost is left out, and stays uncovered."""
         fetch, file = partial(bodies.fetch_body, self.journal), segment.path.name
 
         def lost(event: Event, error: Exception) -> None:
             self.troubles[f"{file} #{event[0]}"] = error
 
         for item in read(segment, start, end, self._chunk):
-            if isinstance(item, Run):
+            if isinstance(item, Stretch):
                 frames = partial(_bytes_of, segment, item)
                 yield from bodies.with_bodies(item, segment.writer, frames, fetch, lost, (OSError, Damaged, ValueError))
             else:
                 yield item
 
     def running(self) -> list[str]:
-        """The writers that were met, and have neither closed nor been found dead."""
+        """Return the writers that have neither closed nor been found dead, by the state."""
         return self.state.alive
 
     def is_running(self, writer: str) -> bool | None:
-        """The same of one writer; None if no event of it was folded."""
-        known = self.state.writers.get(writer)
-        return known.alive if known is not None else None
+        """True if a writer has neither closed nor been found dead; None if no event of it was folded."""
+        writer_state = self.state.writers.get(writer)
+        return writer_state.alive if writer_state is not None else None
 
     def may_have_closed(self, writer: str, newest: list[Segment]) -> bool:
-        """A closing event would have been folded."""
+        """False: a closing event would have been folded, and the writer would not be running."""
         return False
 
     def waits(self, segment: Segment) -> bool:
-        """Events of a writer may be folded in any order: their numbers say which they are."""
+        """False: events of a writer may be folded in any order, because the state notes their numbers."""
         return False
 
     # -- before blobs are released -----------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """All events read so far, and their order, survive a power cut."""
+        """Sync the segments read so far and `order`, so that their events and order survive a power cut.
+
+        Raises OSError.
+        """
         for path in self._unsynced:
             with path.open("rb") as file:
                 data_sync(file.fileno())
@@ -178,6 +185,6 @@ class Replay:
             order.close()
 
 
-def _bytes_of(segment: Segment, run: Run) -> bytes:
+def _bytes_of(segment: Segment, stretch: Stretch) -> bytes:
     with segment.path.open("rb") as file:
-        return read_at(file.fileno(), run.end - run.start, run.start)
+        return read_at(file.fileno(), stretch.end - stretch.start, stretch.start)

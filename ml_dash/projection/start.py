@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Final
-from zlib import crc32
 
+from ..disk.durable import crc_of
 from ..errors import Damaged
 from ..journal import base as bases
 from ..journal.base import Base, Kept
@@ -18,23 +17,22 @@ from .folder import LOGS, Folder
 
 log = logging.getLogger("ml_dash")
 
-_BLOCK: Final = 1 << 20
 
 
 def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
-    """The position from which a journal is folded anew.
+    """Return the position from which a journal is folded anew: nothing, or its base.
 
-    With `folder`, lines before the base count as there if they were kept in it and still are what they were. Raises
+    With `folder`, lines before the base that `gc` left in it count as present if they are unchanged. Raises
     JournalError if there is a base that cannot be used.
     """
-    found = bases.read(journal)
-    if found is None:
+    stored = bases.read(journal)
+    if stored is None:
         return Checkpoint()
-    base, identity = found
+    base, identity = stored
     at = Checkpoint(
         base=identity,
-        stood={segment: stood.length for segment, stood in base.segments.items()},
-        covered={segment: [(0, stood.length)] for segment, stood in base.segments.items()},
+        stood={segment: freed.length for segment, freed in base.segments.items()},
+        covered={segment: [(0, freed.length)] for segment, freed in base.segments.items()},
         state=base.state,
         layout=_layout(base),
     )
@@ -48,14 +46,14 @@ def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
 
 
 def _layout(base: Base) -> Layout:
-    """A folder that holds no line from before the base."""
+    """Return the layout of a folder that holds no line from before the base."""
     counts = {name: metric.count for name, metric in base.state.metrics.items() if metric.count}
     metrics = {name: LineFile(lines=count, first=count) for name, count in counts.items()}
     return Layout(logs=LineFile(lines=base.state.logs, first=base.state.logs), metrics=metrics)
 
 
 def _follows(base: Base, journal: Path) -> bool:
-    """Is `order` the one that the base followed, and all of it there? Else it is read from its start."""
+    """True if `order` is the file that the base followed, and not shorter. Else it is read from its start."""
     order = Order(journal)
     try:
         order.open(write=False)
@@ -81,15 +79,10 @@ def _count_kept(base: Base, folder: Folder) -> None:
 
 
 def is_there(path: Path, kept: Kept) -> bool:
-    """Does a file begin with the lines that were kept in it?"""
-    crc, rest = 0, kept.size
+    """True if a file still begins with the lines that were kept in it."""
     try:
         if path.is_symlink() or not path.is_file():
             return not kept.size
-        with path.open("rb") as file:
-            while rest > 0 and (block := file.read(min(_BLOCK, rest))):
-                crc = crc32(block, crc)
-                rest -= len(block)
+        return crc_of(path, 0, kept.size) == kept.crc
     except OSError:
         return False
-    return rest == 0 and crc == kept.crc

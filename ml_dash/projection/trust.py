@@ -1,9 +1,9 @@
 """The check of a checkpoint against the journal and the folder before it is used.
 
-Neither it nor the folder is ever synced. As long as the machine runs, or a process on it was killed, that does not
-matter; after another boot (or on another machine, over a network) what was written since it was last looked at on disk
-is read again: frames by their checksums, lines by the CRC that the checkpoint keeps. That costs what is new, where
-folding again would cost what exists.
+Neither the checkpoint nor the folder is ever synced. While the machine runs that does not matter, even if a process is
+killed. After another boot (or on another machine, over a network), bytes that were not read from disk since are read
+again: frames by their checksums, lines by the CRC that the checkpoint keeps. That costs time in proportion to what is
+new, where folding again would cost time in proportion to everything.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
-from zlib import crc32
+from typing import Any
 
 from ..core.events import Malformed, changes, mapping
 from ..core.state import Metric, State
-from ..disk.durable import boot_id
+from ..disk.durable import boot_id, crc_of
 from ..errors import JournalError
-from ..journal.reader import Run, Segment, open_segment, read
+from ..journal.reader import Segment, Stretch, open_segment, read
 from ..journal.segment import ORDER, list_segments
 from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .folder import Folder
 
-_BLOCK: Final = 1 << 20
-
 
 def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
-    """Is everything there that the checkpoint counts? Bytes that were checked are noted in it as safe."""
+    """True if all that the checkpoint counts is there. Bytes that were checked are marked in it as safe."""
     try:
         return (
             is_consistent(checkpoint)
@@ -39,7 +36,7 @@ def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
 
 
 def is_consistent(checkpoint: Checkpoint) -> bool:
-    """Do its parts agree? A CRC does not say so: whoever made it may have meant harm."""
+    """True if the parts of a checkpoint agree. A CRC does not prove that: somebody may have forged it."""
     state, layout = checkpoint.state, checkpoint.layout
     counts = {name: metric.count for name, metric in state.metrics.items() if metric.count}
     return (
@@ -56,7 +53,7 @@ def is_consistent(checkpoint: Checkpoint) -> bool:
 
 
 def _values(state: State) -> Iterator[dict[str, Any]]:
-    """All that callers gave."""
+    """Yield all values that callers gave."""
     for owner in (state, *state.metrics.values(), *state.files.values()):
         keys = ("description", "tags", "metadata", *(("folder",) if owner is state else ()))
         yield {key: getattr(owner, key).value for key in keys}
@@ -79,7 +76,7 @@ def _has_marks(lines: LineFile) -> bool:
 
 
 def _has_spans(metric: Metric) -> bool:
-    """Do its spans and what is superseded follow each other, within its points?"""
+    """True if a metric's spans are in order, and its superseded ranges too, and within its points."""
     ends = [0, *(span.end for span in metric.spans)]
     bounds = [bound for superseded in metric.superseded for bound in superseded]
     return (
@@ -96,11 +93,11 @@ def _stays_inside(path: str) -> bool:
 
 
 def _survived(checkpoint: Checkpoint, folder: Folder) -> bool:
-    """Read again what was written since it was last seen on disk."""
+    """Read again what was written since it was last read from disk; True if all of it is right."""
     if not _segments_survived(checkpoint, folder.journal):
         return False
     for path, lines in [(folder.journal / ORDER, checkpoint.order), *folder.line_files()]:
-        if _crc(path, lines.safe, lines.size) != lines.crc:
+        if crc_of(path, lines.safe, lines.size) != lines.crc:
             return False
         lines.safe, lines.crc = lines.size, 0
     return True
@@ -115,7 +112,7 @@ def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
         covered = checkpoint.covered.get(segment.id) if segment is not None else None
         if segment is None or not covered:
             continue
-        # What a base stands for is not read again.
+        # Bytes for which a base stands are not read again.
         seen = max(safe, checkpoint.stood.get(segment.id, 0))
         if not all(_is_all_frames(segment, max(start, seen), end) for start, end in covered if end > seen):
             return False
@@ -126,26 +123,15 @@ def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
 def _is_all_frames(segment: Segment, start: int, end: int) -> bool:
     position = start
     for item in read(segment, start, end):
-        if not isinstance(item, Run) or item.start != position:
+        if not isinstance(item, Stretch) or item.start != position:
             return False
         position = item.end
     return position == end
 
 
 def seal(checkpoint: Checkpoint, journal: Path) -> None:
-    """Note the CRC of what `order` has become since the last time."""
-    known = checkpoint.order
-    crc = _crc(journal / ORDER, known.size, checkpoint.order_position, known.crc)
+    """Extend the checkpoint's CRC of `order` to the position that it has now."""
+    sealed = checkpoint.order
+    crc = crc_of(journal / ORDER, sealed.size, checkpoint.order_position, sealed.crc)
     if crc is not None:
-        known.size, known.crc = checkpoint.order_position, crc
-
-
-def _crc(path: Path, start: int, end: int, crc: int = 0) -> int | None:
-    """The CRC-32 of bytes [start, end), going on from `crc`; None if they are not all there."""
-    rest = end - start
-    with path.open("rb") as file:
-        file.seek(start)
-        while rest > 0 and (block := file.read(min(_BLOCK, rest))):
-            crc = crc32(block, crc)
-            rest -= len(block)
-    return crc if rest <= 0 else None
+        sealed.size, sealed.crc = checkpoint.order_position, crc

@@ -12,12 +12,12 @@ FOLDER: Final = Path("/etc/systemd/system")
 
 
 def unit() -> str:
-    """The text of the unit."""
+    """Return the text of the unit."""
     return units.unit(UNIT, units.program("ml-dash", "ml_dash"))
 
 
 def install(folder: Path = FOLDER) -> Path:
-    """Write the unit; where it is. Raises OSError."""
+    """Write the unit; return its path. Raises OSError."""
     path = folder / UNIT
     units.write(path, unit())
     return path

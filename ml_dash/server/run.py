@@ -26,10 +26,10 @@ from .http.observe import log, write_logs
 from .settings import ServerSettings, check_someone_may_enter, running_path
 
 DRAIN_S: Final = 10
-"""How long requests under way may take to end after SIGTERM."""
+"""How long requests that are being answered may take after SIGTERM."""
 
 HEADERS_S: Final = 20.0
-"""How long a request's headers may take; who is slower is cut off."""
+"""How long a request's headers may take; a slower connection is closed."""
 
 KEEP_ALIVE_S: Final = 75
 _BACKLOG: Final = 1024
@@ -37,10 +37,10 @@ _HEADER_BYTES: Final = 64 << 10
 
 
 def serve(settings: ServerSettings, *, opens: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT, which let requests under way end; `opens` shows the page in a browser.
+    """Serve until SIGTERM or SIGINT, then finish the requests under way; `opens` shows the page in a browser.
 
-    Raises InvalidValue where nobody could be let in, StoreRefused if the data folder cannot be used, StorageError if
-    the address cannot be had.
+    Raises InvalidValue if nobody could log in, StoreRefused if the data folder cannot be used, StorageError if the
+    address cannot be bound.
     """
     write_logs(settings.log_level)
     _take_all_descriptors()
@@ -75,24 +75,24 @@ def serve(settings: ServerSettings, *, opens: bool = False) -> None:
 
 
 def _note_running(settings: ServerSettings, url: str) -> None:
-    """For `token create`, which may be run where another data folder is the default."""
+    """Record where this server's data is, for `token create`, whose default may be another folder."""
     path = running_path()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_file(path, json.dumps({"pid": os.getpid(), "data": str(settings.data), "url": url}).encode())
     except OSError as error:
-        log.info("that it runs is noted nowhere: %s", error)
+        log.info("could not record that the server runs: %s", error)
 
 
 def _look_for_cycles_rarely() -> None:
-    """A batch is 100,000s of objects and not one cycle; looking for some took 40 % of the time to fold it."""
+    """Make the cycle collector run rarely: it took 40 % of the time to fold a batch, which has no cycles."""
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
 
 
 @contextlib.contextmanager
 def _listening(settings: ServerSettings) -> Generator[socket.socket, None, None]:
-    """The socket to listen on. Raises StorageError where it cannot be had."""
+    """Bind and listen; the socket is closed at the end. Raises StorageError if the address cannot be bound."""
     host = settings.host.strip("[]")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -101,7 +101,7 @@ def _listening(settings: ServerSettings) -> Generator[socket.socket, None, None]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # From now on connections wait; so whoever reads the address may use it at once.
+        # From here on the kernel accepts connections, so whoever reads the address may use it at once.
         listener.listen(_BACKLOG)
     except OSError as error:
         raise StorageError(
@@ -113,7 +113,7 @@ def _listening(settings: ServerSettings) -> Generator[socket.socket, None, None]
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, which tells live readers that it ends, and ends with exit code 0."""
+    """Uvicorn's server, ending the streams of live readers at shutdown, and with exit code 0 after a signal."""
 
     def __init__(self, config: uvicorn.Config, app: App) -> None:
         super().__init__(config)
@@ -121,15 +121,15 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        kept = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            for number, handler in kept.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # A second one ends what is still under way.
+        # A second signal ends requests that are still being answered.
         self.force_exit = self.should_exit
         self.should_exit = True
 
@@ -139,11 +139,11 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """A connection, cut off where the headers of a request take too long."""
+    """A connection that is closed if the headers of a request take longer than HEADERS_S (slow loris)."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._patience: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -152,8 +152,8 @@ class _Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
-            # The next request has begun, or so it seems.
-            if self._patience is None:
+            # The first bytes of the next request, most likely.
+            if self._timer is None:
                 self._await_headers()
         else:
             self._stop_waiting()
@@ -163,21 +163,21 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _await_headers(self) -> None:
-        self._patience = self.loop.call_later(HEADERS_S, self._give_up)
+        self._timer = self.loop.call_later(HEADERS_S, self._give_up)
 
     def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self) -> None:
-        self._patience = None
+        self._timer = None
         if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()
 
 
 def _take_all_descriptors() -> None:
-    """As many open files as this process may have: each connection is one."""
+    """Raise the limit of open files to the hard limit: each connection is one."""
     if sys.platform == "win32":
         return
     import resource

@@ -41,11 +41,12 @@ class ServerSettings:
 
     @property
     def is_loopback(self) -> bool:
-        """Does it listen where only this machine can reach it?"""
+        """True if only this machine can reach the address to listen on."""
         return is_loopback_host(self.host)
 
     @property
     def accepts_development_logins(self) -> bool:
+        """True if development logins are accepted: with `dev`, on loopback."""
         return self.dev and self.is_loopback
 
 
@@ -57,7 +58,7 @@ def server_settings(
     dev: bool = False,
     env: Mapping[str, str] | None = None,
 ) -> ServerSettings:
-    """The settings that options and environment ask for. Raises `InvalidValue` that names the one that is wrong."""
+    """Return the settings from options and environment; options win. Raises `InvalidValue` that names the wrong one."""
     environment = os.environ if env is None else env
     for name in _LATER:
         if environment.get(name):
@@ -82,16 +83,16 @@ def server_settings(
 
 
 def check_data(data: Path) -> Path:
-    """The data folder. Raises `InvalidValue` where something else stands in its place."""
+    """Return the data folder. Raises `InvalidValue` if a file is in its place."""
     for place in (data, *data.parents):
         if place.exists() and not place.is_dir():
-            found = f"--data {data} cannot be a folder: {place} is a file"
-            raise InvalidValue(found, hint="name a folder; it is made if it is not there")
+            problem = f"--data {data} cannot be a folder: {place} is a file"
+            raise InvalidValue(problem, hint="name a folder; it is made if it is not there")
     return data
 
 
 def default_data(env: Mapping[str, str]) -> Path:
-    """Where a server keeps its data if nobody says: the same folder wherever it is started."""
+    """Return the default data folder: the same one wherever the server is started."""
     base = env.get("XDG_DATA_HOME", "")
     # The base directory specification says to ignore a relative one.
     if not Path(base).is_absolute():
@@ -100,34 +101,34 @@ def default_data(env: Mapping[str, str]) -> Path:
 
 
 def running_path() -> Path:
-    """Where the newest server of this user says which data it serves."""
+    """Return the path of the file in which this user's newest server records its process, data folder and URL."""
     return state_folder() / "server.json"
 
 
 def running_elsewhere(data: Path) -> tuple[str, str] | None:
-    """(URL, data folder) of a server of this user that runs on another folder than `data`."""
+    """Return (URL, data folder) of this user's running server, if its folder is not `data`; else None."""
     try:
-        found = json.loads(running_path().read_bytes())
-        os.kill(int(found["pid"]), 0)
-        url, other = str(found["url"]), str(found["data"])
+        note = json.loads(running_path().read_bytes())
+        os.kill(int(note["pid"]), 0)
+        url, other = str(note["url"]), str(note["data"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return (url, other) if os.path.realpath(other) != os.path.realpath(data) else None
 
 
 def check_someone_may_enter(settings: ServerSettings, has_tokens: bool) -> None:
-    """Raises `InvalidValue` where a server beyond loopback would have neither a secret nor a token."""
+    """Raise `InvalidValue` if a server beyond loopback would have neither a secret nor a token."""
     if not settings.is_loopback and settings.jwt_secret is None and not has_tokens:
-        found = f"beyond loopback ({settings.host}) a server needs a token or a secret, and this one has neither"
+        problem = f"beyond loopback ({settings.host}) a server needs a token or a secret, and this one has neither"
         hint = (
             f"run: ml-dash server token create USER --data {settings.data} - or set JWT_SECRET to at least "
             f"{SECRET_BYTES} random bytes, such as: openssl rand -hex 32"
         )
-        raise InvalidValue(found, hint=hint)
+        raise InvalidValue(problem, hint=hint)
 
 
 def is_loopback_host(host: str) -> bool:
-    """Is that address, or name, this machine for itself alone? Names other than `localhost` are not trusted."""
+    """True if a host is a loopback address or `localhost`. No other name is trusted."""
     bare = host.strip("[]").partition("%")[0].lower().rstrip(".")
     if bare == "localhost" or bare.endswith(".localhost"):
         return True
@@ -140,7 +141,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def duration_s(text: str, label: str) -> int:
-    """Seconds that `90`, `90s`, `15m`, `12h`, `30d` or `4w` mean. Raises `InvalidValue`."""
+    """Return the seconds that `90`, `90s`, `15m`, `12h`, `30d` or `4w` mean. Raises `InvalidValue`."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*([a-z]*)\s*", text)
     if match is None or match[2] not in _UNITS_S or int(match[1]) == 0:
         raise InvalidValue(f"{label} is {text[:40]!a}", hint="write it like 30d, 12h or 90min")
@@ -148,7 +149,7 @@ def duration_s(text: str, label: str) -> int:
 
 
 def size_bytes(text: str, label: str) -> int:
-    """Bytes that `5GB`, `500 MB` or `1048576` mean; a kB has 1,024. Raises `InvalidValue`."""
+    """Return the bytes that `5GB`, `500 MB` or `1048576` mean; a KB has 1,024. Raises `InvalidValue`."""
     match = re.fullmatch(r"\s*(\d{1,15})\s*([A-Za-z]*)\s*", text)
     unit = match[2].upper().replace("IB", "B") if match else "?"
     if match is None or unit not in _UNITS_BYTES or int(match[1]) == 0:
@@ -164,7 +165,7 @@ def _port(environment: Mapping[str, str]) -> int:
 
 
 def _secret(environment: Mapping[str, str]) -> str | None:
-    """`JWT_SECRET`, of which no message shows anything."""
+    """Return `JWT_SECRET`. Raises `InvalidValue` for a weak one; no message shows any of it."""
     secret = environment.get("JWT_SECRET")
     if not secret:
         return None

@@ -16,8 +16,8 @@ from ..errors import JournalError, MLDashError, NotFound, ServerRefused
 from ..journal import base as bases
 from ..journal import blobs
 from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
-from ..projection.project import Projector
-from ..reading.read import Located
+from ..projection.project import TURN_WAIT_S, Projector
+from ..reading.located import Located
 from ..reading.view import look_anew
 from .identity import connect
 from .pull.download import bring_blob
@@ -138,7 +138,7 @@ class _Work:
     def _show_files(self) -> None:
         """Make the documented folder show what has come."""
         projector = Projector(self._located.journal, self._located.folder)
-        with projector.having_turn(WAIT_S) as taken:
+        with projector.having_turn(TURN_WAIT_S) as taken:
             if taken:
                 (self._located.journal / CHECKPOINT).unlink(missing_ok=True)
                 projector.begin_at_base()

@@ -61,7 +61,10 @@ def _with_tokens(url: str, identity: str, tokens: Sequence[str], attempt: Callab
             f"there is no login for {url} as {identity} here: data is kept here, and goes under no other login",
             hint=f"run: ml-dash login {url}",
         )
+    # A user may log in anew. What was bound to a token has no other, but by being pushed under one.
+    login = f"ml-dash login {url}"
+    push = f"to send it with another token: {login}, then ml-dash push EXPERIMENT --remote {url}"
     raise Unauthorised(
         f"{url} refuses {identity}: data is kept here, and goes under no other login",
-        hint=f"to send it as another user: ml-dash login {url}, then ml-dash push EXPERIMENT --remote {url}",
+        hint=f"run: {login}" if identity.startswith("user ") else push,
     ) from refused

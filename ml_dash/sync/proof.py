@@ -7,18 +7,20 @@ nothing that either side has noted down (cursors, checkpoints) is part of the pr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.protocol import UNKNOWN, Digest, JournalState
 from ..core.state import File
+from ..disk.durable import blocks
 from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
-from ..journal.reader import Gap, Run, Tail, is_partial, open_segment, read
+from ..journal.reader import Gap, Stretch, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, read_identity
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import remote
 from .register import Registration, cursor_of
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(bytes compared, bytes in all)"""
 
-_BLOCK: Final = 1 << 20
 # How many segments are asked for at once.
 _AT_ONCE: Final = 256
 
@@ -268,7 +269,7 @@ class _Comparison:
             if segment is None:
                 return 0, True
             for item in read(segment, max(start, segment.first), part.size):
-                if isinstance(item, Run):
+                if isinstance(item, Stretch):
                     events += len(item.events)
                 elif isinstance(item, Gap):
                     self.reasons.append(f"segment {part.file}: bytes {item.start:,} to {item.end:,} are damaged here")
@@ -291,7 +292,7 @@ class _Comparison:
             if segment is None:
                 return 1
             counts = [
-                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Run))
+                sum(len(item.events) for item in read(segment, segment.first, end) if isinstance(item, Stretch))
                 for end in (part.size, max(segment.first, different))
             ]
         except (OSError, JournalError) as error:
@@ -326,19 +327,12 @@ class _Comparison:
 
 def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
     """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
-    digest = hashlib.sha256()
-    for block in _blocks(path, size):
+    digest, rest = hashlib.sha256(), size
+    for block in blocks(path, 0, size):
         digest.update(block)
+        rest -= len(block)
         if tell is not None:
             tell(len(block))
+    if rest:
+        raise EOFError
     return digest.hexdigest()
-
-
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while size:
-            block = file.read(min(_BLOCK, size))
-            if not block:
-                raise EOFError
-            size -= len(block)
-            yield block

@@ -20,9 +20,10 @@ from ..disk.config import Settings
 from ..disk.durable import read_at
 from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
-from ..journal.reader import Run, Segment, Tail, decode_event, is_partial, open_segment, read
+from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import register
 from .cursor import Cursor
 
@@ -142,7 +143,7 @@ class Sent:
         if cursor is None:
             return None
         if cursor.trouble is not None and cursor.trouble.kind == "login":
-            return f"{cursor.trouble.text or 'the login is not accepted'}; run: ml-dash login {remote}"
+            return cursor.trouble.text or f"the login is not accepted; run: ml-dash login {remote}"
         for name, reason in cursor.parked.items():
             if f"-{self.id}-" in name:
                 return f"{remote} does not take {name}: {reason}; see: ml-dash sync status"
@@ -167,7 +168,7 @@ def _first_unsent(path: Path, acknowledged: int) -> int | None:
     # No frame begins there: damage, or a cursor of something else. What is whole before it counts.
     last = segment.header.first_seq - 1
     for before in read(segment, segment.first, acknowledged):
-        if isinstance(before, Run):
+        if isinstance(before, Stretch):
             last = before.events[-1][0]
     return last + 1
 

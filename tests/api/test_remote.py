@@ -23,7 +23,7 @@ from ml_dash.disk.lock import Turn
 from ml_dash.errors import NotFound
 from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.sync import login, proof, register, sent
 from ml_dash.sync.identity import connect
 from tests.running import Server, end_started, once

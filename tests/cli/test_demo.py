@@ -23,6 +23,7 @@ from ml_dash.demo.network import SPECIES, Network, load_flowers
 from ml_dash.demo.train import EPOCHS
 from ml_dash.disk import config
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Shell
@@ -166,7 +167,7 @@ def test_the_demo_runs_from_a_plain_copy_of_the_package(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> tuple[read.Located, steps.Acknowledged]:
+def recorded(tmp_path: Path) -> tuple[Located, steps.Acknowledged]:
     """A short run, and the calls that the process that made it would report."""
     reported = steps.Acknowledged()
     with Experiment("short", "demo", local_path=tmp_path) as experiment:
@@ -190,13 +191,13 @@ LIES: dict[str, tuple[str, Facts]] = {
 }
 
 
-def test_the_count_is_complete_when_all_is_there(recorded: tuple[read.Located, steps.Acknowledged]) -> None:
+def test_the_count_is_complete_when_all_is_there(recorded: tuple[Located, steps.Acknowledged]) -> None:
     located, reported = recorded
     assert steps.count(read.view(located), [reported]) == steps.Count(acknowledged=7, recovered=7, beyond=0)
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_the_count_notices(recorded: tuple[read.Located, steps.Acknowledged], lie: str) -> None:
+def test_the_count_notices(recorded: tuple[Located, steps.Acknowledged], lie: str) -> None:
     located, reported = recorded
     reported.note(*LIES[lie])
     count = steps.count(read.view(located), [reported])
@@ -205,7 +206,7 @@ def test_the_count_notices(recorded: tuple[read.Located, steps.Acknowledged], li
 
 
 def test_the_count_tells_what_was_written_beyond_what_was_acknowledged(
-    recorded: tuple[read.Located, steps.Acknowledged],
+    recorded: tuple[Located, steps.Acknowledged],
 ) -> None:
     located, reported = recorded
     reported.points["loss"].pop()
@@ -213,7 +214,7 @@ def test_the_count_tells_what_was_written_beyond_what_was_acknowledged(
 
 
 def test_the_count_notices_what_is_there_twice(
-    recorded: tuple[read.Located, steps.Acknowledged], tmp_path: Path
+    recorded: tuple[Located, steps.Acknowledged], tmp_path: Path
 ) -> None:
     located, reported = recorded
     with Experiment("short", "demo", local_path=tmp_path) as experiment:
@@ -224,7 +225,7 @@ def test_the_count_notices_what_is_there_twice(
     assert not count.complete
 
 
-def test_a_value_that_differs_in_its_last_bit_is_not_found(recorded: tuple[read.Located, steps.Acknowledged]) -> None:
+def test_a_value_that_differs_in_its_last_bit_is_not_found(recorded: tuple[Located, steps.Acknowledged]) -> None:
     located, reported = recorded
     reported.points["loss"][2]["value"] = 1 / 3 + 2**-54
     assert not steps.count(read.view(located), [reported]).complete

@@ -59,7 +59,7 @@ _SAFETY: Final = (
     _one(
         "trust a sync that is tried again",
         WRITER,
-        "            self._write_again(fd, kept, failure)\n            return False\n",
+        "            self._write_again(fd, unsynced, failure)\n            return False\n",
         "            del failure\n            data_sync(fd)\n",
         ("W13", 30),
     ),
@@ -156,8 +156,8 @@ _FRAMES: Final = (
     _one(
         "stop at the first damage",
         "journal/reader.py",
-        "            found = find_frame(buffer, offset + 1, segment.crcs, decode_event)\n",
-        "            return\n            found = -1\n",
+        "            offset = find_frame(buffer, offset + 1, segment.crcs, decode_event)\n",
+        "            return\n            offset = -1\n",
         ("W7", 1_000),
     ),
     _one(
@@ -215,8 +215,8 @@ _OTHERS: Final = (
     _one(
         "a child goes on with its parent's writer",
         "recording/run.py",
-        "    os.register_at_fork(after_in_child=registry.after_fork)\n",
-        "    pass\n",
+        "process.in_child.append(registry.after_fork)\n",
+        "",
         ("W17", 14),
     ),
     _one(
@@ -237,9 +237,9 @@ _OTHERS: Final = (
     _one(
         "fold before the order is recorded",
         MERGE,
-        "        if order is None:\n            yield stretch, segment, run\n",
-        "        if True:\n            yield stretch, segment, run\n",
-        ("W19", 40),
+        "        if order is None:\n            yield record, segment, stretch\n",
+        "        if True:\n            yield record, segment, stretch\n",
+        ("P2", 30),
     ),
     _one(
         "checkpoint before the documents",
@@ -403,7 +403,7 @@ _REWINDS: Final = (
     _one(
         "charts show what is superseded",
         "server/engine/queries.py",
-        "            without = () if superseded else known.superseded\n",
+        "            without = () if superseded else folded.superseded\n",
         "            without = ()\n",
         ("W32", 24),
     ),

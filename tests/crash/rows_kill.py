@@ -164,7 +164,7 @@ def killed_between_blob_and_event(trial: Trial) -> None:
 
 
 def _verify_is_content(trial: Trial, journal: Path) -> None:
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
     from ml_dash.reading.verify import verify
 
     found = at(journal)

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from ml_dash.reading.read import Located
+from ml_dash.reading.located import Located
 from tests.faults import shim
 from tests.faults.harness import Row, Trial
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ml_dash.errors import JournalError
-from ml_dash.journal.reader import Gap, Run, Tail, open_segment, read
+from ml_dash.journal.reader import Gap, Stretch, Tail, open_segment, read
 
 from . import oracle_reader as disk
 from .oracle import Reporter
@@ -96,7 +96,7 @@ def read_copy(path: Path) -> Reading:
         return reading
     reading.header_damaged = segment.damaged
     for item in read(segment, segment.first):
-        if isinstance(item, Run):
+        if isinstance(item, Stretch):
             reading.found += item.events
         elif isinstance(item, Gap):
             reading.gaps.append((item.start, item.end))

@@ -166,7 +166,8 @@ def _compare_counts(
 
 def _check_place(job: _Job, what: str, folder: Path, machines: set[int], *, freed: bool = False) -> None:
     """A folder with a journal, as a reader finds it; where lines were freed, metrics may say that they are unsure."""
-    from ml_dash.reading.read import at, view
+    from ml_dash.reading.located import at
+    from ml_dash.reading.read import view
 
     located = at(folder)
     assert located is not None
@@ -279,7 +280,7 @@ def _home(job: _Job, machine: int) -> Path:
 
 def _check_machines(job: _Job, rng: random.Random, *, rebuilds: bool = False) -> None:
     from ml_dash.projection.project import catch_up, rebuild
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
 
     for machine in _machines_with_data(job):
         home = _home(job, machine)
@@ -305,7 +306,7 @@ def _send(job: _Job, url: str, rng: random.Random) -> None:
 
 def _brought(job: _Job, url: str) -> None:
     """On a third machine, where nothing was."""
-    from ml_dash.reading.read import Located
+    from ml_dash.reading.located import Located
     from ml_dash.sync.pull.pull import pull
     from ml_dash.sync.remote import ServerSource
 
@@ -318,7 +319,8 @@ def _brought(job: _Job, url: str) -> None:
 
 def _freed(job: _Job, url: str, rng: random.Random) -> None:
     """What the server holds is freed here; the job goes on; what is here is right, or says that it cannot tell."""
-    from ml_dash.reading.read import at, view
+    from ml_dash.reading.located import at
+    from ml_dash.reading.read import view
     from ml_dash.sync import gc
     from ml_dash.sync.pull.pull import pull
     from ml_dash.sync.remote import ServerHolder, ServerSource

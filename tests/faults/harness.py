@@ -30,6 +30,10 @@ class Unavailable(Exception):
     """This environment cannot inject the fault; the message says what is missing."""
 
 
+class NotHere(Exception):
+    """This environment cannot inject what one trial wants; the others can be run. The message says what is missing."""
+
+
 @dataclass
 class RowReport:
     """What a row found: N trials, how many failed and why, and what was seen on the way."""
@@ -42,6 +46,8 @@ class RowReport:
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     unavailable: str = ""
+    # Trials that this environment could not have, by what is missing.
+    skipped: Counter[str] = field(default_factory=Counter)
 
     @property
     def bound(self) -> float:
@@ -54,6 +60,7 @@ class RowReport:
         self.failed += other.failed
         self.failures = (self.failures + other.failures)[:_KEPT_FAILURES]
         self.counts.update(other.counts)
+        self.skipped.update(other.skipped)
         self.seconds = max(self.seconds, other.seconds)
         self.unavailable = self.unavailable or other.unavailable
 
@@ -63,7 +70,9 @@ class RowReport:
         seen = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
         verdict = f"{self.failed:,} FAILED" if self.failed else f"none failed (rate < {self.bound:.2g})"
         text = f"{self.row:4} {self.trials:>7,} trials, {verdict}, {self.seconds:.1f} s, seed {self.seed}"
-        return "\n".join([text + (f"; {seen}" if seen else ""), *(f"     {failure}" for failure in self.failures)])
+        skipped = [f"NOT RUN, {count:,} trials: {reason}" for reason, count in sorted(self.skipped.items())]
+        lines = [text + (f"; {seen}" if seen else ""), *skipped, *self.failures]
+        return "\n     ".join(lines)
 
     def to_json(self) -> str:
         """For the process that started this share."""
@@ -73,7 +82,7 @@ class RowReport:
     def from_json(cls, text: str) -> RowReport:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(**{**values, "counts": Counter(values["counts"])})
+        return cls(**{**values, "counts": Counter(values["counts"]), "skipped": Counter(values["skipped"])})
 
 
 class Trial:
@@ -193,6 +202,10 @@ class Row:
             self.trial(trial)
         except Unavailable:
             raise
+        except NotHere as reason:
+            report.skipped[str(reason)] += 1
+            trial.done()
+            return
         except Exception as error:  # noqa: BLE001 - whatever a trial raises is what it found
             where = traceback.extract_tb(error.__traceback__)[-1]
             trial.fail(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")

@@ -15,7 +15,7 @@ from ml_dash.core import events as ev
 from ml_dash.core.frames import Event
 from ml_dash.errors import Damaged
 from ml_dash.journal.bodies import blobs_of, fetch_body, reference, with_bodies
-from ml_dash.journal.reader import Run, open_segment, read
+from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS
 from tests.journals import Desk, Pen
 
@@ -31,15 +31,15 @@ def pen(desk: Desk) -> Pen:
     return pen
 
 
-def run_of(pen: Pen) -> Run:
+def run_of(pen: Pen) -> Stretch:
     segment = open_segment(pen.segment)
     assert segment is not None
     [run] = read(segment, segment.first)
-    assert isinstance(run, Run)
+    assert isinstance(run, Stretch)
     return run
 
 
-def whole(pen: Pen, **more: Any) -> tuple[list[Run], list[tuple[int, type[Exception]]]]:
+def whole(pen: Pen, **more: Any) -> tuple[list[Stretch], list[tuple[int, type[Exception]]]]:
     """The runs with their bodies, and the numbers of the events whose bodies are lost."""
     run, lost = run_of(pen), list[tuple[int, type[Exception]]]()
 
@@ -51,7 +51,7 @@ def whole(pen: Pen, **more: Any) -> tuple[list[Run], list[tuple[int, type[Except
     return list(with_bodies(run, pen.id, lambda: data, fetch, note, (OSError, Damaged, ValueError), **more)), lost
 
 
-def texts(runs: list[Run]) -> list[str]:
+def texts(runs: list[Stretch]) -> list[str]:
     return [event[3][1] for run in runs for event in run.events if event[1] == ev.LOG]
 
 

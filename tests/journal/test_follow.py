@@ -15,8 +15,8 @@ from ml_dash.errors import Damaged
 from ml_dash.journal import base as bases
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import OrderChanged
-from ml_dash.journal.order import Death, Order, Stretch, stretch_payload
-from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_runs, whole_frames
+from ml_dash.journal.order import Death, MergeRecord, Order, stretch_payload
+from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_stretches, whole_frames
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
 from tests.journals import SECOND, Desk, Pen, flip, recorded
 
@@ -27,10 +27,10 @@ def opened(pen: Pen, path: Path | None = None) -> Segment:
     return found
 
 
-def whole(pen: Pen) -> Stretch:
+def whole(pen: Pen) -> MergeRecord:
     """All frames of the pen's current segment."""
     segment = opened(pen)
-    return Stretch(segment.id, segment.first, pen.segment.stat().st_size)
+    return MergeRecord(segment.id, segment.first, pen.segment.stat().st_size)
 
 
 # -- naming -----------------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def test_what_is_new_is_named_and_recorded(desk: Desk) -> None:
     assert list(follower.follow()) == []
     before = pen.segment.stat().st_size
     pen.log("more")
-    assert list(follower.follow()) == [Stretch(opened(pen).id, before, pen.segment.stat().st_size)]
+    assert list(follower.follow()) == [MergeRecord(opened(pen).id, before, pen.segment.stat().st_size)]
 
 
 def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
@@ -54,10 +54,10 @@ def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
         desk.catch_up()
     written = recorded(desk.journal)
     first, second, *rest = written
-    assert isinstance(second, Stretch)
-    assert isinstance(rest[0], Stretch)
+    assert isinstance(second, MergeRecord)
+    assert isinstance(rest[0], MergeRecord)
     # Those that join come as one.
-    joined = Stretch(second.segment, second.start, rest[0].end)
+    joined = MergeRecord(second.segment, second.start, rest[0].end)
     assert list(Follower(desk.journal).follow()) == [first, joined, *rest[1:]]
     assert len(rest) == 4
     assert recorded(desk.journal) == written
@@ -90,7 +90,7 @@ def test_the_beginning_of_a_frame_is_not_named(desk: Desk) -> None:
     end = pen.segment.stat().st_size
     pen.raw(b"\x40\x00\x00\x00\x12\x34")
     [stretch] = Follower(desk.journal).follow()
-    assert isinstance(stretch, Stretch)
+    assert isinstance(stretch, MergeRecord)
     assert stretch.end == end
 
 
@@ -117,8 +117,8 @@ def test_damage_is_left_out_and_hides_nothing(desk: Desk, byte: int) -> None:
     flip(pen.segment, start + byte, 7)
     segment = opened(pen)
     assert list(Follower(desk.journal).follow()) == [
-        Stretch(segment.id, segment.first, start),
-        Stretch(segment.id, end, pen.segment.stat().st_size),
+        MergeRecord(segment.id, segment.first, start),
+        MergeRecord(segment.id, end, pen.segment.stat().st_size),
     ]
     assert Gap(start, end) in list(read(segment, segment.first))
 
@@ -144,10 +144,10 @@ def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
     pen.log("in the next")
     follower = Follower(desk.journal)
     segment = opened(pen, first)
-    assert list(follower.follow()) == [Stretch(segment.id, segment.first, end), whole(other)]
+    assert list(follower.follow()) == [MergeRecord(segment.id, segment.first, end), whole(other)]
     assert follower.pending
     first.write_bytes(content)
-    assert list(follower.follow()) == [Stretch(segment.id, end, len(content)), whole(pen)]
+    assert list(follower.follow()) == [MergeRecord(segment.id, end, len(content)), whole(pen)]
     assert not follower.pending
 
 
@@ -161,7 +161,7 @@ def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
     assert list(follower.follow()) == []
     assert first.name in follower.troubles
     first.write_bytes(content)
-    assert [record.segment for record in follower.follow() if isinstance(record, Stretch)] == [
+    assert [record.segment for record in follower.follow() if isinstance(record, MergeRecord)] == [
         opened(pen, first).id, opened(pen).id
     ]  # fmt: skip
     assert not follower.troubles
@@ -237,7 +237,7 @@ def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: Desk) -> None
     pen.log("alive after all")
     [stretch, death] = list(Follower(desk.journal).follow())[-2:]
     assert death == Death(pen.id, opened(pen).id, pen.segment.stat().st_size)
-    assert isinstance(stretch, Stretch)
+    assert isinstance(stretch, MergeRecord)
 
 
 def test_who_died_before_a_writer_came_is_noted_before_it(desk: Desk) -> None:
@@ -246,7 +246,7 @@ def test_who_died_before_a_writer_came_is_noted_before_it(desk: Desk) -> None:
     list(follower.follow())
     first.die()
     second = desk.pen()
-    assert [type(record) for record in follower.follow()] == [Death, Stretch]
+    assert [type(record) for record in follower.follow()] == [Death, MergeRecord]
     second.close()
     desk.catch_up()
     assert desk.record()["status"] == "completed"
@@ -325,12 +325,12 @@ def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
     state = State(project="cv", name="run")
     state.writers[gone] = WriterState(id=gone)
     state.alive.append(gone)
-    stood = bases.Stood(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
+    stood = bases.FreedSegment(segment.id, pen.segment.name, pen.id, segment.header.journal.hex(), whole(pen).end, "")
     base = bases.Base("cv", "run", state, {segment.id: stood}, {"a-blob": 3})
     bases.save(desk.journal, desk.identity, base)
     follower = Follower(desk.journal)
-    assert follower.stood(segment.id) == whole(pen).end
-    assert follower.stood("00" * 16) == 0
+    assert follower.freed(segment.id) == whole(pen).end
+    assert follower.freed("00" * 16) == 0
     assert follower.blobs == {"a-blob"}
     assert list(follower.follow()) == []
     # A writer of here takes over from those that only the base knows.
@@ -419,7 +419,7 @@ def test_records_that_name_what_is_gone(desk: Desk) -> None:
     order.append([stretch_payload("ab" * 16, 100, 200)])
     order.close()
     follower = Follower(desk.journal)
-    assert list(follower.follow()) == [Stretch("ab" * 16, 100, 200), whole(pen)]
+    assert list(follower.follow()) == [MergeRecord("ab" * 16, 100, 200), whole(pen)]
     assert follower.segment("ab" * 16) is None
     assert follower.segment(opened(pen).id) is not None
 
@@ -451,7 +451,7 @@ def test_runs_are_bounded_and_leave_nothing_out(desk: Desk) -> None:
     for _ in range(12):
         pen.log("x" * 900_000)
     segment = opened(pen)
-    runs = list(read_runs(segment, segment.first))
+    runs = list(read_stretches(segment, segment.first))
     assert len(runs) > 2
     assert all(end - start <= 4 << 20 for start, end in runs)
     assert [start for start, _ in runs] == [segment.first, *(end for _, end in runs[:-1])]

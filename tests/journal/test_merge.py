@@ -16,7 +16,7 @@ from ml_dash.core.state import Edits
 from ml_dash.disk.lock import Turn
 from ml_dash.journal.follow import Follower
 from ml_dash.journal.merge import joined
-from ml_dash.journal.order import Death, Record, Stretch
+from ml_dash.journal.order import Death, MergeRecord, Record
 from ml_dash.journal.segment import ORDER, SEGMENTS, list_segments
 from ml_dash.projection.checkpoint import Checkpoint
 from ml_dash.projection.replay import Replay
@@ -245,9 +245,10 @@ def test_what_is_taken_piece_by_piece_is_what_is_recorded(tmp_path: Path, seed: 
 
 def test_stretches_that_go_on_are_joined_with_the_offset_behind_the_last() -> None:
     records: list[tuple[Record, int]] = [
-        (Stretch("a", 0, 5), 1), (Stretch("a", 5, 9), 2), (Stretch("b", 9, 12), 3), (Stretch("b", 13, 14), 4),
-        (Death("w"), 5), (Death("w"), 6), (Stretch("b", 14, 14 + (8 << 20)), 7),
-        (Stretch("b", 14 + (8 << 20), 1 << 24), 8),
+        (MergeRecord("a", 0, 5), 1), (MergeRecord("a", 5, 9), 2), (MergeRecord("b", 9, 12), 3),
+        (MergeRecord("b", 13, 14), 4),
+        (Death("w"), 5), (Death("w"), 6), (MergeRecord("b", 14, 14 + (8 << 20)), 7),
+        (MergeRecord("b", 14 + (8 << 20), 1 << 24), 8),
     ]  # fmt: skip
-    assert list(joined(records)) == [(Stretch("a", 0, 9), 2), *records[2:]]
+    assert list(joined(records)) == [(MergeRecord("a", 0, 9), 2), *records[2:]]
     assert list(joined([])) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash.errors import JournalError
-from ml_dash.journal.order import Death, Order, Record, Stretch, death_payload, stretch_payload
+from ml_dash.journal.order import Death, MergeRecord, Order, Record, death_payload, stretch_payload
 from ml_dash.journal.segment import JOURNAL, create_journal
 from tests.journals import flip
 
@@ -25,8 +25,8 @@ def order(tmp_path: Path) -> Iterator[Order]:
     order.close()
 
 
-def stretch(n: int) -> Stretch:
-    return Stretch(SEGMENT, 100 * n, 100 * n + 100)
+def stretch(n: int) -> MergeRecord:
+    return MergeRecord(SEGMENT, 100 * n, 100 * n + 100)
 
 
 def fill(order: Order, count: int = 5) -> list[int]:

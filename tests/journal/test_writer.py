@@ -207,6 +207,26 @@ def test_what_memory_cannot_hold_is_counted_told_in_the_journal_and_raised_at_cl
         writer.close({"status": "completed"})
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_close_says_of_lost_events_names_no_folder_that_is_not_there(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    if not recorded:
+        shutil.rmtree(desk.journal.parent)
+        desk.journal.parent.write_text("in the way")
+    writer = desk.writer()
+    writer.append(LOG, ["info", "one", None])
+    if recorded:
+        shutil.rmtree(desk.journal.parent)
+        desk.journal.parent.write_text("in the way")
+        monkeypatch.setattr(writing, "os_write", lambda *a: failing(errno.EIO)(os.pwrite, *a))
+        writer.append(LOG, ["info", "two", None])
+    with pytest.raises(StorageError, match="events of project/name were lost") as raised:
+        writer.close({"status": "completed"})
+    assert str(desk.journal) not in str(raised.value)
+    assert "no others are on disk" in str(raised.value)
+
+
 def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = desk.writer(strict=True)
     refuse = failing(errno.ENOSPC, 10_000)

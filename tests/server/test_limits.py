@@ -123,7 +123,7 @@ def test_a_body_that_stalls_or_trickles_is_given_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bodies, "IDLE_S", 0.05)
     assert refusal(request_of([b"x"], CHUNKED, stall=True)).status == 408
     monkeypatch.setattr(bodies, "IDLE_S", 0.0)
-    monkeypatch.setattr(bodies, "SLOWEST", 1 << 60)
+    monkeypatch.setattr(bodies, "SLOWEST_BYTES_PER_S", 1 << 60)
     assert refusal(request_of([b"x"] * 3, CHUNKED)).status == 408
 
 

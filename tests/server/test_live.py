@@ -112,7 +112,7 @@ def test_who_goes_is_forgotten(web: Web) -> None:
 
 
 def test_only_so_many_may_follow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LISTENERS_PER_NAMESPACE", 2)
+    monkeypatch.setattr(live, "MAX_LISTENERS_PER_NAMESPACE", 2)
     hub = live.Hub()
     first, _ = hub.join("a", "1"), hub.join("a", "2")
     with pytest.raises(Refused) as caught:

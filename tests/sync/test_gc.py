@@ -19,7 +19,8 @@ from ml_dash.errors import StillOpen, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments
 from ml_dash.projection.folder import LOGS
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.sync import gc, remote
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, flip
@@ -285,7 +286,7 @@ def test_it_keeps_out_of_the_way_of_another_projector(
     desk: Desk, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(desk)
-    monkeypatch.setattr(gc, "_WAIT_S", 0.01)
+    monkeypatch.setattr(gc, "TURN_WAIT_S", 0.01)
     turn = Turn(desk.journal / TURN)
     assert turn.take()
     with pytest.raises(StillOpen, match="nothing was freed"):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment, Unauthorised, Unreachable
-from ml_dash.journal.reader import Run, open_segment, read
+from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS, list_segments, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import Located, at
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import gc, login, proof, register, remote
 from ml_dash.sync.identity import connect
 from ml_dash.sync.proof import Proof, prove
@@ -109,7 +109,7 @@ def test_as_many_events_are_there_as_were_sent(senders: Senders, tmp_path: Path)
     while position < path.stat().st_size:
         position = next(
             item.end for item in (next(read(segment, position, end), None) for end in range(position, 1 << 20))
-            if isinstance(item, Run)
+            if isinstance(item, Stretch)
         )  # fmt: skip
         ends.append(position)
     assert len(ends) == 13  # opened, ten points, closed

@@ -22,11 +22,11 @@ from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAI
 from ...core.ranges import Range, holes, overlapping
 from ...core.records import experiment_document
 from ...core.rewinds import recount
-from ...core.state import FOLD_VERSION, Edits, State
+from ...core.state import Edits, State
 from ...disk.durable import fail_point
 from ...errors import Damaged, InvalidInput, NewerFormat
 from ...journal import bodies
-from ...journal.reader import Run, decode_event
+from ...journal.reader import Stretch, decode_event
 from ...journal.segment import SegmentName, parse_name
 from ..stores import (
     Arrival,
@@ -41,7 +41,7 @@ from ..stores import (
     StoreTrouble,
     Write,
 )
-from .blocks import OpenBlocks, add, history
+from .blocks import TABLES_VERSION, OpenBlocks, add, history
 
 STRETCH: Final = 1
 DEATH: Final = 2
@@ -82,7 +82,7 @@ def encode_state(state: State) -> bytes:
 
 def decode_state(row: ExperimentRow) -> State:
     """Decode the state of a row; an empty one where another version of the fold made it."""
-    return _decoder.decode(row.state) if row.fold_version == FOLD_VERSION and row.state else State()
+    return _decoder.decode(row.state) if row.fold_version == TABLES_VERSION and row.state else State()
 
 
 class Ingest:
@@ -130,19 +130,19 @@ class Ingest:
 
         While writing.
         """
-        known = self._taken.get((ns, experiment))
-        if known is not None:
-            return known
+        cached = self._taken.get((ns, experiment))
+        if cached is not None:
+            return cached
         row = tx.experiment(ns, experiment)
         # It comes back when this transaction has committed.
-        known = self._cache.pop((ns, experiment), None)
-        if known is None or row is None or known.row.version != row.version:
-            row = row or ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
-            known = CachedExperiment(row, decode_state(row))
-            known.state.project = known.state.project or project or row.project
-            known.state.name = known.state.name or name or row.name
-        self._taken[ns, experiment] = known
-        return known
+        cached = self._cache.pop((ns, experiment), None)
+        if cached is None or row is None or cached.row.version != row.version:
+            row = row or ExperimentRow(experiment, project, name, 0, TABLES_VERSION, b"", "", 0, 0, 0)
+            cached = CachedExperiment(row, decode_state(row))
+            cached.state.project = cached.state.project or project or row.project
+            cached.state.name = cached.state.name or name or row.name
+        self._taken[ns, experiment] = cached
+        return cached
 
     def apply(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> None:
         """Store the lines of edits. All else that has changed waits for `store`."""
@@ -167,7 +167,7 @@ class Ingest:
         document = experiment_document(state)
         cached.row = replace(
             cached.row,
-            fold_version=FOLD_VERSION,
+            fold_version=TABLES_VERSION,
             state=encode_state(state),
             project=state.project,
             name=state.name,
@@ -221,10 +221,11 @@ class Ingest:
             raise Refused(422, MALFORMED, f"{file[:100]!r} is not the name of a segment")
         with self.writing() as tx:
             length, cached, released = self.take(tx, ns, journal, name, offset, data, damaged, without)
-            known = tx.journal(ns, journal)
-            row = (
-                cached.row if cached is not None else tx.experiment(ns, known.experiment) if known is not None else None
-            )
+            if cached is not None:
+                row: ExperimentRow | None = cached.row
+            else:
+                journal_row = tx.journal(ns, journal)
+                row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         if cached is not None:
             self.notify(ns, cached, released)
         return _appended(length, row)
@@ -254,25 +255,27 @@ class Ingest:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
         part = Part(row, offset, data, damaged)
         differing = self._compare(tx, ns, part)
-        mended = [run for low, high in differing for run in _mended(part, low, high)]
+        mended = [stretch for low, high in differing for stretch in _mended(part, low, high)]
         end = max(row.length, offset + len(data))
-        appended, gaps = _appended_runs(part) if end > row.length else ([], [])
+        appended, gaps = _appended_stretches(part) if end > row.length else ([], [])
         if end == row.length and not differing:
             return end, None, []
-        runs = [Run(run.start, run.end, run.events) for run in (*mended, *appended)]
-        self._require_bodies(tx, ns, row, runs, frozenset(without))
+        stretches = [Stretch(stretch.start, stretch.end, stretch.events) for stretch in (*mended, *appended)]
+        self._require_bodies(tx, ns, row, stretches, frozenset(without))
         for low, high in differing:
             tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
         if end > row.length:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
-        still_damaged = [hole for gap in row.damaged for hole in holes([(run.start, run.end) for run in mended], *gap)]
+        still_damaged = [
+            hole for gap in row.damaged for hole in holes([(stretch.start, stretch.end) for stretch in mended], *gap)
+        ]
         tx.put_segment(ns, replace(row, length=end, damaged=tuple(sorted([*still_damaged, *gaps]))))
         cached = self.cached(tx, ns, row.experiment, *self._names(tx, ns, row))
         cached.row = replace(cached.row, heard_ns=time_ns())
         edits = Edits()
         if row.writer not in cached.row.removed_writers:
-            for run in runs:
-                self._fold(tx, ns, cached, row, run, edits)
+            for stretch in stretches:
+                self._fold(tx, ns, cached, row, stretch, edits)
         return end, cached, self.store(tx, ns, cached, edits)
 
     def _begin(self, tx: Write, ns: str, journal: str, name: SegmentName, data: bytes, damaged: bool) -> SegmentRow:
@@ -285,20 +288,22 @@ class Ingest:
         except InvalidInput as error:
             raise Refused(422, MALFORMED, f"the segment names no legal experiment: {error}") from None
         identity = experiment_id(project, experiment)
-        known = tx.journal(ns, journal)
-        if known is None:
+        journal_row = tx.journal(ns, journal)
+        if journal_row is None:
             tx.put_journal(ns, JournalRow(journal, identity, project, experiment))
-        elif known.experiment != identity:
-            raise Refused(422, MALFORMED, f"journal {journal} holds {known.project}/{known.name} here")
+        elif journal_row.experiment != identity:
+            raise Refused(422, MALFORMED, f"journal {journal} holds {journal_row.project}/{journal_row.name} here")
         if tx.segment(ns, header.segment.hex()) is not None:
             self.conflicts += 1
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
         return SegmentRow(header.segment.hex(), journal, str(name), header.writer.hex(), identity, 0, first, crc)
 
-    def _fold(self, tx: Write, ns: str, cached: CachedExperiment, row: SegmentRow, run: Run, edits: Edits) -> None:
-        """Fold a run of frames, and record which bytes were folded: a frame whose body is lost is left out."""
-        begun = behind = run.start
-        for piece in self.pieces(tx, ns, row, run):
+    def _fold(
+        self, tx: Write, ns: str, cached: CachedExperiment, row: SegmentRow, stretch: Stretch, edits: Edits
+    ) -> None:
+        """Fold a stretch of frames, and record which bytes were folded: a frame whose body is lost is left out."""
+        begun = behind = stretch.start
+        for piece in self.pieces(tx, ns, row, stretch):
             if piece.start > behind:
                 if behind > begun:
                     self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
@@ -357,9 +362,11 @@ class Ingest:
 
     # -- bodies that are blobs ---------------------------------------------------------------------------------------
 
-    def _require_bodies(self, tx: Read, ns: str, row: SegmentRow, runs: list[Run], without: frozenset[str]) -> None:
+    def _require_bodies(
+        self, tx: Read, ns: str, row: SegmentRow, stretches: list[Stretch], without: frozenset[str]
+    ) -> None:
         """Raise Refused if bodies of these events are not here and the client has not given them up (`without`)."""
-        names = [name for run in runs for name, _ in bodies.blobs_of(run, row.writer)]
+        names = [name for stretch in stretches for name, _ in bodies.blobs_of(stretch, row.writer)]
         missing = [name for name in names if name not in without and self._body_row(tx, ns, name) is None]
         if missing:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
@@ -369,16 +376,16 @@ class Ingest:
         blob = tx.blob(ns, "", name)
         return blob if blob is not None and self.objects.size(blob.key) == blob.size else None
 
-    def pieces(self, tx: Read, ns: str, row: SegmentRow, run: Run) -> Iterator[Run]:
-        """Yield the run with its bodies, in pieces that fit in memory. An event whose body is lost is left out."""
+    def pieces(self, tx: Read, ns: str, row: SegmentRow, stretch: Stretch) -> Iterator[Stretch]:
+        """Yield the stretch with its bodies, in pieces that fit in memory. An event whose body is lost is left out."""
 
         def lost(event: Event, error: Exception) -> None:
             log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], row.writer, error)
 
-        frames = partial(_bytes_of, tx, ns, row, run)
+        frames = partial(_bytes_of, tx, ns, row, stretch)
         fetch = partial(self._body, tx, ns)
         lost_if = (FileNotFoundError, ValueError)
-        return bodies.with_bodies(run, row.writer, frames, fetch, lost, lost_if, at_once=_BODIES_AT_ONCE)
+        return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODIES_AT_ONCE)
 
     def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
         blob = self._body_row(tx, ns, name)
@@ -397,10 +404,10 @@ class Ingest:
             if not (_ID.fullmatch(note["writer"]) and _ID.fullmatch(note["segment"]) and 0 <= note["end"] < 1 << 62):
                 raise Refused(422, MALFORMED, "that is no note of a death")
         with self.writing() as tx:
-            known = tx.journal(ns, journal)
-            if known is None:
+            journal_row = tx.journal(ns, journal)
+            if journal_row is None:
                 raise Refused(404, UNKNOWN, "nothing of this journal is here")
-            cached = self.cached(tx, ns, known.experiment, known.project, known.name)
+            cached = self.cached(tx, ns, journal_row.experiment, journal_row.project, journal_row.name)
             edits = Edits()
             for note in notes:
                 who, segment, end = note["writer"], note["segment"], note["end"]
@@ -442,12 +449,12 @@ class Part:
         return self.data[start - self.offset : end - self.offset]
 
 
-def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
-    """Return the runs of frames that follow our copy, and the damaged ranges between them.
+def _appended_stretches(part: Part) -> tuple[list[Stretch], list[Range]]:
+    """Return the stretches of frames that follow our copy, and the damaged ranges between them.
 
     Raises Refused for others.
     """
-    row, runs, gaps = part.row, list[Run](), list[Range]()
+    row, stretches, gaps = part.row, list[Stretch](), list[Range]()
     position = row.length
     if not position:
         position = row.first
@@ -456,29 +463,29 @@ def _appended_runs(part: Part) -> tuple[list[Run], list[Range]]:
     for low, high in [*(gap for gap in part.damaged if gap[1] > position), (part.end, part.end)]:
         low, high = min(max(low, position), part.end), min(high, part.end)
         if low > position:
-            runs.append(_frames(part, position, low))
+            stretches.append(_frames(part, position, low))
         if high > low:
             gaps.append((low, high))
         position = max(position, high)
-    return runs, gaps
+    return stretches, gaps
 
 
-def _mended(part: Part, start: int, end: int) -> list[Run]:
+def _mended(part: Part, start: int, end: int) -> list[Stretch]:
     """Return the frames that now verify in a range of ours that never did.
 
     Raises Refused where bytes do not verify that the client does not call damaged.
     """
-    row, runs = part.row, list[Run]()
+    row, stretches = part.row, list[Stretch]()
     if start < row.first:
         # A header that was damaged on the client's disk, and holds now.
         if not any(low < row.first for low, _ in part.damaged):
             if not _is_header(part):
                 raise Refused(422, TORN, "the header does not hold", offset=0)
-            runs.append(Run(0, row.first, []))
+            stretches.append(Stretch(0, row.first, []))
         start = row.first
     for low, high in holes(part.damaged, start, end):
-        runs.append(_frames(part, low, high))
-    return runs
+        stretches.append(_frames(part, low, high))
+    return stretches
 
 
 def _is_header(part: Part) -> bool:
@@ -492,13 +499,13 @@ def _is_header(part: Part) -> bool:
 def _verifies(part: Part, start: int, end: int) -> bool:
     """True if bytes verify now that were damaged when they first came."""
     try:
-        return any(run.end > run.start for run in _mended(part, start, end))
+        return any(stretch.end > stretch.start for stretch in _mended(part, start, end))
     except Refused:
         return False
 
 
-def _bytes_of(tx: Read, ns: str, row: SegmentRow, run: Run) -> bytes:
-    return b"".join(tx.bytes_of(ns, row.id, run.start, run.end))
+def _bytes_of(tx: Read, ns: str, row: SegmentRow, stretch: Stretch) -> bytes:
+    return b"".join(tx.bytes_of(ns, row.id, stretch.start, stretch.end))
 
 
 def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
@@ -514,14 +521,14 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
         return decode_header(mended)
 
 
-def _frames(part: Part, start: int, end: int) -> Run:
-    """Return the run of whole frames that fills [start, end). Raises Refused (TORN) where one is not whole."""
+def _frames(part: Part, start: int, end: int) -> Stretch:
+    """Return the stretch of whole frames that fills [start, end). Raises Refused (TORN) where one is not whole."""
     events: list[Event] = []
     buffer = part.data if end == part.end else part.data[: end - part.offset]
     stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, events) + part.offset
     if stop != end:
         raise Refused(422, TORN, f"there is no whole frame at byte {stop}", offset=stop)
-    return Run(start, end, events)
+    return Stretch(start, end, events)
 
 
 def _frame_before(frames: bytes, offset: int) -> int:

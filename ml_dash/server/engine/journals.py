@@ -131,23 +131,23 @@ class Journals:
 
         For a pull of the state only.
         """
-        stood: dict[str, bases.Stood] = {}
+        freed: dict[str, bases.FreedSegment] = {}
         with self._documents.read() as tx:
             row, state = _known(tx, ns, experiment)
             hidden = frozenset(row.removed_writers)
             for journal in tx.journals(ns, experiment):
                 for segment in tx.segments(ns, journal.id):
                     if segment.writer not in hidden:
-                        stood[segment.id] = self._stood(tx, ns, segment)
+                        freed[segment.id] = self._freed_segment(tx, ns, segment)
             here = {blob.name: blob.size for blob in tx.blobs(ns, experiment)}
         blobs = {file.blob: here[file.blob] for file in live_files(state) if file.blob in here}
-        return bases.encode(bases.Base(project=row.project, name=row.name, state=state, segments=stood, blobs=blobs))
+        return bases.encode(bases.Base(project=row.project, name=row.name, state=state, segments=freed, blobs=blobs))
 
-    def _stood(self, tx: Read, ns: str, segment: SegmentRow) -> bases.Stood:
+    def _freed_segment(self, tx: Read, ns: str, segment: SegmentRow) -> bases.FreedSegment:
         digest = hashlib.sha256()
         for piece in tx.bytes_of(ns, segment.id, 0, segment.length):
             digest.update(piece)
-        return bases.Stood(
+        return bases.FreedSegment(
             id=segment.id, file=segment.file, writer=segment.writer, journal=segment.journal, length=segment.length,
             sha256=digest.hexdigest(),
         )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.ranges import Range, bounds, holes, page_of, size_of, windows
@@ -18,21 +19,22 @@ from ...core.records import (
     file_record,
     live_files,
     log_page,
+    metric_meant,
     metric_stats,
     metric_summary,
     parameters_document,
     series_name,
 )
+from ...core.sampling import LINES
 from ...core.state import File, Metric, State
 from ...core.values import texts_like_numbers, to_json, utc_text
 from ...projection.lines import read_log
 from ..stores import Documents, ExperimentRow, Filter, Place, Read, place_of
-from .blocks import LINES, LOGS, series_of
+from .blocks import LOGS, series_of
 from .ingest import decode_state
 from .series import sample
 
 _T = TypeVar("_T")
-_LARGEST: Final = (1 << 63) - 1
 _PAGE_BYTES: Final = 32 << 20
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
@@ -136,13 +138,13 @@ class Query:
     def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
         """Return all metrics, by name, with the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            found = sorted(state.metrics.items())
-            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in found]
+            metrics = sorted(state.metrics.items())
+            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in metrics]
 
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
+            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
 
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
@@ -152,7 +154,7 @@ class Query:
         Without `superseded`, only current points are counted and returned.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            metric = _metric_of(state, metric)
+            metric = metric_meant(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
@@ -187,26 +189,28 @@ class Query:
         Of points with indices [start, end); superseded ones are left out unless `superseded`.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            name = _metric_of(state, metric)
+            name = metric_meant(state, metric)
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
-            metric, known = name, _metric(state, name)
-            if field is not None and field not in known.series and not known.superseded:
+            metric, folded = name, _metric(state, name)
+            if field is not None and field not in folded.series and not folded.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
-            low, _ = bounds(start or 0, 1, known.count)
-            high = known.count if end is None else bounds(end, 1, known.count)[0]
-            low = min(low, known.count)
-            high = max(low, min(high, known.count))
-            without = () if superseded else known.superseded
-            found = sample(tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without)
+            low, _ = bounds(start or 0, 1, folded.count)
+            high = folded.count if end is None else bounds(end, 1, folded.count)[0]
+            low = min(low, folded.count)
+            high = max(low, min(high, folded.count))
+            without = () if superseded else folded.superseded
+            sampled = sample(
+                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
+            )
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
             "startIndex": low,
             "endIndex": high - 1,
-            "totalDataPoints": known.count,
-            "supersededDataPoints": size_of(known.superseded),
-            "series": found,
+            "totalDataPoints": folded.count,
+            "supersededDataPoints": size_of(folded.superseded),
+            "series": sampled,
         }
         return msgspec.json.encode(to_json(answer))
 
@@ -299,17 +303,7 @@ def _read_place(text: str, sort: str) -> Place:
     numeric = sort != "name"
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
-    return (min(int(value), _LARGEST) if numeric else value), identity
-
-
-def _metric_of(state: State, name: str) -> str:
-    """Return the name of the metric called `name`, or of the one with a series that is shown under that name."""
-    if name in state.metrics:
-        return name
-    for metric, known in state.metrics.items():
-        if any(series_name(metric, field) == name for field in known.series):
-            return metric
-    return name
+    return (min(int(value), INT64_MAX) if numeric else value), identity
 
 
 def _metric(state: State, name: str) -> Metric:

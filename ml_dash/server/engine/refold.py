@@ -8,9 +8,10 @@ from typing import Final
 from ...core.fold import fold, fold_death
 from ...core.frames import Event, LengthCrcs, walk
 from ...core.ranges import holes
-from ...core.state import FOLD_VERSION, Edits, State
-from ...journal.reader import Run, decode_event
+from ...core.state import Edits, State
+from ...journal.reader import Stretch, decode_event
 from ..stores import Arrival, Read, SegmentRow, StoreRefused, Write
+from .blocks import TABLES_VERSION
 from .ingest import STRETCH, CachedExperiment, Ingest
 
 _ARRIVALS: Final = 1000
@@ -22,7 +23,7 @@ def refold_all(ingest: Ingest) -> int:
     Raises StoreRefused if stored bytes are damaged.
     """
     with ingest.documents.read() as tx:
-        stale = tx.stale(FOLD_VERSION)
+        stale = tx.stale(TABLES_VERSION)
     for ns, experiment in stale:
         refold(ingest, ns, experiment)
     return len(stale)
@@ -58,13 +59,13 @@ def _fold(ingest: Ingest, tx: Write, ns: str, cached: CachedExperiment, arrival:
         raise StoreRefused(f"segment {arrival.who} of {cached.row.project}/{cached.row.name} is not in the database")
     if segment.writer in hidden:
         return
-    for run in _runs(tx, ns, segment, max(arrival.start, segment.first), arrival.end):
-        for piece in ingest.pieces(tx, ns, segment, run):
+    for stretch in _stretches(tx, ns, segment, max(arrival.start, segment.first), arrival.end):
+        for piece in ingest.pieces(tx, ns, segment, stretch):
             fold(cached.state, segment.writer, piece.events, edits)
             ingest.apply(tx, ns, cached, edits)
 
 
-def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Run]:
+def _stretches(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Iterator[Stretch]:
     """Yield the frames of a stretch, around its damaged ranges."""
     for low, high in holes(segment.damaged, start, end):
         data = b"".join(tx.bytes_of(ns, segment.id, low, high))
@@ -72,4 +73,4 @@ def _runs(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> Itera
         stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)
         if stop != high:
             raise StoreRefused(f"segment {segment.id} does not hold at byte {stop}", hint="restore a backup")
-        yield Run(low, high, events)
+        yield Stretch(low, high, events)

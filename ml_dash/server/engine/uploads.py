@@ -39,13 +39,13 @@ def body_key(ns: str, name: str) -> str:
 
 def _files_of(state: State, names: Iterable[str]) -> dict[str, File]:
     """Return the files to which these blobs belong, by blob name; unknown ones are left out."""
-    found = {}
+    files = {}
     for name in names:
         parsed = parse_blob(name)
         file = state.files.get(file_id(bytes.fromhex(parsed[1]), parsed[2])) if parsed is not None else None
         if file is not None and file.blob == name:
-            found[name] = file
-    return found
+            files[name] = file
+    return files
 
 
 def _one_part(ns: str) -> str:
@@ -81,9 +81,9 @@ class Uploads:
         One whose content the namespace has already is linked, and complete.
         """
         with self._ingest.documents.read() as tx:
-            known = self._row(tx, ns, journal, name)
-            if known is not None:
-                return BlobState(length=known.size, size=known.size, complete=True)
+            stored = self._row(tx, ns, journal, name)
+            if stored is not None:
+                return BlobState(length=stored.size, size=stored.size, complete=True)
             if self._is_removed(tx, ns, journal, name):
                 return BlobState(length=0, size=None, complete=True)
             file = self._file(tx, ns, journal, name)
@@ -109,44 +109,48 @@ class Uploads:
 
     def _row(self, tx: Read, ns: str, journal: str, name: str) -> BlobRow | None:
         """Return the row of a complete blob; None also where its object was lost (an older backup)."""
-        found = tx.blob(ns, "", name)
-        known = tx.journal(ns, journal)
-        if found is None and known is not None:
-            found = tx.blob(ns, known.experiment, name)
-        return found if found is not None and self._objects.size(found.key) == found.size else None
+        row = tx.blob(ns, "", name)
+        journal_row = tx.journal(ns, journal)
+        if row is None and journal_row is not None:
+            row = tx.blob(ns, journal_row.experiment, name)
+        return row if row is not None and self._objects.size(row.key) == row.size else None
 
     def _is_removed(self, tx: Read, ns: str, journal: str, name: str) -> bool:
-        """Was its writer put out of sight? Then nobody will ask for its contents."""
-        parsed, known = parse_blob(name), tx.journal(ns, journal)
-        row = tx.experiment(ns, known.experiment) if known is not None else None
+        """True if the writer of a blob is hidden since a removal: nobody will ask for its content."""
+        parsed, journal_row = parse_blob(name), tx.journal(ns, journal)
+        row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         return row is not None and parsed is not None and parsed[1] in row.removed_writers
 
     def _file(self, tx: Read, ns: str, journal: str, name: str) -> tuple[File, str, JournalRow] | None:
-        """The file that brought a blob, the name of its object, and its journal; None if its event is not here."""
-        parsed, known = parse_blob(name), tx.journal(ns, journal)
-        if parsed is None or known is None:
+        """Return (file, key of its object, row of its journal) of a blob; None if the file's event is not here."""
+        parsed, journal_row = parse_blob(name), tx.journal(ns, journal)
+        if parsed is None or journal_row is None:
             return None
-        row = tx.experiment(ns, known.experiment)
+        row = tx.experiment(ns, journal_row.experiment)
         if row is None:
             return None
         state = decode_state(row)
         file = state.files.get(file_id(bytes.fromhex(parsed[1]), parsed[2]))
         if file is None or file.blob != name:
             return None
-        return file, file_key(ns, state.project, known.experiment, file.id, file.filename), known
+        return file, file_key(ns, state.project, journal_row.experiment, file.id, file.filename), journal_row
 
     # -- bringing it -------------------------------------------------------------------------------------------------
 
     def append(self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool) -> BlobState:
-        """Bytes [offset, offset + len(data)) of a blob of `size` bytes; durable on return. Raises Refused."""
+        """Take bytes [offset, offset + len(data)) of a blob of `size` bytes; durable on return.
+
+        Once all bytes are here, their SHA-256 is checked and the blob becomes an object. A file whose event is not here
+        is refused (NO_EVENT); the `body` of an event comes before its event. Raises Refused, StoreTrouble.
+        """
         if parse_blob(name) is None or offset + len(data) > size or size > MAX_FILE_BYTES:
             raise Refused(422, MALFORMED, "that is not a part of a blob")
         with self._ingest.documents.read() as tx:
-            known = self._row(tx, ns, journal, name)
+            stored = self._row(tx, ns, journal, name)
             file = None if body else self._file(tx, ns, journal, name)
             removed = self._is_removed(tx, ns, journal, name)
-        if known is not None:
-            return BlobState(length=known.size, size=known.size, complete=True)
+        if stored is not None:
+            return BlobState(length=stored.size, size=stored.size, complete=True)
         if removed:
             return BlobState(length=size, size=size, complete=True)
         if not body:
@@ -176,7 +180,7 @@ class Uploads:
         Left out of the answer: a blob whose event is not here, or whose bytes do not match its name. Raises Refused.
         """
         with self._ingest.documents.read() as tx:
-            found, state = self._of_journal(tx, ns, journal)
+            journal_row, state = self._of_journal(tx, ns, journal)
             here = {name for name, _ in items if self._row(tx, ns, journal, name) is not None}
             here |= {name for name, _ in items if self._is_removed(tx, ns, journal, name)}
         files = _files_of(state, [name for name, _ in items])
@@ -189,7 +193,7 @@ class Uploads:
             file = files[name]
             if len(data) != file.size_bytes or hashlib.sha256(data).hexdigest() != name[:64]:
                 continue
-            placed[name] = file_key(ns, state.project, found.experiment, file.id, file.filename)
+            placed[name] = file_key(ns, state.project, journal_row.experiment, file.id, file.filename)
             staged.append((placed[name], self._staged(ns, name, data)))
         self._objects.put_many(staged)
         fail_point("blob-stored")
@@ -199,7 +203,7 @@ class Uploads:
             files = _files_of(state, list(placed))
             for name, key in placed.items():
                 if name in files and files[name].live:
-                    tx.put_blob(ns, BlobRow(name, name[:64], files[name].size_bytes, key, found.experiment))
+                    tx.put_blob(ns, BlobRow(name, name[:64], files[name].size_bytes, key, journal_row.experiment))
                 else:
                     # The file was deleted or replaced while its content was being stored.
                     dropped.append(key)
@@ -208,11 +212,11 @@ class Uploads:
         return [*done, *placed]
 
     def _of_journal(self, tx: Read, ns: str, journal: str) -> tuple[JournalRow, State]:
-        known = tx.journal(ns, journal)
-        row = tx.experiment(ns, known.experiment) if known is not None else None
-        if known is None or row is None:
+        journal_row = tx.journal(ns, journal)
+        row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
+        if journal_row is None or row is None:
             raise Refused(404, UNKNOWN, "nothing of this journal is here")
-        return known, decode_state(row)
+        return journal_row, decode_state(row)
 
     def _staged(self, ns: str, name: str, data: bytes) -> Path:
         part = self._part(ns, f"{name}.{os.urandom(8).hex()}")

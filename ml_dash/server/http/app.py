@@ -26,8 +26,8 @@ from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
 from .observe import Observer, log, shown_path
 from .stream import Hub
 
-ACTIVE: Final = 2048
-"""Requests under way at once; more are told to come again."""
+MAX_ACTIVE: Final = 2048
+"""Requests answered at once; further ones are refused with 429."""
 
 RETRY_S: Final = 5
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
@@ -35,7 +35,7 @@ LINGER_BYTES: Final = 64 << 20
 LINGER_S: Final = 5.0
 
 UNREAD_S: Final = 300.0
-"""An answer of which nothing is taken for so long is given up."""
+"""Drop a response that the client has not read for this long."""
 
 ROUTES: Final = [
     *routes_sync.ROUTES,
@@ -56,14 +56,14 @@ _COMMON_HEADERS: Final = [
 
 
 def make_app(core: Server, settings: ServerSettings) -> App:
-    """The application over an open core; whoever made the core closes it."""
+    """Return the application over an open core. The caller closes the core."""
     hub = Hub()
     core.on_change(hub.changed)
     return App(Services(core, settings, Authenticator(core, settings), Observer(), hub, tuple(ROUTES)))
 
 
 class App:
-    """The ASGI application."""
+    """The ASGI application: finds the route, identifies the caller, runs the handler, records the answer."""
 
     def __init__(self, services: Services) -> None:
         self.services = services
@@ -101,7 +101,7 @@ class App:
                     return
 
     async def _end_quiet(self) -> None:
-        """Now and then: what was written by REST alone, and for an hour was not, runs no longer."""
+        """Every QUIET_EVERY_S: end experiments to which only REST clients wrote, the last of them QUIET_NS ago."""
         while True:
             try:
                 await anyio.to_thread.run_sync(self.services.core.end_quiet, time.time_ns() - QUIET_NS)
@@ -139,11 +139,11 @@ class App:
             _note(request, record, seconds)
 
     async def _response(self, request: Request, record: _Record) -> Response:
-        """The answer, whatever happens; ClientDisconnect where nobody waits for it."""
-        # Whatever a client calls its method, there are only so many figures.
+        """Return the answer, whatever happens. Raises ClientDisconnect where nobody waits for it."""
+        # Bound the metric's label: unknown methods count as OTHER.
         record.method = request.method if request.method in METHODS else "OTHER"
         try:
-            if self._active > ACTIVE:
+            if self._active > MAX_ACTIVE:
                 raise busy()
             route, parts = self._find(request)
             record.route, record.method = route.path, route.method
@@ -158,7 +158,10 @@ class App:
             return self._failed(error, request, record)
 
     def _find(self, request: Request) -> tuple[Route, dict[str, str]]:
-        """The call that a request is for. Paths are matched as they were sent: `%2F` in a name is no slash."""
+        """Return the route of a request and the parts of its path. `%2F` in a name does not count as a slash.
+
+        Raises Refused: 404 for an unknown path, 405 for a method that the path does not have.
+        """
         path = request.scope.get("raw_path", b"").decode("ascii", "replace")
         for pattern, _, methods in self._table:
             match = pattern.fullmatch(path)
@@ -174,7 +177,7 @@ class App:
 
     async def _identify(self, call: Call, *, write: bool) -> None:
         authenticator = self.services.authenticator
-        # A browser brings its cookie to whatever links here: enough to look, never to change anything.
+        # A browser sends its cookie also when another site links here. So a cookie lets it read, and never write.
         token = authenticator.token_of(call.request, cookie=not write)
         call.who = await call.read(authenticator.who, token, nearby=is_nearby(call.request))
         call.namespace = call.who.namespace(call.text("namespace"), write=write)
@@ -205,7 +208,7 @@ class _NotAllowed(Refused):
 
 
 def _refused(error: Exception) -> Refused:
-    """Any error as it is answered."""
+    """Return the refusal with which an error is answered."""
     match error:
         case Refused():
             return error
@@ -225,10 +228,10 @@ def _refused(error: Exception) -> Refused:
 
 
 def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
-    found: dict[str, dict[str, Route]] = {}
+    table: dict[str, dict[str, Route]] = {}
     for route in routes:
-        found.setdefault(route.path, {})[route.method] = route
-    return found
+        table.setdefault(route.path, {})[route.method] = route
+    return table
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -251,7 +254,7 @@ def _decoded(text: str) -> str:
 
 
 def _is_framed_once(request: Request) -> bool:
-    """Two answers to the question where the body ends are how requests are smuggled past a proxy."""
+    """False with two lengths for one body: a proxy that believes the other one lets a request be smuggled past it."""
     return not ("transfer-encoding" in request.headers and "content-length" in request.headers)
 
 
@@ -259,7 +262,7 @@ def _is_framed_once(request: Request) -> bool:
 
 
 class _Record:
-    """What the log says about a request."""
+    """What the log records about one request."""
 
     def __init__(self) -> None:
         self.method = ""
@@ -288,10 +291,10 @@ def _note(request: Request, record: _Record, seconds: float) -> None:
 
 
 class _Exchange:
-    """One request and its answer on the wire: headers that all answers have, and a clean end for bodies not read.
+    """One request and its answer on the wire: common headers, and a clean end where the request was not read in full.
 
-    A connection that is closed while the client still sends is reset, and the client may never see the answer. So an
-    answer that comes before its request was read in full is held open until the rest has come, within bounds.
+    If the connection were closed while the client still sends, TCP would reset it, and the client might never see the
+    answer. So an early answer is held open until the rest has come: at most LINGER_BYTES, for at most LINGER_S.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -315,7 +318,7 @@ class _Exchange:
             await self._sent({**message, "headers": headers})
         elif self._unread and not message.get("more_body", False):
             await self._sent({**message, "more_body": True})
-            # Who waits for leave to send, does not send.
+            # A client that sent `Expect: 100-continue` and got an answer does not send the body.
             if not self._expects:
                 await self._drain()
             await self._sent({"type": "http.response.body", "body": b""})
@@ -323,7 +326,10 @@ class _Exchange:
             await self._sent(message)
 
     async def _sent(self, message: Message) -> None:
-        """Wait until the client has taken nearly all of it. Raises ConnectionError where it takes nothing."""
+        """Send, and wait until the client has read nearly all.
+
+        Raises ConnectionError if it reads nothing for UNREAD_S.
+        """
         try:
             with anyio.fail_after(UNREAD_S):
                 await self._send(message)
@@ -331,12 +337,12 @@ class _Exchange:
             raise ConnectionAbortedError("the answer is not read") from None
 
     async def _drain(self) -> None:
-        had = 0
+        drained = 0
         with contextlib.suppress(TimeoutError), anyio.fail_after(LINGER_S):
-            while self._unread and had < LINGER_BYTES:
-                had += len((await self.receive()).get("body", b""))
+            while self._unread and drained < LINGER_BYTES:
+                drained += len((await self.receive()).get("body", b""))
 
 
 def described_settings(settings: ServerSettings) -> dict[str, Any]:
-    """What the log says about a server that starts."""
+    """Return what the log records about a server that starts."""
     return {"data": str(settings.data), "host": settings.host, "dev": settings.dev}

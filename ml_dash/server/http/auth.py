@@ -17,12 +17,12 @@ from ..engine.services import Server
 from ..settings import ServerSettings, is_loopback_host
 
 COOKIE: Final = "ml_dash_token"
-"""Where a browser keeps the token: only for reading, as no page of another site can make it send this one."""
+"""The cookie in which a browser keeps the token. `SameSite=Strict`, and good for reading only."""
 
 MAX_TOKEN: Final = 4096
 MAX_USER_NAME: Final = 200
 CLOCK_LEEWAY_S: Final = 2 * 3600
-"""How far the clock of the machine that signed a login may be ahead: an hour is what a wrong time zone makes of it."""
+"""How far the clock of the machine that signed a login may be ahead; a wrong time zone makes it an hour or so."""
 
 _CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="ml-dash"'}
 
@@ -38,7 +38,10 @@ class Who:
     expires_s: float | None = None
 
     def namespace(self, asked: str | None, *, write: bool) -> str:
-        """The namespace of a request. Raises Refused: 403 where the token may not, 404 where it may not even know."""
+        """Return the namespace of a request.
+
+        Raises Refused: 403 if the token may not use it, 404 if it may not know it.
+        """
         if write and self.read_only:
             raise Refused(403, FORBIDDEN, "this token may only read; ask the server's owner for one that may write")
         if asked is None or asked == self.user:
@@ -46,12 +49,12 @@ class Who:
         if not self.read_all:
             raise Refused(404, UNKNOWN, "there is no such namespace, or it is not yours to read")
         if write:
-            raise Refused(403, FORBIDDEN, "another namespace can be read with this token, and not written")
+            raise Refused(403, FORBIDDEN, "this token can read another namespace, but not write to it")
         return asked
 
 
 class Unauthorised(Refused):
-    """401, the same for every reason that somebody could learn from."""
+    """401, with the same text for all reasons, so that an attacker learns nothing from it."""
 
     def __init__(self, message: str = "the token is not accepted: unknown, expired or revoked; run: ml-dash login URL"):
         super().__init__(401, UNAUTHORISED, message)
@@ -59,16 +62,19 @@ class Unauthorised(Refused):
 
 
 class Authenticator:
-    """Tells who is asking. Thread-safe."""
+    """Finds out who is asking, from tokens and signed logins.
+
+    `who` may be called from any thread; the keys of links (`login_key`) belong to the event loop.
+    """
 
     def __init__(self, core: Server, settings: ServerSettings) -> None:
         self._core = core
         self._settings = settings
-        # Keys of links that log a browser in, and were not followed yet.
+        # Keys of login links that nobody has followed yet.
         self._keys: set[str] = set()
 
     def token_of(self, request: Request, *, cookie: bool) -> str:
-        """The token that a request brings in its header, or, with `cookie`, in a browser's. Raises Unauthorised."""
+        """Return the token in a request's header or, with `cookie`, in its cookie. Raises Unauthorised."""
         given = request.headers.getlist("authorization")
         if len(given) > 1:
             raise Unauthorised("there is more than one Authorization header")
@@ -88,26 +94,26 @@ class Authenticator:
         return token
 
     def who(self, token: str, *, nearby: bool) -> Who:
-        """Whose token it is. Asks the database: for a thread. Raises Unauthorised.
+        """Return whose token this is. Asks the database, so call it in a thread. Raises Unauthorised.
 
-        `nearby`: it came over loopback, by no proxy, and to a name of this machine; only then may the development login
-        be good.
+        `nearby`: the request came over loopback, through no proxy, and to a name of this machine. Only then are
+        development logins accepted.
         """
         if token.count(".") == 2:
             return self._signed(token, nearby)
-        found = self._core.find_token(token)
-        if found is None:
+        record = self._core.find_token(token)
+        if record is None:
             raise Unauthorised
-        expires_ns = found.get("expires_ns")
+        expires_ns = record.get("expires_ns")
         return Who(
-            user=found["user"],
-            read_only=bool(found.get("read_only")),
-            read_all=bool(found.get("read_all")),
+            user=record["user"],
+            read_only=bool(record.get("read_only")),
+            read_all=bool(record.get("read_all")),
             expires_s=expires_ns / 1e9 if expires_ns else None,
         )
 
     def development_login(self, user: str) -> str:
-        """A login of the development kind, for a browser on this machine."""
+        """Return a signed development login for a user, for a browser on this machine."""
         now = int(time.time())
         claims = {
             "userId": user_id(user),
@@ -118,12 +124,12 @@ class Authenticator:
         return jwt.encode(claims, DEVELOPMENT_SECRET, algorithm="HS256")
 
     def login_key(self) -> str:
-        """A new key that logs one browser on this machine in, once: as the user who runs the server."""
+        """Return a new key that logs in one browser on this machine, once, as the user who runs the server."""
         self._keys.add(key := secrets.token_urlsafe(16))
         return key
 
     def development_login_by(self, key: str) -> str | None:
-        """The login that a key is good for; None if it is not one, or was used."""
+        """Use up a key: return the login that it stands for, or None if it is unknown or was used."""
         for known in self._keys:
             if secrets.compare_digest(known.encode(), key.encode()):
                 self._keys.discard(known)
@@ -141,7 +147,10 @@ class Authenticator:
         raise Unauthorised
 
     def _checked(self, claims: dict[str, Any]) -> Who:
-        """The user that verified claims name. Raises Unauthorised where they are stale, or contradict themselves."""
+        """Return the user that verified claims name.
+
+        Raises Unauthorised if they are expired or contradict each other.
+        """
         now, issued, expires = time.time(), claims["iat"], claims["exp"]
         user: Any = claims.get("userName")
         if not _is_number(issued) or not _is_number(expires) or not is_user_name(user):
@@ -154,14 +163,14 @@ class Authenticator:
 
 
 def is_user_name(value: Any) -> bool:
-    """May that be the name of a user?"""
+    """True if a value can be the name of a user."""
     return isinstance(value, str) and 0 < len(value) <= MAX_USER_NAME and value.isprintable() and bool(value.strip())
 
 
 def is_nearby(request: Request) -> bool:
-    """Did this come over loopback, by no proxy, to a name of this machine?
+    """True if a request came over loopback, through no proxy, and to a name of this machine.
 
-    The name is what the request says itself: a page of another site, whose name was made to lead here, has another.
+    The name is checked against DNS rebinding: a page whose host name was made to resolve to 127.0.0.1 sends that name.
     """
     headers = request.headers
     if any(name in headers for name in ("forwarded", "x-forwarded-for", "x-forwarded-host", "via")):
@@ -172,12 +181,15 @@ def is_nearby(request: Request) -> bool:
 
 
 def is_loopback_peer(request: Request) -> bool:
-    """Is the other end of the connection on this machine?"""
+    """True if the other end of the connection is on this machine."""
     return request.client is not None and is_loopback_host(request.client.host)
 
 
 def _claims(token: str, secret: str) -> dict[str, Any] | None:
-    """What a login says, if that secret signed it; times are not judged here, but must be there."""
+    """Return the claims of a login, or None if that secret did not sign it.
+
+    Times must be there; `_checked` judges them.
+    """
     options: Any = {"require": ["exp", "iat"], "verify_exp": False, "verify_iat": False, "verify_aud": False}
     try:
         claims: dict[str, Any] = jwt.decode(token, secret, algorithms=["HS256"], options=options)

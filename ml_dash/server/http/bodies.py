@@ -1,7 +1,7 @@
 """Bodies of requests: read within limits of size, time and memory, decompressed, and decoded.
 
-Limits count decompressed bytes, and hold before memory is taken. All bodies together have a budget: who comes when it
-is spent waits with its bytes still on its own side, a while, and is then told to come again (429).
+Limits count decompressed bytes, and are checked before memory is taken. All bodies together have a budget. A request
+that comes when it is spent waits, its bytes still on the client's side, for ADMISSION_S, and is then refused (429).
 """
 
 from __future__ import annotations
@@ -22,24 +22,29 @@ from starlette.requests import ClientDisconnect, Request
 from ...core.protocol import BUSY, MALFORMED, TOO_LARGE, Refused
 
 JSON_BYTES: Final = 1 << 20
-"""The largest JSON body that describes something."""
+"""The largest JSON body that describes something, in bytes."""
 
 BUDGET_BYTES: Final = 128 << 20
-"""Bodies in memory at once. Decompression may take it to twice that, and no further."""
+"""Bytes of bodies in memory at once. Decompression may take up to twice as much, and no more."""
 
 IDLE_S: Final = 20.0
-"""A body of which nothing comes for so long is given up."""
+"""Refuse a body of which nothing came for this long."""
 
-SLOWEST: Final = 1024
-"""Bytes a second that a body must make on average, once IDLE_S have passed."""
+SLOWEST_BYTES_PER_S: Final = 1024
+"""The lowest average speed of a body, once IDLE_S have passed."""
 
 ADMISSION_S: Final = 10.0
-WAITING: Final = 512
+"""How long a body may wait for memory."""
 
-_STEP: Final = 1 << 20
-_INLINE: Final = 4 << 10
-_FIRST: Final = 64 << 10
-_MEMBERS = 16 + zlib.MAX_WBITS
+MAX_WAITING: Final = 512
+"""Bodies that may wait for memory at once."""
+
+_STEP_BYTES: Final = 1 << 20
+# Fewer compressed bytes are inflated in the event loop: a thread would cost more than it saves.
+_INLINE_BYTES: Final = 4 << 10
+# Taken from the budget for a body whose length is not declared.
+_FIRST_BYTES: Final = 64 << 10
+_GZIP = 16 + zlib.MAX_WBITS
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 
 
@@ -47,7 +52,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 
 
 class Budget:
-    """Bytes of bodies that may be in memory at once. For one event loop."""
+    """The bytes of bodies that may be in memory at once. Not thread-safe: for one event loop."""
 
     def __init__(self, limit: int = BUDGET_BYTES) -> None:
         self.limit = limit
@@ -55,11 +60,11 @@ class Budget:
         self._waiting: deque[tuple[int, anyio.Event]] = deque()
 
     async def admit(self, size: int) -> None:
-        """Take `size` bytes, first come first served. Raises Refused (429) if it takes too long, or too many wait."""
+        """Wait for `size` bytes and take them, first come first served. Raises Refused (429) after ADMISSION_S."""
         if not self._waiting and self._fits(size):
             self.used += size
             return
-        if len(self._waiting) >= WAITING:
+        if len(self._waiting) >= MAX_WAITING:
             raise busy()
         entry = (size, anyio.Event())
         self._waiting.append(entry)
@@ -69,7 +74,7 @@ class Budget:
         except BaseException as error:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-            else:  # let in at the very moment of giving up
+            else:  # admitted at the very moment of giving up
                 self.used -= size
             self._let_in()
             if isinstance(error, TimeoutError):
@@ -77,7 +82,10 @@ class Budget:
             raise
 
     def grow(self, size: int) -> None:
-        """Take more for a body that turns out larger. Raises Refused (429): waiting could be for ever."""
+        """Take `size` more bytes for a body that turns out larger.
+
+        Raises Refused (429) at once: waiting could deadlock.
+        """
         if self.used + size > 2 * self.limit:
             raise busy()
         self.used += size
@@ -102,16 +110,16 @@ class Budget:
 
 @asynccontextmanager
 async def body_of(request: Request, limit: int, budget: Budget) -> AsyncIterator[bytes]:
-    """The whole body, decompressed, at most `limit` bytes; its memory counts until the end of the `with`.
+    """Read the whole body, decompressed, at most `limit` bytes. Its memory counts until the end of the `with`.
 
-    Raises Refused: 400, 408, 413, 415, 429.
+    Raises Refused: 400 not gzip, 408 too slow, 413 too large, 415 another encoding, 429 no memory.
     """
     compressed = _is_compressed(request)
     declared = declared_length(request)
-    # What does not compress grows by its wrapping.
+    # Content that does not compress grows a little under gzip.
     if declared is not None and declared > limit + (limit // 500 + 1024 if compressed else 0):
         raise too_large(limit)
-    taken = _FIRST if declared is None else declared
+    taken = _FIRST_BYTES if declared is None else declared
     await budget.admit(taken)
     try:
         parts: list[bytes] = []
@@ -130,7 +138,7 @@ async def body_of(request: Request, limit: int, budget: Budget) -> AsyncIterator
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Raises Refused (408) where it comes too slowly, ClientDisconnect where it ends early."""
+    """Yield the body as it comes. Raises Refused (408) if it comes too slowly, ClientDisconnect if it ends early."""
     began, have = time.monotonic(), 0
     while True:
         try:
@@ -146,13 +154,13 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
             yield part
         if not message.get("more_body", False):
             return
-        if have < SLOWEST * (time.monotonic() - began - IDLE_S):
+        if have < SLOWEST_BYTES_PER_S * (time.monotonic() - began - IDLE_S):
             _too_slow()
 
 
 async def _inflated(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body decompressed, in steps; stops soon after `limit`."""
-    inflate = zlib.decompressobj(_MEMBERS)
+    """Yield the body decompressed, in steps; stop soon after `limit` bytes. Raises Refused (400, 408)."""
+    inflate = zlib.decompressobj(_GZIP)
     have = 0
     async for chunk in chunks(request):
         if inflate.eof:
@@ -160,16 +168,16 @@ async def _inflated(request: Request, limit: int) -> AsyncIterator[bytes]:
         rest = chunk
         while True:
             try:
-                if len(rest) <= _INLINE:
-                    part = inflate.decompress(rest, _STEP)
+                if len(rest) <= _INLINE_BYTES:
+                    part = inflate.decompress(rest, _STEP_BYTES)
                 else:
-                    part = await anyio.to_thread.run_sync(inflate.decompress, rest, _STEP)
+                    part = await anyio.to_thread.run_sync(inflate.decompress, rest, _STEP_BYTES)
             except zlib.error:
                 _malformed("the body is not gzip, though Content-Encoding says so")
             have += len(part)
             if part:
                 yield part
-            if have > limit or len(part) < _STEP:
+            if have > limit or len(part) < _STEP_BYTES:
                 break
             rest = inflate.unconsumed_tail
         if inflate.unused_data:
@@ -179,7 +187,7 @@ async def _inflated(request: Request, limit: int) -> AsyncIterator[bytes]:
 
 
 def declared_length(request: Request) -> int | None:
-    """`Content-Length`, if it is there."""
+    """Return `Content-Length`; 0 if there is no body, None if its length is not declared. Raises Refused (400)."""
     text = request.headers.get("content-length")
     if text is None:
         return None if "transfer-encoding" in request.headers else 0
@@ -202,7 +210,7 @@ def _is_compressed(request: Request) -> bool:
 
 
 def decode_json(data: bytes) -> Any:
-    """The value that strict JSON stands for: UTF-8, no NaN, no key twice, no lone surrogate. Raises Refused (400)."""
+    """Decode strict JSON: UTF-8, no NaN, no key twice, no lone surrogate. Raises Refused (400)."""
     try:
         text = data.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
@@ -218,10 +226,10 @@ def decode_json(data: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError("an object has a key twice")
-    return made
+    return values
 
 
 def _constant(name: str) -> NoReturn:
@@ -239,13 +247,13 @@ def _float(text: str) -> float:
 
 
 def too_large(limit: int) -> Refused:
-    """413: the body has more than `limit` bytes."""
+    """Return a refusal (413): the body has more than `limit` bytes."""
     text = f"the body has more than {limit} bytes, decompressed; send less at once"
     return Refused(413, TOO_LARGE, text, limit=limit)
 
 
 def busy() -> Refused:
-    """429: memory for bodies is spent."""
+    """Return a refusal (429): memory for bodies is spent."""
     return Refused(429, BUSY, "too much is being sent at once; send it again", retry_after_s=1)
 
 

@@ -15,6 +15,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...core.limits import MAX_LIMIT
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.values import field_values, from_json, to_json
 from ..engine.services import Server
@@ -34,22 +35,19 @@ OPEN: Final = "open"
 READ: Final = "read"
 WRITE: Final = "write"
 
-PAGE: Final = 10_000
-"""The most entries or points of one page."""
-
 LARGEST_INDEX: Final = 10**15
 
 READERS: Final = 16
 WRITERS: Final = 8
-"""Threads: writes wait for each other anyway, and must not keep reads waiting."""
+"""Threads for readers and for writers: writes wait for each other anyway, and must not keep reads waiting."""
 
 UPLOADS: Final = 128
-"""Files that may be on their way in at once; each is a descriptor and a parser, no thread."""
+"""Files that may be uploaded at once; each holds a descriptor and a parser, but no thread."""
 
 LARGE_JSON: Final = 3
-"""Large JSON bodies as values at once: JSON grows when it is decoded, twenty times at worst."""
+"""Large JSON bodies decoded at once: JSON grows when it is decoded, twenty times at worst."""
 
-_SMALL_JSON: Final = 64 << 10
+_SMALL_JSON_BYTES: Final = 64 << 10
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 _ID: Final = re.compile(r"[0-9]{1,20}")
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
@@ -58,7 +56,7 @@ _UNSAFE_TEXT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass
 class Services:
-    """What all calls share."""
+    """What all calls of one application share."""
 
     core: Server
     settings: ServerSettings
@@ -75,7 +73,10 @@ class Services:
 
 @dataclass
 class Call:
-    """One request that is being answered. Its methods raise Refused for what is not acceptable."""
+    """One request that is being answered.
+
+    Its methods raise Refused (400, 404) for arguments that are not acceptable.
+    """
 
     request: Request
     services: Services
@@ -85,34 +86,39 @@ class Call:
 
     @property
     def core(self) -> Server:
+        """The server without HTTP."""
         return self.services.core
 
     # -- work --------------------------------------------------------------------------------------------------------
 
     async def read(self, work: Callable[..., Result], *args: Any, **named: Any) -> Result:
-        """What `work` returns, in a thread for those who read."""
+        """Run `work` in a reader thread; return its result."""
         return await anyio.to_thread.run_sync(partial(work, *args, **named), limiter=self.services.readers)
 
     async def write(self, work: Callable[..., Result], *args: Any, **named: Any) -> Result:
-        """What `work` returns, in a thread for those who write. It is finished even if the client has gone."""
+        """Run `work` in a writer thread; return its result. It is finished even if the client has gone."""
         return await anyio.to_thread.run_sync(partial(work, *args, **named), limiter=self.services.writers)
 
     # -- the path ----------------------------------------------------------------------------------------------------
 
     def experiment(self) -> str:
+        """Return the experiment's id in the path. Raises Refused (404) for another form."""
         return self._matching("experiment", _ID)
 
     def file(self) -> str:
+        """Return the file's id in the path. Raises Refused (404) for another form."""
         return self._matching("file", _ID)
 
     def journal(self) -> str:
+        """Return the journal's id in the path, in hex. Raises Refused (404) for another form."""
         return self._matching("journal", _HEX)
 
     def segment(self) -> str:
+        """Return the segment's id in the path, in hex. Raises Refused (404) for another form."""
         return self._matching("segment", _HEX)
 
     def _matching(self, name: str, form: re.Pattern[str]) -> str:
-        """An id in the path; one that cannot be is not known either."""
+        """Return an id in the path. One of another form cannot be known: 404, not 400."""
         if not form.fullmatch(self.parts[name]):
             raise Refused(404, UNKNOWN, f"there is no such {name}")
         return self.parts[name]
@@ -120,7 +126,10 @@ class Call:
     # -- the query ---------------------------------------------------------------------------------------------------
 
     def text(self, name: str, longest: int = 1000) -> str | None:
-        """A parameter as it is; None where it is not given."""
+        """Return a query parameter; None if it is not given.
+
+        Raises Refused (400) if given twice, too long or unsafe.
+        """
         given = self.request.query_params.getlist(name)
         if len(given) > 1:
             malformed(f"{name} is given more than once")
@@ -129,7 +138,10 @@ class Call:
         return given[0] if given else None
 
     def integer(self, name: str, default: int | None, low: int, high: int) -> int:
-        """A whole number within bounds; without a default it must be given."""
+        """Return a whole number from `low` to `high`.
+
+        Raises Refused (400) for others, and if missing without a default.
+        """
         text = self.text(name)
         if text is None:
             if default is None:
@@ -139,11 +151,16 @@ class Call:
             malformed(f"{name} is not a number from {low} to {high}")
         return int(text)
 
+    def page(self) -> tuple[int, int]:
+        """Return (first index, most lines) of a page; a negative index counts from the end. Raises Refused (400)."""
+        return self.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), self.integer("limit", 1000, 1, MAX_LIMIT)
+
     def number_or_none(self, name: str, low: int, high: int) -> int | None:
+        """Return a whole number from `low` to `high`; None if it is not given. Raises Refused (400)."""
         return None if self.text(name) is None else self.integer(name, low, low, high)
 
     def flag(self, name: str, default: bool) -> bool:
-        """true or false."""
+        """Return a parameter that is `true` or `false`. Raises Refused (400) for others."""
         text = self.text(name)
         if text not in (None, "true", "false"):
             malformed(f"{name} is neither true nor false")
@@ -153,16 +170,16 @@ class Call:
 
     @asynccontextmanager
     async def body(self, limit: int) -> AsyncIterator[bytes]:
-        """The whole body, decompressed."""
+        """Read the whole body, decompressed, at most `limit` bytes. Raises Refused (see `body_of`)."""
         async with body_of(self.request, limit, self.services.budget) as data:
             self.services.observer.received(len(data))
             yield data
 
     @asynccontextmanager
     async def json(self, shape: type[Shape], limit: int = JSON_BYTES) -> AsyncIterator[Shape]:
-        """The JSON body, of that shape."""
+        """Read the JSON body as a value of `shape`. Raises Refused (400) that says where it differs."""
         async with self.body(limit) as data:
-            if len(data) <= _SMALL_JSON:
+            if len(data) <= _SMALL_JSON_BYTES:
                 yield shaped(data, shape)
             else:
                 async with self.services.large_json:
@@ -170,13 +187,16 @@ class Call:
 
 
 class Handler(Protocol):
-    """What answers a call."""
+    """An async function that answers a call; what it raises is answered by `App`."""
 
     def __call__(self, call: Call, /) -> Awaitable[Response]: ...
 
 
 class Route(NamedTuple):
-    """A call that the server answers. `{name}` in its path is one part, `{name...}` one or more; `access` who may."""
+    """A call that the server answers.
+
+    `{name}` in the path is one part, `{name...}` one or more. `access` is OPEN, READ or WRITE.
+    """
 
     method: str
     path: str
@@ -188,7 +208,7 @@ class Route(NamedTuple):
 
 
 def shaped(data: bytes, shape: type[Shape]) -> Shape:
-    """JSON as a value of that shape. Raises Refused (400) that says where it differs."""
+    """Decode JSON as a value of `shape`. Raises Refused (400) that says where it differs."""
     try:
         return msgspec.convert(decode_json(data), shape)
     except msgspec.ValidationError as error:
@@ -198,7 +218,7 @@ def shaped(data: bytes, shape: type[Shape]) -> Shape:
 
 
 def recorded(values: Mapping[str, Any], texts: Iterable[str] = ()) -> dict[str, Any]:
-    """Values from JSON as they are recorded; `texts` names what is text though it looks like a number.
+    """Return values from JSON as they are recorded; `texts` names the texts that look like numbers.
 
     Raises InvalidInput for integers out of range and for what is nested too deeply, as the library does.
     """
@@ -206,17 +226,17 @@ def recorded(values: Mapping[str, Any], texts: Iterable[str] = ()) -> dict[str, 
 
 
 def answer(content: Any, status: int = 200) -> Response:
-    """Strict JSON: NaN and infinities as texts."""
+    """Return a response of strict JSON: NaN and infinities as texts."""
     return raw_json(msgspec.json.encode(to_json(content)), status)
 
 
 def raw_json(data: bytes, status: int = 200) -> Response:
-    """JSON that is ready."""
+    """Return a response of JSON that is encoded already."""
     return Response(data, status, {"Cache-Control": "no-store"}, media_type="application/json")
 
 
 def refusal(refused: Refused) -> Response:
-    """An error, as all calls tell it."""
+    """Return the response that reports an error, the same for all calls."""
     response = answer(refused.body(), refused.status)
     if refused.retry_after_s is not None:
         response.headers["Retry-After"] = str(refused.retry_after_s)
@@ -226,5 +246,5 @@ def refusal(refused: Refused) -> Response:
 
 
 def malformed(message: str) -> NoReturn:
-    """Raises Refused: 400."""
+    """Raise Refused (400)."""
     raise Refused(400, MALFORMED, message)

@@ -12,14 +12,14 @@ from starlette.responses import Response, StreamingResponse
 from .calls import Call
 
 Opened = tuple[Iterator[bytes], int]
-"""What there is to send, in blocks, and the size of the whole."""
+"""(blocks to send, size of the whole content in bytes)."""
 
 INERT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
-"""No browser runs what a file holds, or takes it for part of this site."""
+"""Headers that keep a browser from running a file's content, or treating it as part of this site."""
 
 _HARMLESS: Final = frozenset(
     {"image/png", "image/jpeg", "image/gif", "image/webp", "text/plain", "text/csv", "application/json"}
@@ -35,9 +35,12 @@ async def download(
     filename: str,
     content_type: str = "application/octet-stream",
 ) -> Response:
-    """The content from `open_at(start, end)`, or the part that the request asks for."""
+    """Answer with the content from `open_at(start, end)`, or the range that the request asks for.
+
+    200, 206 for a range, 304 if the client has it, 416 for a range outside. `checksum` becomes the ETag.
+    """
     tag = f'"{checksum}"'
-    # Nothing is read by opening: the part asked for is only known once the size is.
+    # Opening reads nothing. It gives the size, without which the requested range is not known.
     blocks, size = await call.read(open_at, 0, 0)
     await call.read(_close, blocks)
     headers = {
@@ -64,7 +67,7 @@ async def download(
 
 
 async def _streamed(call: Call, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The blocks, each read in a thread when the one before has gone out."""
+    """Yield the blocks, each read in a thread once the one before is sent."""
     try:
         while (block := await call.read(next, blocks, b"")) != b"":
             yield block
@@ -73,14 +76,14 @@ async def _streamed(call: Call, blocks: Iterator[bytes]) -> AsyncIterator[bytes]
 
 
 def _close(blocks: Any) -> None:
-    """Let go of the file; a plain iterator has nothing to close."""
+    """Close the file; a plain iterator has nothing to close."""
     close = getattr(blocks, "close", None)
     if close is not None:
         close()
 
 
 def _part(call: Call, size: int, tag: str) -> tuple[int, int, int] | None:
-    """(start, end, status) of what is asked for; None where that is outside. What is not understood asks for all."""
+    """Return (start, end, status) of the requested range; None if it is outside. A range not understood means all."""
     whole = (0, size, 200)
     text = call.request.headers.get("range")
     condition = call.request.headers.get("if-range")
@@ -101,14 +104,17 @@ def _part(call: Call, size: int, tag: str) -> tuple[int, int, int] | None:
 
 
 def _lists(header: str | None, tag: str) -> bool:
-    """Does `If-None-Match` name what there is?"""
+    """True if `If-None-Match` names the present content."""
     if header is None:
         return False
     return header.strip() == "*" or tag in (part.strip().removeprefix("W/") for part in header.split(","))
 
 
 def _disposition(filename: str) -> str:
-    """Always a download; a name that a header cannot hold is sent encoded beside a plain one."""
+    """Return a header that makes it a download.
+
+    A name that does not fit in a header is sent encoded, beside a plain one.
+    """
     plain = re.sub(r"[^A-Za-z0-9._ ()+-]", "_", filename)[:150] or "file"
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 

@@ -22,7 +22,7 @@ _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "
 
 
 class Observer:
-    """Counts what is served. Its figures are its own: several servers of one process do not mix."""
+    """Metrics of one server, in a registry of its own: several servers in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -47,19 +47,21 @@ class Observer:
         ProcessCollector(registry=self.registry)
 
     def received(self, size: int) -> None:
+        """Count the bytes of a body, decompressed."""
         self.body_bytes.inc(size)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count an answer, and the time until it was sent."""
         self.requests.labels(method, route, str(status)).inc()
         self.seconds.labels(method, route).observe(seconds)
 
     def exposition(self) -> bytes:
-        """All figures in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class JSONLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what `extra` brought, and the traceback of an error."""
+    """One JSON object per line: time, level, logger, message, the fields of `extra`, and the traceback of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
@@ -76,17 +78,20 @@ class JSONLines(logging.Formatter):
 
 
 def write_logs(level: str) -> None:
-    """Send the logs of the server, and of all that it is made of, to stderr. For a process that only serves."""
+    """Send the logs of the server and its libraries to stderr.
+
+    For a process that only serves: replaces all handlers.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ml_dash").setLevel(level.upper())
-    # It says at info what we say ourselves, once each start.
+    # At info it repeats at each start what we log ourselves.
     logging.getLogger("uvicorn").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
 
 def shown_path(path: str) -> str:
-    """A path for the log: without its query, which may hold what must not be written down."""
+    """Return a path for the log: without its query, which may hold a secret, and cut to a bounded length."""
     return path.partition("?")[0][:_LONGEST]

@@ -17,25 +17,25 @@ td { border-color: #2c313a; } }
 
 
 def experiments_page(
-    user: str, namespace: str, projects: list[dict[str, Any]], found: dict[str, Any], project: str | None
+    user: str, namespace: str, projects: list[dict[str, Any]], listing: dict[str, Any], project: str | None
 ) -> str:
-    """Projects, and a page of experiments of all or of one of them."""
+    """Return the HTML of the list: projects, and a page of experiments, of all projects or of one."""
     links = " · ".join(
         f'<a href="/?{_query(namespace, user, project=p["name"])}">{escape(p["name"])}</a> '
         f'<span class="dim">{p["experiments"]:,}</span>'
         for p in projects
     )
-    rows = "".join(_row(experiment, namespace, user) for experiment in found["experiments"])
+    rows = "".join(_row(experiment, namespace, user) for experiment in listing["experiments"])
     head = "".join(f"<th>{name}</th>" for name in ("experiment", "status", "points", "updated", "data"))
     title = escape(project) if project is not None else "All projects"
     more = ""
-    if found["next"] is not None:
-        query = _query(namespace, user, project=project, after=found["next"])
+    if listing["next"] is not None:
+        query = _query(namespace, user, project=project, after=listing["next"])
         more = f'<p><a href="/?{query}">older experiments</a></p>'
     whole = '<a href="/">all</a> · ' if project is not None else ""
     body = (
         f"<h1>{title}</h1><p>{whole}{links or 'no project yet'}</p>"
-        f"<p class=dim>{found['total']:,} experiments of {escape(namespace)}</p>"
+        f"<p class=dim>{listing['total']:,} experiments of {escape(namespace)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
         f'<form method="post" action="/logout"><p class="dim">logged in as {escape(user)} '
         "<button>log out</button></p></form>"
@@ -56,7 +56,7 @@ def _row(experiment: dict[str, Any], namespace: str, user: str) -> str:
 
 
 def login_page(development: bool, refused: str | None = None) -> str:
-    """The form that asks for a token or, with the development login, for a user's name; why it is shown once more."""
+    """Return the HTML of the login form; `development` adds a field for a user's name, `refused` says why it failed."""
     form = (
         '<form method="post" action="/login"><p><label>Token<br>'
         '<input name="token" type="password" autocomplete="current-password" required></label> '

@@ -27,36 +27,36 @@ _PAGE_HEADERS: Final = {
 
 
 async def health(call: Call) -> Response:
-    """Is all that the server needs there? 503 where it is not."""
-    found = await call.read(call.core.health)
-    good = all(state == "connected" for state in found.values())
+    """State of the server and its stores; 503 if one is unavailable."""
+    states = await call.read(call.core.health)
+    good = all(state == "connected" for state in states.values())
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     uptime = round(time.monotonic() - call.services.observer.began, 3)
-    document = {"status": "ok" if good else "degraded", "timestamp": now, "uptime": uptime, **found}
+    document = {"status": "ok" if good else "degraded", "timestamp": now, "uptime": uptime, **states}
     return answer(document, 200 if good else 503)
 
 
 async def ready(call: Call) -> Response:
-    """Does it take requests? 503 while it cannot store, or is about to end."""
-    found = await call.read(call.core.health)
-    if call.services.hub.closing or any(state != "connected" for state in found.values()):
+    """Readiness for requests; 503 while the server cannot store, or is stopping."""
+    states = await call.read(call.core.health)
+    if call.services.hub.closing or any(state != "connected" for state in states.values()):
         raise Refused(503, UNAVAILABLE, "not ready", retry_after_s=5)
     return answer({"status": "ready"})
 
 
 async def figures(call: Call) -> Response:
-    """Figures in the text format of Prometheus."""
+    """Metrics of the server in the text format of Prometheus."""
     data = await call.read(call.services.observer.exposition)
     return Response(data, headers={"Cache-Control": "no-store", "Content-Type": METRICS_TYPE})
 
 
 async def openapi(call: Call) -> Response:
-    """What this server can be asked, as OpenAPI 3.1."""
+    """Description of all calls, as OpenAPI 3.1."""
     return raw_json(description(call.services.routes))
 
 
 async def whoami(call: Call) -> Response:
-    """Whose token this is, and what it allows."""
+    """The user of this token, and what it allows."""
     who = call.who
     assert who is not None
     expires = None if who.expires_s is None else datetime.fromtimestamp(who.expires_s, timezone.utc)
@@ -75,7 +75,7 @@ async def whoami(call: Call) -> Response:
 
 
 async def page(call: Call) -> Response:
-    """The projects and experiments of whoever is logged in, with links to their data; else a form to log in."""
+    """The projects and experiments of the logged-in user, with links to their data; else a login form."""
     services = call.services
     development = services.settings.accepts_development_logins and is_nearby(call.request)
     try:
@@ -87,13 +87,13 @@ async def page(call: Call) -> Response:
         return _html(login_page(development), 200 if refused.status == 401 else refused.status)
     namespace = who.namespace(call.text("namespace"), write=False)
     project, after = call.text("project"), call.text("after")
-    found = await call.read(call.core.experiments, namespace, project=project, limit=_PAGE, after=after)
+    listing = await call.read(call.core.experiments, namespace, project=project, limit=_PAGE, after=after)
     projects = await call.read(call.core.projects, namespace)
-    return _html(experiments_page(who.user, namespace, projects, found, project))
+    return _html(experiments_page(who.user, namespace, projects, listing, project))
 
 
 async def log_in(call: Call) -> Response:
-    """Keep a token in this browser, so that it can look at things."""
+    """Store a token as a cookie in this browser, for reading."""
     async with call.body(_FORM_BYTES) as data:
         try:
             form = dict(parse_qsl(data.decode(), max_num_fields=8))
@@ -110,7 +110,7 @@ async def log_in(call: Call) -> Response:
     except Refused as refused:
         if "text/html" not in call.request.headers.get("accept", "") or refused.status not in (400, 401):
             raise
-        # For a person in a browser: the form once more, and why.
+        # For a person in a browser: show the form again, with the reason.
         development = services.settings.accepts_development_logins and nearby
         return _html(login_page(development, refused.message.partition(";")[0]), refused.status)
     response = RedirectResponse("/", 303, _PAGE_HEADERS)
@@ -120,14 +120,14 @@ async def log_in(call: Call) -> Response:
 
 
 async def follow_link(call: Call) -> Response:
-    """The link that the server prints with --dev: it logs one browser on this machine in, once."""
+    """Follow the link that the server prints with --dev: log in one browser on this machine, once."""
     services, nearby = call.services, is_nearby(call.request)
     token = None
     if services.settings.accepts_development_logins and nearby:
         token = services.authenticator.development_login_by(call.text("key") or "")
     if token is None:
         development = services.settings.accepts_development_logins and nearby
-        return _html(login_page(development, "this link was used, or is none of this server"), 401)
+        return _html(login_page(development, "this link was used before, or belongs to another server"), 401)
     response = RedirectResponse("/", 303, _PAGE_HEADERS)
     response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86_400)
     return response

@@ -14,6 +14,8 @@ from ...core.values import flatten
 from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
 
 PAGE: Final = 1000
+"""The most experiments of one page."""
+
 SORTS: Final = ("updated", "created", "name", "points")
 
 
@@ -22,7 +24,7 @@ class _Named(TypedDict):
 
 
 class NewExperiment(_Named, total=False):
-    """What `POST /projects/{project}/experiments` takes; `text` names what in `metadata` is text and no number."""
+    """The body of `POST /projects/{project}/experiments`; `text` names texts in `metadata` that look like numbers."""
 
     description: str | None
     tags: list[str] | None
@@ -38,16 +40,18 @@ class _Data(TypedDict):
 
 
 class NewParameters(_Data, total=False):
-    """What `POST /experiments/{id}/parameters` takes; `text` names what is text though it looks like a number."""
+    """The body of `POST /experiments/{id}/parameters`; `text` names texts that look like numbers."""
 
     text: list[str]
 
 
 async def projects(call: Call) -> Response:
+    """The projects of the namespace, with the number of their experiments."""
     return answer({"projects": await call.read(call.core.projects, call.namespace)})
 
 
 async def upsert_experiment(call: Call) -> Response:
+    """Create an experiment, or change the given fields of the one of that name."""
     project = check_name("project", call.parts["project"])
     async with call.json(NewExperiment) as body:
         check_name("name", body["name"])
@@ -60,7 +64,7 @@ async def upsert_experiment(call: Call) -> Response:
 
 
 async def experiments(call: Call) -> Response:
-    """A page of experiments, by what they are and what they are called."""
+    """A page of experiments, filtered and sorted."""
     status, sort = call.text("status"), call.text("sort") or SORTS[0]
     if status not in (None, *STATUSES):
         malformed(f"status is none of {', '.join(STATUSES)}")
@@ -83,21 +87,24 @@ async def experiments(call: Call) -> Response:
 
 
 async def experiment(call: Call) -> Response:
+    """The document of one experiment."""
     return answer(await call.read(call.core.experiment, call.namespace, call.experiment()))
 
 
 async def set_parameters(call: Call) -> Response:
+    """Merge parameters into those that are there. Nested ones are flattened."""
     async with call.json(NewParameters, MAX_BATCH_BYTES) as body:
         data = flatten(recorded(body["data"], body.get("text", ())))
         return answer(await call.write(call.core.set_parameters, call.namespace, call.experiment(), data))
 
 
 async def get_parameters(call: Call) -> Response:
+    """The parameters of an experiment, flat."""
     return answer(await call.read(call.core.get_parameters, call.namespace, call.experiment()))
 
 
 async def events(call: Call) -> Response:
-    """A stream that says how many events the experiment has, when that changes."""
+    """A stream of server-sent events: how many events the experiment has, each time that changes."""
     hub, name = call.services.hub, call.experiment()
     if call.request.method == "HEAD":
         await call.read(call.core.experiment, call.namespace, name)
@@ -106,9 +113,9 @@ async def events(call: Call) -> Response:
     known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
     listener = hub.join(call.namespace, name)
     try:
-        # Joined before asking, so that nothing between the two is missed.
-        found = await call.read(call.core.experiment, call.namespace, name)
-        listener.tell(found["counts"]["events"])
+        # Join before asking, so that no change between the two is missed.
+        document = await call.read(call.core.experiment, call.namespace, name)
+        listener.notify(document["counts"]["events"])
     except BaseException:
         hub.leave(call.namespace, name, listener)
         raise
@@ -116,7 +123,7 @@ async def events(call: Call) -> Response:
 
 
 class _Stream(StreamingResponse):
-    """The answer to a live reader, who leaves when it ends, however it ends."""
+    """The response to a live reader; removes its listener when it ends, however it ends."""
 
     def __init__(self, call: Call, name: str, listener: Any, known: int | None) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

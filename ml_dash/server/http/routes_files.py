@@ -25,12 +25,13 @@ from .downloads import Opened, download
 
 _FIELD_BYTES: Final = 256 << 10
 _FIELDS: Final = frozenset(("prefix", "checksum", "sizeBytes", "description", "tags", "metadata", "text"))
-_OVERHEAD: Final = 1 << 20
-_SYNC_EVERY: Final = 64 << 20
+# What the form around the file may add.
+_OVERHEAD_BYTES: Final = 1 << 20
+_SYNC_EVERY_BYTES: Final = 64 << 20
 
 
 class FileChange(TypedDict, total=False):
-    """What `PATCH` of a file takes."""
+    """The body of `PATCH` of a file."""
 
     description: str | None
     tags: list[str] | None
@@ -41,22 +42,22 @@ class FileChange(TypedDict, total=False):
 async def add_file(call: Call) -> Response:
     """Add a file: multipart, streamed to disk, never whole in memory."""
     experiment = call.experiment()
-    # Who may not, or has no such experiment, is told before the first byte is stored.
-    found = await call.read(call.core.experiment, call.namespace, experiment)
-    if found["writeProtected"]:
+    # Check permission and existence before accepting the upload.
+    document = await call.read(call.core.experiment, call.namespace, experiment)
+    if document["writeProtected"]:
         raise WriteProtected("the experiment is write-protected: parameters and files are final")
     limit = call.services.settings.max_file_size
     declared = declared_length(call.request)
-    if declared is not None and declared > limit + _OVERHEAD:
+    if declared is not None and declared > limit + _OVERHEAD_BYTES:
         raise too_large(limit)
     upload = _Upload(call.core.staging / f"upload-{os.urandom(12).hex()}", limit)
     try:
         parser = _parser(call, upload)
         async with _turn(call):
-            have = 0
+            received = 0
             async for part in chunks(call.request):
-                have += len(part)
-                if have > limit + _OVERHEAD:
+                received += len(part)
+                if received > limit + _OVERHEAD_BYTES:
                     raise too_large(limit)
                 await call.write(_feed, parser, part)
             fields = await call.write(upload.finish)
@@ -68,7 +69,7 @@ async def add_file(call: Call) -> Response:
 
 @asynccontextmanager
 async def _turn(call: Call) -> AsyncIterator[None]:
-    """One of the uploads that may be under way at once. Raises Refused (429) where none ends for long."""
+    """Hold one of the places for uploads. Raises Refused (429) if none becomes free within ADMISSION_S."""
     uploads = call.services.uploads
     try:
         with anyio.fail_after(ADMISSION_S):
@@ -85,8 +86,10 @@ async def files(call: Call) -> Response:
     """Records of files that are not deleted, oldest first."""
     prefix, tags = call.text("prefix"), call.text("tags")
     wanted = [tag for tag in (tags or "").split(",") if tag] or None
-    found = await call.read(call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted)
-    return answer({"files": found})
+    records = await call.read(
+        call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted
+    )
+    return answer({"files": records})
 
 
 async def file(call: Call) -> Response:
@@ -95,7 +98,7 @@ async def file(call: Call) -> Response:
 
 
 async def update_file(call: Call) -> Response:
-    """Change what is said about a file."""
+    """Change description, tags or metadata of a file."""
     async with call.json(FileChange) as body:
         changes: dict[str, Any] = {name: value for name, value in body.items() if value is not None and name != "text"}
         if "metadata" in changes:
@@ -127,7 +130,7 @@ async def download_file(call: Call) -> Response:
 
 @dataclass
 class _Upload:
-    """A form as it comes in: small fields in memory, the file on disk, hashed on the way."""
+    """A form that is being received: small fields in memory, the file written to `path` and hashed on the way."""
 
     path: Path
     limit: int
@@ -145,7 +148,7 @@ class _Upload:
     _headers: dict[bytes, bytes] = field(default_factory=dict)
 
     def callbacks(self) -> Any:
-        """What the parser calls."""
+        """Return the callbacks for the parser."""
         return {
             "on_part_begin": self._part_begin,
             "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
@@ -191,8 +194,8 @@ class _Upload:
         self._digest.update(piece)
         self._file.write(piece)
         self._unsynced += len(piece)
-        if self._unsynced > _SYNC_EVERY:
-            # In steps, so that the last one does not keep the client waiting for all of it.
+        if self._unsynced > _SYNC_EVERY_BYTES:
+            # Sync in steps, so that the client does not wait for all of it at the end.
             self._file.flush()
             os.fsync(self._file.fileno())
             self._unsynced = 0
@@ -210,7 +213,7 @@ class _Upload:
         self.ended = True
 
     def finish(self) -> dict[str, Any]:
-        """What the form says of its file, compared with what came. Raises Refused."""
+        """Return the fields for `Server.add_file`. Raises Refused if size or SHA-256 differ from what the form says."""
         if not self.ended or self.filename is None:
             malformed("the form has no file" if self.ended else "the form is not whole")
         checksum, size = self._digest.hexdigest(), str(self.size)
@@ -236,7 +239,7 @@ class _Upload:
         }
 
     def close(self) -> None:
-        """Remove what is left on disk."""
+        """Close and remove the staged file, if it is still there."""
         if self._file is not None:
             self._file.close()
         self.path.unlink(missing_ok=True)

@@ -6,12 +6,13 @@ from typing import Any, Final, TypedDict
 
 from starlette.responses import Response
 
+from ...core.limits import MAX_LIMIT
 from ...core.names import check_metric_name
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
+from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
 BATCH: Final = 100_000
-PLOT: Final = 10_000
+"""The most points of one request."""
 
 
 class _Extras(TypedDict, total=False):
@@ -25,7 +26,7 @@ class _Point(TypedDict):
 
 
 class NewPoint(_Point, _Extras, total=False):
-    """What `.../append` takes; `text` names the fields that are text though they look like numbers."""
+    """The body of `.../append`; `text` names fields whose texts look like numbers."""
 
     text: list[str]
 
@@ -35,24 +36,26 @@ class _Points(TypedDict):
 
 
 class NewPoints(_Points, _Extras, total=False):
-    """What `.../append-batch` takes; `text` has a list for each point."""
+    """The body of `.../append-batch`; `text` has a list of such fields for each point."""
 
     text: list[list[str]]
 
 
 async def append(call: Call) -> Response:
+    """Append one point; answers with its index."""
     async with call.json(NewPoint) as body:
         if not body["data"]:
             malformed("data has no fields")
         row = recorded(body["data"], body.get("text", ()))
-        made = await call.write(
+        appended = await call.write(
             call.core.append_points, call.namespace, call.experiment(), _metric(call), [row], **_extras(body)
         )
-    kept = ("metricId", "bufferedDataPoints", "chunkSize")
-    return answer({"index": made["startIndex"], **{name: made[name] for name in kept}})
+    fields = ("metricId", "bufferedDataPoints", "chunkSize")
+    return answer({"index": appended["startIndex"], **{name: appended[name] for name in fields}})
 
 
 async def append_batch(call: Call) -> Response:
+    """Append points with consecutive indices."""
     async with call.json(NewPoints, MAX_BATCH_BYTES) as body:
         given, texts = body["dataPoints"], body.get("text") or []
         if not 1 <= len(given) <= BATCH:
@@ -82,37 +85,39 @@ def _append_batch(
 
 
 async def data(call: Call) -> Response:
-    """A page of points, as the lines that `data.jsonl` would have."""
-    start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
+    """A page of points, as in the lines of `data.jsonl`."""
+    start, limit = call.page()
     page = await call.read(
         call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit,
         superseded=call.flag("superseded", True),
     )  # fmt: skip
-    return raw_json(page) if isinstance(page, bytes) else answer(page)
+    return raw_json(page)
 
 
 async def stats(call: Call) -> Response:
+    """The statistics of one metric."""
     return answer(await call.read(call.core.metric_stats, call.namespace, call.experiment(), _metric(call)))
 
 
 async def metrics(call: Call) -> Response:
+    """All metrics of an experiment, with their statistics."""
     return answer({"metrics": await call.read(call.core.metrics, call.namespace, call.experiment())})
 
 
 async def series(call: Call) -> Response:
-    """One series, down-sampled so that no minimum or maximum is lost."""
-    found = await call.read(
+    """The series of a metric, down-sampled so that no minimum or maximum is lost."""
+    sampled = await call.read(
         call.core.series,
         call.namespace,
         call.experiment(),
         _metric(call),
-        points=call.integer("points", 1000, 1, PLOT),
+        points=call.integer("points", 1000, 1, MAX_LIMIT),
         start=call.number_or_none("start", -LARGEST_INDEX, LARGEST_INDEX),
         end=call.number_or_none("end", -LARGEST_INDEX, LARGEST_INDEX),
         field=call.text("field"),
         superseded=call.flag("superseded", False),
     )
-    return raw_json(found) if isinstance(found, bytes) else answer(found)
+    return raw_json(sampled)
 
 
 def _metric(call: Call) -> str:
@@ -120,7 +125,7 @@ def _metric(call: Call) -> str:
 
 
 def _extras(body: Any) -> dict[str, Any]:
-    """Description, tags and metadata of the metric, as far as they are given."""
+    """Return the given ones of description, tags and metadata of the metric."""
     given = {name: body[name] for name in ("description", "tags") if body.get(name) is not None}
     if body.get("metadata") is not None:
         given["metadata"] = recorded(body["metadata"])

@@ -9,15 +9,14 @@ from typing import Any, Final, TypedDict
 import msgspec
 from starlette.responses import Response
 
-from ...core.protocol import MAX_BATCH_BYTES, MAX_BLOBS, PREFIX, UNKNOWN, Refused
+from ...core.protocol import MAX_BATCH_BYTES, MAX_BLOBS, ORDER_PAGE, PREFIX, UNKNOWN, Refused
 from ...journal.segment import parse_blob, parse_name
 from .calls import READ, WRITE, Call, Route, answer, malformed
 from .downloads import download
 
-ORDER_PAGE: Final = 10_000
 LARGEST_OFFSET: Final = 1 << 50
 _RANGE: Final = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")
-_MANY: Final = 64 << 10
+_LONGEST_LIST: Final = 64 << 10  # characters of a list in the query
 _contents: Final = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
 
 
@@ -28,23 +27,24 @@ class _Death(TypedDict):
 
 
 class Deaths(TypedDict):
-    """What observers noted of writers."""
+    """The body of `.../deaths`: a writer is dead, and its `segment` had been read to byte `end`."""
 
     deaths: list[_Death]
 
 
 class Digests(TypedDict):
-    """How many bytes of which segments to hash."""
+    """The body of `.../digests`: how many bytes of which segments to hash."""
 
     segments: dict[str, int]
 
 
 async def journal(call: Call) -> Response:
+    """The state of a journal here: lengths of its segments, blobs that are here or missing, dead writers."""
     return answer(await call.read(call.core.journal, call.namespace, call.journal()))
 
 
 async def append_segment(call: Call) -> Response:
-    """Frames of a segment. The answer goes out when they are durable and folded, and not before."""
+    """Append bytes of a segment, whole frames. The answer goes out once they are durable and folded, not before."""
     file = call.parts["file"]
     if parse_name(file) is None:
         malformed("the path does not end in the name of a segment file")
@@ -60,16 +60,19 @@ async def append_segment(call: Call) -> Response:
 
 
 async def deaths(call: Call) -> Response:
+    """Report writers that were found dead. A report counts once, and not if later events of the writer are here."""
     async with call.json(Deaths) as body:
         return answer(await call.write(call.core.deaths, call.namespace, call.journal(), body["deaths"]))
 
 
 async def blob_state(call: Call) -> Response:
-    # A content that is known in this namespace already is linked by this call.
+    """How many bytes of a blob are here. One whose content the namespace has already is linked, and complete."""
+    # Linking writes: so this GET takes a writer thread.
     return answer(await call.write(call.core.blob_state, call.namespace, call.journal(), _blob(call)))
 
 
 async def append_blob(call: Call) -> Response:
+    """Append bytes of a blob at `offset`; its SHA-256 is checked once all `size` bytes are here."""
     name, offset = _blob(call), call.integer("offset", None, 0, LARGEST_OFFSET)
     size = call.integer("size", None, 0, LARGEST_OFFSET)
     kind = call.text("kind")
@@ -85,11 +88,12 @@ async def append_blob(call: Call) -> Response:
 
 
 async def append_blobs(call: Call) -> Response:
+    """Send whole contents of small files together; answers with the names that need not be sent any more."""
     async with call.body(MAX_BATCH_BYTES) as data:
         try:
             items = _contents.decode(data)
         except ValueError:
-            # Who may not see the journal learns nothing else.
+            # A caller who may not see the journal gets 404, and learns nothing else.
             await call.read(call.core.journal, call.namespace, call.journal())
             malformed("the body is not a list of pairs of a name and a content, in msgpack")
         if len(items) > MAX_BLOBS or not all(parse_blob(name) for name, _ in items):
@@ -98,11 +102,13 @@ async def append_blobs(call: Call) -> Response:
 
 
 async def digests(call: Call) -> Response:
+    """SHA-256 of the first bytes of segments, for a proof."""
     async with call.json(Digests) as body:
         return answer(await call.read(call.core.digests, call.namespace, call.journal(), body["segments"]))
 
 
 async def find_experiment(call: Call) -> Response:
+    """An experiment by project and name, with the ids of its journals."""
     project, name = call.text("project"), call.text("name")
     if project is None or name is None:
         malformed("project and name must be given")
@@ -110,11 +116,13 @@ async def find_experiment(call: Call) -> Response:
 
 
 async def order(call: Call) -> Response:
+    """Records of what was folded into an experiment, in order of arrival."""
     after, limit = call.integer("after", 0, 0, LARGEST_OFFSET), call.integer("limit", 1000, 1, ORDER_PAGE)
     return answer(await call.read(call.core.order, call.namespace, call.experiment(), after, limit))
 
 
 async def segment_bytes(call: Call) -> Response:
+    """Raw bytes of a segment from `offset`; headers give its length, file and journal."""
     offset = call.integer("offset", 0, 0, LARGEST_OFFSET)
     limit = call.integer("limit", MAX_BATCH_BYTES // 2, 1, MAX_BATCH_BYTES)
     data, headers = await call.read(call.core.segment_bytes, call.namespace, call.segment(), offset, limit)
@@ -122,10 +130,12 @@ async def segment_bytes(call: Call) -> Response:
 
 
 async def base(call: Call) -> Response:
+    """The folded state of an experiment as a base, for a pull of the state only; msgpack."""
     return _bytes(await call.read(call.core.base, call.namespace, call.experiment()), "application/vnd.msgpack", {})
 
 
 async def experiment_blob(call: Call) -> Response:
+    """The content of a blob, whole or by range."""
     experiment, name = call.experiment(), _blob(call)
 
     def open_at(start: int, end: int) -> tuple[Iterator[bytes], int]:
@@ -135,6 +145,7 @@ async def experiment_blob(call: Call) -> Response:
 
 
 async def remove_experiment(call: Call) -> Response:
+    """Remove an experiment. Its tombstone hides late events of its writers."""
     return answer(await call.write(call.core.remove_experiment, call.namespace, call.experiment()))
 
 
@@ -150,20 +161,20 @@ def _blob(call: Call) -> str:
 
 
 def _damaged(call: Call) -> list[tuple[int, int]]:
-    """Ranges of the file that hold no frame."""
-    text = call.text("damaged", _MANY)
-    found = []
+    """Return the byte ranges of the segment that the client calls damaged. Raises Refused (400)."""
+    text = call.text("damaged", _LONGEST_LIST)
+    ranges = []
     for part in text.split(",") if text else ():
         match = _RANGE.fullmatch(part)
         if match is None or int(match[1]) >= int(match[2]):
             malformed("damaged is not of the form a-b,c-d")
-        found.append((int(match[1]), int(match[2])))
-    return found
+        ranges.append((int(match[1]), int(match[2])))
+    return ranges
 
 
 def _without(call: Call) -> list[str]:
-    """Names of blobs that the client says it cannot send."""
-    text = call.text("without", _MANY)
+    """Return the names of blobs that the client cannot send. Raises Refused (400)."""
+    text = call.text("without", _LONGEST_LIST)
     names = text.split(",") if text else []
     if any(parse_blob(name) is None for name in names):
         malformed("without does not list names of blobs")

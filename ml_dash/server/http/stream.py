@@ -11,22 +11,23 @@ from typing import Final
 from ...core.protocol import BUSY, Refused
 
 HEARTBEAT_S: Final = 15.0
-LISTENERS: Final = 1000
-LISTENERS_PER_NAMESPACE: Final = 200
+MAX_LISTENERS: Final = 1000
+MAX_LISTENERS_PER_NAMESPACE: Final = 200
 
 Key = tuple[str, str]
 """(namespace, experiment)"""
 
 
 class Listener:
-    """One live reader. All it can miss is a number that a later one replaces, so its queue holds one."""
+    """One live reader. It needs only the newest number of events, so there is no queue. For the event loop."""
 
     def __init__(self) -> None:
         self.events: int | None = None
         self.removed = False
         self.news = asyncio.Event()
 
-    def tell(self, events: int | None) -> None:
+    def notify(self, events: int | None) -> None:
+        """Note the number of events, or None: the experiment was removed. Wakes the stream."""
         if events is None:
             self.removed = True
         elif self.events is None or events > self.events:
@@ -35,7 +36,11 @@ class Listener:
 
 
 class Hub:
-    """Brings news from the threads that fold to the connections that wait."""
+    """The link from the threads that fold to the connections that wait for changes.
+
+    `_pending` is shared between threads, under `_lock`. All else belongs to the event loop; `changed` reads
+    `_listeners` from other threads without the lock, and at worst wakes the loop for nobody.
+    """
 
     def __init__(self) -> None:
         self._listeners: dict[Key, set[Listener]] = {}
@@ -47,20 +52,20 @@ class Hub:
         self.count = 0
 
     def start(self) -> None:
-        """Take the running loop for the one that serves."""
+        """Take the running event loop as the one that serves. Until then changes are dropped."""
         self._loop = asyncio.get_running_loop()
 
     def changed(self, namespace: str, experiment: str, events: int | None) -> None:
-        """An experiment has that many events now; None: it was removed. From any thread; never waits."""
+        """Note that an experiment has this many events now; None: it was removed. From any thread; never waits."""
         loop = self._loop
         if loop is None or (namespace, experiment) not in self._listeners:
             return
         with self._lock:
             first = not self._pending
-            # One that was removed, and begun anew at once, was removed all the same.
+            # A removal stays pending even if the experiment begins anew at once: streams of the old one must end.
             if self._pending.get((namespace, experiment), 0) is not None:
                 self._pending[namespace, experiment] = events
-        # One wake-up for many changes. The loop may have ended since.
+        # One wake-up serves many changes. The loop may have ended since.
         if first and not loop.is_closed():
             loop.call_soon_threadsafe(self._deliver)
 
@@ -69,18 +74,18 @@ class Hub:
             pending, self._pending = self._pending, {}
         for key, events in pending.items():
             for listener in self._listeners.get(key, ()):
-                listener.tell(events)
+                listener.notify(events)
 
     def close(self) -> None:
-        """End all streams: the server is asked to stop. In the loop."""
+        """End all streams, because the server stops. In the event loop."""
         self.closing = True
         for listeners in self._listeners.values():
             for listener in listeners:
                 listener.news.set()
 
     def join(self, namespace: str, experiment: str) -> Listener:
-        """Follow an experiment. Raises Refused (429) where too many do."""
-        if self.count >= LISTENERS or self._per_namespace.get(namespace, 0) >= LISTENERS_PER_NAMESPACE:
+        """Add a listener to an experiment. Raises Refused (429) if there are too many. Call `leave` in the end."""
+        if self.count >= MAX_LISTENERS or self._per_namespace.get(namespace, 0) >= MAX_LISTENERS_PER_NAMESPACE:
             raise Refused(429, BUSY, "too many live readers are connected", retry_after_s=30)
         listener = Listener()
         self._listeners.setdefault((namespace, experiment), set()).add(listener)
@@ -89,7 +94,7 @@ class Hub:
         return listener
 
     def leave(self, namespace: str, experiment: str, listener: Listener) -> None:
-        """Follow no longer."""
+        """Remove a listener."""
         listeners = self._listeners[namespace, experiment]
         listeners.discard(listener)
         if not listeners:
@@ -100,17 +105,17 @@ class Hub:
         self.count -= 1
 
     async def stream(self, experiment: str, listener: Listener, known: int | None) -> AsyncIterator[bytes]:
-        """Server-sent events: the number now, unless that is `known`, and each time it has grown; comments between."""
+        """Yield server-sent events: the number of events unless `known`, each growth, and heartbeats as comments."""
         yield b": ml-dash\nretry: 2000\n\n"
-        told = known
+        sent = known
         while not self.closing:
             listener.news.clear()
             if listener.removed:
-                yield _event("removed", told, {"experiment": experiment})
+                yield _event("removed", sent, {"experiment": experiment})
                 return
-            if listener.events is not None and listener.events != told:
-                told = listener.events
-                yield _event("change", told, {"experiment": experiment, "events": told})
+            if listener.events is not None and listener.events != sent:
+                sent = listener.events
+                yield _event("change", sent, {"experiment": experiment, "events": sent})
                 continue
             try:
                 await asyncio.wait_for(listener.news.wait(), HEARTBEAT_S)

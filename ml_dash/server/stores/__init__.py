@@ -21,16 +21,20 @@ class StoreRefused(MLDashError):
 
 
 class StoreTrouble(StorageError):
-    """The disk or the database refused for now; nothing was acknowledged."""
+    """The disk or the database refused, for now; nothing was acknowledged."""
 
 
 class Claimed(Exception):
-    """An insert under an id that is taken: another one came first. The transaction is given up."""
+    """An insert under an id that is taken: another transaction was first. This one is rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentRow:
-    """A segment as far as it is here. `length` bytes are durable and folded; `damaged` ranges hold no frame."""
+    """A segment as far as it is here: `length` bytes are durable and folded.
+
+    `first` is the offset of the first frame, `crc` that of the header, with which checksums of frames begin. `damaged`
+    are ranges of bytes that never verified.
+    """
 
     id: str
     journal: str
@@ -45,7 +49,7 @@ class SegmentRow:
 
 @dataclass(frozen=True, slots=True)
 class JournalRow:
-    """A journal of an experiment; one that was removed is out of sight."""
+    """A journal of an experiment; `removed`: the experiment was removed, and later events of its writers are hidden."""
 
     id: str
     experiment: str
@@ -56,7 +60,11 @@ class JournalRow:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
-    """What lists show of an experiment, and its folded state (encoded); `version` counts arrivals."""
+    """An experiment as lists show it, and its folded state (encoded).
+
+    `version` is the number of the next arrival, and grows with every change. Times are in ns since the epoch;
+    `heard_ns` is the server's own time at which something last arrived. `summary` holds `counts` and `endedAt`.
+    """
 
     id: str
     project: str
@@ -72,18 +80,25 @@ class ExperimentRow:
     tags: tuple[str, ...] = ()
     description: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
-    # Writers whose events are kept out of sight since the experiment was removed.
+    # Writers that had a part in it when it was removed: whatever they still send is stored and hidden.
     removed_writers: tuple[str, ...] = ()
 
     @property
     def events(self) -> int:
-        """How many were folded. One without any is not there for readers: it was removed, or has only begun to come."""
+        """The number of folded events.
+
+        Without any, readers do not see it: it was removed, or has only begun to arrive.
+        """
         return int(self.summary.get("counts", {}).get("events", 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The n-th thing that was folded into an experiment: a stretch of a segment, or the death of a writer."""
+    """The n-th thing that was folded into an experiment: a stretch of a segment, or the death of a writer.
+
+    Of a stretch (kind 1), `who` is the segment and [start, end) its bytes. Of a death (kind 2), `who` is the writer,
+    and `segment` and `end` say how far it had been read when it was found dead.
+    """
 
     n: int
     kind: int
@@ -97,7 +112,7 @@ class Arrival:
 class Block:
     """Consecutive lines of one series of lines (`logs`, or `points/<metric>`), the first with number `first`.
 
-    `summary` and `parts` are what down-sampling needs; `packed`: no line is added to it any more.
+    `summary` and `parts` are encoded summaries for down-sampling. `packed`: it is full, and never changes.
     """
 
     series: str
@@ -111,7 +126,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """The content of an event, whole and verified, and where it is. That of a body belongs to no experiment: `""`."""
+    """A blob that is complete and verified; `key` names its object, `digest` is its SHA-256 in hex, `size` in bytes.
+
+    `experiment` is empty for the body of an event, and for a file set otherwise.
+    """
 
     name: str
     digest: str
@@ -122,7 +140,7 @@ class BlobRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """A token, by the SHA-256 of its text. Times in ns since the epoch; 0 is never."""
+    """A token, by the SHA-256 of its text. Times in ns since the epoch; 0 means never."""
 
     id: str
     digest: str
@@ -136,7 +154,7 @@ class TokenRow:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which experiments are listed; `sort`: newest first by `updated` or `created`, by `name`, or most `points`."""
+    """Which experiments are listed, and in which order: `updated` or `created` or `points`, descending, or `name`."""
 
     project: str | None = None
     status: str | None = None
@@ -148,11 +166,11 @@ class Filter:
 
 
 Place = tuple[int | str, str]
-"""Where a page of experiments ended: what the last one was sorted by, and its id."""
+"""Where a page of experiments ended: (value that the last one was sorted by, its id)."""
 
 
 def place_of(row: ExperimentRow, sort: str) -> Place:
-    """The place behind which the page that follows `row` begins."""
+    """Return the place after which the page that follows `row` begins."""
     values: dict[str, int | str] = {
         "updated": row.updated_ns,
         "created": row.created_ns,
@@ -163,115 +181,197 @@ def place_of(row: ExperimentRow, sort: str) -> Place:
 
 
 def points_of(row: ExperimentRow) -> int:
-    """How many points an experiment has."""
+    """Return how many points an experiment has."""
     return int(row.summary.get("counts", {}).get("points", 0))
 
 
 def searched_text(row: ExperimentRow) -> str:
-    """What `Filter.text` is looked for in, without case; that is to be casefolded too."""
+    """Return the text, casefolded, in which `Filter.text` is searched; that must be casefolded as well."""
     return "\n".join((f"{row.project}/{row.name}", row.description, *row.tags)).casefold()
 
 
 class Read(Protocol):
-    """A consistent look at the documents. `ns` is a namespace. What it returns may be used only within it."""
+    """A consistent snapshot of the documents. `ns` is a namespace.
 
-    def experiment(self, ns: str, experiment: str) -> ExperimentRow | None: ...
+    Iterators that it returns may be used only within it. Methods that look up one row return None if there is none.
+    Each raises StoreTrouble if the database refuses.
+    """
+
+    def experiment(self, ns: str, experiment: str) -> ExperimentRow | None:
+        """Return an experiment by its id, with its state; also one without events."""
+
     def experiments(self, ns: str, wanted: Filter, limit: int, after: Place | None) -> list[ExperimentRow]:
-        """Those of a page, without their states: the first ones behind a place. Those without events are not listed."""
+        """Return at most `limit` experiments after a place, with empty states. Those without events are left out."""
 
-    def count(self, ns: str, wanted: Filter) -> int: ...
-    def projects(self, ns: str) -> list[dict[str, Any]]: ...
-    def stale(self, fold_version: int) -> list[tuple[str, str]]: ...
+    def count(self, ns: str, wanted: Filter) -> int:
+        """Return how many experiments a filter lists on all pages together."""
+
+    def projects(self, ns: str) -> list[dict[str, Any]]:
+        """Return {project, experiments (their number), created_ns, updated_ns} of each project, by name."""
+
+    def stale(self, fold_version: int) -> list[tuple[str, str]]:
+        """Return (namespace, id) of experiments whose state another version of the fold made."""
+
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
-        """(namespace, id) of experiments that run, and of which nothing was heard since."""
+        """Return (namespace, id) of running experiments of which nothing arrived since."""
 
-    def journal(self, ns: str, journal: str) -> JournalRow | None: ...
-    def journals(self, ns: str, experiment: str) -> list[JournalRow]: ...
-    def segment(self, ns: str, segment: str) -> SegmentRow | None: ...
-    def segment_by_file(self, ns: str, journal: str, file: str) -> SegmentRow | None: ...
-    def segments(self, ns: str, journal: str) -> list[SegmentRow]: ...
+    def journal(self, ns: str, journal: str) -> JournalRow | None:
+        """Return a journal by its id (hex)."""
+
+    def journals(self, ns: str, experiment: str) -> list[JournalRow]:
+        """Return the journals of an experiment, by id, removed ones too."""
+
+    def segment(self, ns: str, segment: str) -> SegmentRow | None:
+        """Return a segment by its id (hex)."""
+
+    def segment_by_file(self, ns: str, journal: str, file: str) -> SegmentRow | None:
+        """Return a segment by its journal and the name of its file."""
+
+    def segments(self, ns: str, journal: str) -> list[SegmentRow]:
+        """Return the segments of a journal, by the names of their files: those of one writer in their order."""
+
     def bytes_of(self, ns: str, segment: str, start: int, end: int) -> Iterator[bytes]:
-        """The raw bytes [start, end) of a segment, in pieces."""
+        """Yield the raw bytes [start, end) of a segment in pieces; fewer if fewer are here."""
 
-    def arrivals(self, ns: str, experiment: str, after: int, limit: int) -> list[Arrival]: ...
+    def arrivals(self, ns: str, experiment: str, after: int, limit: int) -> list[Arrival]:
+        """Return at most `limit` arrivals from number `after` on, which is included, in their order."""
+
     def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
-        """Was exactly this death noted before?"""
+        """True if exactly this death was recorded before."""
 
     def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
-        """The blocks of a series that hold any of the lines [first, end), one by one."""
+        """Yield the blocks of a series that hold any of the lines [first, end), in their order."""
 
-    def last_block(self, ns: str, experiment: str, series: str) -> Block | None: ...
+    def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
+        """Return the newest block of a series."""
+
     def summaries(
         self, ns: str, experiment: str, series: str, first: int, end: int, *, parts: bool = False
     ) -> list[tuple[int, int, bytes]]:
-        """(first, count, summary) of those blocks, or with `parts` what they have as `parts`."""
+        """Return (first, count, summary) of the blocks that hold any of the lines [first, end).
 
-    def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None: ...
-    def blobs(self, ns: str, experiment: str) -> list[BlobRow]: ...
+        With `parts`, the third is the summaries of their parts. Lines are not read.
+        """
+
+    def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None:
+        """Return a complete blob by its name; `experiment` is empty for bodies of events."""
+
+    def blobs(self, ns: str, experiment: str) -> list[BlobRow]:
+        """Return the complete blobs of an experiment."""
+
     def same_content(self, ns: str, digest: str, size: int) -> list[BlobRow]:
-        """A few blobs of that content, of any experiment."""
+        """Return a few blobs of this SHA-256 (hex) and size in bytes, of any experiment of the namespace."""
 
-    def token(self, digest: str) -> TokenRow | None: ...
-    def tokens(self) -> list[TokenRow]: ...
-    def setting(self, name: str) -> str | None: ...
+    def token(self, digest: str) -> TokenRow | None:
+        """Return a token by the SHA-256 (hex) of its text, also an expired or revoked one."""
+
+    def tokens(self) -> list[TokenRow]:
+        """Return all tokens, oldest first."""
+
+    def setting(self, name: str) -> str | None:
+        """Return a setting."""
 
 
 class Write(Read, Protocol):
-    """One transaction: all of it is durable when the block ends, or none of it is there."""
+    """One transaction: all of it is durable when the block ends, or none of it is stored.
+
+    A `put_...` replaces the row of the same key. Reads see what the transaction has written.
+    """
 
     def claim_stretch(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        """Keep raw bytes under the id (ns, segment, start). Raises Claimed if that is taken."""
+        """Store raw bytes of a segment under the id (ns, segment, start). Raises Claimed if that is taken.
+
+        The caller passes the segment's present length as `start`: so two transactions cannot both continue it.
+        """
 
     def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        """Put verified bytes in the place of some that never verified."""
+        """Replace stored bytes that never verified by verified ones, of the same length, from `start` on."""
 
     def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
-        """Note what was folded as number `arrival.n`. Raises Claimed if that is taken."""
+        """Record what was folded as number `arrival.n`. Raises Claimed if that is taken.
 
-    def put_segment(self, ns: str, row: SegmentRow) -> None: ...
-    def put_journal(self, ns: str, row: JournalRow) -> None: ...
-    def put_experiment(self, ns: str, row: ExperimentRow) -> None: ...
-    def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None: ...
-    def drop_blocks(self, ns: str, experiment: str) -> None: ...
-    def put_blob(self, ns: str, row: BlobRow) -> None: ...
-    def drop_blob(self, ns: str, experiment: str, name: str) -> None: ...
-    def put_token(self, row: TokenRow) -> None: ...
-    def put_setting(self, name: str, value: str) -> None: ...
+        So of two processes that fold into one experiment at once, one is refused and starts again.
+        """
+
+    def put_segment(self, ns: str, row: SegmentRow) -> None:
+        """Store a segment; of one that is there, only `length` and `damaged` change.
+
+        Raises Claimed if another has its file.
+        """
+
+    def put_journal(self, ns: str, row: JournalRow) -> None:
+        """Store a journal."""
+
+    def put_experiment(self, ns: str, row: ExperimentRow) -> None:
+        """Store an experiment; lists show it once it has events."""
+
+    def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
+        """Store blocks, each under (series, first)."""
+
+    def drop_blocks(self, ns: str, experiment: str) -> None:
+        """Delete all blocks of an experiment."""
+
+    def put_blob(self, ns: str, row: BlobRow) -> None:
+        """Store a complete blob."""
+
+    def drop_blob(self, ns: str, experiment: str, name: str) -> None:
+        """Delete the row of a blob, if it is there; its object is the caller's to delete, after the commit."""
+
+    def put_token(self, row: TokenRow) -> None:
+        """Store a token; of one that is there, only `expires_ns` and `revoked_ns` change.
+
+        Raises Claimed if another has its digest.
+        """
+
+    def put_setting(self, name: str, value: str) -> None:
+        """Store a setting."""
 
 
 class Documents(Protocol):
     """The documents of a server. Any thread may call; one writes at a time."""
 
-    def read(self) -> AbstractContextManager[Read]: ...
-    def write(self) -> AbstractContextManager[Write]: ...
-    def check(self) -> None:
-        """Raises StoreTrouble if it cannot be used now."""
+    def read(self) -> AbstractContextManager[Read]:
+        """Open a snapshot. It does not wait for a writer. Raises StoreTrouble."""
 
-    def close(self) -> None: ...
+    def write(self) -> AbstractContextManager[Write]:
+        """Open a transaction, after those of other threads; committed, and synced, when the block ends.
+
+        An exception within the block rolls it back. Raises Claimed, StoreTrouble; nothing is stored then.
+        """
+
+    def check(self) -> None:
+        """Raise StoreTrouble if it cannot be used now."""
+
+    def close(self) -> None:
+        """Close it. Later calls raise StoreTrouble."""
 
 
 class Objects(Protocol):
-    """Contents by key, immutable. Any thread may call; raises StoreTrouble if the storage refuses.
+    """Contents by key, immutable. Any thread may call; every method raises StoreTrouble if the storage refuses.
 
-    A key is parts joined by `/`, each a text that is not empty; it is never taken for a path. ValueError for others.
+    A key is parts joined by `/`, each a text that is not empty; it is never used as a path. ValueError for others.
     """
 
     def put(self, key: str, path: Path) -> None:
-        """Take the file at `path` (it is gone from there afterwards); durable on return. Replaces what is there."""
+        """Move the file at `path` here; durable on return. Replaces what the key had."""
 
     def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """The same for many, (key, path), together."""
+        """Move many files here, given as (key, path); durable on return. Replaces what the keys had."""
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
+        """Return the bytes [start, end) in pieces. Raises FileNotFoundError, at the call and not at the first piece."""
 
-    def size(self, key: str) -> int | None: ...
+    def size(self, key: str) -> int | None:
+        """Return the size in bytes; None if there is no such object."""
+
     def copy(self, source: str, target: str) -> None:
-        """The same content under another key; replaces what is there. Raises FileNotFoundError."""
+        """Store the content of `source` under `target` as well; replaces what is there. Raises FileNotFoundError."""
 
-    def delete(self, key: str) -> None: ...
+    def delete(self, key: str) -> None:
+        """Delete an object, if it is there."""
+
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys that begin with `prefix`, in no order."""
+        """Yield the keys that begin with `prefix`, in no order."""
 
     def check(self) -> None:
-        """Raises StoreTrouble if it cannot be used now."""
+        """Raise StoreTrouble if it cannot be used now."""

@@ -20,18 +20,19 @@ Result = TypeVar("Result")
 _PIECE: Final = 1 << 20
 _FLAGS: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _SAFE: Final = " !#$&'()+,;=@[]{}~^`"
-# Ends a folder's name whose text goes on in the next one below. Escapes are `%` and two digits, so no other text does.
+# A part of a key that is too long for one file name goes on in the folder below: the mark ends the name of the folder.
+# An escape is `%` and two hex digits, so no other name ends like this.
 _GOES_ON: Final = "%+"
 _CONTINUED: Final = "%-"
 _LONGEST: Final = 200
 _TRIES: Final = 20
 _SYNCED_AT_ONCE: Final = 32
-# One that a crash left half-copied; the name is none that a part of a key has.
+# A file that is being copied; a crash may leave it. No part of a key becomes such a name.
 _TEMPORARY: Final = ".tmp-"
 
 
 class DiskObjects:
-    """The objects seam on a folder. Parts of keys are escaped, so that none leads out of it."""
+    """`Objects` in a folder. Parts of keys are escaped, so that none leads out of it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,11 +42,11 @@ class DiskObjects:
     def _path(self, key: str) -> Path:
         parts = key.split("/")
         if not all(parts):
-            raise ValueError(f"{key!r} is no key of an object")
+            raise ValueError(f"{key!r} is not the key of an object")
         return self.folder.joinpath(*(name for part in parts for name in _names(part)))
 
     def put(self, key: str, path: Path) -> None:
-        """Take the file at `path`; durable on return. Replaces what is there. Raises StoreTrouble."""
+        """Move the file at `path` here; durable on return. Replaces what is there. Raises StoreTrouble."""
         target = self._path(key)
 
         def place() -> None:
@@ -62,7 +63,7 @@ class DiskObjects:
             self._placed(target, place, source=path)
 
     def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """The same for many files, synced side by side: the disk takes many at once for little more than one."""
+        """Move many files here, synced in parallel: many syncs at once take the disk little longer than one."""
         placed = [(self._path(key), path) for key, path in items]
         with _trouble():
             folders = set[Path]()
@@ -75,7 +76,7 @@ class DiskObjects:
                     pass
 
     def _moved(self, target: Path, path: Path) -> set[Path]:
-        """Move a file to its place; the folders that have got an entry by that."""
+        """Move a file to its place; return the folders that got a new entry, to be synced."""
         entries = {target.parent}
         for attempt in range(_TRIES):
             try:
@@ -89,7 +90,7 @@ class DiskObjects:
         return entries
 
     def copy(self, source: str, target: str) -> None:
-        """The same content under another key, as a hard link where that works: objects never change."""
+        """Store the content of `source` under `target` too, as a hard link where that works: objects never change."""
         original, place = self._path(source), self._path(target)
 
         def link() -> None:
@@ -99,41 +100,41 @@ class DiskObjects:
             except FileNotFoundError:
                 raise
             except OSError:
-                # No links here, or too many of this file.
+                # This file system has no hard links, or the file has too many.
                 _copy_file(original, place)
                 return
             os.replace(temporary, place)
-            # Both names may be of one file already; then nothing was renamed.
+            # If both names are links to the same file, `replace` does nothing and leaves this one.
             temporary.unlink(missing_ok=True)
 
         with _trouble():
             self._placed(place, link, source=original)
 
     def _placed(self, target: Path, place: Callable[[], None], source: Path) -> None:
-        """Do `place`, with the folder of `target` there, and make the new entries durable."""
+        """Call `place` once the folder of `target` exists, and make all new folder entries durable."""
         entries = {target.parent}
         for attempt in range(_TRIES):
             try:
-                # Noted before they are made: what a try that failed has made is durable, too, in the end.
+                # Noted before they are made, so that folders made by a failed attempt are synced as well.
                 entries |= _holders_of_new(target.parent, self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 place()
                 break
             except (FileNotFoundError, FileExistsError):
-                # Another thread has removed a folder between, because it was empty.
+                # Another thread removed a folder meanwhile, because it was empty.
                 if attempt == _TRIES - 1 or not source.exists():
                     raise
         for folder in entries:
             sync_folder(folder)
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
+        """Return the bytes [start, end) in pieces. Raises FileNotFoundError at the call."""
         path = self._path(key)
         with _trouble():
             return _Pieces(_unless_missing(path, lambda: os.open(path, _FLAGS)), start, end)
 
     def size(self, key: str) -> int | None:
-        """Its size in bytes; None if it is not there."""
+        """Return the size in bytes; None if it is not there."""
         path = self._path(key)
         with _trouble():
             try:
@@ -142,7 +143,7 @@ class DiskObjects:
                 return None
 
     def delete(self, key: str) -> None:
-        """Remove it, and the folders that are empty then."""
+        """Delete an object, and the folders that are empty then."""
         path = self._path(key)
         with _trouble(), contextlib.suppress(FileNotFoundError):
             _unless_missing(path, path.unlink)
@@ -156,7 +157,7 @@ class DiskObjects:
                 return
 
     def list(self, prefix: str) -> Iterator[str]:
-        """The keys that begin with `prefix`, in no order."""
+        """Yield the keys that begin with `prefix`, in no order."""
         for base, _, names in os.walk(self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
@@ -166,7 +167,7 @@ class DiskObjects:
                         yield key
 
     def check(self) -> None:
-        """Raises StoreTrouble if the folder cannot be used now."""
+        """Raise StoreTrouble if the folder cannot be used now."""
         with _trouble():
             if not os.access(self.folder, os.W_OK):
                 raise PermissionError(f"{self.folder} cannot be written")
@@ -197,7 +198,7 @@ class _Pieces:
         return piece
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -207,12 +208,12 @@ class _Pieces:
 
 
 def _names(part: str) -> list[str]:
-    """The folders, and at last the file or folder, that stand for a part of a key."""
+    """Return the file names, one below the other, that stand for a part of a key."""
     text = quote(part, safe=_SAFE, errors="surrogatepass")
     if text.startswith("."):
         text = "%2E" + text[1:]
     pieces = [text[start : start + _LONGEST] for start in range(0, len(text), _LONGEST)]
-    # Escapes may be cut in two, and a piece may begin with a dot: behind the mark that means nothing.
+    # A cut may split an escape, or leave a piece that begins with a dot: after the mark neither matters.
     first, *rest = [piece + _GOES_ON for piece in pieces[:-1]] + pieces[-1:]
     return [first, *(_CONTINUED + piece for piece in rest)]
 
@@ -232,7 +233,7 @@ def _key(names: tuple[str, ...]) -> str:
 
 
 def _holders_of_new(folder: Path, top: Path) -> set[Path]:
-    """The folders that get an entry when `folder`, below `top`, is made."""
+    """Return the folders that get a new entry when `folder`, below `top`, is made."""
     return {path.parent for path in (folder, *folder.parents) if top in path.parents and not path.exists()}
 
 
@@ -253,7 +254,7 @@ def _copy_file(source: Path, target: Path) -> None:
 
 
 def _unless_missing(path: Path, do: Callable[[], Result]) -> Result:
-    """What `do` returns. Raises FileNotFoundError also where a part of the path is not a folder."""
+    """Return `do()`. Raises FileNotFoundError also if a parent in the path is not a folder."""
     try:
         return do()
     except NotADirectoryError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ...core.limits import INT64_MAX
 from ...core.ranges import Range
 from ...disk.durable import sync_folder
 from . import (
@@ -34,15 +35,14 @@ from . import (
 
 _VERSION: Final = 1
 _BUSY_S: Final = 10.0
-# A larger file is not read whole at the start.
+# A larger file is not checked at the start: that would read all of it.
 _CHECKED_BYTES: Final = 1 << 28
-# Connections that wait for the next reader; each keeps some pages in memory.
+# Idle connections that wait for the next reader; each holds some pages in memory.
 _READERS_KEPT: Final = 8
 _READER_CACHE_KIB: Final = 2_000
 _WRITER_CACHE_KIB: Final = 16_000
 _PIECE_BYTES: Final = 1 << 20
 _KEYS_AT_ONCE: Final = 1000
-_LARGEST: Final = (1 << 63) - 1
 _WAL_KEPT_BYTES: Final = 64 << 20
 _TABLES: Final = """
 CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
@@ -77,7 +77,7 @@ CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEG
 CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
-# Sorted by → the order, and what lies behind a place in it.
+# `Filter.sort` → (ORDER BY, the condition for rows after a place).
 _SORTS: Final = {
     "updated": ("updated DESC, id DESC", "(updated, id) < (?, ?)"),
     "created": ("created DESC, id DESC", "(created, id) < (?, ?)"),
@@ -87,7 +87,11 @@ _SORTS: Final = {
 
 
 class SqliteDocuments:
-    """The documents seam on `path`. Raises StoreRefused if the file is damaged, or is not one of this version."""
+    """`Documents` in the SQLite file `path`. Raises StoreRefused if it is damaged, or of another version.
+
+    `_turn` admits one writing thread and protects `_writer`; `_guard` protects `_readers`. Only `close` takes both,
+    `_turn` first, and sets `_closed` under both.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -134,13 +138,13 @@ class SqliteDocuments:
         self._writer = connection
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Every table and index is there: without a unique index an event could count twice."""
-        wanted = sqlite3.connect(":memory:")
+        """Check that every table and index is there: without a unique index an event could count twice."""
+        expected = sqlite3.connect(":memory:")
         try:
-            wanted.executescript(_TABLES)
-            missing = set(_schema(wanted)) - set(_schema(connection))
+            expected.executescript(_TABLES)
+            missing = set(_schema(expected)) - set(_schema(connection))
         finally:
-            wanted.close()
+            expected.close()
         if missing:
             names = ", ".join(sorted(name for name, _ in missing))
             raise StoreRefused(
@@ -154,12 +158,12 @@ class SqliteDocuments:
             )
         if self.path.stat().st_size > _CHECKED_BYTES:
             return
-        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if found != "ok":
-            raise StoreRefused(f"{self.path} is damaged: {found}", hint="restore it from a backup")
+        problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if problem != "ok":
+            raise StoreRefused(f"{self.path} is damaged: {problem}", hint="restore it from a backup")
 
     def _connect(self, cache_kib: int, mode: str = "rw") -> sqlite3.Connection:
-        # Without "c" in the mode: a file that was moved away while the server runs is not begun anew.
+        # Without "c" in the mode: if the file is moved away while the server runs, no new one is created.
         uri = f"file:{quote(os.fspath(self.path.absolute()))}?mode={mode}"
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
@@ -179,7 +183,7 @@ class SqliteDocuments:
         return connection
 
     def close(self) -> None:
-        """Close all connections; one that is in use is closed when its transaction ends."""
+        """Close all connections; one that is in use is closed when its transaction ends. Waits for a writer."""
         with self._turn, self._guard:
             self._closed = True
             readers, self._readers = self._readers, []
@@ -188,7 +192,7 @@ class SqliteDocuments:
             _close(connection)
 
     def check(self) -> None:
-        """Raises StoreTrouble if it cannot be used now."""
+        """Raise StoreTrouble if it cannot be used now."""
         with self.read() as tx:
             tx.setting("")
 
@@ -196,7 +200,7 @@ class SqliteDocuments:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[_Transaction]:
-        """A consistent snapshot."""
+        """Open a consistent snapshot. Raises StoreTrouble."""
         with _trouble():
             connection = self._take_reader()
         good = True
@@ -219,7 +223,7 @@ class SqliteDocuments:
         return self._connect(_READER_CACHE_KIB)
 
     def _give_back(self, connection: sqlite3.Connection, good: bool) -> None:
-        """Keep a connection for the next reader. One that met trouble is not used again."""
+        """Keep a connection for the next reader. One that failed (not `good`) is closed."""
         try:
             connection.execute("ROLLBACK")
         except sqlite3.Error:
@@ -232,7 +236,7 @@ class SqliteDocuments:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[_Transaction]:
-        """One transaction: durable when the block has ended without an exception."""
+        """Open a transaction: durable when the block has ended without an exception. Raises Claimed, StoreTrouble."""
         with self._turn:
             with _trouble():
                 connection = self._begin()
@@ -257,7 +261,7 @@ class SqliteDocuments:
         return self._writer
 
     def _undo(self, connection: sqlite3.Connection, *, keep: bool) -> None:
-        """Take back what a transaction has done. After trouble of the disk a fresh connection reads what is there."""
+        """Roll back a transaction. After an error of the disk (not `keep`), the next one gets a new connection."""
         try:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -270,7 +274,7 @@ class SqliteDocuments:
 
 def _close(connection: sqlite3.Connection | None) -> None:
     if connection is not None:
-        # What it could not write at its end is in the WAL.
+        # What it could not checkpoint on closing is still in the WAL.
         with contextlib.suppress(sqlite3.Error):
             connection.close()
 
@@ -292,7 +296,7 @@ def _trouble() -> Iterator[None]:
 
 
 class _Transaction:
-    """Reads and writes of one transaction."""
+    """`Read` and `Write` on one connection, within one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._all = connection.execute
@@ -333,14 +337,14 @@ class _Transaction:
         return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
 
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
-        found = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
-        return list(found)
+        rows = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
+        return list(rows)
 
     def put_experiment(self, ns: str, row: ExperimentRow) -> None:
         tags = json.dumps(row.tags)
         values = (
             ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status,
-            min(row.created_ns, _LARGEST), min(row.updated_ns, _LARGEST), row.heard_ns, row.folder, tags,
+            min(row.created_ns, INT64_MAX), min(row.updated_ns, INT64_MAX), row.heard_ns, row.folder, tags,
             row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
@@ -348,8 +352,8 @@ class _Transaction:
             self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
             return
         listed = (
-            ns, row.id, row.project, row.name, row.status, min(row.created_ns, _LARGEST),
-            min(row.updated_ns, _LARGEST), min(points_of(row), _LARGEST), row.folder, tags, searched_text(row),
+            ns, row.id, row.project, row.name, row.status, min(row.created_ns, INT64_MAX),
+            min(row.updated_ns, INT64_MAX), min(points_of(row), INT64_MAX), row.folder, tags, searched_text(row),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
 
@@ -401,15 +405,18 @@ class _Transaction:
             self._all("UPDATE stretches SET content=? WHERE ns=? AND segment=? AND start=?", (new, ns, segment, first))
 
     def _stretches(self, ns: str, segment: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Those that hold any of the bytes [start, end); no statement stays open between them."""
+        """Yield (start, bytes) of the stretches that hold any of the bytes [start, end).
+
+        No statement stays open between two of them, so that the caller may write.
+        """
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
-        found = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
+        found = self._one(sql, (ns, segment, min(start, INT64_MAX)))[0]
         low = found if found is not None else start
         while low < end:
             keys = self._all(
                 "SELECT start, length FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start "
                 "LIMIT ?",
-                (ns, segment, low, min(end, _LARGEST), _KEYS_AT_ONCE),
+                (ns, segment, low, min(end, INT64_MAX), _KEYS_AT_ONCE),
             ).fetchall()
             for group in _in_pieces(keys):
                 yield from self._all(
@@ -433,13 +440,13 @@ class _Transaction:
         rows = self._all(
             'SELECT n, kind, who, start, "end", segment FROM arrivals WHERE ns=? AND experiment=? AND n>=? '
             "ORDER BY n LIMIT ?",
-            (ns, experiment, min(after, _LARGEST), limit),
+            (ns, experiment, min(after, INT64_MAX), limit),
         )
         return [Arrival(*row) for row in rows.fetchall()]
 
     def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
         sql = 'SELECT 1 FROM arrivals WHERE ns=? AND experiment=? AND kind=2 AND who=? AND segment=? AND "end"=?'
-        return self._one(sql, (ns, experiment, who, segment, min(end, _LARGEST))) is not None
+        return self._one(sql, (ns, experiment, who, segment, min(end, INT64_MAX))) is not None
 
     def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
         values = (ns, experiment, arrival.n, arrival.kind, arrival.who, arrival.start, arrival.end, arrival.segment)
@@ -448,18 +455,18 @@ class _Transaction:
     def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
         keys = self._all(
             "SELECT first FROM blocks WHERE ns=? AND experiment=? AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
         ).fetchall()
         for (key,) in keys:
             yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
 
     def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
-        """The first line of the block that holds a line."""
-        found = self._one(
+        """Return the number of the first line of the block that holds `line`."""
+        nearest = self._one(
             "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
-            (ns, experiment, series, min(line, _LARGEST)),
+            (ns, experiment, series, min(line, INT64_MAX)),
         )[0]
-        return found if found is not None else 0
+        return nearest if nearest is not None else 0
 
     def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
         row = self._one(
@@ -474,7 +481,7 @@ class _Transaction:
         return self._all(
             f"SELECT first, count, {'parts' if parts else 'summary'} FROM blocks WHERE ns=? AND experiment=? "
             "AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
         ).fetchall()
 
     def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
@@ -556,7 +563,7 @@ def _marks(count: int) -> str:
 
 
 def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
-    """The condition of a filter, and its values."""
+    """Return the condition of a filter, and its values."""
     parts: list[tuple[str, Any]] = [("ns=?", ns)]
     for column in ("project", "status", "folder"):
         value = getattr(wanted, column)
@@ -597,7 +604,7 @@ def _block(row: tuple[Any, ...]) -> Block:
 
 
 def _in_pieces(keys: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """The starts of stretches that are read together: about 1 MiB, or one."""
+    """Yield groups of starts of stretches that are read together: about 1 MiB, or one stretch."""
     group: list[int] = []
     size = 0
     for start, length in keys:

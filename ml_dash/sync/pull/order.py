@@ -10,7 +10,7 @@ from typing import Any, Final
 from ...core.frames import LengthCrcs, OrderHeader, encode_frame, encode_header
 from ...disk.durable import replace_file
 from ...errors import Damaged
-from ...journal.order import DEATH, STRETCH, Order, Stretch, death_payload, stretch_payload
+from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
 from ...journal.segment import ORDER
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -67,7 +67,7 @@ def ends(order: Order) -> dict[str, int]:
     """Segment id → how much of it an order names."""
     named: dict[str, int] = {}
     for record, _ in order.read(0):
-        if isinstance(record, Stretch):
+        if isinstance(record, MergeRecord):
             named[record.segment] = max(named.get(record.segment, 0), record.end)
     return named
 
