@@ -23,8 +23,8 @@ from ..disk.durable import blocks, fail_point, sync_folder
 from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
-_BLOCK: Final = 4 << 20
-_HASH_BLOCK: Final = 256 << 10
+_BLOCK_BYTES: Final = 4 << 20
+_HASH_BLOCK_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)

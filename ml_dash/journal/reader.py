@@ -38,8 +38,8 @@ from .segment import SegmentName, list_segments, parse_name
 CHUNK_BYTES: Final = 512 << 10
 _WALK_BYTES: Final = 4 << 20
 _TAIL_BYTES: Final = 64 << 10
-_LARGEST_FRAME: Final = HEAD.size + MAX_PAYLOAD
-_LARGEST_HEADER: Final = 8 << 10
+_LARGEST_FRAME_BYTES: Final = HEAD.size + MAX_PAYLOAD
+_LARGEST_HEADER_BYTES: Final = 8 << 10
 
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 

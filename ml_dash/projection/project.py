@@ -38,7 +38,7 @@ _AWAY_TEXT: Final = (
     "The disk was full, and this folder was emptied to make room for the journal, which has everything.\n"
     "Once there is room, ml-dash makes it again when it is read, or by: ml-dash rebuild\n"
 )
-_REBUILD_SLICE: Final = 50_000
+_REBUILD_SLICE_EVENTS: Final = 50_000
 TURN_WAIT_S: Final = 30.0
 """How long whoever needs the folder waits for another process that is writing it."""
 
