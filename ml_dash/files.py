@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from .core.events import FILE, FILE_DELETE, FILE_UPDATE, file_added
 from .core.names import check_filename, check_prefix, file_id, shown
-from .core.values import utc_text
+from .core.times import utc_text
 from .errors import ChecksumMismatch, InvalidValue, NotFound, StorageError, UnsupportedType, WriterGone
 from .recording.lifecycle import checked_given, checked_tags
 

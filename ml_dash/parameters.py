@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .core.events import PARAMETERS
-from .core.values import as_mapping, flatten, parameter_values, unflatten
+from .core.json_values import flatten, unflatten
+from .core.values import as_mapping, parameter_values
 from .recording.lifecycle import checked_mapping
 
 if TYPE_CHECKING:

@@ -164,7 +164,7 @@ def print_json(value: object, indent: int | None = 2) -> None:
 
 def json_text(value: object, indent: int | None = None) -> str:
     """Return `value` as strict JSON without characters that a terminal acts on; NaN and infinities become texts."""
-    from ml_dash.core.values import to_json
+    from ml_dash.core.json_values import to_json
 
     text = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False, indent=indent)
     return _JSON_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -178,7 +178,7 @@ def value_text(value: object) -> str:
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, str):
         return safe(value)
-    from ml_dash.core.values import to_json
+    from ml_dash.core.json_values import to_json
 
     return safe(json.dumps(to_json(value), ensure_ascii=False))
 

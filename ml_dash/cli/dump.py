@@ -13,7 +13,7 @@ import msgspec
 from ml_dash.cli import console, options
 from ml_dash.core.events import NAMES
 from ml_dash.core.frames import HEAD
-from ml_dash.core.values import utc_text
+from ml_dash.core.times import utc_text
 from ml_dash.journal import bodies, reader
 from ml_dash.journal.segment import list_segments, parse_name
 from ml_dash.reading import read

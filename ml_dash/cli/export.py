@@ -15,9 +15,9 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.summary import final_values, summary
 from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
+from ml_dash.core.json_values import flatten, to_json
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
-from ml_dash.core.values import flatten, to_json
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
 

@@ -14,7 +14,7 @@ from ml_dash.cli.codes import DAMAGE, FAILURE, OK
 from ml_dash.cli.summary import status_cell, summary
 from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
-from ml_dash.core.values import utc_text
+from ml_dash.core.times import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
 from ml_dash.reading.located import Located

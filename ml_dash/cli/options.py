@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from ml_dash.core.values import parse_time
+from ml_dash.core.times import parse_time
 from ml_dash.errors import MLDashError
 
 Decorated = TypeVar("Decorated", bound=Any)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ml_dash.core.values import texts_like_numbers
+from ml_dash.core.json_values import texts_like_numbers
 from ml_dash.errors import NotFound
 from ml_dash.projection.project import Projector
 from ml_dash.reading import read

@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..errors import InvalidValue
-from .values import from_json, lenient_values, texts_like_numbers, to_json
+from .json_values import from_json, texts_like_numbers, to_json
+from .values import lenient_values
 
 if TYPE_CHECKING:
     from .records import SeriesStats

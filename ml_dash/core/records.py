@@ -9,7 +9,7 @@ from .limits import CHUNK_SIZE, INT64_MAX
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
-from .values import utc_text
+from .times import utc_text
 
 
 class LogEntry(TypedDict):

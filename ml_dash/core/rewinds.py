@@ -22,7 +22,7 @@ from typing import Final
 from .ranges import Range
 from .state import FOLD_VERSION, Edits, Metric, Reach, Rewind, Series, Span, State, WriterState
 from .statistics import Columns, Rows, columns_of, count_columns, step_of, steps_of
-from .values import parse_time, utc_text
+from .times import parse_time, utc_text
 
 SPAN: Final = 1000
 """Points of a new span."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_dash.core.json_values import flatten
 from ml_dash.core.limits import MAX_LIMIT
-from ml_dash.core.values import flatten
 from ml_dash.demo.train import BATCH, EPOCHS, HELD_OUT
 from ml_dash.errors import MLDashError, NotFound
 from ml_dash.reading import read

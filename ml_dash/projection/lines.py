@@ -6,9 +6,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from ..core.json_values import from_json, texts_like_numbers, to_json
 from ..core.records import LogEntry, Point
 from ..core.state import Block, LogLine
-from ..core.values import from_json, texts_like_numbers, to_json, utc_text
+from ..core.times import utc_text
 
 _encoder: Final = msgspec.json.Encoder()
 _decode: Final = msgspec.json.Decoder().decode

@@ -18,7 +18,7 @@ from ml_dash.core.ranges import holes, page_of, size_of, windows
 from ml_dash.core.records import metric_stats
 from ml_dash.core.rewinds import Elsewhere, recount
 from ml_dash.core.state import Edits, Metric, Reach, State
-from ml_dash.core.values import utc_text
+from ml_dash.core.times import utc_text
 from ml_dash.projection.checkpoint import Layout
 from ml_dash.projection.folder import Folder
 from ml_dash.projection.lines import read_point

@@ -27,21 +27,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ml_dash.core import values
-from ml_dash.core.values import (
-    field_values,
-    flatten,
-    from_json,
-    lenient_values,
-    parse_time,
-    texts_like_numbers,
-    to_json,
-    unflatten,
-    utc_text,
-)
+from ml_dash.core import json_values, values
+from ml_dash.core.json_values import flatten, from_json, texts_like_numbers, to_json, unflatten
+from ml_dash.core.times import parse_time, utc_text
+from ml_dash.core.values import field_values, lenient_values
 from ml_dash.errors import InvalidValue, UnsupportedType
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from([*values.NUMBER_TEXTS])
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from([*json_values.NUMBER_TEXTS])
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(max_size=8)
 keys = texts | st.sampled_from(["a", "a.b", "a~1b", "a~b", "0", "", "text"])
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4))
@@ -598,7 +590,7 @@ def parameters(value: Any) -> dict[str, object]:
     told: list[str] = []
     plain = values.parameter_values(found, told.append)
     assert told == []
-    return values.flatten(plain)
+    return json_values.flatten(plain)
 
 
 @dataclasses.dataclass

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from ...core.json_values import texts_like_numbers, to_json
 from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
@@ -27,7 +28,7 @@ from ...core.records import (
 )
 from ...core.sampling import LINES
 from ...core.state import File, Metric, State
-from ...core.values import texts_like_numbers, to_json, utc_text
+from ...core.times import utc_text
 from ...projection.lines import read_log
 from ..stores import Documents, ExperimentRow, Filter, Place, Read, place_of
 from .blocks import LOGS, series_of

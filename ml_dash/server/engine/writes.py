@@ -12,7 +12,7 @@ from ...core.names import check_filename, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
 from ...core.records import buffered, experiment_document, metric_id_of
 from ...core.state import RUNNING, State
-from ...core.values import parse_time, utc_text
+from ...core.times import parse_time, utc_text
 from ...errors import InvalidValue
 from ...log import LogLevel
 from ..stores import BlobRow, Objects, Write

@@ -15,9 +15,10 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...core.json_values import from_json, to_json
 from ...core.limits import MAX_LIMIT
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
-from ...core.values import field_values, from_json, to_json
+from ...core.values import field_values
 from ..engine.services import Server
 from ..settings import ServerSettings
 from .auth import Authenticator, Who

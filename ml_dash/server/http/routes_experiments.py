@@ -8,9 +8,9 @@ from typing import Any, Final, TypedDict
 from starlette.responses import Response, StreamingResponse
 
 from ...core.events import STATUSES
+from ...core.json_values import flatten
 from ...core.names import check_name
 from ...core.protocol import MAX_BATCH_BYTES
-from ...core.values import flatten
 from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
 
 PAGE: Final = 1000
