@@ -93,7 +93,7 @@ class Experiment:
         else:
             settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
             if settings.remote is not None:
-                from .sync.register import autosync, exit_wait_s
+                from .sync.launch import autosync, exit_wait_s
 
                 _ = autosync(), exit_wait_s()  # a bad value raises here, not when something is recorded
             if resume_from_remote and settings.remote is None:

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Final
 
 from ml_dash.errors import MLDashError
-from ml_dash.sync.register import EXEC
+from ml_dash.sync.launch import EXEC
 
 from .discover import Discovery
 from .schedule import Schedule, Task

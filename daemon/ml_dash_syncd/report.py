@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ml_dash.disk.durable import replace_file
-from ml_dash.sync import register
+from ml_dash.sync import launch
 
 from .schedule import Schedule
 
@@ -25,7 +25,7 @@ class ReportFile:
     """The file `syncd.json`, and what was last written to it."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path if path is not None else register.status_path()
+        self.path = path if path is not None else launch.status_path()
         self.address: str | None = None
         self._began = time.time()
         self._written = float("-inf")
@@ -89,7 +89,7 @@ def status_line(schedule: Schedule) -> str:
 def load(path: Path | None = None) -> dict[str, Any] | None:
     """Return the daemon's latest report; None if there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((path or register.status_path()).read_bytes())
+        found = json.loads((path or launch.status_path()).read_bytes())
         if isinstance(found, dict):
             return found
     return None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
-from ml_dash.sync import register
+from ml_dash.sync import launch, register
 
 from . import report
 from .discover import Discovery
@@ -90,7 +90,7 @@ def daemon_lock() -> Iterator[bool]:
 
     Where the file system has no locks, yield True: two daemons then send the same bytes twice, which harms nothing.
     """
-    path = register.lock_path()
+    path = launch.lock_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     held: BaseFileLock | None = lock.hold(path)
     try:
@@ -270,7 +270,7 @@ def unsent_reason(task: Task) -> str | None:
 
 def rotate_log() -> None:
     """Begin the log of a background daemon anew when it has become long; keep the old one as `<name>.1`."""
-    path = register.log_path()
+    path = launch.log_path()
     try:
         mine, there = os.fstat(2), path.stat()
         if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino) or there.st_size < _LOG_BYTES:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
-from ml_dash.sync import register
+from ml_dash.sync import launch, register
 from ml_dash.sync.register import Registration
 
 from . import report
@@ -23,7 +23,7 @@ def status(extra: list[Registration] | None = None) -> dict[str, Any]:
     """
     known = {one.key: one for one in (*register.registrations(), *(extra or []))}
     last = report.load()
-    runs = register.daemon_runs()
+    runs = launch.daemon_runs()
     return {
         "daemon": {"runs": runs, "pid": last.get("pid") if runs and last else None, "last": last},
         "experiments": [_experiment(one) for one in sorted(known.values(), key=lambda one: (one.journal, one.remote))],

@@ -24,7 +24,7 @@ from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, o
 from ..journal.segment import list_segments, parse_blob
 from ..reading.located import Located
 from ..reading.read import view
-from . import register
+from . import launch, register
 from .cursor import Cursor
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def begin(
     """
     here = _here()
     if forked:
-        register.never_start()
+        launch.never_start()
     try:
         ask = register.register if new else register.register_again
         registration = ask(located.journal, settings)
@@ -252,7 +252,7 @@ def begin(
         here.sent.append(sent)
     here.looked = time.monotonic()
     if registration.has_login():
-        register.start_daemon(alone=local)
+        launch.start_daemon(alone=local)
     return sent
 
 
@@ -296,8 +296,8 @@ def tend(sent: list[Sent], *, local: bool) -> None:
         return
     here.looked = now
     one = sent[0].registration
-    if not register.daemon_runs() and one.has_login():
-        register.start_daemon(alone=local)
+    if not launch.daemon_runs() and one.has_login():
+        launch.start_daemon(alone=local)
 
 
 def of_journal(journal: Path, remote: str) -> list[Sent]:
@@ -326,12 +326,12 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
             if (reason := one.hopeless()) is not None:
                 return False, reason
         now = time.monotonic()
-        if register.daemon_runs():
+        if launch.daemon_runs():
             seen_daemon = now
-        elif not register.start_daemon():
+        elif not launch.start_daemon():
             return False, _nobody()
         elif now - seen_daemon > _START_S:
-            return False, f"ml-dash-syncd does not start; see {register.log_path()}"
+            return False, f"ml-dash-syncd does not start; see {launch.log_path()}"
         left = None if timeout is None else timeout - (now - begun)
         if left is not None and left <= 0:
             return False, _still_waiting(sent, timeout)
@@ -340,8 +340,8 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
 
 
 def _nobody() -> str:
-    if not register.autosync():
-        return f"no ml-dash-syncd runs, and {register.AUTOSYNC} is off; start it with: ml-dash-syncd run"
+    if not launch.autosync():
+        return f"no ml-dash-syncd runs, and {launch.AUTOSYNC} is off; start it with: ml-dash-syncd run"
     return "no ml-dash-syncd runs, and this process is not the one to start it; start it with: ml-dash-syncd run"
 
 
@@ -355,18 +355,18 @@ def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
 def tell_at_exit(*, quiet: bool) -> str | None:
     """At the end of the process: wait as asked, and the line to print if something is not sent."""
     here = _here()
-    register.finish_start(_FINISH_START_S)
+    launch.finish_start(_FINISH_START_S)
     with _guard:
         left = list(here.sent)
     if not left:
         return None
     with contextlib.suppress(InvalidValue, KeyboardInterrupt):
-        if (seconds := register.exit_wait_s()) > 0:
+        if (seconds := launch.exit_wait_s()) > 0:
             wait(left, seconds)
     if quiet:
         return None
     try:
-        if register.daemon_runs() and not register.in_exec() and _only_closing(left):
+        if launch.daemon_runs() and not launch.in_exec() and _only_closing(left):
             with contextlib.suppress(KeyboardInterrupt):
                 wait(left, _CLOSING_S)
             if _only_closing(left):
@@ -407,9 +407,9 @@ def _line(left: list[Sent]) -> str | None:
     reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
     if reason is not None:
         return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
-    if register.in_exec():
+    if launch.in_exec():
         return None  # it sends what is left when the job has ended, and says what it could not send
-    if register.daemon_runs() or register.daemon_comes_up():
+    if launch.daemon_runs() or launch.daemon_comes_up():
         so = "ml-dash-syncd goes on sending; where it ends with the job, run that as: ml-dash-syncd exec -- CMD"
     else:
         so = "nobody is sending; run: ml-dash-syncd once, or the job as: ml-dash-syncd exec -- CMD"

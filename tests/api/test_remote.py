@@ -24,7 +24,7 @@ from ml_dash.errors import NotFound
 from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.located import at
-from ml_dash.sync import login, proof, register, sent
+from ml_dash.sync import launch, login, proof, register, sent
 from ml_dash.sync.identity import connect
 from tests.running import Server, end_started, once
 
@@ -44,7 +44,7 @@ class Uploader:
     def run(self) -> None:
         """It runs."""
         state_folder().mkdir(parents=True, exist_ok=True)
-        self._lock = Turn(register.lock_path())
+        self._lock = Turn(launch.lock_path())
         assert self._lock.take(5)
 
     def end(self) -> None:
@@ -75,7 +75,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
     monkeypatch.setattr(sent, "_process", sent._Process(os.getpid(), sent.deque(), set()))
-    monkeypatch.setattr(register, "_attempts", register._Attempts())
+    monkeypatch.setattr(launch, "_attempts", launch._Attempts())
 
 
 @pytest.fixture
@@ -605,7 +605,7 @@ def test_an_uploader_that_was_just_started_is_named_at_the_end(
 ) -> None:
     ended = python(LINES, HERE, env=started_uploader)
     assert "; ml-dash-syncd goes on sending; " in ended.err.splitlines()[-1]
-    until(register.daemon_runs)
+    until(launch.daemon_runs)
 
 
 def test_what_a_killed_process_recorded_is_sent_by_the_uploader_it_started(

@@ -15,7 +15,7 @@ import pytest
 
 from ml_dash import Experiment
 from ml_dash.disk.lock import hold
-from ml_dash.sync import register
+from ml_dash.sync import launch, register
 from ml_dash_syncd import exec_job
 from ml_dash_syncd.settings import Settings
 
@@ -60,8 +60,8 @@ def test_trouble_with_sending_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_with_another_daemon_it_sends_what_is_left_at_the_end(home: Home) -> None:
-    register.lock_path().parent.mkdir(parents=True)
-    held = hold(register.lock_path())
+    launch.lock_path().parent.mkdir(parents=True)
+    held = hold(launch.lock_path())
     assert held is not None
     home.record()
     try:
@@ -88,8 +88,8 @@ def test_the_job_is_sent_while_it_runs(home: Home) -> None:
 
 
 def test_a_job_does_not_tell_of_what_is_sent_after_it(home: Home) -> None:
-    register.lock_path().parent.mkdir(parents=True)
-    held = hold(register.lock_path())
+    launch.lock_path().parent.mkdir(parents=True)
+    held = hold(launch.lock_path())
     assert held is not None
     program = (
         "from ml_dash import Experiment\n"

@@ -18,8 +18,8 @@ import pytest
 
 from ml_dash import Experiment
 from ml_dash.disk.lock import Liveness, probe
+from ml_dash.sync.launch import lock_path, status_path
 from ml_dash.sync.login import development_token
-from ml_dash.sync.register import lock_path, status_path
 from ml_dash.sync.remote import Link, find_experiment
 from tests.running import Server, once, uploader
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ml_dash.disk.lock import Liveness, probe
-from ml_dash.sync import register
+from ml_dash.sync import launch
 from ml_dash_syncd import service
 
 from .conftest import WAIT_S, Home
@@ -127,7 +127,7 @@ def test_the_managers_own_takes_over_when_another_ends(
     home.record()
     without = {name: text for name, text in os.environ.items() if name != "NOTIFY_SOCKET"}
     with running(env=without) as first:
-        until(lambda: probe(register.lock_path()) is Liveness.ALIVE and register.status_path().exists())
+        until(lambda: probe(launch.lock_path()) is Liveness.ALIVE and launch.status_path().exists())
         with running() as second:
             manager.hear("READY=1")
             assert f"process {first.pid} has the lock" in manager.hear("STATUS=process")
@@ -166,7 +166,7 @@ def test_a_second_term_ends_it_at_once(home: Home) -> None:
             assert process.wait(WAIT_S) == 143
             assert monotonic() - begun < 3
             assert "ending at once" in process.stderr.read()
-    assert probe(register.lock_path()) is Liveness.GONE
+    assert probe(launch.lock_path()) is Liveness.GONE
 
 
 def test_it_ends_in_time_though_a_request_hangs(home: Home) -> None:
@@ -188,7 +188,7 @@ def test_wrong_settings_at_a_reload_leave_those_before(home: Home) -> None:
     config = home.folder / "syncd.toml"
     config.write_text("")
     with running("--config", str(config)) as process:
-        until(register.status_path().exists)
+        until(launch.status_path().exists)
         config.write_text("stores = 3\n")
         process.send_signal(signal.SIGHUP)
         assert process.stderr is not None
@@ -208,7 +208,7 @@ def test_a_port_that_is_taken_is_told(home: Home) -> None:
 
 def test_a_long_log_is_begun_anew(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_LOG_BYTES", 100)
-    path = register.log_path()
+    path = launch.log_path()
     path.parent.mkdir(parents=True)
     path.write_text("x" * 200)
     program = (

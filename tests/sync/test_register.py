@@ -23,7 +23,7 @@ from ml_dash.disk.config import Settings, resolve, state_folder
 from ml_dash.disk.lock import Turn
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import create_journal
-from ml_dash.sync import login, register
+from ml_dash.sync import launch, login, register
 
 SERVER = "http://localhost:3999"
 # Stands for ml_dash_syncd: says how it was started, and lives until it is ended.
@@ -55,7 +55,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def _first_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(register, "_attempts", register._Attempts())
+    monkeypatch.setattr(launch, "_attempts", launch._Attempts())
 
 
 class StandIn:
@@ -85,7 +85,7 @@ class StandIn:
 def stand_in(tmp_path: Path, env: dict[str, str]) -> Iterator[StandIn]:
     stand_in = StandIn(tmp_path / "stand-in", env)
     yield stand_in
-    register.finish_start(10)
+    launch.finish_start(10)
     for one in stand_in.started:
         os.kill(one["pid"], signal.SIGKILL)
 
@@ -319,7 +319,7 @@ def test_the_uploader_is_started_on_its_own(stand_in: StandIn) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
     try:
-        assert register.start_daemon(stand_in.env)
+        assert launch.start_daemon(stand_in.env)
         (found,) = stand_in.wait()
     finally:
         os.close(reading)
@@ -328,16 +328,16 @@ def test_the_uploader_is_started_on_its_own(stand_in: StandIn) -> None:
     assert found["cwd"] == "/"
     assert found["session"] not in (os.getsid(0), os.getpid())
     assert found["stdin"] == "/dev/null"
-    assert found["stdout"] == str(register.log_path(stand_in.env))
+    assert found["stdout"] == str(launch.log_path(stand_in.env))
     assert found["files"] in (["0", "1", "2"], ["0", "1", "2", "3"])  # 3 is the listing itself
     assert found["pid"] not in {child.pid for child in psutil.Process().children(recursive=True)}
-    assert register.log_path(stand_in.env).read_text() == "stand-in is up\n"
+    assert launch.log_path(stand_in.env).read_text() == "stand-in is up\n"
 
 
 @needs_proc
 def test_the_uploader_is_told_no_token_and_no_fail_point(stand_in: StandIn) -> None:
     secrets = {"ML_DASH_API_KEY": "mld_secret", "ML_DASH_FAIL": "sync-read:1:kill", "ML_DASH_JWT_SECRET": "needed"}
-    register.start_daemon({**stand_in.env, **secrets})
+    launch.start_daemon({**stand_in.env, **secrets})
     (found,) = stand_in.wait()
     assert [name for name in secrets if name in found["env"]] == ["ML_DASH_JWT_SECRET"]
 
@@ -345,7 +345,7 @@ def test_the_uploader_is_told_no_token_and_no_fail_point(stand_in: StandIn) -> N
 @needs_proc
 def test_the_caller_does_not_wait_for_the_uploader(stand_in: StandIn) -> None:
     begun = perf_counter()
-    register.start_daemon(stand_in.env)
+    launch.start_daemon(stand_in.env)
     assert perf_counter() - begun < 0.1
     stand_in.wait()
 
@@ -353,22 +353,22 @@ def test_the_caller_does_not_wait_for_the_uploader(stand_in: StandIn) -> None:
 @needs_proc
 def test_it_is_tried_once_a_minute(stand_in: StandIn) -> None:
     for _ in range(20):
-        assert register.start_daemon(stand_in.env)
-    register.finish_start(30)
+        assert launch.start_daemon(stand_in.env)
+    launch.finish_start(30)
     assert len(stand_in.wait()) == 1
 
 
 def test_none_is_started_where_one_runs(stand_in: StandIn) -> None:
     state_folder(stand_in.env).mkdir(parents=True)
-    lock = Turn(register.lock_path(stand_in.env))
+    lock = Turn(launch.lock_path(stand_in.env))
     assert lock.take()
     try:
-        assert register.daemon_runs(stand_in.env)
-        assert register.start_daemon(stand_in.env)
-        assert register._attempts.thread is None
+        assert launch.daemon_runs(stand_in.env)
+        assert launch.start_daemon(stand_in.env)
+        assert launch._attempts.thread is None
     finally:
         lock.give_back()
-    assert not register.daemon_runs(stand_in.env)
+    assert not launch.daemon_runs(stand_in.env)
 
 
 @pytest.mark.parametrize(
@@ -377,22 +377,22 @@ def test_none_is_started_where_one_runs(stand_in: StandIn) -> None:
      {"RANK": "8", "LOCAL_RANK": "0"}],
 )  # fmt: skip
 def test_none_is_started_where_another_process_or_nobody_is_to(stand_in: StandIn, variables: dict[str, str]) -> None:
-    assert not register.start_daemon({**stand_in.env, **variables})
-    assert register._attempts.thread is None
+    assert not launch.start_daemon({**stand_in.env, **variables})
+    assert launch._attempts.thread is None
 
 
 @needs_proc
 def test_the_first_rank_of_a_machine_starts_one_for_a_journal_that_only_it_can_see(stand_in: StandIn) -> None:
-    assert register.start_daemon({**stand_in.env, "RANK": "8", "LOCAL_RANK": "0"}, alone=True)
+    assert launch.start_daemon({**stand_in.env, "RANK": "8", "LOCAL_RANK": "0"}, alone=True)
     assert len(stand_in.wait()) == 1
 
 
 def test_a_switch_that_makes_no_sense_is_an_error() -> None:
     with pytest.raises(InvalidValue, match="ML_DASH_AUTOSYNC"):
-        register.autosync({"ML_DASH_AUTOSYNC": "perhaps"})
+        launch.autosync({"ML_DASH_AUTOSYNC": "perhaps"})
     with pytest.raises(InvalidValue, match="ML_DASH_EXIT_WAIT"):
-        register.exit_wait_s({"ML_DASH_EXIT_WAIT": "-1"})
-    assert register.exit_wait_s({"ML_DASH_EXIT_WAIT": "2.5"}) == 2.5
+        launch.exit_wait_s({"ML_DASH_EXIT_WAIT": "-1"})
+    assert launch.exit_wait_s({"ML_DASH_EXIT_WAIT": "2.5"}) == 2.5
 
 
 def test_a_state_folder_that_cannot_be_written_is_no_error_of_the_caller(
@@ -400,8 +400,8 @@ def test_a_state_folder_that_cannot_be_written_is_no_error_of_the_caller(
 ) -> None:
     (tmp_path / "file").touch()
     nowhere = dict.fromkeys(("XDG_STATE_HOME", "HOME", "XDG_RUNTIME_DIR", "TMPDIR"), str(tmp_path / "file"))
-    register.start_daemon({**stand_in.env, **nowhere})
-    register.finish_start(30)
+    launch.start_daemon({**stand_in.env, **nowhere})
+    launch.finish_start(30)
     assert "ml-dash-syncd was not started" in caplog.text
 
 

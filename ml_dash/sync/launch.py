@@ -1,0 +1,221 @@
+"""Launch of `ml-dash-syncd` by a process that records, and the files by which the two find each other."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from ..disk.config import Environment, flag, state_folder
+from ..disk.lock import Liveness, probe
+from ..errors import InvalidValue
+
+log = logging.getLogger("ml_dash")
+
+
+LOCK: Final = "syncd.lock"
+STATUS: Final = "syncd.json"
+LOG: Final = "syncd.log"
+AUTOSYNC: Final = "ML_DASH_AUTOSYNC"
+EXIT_WAIT: Final = "ML_DASH_EXIT_WAIT"
+EXEC: Final = "ML_DASH_EXEC"
+"""Set by `ml-dash-syncd exec` for the job that it runs."""
+IDLE_EXIT_S: Final = 600
+_TRY_EVERY_S: Final = 60.0
+_COMING_UP_S: Final = 10.0
+# The uploader signs in with what is stored, and must not die at a step that a test chose for the process that records.
+_NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL", EXEC)
+
+
+def lock_path(env: Environment | None = None) -> Path:
+    """The lock that the running uploader holds."""
+    return state_folder(env) / LOCK
+
+
+def status_path(env: Environment | None = None) -> Path:
+    """The uploader's last words about itself."""
+    return state_folder(env) / STATUS
+
+
+def log_path(env: Environment | None = None) -> Path:
+    """Where an uploader that was started in the background says what it does."""
+    return state_folder(env) / LOG
+
+
+def daemon_runs(env: Environment | None = None) -> bool:
+    """Does an uploader of this user run on this host, as far as its lock tells?"""
+    return probe(lock_path(env)) is Liveness.ALIVE
+
+
+def in_exec() -> bool:
+    """Is this process part of a job that `ml-dash-syncd exec` runs, and sends when it has ended?"""
+    return EXEC in os.environ
+
+
+def daemon_comes_up() -> bool:
+    """Has this process launched an uploader so lately that it may not have taken its lock yet?"""
+    launched = _attempts.launched
+    return launched is not None and time.monotonic() - launched < _COMING_UP_S
+
+
+def autosync(env: Environment | None = None) -> bool:
+    """May a process start the uploader? Off with `ML_DASH_AUTOSYNC=0`. Raises InvalidValue for what makes no sense."""
+    environment = os.environ if env is None else env
+    return not environment.get(AUTOSYNC) or flag("AUTOSYNC", environment)
+
+
+def exit_wait_s(env: Environment | None = None) -> float:
+    """How long a process waits at its end for what is not sent. Raises InvalidValue for what is no such number."""
+    text = (os.environ if env is None else env).get(EXIT_WAIT, "").strip()
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidValue(f"{EXIT_WAIT} is {text[:80]!a}", hint="give a number of seconds, like 30")
+    return seconds
+
+
+class _Attempts:
+    """When this process last tried to start the uploader."""
+
+    def __init__(self) -> None:
+        self.guard = threading.Lock()
+        self.last = -_TRY_EVERY_S
+        self.told = False
+        self.forbidden = False
+        self.thread: threading.Thread | None = None
+        self.launched: float | None = None
+
+    def due(self) -> bool:
+        """One attempt a minute."""
+        now = time.monotonic()
+        with self.guard:
+            if now - self.last < _TRY_EVERY_S:
+                return False
+            self.last = now
+            return True
+
+
+_attempts = _Attempts()
+
+
+def never_start() -> None:
+    """From now on this process starts no uploader: it was forked by one that may."""
+    global _attempts
+    _attempts = _Attempts()
+    _attempts.forbidden = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=never_start)
+
+
+def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool:
+    """Start the uploader in the background if none runs; True if one runs or may come up now.
+
+    Never waits and never raises: a thread starts a process of its own session that has none of our descriptors and is
+    not our child. Tried once a minute; not from a forked child or one of `multiprocessing`, and of the ranks of a job
+    only by the first (with `alone`, the first of this machine).
+    """
+    environment = os.environ if env is None else env
+    if daemon_runs(environment):
+        return True
+    try:
+        if not autosync(environment) or not _is_the_one(environment, alone):
+            return False
+    except ValueError as error:
+        _tell(f"ml-dash-syncd was not started: {error}")
+        return False
+    if not _attempts.due():
+        return True
+    thread = threading.Thread(target=_start, args=(dict(environment),), name="ml-dash-start", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        _tell(f"ml-dash-syncd was not started: {error}; data is kept here")
+        return False
+    _attempts.thread = thread
+    return True
+
+
+def finish_start(wait_s: float) -> None:
+    """At the end of a process: a start that is under way is not cut off; waits for at most `wait_s` seconds."""
+    thread = _attempts.thread
+    if thread is not None:
+        thread.join(wait_s)
+
+
+def _is_the_one(env: Environment, alone: bool) -> bool:
+    process = sys.modules.get("multiprocessing.process")
+    if _attempts.forbidden or (process is not None and process.parent_process() is not None):
+        return False
+    first = not any(_number(env.get(name)) for name in ("RANK", "SLURM_PROCID"))
+    here = [number for name in ("LOCAL_RANK", "SLURM_LOCALID") if (number := _number(env.get(name))) is not None]
+    return first or (alone and bool(here) and not any(here))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.strip().isdecimal() else None
+
+
+def _start(env: dict[str, str]) -> None:
+    try:
+        program = _program()
+        folder = state_folder(env)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        output = os.open(folder / LOG, flags, 0o600)
+        try:
+            _launch([*program, "run", "--idle-exit", str(IDLE_EXIT_S)], output, env)
+        finally:
+            os.close(output)
+        _attempts.launched = time.monotonic()
+    except (OSError, ValueError) as error:
+        _tell(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
+
+
+def _launch(command: list[str], output: int, env: dict[str, str]) -> None:
+    """Run a command that outlives this process and is nobody's child here."""
+    import subprocess
+
+    kept = {name: value for name, value in env.items() if name not in _NOT_PASSED_ON}
+    shell = "/bin/sh"
+    detached: dict[str, Any] = {"start_new_session": True}
+    if os.name == "nt":
+        flags = ("DETACHED_PROCESS", "CREATE_NEW_PROCESS_GROUP", "CREATE_NO_WINDOW")
+        detached = {"creationflags": sum(getattr(subprocess, name, 0) for name in flags[:2])}
+    elif os.access(shell, os.X_OK):
+        # The shell ends at once, and the command is left to init: no zombie, and nothing that the program's own
+        # `os.wait()`, or whoever ends all its children, could meet.
+        command = [shell, "-c", '"$@" &', "sh", *command]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=os.path.abspath(os.sep),  # noqa: PTH100
+        env=kept, close_fds=True, **detached,
+    )  # fmt: skip
+    if command[0] == shell:
+        process.wait()
+    else:
+        process.returncode = 0  # nobody waits for it, and that is no reason for a warning
+
+
+def _program() -> list[str]:
+    """The uploader in the same environment. An interpreter inside another program may not be what can run it."""
+    name = Path(sys.executable or "").name.lower()
+    if "python" in name or "pypy" in name:
+        return [sys.executable, "-m", "ml_dash_syncd"]
+    folder = Path(sys.prefix, "Scripts" if os.name == "nt" else "bin")
+    for python in ("python3", "python", "python.exe"):
+        if (folder / python).exists():
+            return [str(folder / python), "-m", "ml_dash_syncd"]
+    raise FileNotFoundError(f"no Python interpreter in {folder}")
+
+
+def _tell(text: str) -> None:
+    if not _attempts.told:
+        _attempts.told = True
+        log.warning("ml-dash: %s", text)
