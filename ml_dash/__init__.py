@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .client import RemoteClient
     from .core.records import ExperimentRecord
     from .decorator import ml_dash_experiment
-    from .disk.config import OperationMode
+    from .disk.settings import OperationMode
     from .errors import (
         AlreadyExists,
         ChecksumMismatch,
@@ -96,7 +96,7 @@ _HOMES: Final = {
     "LogLevel": "log",
     "MetricBuilder": "metric",
     "MetricsBuilder": "metric",
-    "OperationMode": "disk.config",
+    "OperationMode": "disk.settings",
     "ParametersBuilder": "parameters",
     "RemoteClient": "client",
     "ml_dash_experiment": "decorator",

@@ -17,7 +17,7 @@ from ml_dash.disk.durable import BLOCK_BYTES
 from .core.answers import comma_list, lenient, log_entry, metadata_of, read_metadata, read_numbers, read_values, written
 from .core.json_values import flatten, texts_like_numbers, to_json
 from .core.values import field_values
-from .disk.config import remote_url
+from .disk.places import remote_url
 from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
 
 if TYPE_CHECKING:

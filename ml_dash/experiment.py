@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from .core import events
 from .core.names import check_metric_name, check_name, clash_key
 from .core.values import checked_step
-from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
+from .disk.places import disabled, remote_url
+from .disk.settings import OperationMode, Settings, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
 from .metric import MetricBuilder, MetricsBuilder
 from .recording.ending import check_status, passing
@@ -340,10 +341,10 @@ class Experiment:
         remote, mine = self._handle.arguments.settings.remote, self._handle.sent
         if remote is None or mine is None:
             return True
-        from .sync import sent
+        from .sync import progress
 
         if mine:
-            done, reason = sent.wait(sent.of_journal(mine[0].located.journal, remote), timeout)
+            done, reason = progress.wait(progress.of_journal(mine[0].located.journal, remote), timeout)
         else:
             done, reason = False, "the upload could not be asked for; run: ml-dash push"
         if not done:

@@ -15,7 +15,7 @@ from ml_dash.journal import base as bases
 from ml_dash.journal.order import MergeRecord, Order, death_payload, stretch_payload
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, JOURNAL, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
-from ml_dash.projection.project import catch_up
+from ml_dash.projection.projector import catch_up
 from ml_dash.reading.located import at
 from ml_dash.reading.view import look_anew
 

@@ -23,7 +23,7 @@ from ml_dash.reading.view import View
 from ml_dash.sync import remote
 from ml_dash.sync.login import development_token
 from ml_dash.sync.proof import prove
-from ml_dash.sync.register import Registration
+from ml_dash.sync.registrations import Registration
 from tests.journals import Tree, tree
 
 USER = "alice"

@@ -30,7 +30,7 @@ import msgpack
 import pytest
 
 from ml_dash.core import frames, protocol
-from ml_dash.disk import config
+from ml_dash.disk import places
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -135,7 +135,7 @@ def sending(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     monkeypatch.delenv("ML_DASH_AUTOSYNC", raising=False)
     monkeypatch.setenv("ML_DASH_EXIT_WAIT", "60")  # the commands of a page ask about all that its program recorded
     yield
-    status = config.state_folder() / "syncd.json"
+    status = places.state_folder() / "syncd.json"
     if status.exists():
         _end(int(json.loads(status.read_bytes())["pid"]))
 

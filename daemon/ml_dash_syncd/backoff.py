@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, Final
 
-from ml_dash.disk.config import config_folder
+from ml_dash.disk.places import config_folder
 from ml_dash.sync.login import CREDENTIALS
 
 FIRST_S: Final = 1.0

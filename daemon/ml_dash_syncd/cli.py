@@ -193,14 +193,14 @@ def forget(ctx: click.Context, target: str) -> None:
     EXPERIMENT is project/name or the path of its folder. It is registered again when it is opened with remote=, or by
     ml-dash push.
     """
-    from ml_dash.sync import register
+    from ml_dash.sync.registrations import meant, unregister
 
-    registrations = register.meant(target)
-    for registration in registrations:
-        register.unregister(registration)
+    found = meant(target)
+    for registration in found:
+        unregister(registration)
         name = "/".join(Path(registration.journal).parts[-3:-1])
         click.echo(f"{name} is no longer sent to {registration.remote}; it is kept in {registration.journal}")
-    if not registrations:
+    if not found:
         click.echo(f"ml-dash-syncd: nothing is registered for {target}; ml-dash-syncd status shows what is", err=True)
         ctx.exit(FAILURE)
 
@@ -209,13 +209,13 @@ def forget(ctx: click.Context, target: str) -> None:
 @_source_options
 def check_config(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None) -> None:
     """Check the settings, and show which stores, servers and logins they lead to. Exit code 2 if they are wrong."""
-    from ml_dash.sync import register
+    from ml_dash.sync import registrations
 
     from .discover import Discovery
 
     found = _settings(stores, remote, user, config)
     click.echo(f"settings file: {found.file or 'none'}")
-    click.echo(f"state: {register.registered_folder().parent}")
+    click.echo(f"state: {registrations.registered_folder().parent}")
     for name, source in found.sources.items():
         click.echo(f"{name}: from {source}")
     for store in found.stores:

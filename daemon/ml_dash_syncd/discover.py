@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from ml_dash.disk.config import config_folder
+from ml_dash.disk.places import config_folder
 from ml_dash.errors import MLDashError
 from ml_dash.reading import read
-from ml_dash.sync import register
-from ml_dash.sync.register import Registration
+from ml_dash.sync import registrations
+from ml_dash.sync.registrations import Registration
 
 from .settings import Settings
 
@@ -54,11 +54,11 @@ class Discovery:
         if now - self._read_all > REREAD_S:
             self._read_all = now
             self.forget()
-        folder = register.registered_folder()
+        folder = registrations.registered_folder()
         changed = self._has_changed([folder])
         if changed:
             try:
-                known = register.registrations()
+                known = registrations.read_all()
             except OSError as error:
                 # Go on with the registrations that are known, and read the folder again the next time.
                 self._seen.pop(str(folder), None)
@@ -101,11 +101,11 @@ class Discovery:
         They are written to disk, so that the journals do not go to the account of somebody who logs in later.
         """
         claimed = {one.journal for one in self._registered if one.remote == remote and one.is_claimed}
-        found = [register.bind(journal, remote, None) for journal in journals if str(journal) not in claimed]
+        found = [registrations.bind(journal, remote, None) for journal in journals if str(journal) not in claimed]
         for one in found:
             if one.is_claimed:
                 try:
-                    register.write(one)
+                    registrations.write(one)
                 except OSError as error:
                     log.warning("%s cannot be registered: %s", one.journal, error)
         return found

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final
 
 from ml_dash.errors import JournalError, MLDashError, ServerRefused, Unauthorised, Unreachable
-from ml_dash.sync import register, remote
+from ml_dash.sync import registrations, remote
 from ml_dash.sync.identity import with_identity
-from ml_dash.sync.register import Registration
+from ml_dash.sync.registrations import Registration
 
 from . import watch
 from .backoff import Backoff, Login, Logins
@@ -162,7 +162,7 @@ class Schedule:
         self.remotes: dict[str, Backoff] = {}
         self.logins = Logins()
         self._discovery = discovery
-        self._cursors = register.cursors_folder()
+        self._cursors = registrations.cursors_folder()
         self._guard = threading.Condition()
         # Tasks that are READY: those with a living writer, and the others.
         self._live: deque[Task] = deque()
@@ -287,7 +287,7 @@ class Schedule:
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
-        for folder in (register.registered_folder(), *self._discovery.folders()):
+        for folder in (registrations.registered_folder(), *self._discovery.folders()):
             self._hints.watch(str(folder), "")
         for task in self.tasks.values():
             self._hints.watch(task.watch.folder, task.key)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
-from ml_dash.sync import launch, register
+from ml_dash.sync import launch, registrations
 
 from . import report
 from .discover import Discovery
@@ -224,7 +224,7 @@ def once(
     discovery = Discovery(settings, keys)
     unknown = keys - set(discovery.find())
     if unknown:
-        hint = f"the registrations are in {register.registered_folder()}"
+        hint = f"the registrations are in {registrations.registered_folder()}"
         raise InvalidValue(f"nothing is registered as {', '.join(sorted(unknown))}", hint=hint)
     schedule = Schedule(discovery)
     signals.wake, signals.on_abort = schedule.wake, partial(_abort, abort_code)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ml_dash.disk.config import config_folder, remote_url
+from ml_dash.disk.places import config_folder, remote_url
 from ml_dash.errors import InvalidValue
 
 if sys.version_info >= (3, 11):

@@ -28,7 +28,7 @@ from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
 from ml_dash.sync.cursor import Cursor
-from ml_dash.sync.register import Registration, is_of
+from ml_dash.sync.registrations import Registration, is_of
 
 from . import batches, blobs
 from .account import Account

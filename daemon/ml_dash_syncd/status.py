@@ -9,8 +9,8 @@ from typing import Any
 
 from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
-from ml_dash.sync import launch, register
-from ml_dash.sync.register import Registration
+from ml_dash.sync import launch, registrations
+from ml_dash.sync.registrations import Registration
 
 from . import report
 
@@ -21,7 +21,7 @@ def status(extra: list[Registration] | None = None) -> dict[str, Any]:
     For an experiment: bytes here, bytes acknowledged, what is set aside and why. `extra` are registrations that are not
     in the state folder: those of stores. Takes no lock, and needs no daemon.
     """
-    known = {one.key: one for one in (*register.registrations(), *(extra or []))}
+    known = {one.key: one for one in (*registrations.read_all(), *(extra or []))}
     last = report.load()
     runs = launch.daemon_runs()
     return {
@@ -32,7 +32,7 @@ def status(extra: list[Registration] | None = None) -> dict[str, Any]:
 
 def _experiment(one: Registration) -> dict[str, Any]:
     journal = Path(one.journal)
-    cursor = register.cursor_of(one)
+    cursor = registrations.cursor_of(one)
     sizes = _sizes(journal)
     contents = blobs.names(journal)
     acknowledged = cursor.segments if cursor is not None else {}
@@ -42,7 +42,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
         "name": journal.parts[-2] if len(journal.parts) > 1 else "",
         "journal": one.journal,
         # Another journal may be at its path by now.
-        "there": journal.is_dir() and bool(register.of_journal(journal, register.by_journal([one]))),
+        "there": journal.is_dir() and bool(registrations.of_journal(journal, registrations.by_journal([one]))),
         "remote": one.remote,
         "user": one.user,
         "bytes": sum(sizes.values()),

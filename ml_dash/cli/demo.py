@@ -18,7 +18,7 @@ from ml_dash.cli.codes import DAMAGE, FAILURE
 from ml_dash.cli.plot import plot
 from ml_dash.demo import services, steps
 from ml_dash.demo.train import EPOCHS
-from ml_dash.disk import config
+from ml_dash.disk import settings
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
 from ml_dash.reading.verify import verify
@@ -73,7 +73,7 @@ def command(ctx: click.Context, path: Path | None) -> None:
 
 def _services_folder(path: Path | None, name: str) -> Path:
     """The folder for the server and the daemon: in the store, under a name that no project can have."""
-    return config.resolve(local_path=path, env=steps.environment({})).store / ".demo" / name
+    return settings.resolve(local_path=path, env=steps.environment({})).store / ".demo" / name
 
 
 def _train(name: str, path: Path | None, running: services.Services | None) -> bool:

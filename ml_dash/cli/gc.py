@@ -13,7 +13,7 @@ from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import RemoteError, StillOpen
 from ml_dash.reading import read
 from ml_dash.reading.located import Located, at
-from ml_dash.sync import register
+from ml_dash.sync import registrations
 
 
 @click.command(name="gc")
@@ -42,15 +42,15 @@ def command(
     """
     if not synced:
         raise click.UsageError("Give --synced: only what a server has proven to hold is freed.", ctx)
-    registered = register.registrations()
-    known = register.by_journal(registered)
+    registered = registrations.read_all()
+    known = registrations.by_journal(registered)
     if experiments or path is not None:
         chosen = [sync.locate(text, path) for text in experiments] if experiments else read.find(path)
     else:
         chosen = [found for one in registered if (found := at(Path(one.journal))) is not None]
     shown = []
     for located in {one.journal: one for one in chosen}.values():
-        mine = register.of_journal(located.journal, known)
+        mine = registrations.of_journal(located.journal, known)
         if mine or experiments:
             shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
     if as_json:
@@ -66,7 +66,7 @@ def command(
 
 def _collect(
     located: Located,
-    mine: list[register.Registration],
+    mine: list[registrations.Registration],
     older_than: int | None,
     keep_projection: bool,
     dry_run: bool,

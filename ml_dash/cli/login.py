@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console
-from ml_dash.disk import config
+from ml_dash.disk import places
 from ml_dash.errors import InvalidValue, Unreachable
 
 
@@ -32,7 +32,7 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
     """
     from ml_dash.sync import login, remote
 
-    where = config.remote_url(url or os.environ.get("ML_DASH_REMOTE") or _missing(ctx))
+    where = places.remote_url(url or os.environ.get("ML_DASH_REMOTE") or _missing(ctx))
     token = os.environ.get("ML_DASH_API_KEY") or _asked(where)
     if not token:
         raise InvalidValue("the token is empty", hint="the server's owner makes one: ml-dash server token create USER")
@@ -55,9 +55,9 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
 
 def _offer(where: str, claim: bool | None) -> None:
     """List what nobody has claimed for that server; claim it if `claim`, or (None) if the user says yes."""
-    from ml_dash.sync import register
+    from ml_dash.sync import registrations
 
-    waiting = register.unclaimed(where)
+    waiting = registrations.unclaimed(where)
     if not waiting:
         return
     console.print_text(f"recorded for {console.safe(where)} while nobody was logged in there:")
@@ -71,7 +71,7 @@ def _offer(where: str, claim: bool | None) -> None:
         console.print_text(f"{stays} here; to send {them}: ml-dash push EXPERIMENT, or {again}")
         return
     for one in waiting:
-        register.claim(one, register.bind(Path(one.journal), where, None))
+        registrations.claim(one, registrations.bind(Path(one.journal), where, None))
     them = "it" if len(waiting) == 1 else "them"
     console.print_text(f"claimed {console.plural(len(waiting), 'experiment')}; ml-dash-syncd sends {them}")
 

@@ -8,7 +8,7 @@ import click
 
 from ml_dash.cli import console
 from ml_dash.cli.codes import FAILURE
-from ml_dash.disk import config
+from ml_dash.disk import places
 
 
 @click.command()
@@ -24,7 +24,7 @@ def command(ctx: click.Context, url: str | None) -> None:
     given = url or os.environ.get("ML_DASH_REMOTE")
     if given is None:
         raise click.UsageError("Give the URL of the server, or set ML_DASH_REMOTE.", ctx)
-    where = config.remote_url(given)
+    where = places.remote_url(given)
     if not login.forget(where):
         console.print_error(f"there is no login for {where}")
         ctx.exit(FAILURE)

@@ -9,11 +9,11 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.core.names import check_name
-from ml_dash.disk.config import resolve
+from ml_dash.disk.settings import resolve
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import JOURNAL
 from ml_dash.reading.located import Located, at
-from ml_dash.sync import register
+from ml_dash.sync import registrations
 
 
 @click.command()
@@ -49,14 +49,14 @@ def command(
         raise click.UsageError("No server is named: give --remote URL, or set ML_DASH_REMOTE.")
     folder = settings.root / check_name("project", project) / check_name("name", name)
     located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
-    registration = register.asking(located.journal, settings)
+    registration = registrations.asking(located.journal, settings)
     with contextlib.closing(connect(registration)) as link, console.progress(f"bringing {experiment}") as show_progress:
         report = pull(
             remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None),
             progress=show_progress,
         )  # fmt: skip
     # What is recorded here from now on goes to that server too.
-    register.register_again(report.located.journal, settings)
+    registrations.register_again(report.located.journal, settings)
     if as_json:
         console.print_json({
             "project": project, "name": name, "path": str(report.located.folder), "remote": settings.remote,

@@ -11,18 +11,18 @@ import click
 
 from ml_dash.cli import console, options, sync
 from ml_dash.cli.codes import UNSENT
-from ml_dash.disk.config import Settings, resolve
+from ml_dash.disk.settings import Settings, resolve
 from ml_dash.errors import RemoteError, Unauthorised
 from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
-from ml_dash.sync import register
+from ml_dash.sync import registrations
 from ml_dash.sync.login import has_login
 
 _POLL_S = 0.1
 
-Chosen = tuple[Located, register.Registration]
+Chosen = tuple[Located, registrations.Registration]
 
 
 @click.command()
@@ -62,8 +62,8 @@ def command(
 def _register(located: list[Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
     """Register each for upload. Without a login, raises Unauthorised before anything is written."""
     if settings.remote is None:
-        known = register.by_journal(register.registrations())
-        registered = [(one, register.of_journal(one.journal, known)) for one in located]
+        known = registrations.by_journal(registrations.read_all())
+        registered = [(one, registrations.of_journal(one.journal, known)) for one in located]
         chosen = [(one, _claimed(found)) for one, there in registered for found in there]
         without = [one for one, there in registered if not there]
         if without or not chosen:
@@ -73,28 +73,28 @@ def _register(located: list[Located], settings: Settings, ctx: click.Context) ->
     if settings.api_key is None and not has_login(settings.remote, settings.user_name):
         as_whom = f" as {settings.user_name}" if settings.user_name else ""
         raise Unauthorised(f"no login for {settings.remote}{as_whom} yet", hint=f"run: ml-dash login {settings.remote}")
-    chosen = [(one, register.register(one.journal, settings)) for one in located]
+    chosen = [(one, registrations.register(one.journal, settings)) for one in located]
     _drop_unclaimed(chosen)
     return chosen
 
 
-def _claimed(found: register.Registration) -> register.Registration:
+def _claimed(found: registrations.Registration) -> registrations.Registration:
     """Return the registration, claimed for the stored login if nobody had. Raises Unauthorised if there is no login."""
     if found.is_claimed:
         return found
-    bound = register.bind(Path(found.journal), found.remote, None)
+    bound = registrations.bind(Path(found.journal), found.remote, None)
     if not bound.is_claimed:
         raise Unauthorised(f"no login for {found.remote} yet", hint=f"run: ml-dash login {found.remote}")
-    return register.claim(found, bound)
+    return registrations.claim(found, bound)
 
 
 def _drop_unclaimed(chosen: list[Chosen]) -> None:
     """Remove the unclaimed registrations of what has just been registered with a login."""
     mine = {(os.path.realpath(one.journal), found.remote) for one, found in chosen}
-    for waiting in {found.remote: register.unclaimed(found.remote) for _, found in chosen}.values():
+    for waiting in {found.remote: registrations.unclaimed(found.remote) for _, found in chosen}.values():
         for one in waiting:
             if (os.path.realpath(one.journal), one.remote) in mine:
-                register.unregister(one)
+                registrations.unregister(one)
 
 
 def _drain(chosen: list[Chosen]) -> None:
@@ -133,9 +133,9 @@ def _size(located: Located) -> int:
     return frames + sum(blobs.names(located.journal).values())
 
 
-def _sent(located: Located, registration: register.Registration) -> int:
+def _sent(located: Located, registration: registrations.Registration) -> int:
     """Bytes of an experiment that its server has acknowledged, as far as the cursor says."""
-    cursor = register.cursor_of(registration)
+    cursor = registrations.cursor_of(registration)
     if cursor is None:
         return 0
     sizes = blobs.names(located.journal)

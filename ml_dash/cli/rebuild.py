@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.projection import project
+from ml_dash.projection import projector
 from ml_dash.reading import read
 
 
@@ -28,7 +28,7 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
     for located in read.find(path) if everything else [read.locate(experiment, path)]:
         name = f"{located.project}/{located.name}"
         with console.progress(f"rebuild {name}") as progress:
-            report = project.rebuild(located, progress)
+            report = projector.rebuild(located, progress)
         done.append({
             "project": located.project, "name": located.name, "path": str(located.folder),
             "events": report.events, "bytes": report.bytes, "seconds": report.seconds,

@@ -15,7 +15,7 @@ from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
-from ml_dash.sync.register import Registration, by_journal, of_journal, registrations, unregister
+from ml_dash.sync.registrations import Registration, by_journal, of_journal, read_all, unregister
 from ml_dash.sync.remove import remove
 
 
@@ -83,7 +83,7 @@ def command(
 
 def _destinations(chosen: list[Located], *, needed: bool) -> dict[Path, list[Registration]]:
     """The registrations of each journal. With `needed`, raises NotFound for one that has none."""
-    known = by_journal(registrations())
+    known = by_journal(read_all())
     found = {located.journal: of_journal(located.journal, known) for located in chosen}
     for located in chosen:
         if needed and not found[located.journal]:

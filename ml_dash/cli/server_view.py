@@ -14,7 +14,7 @@ from ml_dash.reading.located import Located
 if TYPE_CHECKING:
     from ml_dash.client import RemoteClient
     from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
-    from ml_dash.sync.register import Registration
+    from ml_dash.sync.registrations import Registration
 
 
 class ServerView:
@@ -100,10 +100,10 @@ def connect(located: Located) -> ServerView:
 
 def _registration(located: Located) -> Registration:
     """The registration to ask with: a claimed one first, to the server of ML_DASH_REMOTE if that is set."""
-    from ml_dash.disk.config import resolve
-    from ml_dash.sync import register
+    from ml_dash.disk.settings import resolve
+    from ml_dash.sync import registrations
 
-    mine = register.of_journal(located.journal, register.by_journal(register.registrations()))
+    mine = registrations.of_journal(located.journal, registrations.by_journal(registrations.read_all()))
     settings = resolve()
     here = [one for one in mine if settings.remote in (None, one.remote)]
     if here:
@@ -112,4 +112,4 @@ def _registration(located: Located) -> Registration:
         raise InvalidValue(
             f"{located.project}/{located.name} is not registered with any server here", hint="set ML_DASH_REMOTE"
         )
-    return register.asking(located.journal, settings)
+    return registrations.asking(located.journal, settings)

@@ -14,7 +14,7 @@ from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.reading import read
 from ml_dash.reading.located import Located, at
-from ml_dash.sync.register import Registration, by_journal, of_journal, registrations
+from ml_dash.sync.registrations import Registration, by_journal, of_journal, read_all
 
 if TYPE_CHECKING:
     from ml_dash.sync.proof import Proof
@@ -84,7 +84,7 @@ def summary(found: Proof) -> str:
 
 def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[Located, Registration]]:
     """Yield each chosen experiment with each of its registrations. Raises NotFound for a named one without any."""
-    known = registrations()
+    known = read_all()
     if experiment is None and path is None:
         for registration in known:
             located = at(Path(registration.journal))
@@ -116,7 +116,7 @@ def locate(experiment: str, path: Path | None) -> Located:
     try:
         return read.locate(experiment, path)
     except NotFound:
-        meant = {} if path is not None else {one.journal: one for one, _ in _named(experiment, registrations())}
+        meant = {} if path is not None else {one.journal: one for one, _ in _named(experiment, read_all())}
         if not meant:
             raise
     if len(meant) > 1:

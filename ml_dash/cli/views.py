@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ml_dash.core.json_values import texts_like_numbers
 from ml_dash.errors import NotFound
-from ml_dash.projection.project import Projector
+from ml_dash.projection.projector import Projector
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
 from ml_dash.reading.view import View, nearest

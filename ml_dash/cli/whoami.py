@@ -21,10 +21,10 @@ def command(ctx: click.Context, url: str | None, as_json: bool) -> None:
 
     Exit code 1 if there is no login, or a server does not accept it.
     """
-    from ml_dash.disk import config
+    from ml_dash.disk import places
     from ml_dash.sync import login
 
-    wanted = config.remote_url(url) if url is not None else None
+    wanted = places.remote_url(url) if url is not None else None
     found = [_asked(one.url) for one in login.logins() if wanted is None or one.url == wanted]
     if wanted is not None and not found:
         found = [_asked(wanted)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from zlib import crc32
 
@@ -40,10 +40,8 @@ assert PREFIX.size == 12
 
 # A frame begins with a length of at most 1 MiB and, after its CRC, an array of four. One compiled look-ahead finds
 # every such place; the CRC decides.
-_CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
+CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
 
-# Two names of at most 200 bytes each, three ids, three numbers.
-_LARGEST_HEADER_BYTES: Final = 1 << 10
 
 Event = tuple[int, int, int, Any]
 """(seq, kind, time_ns, body)"""
@@ -200,7 +198,7 @@ def might_grow(buffer: bytes, position: int) -> bool:
 def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> int:
     """Return the first offset from `start` on at which a whole frame verifies, or -1."""
     size = len(buffer)
-    for match in _CANDIDATE.finditer(buffer, start):
+    for match in CANDIDATE.finditer(buffer, start):
         position = match.start()
         length, crc = HEAD.unpack_from(buffer, position)
         end = position + HEAD.size + length
@@ -212,56 +210,6 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
         if _decodes(payload, decode):
             return position
     return -1
-
-
-def mend_header(start: bytes) -> bytes | None:
-    """Return `start` with its header repaired, if damage to one byte explains the wrong checksum; else None.
-
-    Nothing is guessed: the checksum must be right afterwards. Damage to the checksum itself (up to four bytes) is found
-    by the first frame, whose checksum continues from the true one; a wrong length, by the size at which everything
-    verifies.
-    """
-    for size in _possible_sizes(start):
-        head, stored = bytearray(start[: size - CRC.size]), int.from_bytes(start[size - CRC.size : size], "little")
-        head[PREFIX.size - 2 : PREFIX.size] = (size - PREFIX.size - CRC.size).to_bytes(2, "little")
-        computed = crc32(head)
-        if computed == stored or _frame_holds(start, size, computed):
-            return bytes(head) + CRC.pack(computed) + start[size:]
-        mended = _with_one_byte_changed(head, stored) if size == header_size(start) else None
-        if mended is not None:
-            return mended + start[size - CRC.size :]
-    return None
-
-
-def _possible_sizes(start: bytes) -> Iterator[int]:
-    """Yield the size that the header states, then every other size after which a frame may begin."""
-    stated = header_size(start)
-    if PREFIX.size + CRC.size <= stated <= min(len(start), _LARGEST_HEADER_BYTES):
-        yield stated
-    for match in _CANDIDATE.finditer(start, PREFIX.size + CRC.size, _LARGEST_HEADER_BYTES):
-        if match.start() != stated:
-            yield match.start()
-
-
-def _frame_holds(buffer: bytes, position: int, header_crc: int) -> bool:
-    if position + HEAD.size > len(buffer):
-        return False
-    length, crc = HEAD.unpack_from(buffer, position)
-    payload = buffer[position + HEAD.size : position + HEAD.size + length]
-    if not length or len(payload) != length:
-        return False
-    return crc32(payload, crc32(length.to_bytes(4, "little"), header_crc)) == int(crc)
-
-
-def _with_one_byte_changed(head: bytearray, wanted: int) -> bytes | None:
-    """Return `head` with the one byte changed that makes its CRC `wanted`; None if there is none."""
-    for position, right in enumerate(bytes(head)):
-        before = crc32(head[:position])
-        rest = bytes(head[position + 1 :])
-        for value in range(256):
-            if value != right and crc32(rest, crc32(bytes((value,)), before)) == wanted:
-                return bytes(head[:position]) + bytes((value,)) + rest
-    return None
 
 
 def _decodes(payload: bytes, decode: Decode) -> bool:

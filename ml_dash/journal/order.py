@@ -29,11 +29,11 @@ from ..core.frames import (
     encode_header,
     find_frame,
     header_size,
-    mend_header,
     walk,
 )
 from ..disk.durable import data_sync, fail_point, read_at, write_all
 from ..errors import Damaged
+from .mend import mend_header
 from .segment import ORDER, read_identity
 
 # Kinds of records in the file.

@@ -25,7 +25,6 @@ from ..core.frames import (
     decode_header,
     find_frame,
     header_size,
-    mend_header,
     might_grow,
     walk,
 )
@@ -33,6 +32,7 @@ from ..core.limits import LATEST_NS
 from ..core.ranges import Range
 from ..disk.durable import blocks, read_at
 from ..errors import Damaged, NewerFormat
+from .mend import mend_header
 from .segment import SegmentName, list_segments, parse_name
 
 CHUNK_BYTES: Final = 512 << 10

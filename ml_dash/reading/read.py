@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from ..core.records import ExperimentRecord
-from ..disk.config import DEFAULT_LOCAL_PATH, Settings, resolve
+from ..disk.settings import DEFAULT_LOCAL_PATH, Settings, resolve
 from ..errors import InvalidValue, NotFound
 from ..journal.merge import OrderChanged
 from ..journal.segment import BASE, EXPERIMENT, list_segments

@@ -36,14 +36,14 @@ from ..core.records import (
 from ..core.rewinds import Past, last_step
 from ..core.sampling import Sampling
 from ..core.state import Edits, File, Metric, State
-from ..disk.config import DEFAULT_LOCAL_PATH
+from ..disk.settings import DEFAULT_LOCAL_PATH
 from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
 from ..projection.checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from ..projection.folder import LOGS, Folder, FolderChanged, file_lines
 from ..projection.lines import log_lines, point_lines, read_log, read_point, read_points
-from ..projection.project import Projector
+from ..projection.projector import Projector
 from ..projection.replay import Replay
 from ..projection.start import begin
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..disk.config import Settings
+from ..disk.settings import Settings
 
 _folder: tuple[Path, int] | None = None
 

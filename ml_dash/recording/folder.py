@@ -14,13 +14,13 @@ from ..core.rewinds import Elsewhere, Past
 from ..core.state import Edits, State, index_of
 from ..disk.durable import free_bytes, is_gone
 from ..journal.writer import Writer
-from ..projection.project import Projector
+from ..projection.projector import Projector
 from ..projection.replay import Enough, Pace, Replay
 from ..projection.start import begin
 from ..reading.located import Located
 from ..reading.read import view
 from ..reading.view import View, projected
-from .telling import cannot, say
+from .messages import cannot, say
 
 log = logging.getLogger("ml_dash")
 

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..core import events
 from ..core.names import experiment_id, shown
 from ..core.values import lenient_values
-from ..disk.config import Settings, disabled, quiet
+from ..disk.places import disabled, quiet
+from ..disk.settings import Settings
 from ..errors import NotFound, StorageError, UnsupportedType, WriterGone
 from . import disabled as discard
 from . import process
 from .ending import Before, before, ending, unhandled
+from .messages import say
 from .session import Closed, Elsewhere, Reading, Recording, Session
-from .telling import say
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
-    from ..sync.sent import Sent
+    from ..sync.progress import Sent
     from .opening import Wish
     from .run import Run
 
@@ -151,16 +152,16 @@ class Handle:
 
     def _ask_for_upload(self, run: Run) -> None:
         """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""
-        from ..sync import sent
+        from ..sync import progress
 
         self.sent = run.sent
         settings = self.arguments.settings
         forked = os.getpid() != process.FIRST
-        begun = sent.begin(
+        begun = progress.begin(
             run.located, run.writer, settings, run.sent, forked=forked, local=run.local,
             new=not self.resumed and not run.child,
         )  # fmt: skip
-        if begun is not None and not run.child and not forked and not quiet() and sent.needs_login(begun):
+        if begun is not None and not run.child and not forked and not quiet() and progress.needs_login(begun):
             remote = settings.remote
             say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
 
@@ -345,8 +346,8 @@ def _at_exit() -> None:
     run = sys.modules.get("ml_dash.recording.run")
     if run is not None:
         run.registry.close_all()
-    if (sent := sys.modules.get("ml_dash.sync.sent")) is not None and run is not None:
-        line = sent.tell_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
+    if (progress := sys.modules.get("ml_dash.sync.progress")) is not None and run is not None:
+        line = progress.tell_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
         if line is not None:
             say(line)
     discard.remove()

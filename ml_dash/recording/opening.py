@@ -14,9 +14,10 @@ from ..core import events
 from ..core.frames import OrderHeader
 from ..core.names import check_name
 from ..core.version import __version__
-from ..disk.config import ARGUMENT, Settings, quiet
 from ..disk.durable import fail_point
 from ..disk.lock import Liveness, Turn, probe
+from ..disk.places import quiet
+from ..disk.settings import ARGUMENT, Settings
 from ..errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
 from ..journal.segment import (
     BASE,
@@ -35,8 +36,8 @@ from ..journal.writer import open_writer
 from ..reading.located import Located, at
 from . import process
 from .environment import describe
+from .messages import cannot, say
 from .run import Run, registry
-from .telling import cannot, say
 
 if TYPE_CHECKING:
     from ..core.state import State

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..core.frames import OrderHeader
-from ..disk.config import quiet
 from ..disk.durable import on_local_disk
+from ..disk.places import quiet
 from ..errors import JournalError, StorageError
 from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
 from ..reading.located import Located
 from . import process
 from .background import keeper
-from .telling import say
+from .messages import say
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
     from ..reading.view import View
-    from ..sync.sent import Sent
+    from ..sync.progress import Sent
     from .folder import RunFolder
 
 log = logging.getLogger("ml_dash")
@@ -154,7 +154,7 @@ class Run:
     def tend(self) -> None:
         """Now and then, with a remote: see that somebody uploads."""
         if self.sent:
-            from ..sync.sent import tend
+            from ..sync.progress import tend
 
             tend(self.sent, local=self.local)
 
@@ -177,7 +177,7 @@ class Run:
         finally:
             self.ended = True
             if self.sent:
-                from ..sync.sent import end
+                from ..sync.progress import end
 
                 end(self.sent)
             try:

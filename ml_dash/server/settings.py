@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..core.protocol import DEVELOPMENT_SECRET
-from ..disk.config import state_folder
+from ..disk.places import state_folder
 from ..errors import InvalidValue
 
 DATA_VARIABLE: Final = "ML_DASH_DATA"

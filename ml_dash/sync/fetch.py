@@ -10,20 +10,20 @@ import logging
 import threading
 from typing import Final
 
-from ..disk.config import Settings
 from ..disk.lock import Liveness, probe
+from ..disk.settings import Settings
 from ..errors import JournalError, MLDashError, NotFound, ServerRefused
 from ..journal import base as bases
 from ..journal import blobs
 from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
-from ..projection.project import TURN_WAIT_S, Projector
+from ..projection.projector import TURN_WAIT_S, Projector
 from ..reading.located import Located
 from ..reading.view import look_anew
 from .identity import connect
 from .pull.download import bring_blob
 from .pull.pull import pull
 from .pull.source import Permit, Stopped
-from .register import asking
+from .registrations import asking
 from .remote import ServerSource
 
 log = logging.getLogger("ml_dash")

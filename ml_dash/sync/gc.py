@@ -28,7 +28,7 @@ from ..journal.reader import Segment, Tail, is_empty, is_partial, open_segment, 
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ..projection.checkpoint import LineFile
 from ..projection.folder import LOGS, Folder
-from ..projection.project import TURN_WAIT_S, Projector
+from ..projection.projector import TURN_WAIT_S, Projector
 from ..projection.replay import Replay
 from ..projection.start import begin
 from ..reading.located import Located

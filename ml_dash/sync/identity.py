@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ..errors import Unauthorised
 from . import remote
-from .register import Registration
+from .registrations import Registration
 from .remote import Link
 
 _Answer = TypeVar("_Answer")

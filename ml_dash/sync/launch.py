@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from ..disk.config import Environment, flag, state_folder
 from ..disk.lock import Liveness, probe
+from ..disk.places import Environment, flag, state_folder
 from ..errors import InvalidValue
 
 log = logging.getLogger("ml_dash")

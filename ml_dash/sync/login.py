@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.protocol import DEVELOPMENT_SECRET, user_id
-from ..disk.config import Environment, config_folder, is_loopback, is_token, remote_url
 from ..disk.durable import replace_file
 from ..disk.lock import Turn
+from ..disk.places import Environment, config_folder, is_loopback, remote_url
+from ..disk.settings import is_token
 
 log = logging.getLogger("ml_dash")
 

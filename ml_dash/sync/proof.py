@@ -22,7 +22,7 @@ from ..journal.segment import list_segments, read_identity
 from ..reading.located import Located
 from ..reading.read import view
 from . import remote
-from .register import Registration, cursor_of
+from .registrations import Registration, cursor_of
 
 if TYPE_CHECKING:
     from .remote import Link

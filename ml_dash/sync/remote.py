@@ -30,8 +30,8 @@ from ..core.protocol import (
     segment_path,
 )
 from ..core.version import __version__
-from ..disk.config import is_loopback
 from ..disk.durable import BLOCK_BYTES
+from ..disk.places import is_loopback
 from ..errors import RemoteError, ServerRefused, Unauthorised, Unreachable
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment
-from ml_dash.projection.project import rebuild
+from ml_dash.projection.projector import rebuild
 from ml_dash.reading.located import at
 from ml_dash.reading.verify import verify
 from ml_dash.recording import folder

@@ -18,13 +18,13 @@ import pytest
 
 from ml_dash import Experiment, InvalidValue, RemoteClient
 from ml_dash.core.names import experiment_id
-from ml_dash.disk.config import state_folder
 from ml_dash.disk.lock import Turn
+from ml_dash.disk.places import state_folder
 from ml_dash.errors import NotFound
 from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.located import at
-from ml_dash.sync import launch, login, proof, register, sent
+from ml_dash.sync import launch, login, progress, proof, registrations
 from ml_dash.sync.identity import connect
 from tests.running import Server, end_started, once
 
@@ -55,14 +55,14 @@ class Uploader:
 
     def acknowledge(self, share: float = 1.0, *, files: bool = True, **more: Any) -> None:
         """The server has that share of the bytes of every segment, cut to no frame in particular."""
-        register.cursors_folder().mkdir(parents=True, exist_ok=True)
-        for one in register.registrations():
+        registrations.cursors_folder().mkdir(parents=True, exist_ok=True)
+        for one in registrations.read_all():
             journal = Path(one.journal)
             sizes = {path.name: int(path.stat().st_size * share) for _, path in list_segments(journal)}
             self.write(one, {"segments": sizes, "blobs": list(names(journal)) if files else [], **more})
 
-    def write(self, one: register.Registration, cursor: dict[str, Any]) -> None:
-        path = register.cursors_folder() / f"{one.key}.json"
+    def write(self, one: registrations.Registration, cursor: dict[str, Any]) -> None:
+        path = registrations.cursors_folder() / f"{one.key}.json"
         temporary = path.with_suffix(".tmp")
         nothing = {"version": 1, "journal": one.id, "segments": {}, "blobs": [], "deaths": [], "parked": {}}
         temporary.write_text(json.dumps({**nothing, **cursor}))
@@ -74,7 +74,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Logins, registrations and cursors of the test's own; nothing of it is told of when the tests end."""
     for name in ("CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
-    monkeypatch.setattr(sent, "_process", sent._Process(os.getpid(), sent.deque(), set()))
+    monkeypatch.setattr(progress, "_process", progress._Process(os.getpid(), progress.deque(), set()))
     monkeypatch.setattr(launch, "_attempts", launch._Attempts())
 
 
@@ -90,7 +90,7 @@ def uploader() -> Iterator[Uploader]:
 
 def test_opening_registers_the_journal(make: Make, runs: Path) -> None:
     with make(remote=HERE, user_name="alice") as experiment:
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         assert (one.journal, one.remote, one.user) == (str(runs / "cv" / "first" / ".journal"), HERE, "alice")
     assert experiment.durable_state()["remote"] == 0
 
@@ -99,25 +99,25 @@ def test_nothing_is_registered_without_a_remote_or_when_disabled(make: Make, mon
     make().open()
     monkeypatch.setenv("ML_DASH_DISABLED", "1")
     make("second", remote=HERE, user_name="alice").open()
-    assert register.registrations() == []
+    assert registrations.read_all() == []
 
 
 def test_reading_registers_nothing(make: Make) -> None:
     make().open().close()
     make(remote=HERE, user_name="alice", read_only=True).open()
-    assert register.registrations() == []
+    assert registrations.read_all() == []
 
 
 def test_a_second_handle_with_another_server_registers_that_too(make: Make) -> None:
     make(remote=HERE, user_name="alice").open()
     make(remote="http://localhost:2", user_name="alice").open()
-    assert {one.remote for one in register.registrations()} == {HERE, "http://localhost:2"}
+    assert {one.remote for one in registrations.read_all()} == {HERE, "http://localhost:2"}
 
 
 def test_an_api_key_goes_to_the_logins_and_nowhere_else(make: Make, tmp_path: Path) -> None:
     with make(remote=AFAR, api_key="mld_secret") as experiment:
         experiment.log("training starts")
-    (one,) = register.registrations()
+    (one,) = registrations.read_all()
     assert one.tokens() == ["mld_secret"]
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and b"mld_secret" in path.read_bytes()]
     assert [path.name for path in holding] == ["credentials.json"]
@@ -213,10 +213,10 @@ def test_a_cursor_at_a_frame_counts_the_events_before_it(make: Make, uploader: U
     with make(remote=HERE, user_name="alice") as experiment:
         for step in range(20):
             experiment.metric("loss").append(value=step)
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         ((_, path),) = list_segments(Path(one.journal))
         frames = [item for item in scan(path) if isinstance(item, Frame)]
-        register.cursors_folder().mkdir()
+        registrations.cursors_folder().mkdir()
         for frame in frames:
             uploader.write(one, {"segments": {path.name: frame.offset}})
             assert experiment.durable_state()["remote"] == frame.seq
@@ -230,7 +230,7 @@ def test_a_cursor_that_points_nowhere_never_counts_too_much(make: Make, uploader
         for step in range(200):
             experiment.metric("loss").append(value=step)
         uploader.acknowledge(share)
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         ((_, path),) = list_segments(Path(one.journal))
         reached = int(path.stat().st_size * share)
         whole = sum(item.offset + item.size <= reached for item in scan(path) if isinstance(item, Frame))
@@ -246,10 +246,10 @@ def test_events_in_several_segments_are_counted(
     with make(remote=HERE, user_name="alice") as experiment:
         for step in range(300):
             experiment.metric("loss").append(value=step)
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         segments = list_segments(Path(one.journal))
         assert len(segments) > 3
-        register.cursors_folder().mkdir()
+        registrations.cursors_folder().mkdir()
         sizes = {path.name: path.stat().st_size for _, path in segments[:2]}
         uploader.write(one, {"segments": sizes})
         from ml_dash.journal.reader import open_segment
@@ -314,7 +314,7 @@ def test_a_file_that_was_replaced_is_not_waited_for(
         old = experiment.file(tmp_path / "model")
         (tmp_path / "model").write_text("second")
         experiment.file(tmp_path / "model")
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         uploader.acknowledge(files=False)
         sizes = {path.name: path.stat().st_size for _, path in list_segments(Path(one.journal))}
         newer = [name for name in names(Path(one.journal)) if not name.startswith(old["checksum"])]
@@ -351,7 +351,7 @@ def test_a_segment_that_is_refused_for_good_is_told_at_once(
 ) -> None:
     uploader.run()
     with make(remote=HERE, user_name="alice") as experiment:
-        (one,) = register.registrations()
+        (one,) = registrations.read_all()
         ((_, path),) = list_segments(Path(one.journal))
         uploader.acknowledge(0, parked={path.name: "conflict at byte 120"})
         assert experiment.wait_synced() is False
@@ -518,12 +518,12 @@ def test_experiments_that_are_done_are_let_go_of(make: Make, uploader: Uploader)
     for number in range(30):
         make(f"run-{number}", remote=HERE, user_name="alice").open().close()
         uploader.acknowledge()
-    assert len(sent._here().sent) <= 2
+    assert len(progress._here().sent) <= 2
 
 
 def test_a_login_that_comes_later_is_found_by_the_next_process(make: Make) -> None:
     make(remote=AFAR, user_name="alice").open().close()
-    (one,) = register.registrations()
+    (one,) = registrations.read_all()
     assert one.tokens() == []
     login.store(AFAR, "mld_new", "alice")
     assert one.tokens() == ["mld_new"]
@@ -623,12 +623,12 @@ os.kill(os.getpid(), signal.SIGKILL)
         server.url, "killed", env=started_uploader, code=-9,
     )  # fmt: skip
     written = int(ended.out)
-    (one,) = register.registrations()
+    (one,) = registrations.read_all()
 
     def proven() -> bool:
         located = at(Path(one.journal))
         assert located is not None
-        if register.cursor_of(one) is None:
+        if registrations.cursor_of(one) is None:
             return False
         with closing(connect(one)) as link:
             found = proof.prove(located, one, link)
@@ -645,8 +645,8 @@ def test_a_token_that_is_not_accepted_keeps_the_data_here_whoever_is_logged_in(p
     assert once() == 3
     with pytest.raises(NotFound):
         there(server, "later")
-    (refused,) = register.registrations()
-    cursor = register.cursor_of(refused)
+    (refused,) = registrations.read_all()
+    cursor = registrations.cursor_of(refused)
     assert cursor is not None
     assert cursor.trouble is not None
     assert "the token ending in sued" in cursor.trouble.text

@@ -25,7 +25,7 @@ from ml_dash import (
     UnsupportedType,
     ml_dash_experiment,
 )
-from ml_dash.projection.project import rebuild
+from ml_dash.projection.projector import rebuild
 from ml_dash.reading.located import at
 from ml_dash.reading.verify import verify
 from tests.journals import tree

@@ -210,7 +210,7 @@ def no_collapse(folder: Path, scale: float) -> Figures:
 
 @row("≥ 250,000 single points/s, ≥ 800,000 batched")
 def projection(folder: Path, scale: float) -> Figures:
-    from ml_dash.projection.project import rebuild
+    from ml_dash.projection.projector import rebuild
     from ml_dash.reading.read import locate
 
     single = fill(folder, "single", int(300_000 * scale), batched=False)
@@ -277,7 +277,7 @@ def reopen(folder: Path, scale: float) -> Figures:
 
 def finish(folder: Path, name: str) -> None:
     """Bring the folder of an experiment up to date."""
-    from ml_dash.projection.project import catch_up
+    from ml_dash.projection.projector import catch_up
     from ml_dash.reading.read import locate
 
     catch_up(locate(f"bench/{name}", folder / "store"))
@@ -300,7 +300,7 @@ def read_last_100(folder: Path, scale: float) -> Figures:
 
 @row("verify ≤ 5 s, rebuild ≤ 8 s")
 def verify_and_rebuild(folder: Path, scale: float) -> Figures:
-    from ml_dash.projection.project import rebuild
+    from ml_dash.projection.projector import rebuild
     from ml_dash.reading.read import locate
     from ml_dash.reading.verify import verify
 

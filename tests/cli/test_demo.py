@@ -21,7 +21,7 @@ from ml_dash import Experiment
 from ml_dash.demo import services, steps
 from ml_dash.demo.network import SPECIES, Network, load_flowers
 from ml_dash.demo.train import EPOCHS
-from ml_dash.disk import config
+from ml_dash.disk import places
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
 
@@ -85,7 +85,7 @@ def test_nothing_that_the_demo_started_is_left(shell: Shell, tmp_path: Path) -> 
     assert not running
     # Nor has it touched the user's own state, login or daemon.
     assert list(state.rglob("registered/*.json"))
-    assert not list(config.state_folder(shell.environment()).glob("registered/*"))
+    assert not list(places.state_folder(shell.environment()).glob("registered/*"))
 
 
 def _environment_of(process: psutil.Process) -> dict[str, str]:

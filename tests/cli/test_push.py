@@ -17,7 +17,7 @@ from ml_dash import Experiment, NotFound, RemoteClient
 from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.located import at
-from ml_dash.sync import login, register, sent
+from ml_dash.sync import login, progress, registrations
 from tests import running
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONFIG", "STATE"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "home" / name))
     monkeypatch.setenv("ML_DASH_USER_NAME", tmp_path.name)
-    monkeypatch.setattr(sent, "_process", sent._Process(os.getpid(), sent.deque(), set()))
+    monkeypatch.setattr(progress, "_process", progress._Process(os.getpid(), progress.deque(), set()))
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_what_was_recorded_without_a_server_goes_to_one(
 ) -> None:
     record("first", loss=(1.0, 0.5, 0.25), files={"a.bin": "content"})
     record("second")
-    assert not register.registrations()
+    assert not registrations.read_all()
     result = dash("push", "cv/first", "--remote", server.url)
     (line,) = result.lines
     assert line.startswith("cv/first: ")
     assert line.endswith(f"1 of 1 files, digests equal ({server.url})")
-    assert [one.remote for one in register.registrations()] == [server.url]
+    assert [one.remote for one in registrations.read_all()] == [server.url]
 
     identity = experiment_id("cv", "first")
     assert [one["id"] for one in client.experiments()["experiments"]] == [identity]
@@ -137,14 +137,14 @@ def test_what_makes_no_sense(dash: Dash, record: Record, server: running.Server)
     assert "--remote URL" in dash("push", "cv/first", code=USAGE).err
     dash("push", "cv/absent", "--remote", server.url, code=FAILURE)
     dash("push", "cv/first", "--remote", "dash.example.org", code=FAILURE)
-    assert not register.registrations()
+    assert not registrations.read_all()
 
 
 def test_without_a_login_nothing_is_registered(dash: Dash, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     record("first")
     result = dash("push", "cv/first", "--remote", "https://dash.example.org", code=FAILURE)
     assert "ml-dash login https://dash.example.org" in result.err
-    assert not register.registrations()
+    assert not registrations.read_all()
 
 
 def test_a_server_that_is_away_keeps_the_registration(dash: Dash, record: Record, server: running.Server) -> None:
@@ -155,7 +155,7 @@ def test_a_server_that_is_away_keeps_the_registration(dash: Dash, record: Record
     finally:
         server.start()
     assert "not proven" in result.out
-    assert [one.remote for one in register.registrations()] == [server.url]
+    assert [one.remote for one in registrations.read_all()] == [server.url]
     assert dash("push", "cv/first").out.count("digests equal") == 1
 
 
@@ -212,7 +212,7 @@ def test_an_experiment_is_removed_here_and_there(
     assert not folder.exists()
     with pytest.raises(NotFound):
         client.experiment(identity)
-    assert [Path(one.journal).parent for one in register.registrations()] == [kept]
+    assert [Path(one.journal).parent for one in registrations.read_all()] == [kept]
     # A new one of that name begins at 0.
     record("first", remote=server.url, loss=(0.5,))
     assert running.drain() == []
@@ -223,7 +223,7 @@ def test_one_that_was_never_sent_is_removed_too(dash: Dash, record: Record, serv
     folder = record("first", remote=server.url)
     dash("rm", "cv/first", "--remote", "--yes")
     assert not folder.exists()
-    assert not register.registrations()
+    assert not registrations.read_all()
 
 
 def test_where_the_server_is_away_nothing_is_removed(dash: Dash, record: Record, server: running.Server) -> None:
@@ -235,11 +235,11 @@ def test_where_the_server_is_away_nothing_is_removed(dash: Dash, record: Record,
         server.start()
     assert "nothing was removed" in result.err
     assert folder.exists()
-    assert len(register.registrations()) == 1
+    assert len(registrations.read_all()) == 1
     # Without --remote it goes, and is asked for no longer.
     dash("rm", "cv/first", "--yes")
     assert not folder.exists()
-    assert not register.registrations()
+    assert not registrations.read_all()
 
 
 def test_one_that_goes_nowhere_is_not_removed_there(dash: Dash, record: Record) -> None:
@@ -259,13 +259,13 @@ def test_what_nobody_claimed_is_claimed_by_naming_it(
     for name in ("first", "second"):
         journal = tmp_path / "disk" / "cv" / name / ".journal"
         journal = journal if journal.exists() else next(tmp_path.rglob(f"{name}/.journal"))
-        register.write(register.Registration(str(journal), server.url))
+        registrations.write(registrations.Registration(str(journal), server.url))
     assert "ml-dash login" in dash("push", "cv/first", code=FAILURE).err
     login.store(server.url, login.development_token(tmp_path.name), tmp_path.name)
     dash("push", "cv/first")
-    assert [one.user for one in register.registrations()].count(tmp_path.name) == 1
+    assert [one.user for one in registrations.read_all()].count(tmp_path.name) == 1
     assert [one["name"] for one in client.experiments(project="cv")["experiments"]] == ["first"]
-    assert len(register.unclaimed(server.url)) == 1
+    assert len(registrations.unclaimed(server.url)) == 1
 
 
 def test_a_login_lists_what_waits_and_claims_it_only_if_told_to(
@@ -278,12 +278,12 @@ def test_a_login_lists_what_waits_and_claims_it_only_if_told_to(
     ):
         for name in names:
             record(name)
-            register.write(register.Registration(str(next(tmp_path.rglob(f"{name}/.journal"))), server.url))
+            registrations.write(registrations.Registration(str(next(tmp_path.rglob(f"{name}/.journal"))), server.url))
         for more in ([], ["--no-claim"]):
             said = dash("login", server.url, *more).out
             assert all(f"cv/{name}\n" in said for name in names)
             assert f"{stays}ml-dash push EXPERIMENT, or ml-dash login --claim {server.url}" in said
-            assert len(register.unclaimed(server.url)) == len(names)
+            assert len(registrations.unclaimed(server.url)) == len(names)
         assert claimed in dash("login", server.url, "--claim").out
-        assert not register.unclaimed(server.url)
-    assert {one.user for one in register.registrations()} == {tmp_path.name}
+        assert not registrations.unclaimed(server.url)
+    assert {one.user for one in registrations.read_all()} == {tmp_path.name}

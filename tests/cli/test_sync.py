@@ -18,7 +18,7 @@ from ml_dash import Experiment, RemoteClient, experiments
 from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading.located import at
-from ml_dash.sync import launch, sent
+from ml_dash.sync import launch, progress
 from tests import running
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: running.Serve
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / "home" / name))
     monkeypatch.setenv("ML_DASH_REMOTE", server.url)
     monkeypatch.setenv("ML_DASH_USER_NAME", tmp_path.name)
-    monkeypatch.setattr(sent, "_process", sent._Process(os.getpid(), sent.deque(), set()))
+    monkeypatch.setattr(progress, "_process", progress._Process(os.getpid(), progress.deque(), set()))
     monkeypatch.setattr(launch, "_attempts", launch._Attempts())
 
 

@@ -30,7 +30,7 @@ class Mutant:
 WRITER: Final = "journal/writer.py"
 SEGMENT_FILE: Final = "journal/segment_file.py"
 DEGRADED: Final = "journal/degraded.py"
-PROJECT: Final = "projection/project.py"
+PROJECT: Final = "projection/projector.py"
 MERGE: Final = "journal/merge.py"
 FOLDER: Final = "projection/folder.py"
 REWINDS: Final = "core/rewinds.py"
@@ -330,28 +330,28 @@ _IDENTITIES: Final = (
     ),
     _one(
         "a journal inherits the registration of the one that was at its path",
-        "sync/register.py",
+        "sync/registrations.py",
         "    return known is None or journal is None or known == journal\n",
         "    return True\n",
         ("D20", 20),
     ),
     _one(
         "whoever logs in next inherits what nobody claimed",
-        "sync/register.py",
+        "sync/registrations.py",
         "return self.user is not None or self.login is not None\n",
         "return True\n",
         ("D20", 6),
     ),
     _one(
         "the login goes by what it is now, not by what it was",
-        "sync/register.py",
+        "sync/registrations.py",
         "        return Registration(where, remote, stored.user, None, itself)\n",
         "        return Registration(where, remote, None, None, itself)\n",
         ("D20", 6),
     ),
     _one(
         "whoever is logged in takes over what is continued",
-        "sync/register.py",
+        "sync/registrations.py",
         "        if known:\n            present",
         "        if known is None:\n            present",
         ("D20", 6),

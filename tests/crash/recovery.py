@@ -22,8 +22,8 @@ def recovered(
     With `reads` the calls of a read-only handle are compared too; with `rebuild` the folder is made again and must be
     the same, byte for byte.
     """
-    from ml_dash.projection.project import catch_up
-    from ml_dash.projection.project import rebuild as make_again
+    from ml_dash.projection.projector import catch_up
+    from ml_dash.projection.projector import rebuild as make_again
 
     path = journal_of(trial.folder, name)
     journal = disk.read_journal(path)

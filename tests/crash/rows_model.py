@@ -12,7 +12,7 @@ from .victims import experiment, journal_of, located
 
 def random_program(trial: Trial) -> None:
     """X3. What the library reads, live, reopened, from the folder and from a rebuilt folder, is what the model says."""
-    from ml_dash.projection.project import rebuild
+    from ml_dash.projection.projector import rebuild
 
     program = Program(trial.folder, trial.rng)
     program.run(trial.rng.randrange(5, 60))

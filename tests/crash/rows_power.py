@@ -125,7 +125,7 @@ def _judge_library(trial: Trial, left: Path, path: Path, journal: disk.Journal, 
 
 
 def _judge_folder(trial: Trial, place: Any, journal: disk.Journal, damage: int) -> None:
-    from ml_dash.projection.project import catch_up, rebuild
+    from ml_dash.projection.projector import catch_up, rebuild
 
     catch_up(place)
     wrong = check_folder(place.folder, journal)

@@ -105,13 +105,13 @@ def with_shim(workdir: Path) -> Iterator[Template]:
 
 
 def _catch_up(folder: Path) -> None:
-    from ml_dash.projection.project import catch_up
+    from ml_dash.projection.projector import catch_up
 
     catch_up(located(folder))
 
 
 def _rebuild(folder: Path) -> None:
-    from ml_dash.projection.project import rebuild
+    from ml_dash.projection.projector import rebuild
 
     rebuild(located(folder))
 

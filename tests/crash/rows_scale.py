@@ -22,7 +22,7 @@ LONG: Final = bool(os.environ.get("ML_DASH_TEST_LONG"))
 def hostile_journal(trial: Trial) -> None:
     """P9. Whatever a journal with right checksums says: nothing outside its folder is made, changed, or removed."""
     from ml_dash.errors import MLDashError
-    from ml_dash.projection.project import catch_up, rebuild
+    from ml_dash.projection.projector import catch_up, rebuild
     from ml_dash.reading.located import at
     from ml_dash.reading.read import find, view
     from ml_dash.reading.verify import verify
@@ -65,7 +65,7 @@ def _outside(folder: Path) -> Tree:
 _SCALE: Final = """
 import resource, sys, time
 from pathlib import Path
-from ml_dash.projection.project import catch_up
+from ml_dash.projection.projector import catch_up
 from ml_dash.reading.read import at
 from ml_dash.reading.verify import verify
 place = at(Path(sys.argv[1]))

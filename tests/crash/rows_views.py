@@ -25,7 +25,7 @@ from .victims import NAME, PROJECT, experiment, journal_of, located
 
 def damaged_segment(trial: Trial) -> None:
     """P4. One segment of several is damaged: the rest is shown, the gap is told with its numbers."""
-    from ml_dash.projection.project import catch_up, rebuild
+    from ml_dash.projection.projector import catch_up, rebuild
     from ml_dash.reading.verify import verify
 
     template: Template = trial.shared

@@ -226,7 +226,7 @@ def threads(pipe: int, folder: Path, *, seed: str, workers: int, count: int) -> 
 
 def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> None:
     """Bring the documented folder up to date, as a reader or `ml-dash` does; with `slices` a few events at a time."""
-    from ml_dash.projection.project import Projector
+    from ml_dash.projection.projector import Projector
     from ml_dash.projection.replay import Enough, Pace
 
     report = Reporter(pipe)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from ml_dash.sync import register
-from ml_dash.sync.register import Registration
+from ml_dash.sync import registrations
+from ml_dash.sync.registrations import Registration
 from ml_dash_syncd.cli import commands, invoke
 
 from .conftest import Home
@@ -50,7 +50,7 @@ def test_wrong_settings_end_with_2(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_once_sends_only_what_was_asked_for(home: Home) -> None:
     home.record("a")
     home.record("b")
-    key = next(one.key for one in register.registrations() if "/b/" in one.journal)
+    key = next(one.key for one in registrations.read_all() if "/b/" in one.journal)
     assert home.syncd("once", "--registered", key).returncode == 0
     assert (home.logs("a"), home.logs("b")) == (0, 3)
 
@@ -96,21 +96,21 @@ def test_forget_takes_back_what_names_an_experiment_or_a_server(home: Home, tmp_
     for path in paths:
         path.mkdir(parents=True)
         for url in (wrong, right):
-            register.write(Registration(str(path), url, "alice"))
-    stuck = register.registrations()[0]
-    register.cursors_folder().mkdir(parents=True)
+            registrations.write(Registration(str(path), url, "alice"))
+    stuck = registrations.read_all()[0]
+    registrations.cursors_folder().mkdir(parents=True)
     trouble = {"kind": "unreachable", "text": "nobody answers", "since": time.time() - 2 * 3600 - 60}
     cursor = {"version": 1, "journal": "", "segments": {}, "blobs": [], "deaths": [], "parked": {}, "trouble": trouble}
-    (register.cursors_folder() / f"{stuck.key}.json").write_text(json.dumps(cursor))
+    (registrations.cursors_folder() / f"{stuck.key}.json").write_text(json.dumps(cursor))
     shown = home.syncd("status").stdout
     assert f"no answer for 2 h. If the URL is wrong: ml-dash-syncd forget {stuck.remote}" in shown
     assert shown.count("no answer") == 1
     done = home.syncd("forget", wrong + "/")
     assert (done.returncode, done.stdout.count("is no longer sent to http://127.0.0.1:1")) == (0, 2)
-    assert {one.remote for one in register.registrations()} == {right}
+    assert {one.remote for one in registrations.read_all()} == {right}
     assert home.syncd("forget", "p/a").returncode == 0
     assert home.syncd("forget", str(paths[1].parent)).returncode == 0
-    assert register.registrations() == []
+    assert registrations.read_all() == []
     assert all(path.is_dir() for path in paths)
     done = home.syncd("forget", "p/a")
     assert done.returncode == 1

@@ -15,7 +15,7 @@ import pytest
 
 from ml_dash import Experiment
 from ml_dash.disk.lock import hold
-from ml_dash.sync import launch, register
+from ml_dash.sync import launch, registrations
 from ml_dash_syncd import exec_job
 from ml_dash_syncd.settings import Settings
 
@@ -151,7 +151,7 @@ def test_a_second_signal_while_it_sends_leaves_the_jobs_exit_code(home: Home) ->
         with Experiment("one", "p", local_path=home.folder / "runs") as experiment:
             experiment.log("kept")
             journal = experiment.path / ".journal"
-        register.write(register.Registration(str(journal), url, "alice"))
+        registrations.write(registrations.Registration(str(journal), url, "alice"))
         started = subprocess.Popen([*EXEC, "/bin/sh", "-c", "exit 7"], stderr=subprocess.PIPE, text=True)
         silent.settimeout(WAIT_S)
         connection, _ = silent.accept()

@@ -12,8 +12,8 @@ import pytest
 
 from ml_dash.errors import ServerRefused, Unauthorised, Unreachable
 from ml_dash.journal.segment import SEGMENTS
-from ml_dash.sync import login, register
-from ml_dash.sync.register import Registration
+from ml_dash.sync import login, registrations
+from ml_dash.sync.registrations import Registration
 from ml_dash.sync.remote import Link
 from ml_dash_syncd import backoff, schedule
 from ml_dash_syncd.discover import Discovery
@@ -67,7 +67,7 @@ class Desk:
 
     def register(self, name: str, url: str = HERE) -> None:
         (self.folder / name / SEGMENTS).mkdir(parents=True, exist_ok=True)
-        register.write(Registration(str(self.folder / name), url, "alice"))
+        registrations.write(Registration(str(self.folder / name), url, "alice"))
 
     def begin(self) -> None:
         self.schedule = Schedule(Discovery(Settings()))

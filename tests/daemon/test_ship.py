@@ -26,7 +26,7 @@ from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
 from ml_dash.sync import remote
 from ml_dash.sync.login import development_token
-from ml_dash.sync.register import Registration
+from ml_dash.sync.registrations import Registration
 from ml_dash_syncd import account, batches, blobs, ship
 from ml_dash_syncd.ship import Remaining, Shipment, StepResult
 from tests.journals import SECOND, Desk, Pen, flip, recorded

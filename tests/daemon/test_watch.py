@@ -14,8 +14,8 @@ import pytest
 from ml_dash import Experiment
 from ml_dash.disk import lock
 from ml_dash.journal.segment import SEGMENTS
-from ml_dash.sync import login, register
-from ml_dash.sync.register import Registration
+from ml_dash.sync import login, registrations
+from ml_dash.sync.registrations import Registration
 from ml_dash_syncd import discover, watch
 from ml_dash_syncd.settings import Settings
 from ml_dash_syncd.watch import Hints, JournalWatch, PollRate
@@ -187,14 +187,14 @@ def _state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_state")
 def test_a_registration_written_in_the_same_tick_is_found(tmp_path: Path) -> None:
-    register.write(Registration("/a/.journal", URL))
+    registrations.write(Registration("/a/.journal", URL))
     discovery = discover.Discovery(Settings())
     first = discovery.find()
     assert len(first) == 1
     assert discovery.find() is first
-    folder = register.registered_folder()
+    folder = registrations.registered_folder()
     before = folder.stat()
-    register.write(Registration("/b/.journal", URL))
+    registrations.write(Registration("/b/.journal", URL))
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert len(discovery.find()) == 2
 
@@ -232,23 +232,23 @@ def test_what_a_store_held_for_one_login_does_not_go_to_the_next(
 @pytest.mark.usefixtures("_state")
 def test_only_what_was_asked_for(tmp_path: Path) -> None:
     one, two = Registration("/a/.journal", URL), Registration("/b/.journal", URL)
-    register.write(one)
-    register.write(two)
+    registrations.write(one)
+    registrations.write(two)
     assert set(discover.Discovery(Settings(), [two.key]).find()) == {two.key}
 
 
 @pytest.mark.usefixtures("_state")
 def test_a_folder_of_registrations_that_cannot_be_read_leaves_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    register.write(Registration("/a/.journal", URL))
+    registrations.write(Registration("/a/.journal", URL))
     discovery = discover.Discovery(Settings())
     assert len(discovery.find()) == 1
 
     def refuse() -> list[Registration]:
         raise OSError(errno.ESTALE, "stale")
 
-    register.write(Registration("/b/.journal", URL))
+    registrations.write(Registration("/b/.journal", URL))
     with monkeypatch.context() as broken:
-        broken.setattr(register, "registrations", refuse)
+        broken.setattr(registrations, "registrations", refuse)
         assert len(discovery.find()) == 1
     assert len(discovery.find()) == 2
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ml_dash.disk.config import resolve
-from ml_dash.sync import login, register
+from ml_dash.disk.settings import resolve
+from ml_dash.sync import login, registrations
 from tests.faults.harness import Row, Trial
 
 from .asking import Client, claims, jwt
@@ -40,7 +40,7 @@ class _Host:
         login.store(self.url, jwt(claims(user)), user, self.env)
 
     def registered(self, journal: Path, **identity: str) -> None:
-        register.register(journal, resolve(remote=self.url, env=self.env, **identity), self.env)
+        registrations.register(journal, resolve(remote=self.url, env=self.env, **identity), self.env)
 
 
 Kind = Callable[[_Host, Path, random.Random], "str | None"]
@@ -79,7 +79,7 @@ def _by_login(host: _Host, journal: Path, _: random.Random) -> str | None:
 
 
 def _by_version_0_1(host: _Host, journal: Path, _: random.Random) -> str | None:
-    register.write(register.Registration(str(journal), host.url), host.env)
+    registrations.write(registrations.Registration(str(journal), host.url), host.env)
     return None
 
 
@@ -129,7 +129,7 @@ def nobody_elses_data(trial: Trial) -> None:
             if trial.rng.random() < 0.5:
                 # Continued by a program that names nobody, while somebody else is logged in: it stays whose it was.
                 host.log_in(trial.rng.choice(users))
-                register.register_again(pen.place.journal, resolve(remote=host.url, env=env), env)
+                registrations.register_again(pen.place.journal, resolve(remote=host.url, env=env), env)
                 trial.counts["continued"] += 1
             if trial.rng.random() < 0.3:
                 _send(trial, host, named, owners)

@@ -279,7 +279,7 @@ def _home(job: _Job, machine: int) -> Path:
 
 
 def _check_machines(job: _Job, rng: random.Random, *, rebuilds: bool = False) -> None:
-    from ml_dash.projection.project import catch_up, rebuild
+    from ml_dash.projection.projector import catch_up, rebuild
     from ml_dash.reading.located import at
 
     for machine in _machines_with_data(job):

@@ -31,7 +31,7 @@ def judged(trial: Trial, port: Address, *sites: Site, contents: bool = True, fol
 
 
 def _same_numbers(port: Address, place: Place, user: str) -> list[str]:
-    from ml_dash.projection.project import catch_up
+    from ml_dash.projection.projector import catch_up
     from ml_dash.reading.located import at
 
     found = at(place.journal)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ml_dash.errors import InvalidValue, NotFound
-from ml_dash.projection.project import catch_up
+from ml_dash.projection.projector import catch_up
 from ml_dash.reading.located import Located, at
 from ml_dash.reading.read import find, locate, record, view
 from tests.journals import Desk

@@ -13,7 +13,7 @@ import pytest
 
 from ml_dash.disk import durable
 from ml_dash.sync import cursor as cursors
-from ml_dash.sync import register
+from ml_dash.sync import registrations
 from ml_dash.sync.cursor import Cursor, Trouble
 
 JOURNAL = "ab" * 16
@@ -50,9 +50,9 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
 
 def test_the_library_reads_what_the_uploader_wrote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    registration = register.Registration("/data/run/.journal", "http://localhost:1", "alice")
-    cursors.save(register.cursors_folder() / f"{registration.key}.json", filled())
-    found = register.cursor_of(registration)
+    registration = registrations.Registration("/data/run/.journal", "http://localhost:1", "alice")
+    cursors.save(registrations.cursors_folder() / f"{registration.key}.json", filled())
+    found = registrations.cursor_of(registration)
     assert found is not None
     assert dict(found.segments) == {"one.seg": 184, "two.seg": 0}
     assert found.blobs == {"blob-a", "blob-b"}
@@ -68,12 +68,12 @@ def test_what_the_uploader_does_not_believe_the_library_does_not_believe(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, value: Any
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    registration = register.Registration("/data/run/.journal", "http://localhost:1", "alice", id=JOURNAL)
-    path = register.cursors_folder() / f"{registration.key}.json"
+    registration = registrations.Registration("/data/run/.journal", "http://localhost:1", "alice", id=JOURNAL)
+    path = registrations.cursors_folder() / f"{registration.key}.json"
     cursors.save(path, filled())
-    assert register.cursor_of(registration) is not None
+    assert registrations.cursor_of(registration) is not None
     path.write_text(json.dumps({**json.loads(path.read_bytes()), field: value}))
-    assert (cursors.load(path, JOURNAL), register.cursor_of(registration)) == (None, None)
+    assert (cursors.load(path, JOURNAL), registrations.cursor_of(registration)) == (None, None)
 
 
 def test_none_where_there_is_none(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 from ml_dash import Experiment, Unauthorised, Unreachable
 from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS, list_segments, read_identity
-from ml_dash.projection.project import catch_up
+from ml_dash.projection.projector import catch_up
 from ml_dash.reading.located import Located, at
-from ml_dash.sync import gc, login, proof, register, remote
+from ml_dash.sync import gc, login, proof, registrations, remote
 from ml_dash.sync.identity import connect
 from ml_dash.sync.proof import Proof, prove
-from ml_dash.sync.register import Registration
+from ml_dash.sync.registrations import Registration
 from ml_dash.sync.remote import Link, ServerHolder
 from tests.running import Server
 
@@ -281,8 +281,8 @@ def test_an_experiment_that_was_removed_there_is_not_there(senders: Senders, tmp
 def test_what_the_uploader_says_is_passed_on(senders: Senders, tmp_path: Path) -> None:
     record(tmp_path)
     sender = senders()
-    register.cursors_folder().mkdir(parents=True)
-    (register.cursors_folder() / f"{sender.registration.key}.json").write_text(json.dumps({
+    registrations.cursors_folder().mkdir(parents=True)
+    (registrations.cursors_folder() / f"{sender.registration.key}.json").write_text(json.dumps({
         "version": 1, "journal": sender.journal, "segments": {}, "blobs": [], "deaths": [],
         "parked": {"x.seg": "conflict at 12"}, "trouble": {"kind": "unreachable", "text": "no route", "since": 1},
     }))  # fmt: skip

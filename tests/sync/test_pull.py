@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from ml_dash import Experiment
-from ml_dash.disk.config import Settings, resolve
+from ml_dash.disk.settings import Settings, resolve
 from ml_dash.errors import Damaged, ForeignFolder, InvalidValue, MLDashError, NotFound, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BASE, BLOBS, JOURNAL, ORDER, list_segments, read_identity
-from ml_dash.projection.project import catch_up
+from ml_dash.projection.projector import catch_up
 from ml_dash.reading.located import Located
 from ml_dash.reading.read import view
 from ml_dash.reading.verify import verify

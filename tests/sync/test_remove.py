@@ -66,7 +66,7 @@ def test_a_folder_apart_from_its_store_goes_too(desk: Desk) -> None:
     pen.close()
     located = locate("cv/run", desk.store)
     assert located.folder == root / "cv/run"
-    from ml_dash.projection.project import catch_up
+    from ml_dash.projection.projector import catch_up
 
     catch_up(located)
     remove(locate(str(root / "cv/run")))

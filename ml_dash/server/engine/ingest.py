@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from ...core.fold import fold, fold_death
-from ...core.frames import HEAD, Event, Header, LengthCrcs, decode_header, mend_header, walk
+from ...core.frames import HEAD, Event, Header, LengthCrcs, decode_header, walk
 from ...core.names import check_name, experiment_id
 from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
 from ...core.ranges import Range, holes, overlapping
@@ -26,6 +26,7 @@ from ...core.state import Edits, State
 from ...disk.durable import fail_point
 from ...errors import Damaged, InvalidInput, NewerFormat
 from ...journal import bodies
+from ...journal.mend import mend_header
 from ...journal.reader import Stretch, decode_event
 from ...journal.segment import SegmentName, parse_name
 from ..stores import (

@@ -19,7 +19,7 @@ from ...journal.base import Base
 from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
 from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
-from ...projection.project import TURN_WAIT_S, Projector
+from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order

@@ -26,7 +26,7 @@ from ...journal.segment import (
     read_identity,
     refuse_foreign,
 )
-from ...projection.project import TURN_WAIT_S, Projector
+from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.located import Located
 from ...reading.view import look_anew
 from .download import Bringer, PullReport

@@ -14,9 +14,10 @@ import pytest
 from ml_dash.core import events as ev
 from ml_dash.journal.segment import EXPERIMENT
 from ml_dash.projection import checkpoint as checkpoints
-from ml_dash.projection import project, trust
+from ml_dash.projection import projector as projectors
+from ml_dash.projection import trust
 from ml_dash.projection.folder import FILES, LOGS, PARAMETERS
-from ml_dash.projection.project import Projector
+from ml_dash.projection.projector import Projector
 from ml_dash.projection.replay import Enough, Pace
 from ml_dash.reading.view import projected
 from tests.journals import Desk, Pen, Tree, flip
@@ -394,7 +395,7 @@ def test_a_crafted_checkpoint_leads_nowhere(desk: Desk, tmp_path: Path) -> None:
 @pytest.fixture
 def reboot(monkeypatch: pytest.MonkeyPatch) -> Any:
     def reboot(name: str) -> None:
-        for module in (checkpoints, trust, project):
+        for module in (checkpoints, trust, projectors):
             monkeypatch.setattr(module, "boot_id", lambda: name)
 
     return reboot
@@ -546,7 +547,7 @@ def test_while_another_has_the_turn_a_reader_folds_in_memory(desk: Desk) -> None
 
 def test_documents_that_lag_are_finished_by_a_later_pass(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(project, "monotonic", lambda: now[0])
+    monkeypatch.setattr(projector, "monotonic", lambda: now[0])
     pen = desk.pen()
     pen.point(value=1)
     worker = projector(desk)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..disk.config import Environment, Settings, remote_url, state_folder
 from ..disk.durable import replace_file
+from ..disk.places import Environment, remote_url, state_folder
+from ..disk.settings import Settings
 from ..errors import JournalError
 from ..journal.segment import read_identity
 from . import cursor as cursors
@@ -118,7 +119,7 @@ def asking(journal: Path, settings: Settings, env: Environment | None = None) ->
     assert settings.remote is not None
     token, user = settings.api_key, settings.user_name
     if token is None and user is None:
-        there = of_journal(journal, by_journal(registrations(env)), env)
+        there = of_journal(journal, by_journal(read_all(env)), env)
         known = [one for one in there if one.remote == settings.remote]
         if known:
             present = login.stored(settings.remote, env)
@@ -195,7 +196,7 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
     return True
 
 
-def registrations(env: Environment | None = None) -> list[Registration]:
+def read_all(env: Environment | None = None) -> list[Registration]:
     """Everything that is registered on this host, by journal and server; what cannot be read is left out."""
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -246,7 +247,7 @@ def _registration(content: Any) -> Registration | None:
 
 def unclaimed(remote: str, env: Environment | None = None) -> list[Registration]:
     """What was recorded for that server while nobody was logged in there."""
-    return [one for one in registrations(env) if one.remote == remote and not one.is_claimed]
+    return [one for one in read_all(env) if one.remote == remote and not one.is_claimed]
 
 
 def claim(registration: Registration, claimed: Registration, env: Environment | None = None) -> Registration:
@@ -260,7 +261,7 @@ def claim(registration: Registration, claimed: Registration, env: Environment | 
 
 def meant(target: str, env: Environment | None = None) -> list[Registration]:
     """The registrations that a text names: a server's URL, `project/name`, or the path of a folder or journal."""
-    known = registrations(env)
+    known = read_all(env)
     if "://" in target:
         url = remote_url(target)
         return [one for one in known if one.remote == url]

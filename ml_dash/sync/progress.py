@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.frames import HEAD, MAX_PAYLOAD
-from ..disk.config import Settings
 from ..disk.durable import read_at
+from ..disk.settings import Settings
 from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
 from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob
 from ..reading.located import Located
 from ..reading.read import view
-from . import launch, register
+from . import launch, registrations
 from .cursor import Cursor
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _FEW: Final = 100
 class Sent:
     """What one writer of this process wrote, on its way to one server."""
 
-    def __init__(self, registration: register.Registration, located: Located, writer: Writer) -> None:
+    def __init__(self, registration: registrations.Registration, located: Located, writer: Writer) -> None:
         self.registration = registration
         self.located = located
         self.id = writer.id
@@ -79,7 +79,7 @@ class Sent:
         """How many events of this writer the server has, as far as the cursor tells."""
         # First the count, then the cursor, then the sizes: what is appended meanwhile can only make this too low.
         written = self.written
-        cursor = register.cursor_of(self.registration)
+        cursor = registrations.cursor_of(self.registration)
         return self._acknowledged(cursor, written) if cursor is not None else 0
 
     def _acknowledged(self, cursor: Cursor, written: int) -> int:
@@ -100,7 +100,7 @@ class Sent:
     def complete(self) -> bool:
         """Has the server acknowledged all that this writer wrote, files included?"""
         written = self.written
-        cursor = register.cursor_of(self.registration)
+        cursor = registrations.cursor_of(self.registration)
         if cursor is None or self.waiting or self._acknowledged(cursor, written) < written:
             return False
         return self._has_files(cursor, written)
@@ -115,7 +115,7 @@ class Sent:
     def only_closes(self) -> bool:
         """Does the server have all but the closing event, and no trouble that keeps it from that?"""
         written = self.written
-        cursor = register.cursor_of(self.registration)
+        cursor = registrations.cursor_of(self.registration)
         if self._writer is not None or cursor is None or cursor.trouble is not None or self.hopeless() is not None:
             return False
         return written - self._acknowledged(cursor, written) == 1 and self._has_files(cursor, written)
@@ -139,7 +139,7 @@ class Sent:
             return f"nobody has claimed it for {remote}; run: ml-dash login {remote}, or ml-dash push"
         if not self.registration.has_login():
             return f"there is no login for {remote}; run: ml-dash login {remote}"
-        cursor = register.cursor_of(self.registration)
+        cursor = registrations.cursor_of(self.registration)
         if cursor is None:
             return None
         if cursor.trouble is not None and cursor.trouble.kind == "login":
@@ -233,7 +233,7 @@ def begin(
     if forked:
         launch.never_start()
     try:
-        ask = register.register if new else register.register_again
+        ask = registrations.register if new else registrations.register_again
         registration = ask(located.journal, settings)
     except OSError as error:
         if not here.failed:
@@ -348,7 +348,7 @@ def _nobody() -> str:
 def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
     events = sum(one.written - one.acknowledged() for one in sent)
     what = f"{events:,} events" if events else "files"
-    trouble = next((c.trouble for one in sent if (c := register.cursor_of(one.registration)) and c.trouble), None)
+    trouble = next((c.trouble for one in sent if (c := registrations.cursor_of(one.registration)) and c.trouble), None)
     return f"{what} are not acknowledged after {timeout:g} s" + (f": {trouble.text}" if trouble else "")
 
 

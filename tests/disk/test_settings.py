@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_dash.disk import config
-from ml_dash.disk.config import OperationMode, disabled, flag, is_loopback, quiet, remote_url, resolve
+from ml_dash.disk import places
+from ml_dash.disk import settings as settings_module
+from ml_dash.disk.places import disabled, flag, is_loopback, quiet, remote_url
+from ml_dash.disk.settings import OperationMode, resolve
 from ml_dash.errors import InvalidValue, UnsupportedType
 
 CWD = "/base/here"
@@ -23,7 +25,7 @@ LOCAL = "http://localhost:3000"
 TEAM = "https://dash.example.org"
 
 
-def settings(env: Any = None, **arguments: Any) -> config.Settings:
+def settings(env: Any = None, **arguments: Any) -> settings_module.Settings:
     return resolve(env=env or {}, **{"cwd": CWD, **arguments})
 
 
@@ -94,14 +96,14 @@ def test_a_link_itself_stays_as_it_was_written(tmp_path: Path) -> None:
 def test_a_relative_path_needs_a_working_directory(tmp_path: Path) -> None:
     program = (
         "import os, sys; os.rmdir(os.getcwd())\n"
-        "from ml_dash.disk.config import resolve; from ml_dash.errors import InvalidValue\n"
+        "from ml_dash.disk.settings import resolve; from ml_dash.errors import InvalidValue\n"
         "print(resolve(local_path='/abs', env={}).root)\n"
         "try: resolve(env={})\n"
         "except InvalidValue as error: print(error)\n"
     )
     gone = tmp_path / "gone"
     gone.mkdir()
-    paths = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
+    paths = {**os.environ, "PYTHONPATH": str(Path(settings_module.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=gone,
@@ -310,7 +312,7 @@ def test_a_stored_login_is_no_setting(tmp_path: Path) -> None:
     ],
 )
 def test_the_configuration_folder(env: dict[str, str], folder: str) -> None:
-    assert str(config.config_folder(env)) == folder
+    assert str(places.config_folder(env)) == folder
 
 
 def test_a_key_is_never_shown() -> None:
@@ -366,13 +368,13 @@ def test_who_is_quiet(env: dict[str, str], answer: bool) -> None:
 def test_a_child_process_is_quiet() -> None:
     program = (
         "import multiprocessing, sys\n"
-        "from ml_dash.disk.config import quiet\n"
+        "from ml_dash.disk.settings import quiet\n"
         "def child(): sys.exit(7 if quiet({}) else 8)\n"
         "if __name__ == '__main__':\n"
         "    process = multiprocessing.get_context('fork').Process(target=child)\n"
         "    process.start(); process.join(30); print(quiet({}), process.exitcode)\n"
     )
-    paths = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
+    paths = {**os.environ, "PYTHONPATH": str(Path(settings_module.__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", program], env=paths, capture_output=True, text=True, timeout=60, check=True
     )

@@ -19,11 +19,12 @@ from typing import Any
 import psutil
 import pytest
 
-from ml_dash.disk.config import Settings, resolve, state_folder
 from ml_dash.disk.lock import Turn
+from ml_dash.disk.places import state_folder
+from ml_dash.disk.settings import Settings, resolve
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import create_journal
-from ml_dash.sync import launch, login, register
+from ml_dash.sync import launch, login, registrations
 
 SERVER = "http://localhost:3999"
 # Stands for ml_dash_syncd: says how it was started, and lives until it is ended.
@@ -98,9 +99,9 @@ def settings(**given: Any) -> Settings:
 
 
 def test_a_registration_is_read_back(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path / "a" / ".journal", settings(), env)
-    assert register.registrations(env) == [made]
-    assert made == register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice", None)
+    made = registrations.register(tmp_path / "a" / ".journal", settings(), env)
+    assert registrations.read_all(env) == [made]
+    assert made == registrations.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice", None)
 
 
 def test_the_state_folder_is_the_first_that_can_be_written_to(tmp_path: Path) -> None:
@@ -137,30 +138,32 @@ def test_a_private_folder_that_is_not_private_is_not_used(tmp_path: Path, how: s
 def test_a_journal_recorded_anew_at_a_path_inherits_no_registration(tmp_path: Path, env: dict[str, str]) -> None:
     home = tmp_path / "a"
     create_journal(home, "p", "a", sync=False)
-    first = register.register(home / ".journal", settings(), env)
-    assert register.of_journal(home / ".journal", register.by_journal(register.registrations(env)), env) == [first]
+    first = registrations.register(home / ".journal", settings(), env)
+    known = registrations.by_journal(registrations.read_all(env))
+    assert registrations.of_journal(home / ".journal", known, env) == [first]
     shutil.rmtree(home)
     header = create_journal(home, "p", "a", sync=False)
-    assert not register.is_of(first, header.journal.hex(), env)
-    assert register.of_journal(home / ".journal", register.by_journal(register.registrations(env)), env) == []
+    assert not registrations.is_of(first, header.journal.hex(), env)
+    known = registrations.by_journal(registrations.read_all(env))
+    assert registrations.of_journal(home / ".journal", known, env) == []
     login.store(SERVER, "mld_bob", "bob", env)
-    again = register.register_again(home / ".journal", resolve(remote=SERVER, env=env), env)
+    again = registrations.register_again(home / ".journal", resolve(remote=SERVER, env=env), env)
     assert (again.user, again.id) == ("bob", header.journal.hex())
 
 
 def test_of_an_old_registration_its_cursor_tells_whose_it_is(tmp_path: Path, env: dict[str, str]) -> None:
-    old = register.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice")
-    register.write(old, env)
-    assert register.is_of(old, "ab" * 16, env)
-    register.cursors_folder(env).mkdir(parents=True)
-    (register.cursors_folder(env) / f"{old.key}.json").write_text('{"version": 1, "journal": "' + "cd" * 16 + '"}')
-    assert not register.is_of(old, "ab" * 16, env)
-    assert register.is_of(old, "cd" * 16, env)
+    old = registrations.Registration(str(tmp_path / "a" / ".journal"), SERVER, "alice")
+    registrations.write(old, env)
+    assert registrations.is_of(old, "ab" * 16, env)
+    registrations.cursors_folder(env).mkdir(parents=True)
+    (registrations.cursors_folder(env) / f"{old.key}.json").write_text('{"version": 1, "journal": "' + "cd" * 16 + '"}')
+    assert not registrations.is_of(old, "ab" * 16, env)
+    assert registrations.is_of(old, "cd" * 16, env)
 
 
 def test_its_file_is_what_the_uploader_is_promised(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, settings(), env)
-    (path,) = register.registered_folder(env).iterdir()
+    made = registrations.register(tmp_path, settings(), env)
+    (path,) = registrations.registered_folder(env).iterdir()
     assert path.name == f"{made.key}.json"
     assert len(made.key) == 32
     assert json.loads(path.read_text()) == {
@@ -171,10 +174,10 @@ def test_its_file_is_what_the_uploader_is_promised(tmp_path: Path, env: dict[str
 
 
 def test_asking_again_writes_nothing(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, settings(), env)
-    path = register.registered_folder(env) / f"{made.key}.json"
+    made = registrations.register(tmp_path, settings(), env)
+    path = registrations.registered_folder(env) / f"{made.key}.json"
     before = path.stat().st_ino
-    register.register(tmp_path, settings(), env)
+    registrations.register(tmp_path, settings(), env)
     assert path.stat().st_ino == before
 
 
@@ -182,32 +185,32 @@ def test_asking_again_writes_nothing(tmp_path: Path, env: dict[str, str]) -> Non
 def test_a_registration_that_a_power_cut_has_left_is_written_anew(
     tmp_path: Path, env: dict[str, str], left: bytes
 ) -> None:
-    made = register.register(tmp_path, settings(), env)
-    path = register.registered_folder(env) / f"{made.key}.json"
+    made = registrations.register(tmp_path, settings(), env)
+    path = registrations.registered_folder(env) / f"{made.key}.json"
     path.write_bytes(left)
-    assert register.registrations(env) == []
-    register.register(tmp_path, settings(), env)
-    assert register.registrations(env) == [made]
+    assert registrations.read_all(env) == []
+    registrations.register(tmp_path, settings(), env)
+    assert registrations.read_all(env) == [made]
 
 
 def test_a_file_under_another_name_is_no_registration(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, settings(), env)
-    folder = register.registered_folder(env)
+    made = registrations.register(tmp_path, settings(), env)
+    folder = registrations.registered_folder(env)
     (folder / f"{made.key}.json").rename(folder / f"{'0' * 32}.json")
-    assert register.registrations(env) == []
+    assert registrations.read_all(env) == []
 
 
 def test_the_same_journal_goes_to_several_servers_and_users(tmp_path: Path, env: dict[str, str]) -> None:
     for name in ("alice", "bob"):
-        register.register(tmp_path, settings(user_name=name), env)
-    register.register(tmp_path, resolve(remote="http://127.0.0.1:1", user_name="alice", env={}), env)
-    assert len(register.registrations(env)) == 3
+        registrations.register(tmp_path, settings(user_name=name), env)
+    registrations.register(tmp_path, resolve(remote="http://127.0.0.1:1", user_name="alice", env={}), env)
+    assert len(registrations.read_all(env)) == 3
 
 
 def test_a_token_given_in_code_goes_to_the_logins_and_not_into_the_registration(
     tmp_path: Path, env: dict[str, str]
 ) -> None:
-    made = register.register(tmp_path, settings(api_key="mld_secret"), env)
+    made = registrations.register(tmp_path, settings(api_key="mld_secret"), env)
     assert made.login == login.fingerprint("mld_secret")
     assert made.tokens(env) == ["mld_secret"]
     found = [path for path in state_folder(env).rglob("*") if path.is_file()]
@@ -220,7 +223,7 @@ TEAM = "https://dash.example.org"
 def test_a_stored_login_binds_its_user_and_not_its_token(tmp_path: Path, env: dict[str, str]) -> None:
     """So that the next login of the same user is used for what was registered before."""
     login.store(TEAM, "mld_old", "alice", env)
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     assert (made.user, made.login) == ("alice", None)
     login.store(TEAM, "mld_new", "alice", env)
     assert made.tokens(env) == ["mld_new"]
@@ -228,7 +231,7 @@ def test_a_stored_login_binds_its_user_and_not_its_token(tmp_path: Path, env: di
 
 def test_the_login_of_another_user_does_not_inherit_what_was_registered(tmp_path: Path, env: dict[str, str]) -> None:
     login.store(TEAM, "mld_alice", "alice", env)
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     login.store(TEAM, "mld_bob", "bob", env)
     assert made.tokens(env) == []
     assert not made.has_login(env)
@@ -236,14 +239,14 @@ def test_the_login_of_another_user_does_not_inherit_what_was_registered(tmp_path
 
 def test_a_login_of_an_unknown_user_binds_its_token(tmp_path: Path, env: dict[str, str]) -> None:
     login.store(TEAM, "mld_unknown", None, env)
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     login.store(TEAM, "mld_bob", "bob", env)
     assert made.tokens(env) == ["mld_unknown"]
     assert made.identity(env) == "the token ending in nown"
 
 
 def test_without_any_login_it_is_unclaimed_and_nobody_inherits_it(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     assert not made.is_claimed
     login.store(TEAM, "mld_alice", "alice", env)
     assert made.tokens(env) == []
@@ -252,19 +255,22 @@ def test_without_any_login_it_is_unclaimed_and_nobody_inherits_it(tmp_path: Path
 
 def test_two_tokens_for_one_journal_are_two_registrations(tmp_path: Path, env: dict[str, str]) -> None:
     """The second must not take what was registered under the first."""
-    one = register.register(tmp_path, settings(api_key="mld_one"), env)
-    two = register.register(tmp_path, settings(api_key="mld_two"), env)
-    assert {tuple(found.tokens(env)) for found in register.registrations(env)} == {("mld_one",), ("mld_two",)}
+    one = registrations.register(tmp_path, settings(api_key="mld_one"), env)
+    two = registrations.register(tmp_path, settings(api_key="mld_two"), env)
+    assert {tuple(found.tokens(env)) for found in registrations.read_all(env)} == {("mld_one",), ("mld_two",)}
     assert one.key != two.key
 
 
 def test_a_registration_of_version_0_1_keeps_its_token_and_its_cursor(tmp_path: Path, env: dict[str, str]) -> None:
     mark = login.remember(SERVER, "mld_secret", env)
-    old = register.registration_key(tmp_path, SERVER, "alice")
+    old = registrations.registration_key(tmp_path, SERVER, "alice")
     for folder, content in (
-        (register.registered_folder(env), {"journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": mark}),
         (
-            register.cursors_folder(env),
+            registrations.registered_folder(env),
+            {"journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": mark},
+        ),
+        (
+            registrations.cursors_folder(env),
             {
                 "version": 1, "journal": "ab" * 16, "segments": {"a.seg": 7}, "blobs": [], "deaths": [], "parked": {},
                 "trouble": None,
@@ -274,36 +280,36 @@ def test_a_registration_of_version_0_1_keeps_its_token_and_its_cursor(tmp_path: 
         folder.mkdir(parents=True)
         (folder / f"{old}.json").write_text(json.dumps(content))
     for _ in range(2):
-        (found,) = register.registrations(env)
+        (found,) = registrations.read_all(env)
         assert found.tokens(env) == ["mld_secret"]
-        cursor = register.cursor_of(found, env)
+        cursor = registrations.cursor_of(found, env)
         assert cursor is not None
         assert cursor.segments == {"a.seg": 7}
 
 
 def test_a_registration_of_version_0_1_that_names_nobody_is_unclaimed(tmp_path: Path, env: dict[str, str]) -> None:
-    register.write(register.Registration(str(tmp_path), SERVER), env)
+    registrations.write(registrations.Registration(str(tmp_path), SERVER), env)
     login.store(SERVER, "mld_bob", "bob", env)
-    (found,) = register.registrations(env)
+    (found,) = registrations.read_all(env)
     assert found.tokens(env) == []
 
 
 def test_a_registration_and_its_cursor_go_together(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, settings(), env)
-    cursors = register.cursors_folder(env)
+    made = registrations.register(tmp_path, settings(), env)
+    cursors = registrations.cursors_folder(env)
     cursors.mkdir()
     (cursors / f"{made.key}.json").write_text('{"segments": {}}')
-    register.unregister(made, env)
-    assert (register.registrations(env), register.cursor_of(made, env)) == ([], None)
+    registrations.unregister(made, env)
+    assert (registrations.read_all(env), registrations.cursor_of(made, env)) == ([], None)
 
 
 def test_registering_takes_less_than_0_3_ms(tmp_path: Path, env: dict[str, str]) -> None:
     wanted = settings()
-    register.register(tmp_path, wanted, env)
+    registrations.register(tmp_path, wanted, env)
     spent = []
     for number in range(50):
         begun = perf_counter()
-        register.register(tmp_path / str(number), wanted, env)
+        registrations.register(tmp_path / str(number), wanted, env)
         spent.append(perf_counter() - begun)
     # The least: other processes take their share of the rest.
     assert min(spent) < 0.3e-3
@@ -464,15 +470,15 @@ def test_a_journal_that_is_continued_keeps_its_identity_though_another_user_is_l
     tmp_path: Path, env: dict[str, str]
 ) -> None:
     login.store(TEAM, "mld_alice", "alice", env)
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     login.store(TEAM, "mld_bob", "bob", env)
-    assert register.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
-    assert register.registrations(env) == [made]
+    assert registrations.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
+    assert registrations.read_all(env) == [made]
 
 
 def test_an_unclaimed_journal_that_is_continued_stays_unclaimed(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, resolve(remote=TEAM, env=env), env)
+    made = registrations.register(tmp_path, resolve(remote=TEAM, env=env), env)
     login.store(TEAM, "mld_mallory", "mallory", env)
-    assert register.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
+    assert registrations.register_again(tmp_path, resolve(remote=TEAM, env=env), env) == made
     assert not made.is_claimed
-    assert register.registrations(env) == [made]
+    assert registrations.read_all(env) == [made]
