@@ -2,47 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .core.version import __version__
-from .decorator import ml_dash_experiment
-from .disk.config import OperationMode
-from .errors import (
-    AlreadyExists,
-    ChecksumMismatch,
-    Damaged,
-    ForeignFolder,
-    InvalidInput,
-    InvalidName,
-    InvalidValue,
-    JournalError,
-    MLDashError,
-    NewerFormat,
-    NotFound,
-    NotOpen,
-    ReadOnly,
-    ReleasedData,
-    RemoteError,
-    ServerRefused,
-    StillOpen,
-    StorageError,
-    Unauthorised,
-    Unreachable,
-    UnsupportedType,
-    WriteProtected,
-)
-from .experiment import Experiment
-from .files import FileBuilder, FileEntry
-from .log import LogBuilder, LogHandler, LogLevel
-from .metric import MetricBuilder, MetricsBuilder
-from .parameters import ParametersBuilder
+from .recording import process as _process
 
 if TYPE_CHECKING:
     from os import PathLike
-    from typing import Any
 
     from .client import RemoteClient
     from .core.records import ExperimentRecord
+    from .decorator import ml_dash_experiment
+    from .disk.config import OperationMode
+    from .errors import (
+        AlreadyExists,
+        ChecksumMismatch,
+        Damaged,
+        ForeignFolder,
+        InvalidInput,
+        InvalidName,
+        InvalidValue,
+        JournalError,
+        MLDashError,
+        NewerFormat,
+        NotFound,
+        NotOpen,
+        ReadOnly,
+        ReleasedData,
+        RemoteError,
+        ServerRefused,
+        StillOpen,
+        StorageError,
+        Unauthorised,
+        Unreachable,
+        UnsupportedType,
+        WriteProtected,
+    )
+    from .experiment import Experiment
+    from .files import FileBuilder, FileEntry
+    from .log import LogBuilder, LogHandler, LogLevel
+    from .metric import MetricBuilder, MetricsBuilder
+    from .parameters import ParametersBuilder
 
 __all__ = [
     "AlreadyExists",
@@ -84,13 +84,42 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Those that only record need not load it.
-    if name == "RemoteClient":
-        from .client import RemoteClient
+# What users know is loaded when it is first asked for: these modules, and where the names in `__all__` are. Those that
+# are not here are errors.
+_MODULES: Final = ("client", "decorator", "errors", "experiment", "files", "log", "metric", "parameters")
+_HOMES: Final = {
+    "Experiment": "experiment",
+    "FileBuilder": "files",
+    "FileEntry": "files",
+    "LogBuilder": "log",
+    "LogHandler": "log",
+    "LogLevel": "log",
+    "MetricBuilder": "metric",
+    "MetricsBuilder": "metric",
+    "OperationMode": "disk.config",
+    "ParametersBuilder": "parameters",
+    "RemoteClient": "client",
+    "ml_dash_experiment": "decorator",
+}
 
-        return RemoteClient
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+if not TYPE_CHECKING:  # who checks types sees the imports above, and that a name is not there
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES and name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        home = name if name in _MODULES else _HOMES.get(name, "errors")
+        with _process.loading():
+            module = import_module(f".{home}", __name__)
+        value = module if name in _MODULES else getattr(module, name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
 
 
 def experiments(path: str | PathLike[str] | None = None, project: str | None = None) -> list[ExperimentRecord]:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from ml_dash.disk.durable import BLOCK_BYTES
+
 from .core.answers import comma_list, lenient, log_entry, metadata_of, read_metadata, read_numbers, read_values, written
 from .core.values import field_values, flatten, texts_like_numbers, to_json
 from .disk.config import remote_url
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
 PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
 
-_BLOCK: Final = 1 << 20
 _CONNECT_S: Final = 5.0
 _SILENCE_S: Final = 45.0
 
@@ -397,8 +398,8 @@ class RemoteClient:
             found = None
         if not isinstance(found, dict):
             raise Unreachable(
-                f"{self.base_url} answered with something that is none of an ml-dash server "
-                f"({response.headers.get('Content-Type', 'no type')})",
+                f"{self.base_url} did not answer like an ml-dash server "
+                f"(status {response.status_code}, {response.headers.get('Content-Type', 'no type')})",
                 hint="check the URL, and whether a proxy or a sign-in page stands before it",
             )
         return found
@@ -454,7 +455,7 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
 
     with contextlib.closing(response):
         try:
-            yield from response.iter_content(_BLOCK)
+            yield from response.iter_content(BLOCK_BYTES)
         except (RequestException, OSError) as error:
             raise Unreachable(f"the connection broke while {response.url} was read: {error}") from error
 

@@ -16,7 +16,7 @@ MLDashError
 ├── AlreadyExists           FileExistsError    resume="never" met an existing experiment
 ├── StorageError            OSError            the disk refused; says what was kept and what was lost
 ├── RemoteError             ConnectionError    a server did not do what was asked
-│   ├── Unreachable                            no connection, no answer in time, or none of an ml-dash server
+│   ├── Unreachable                            no connection, no answer in time, or not an ml-dash server
 │   ├── ServerRefused                          the server says no, and why
 │   └── Unauthorised                           no login, or one that the server does not accept
 └── JournalError            Exception          bytes on disk are not what a journal should hold
@@ -101,7 +101,7 @@ class StorageError(MLDashError, OSError):
 
     @classmethod
     def of(cls, error: OSError, message: str, *, hint: str) -> StorageError:
-        """The same refusal, by its `errno`, with a text for people."""
+        """An OSError with a text for people; `errno` is kept."""
         refused = cls(message, hint=hint)
         refused.errno = error.errno
         return refused
@@ -112,7 +112,7 @@ class RemoteError(MLDashError, ConnectionError):
 
 
 class Unreachable(RemoteError):
-    """No connection, no answer in time, trouble at the server, or an answer that is none of an ml-dash server.
+    """No connection, no answer in time, trouble at the server, or an answer unlike that of an ml-dash server.
 
     Trying again is right; `retry_after_s` is the pause that the server asks for, in seconds. `answered`: it was the
     server that said so, about this one request.

@@ -13,11 +13,7 @@ from .core.names import check_metric_name, check_name, clash_key
 from .core.values import checked_step
 from .disk.config import OperationMode, Settings, disabled, remote_url, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
-from .files import FileBuilder, FileEntry, one_source
-from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
-from .parameters import ParametersBuilder
-from .recording.disabled import settings_of_nothing
 from .recording.ending import check_status, passing
 from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
 from .recording.session import Reading
@@ -28,6 +24,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .core.records import DurableState, ExperimentRecord
+    from .files import FileBuilder, FileEntry
+    from .log import LogBuilder, LogLevel
+    from .parameters import ParametersBuilder
 
 log = logging.getLogger("ml_dash")
 
@@ -88,6 +87,8 @@ class Experiment:
         if switched_off:
             remote = remote_url(remote) if remote is not None else None
             wanted = resolve(local_path, local_prefix, None, user_name, api_key, durability, env={})
+            from .recording.disabled import settings_of_nothing
+
             settings = settings_of_nothing(wanted)
         else:
             settings = resolve(local_path, local_prefix, remote, user_name, api_key, durability)
@@ -171,10 +172,14 @@ class Experiment:
         """
         if message is None:
             return self._log_builder(level, metadata, extra)
+        from .log import append_log
+
         append_log(self._handle, message, level, metadata, extra)
         return None
 
     def _log_builder(self, level: str | LogLevel, metadata: Metadata | None, extra: dict[str, Any]) -> LogBuilder:
+        from .log import LogBuilder
+
         session = self._handle.session
         if not session.is_open:
             session.refuse()
@@ -186,6 +191,8 @@ class Experiment:
 
     def parameters(self) -> ParametersBuilder:
         """The experiment's parameters: `.set(...)` and `.get()`."""
+        from .parameters import ParametersBuilder
+
         self._handle.session.here()
         return ParametersBuilder(self._handle)
 
@@ -215,11 +222,14 @@ class Experiment:
                 return known
             except (KeyError, TypeError):
                 pass
+        if isinstance(description, (int, float)):
+            # The first thing that one tries: metric("loss", 0.5), metric("loss", 0.5, step=3).
+            fields = {"value": description, **fields}
         if fields:
-            field, value = next(iter(fields.items()))
+            shown = ", ".join(f"{field}={value!r:.40}" for field, value in fields.items())
             raise UnsupportedType(
-                f"metric() was given {field}={value!r:.40}, which is a point's",
-                hint=f"use experiment.metric({name!r:.80}).append({field}={value!r:.40})",
+                f"metric() was given {shown:.200}, which is a point's",
+                hint=f"use experiment.metric({name!r:.80}).append({shown:.200})",
             )
         session = self._handle.session.here()
         if name is None:
@@ -278,6 +288,8 @@ class Experiment:
         The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
         `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
         """
+        from .files import FileBuilder, one_source
+
         self._handle.session.here()
         what = one_source(source, file_path, file_prefix, file_id)
         builder = FileBuilder(self._handle, what, prefix, file_id, dest_path, description, tags, metadata)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .core.events import LOG
 from .core.names import LEVELS, level_of, shown
-from .core.values import PLAIN, lenient_values
+from .core.values import PLAIN, lenient_values, page_arguments
 from .errors import Damaged, InvalidValue, NotOpen, UnsupportedType, WriterGone
-from .metric import page_of
 from .recording.ending import described
 from .recording.lifecycle import checked_mapping
 
@@ -170,7 +169,7 @@ class LogBuilder:
         """
         self._used = True
         wanted = LogLevel.validate(level) if level is not None else None
-        start, count = page_of(start_index, limit)
+        start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> LogPage:
             found = view.logs(start, count, wanted)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from operator import index, itemgetter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from .core.events import METRIC, POINT, POINTS, ROWS
 from .core.limits import CHUNK_SIZE
 from .core.names import check_metric_name, metric_id
-from .core.values import INT_MAX, INT_MIN, PLAIN, field_values
+from .core.values import INT_MAX, INT_MIN, PLAIN, field_values, page_arguments
 from .errors import Damaged, InvalidValue, UnsupportedType, WriterGone
+from .recording.process import loading
 
 if TYPE_CHECKING:
     from .core.records import AppendBatchResult, AppendResult, MetricStats, MetricSummary, Point, PointPage
@@ -219,7 +220,7 @@ class MetricBuilder:
         page with what follows: go on from `endIndex + 1`. Sees every append of this process. Where `gc` has freed
         points, a page begins with the first that is here; ReleasedData if none of it is.
         """
-        start, count = page_of(start_index, limit)
+        start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> PointPage:
             found = view.metric_page(self._name, start, count, superseded=bool(superseded))
@@ -249,18 +250,6 @@ class MetricBuilder:
     def list_all(self) -> list[MetricSummary]:
         """All metrics of the experiment, by name."""
         return MetricsBuilder(self._handle).list_all()
-
-
-def page_of(start_index: Any, limit: Any) -> tuple[int, int]:
-    """The two bounds of a page as plain ints; how long a page may be, its reader checks."""
-    bounds = []
-    for argument, value in (("start_index", start_index), ("limit", limit)):
-        try:
-            bounds.append(index(value))
-        except TypeError:
-            found = type(value).__name__
-            raise UnsupportedType(f"{argument} is {found}, expected int", hint="like 0, or -100") from None
-    return bounds[0], bounds[1]
 
 
 def _refuse_slip(arguments: tuple[Any, ...]) -> None:
@@ -323,7 +312,8 @@ def _ends(begun: list[tuple[int | None, int]]) -> tuple[int | None, int | None]:
 
 def _parts(rows: Rows) -> Iterator[Rows]:
     """Rows in parts of about a frame's size."""
-    import msgspec
+    with loading():
+        import msgspec
 
     part: list[dict[str, Any]] = []
     size = 0

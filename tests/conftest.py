@@ -8,7 +8,7 @@ import random
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,24 @@ def pytest_unconfigure() -> None:
 
 def pytest_report_header() -> str:
     return f"seed: {SEED} (ML_DASH_TEST_SEED={SEED} repeats it)"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test wrote may hold characters that are no Unicode; the way to the process that reports takes none."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What each row of the fault matrix found: the processes that run tests side by side cannot print it themselves."""
+    reports = (report for kind in ("passed", "failed", "skipped") for report in terminalreporter.getreports(kind))
+    told = [text for report in reports for name, text in report.user_properties if name == "row"]
+    if told:
+        terminalreporter.section("rows of the fault matrix")
+        for text in told:
+            terminalreporter.write_line(text)
 
 
 @pytest.fixture

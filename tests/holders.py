@@ -16,7 +16,7 @@ from ml_dash.journal.order import MergeRecord, Order, death_payload, stretch_pay
 from ml_dash.journal.reader import open_segment
 from ml_dash.journal.segment import BLOBS, JOURNAL, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.reading.view import look_anew
 
 EXPERIMENT = "17675888590217166603"

@@ -17,7 +17,8 @@ from ml_dash.core.records import ExperimentRecord
 from ml_dash.journal.order import Order, Record
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, SegmentName, create_journal
 from ml_dash.projection.project import RebuildReport, catch_up, rebuild
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.reading.verify import VerifyReport, verify
 from ml_dash.reading.view import View
 

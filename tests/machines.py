@@ -16,7 +16,8 @@ from unittest import mock
 
 from ml_dash import cli
 from ml_dash.journal.segment import JOURNAL, list_segments
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.reading.verify import verify
 from ml_dash.reading.view import View
 from ml_dash.sync import remote

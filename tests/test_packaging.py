@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import email
-import importlib.metadata
-import re
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import ml_dash
 
-ROOT = Path(__file__).parent.parent
+from .installed import ROOT, build_wheel, install, metadata_of, run
+
 EXTRAS = {"server", "mongo", "s3", "dev", "all"}
 
 TRAIN = """
@@ -29,21 +27,7 @@ with Experiment(name="first", project="installed") as experiment:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
-    program = f"import hatchling.build as b; print(b.build_wheel({str(folder)!r}))"
-    done = _run([sys.executable, "-c", program], ROOT)
-    return folder / done.split()[-1]
-
-
-def _run(command: list[str], cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
-
-
-def _metadata(wheel: Path) -> email.message.Message:
-    with zipfile.ZipFile(wheel) as archive:
-        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
-        return email.message_from_string(archive.read(name).decode())
+    return build_wheel(folder)
 
 
 def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) -> None:
@@ -65,7 +49,7 @@ def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) 
 
 
 def test_metadata_says_what_the_documentation_says(wheel: Path) -> None:
-    metadata = _metadata(wheel)
+    metadata = metadata_of(wheel)
     assert metadata["Name"] == "ml-dash"
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "MIT"
@@ -75,7 +59,7 @@ def test_metadata_says_what_the_documentation_says(wheel: Path) -> None:
 
 
 def test_extra_all_holds_the_other_extras_of_a_user(wheel: Path) -> None:
-    requirements = _metadata(wheel).get_all("Requires-Dist") or []
+    requirements = metadata_of(wheel).get_all("Requires-Dist") or []
 
     def of(extra: str) -> set[str]:
         return {r.split(";")[0].strip() for r in requirements if f"extra == '{extra}'" in r.replace('"', "'")}
@@ -84,32 +68,39 @@ def test_extra_all_holds_the_other_extras_of_a_user(wheel: Path) -> None:
     assert of("all") == of("server") | of("mongo") | of("s3")
 
 
+def test_on_an_older_python_nothing_is_required_that_pip_could_miss_before_it_compares_the_python(wheel: Path) -> None:
+    """pip before 23.1 looks for the requirements first, and would name one of them instead of the Python it needs."""
+    metadata = metadata_of(wheel)
+    assert metadata["Requires-Python"] == ">=3.10"
+    older = {"python_version": "3.9", "python_full_version": "3.9.18"}
+    for text in metadata.get_all("Requires-Dist") or []:
+        requirement = Requirement(text)
+        for extra in EXTRAS - {"dev"}:
+            needed = requirement.marker is None or requirement.marker.evaluate({**older, "extra": extra})
+            assert not needed or requirement.name == "ml-dash", text
+
+
 def test_the_editable_install_costs_a_start_of_python_nothing(tmp_path: Path) -> None:
     program = "import sys; before = set(sys.modules); import ml_dash, ml_dash_syncd; print(*before & {'re', 'inspect'})"
-    assert _run([sys.executable, "-I", "-c", program], tmp_path).strip() == ""
+    assert run([sys.executable, "-I", "-c", program], tmp_path).strip() == ""
 
 
 def test_wheel_runs_in_an_environment_that_has_only_what_it_declares(wheel: Path, tmp_path: Path) -> None:
     """Installed by pip, offline: what it requires is copied over from here, and nothing else."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
-    for name in _closure(_metadata(wheel).get_all("Requires-Dist") or []):
-        _copy_distribution(name, site)
-    _run([str(python), "-m", "pip", "install", "--no-index", "--quiet", str(wheel)], tmp_path)
-    assert "No broken requirements" in _run([str(python), "-m", "pip", "check"], tmp_path)
+    python = install(wheel, tmp_path / "venv")
+    assert "No broken requirements" in run([str(python), "-m", "pip", "check"], tmp_path)
 
     work = tmp_path / "work"
     work.mkdir()
-    assert _run([str(python), "-I", "-c", TRAIN], work).strip() == "0.5"
+    assert run([str(python), "-I", "-c", TRAIN], work).strip() == "0.5"
     command = str(python.parent / "ml-dash")
-    assert "first" in _run([command, "ls"], work)
-    _run([command, "verify", "installed/first"], work)
-    assert "first" in _run([str(python), "-m", "ml_dash", "ls"], work)
+    assert "first" in run([command, "ls"], work)
+    run([command, "verify", "installed/first"], work)
+    assert "first" in run([str(python), "-m", "ml_dash", "ls"], work)
 
     # The daemon comes along, and its unit names the program that was installed, not the one of the repository.
     daemon = python.parent / "ml-dash-syncd"
-    assert f"ExecStart={daemon} run\n" in _run([str(daemon), "install", "--user", "--print"], work)
+    assert f"ExecStart={daemon} run\n" in run([str(daemon), "install", "--user", "--print"], work)
     # The server needs its extra, and says so.
     done = subprocess.run(
         [command, "server", "--port", "0"], cwd=work, capture_output=True, text=True, timeout=60, check=False
@@ -117,30 +108,3 @@ def test_wheel_runs_in_an_environment_that_has_only_what_it_declares(wheel: Path
     assert done.returncode != 0
     assert "ml-dash[server]" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def _closure(requirements: list[str]) -> set[str]:
-    """The names of all distributions that these need here, without extras."""
-    found: set[str] = set()
-    waiting = list(requirements)
-    while waiting:
-        requirement, _, marker = waiting.pop().partition(";")
-        name = re.split(r"[\s<>=!~\[(]", requirement.strip())[0]
-        if name in found or "extra ==" in marker.replace("'", "").replace('"', ""):
-            continue
-        try:
-            distribution = importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            assert marker, f"{name} is required but not installed"  # for another system or Python
-            continue
-        found.add(name)
-        waiting += distribution.requires or []
-    return found
-
-
-def _copy_distribution(name: str, site: Path) -> None:
-    for file in importlib.metadata.distribution(name).files or []:
-        source, target = Path(str(file.locate())), site / file
-        if ".." not in file.parts and source.is_file() and source.suffix != ".pyc":
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())

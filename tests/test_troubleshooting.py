@@ -15,7 +15,7 @@ SOURCES = [path for top in ("ml_dash", "daemon") for path in sorted((ROOT / top)
 # What keeps data on this machine is raised here, by these names.
 SENDING = [
     *(ROOT / "ml_dash" / "sync" / name for name in ("identity.py", "remote.py")),
-    *(ROOT / "daemon" / "ml_dash_syncd" / name for name in ("account.py", "contents.py", "ship.py")),
+    *(ROOT / "daemon" / "ml_dash_syncd" / name for name in ("account.py", "blobs.py", "ship.py")),
 ]
 RAISED = {"Unauthorised", "Unreachable", "ServerRefused", "Replaced", "park"}
 

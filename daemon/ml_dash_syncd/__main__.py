@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code."""
+    """Run the command that `argv` names (default: the program's arguments); return its exit code."""
     from .cli import invoke
 
     return invoke(sys.argv[1:] if argv is None else argv)

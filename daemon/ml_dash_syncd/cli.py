@@ -26,7 +26,7 @@ _FOLDER = click.Path(path_type=Path)
 
 
 class _Default(click.Group):
-    """Without a command: run."""
+    """A group whose default command is `run`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args or (args[0].startswith("-") and args[0] not in ("-h", "--help", "--version")):
@@ -45,14 +45,14 @@ def _print_version(ctx: click.Context, _option: click.Parameter, asked: bool) ->
 @click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version)
 def commands() -> None:
-    """Sends what experiments record to servers. Without a command: run."""
+    """Send what experiments record to servers. Without a command: run."""
 
 
-def _where(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say what is sent, where to, as whom."""
+def _source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose what is sent, to which server and as which user."""
     for option in (
         click.option("--config", type=_FOLDER, help="The settings file. Default: syncd.toml beside the logins."),
-        click.option("--user", help="Who you are there. Default: the settings, else ML_DASH_USER_NAME."),
+        click.option("--user", help="Your user name there. Default: the settings, else ML_DASH_USER_NAME."),
         click.option("--remote", help="The server for these stores. Default: the settings, else ML_DASH_REMOTE."),
         click.option("--store", "stores", type=_FOLDER, multiple=True, help="A folder of experiments; repeatable."),
     ):
@@ -67,9 +67,9 @@ def _settings(stores: Sequence[Path], remote: str | None, user: str | None, conf
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--listen", type=click.IntRange(0, 65_535), help="Answer /-/healthy, /-/ready, /metrics on this port.")
-@click.option("--idle-exit", type=click.FloatRange(0), help="End after so many seconds with nothing to send.")
+@click.option("--idle-exit", type=click.FloatRange(0), help="End after this many seconds with nothing to send.")
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -80,10 +80,10 @@ def run(
     listen: int | None,
     idle_exit: float | None,
 ) -> None:
-    """Send what is there and what comes, until asked to end.
+    """Send what is recorded here, and what will be, until asked to end.
 
-    SIGTERM lets it send for up to ten seconds more, a second one ends it at once; SIGHUP reads settings and logins
-    again and ends all pauses.
+    After SIGTERM it sends for up to ten seconds more; a second one ends it at once. SIGHUP makes it read settings and
+    logins again and ends all pauses.
     """
     from .service import run as serve
 
@@ -94,7 +94,7 @@ def run(
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--registered", "keys", metavar="KEY", multiple=True, help="Only this registration; repeatable.")
 @click.pass_context
 def once(
@@ -105,16 +105,16 @@ def once(
     config: Path | None,
     keys: Sequence[str],
 ) -> None:
-    """Send what is there until all of it is acknowledged. Exit code 3 if something stays."""
+    """Send what is recorded here until all of it is acknowledged. Exit code 3 if something could not be sent."""
     from .service import once as drain
 
     left = drain(_settings(stores, remote, user, config), keys)
-    _tell(left)
+    _print_unsent(left)
     ctx.exit(UNSENT if left else OK)
 
 
 @commands.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@_where
+@_source_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def execute(
@@ -125,40 +125,40 @@ def execute(
     config: Path | None,
     command: Sequence[str],
 ) -> None:
-    """Run COMMAND, send while it runs and after; ends with its exit code."""
-    from .executing import execute as run_job
+    """Run COMMAND, sending while it runs and afterwards. Ends with the exit code of COMMAND."""
+    from .exec_job import run_job
 
     code, left = run_job(command, _settings(stores, remote, user, config))
-    _tell(left)
+    _print_unsent(left)
     ctx.exit(code)
 
 
-def _tell(left: Sequence[Any]) -> None:
-    from .service import stays
+def _print_unsent(left: Sequence[Any]) -> None:
+    from .service import unsent_reason
 
     for task in left:
-        click.echo(f"ml-dash-syncd: {task.name} stays here: {stays(task)}", err=True)
+        click.echo(f"ml-dash-syncd: {task.name} stays here: {unsent_reason(task)}", err=True)
 
 
 @commands.command()
-@_where
+@_source_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None, as_json: bool) -> None:
-    """Show what is sent, what waits, what is in trouble; also when no daemon runs."""
+    """Show what has been sent, what waits, and why. Works without a running daemon."""
     from .discover import Discovery
-    from .status import status as look
+    from .status import status as collect
 
-    found = look(list(Discovery(_settings(stores, remote, user, config)).find().values()))
+    collected = collect(list(Discovery(_settings(stores, remote, user, config)).find().values()))
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(collected, indent=2))
         return
-    daemon = found["daemon"]
-    click.echo(f"the daemon runs (process {daemon['pid']})" if daemon["runs"] else "no daemon runs")
-    if not found["experiments"]:
+    daemon = collected["daemon"]
+    click.echo(f"the daemon is running (process {daemon['pid']})" if daemon["runs"] else "no daemon is running")
+    if not collected["experiments"]:
         click.echo("nothing is registered: open an experiment with remote=, or run ml-dash push")
-    for one in found["experiments"]:
-        click.echo(_line(one))
-        for name, why in one["parked"].items():
+    for experiment in collected["experiments"]:
+        click.echo(_line(experiment))
+        for name, why in experiment["parked"].items():
             click.echo(f"    set aside: {name}: {why}")
 
 
@@ -167,15 +167,15 @@ def _line(one: dict[str, Any]) -> str:
     if not one["there"]:
         return f"{name}: gone from this machine ({one['journal']})"
     left = one["bytes"] - one["acknowledgedBytes"]
-    what = "all sent" if not left else f"{left:,} of {one['bytes']:,} bytes wait"
+    what = "all sent" if not left else f"{left:,} of {one['bytes']:,} bytes waiting"
     if one["contents"]:
-        what += f", {one['contentsDone']:,} of {one['contents']:,} contents"
+        what += f", {one['contentsDone']:,} of {one['contents']:,} files"
     trouble = f"; {one['trouble']['text']}" if one["trouble"] else ""
     return f"{name} -> {one['remote']}: {what}{trouble}{_hint(one)}"
 
 
 def _hint(one: dict[str, Any]) -> str:
-    """What to do about a server that has not answered for so long that its URL may be wrong."""
+    """A hint for a server that has not answered for over an hour: its URL may be wrong. Empty otherwise."""
     trouble = one["trouble"] or {}
     since = trouble.get("since")
     if trouble.get("kind") != "unreachable" or since is None or time.time() - since < _LONG_S:
@@ -188,27 +188,27 @@ def _hint(one: dict[str, Any]) -> str:
 @click.argument("target", metavar="EXPERIMENT|URL")
 @click.pass_context
 def forget(ctx: click.Context, target: str) -> None:
-    """Send it no longer: an experiment, or all that goes to a server. The data stays here, and there.
+    """Stop sending an experiment, or everything that goes to a server. No data is deleted, here or there.
 
-    EXPERIMENT is project/name or the path of its folder. It is asked for anew when it is opened with remote=, or by
+    EXPERIMENT is project/name or the path of its folder. It is registered again when it is opened with remote=, or by
     ml-dash push.
     """
     from ml_dash.sync import register
 
-    found = register.meant(target)
-    for one in found:
-        register.unregister(one)
-        name = "/".join(Path(one.journal).parts[-3:-1])
-        click.echo(f"{name} no longer goes to {one.remote}; it is kept in {one.journal}")
-    if not found:
+    registrations = register.meant(target)
+    for registration in registrations:
+        register.unregister(registration)
+        name = "/".join(Path(registration.journal).parts[-3:-1])
+        click.echo(f"{name} is no longer sent to {registration.remote}; it is kept in {registration.journal}")
+    if not registrations:
         click.echo(f"ml-dash-syncd: nothing is registered for {target}; ml-dash-syncd status shows what is", err=True)
         ctx.exit(FAILURE)
 
 
 @commands.command(name="check-config")
-@_where
+@_source_options
 def check_config(stores: Sequence[Path], remote: str | None, user: str | None, config: Path | None) -> None:
-    """Read the settings, and say what they come to. Exit code 2 if they are wrong."""
+    """Check the settings, and show which stores, servers and logins they lead to. Exit code 2 if they are wrong."""
     from ml_dash.sync import register
 
     from .discover import Discovery
@@ -251,7 +251,7 @@ def install(kind: str | None, only_print: bool) -> None:
 
 
 def invoke(argv: Sequence[str]) -> int:
-    """Run the command that `argv` names; its exit code."""
+    """Run the command that `argv` names; return its exit code. Errors are printed on stderr."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("ml_dash.syncd").setLevel(logging.INFO)
     try:
@@ -266,7 +266,7 @@ def invoke(argv: Sequence[str]) -> int:
         click.echo(f"ml-dash-syncd: {error}", err=True)
         return USAGE
     except BrokenPipeError:
-        # The reader (`| head`) has all it wants. The interpreter's own flush at exit must not complain.
+        # The reader (`| head`) has ended. Without this, the interpreter's own flush at exit would fail as well.
         with Path(os.devnull).open("wb") as nowhere:
             os.dup2(nowhere.fileno(), 1)
         return BROKEN_PIPE

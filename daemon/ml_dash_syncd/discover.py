@@ -20,17 +20,17 @@ from .settings import Settings
 log = logging.getLogger("ml_dash.syncd")
 
 FRESH_NS: Final = 5_000_000_000
-"""A folder changed so lately is read again: it may not be complete yet, and clocks of file systems are coarse."""
+"""A folder is read again after a change so recent: what is new may not be complete, and another change may not show."""
 
-ALL_S: Final = 600.0
-"""How often everything is read again, whatever the folders say."""
+REREAD_S: Final = 600.0
+"""Everything is read again this often, even if no folder seems to have changed."""
 
 
 class Discovery:
-    """The registrations that there are. Folders that have not changed are not read again."""
+    """Finds registrations; reads a folder again only if its modification time has changed. For one thread."""
 
     def __init__(self, settings: Settings, only: Iterable[str] = ()) -> None:
-        """With `only`, keys of registrations: those and nothing else."""
+        """With `only`, keys of registrations: find those and no others, and search no stores."""
         self.settings = settings
         self._only = frozenset(only)
         self._seen: dict[str, int] = {}
@@ -38,20 +38,20 @@ class Discovery:
         self._in_stores: dict[Path, list[Registration]] = {}
         self._found: dict[str, Registration] = {}
         self._read_all = time.monotonic()
-        self._told = ""
+        self._warned = ""
 
     def forget(self) -> None:
-        """Read everything again the next time."""
+        """Read every folder again at the next `find`."""
         self._seen = {}
 
     def folders(self) -> list[Path]:
-        """Where new experiments may turn up: stores and their projects."""
+        """Folders in which new experiments may appear: the stores and their projects."""
         return [folder for store in self.settings.stores for folder in (store, *_folders(store))]
 
     def find(self) -> dict[str, Registration]:
         """All registrations, by key; the same mapping as before if nothing has changed."""
         now = time.monotonic()
-        if now - self._read_all > ALL_S:
+        if now - self._read_all > REREAD_S:
             self._read_all = now
             self.forget()
         folder = register.registered_folder()
@@ -60,30 +60,31 @@ class Discovery:
             try:
                 known = register.registrations()
             except OSError as error:
-                # What was known is sent on, and this is tried again.
+                # Go on with the registrations that are known, and read the folder again the next time.
                 self._seen.pop(str(folder), None)
-                if self._told != str(error):
-                    self._told = str(error)
+                if self._warned != str(error):
+                    self._warned = str(error)
                     log.warning("%s cannot be read: %s", folder, error)
             else:
                 self._registered = [one for one in known if not self._only or one.key in self._only]
         for store in () if self._only else self.settings.stores:
             folders = [store, *_folders(store)] if store.is_dir() else [store]
             if self.settings.user is None:
-                # Whoever logs in first is who it is bound to.
+                # Journals are bound to the user who logs in first, so a change of the logins may matter.
                 folders.append(config_folder())
             if self._has_changed(folders) or store not in self._in_stores:
-                self._in_stores[store] = self._look(store)
+                self._in_stores[store] = self._find_in_store(store)
                 changed = True
         if changed:
-            # What a process registered says more: as whom.
+            # Of two with one key, the one that a process registered wins: it says as which user.
             mine = [*(one for found in self._in_stores.values() for one in found), *self._registered]
             found = {one.key: one for one in mine}
             if found != self._found:
                 self._found = found
         return self._found
 
-    def _look(self, store: Path) -> list[Registration]:
+    def _find_in_store(self, store: Path) -> list[Registration]:
+        """Registrations for all journals of a store; empty, and logged, if it cannot be read."""
         assert self.settings.remote is not None
         try:
             located = read.find(store)
@@ -95,9 +96,9 @@ class Discovery:
         return self._bound([one.journal for one in located], self.settings.remote)
 
     def _bound(self, journals: list[Path], remote: str) -> list[Registration]:
-        """The journals of a store, each bound to whoever was logged in when it was first seen.
+        """Registrations for journals of a store, each bound to the user who was logged in when it was first seen.
 
-        Written down, so that the login of another user, who comes later, does not take them over.
+        They are written to disk, so that the journals do not go to the account of somebody who logs in later.
         """
         claimed = {one.journal for one in self._registered if one.remote == remote and one.is_claimed}
         found = [register.bind(journal, remote, None) for journal in journals if str(journal) not in claimed]
@@ -110,6 +111,7 @@ class Discovery:
         return found
 
     def _has_changed(self, folders: Iterable[Path]) -> bool:
+        """True if a folder has changed since it was last asked about here, or had changed shortly before that."""
         changed = False
         now = time.time_ns()
         for folder in folders:
@@ -124,7 +126,7 @@ class Discovery:
 
 
 def _folders(store: Path) -> list[Path]:
-    """The folders of projects, whose changes tell of new experiments."""
+    """The project folders of a store; empty if it cannot be read."""
     try:
         with os.scandir(store) as entries:
             return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]

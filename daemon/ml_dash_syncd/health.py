@@ -11,20 +11,23 @@ from typing import Any, Final
 from .schedule import Schedule
 
 HEALTHY_S: Final = 60.0
-"""A loop that has not turned for so long is not healthy."""
+"""A daemon whose loop has not turned for this long is not healthy."""
 
 
 class Health:
-    """What the loop tells, and the small server that passes it on."""
+    """A small HTTP server on loopback that reports on the loop.
+
+    The loop sets `last_turn` (time.monotonic) and `ready`; threads of the server read them.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        self.turned = time.monotonic()
+        self.last_turn = time.monotonic()
         self.ready = False
         self._server: ThreadingHTTPServer | None = None
 
     def listen(self, port: int) -> str:
-        """Listen on loopback; where. Raises OSError."""
+        """Listen on a port of 127.0.0.1 (0: a free one); return the URL. Raises OSError."""
         health = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -41,7 +44,7 @@ class Health:
                 self.wfile.write(data)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Probes are not worth a line."""
+                """Log nothing: probes come every few seconds."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
@@ -49,26 +52,26 @@ class Health:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def close(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
 
     def answer(self, path: str) -> tuple[int, str]:
-        """(status, text)"""
+        """Return (HTTP status, text) for a path."""
         answers: dict[str, Callable[[], tuple[int, str]]] = {
             "/-/healthy": self._healthy,
             "/-/ready": lambda: (200, "ready\n") if self.ready else (503, "not ready\n"),
-            "/metrics": lambda: (200, self._figures()),
+            "/metrics": lambda: (200, self._metrics()),
         }
         found = answers.get(path.partition("?")[0])
         return found() if found is not None else (404, "there is /-/healthy, /-/ready and /metrics\n")
 
     def _healthy(self) -> tuple[int, str]:
-        silent = time.monotonic() - self.turned
+        silent = time.monotonic() - self.last_turn
         return (200, "healthy\n") if silent < HEALTHY_S else (503, f"the loop has not turned for {silent:.0f} s\n")
 
-    def _figures(self) -> str:
+    def _metrics(self) -> str:
         tasks = list(self._schedule.tasks.values())
         figures: list[tuple[str, str, str, float]] = [
             ("experiments", "gauge", "Experiments that are sent from here.", len(tasks)),

@@ -13,12 +13,12 @@ SYSTEM_UNIT: Final = "ml-dash-syncd@.service"
 
 
 def unit(name: str) -> str:
-    """The text of a unit."""
+    """Return the text of a unit, with the path of this installation."""
     return units.unit(name, units.program("ml-dash-syncd", "ml_dash_syncd"))
 
 
 def place(name: str) -> Path:
-    """Where a unit goes."""
+    """Return the path at which systemd looks for a unit."""
     if name == SYSTEM_UNIT:
         return Path("/etc/systemd/system", name)
     config = os.environ.get("XDG_CONFIG_HOME", "")
@@ -27,7 +27,7 @@ def place(name: str) -> Path:
 
 
 def install(name: str) -> Path:
-    """Write a unit; where it is. Raises OSError."""
+    """Write a unit; return its path. Raises OSError."""
     path = place(name)
     units.write(path, unit(name))
     return path

@@ -1,4 +1,15 @@
-"""The schedule: which journal is sent next, in parallel; live ones first, failed ones after a pause."""
+"""The schedule: which journal is sent next, in parallel; live ones first, failed ones after a pause.
+
+One thread, the loop, calls `Schedule.turn`: it finds registrations, polls journals for changes and runs the timers.
+Several worker threads take tasks that are ready, give each a time slice, and report how it ended. What is ready when is
+decided by the table in `task_states` alone.
+
+A task belongs to one worker at a time, from TAKE to the end of its step; only that worker uses its shipment. The states
+and timers of tasks, the queues, the counts of busy workers, and which task probes a server change under `_guard` alone.
+It is the only lock, it is re-entrant, and no file or network is touched while it is held. Backoffs, refused logins,
+texts of troubles and counters are also changed without it, by single assignments: a race costs one attempt more, or a
+count.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +31,52 @@ from ml_dash.sync.identity import with_identity
 from ml_dash.sync.register import Registration
 
 from . import watch
+from .backoff import Backoff, Login, Logins
 from .discover import Discovery
-from .pauses import Login, Logins, Pause
 from .settings import Settings
-from .ship import Left, Outcome, Replaced, Shipment
-from .states import Event, State, after
-from .watch import LIVE_S, LIVE_SHARE, REST_S, REST_SHARE, SLOWEST_LIVE_S, SLOWEST_REST_S, Hints, Look, Pace
+from .ship import Remaining, Replaced, Shipment, StepResult
+from .task_states import TaskEvent, TaskState, next_state
+from .waking import Bell
+from .watch import (
+    IDLE_S,
+    IDLE_SHARE,
+    LIVE_S,
+    LIVE_SHARE,
+    SLOWEST_IDLE_S,
+    SLOWEST_LIVE_S,
+    Hints,
+    JournalWatch,
+    PollRate,
+)
 
 log = logging.getLogger("ml_dash.syncd")
 
 WORKERS: Final = 4
+"""Number of worker threads."""
+
 TURN_S: Final = 1.0
-"""How long one journal is sent before another one has its turn."""
+"""Time slice of a task: after this long, another task has its turn."""
 
-LOOK_S: Final = 2.0
+DISCOVER_S: Final = 2.0
+"""Time between two searches for new experiments, where the file system gives no hint."""
 
-FIND_SHARE: Final = 0.1
-"""How much of a core looking for new experiments may take while the file system tells of one after the other."""
+DISCOVER_SHARE: Final = 0.1
+"""Largest share of a core for such searches while hints come one after the other."""
 
-SLOWEST_FIND_S: Final = 1.0
-AGAIN_S: Final = 0.25
-"""How soon after a hint to look once more: what is new was perhaps still being made."""
+SLOWEST_DISCOVER_S: Final = 1.0
+"""Longest time between two searches while hints come, however long a search takes."""
+
+RECHECK_S: Final = 0.25
+"""Time from a search after a hint to another one: the new experiment may not have been complete yet."""
 
 ASK_AGAIN_S: Final = 6 * 3600.0
-"""After so long a server is asked again what it has: it may have been restored from a backup."""
+"""A server is asked again this often what it has of each journal: it may have been restored from a backup."""
 
 PROBE_S: Final = 30.0
-"""While a server does not answer, one task tries it; the others look again after so long, or when it answers."""
+"""While a server does not answer and one task probes it, the others try again after this long, or once it answers."""
+
+BAD_JOURNAL_S: Final = 60.0
+"""A journal that cannot be read as one is tried again after this long."""
 
 _numbers = count()
 _NEVER: Final = float("inf")
@@ -54,97 +84,119 @@ _NEVER: Final = float("inf")
 
 @dataclass
 class Task:
-    """One registration: its shipment, the last look at its journal, and how it stands."""
+    """One registration: its shipment, the watch over its journal, and its state.
+
+    `state` and `timer` change under the schedule's guard. Only the loop changes `watch`, and only the worker that has
+    the task uses `shipment` and sets `result`.
+    """
 
     registration: Registration
     shipment: Shipment
-    look: Look
+    watch: JournalWatch
     key: str
-    state: State = State.SETTLED
-    outcome: Outcome | None = None
+    state: TaskState = TaskState.SETTLED
+    result: StepResult | None = None
     trouble: str = ""
-    pause: Pause = field(default_factory=Pause)
+    backoff: Backoff = field(default_factory=Backoff)
     timer: float = _NEVER
-    """When it has its next turn though nothing may have changed."""
+    """When it has its next turn even if nothing has changed (time.monotonic)."""
     stale: bool = False
-    """Is the server to be asked anew what it has, with the next step?"""
+    """True if the next step should ask the server anew what it has."""
     asked: float = 0.0
+    """When the server was last asked that (time.monotonic); 0 before the first step that succeeded."""
     began: float = 0.0
-    """When the step that is under way began."""
+    """When its latest step began (time.monotonic)."""
 
     @property
     def settled(self) -> bool:
-        """Was all sent that was there when it was last looked at, or can it not be?"""
-        return self.state in (State.SETTLED, State.REMOVED)
+        """True if everything known of its journal was sent, or what remains cannot be sent until something changes."""
+        return self.state in (TaskState.SETTLED, TaskState.REMOVED)
 
     @property
     def busy(self) -> bool:
-        """Is it with a thread?"""
-        return self.state in (State.BUSY, State.AGAIN)
+        """True if a worker has it."""
+        return self.state in (TaskState.BUSY, TaskState.AGAIN)
 
     @property
     def login(self) -> Login:
-        """Which login it is sent with."""
+        """The login that it is sent with."""
         return self.registration.remote, self.registration.user, self.registration.login
 
     @property
     def name(self) -> str:
-        """What to call it in the log."""
+        """`project/name`, for messages."""
         return "/".join(Path(self.registration.journal).parts[-3:-1])
 
 
-Ending = tuple[Event, "float | None"]
-"""How a step ended, and after how many seconds the task is to have another turn (None: when it changes)."""
+Ending = tuple[TaskEvent, "float | None"]
+"""How a step ended, and after how many seconds the task has another turn (None: only after a change)."""
 
 
 @dataclass
 class _Connection:
-    """A link, and the login that it shows: a development login is signed anew for each step."""
+    """A link, and the token that it sends; a development token is signed anew for each step."""
 
     link: remote.Link
     token: str
 
 
 Connections = dict[tuple[Login, int], _Connection]
+"""One worker's connections, by login and by the number of the login's token (a login may have several)."""
 
 
 class Schedule:
-    """All tasks, and the threads that work on them. `turn()` is for one thread, the rest is inside."""
+    """All tasks, and the worker threads that send them.
+
+    `start`, `turn`, `reload`, `stop` and `abort` are for one thread, the loop; `wake` and `is_idle` for any.
+    """
 
     def __init__(self, discovery: Discovery, *, workers: int = WORKERS) -> None:
+        # By the key of the registration.
         self.tasks: dict[str, Task] = {}
         self.sent_bytes = 0
+        # When something was last acknowledged, in seconds since the epoch.
         self.last_sent = 0.0
+        # Number of attempts that failed.
         self.errors = 0
-        self.remotes: dict[str, Pause] = {}
+        # Backoff of each server, by URL.
+        self.remotes: dict[str, Backoff] = {}
         self.logins = Logins()
         self._discovery = discovery
         self._cursors = register.cursors_folder()
         self._guard = threading.Condition()
+        # Tasks that are READY: those with a living writer, and the others.
         self._live: deque[Task] = deque()
         self._backlog: deque[Task] = deque()
+        # A heap of (when, serial number, task). An entry counts only while it agrees with the task's own `timer`.
         self._timers: list[tuple[float, int, Task]] = []
+        # Busy workers, and those of them that took a task from the backlog.
         self._busy = 0
         self._busy_backlog = 0
-        # How many threads are with each server, and how many may be.
-        self._busy_with: Counter[str] = Counter()
-        self._most_with = workers
+        # Workers busy with each server, and how many of them may be.
+        self._busy_per_server: Counter[str] = Counter()
+        self._max_per_server = workers
         self._stopping = False
+        # No step goes on beyond it (time.monotonic).
         self._deadline = _NEVER
-        self._woken = threading.Event()
-        self._look_at = 0.0
-        self._found_at = 0.0
-        self._looked_live = 0.0
-        self._looked_rest = 0.0
-        self._find_pace = Pace(0.0, SLOWEST_FIND_S, FIND_SHARE)
-        self._live_pace = Pace(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
-        self._rest_pace = Pace(REST_S, SLOWEST_REST_S, REST_SHARE)
-        self._hints = Hints(self._hinted)
-        self._new_things = False
-        self._sized = 0
-        self._rounds = 0
-        # Tasks of which the file system told something; another thread adds to it.
-        self._named: deque[str] = deque()
+        self._bell = Bell()
+        # When the next search is due, when the latest checks of each kind were (time.monotonic), and how often they may
+        # be.
+        self._discover_due = 0.0
+        self._discovered_at = 0.0
+        self._checked_live = 0.0
+        self._checked_idle = 0.0
+        self._discover_rate = PollRate(0.0, SLOWEST_DISCOVER_S, DISCOVER_SHARE)
+        self._live_rate = PollRate(LIVE_S, SLOWEST_LIVE_S, LIVE_SHARE)
+        self._idle_rate = PollRate(IDLE_S, SLOWEST_IDLE_S, IDLE_SHARE)
+        self._hints = Hints(self._take_hint)
+        # True if the file system gave a hint of a new experiment.
+        self._new_entries = False
+        # Where the comparison of sizes has come to in the list of tasks, and how often it has been through it.
+        self._size_position = 0
+        self._size_rounds = 0
+        # Keys of tasks for which the file system gave a hint. Appended to by the threads of watchdog; a deque's append
+        # and popleft are atomic.
+        self._hinted_keys: deque[str] = deque()
         self._found: dict[str, Registration] = {}
         self._live_tasks: set[str] = set()
         self._threads = [
@@ -153,178 +205,185 @@ class Schedule:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """The settings in use."""
         return self._discovery.settings
 
     # -- the loop's part ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Find what there is, and begin to send."""
+        """Find the registrations, and begin to send."""
         self._discover()
         for thread in self._threads:
             thread.start()
 
     def turn(self) -> None:
-        """Look at what may have changed; then wait until the next look is due, or something happens."""
+        """Do the checks that are due; then wait until the next one is, or until something happens."""
         now = time.monotonic()
-        if now >= self._look_at or (self._new_things and now >= self._found_at + self._find_pace.interval_s):
-            hinted, self._new_things = self._new_things, False
-            if self.logins.look():
-                self._try_all()
-            self._found_at = now
-            self._find_pace.timed(self._discover)
-            self._look_at = now + (max(AGAIN_S, self._find_pace.interval_s) if hinted else LOOK_S)
-            self._look_at_sizes()
-        if self._named:
-            self._look_at_named()
-        if now - self._looked_live >= self._live_pace.interval_s:
-            self._looked_live = now
-            self._live_pace.timed(self._look_at_live)
-        if now - self._looked_rest >= self._rest_pace.interval_s:
-            self._looked_rest = now
-            self._rest_pace.timed(self._look_at_rest)
-        self._ring(now)
+        soonest = self._discovered_at + self._discover_rate.interval_s
+        if now >= self._discover_due or (self._new_entries and now >= soonest):
+            hinted, self._new_entries = self._new_entries, False
+            if self.logins.poll():
+                self._retry_all()
+            self._discovered_at = now
+            self._discover_rate.measure(self._discover)
+            self._discover_due = now + (max(RECHECK_S, self._discover_rate.interval_s) if hinted else DISCOVER_S)
+            self._check_sizes()
+        if self._hinted_keys:
+            self._check_hinted()
+        if now - self._checked_live >= self._live_rate.interval_s:
+            self._checked_live = now
+            self._live_rate.measure(self._check_live)
+        if now - self._checked_idle >= self._idle_rate.interval_s:
+            self._checked_idle = now
+            self._idle_rate.measure(self._check_idle)
+        self._start_due(now)
         due = min(
-            self._look_at,
-            self._found_at + self._find_pace.interval_s if self._new_things else _NEVER,
-            self._looked_live + self._live_pace.interval_s,
-            self._looked_rest + self._rest_pace.interval_s,
-            self._timers[0][0] if self._timers else now + LOOK_S,
+            self._discover_due,
+            self._discovered_at + self._discover_rate.interval_s if self._new_entries else _NEVER,
+            self._checked_live + self._live_rate.interval_s,
+            self._checked_idle + self._idle_rate.interval_s,
+            self._timers[0][0] if self._timers else now + DISCOVER_S,
         )
-        self._woken.wait(max(0.0, due - time.monotonic()))
-        self._woken.clear()
+        self._bell.wait(due - time.monotonic())
 
     def wake(self) -> None:
-        """End a wait. From any thread, and from signal handlers."""
-        self._woken.set()
+        """End the wait in `turn`. May be called from any thread and from signal handlers."""
+        self._bell.ring()
 
-    def _hinted(self, name: str) -> None:
+    def _take_hint(self, name: str) -> None:
+        """Note a hint of the file system: something is new in the folder of task `name`, or (empty) in a store."""
         if name:
-            self._named.append(name)
+            self._hinted_keys.append(name)
         else:
-            self._new_things = True
-        self._woken.set()
+            self._new_entries = True
+        self._bell.ring()
 
     def _discover(self) -> None:
+        """Make tasks for new registrations, and drop those whose registrations are gone."""
         found = self._discovery.find()
         if found is self._found:
             return
         self._found = found
         servers = len({registration.remote for registration in found.values()})
-        # A server that stalls holds its threads for as long as a request may take: one is left for each of the others,
-        # beside the one that backlogs leave free.
-        self._most_with = len(self._threads) if servers < 2 else max(1, len(self._threads) - servers)
+        # A server that stalls holds its workers until their requests time out. So it may have only as many as leave one
+        # for each other server, and one for live journals.
+        self._max_per_server = len(self._threads) if servers < 2 else max(1, len(self._threads) - servers)
         for key in set(self.tasks) - set(found):
             with self._guard:
                 task = self.tasks.pop(key)
                 for queue in (self._live, self._backlog):
                     with contextlib.suppress(ValueError):
                         queue.remove(task)
-                self._move(task, Event.DROP)
+                self._move(task, TaskEvent.DROP)
         for key, registration in found.items():
             known = self.tasks.get(key)
             if known is None:
                 shipment = Shipment(registration, self._cursors)
-                task = self.tasks[key] = Task(registration, shipment, Look(Path(registration.journal)), key)
-                self._look(task)
+                task = self.tasks[key] = Task(registration, shipment, JournalWatch(Path(registration.journal)), key)
+                self._check(task)
                 with contextlib.suppress(OSError):
-                    # Before the first step, so that nothing comes between them unseen.
-                    task.look.has_grown(listing=False)
+                    # Before the first step, so that no growth between the two goes unnoticed.
+                    task.watch.has_grown(listing=False)
                 self._make_ready(task)
             elif known.registration != registration:
                 known.registration = known.shipment.registration = registration
         for folder in (register.registered_folder(), *self._discovery.folders()):
             self._hints.watch(str(folder), "")
         for task in self.tasks.values():
-            self._hints.watch(task.look.folder, task.key)
+            self._hints.watch(task.watch.folder, task.key)
 
-    def _look(self, task: Task) -> bool:
+    def _check(self, task: Task) -> bool:
+        """Poll a journal; True if it has changed."""
         try:
-            changed = task.look.has_changed()
+            changed = task.watch.has_changed()
         except OSError as error:
-            changed = self._unreadable(task, error)
-        if task.look.live:
+            changed = self._mark_unreadable(task, error)
+        if task.watch.live:
             self._live_tasks.add(task.key)
         else:
             self._live_tasks.discard(task.key)
         return changed
 
-    def _unreadable(self, task: Task, error: OSError) -> bool:
-        """A journal that is gone, or a disk that is: what was sent stays sent, and it is looked at again."""
-        changed = task.look.changed_ns != -2
-        task.look.changed_ns = -2
-        task.look.sizes = {}
-        task.look.live = False
+    def _mark_unreadable(self, task: Task, error: OSError) -> bool:
+        """Note that a journal, or its disk, is gone. The task stays, and its journal is polled on. Always False."""
+        changed = task.watch.changed_ns != -2
+        task.watch.changed_ns = -2
+        task.watch.sizes = {}
+        task.watch.live = False
         if changed:
-            task.trouble = f"{task.look.folder} cannot be read: {error.strerror or error}"
+            task.trouble = f"{task.watch.folder} cannot be read: {error.strerror or error}"
         return False
 
-    def _look_at_live(self) -> None:
+    def _check_live(self) -> None:
         for key in list(self._live_tasks):
             task = self.tasks.get(key)
             if task is None:
                 self._live_tasks.discard(key)
-            elif self._look(task):
+            elif self._check(task):
                 self._make_ready(task)
 
-    def _look_at_named(self) -> None:
+    def _check_hinted(self) -> None:
         named = set()
-        while self._named:
-            named.add(self._named.popleft())
+        while self._hinted_keys:
+            named.add(self._hinted_keys.popleft())
         for key in named:
             task = self.tasks.get(key)
-            if task is not None and self._look(task):
+            if task is not None and self._check(task):
                 task.trouble = ""
                 self._make_ready(task)
 
-    def _look_at_sizes(self) -> None:
-        """What neither locks nor folders tell: a part of the tasks each time, all of them in FULL_S."""
+    def _check_sizes(self) -> None:
+        """Compare the sizes of segments, for file systems where neither locks nor folder times show a change.
+
+        A part of the tasks at each call, so that all of them have had their turn within FULL_S.
+        """
         tasks = list(self.tasks.values())
-        count = -(-len(tasks) // max(1, round(watch.FULL_S / LOOK_S)))
-        listing = self._rounds % watch.LISTED_EVERY == 0
-        for task in tasks[self._sized : self._sized + count]:
+        count = -(-len(tasks) // max(1, round(watch.FULL_S / DISCOVER_S)))
+        listing = self._size_rounds % watch.LISTED_EVERY == 0
+        for task in tasks[self._size_position : self._size_position + count]:
             try:
-                grown = not task.look.live and task.look.has_grown(listing=listing)
+                grown = not task.watch.live and task.watch.has_grown(listing=listing)
             except OSError:
-                # That is noticed by the other looks.
+                # The other checks notice and report that.
                 continue
             if grown:
                 # It may have a living writer now.
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
-        self._sized += count
-        if self._sized >= len(tasks):
-            self._sized = 0
-            self._rounds += 1
+        self._size_position += count
+        if self._size_position >= len(tasks):
+            self._size_position = 0
+            self._size_rounds += 1
 
-    def _look_at_rest(self) -> None:
+    def _check_idle(self) -> None:
         now = time.monotonic()
         for task in self.tasks.values():
-            if task.look.live:
+            if task.watch.live:
                 continue
             try:
-                changed = task.look.look_at_rest()
+                changed = task.watch.has_new_file()
             except OSError as error:
-                changed = self._unreadable(task, error)
+                changed = self._mark_unreadable(task, error)
             if changed:
                 task.trouble = ""
-                self._look(task)
+                self._check(task)
                 self._make_ready(task)
-                self._hints.watch(task.look.folder, task.key)
+                self._hints.watch(task.watch.folder, task.key)
             elif task.asked and now - task.asked > ASK_AGAIN_S:
-                self._ask_anew(task)
+                self._mark_stale(task)
                 self._make_ready(task)
 
-    def _ask_anew(self, task: Task) -> None:
-        # Not all of them at once the next time.
+    def _mark_stale(self, task: Task) -> None:
+        """Let the next step ask the server what it has."""
+        # With jitter, so that not all tasks come due at once the next time.
         task.asked = time.monotonic() - random.uniform(0, ASK_AGAIN_S / 4)
         task.stale = True
 
-    def _ring(self, now: float) -> None:
-        while (task := self._due(now)) is not None:
+    def _start_due(self, now: float) -> None:
+        while (task := self._pop_due(now)) is not None:
             self._make_ready(task)
 
-    def _due(self, now: float) -> Task | None:
+    def _pop_due(self, now: float) -> Task | None:
         with self._guard:
             while self._timers and self._timers[0][0] <= now:
                 when, _, task = heapq.heappop(self._timers)
@@ -333,39 +392,39 @@ class Schedule:
                     return task
         return None
 
-    def _try_all(self) -> None:
-        """Whatever waits is tried at once."""
-        for pause in list(self.remotes.values()):
-            pause.succeed()
+    def _retry_all(self) -> None:
+        """End all backoffs, and make everything ready that waits for one."""
+        for server_backoff in list(self.remotes.values()):
+            server_backoff.succeed()
         self.logins.refused.clear()
         for task in list(self.tasks.values()):
-            task.pause.succeed()
+            task.backoff.succeed()
             waits = task.timer != _NEVER or bool(task.trouble)
-            if waits or not task.settled or (task.outcome is not None and task.outcome.left is Left.LATER):
+            if waits or not task.settled or (task.result is not None and task.result.remaining is Remaining.LATER):
                 self._make_ready(task)
 
     def reload(self, discovery: Discovery) -> None:
-        """Take new settings; all pauses end, and what was set aside is tried once more."""
+        """Use the settings of `discovery` from now on; all pauses end, and what was set aside is tried once more."""
         self._discovery = discovery
         for task in list(self.tasks.values()):
-            self._ask_anew(task)
-        self._try_all()
-        self._new_things = True
+            self._mark_stale(task)
+        self._retry_all()
+        self._new_entries = True
         self.wake()
 
     def _make_ready(self, task: Task) -> None:
         with self._guard:
-            self._move(task, Event.CHANGE)
+            self._move(task, TaskEvent.CHANGE)
 
-    def _move(self, task: Task, event: Event) -> None:
-        """Let an event happen to a task; one that becomes ready joins its queue. Only inside the guard."""
-        before, task.state = task.state, after(task.state, event)
-        if task.state is State.READY and before is not State.READY:
-            (self._live if task.look.live else self._backlog).append(task)
+    def _move(self, task: Task, event: TaskEvent) -> None:
+        """Apply an event to a task; one that becomes ready joins its queue. Only while `_guard` is held."""
+        before, task.state = task.state, next_state(task.state, event)
+        if task.state is TaskState.READY and before is not TaskState.READY:
+            (self._live if task.watch.live else self._backlog).append(task)
             self._guard.notify()
 
-    def _later(self, task: Task, seconds: float) -> None:
-        """One turn more after so long; of several the first counts."""
+    def _set_timer(self, task: Task, seconds: float) -> None:
+        """Give a task another turn after this long, unless its timer comes sooner anyway."""
         when = time.monotonic() + seconds
         with self._guard:
             if when < task.timer:
@@ -374,15 +433,18 @@ class Schedule:
         self.wake()
 
     def stop(self, wait_s: float) -> None:
-        """Send what is there for at most so long, then end the threads; one that hangs in a request is left behind."""
+        """Send what is there for at most `wait_s` seconds, then end the workers.
+
+        A worker that hangs in a request is left running: it is a daemon thread, and ends with the process.
+        """
         deadline = time.monotonic() + wait_s
         with self._guard:
             self._deadline = deadline
-        # What was written since the last look is sent too.
-        self._look_at_named()
-        self._look_at_live()
-        self._look_at_rest()
-        while time.monotonic() < deadline and not self.at_rest():
+        # Notice what was written since the last check, so that it is sent too.
+        self._check_hinted()
+        self._check_live()
+        self._check_idle()
+        while time.monotonic() < deadline and not self.is_idle():
             with self._guard:
                 self._guard.wait(min(0.1, max(0.0, deadline - time.monotonic())))
         with self._guard:
@@ -394,14 +456,14 @@ class Schedule:
         self._hints.close()
 
     def abort(self) -> None:
-        """End at once."""
+        """Let each worker end after the step that it is taking. Does not wait for them."""
         with self._guard:
             self._stopping = True
             self._deadline = 0.0
             self._guard.notify_all()
 
-    def at_rest(self) -> bool:
-        """Is nothing being sent, and nothing ready to be?"""
+    def is_idle(self) -> bool:
+        """True if no task is being sent and none is ready."""
         with self._guard:
             return not self._live and not self._backlog and not self._busy
 
@@ -415,10 +477,10 @@ class Schedule:
                 event, again_s = self._attempt(task, links)
                 with self._guard:
                     if again_s:
-                        self._later(task, again_s)
+                        self._set_timer(task, again_s)
                     self._busy -= 1
                     self._busy_backlog -= not living
-                    self._busy_with[task.registration.remote] -= 1
+                    self._busy_per_server[task.registration.remote] -= 1
                     self._move(task, event)
                     self._guard.notify_all()
                 self.wake()
@@ -427,9 +489,10 @@ class Schedule:
                 connection.link.close()
 
     def _next(self) -> tuple[Task, bool] | None:
-        """The next task to work on, and whether it is being written; None at the end.
+        """Wait for a task and take it; return it and whether its journal is live. None when the schedule stops.
 
-        Of backlogs one thread is always kept free for the living, of a server one for each other server.
+        Journals with a living writer come first, and backlogs never take the last free worker, so that a living one
+        need not wait until a backlog of many hours is sent.
         """
         with self._guard:
             while True:
@@ -439,27 +502,27 @@ class Schedule:
                 if task is None and self._busy_backlog < max(1, len(self._threads) - 1):
                     task = self._take(self._backlog)
                 if task is not None:
-                    self._move(task, Event.TAKE)
-                    living = task.look.live
+                    self._move(task, TaskEvent.TAKE)
+                    living = task.watch.live
                     self._busy += 1
                     self._busy_backlog += not living
-                    self._busy_with[task.registration.remote] += 1
+                    self._busy_per_server[task.registration.remote] += 1
                     task.began = time.monotonic()
                     return task, living
                 self._guard.wait()
 
     def _take(self, queue: deque[Task]) -> Task | None:
-        """The first of a queue whose server may have one more thread."""
+        """Remove and return the first task of a queue whose server may have another worker; None if there is none."""
         for place, task in enumerate(queue):
-            if self._busy_with[task.registration.remote] < self._most_with:
+            if self._busy_per_server[task.registration.remote] < self._max_per_server:
                 del queue[place]
                 return task
         return None
 
     def _attempt(self, task: Task, links: Connections) -> Ending:
-        """Let a task make a step, and say how that ended."""
-        pause = self.remotes.setdefault(task.registration.remote, Pause())
-        held_back = self._held_back(task, pause)
+        """Take one step of a task; return how that ended. Every error ends here, as an event of the task."""
+        server_backoff = self.remotes.setdefault(task.registration.remote, Backoff())
+        held_back = self._held_back(task, server_backoff)
         if held_back is not None:
             return held_back
         before = task.shipment.sent_bytes
@@ -467,60 +530,60 @@ class Schedule:
             if task.stale:
                 task.stale = False
                 task.shipment.forget()
-            outcome = self._step(task, links)
+            result = self._step(task, links)
         except Unauthorised as error:
-            self._no_login(task, error)
-            return Event.REFUSED, self.logins.waits(task.login) + 0.001
+            self._login_refused(task, error)
+            return TaskEvent.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
-            return self._unreachable(task, pause, error)
+            return self._unreachable(task, server_backoff, error)
         except (ServerRefused, JournalError, OSError, MLDashError) as error:
             return self._failed(task, error)
         except Exception as error:
-            # A fault of ours must not end the others' sending.
+            # A bug must not end the worker, and with it the sending of other journals.
             log.exception("%s: sending failed", task.name)
             return self._failed(task, error)
         finally:
             with self._guard:
-                if pause.probe is task:
-                    pause.probe = None
+                if server_backoff.probe is task:
+                    server_backoff.probe = None
             sent = task.shipment.sent_bytes - before
             if sent:
                 self.sent_bytes += sent
                 self.last_sent = time.time()
-        self._succeeded(task, pause)
-        task.outcome = outcome
-        if outcome.left is Left.MORE or outcome.again_s == 0:
-            return Event.MORE, None
-        return Event.SENT, outcome.again_s
+        self._succeeded(task, server_backoff)
+        task.result = result
+        if result.remaining is Remaining.MORE or result.again_s == 0:
+            return TaskEvent.MORE, None
+        return TaskEvent.SENT, result.again_s
 
-    def _held_back(self, task: Task, pause: Pause) -> Ending | None:
-        """How a step ends that is not tried, since its server, its login or the task itself must wait; else None."""
+    def _held_back(self, task: Task, server_backoff: Backoff) -> Ending | None:
+        """Return how a step ends that may not be tried yet, for its server, its login or the task itself; else None."""
         with self._guard:
-            if not pause.over:
-                task.trouble = pause.why
-                return Event.HELD, max(0.01, pause.until - time.monotonic())
-            if pause.failures and pause.probe is not None:
-                task.trouble = pause.why
-                return Event.HELD, PROBE_S
-            if not task.pause.over:
-                return Event.FAILED, max(0.01, task.pause.until - time.monotonic())
+            if not server_backoff.over:
+                task.trouble = server_backoff.why
+                return TaskEvent.HELD, max(0.01, server_backoff.until - time.monotonic())
+            if server_backoff.failures and server_backoff.probe is not None:
+                task.trouble = server_backoff.why
+                return TaskEvent.HELD, PROBE_S
+            if not task.backoff.over:
+                return TaskEvent.FAILED, max(0.01, task.backoff.until - time.monotonic())
             wait = self.logins.waits(task.login)
             if not wait:
-                # Where a server hangs, one thread hangs with it; the others go on with other servers.
-                pause.probe = task if pause.failures else None
+                # Where a server hangs, only the worker that probes it hangs; the others go on with other servers.
+                server_backoff.probe = task if server_backoff.failures else None
                 return None
         refused = self.logins.refused.get(task.login)
         if refused is not None:
-            task.shipment.tell("login", refused.why)
+            task.shipment.note_trouble("login", refused.why)
             task.trouble = refused.why
-        return Event.REFUSED, wait
+        return TaskEvent.REFUSED, wait
 
-    def _succeeded(self, task: Task, pause: Pause) -> None:
+    def _succeeded(self, task: Task, server_backoff: Backoff) -> None:
         with self._guard:
-            recovered = pause.failures > 0
-            pause.succeed()
-            waiting = [one for _, _, one in self._timers if one.state is State.HELD] if recovered else []
-        task.pause.succeed()
+            recovered = server_backoff.failures > 0
+            server_backoff.succeed()
+            waiting = [one for _, _, one in self._timers if one.state is TaskState.HELD] if recovered else []
+        task.backoff.succeed()
         self.logins.accept(task.login)
         task.trouble = ""
         task.asked = task.asked or time.monotonic()
@@ -530,69 +593,73 @@ class Schedule:
             if one.registration.remote == task.registration.remote:
                 self._make_ready(one)
 
-    def _step(self, task: Task, links: Connections) -> Outcome:
-        """One step, under the identity that the journal is registered with and no other."""
+    def _step(self, task: Task, links: Connections) -> StepResult:
+        """Take one step with the login that the journal is registered with, and no other."""
         deadline = min(time.monotonic() + TURN_S, self._deadline)
 
-        def attempt(number: int, token: str) -> Outcome:
+        def attempt(number: int, token: str) -> StepResult:
             return task.shipment.step(_connect(links, task.login, number, token), deadline)
 
         return with_identity(task.registration, attempt)
 
-    def _no_login(self, task: Task, error: Unauthorised) -> None:
+    def _login_refused(self, task: Task, error: Unauthorised) -> None:
         with self._guard:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
             log.warning("%s", error)
-        task.shipment.tell("login", error.message)
+        task.shipment.note_trouble("login", str(error))
         task.trouble = str(error)
 
-    def _unreachable(self, task: Task, pause: Pause, error: Unreachable) -> Ending:
-        """The server, or the network, is in trouble; where the server said so of this one request, only this task."""
+    def _unreachable(self, task: Task, server_backoff: Backoff, error: Unreachable) -> Ending:
+        """Back off after an answer that did not come: the server for all its tasks, or this task alone.
+
+        Only this task if the server did answer, with a failure of this one request (a 5xx without Retry-After).
+        """
         with self._guard:
             self.errors += 1
             alone = error.answered and error.retry_after_s is None
-            first = not alone and not pause.failures
+            first = not alone and not server_backoff.failures
             if alone:
-                wait = task.pause.fail(error.message)
-            elif pause.failed > task.began:
-                # Somebody else's request has failed meanwhile: that is the same failure.
-                wait = max(0.0, pause.until - time.monotonic())
+                wait = task.backoff.fail(error.message)
+            elif server_backoff.failed > task.began:
+                # A request of another worker has failed since this step began: count that as one failure.
+                wait = max(0.0, server_backoff.until - time.monotonic())
             else:
-                wait = pause.fail(error.message, error.retry_after_s)
+                wait = server_backoff.fail(error.message, error.retry_after_s)
         if first:
-            log.warning("%s; tried again with growing pauses", error)
-        task.shipment.tell("unreachable", error.message)
+            log.warning("%s; trying again with growing pauses", error)
+        task.shipment.note_trouble("unreachable", error.message)
         task.trouble = str(error)
-        return Event.FAILED if alone else Event.HELD, wait + 0.001
+        return TaskEvent.FAILED if alone else TaskEvent.HELD, wait + 0.001
 
     def _failed(self, task: Task, error: Exception) -> Ending:
+        """Report an error that concerns this task only, and begin anew after a pause."""
         self.errors += 1
         with contextlib.suppress(OSError):
             missing = isinstance(error, (FileNotFoundError, JournalError))
             if isinstance(error, Replaced) or (missing and not Path(task.registration.journal).exists()):
-                # It was removed; what was acknowledged stays on the server.
+                # The journal was removed; what was acknowledged stays on the server.
                 task.trouble = "the journal is gone from this machine"
                 task.shipment.forget()
-                # Only a disk may be away.
+                # Where the project's folder is missing as well, a disk may not be mounted.
                 removed = Path(task.registration.journal).parents[1].is_dir()
-                return Event.REMOVED if removed else Event.SENT, None
+                return TaskEvent.REMOVED if removed else TaskEvent.SENT, None
         kind = "refused" if isinstance(error, ServerRefused) else "disk"
         text = str(error) or repr(error)
         if task.trouble != text:
             log.warning("%s: %s", task.name, text)
         task.trouble = text
-        task.shipment.tell(kind, text)
+        task.shipment.note_trouble(kind, text)
         task.shipment.forget()
-        wait = task.pause.fail(text)
+        wait = task.backoff.fail(text)
         if isinstance(error, JournalError):
-            # It does not get better by itself; a change of the journal is noticed anyway.
-            return Event.REFUSED, 60.0
-        return Event.FAILED, wait + 0.001
+            # It does not get better by itself, and a change of the journal is noticed anyway.
+            return TaskEvent.REFUSED, BAD_JOURNAL_S
+        return TaskEvent.FAILED, wait + 0.001
 
 
 def _connect(links: Connections, login: Login, number: int, token: str) -> remote.Link:
-    """The connection for the login of that number, with the token as it is now."""
+    """Return the link for the login's token of that number, opened if needed, with the token as it is now."""
     connection = links.get((login, number))
     if connection is None:
         link = remote.Link(login[0], lambda: links[login, number].token)

@@ -18,14 +18,15 @@ from ml_dash.disk import lock
 from ml_dash.errors import InvalidValue
 from ml_dash.sync import register
 
-from . import state
+from . import report
 from .discover import Discovery
 from .health import Health
 from .notify import Notifier
 from .schedule import Schedule, Task
 from .settings import Settings
-from .ship import Left
-from .states import State
+from .ship import Remaining
+from .task_states import TaskState
+from .waking import Bell
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -33,32 +34,39 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash.syncd")
 
 DRAIN_S: Final = 9.0
-"""How long SIGTERM lets it send what is there."""
+"""After SIGTERM, sending goes on for at most this long. The command promises ten seconds; the units allow twenty."""
 
 ONCE_TRIES: Final = 4
-LOCK_S: Final = 1.0
-TELL_S: Final = 1.0
-"""How often it tells how it stands; with thousands of experiments that is no small thing to say."""
+"""`once` gives a journal or a server up after this many failures in a row."""
 
-LOG_S: Final = 60.0
-"""How often it looks whether its log has become long."""
+LOCK_S: Final = 1.0
+"""While another daemon runs, one that systemd started tries to take the lock this often."""
+
+REPORT_S: Final = 1.0
+"""Time between two reports; with thousands of experiments, making one takes a while."""
+
+LOG_CHECK_S: Final = 60.0
+"""Time between two checks of the length of the log."""
 
 STUCK_S: Final = 300.0
+"""A step that takes longer than this is stuck: no request may take that long."""
+
 _LOG_BYTES: Final = 10 << 20
+"""A log longer than this is rotated."""
 
 
 class Signals:
-    """What was asked for by signals."""
+    """What signals have asked for. `wake` and `on_abort` are called from the signal handlers, in the main thread."""
 
     def __init__(self) -> None:
         self.end = False
         self.abort = False
         self.reload = False
         self.wake: Callable[[], None] = lambda: None
-        self.aborted: Callable[[], None] = lambda: None
+        self.on_abort: Callable[[], None] = lambda: None
 
     def install(self) -> None:
-        """Obey TERM, INT and HUP. In the main thread."""
+        """Handle TERM and INT (end; a second one aborts) and HUP (reload). Only in the main thread."""
         signal.signal(signal.SIGTERM, self._end)
         signal.signal(signal.SIGINT, self._end)
         if hasattr(signal, "SIGHUP"):
@@ -69,7 +77,7 @@ class Signals:
         self.end = True
         self.wake()
         if self.abort:
-            self.aborted()
+            self.on_abort()
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
         self.reload = True
@@ -77,8 +85,11 @@ class Signals:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[bool]:
-    """The lock of this user on this host while the block runs; False if another daemon has it."""
+def daemon_lock() -> Iterator[bool]:
+    """Hold the lock of this user on this host while the block runs; yield False if another daemon has it.
+
+    Where the file system has no locks, yield True: two daemons then send the same bytes twice, which harms nothing.
+    """
     path = register.lock_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     held: BaseFileLock | None = lock.hold(path)
@@ -92,26 +103,30 @@ def alone() -> Iterator[bool]:
 def run(
     read_settings: Callable[[], Settings], *, idle_exit_s: float | None = None, signals: Signals | None = None
 ) -> int:
-    """Send what is there and what comes, until asked to end; the exit code. Raises InvalidValue for wrong settings."""
+    """Send what is there and what comes, until a signal asks to end; return the exit code.
+
+    With `idle_exit_s`, end after this many seconds with nothing to send and no living writer. If another daemon runs,
+    end at once; under systemd, wait for it to end and take over. Raises InvalidValue for wrong settings.
+    """
     settings = read_settings()
     signals = signals or Signals()
     signals.install()
-    turn_log_over()
+    rotate_log()
     notifier = Notifier()
     while True:
-        with alone() as mine:
+        with daemon_lock() as mine:
             if mine:
                 return _serve(settings, read_settings, idle_exit_s, signals, notifier)
-        other = (state.load() or {}).get("pid", "another process")
-        if not notifier.listens:
-            log.warning("ml-dash-syncd runs already (%s)", other)
+        other = (report.load() or {}).get("pid", "another process")
+        if not notifier.has_manager:
+            log.warning("ml-dash-syncd is already running (%s)", other)
             return 0
-        # The manager's own one takes over when the other ends.
+        # This process is the service manager's own: it takes over when the other one ends.
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
-        notifier.feed()
-        waiting = threading.Event()
-        signals.wake = waiting.set
+        notifier.ping_watchdog()
+        waiting = Bell()
+        signals.wake = waiting.ring
         waiting.wait(min(LOCK_S, notifier.interval_s))
         if signals.end:
             return 0
@@ -125,49 +140,49 @@ def _serve(
     notifier: Notifier,
 ) -> int:
     schedule = Schedule(Discovery(settings))
-    signals.wake, signals.aborted = schedule.wake, _leave
-    health, snapshot = Health(schedule), state.Snapshot()
+    signals.wake, signals.on_abort = schedule.wake, _abort
+    health, report_file = Health(schedule), report.ReportFile()
     try:
         if settings.listen is not None:
             try:
-                snapshot.address = health.listen(settings.listen)
-                log.info("listening on %s", snapshot.address)
+                report_file.address = health.listen(settings.listen)
+                log.info("listening on %s", report_file.address)
             except OSError as error:
                 raise InvalidValue(f"listen is {settings.listen}: {error}", hint="choose another port") from error
         schedule.start()
         health.ready = True
-        snapshot.write(schedule, now=True)
+        report_file.write(schedule, now=True)
         notifier.ready()
-        idle_since, told, turned_over = time.monotonic(), float("-inf"), time.monotonic()
-        tell_s = min(TELL_S, notifier.interval_s)
+        idle_since, reported, log_checked = time.monotonic(), float("-inf"), time.monotonic()
+        report_s = min(REPORT_S, notifier.interval_s)
         while not signals.end:
             schedule.turn()
-            health.turned = time.monotonic()
+            health.last_turn = time.monotonic()
             if signals.reload:
                 signals.reload = False
                 _reload(schedule, read_settings)
-            if time.monotonic() < told + tell_s and not signals.end:
+            if time.monotonic() < reported + report_s and not signals.end:
                 continue
-            told = time.monotonic()
-            if not _hangs(schedule):
-                notifier.feed()
-            notifier.status(state.sentence(schedule))
-            snapshot.write(schedule)
-            if told > turned_over + LOG_S:
-                turned_over = told
-                turn_log_over()
+            reported = time.monotonic()
+            if not _is_stuck(schedule):
+                notifier.ping_watchdog()
+            notifier.status(report.status_line(schedule))
+            report_file.write(schedule)
+            if reported > log_checked + LOG_CHECK_S:
+                log_checked = reported
+                rotate_log()
             if not _is_idle(schedule):
                 idle_since = time.monotonic()
             elif idle_exit_s is not None and time.monotonic() - idle_since >= idle_exit_s:
-                log.info("nothing to send for %.0f s: ends", idle_exit_s)
+                log.info("nothing to send for %.0f s: ending", idle_exit_s)
                 break
         notifier.stopping()
         schedule.stop(DRAIN_S if signals.end else 1.0)
-        snapshot.write(schedule, now=True, ended=True)
+        report_file.write(schedule, now=True, ended=True)
     finally:
         schedule.abort()
         health.close()
-    _end_at_once(0)
+    _exit_past_hanging_threads(0)
     return 0
 
 
@@ -175,18 +190,18 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
     try:
         settings = read_settings()
     except InvalidValue as error:
-        log.error("the settings stay as they were: %s", error)
+        log.error("the settings were not changed: %s", error)
         settings = schedule.settings
     schedule.reload(Discovery(settings))
     log.info("settings and logins were read again; all pauses have ended")
 
 
 def _is_idle(schedule: Schedule) -> bool:
-    return all(task.settled and not task.look.live for task in list(schedule.tasks.values())) and schedule.at_rest()
+    return all(task.settled and not task.watch.live for task in list(schedule.tasks.values())) and schedule.is_idle()
 
 
-def _hangs(schedule: Schedule) -> bool:
-    """Does a thread work on the same step for longer than any request may take?"""
+def _is_stuck(schedule: Schedule) -> bool:
+    """True if a worker has been in the same step for longer than STUCK_S. Then systemd's watchdog may restart us."""
     now = time.monotonic()
     return any(task.busy and now - task.began > STUCK_S for task in list(schedule.tasks.values()))
 
@@ -195,9 +210,11 @@ def once(
     settings: Settings, keys: Iterable[str] = (), *, tries: int | None = None, signals: Signals | None = None,
     abort_code: int = 143,
 ) -> list[Task]:  # fmt: skip
-    """Send what is there until all of it is acknowledged, or cannot be for now; what stays.
+    """Send what is there until all of it is acknowledged or cannot be for now; return the tasks with something unsent.
 
-    A second signal to end ends the process at once, with `abort_code`.
+    `keys` are of registrations: those and no others (default: all). Gives up after `tries` failures in a row (default:
+    ONCE_TRIES). A second signal to end ends the process at once, with exit code `abort_code`. Raises InvalidValue for
+    an unknown key.
     """
     tries = ONCE_TRIES if tries is None else tries
     if signals is None:
@@ -210,7 +227,7 @@ def once(
         hint = f"the registrations are in {register.registered_folder()}"
         raise InvalidValue(f"nothing is registered as {', '.join(sorted(unknown))}", hint=hint)
     schedule = Schedule(discovery)
-    signals.wake, signals.aborted = schedule.wake, partial(_leave, abort_code)
+    signals.wake, signals.on_abort = schedule.wake, partial(_abort, abort_code)
     try:
         schedule.start()
         while not signals.end:
@@ -220,39 +237,39 @@ def once(
         schedule.stop(DRAIN_S if signals.end else 1.0)
     finally:
         schedule.abort()
-    return [task for task in schedule.tasks.values() if stays(task)]
+    return [task for task in schedule.tasks.values() if unsent_reason(task)]
 
 
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
-    """Will waiting make no difference?"""
-    pause = schedule.remotes.get(task.registration.remote)
-    if task.pause.failures >= tries or (pause is not None and pause.failures >= tries):
+    """True if waiting any longer makes no difference to a task."""
+    server_backoff = schedule.remotes.get(task.registration.remote)
+    if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
-    outcome = task.outcome
-    if outcome is None:
+    result = task.result
+    if result is None:
         return task.settled
-    # Once all was sent that was there: a writer that lives may go on for ever.
-    drained = outcome.left is Left.NOTHING or outcome.only_events
-    return drained or (outcome.left is Left.LATER and outcome.again_s is None)
+    # Everything that was there has been sent once. A living writer could go on for ever.
+    drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait
+    return drained or (result.remaining is Remaining.LATER and result.again_s is None)
 
 
-def stays(task: Task) -> str | None:
-    """Why something of a journal is not on its server; None if all is."""
-    outcome, cursor = task.outcome, task.shipment.cursor
-    if task.state is State.REMOVED:
+def unsent_reason(task: Task) -> str | None:
+    """Why a part of a journal is not on its server; None if everything is, or the journal is gone."""
+    result, cursor = task.result, task.shipment.cursor
+    if task.state is TaskState.REMOVED:
         return None
     if task.trouble:
         return task.trouble
     if cursor is not None and cursor.parked:
         name, why = next(iter(cursor.parked.items()))
         return f"{name}: {why}"
-    if outcome is None or (outcome.left is not Left.NOTHING and not outcome.only_events):
+    if result is None or (result.remaining is not Remaining.NOTHING and not result.only_blobs_wait):
         return "not all of it was sent"
     return None
 
 
-def turn_log_over() -> None:
-    """Begin the log of a daemon in the background anew when it has become long; the one before is kept."""
+def rotate_log() -> None:
+    """Begin the log of a background daemon anew when it has become long; keep the old one as `<name>.1`."""
     path = register.log_path()
     try:
         mine, there = os.fstat(2), path.stat()
@@ -264,24 +281,25 @@ def turn_log_over() -> None:
         os.dup2(fd, 2)
         os.close(fd)
     except OSError:
-        # There is none, or no room for one.
+        # There is no log file, or no room for a new one: go on with what there is.
         return
 
 
-def _leave(code: int = 143) -> None:
-    """A second TERM: at once, whatever is under way. Only the server's answers count, so nothing is lost."""
-    log.warning("ends at once; what is under way is sent again the next time")
+def _abort(code: int = 143) -> None:
+    """End at once, on a second signal. What was not acknowledged is sent again the next time, so nothing is lost."""
+    log.warning("ending at once; what was not acknowledged is sent again the next time")
     _exit(code)
 
 
-def _end_at_once(code: int) -> None:
-    """End without waiting for threads that hang in a request."""
+def _exit_past_hanging_threads(code: int) -> None:
+    """End the process here if a worker still hangs in a request: the interpreter's own exit could wait for it."""
     hanging = [thread for thread in threading.enumerate() if thread.name.startswith("ml-dash-send")]
     if code or hanging:
         _exit(code)
 
 
 def _exit(code: int) -> None:
+    """Flush, and end the process without the interpreter's own exit."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -29,7 +29,7 @@ _VARIABLES: Final = {"remote": "ML_DASH_REMOTE", "user": "ML_DASH_USER_NAME"}
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Stores to send whole, where to and as whom; the port of `/-/healthy` (None: none)."""
+    """Stores whose journals are all sent, the server and the user for those; the port of `/-/healthy` (None: none)."""
 
     stores: tuple[Path, ...] = ()
     remote: str | None = None
@@ -38,7 +38,7 @@ class Settings:
     file: Path | None = None
     """The settings file that was read, if there is one."""
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Where each that is set was taken from."""
+    """Name of each setting → where its value comes from: an option, a file, or a variable."""
 
 
 def read(
@@ -50,7 +50,11 @@ def read(
     config: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Settings:
-    """The settings that are in force. Raises InvalidValue."""
+    """Return the settings in use: options, then `config` (default: `syncd.toml` beside the logins), then variables.
+
+    Raises InvalidValue, naming the key and the accepted values, for a wrong one, for stores without a remote, and if
+    `config` is given and missing.
+    """
     environment = os.environ if env is None else env
     path = config if config is not None else config_folder(environment) / FILE
     found = _file(path, needed=config is not None)
@@ -95,7 +99,7 @@ def _file(path: Path, *, needed: bool) -> dict[str, Any] | None:
             raise InvalidValue(f"there is no settings file {path}") from None
         return None
     except (OSError, ValueError) as error:
-        raise InvalidValue(f"{path} cannot be read: {error}", hint="it has to be a readable TOML file") from None
+        raise InvalidValue(f"{path} cannot be read: {error}", hint="it must be a readable TOML file") from None
     for key in content:
         if key not in _KEYS:
             known = ", ".join(f"{name} ({what})" for name, what in _KEYS.items())

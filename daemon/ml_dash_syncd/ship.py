@@ -1,7 +1,10 @@
 """Shipment of one journal to one server: bytes of segments in their order, then blobs; each reply moves the cursor.
 
-Nothing here waits: a step sends for as long as it may, and says what is left. Only the server's answer counts, so being
-killed at any point costs sending some bytes again.
+Nothing here sleeps: a step sends until its deadline and returns what remains. Only the server's replies move the
+cursor, so being killed at any point costs no more than sending some bytes again.
+
+The segments of one writer are sent in their order, because the server folds what arrives, and a writer's events must be
+folded in their order. While one segment has to wait, those of other writers go on.
 """
 
 from __future__ import annotations
@@ -24,136 +27,152 @@ from ml_dash.journal.order import Death, MergeRecord
 from ml_dash.journal.reader import Segment
 from ml_dash.journal.segment import SEGMENTS, parse_blob, parse_name
 from ml_dash.sync import remote
+from ml_dash.sync.cursor import Cursor
 from ml_dash.sync.register import Registration, is_of
 
-from . import contents, reading
+from . import batches, blobs
 from .account import Account
-from .contents import Contents
-from .cursor import Cursor
-from .reading import Reader
+from .batches import Batches
+from .blobs import BlobUploads
 
 log = logging.getLogger("ml_dash.syncd")
 
-AGAIN_S: Final = 1.0
-BODY_AGAIN_S: Final = 5.0
+RETRY_S: Final = 1.0
+"""A segment whose bytes could not be read is tried again after this long."""
+
+BODY_RETRY_S: Final = 5.0
+"""As RETRY_S, if long bodies could not be sent: each retry sends the whole batch again."""
+
 PENDING_S: Final = 0.2
+"""While the follower holds records back, it is asked again after this long."""
+
 _TRIES: Final = 3
+_WRITER_CHARACTERS: Final = 53
+"""The file names of a writer's segments have this many characters in common: 20 digits, a dash, 32 hex digits."""
 
 
-class Left(Enum):
-    """What a step leaves behind."""
+class Remaining(Enum):
+    """How much a step leaves to send."""
 
-    NOTHING = "nothing"
-    MORE = "more"
-    LATER = "later"
+    NOTHING = "the server has everything"
+    MORE = "the deadline came first; another step can go on at once"
+    LATER = "the rest cannot be sent now"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a step came to; `again_s`: look again after so many seconds although nothing may have changed by then."""
+class StepResult:
+    """What a step left to send, and when to try that."""
 
-    left: Left
+    remaining: Remaining
     again_s: float | None = None
-    # Only contents wait whose events may still come.
-    only_events: bool = False
+    """Take another step after this many seconds even if nothing has changed; None: only after a change."""
+    only_blobs_wait: bool = False
+    """True if only blobs remain whose events a living writer may still record."""
 
 
 class Restart(Exception):
-    """The server has less than was known of it: begin again from what it has."""
+    """The server has less than the cursor says: ask it what it has, and begin again from there."""
 
 
 class Replaced(JournalError):
-    """The journal that was registered is gone, and another one is at its path: nobody asked for that to be sent."""
+    """Another journal is at the path of the registered one. It is not sent: nobody asked for that."""
 
 
 class Shipment:
-    """One registration on its way. For one thread at a time."""
+    """The sending of one registered journal to its server. For one thread at a time: the worker that has its task."""
 
     def __init__(self, registration: Registration, cursors_folder: Path) -> None:
         self.registration = registration
         self.journal = Path(registration.journal)
         self.account = Account(registration.remote, self.journal, cursors_folder / f"{registration.key}.json")
         self.removed = False
-        self._contents = Contents(self.account, lambda: self._blocked | self._paused)
-        self._reader = Reader()
+        self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
+        self._batches = Batches()
         self._follower: Follower | None = None
         self._records: Iterator[MergeRecord | Death] | None = None
         self._current: MergeRecord | Death | None = None
+        # False until the server has been asked what it has, and again after `forget`.
         self._asked = False
-        # Segments set aside for good, and those that are tried again; up to where each should be sent.
+        # Segment files that the server refused for good, and those that will be tried again.
         self._blocked: set[str] = set()
         self._paused: set[str] = set()
-        self._wanted: dict[str, tuple[str, int]] = {}
-        # Paused in this step; and where a paused one stands, since when.
-        self._fresh: set[str] = set()
-        self._stuck: dict[str, tuple[int, float]] = {}
-        # Deaths that wait: for the rest of their writers, or for a server that knows the journal.
-        self._held: list[Death] = []
+        # Segment file → (segment id, offset up to which it is to be sent).
+        self._targets: dict[str, tuple[str, int]] = {}
+        # Segment files that were paused in this very step: trying them again at its end would be too soon.
+        self._paused_now: set[str] = set()
+        # Paused segment file → (offset where it does not go on, since when, time.monotonic).
+        self._stalled: dict[str, tuple[int, float]] = {}
+        # Deaths not sent yet: their writers have bytes to send first, or the server does not know the journal.
+        self._held_deaths: list[Death] = []
+        # Restarts since a step last came to its end.
         self._restarts = 0
 
     @property
     def cursor(self) -> Cursor | None:
-        """What the server has acknowledged; None before the first look."""
+        """What the server has acknowledged; None until the journal was first read."""
         return self.account.cursor if self.account.is_open else None
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that were sent since the uploader began."""
+        """Bytes sent since the daemon started, before compression."""
         return self.account.sent_bytes
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
-    def step(self, link: remote.Link, deadline: float) -> Outcome:
-        """Send until nothing is left, or until `deadline` (time.monotonic).
+    def step(self, link: remote.Link, deadline: float) -> StepResult:
+        """Send until nothing is left that can be sent, or until `deadline` (time.monotonic).
 
-        Raises RemoteError where the server is the trouble, OSError and JournalError where this machine's disk is.
+        A request that is under way at the deadline is completed. Raises RemoteError if the server is the trouble,
+        OSError or JournalError if this machine's disk or the journal is. What was acknowledged until then is in the
+        cursor.
         """
         try:
             return self._step(link, deadline)
         except (Restart, OrderChanged):
-            log.info("%s: begins again from what the server has", self.journal)
+            log.info("%s: beginning again from what the server has", self.journal)
             self.forget()
             self._restarts += 1
             if self._restarts > _TRIES:
                 raise Unreachable(f"{self.account.remote} contradicts itself about what it has") from None
-            return Outcome(Left.MORE)
+            return StepResult(Remaining.MORE)
         finally:
             self.account.save_changes()
 
     def forget(self) -> None:
-        """Begin again: from the journal as it is, and from what the server says it has."""
+        """Begin the next step anew, from the journal as it is then and from what the server says it has."""
         self._follower = None
         self._records = self._current = None
         self._asked = False
         self._blocked = set()
         self._paused = set()
-        self._wanted = {}
-        self._held = []
-        self._contents.forget()
+        self._targets = {}
+        self._held_deaths = []
+        self._blobs.forget()
 
-    def tell(self, kind: str | None, text: str = "") -> None:
-        """Note the trouble in the cursor, for whoever asks."""
+    def note_trouble(self, kind: str | None, text: str = "") -> None:
+        """Record why nothing is being sent (`kind` None: all is well) in the cursor, if the journal can be read."""
         if not self.account.is_open:
             with contextlib.suppress(OSError, JournalError):
                 self._open()
         if self.account.is_open:
-            self.account.tell(kind, text)
+            self.account.note_trouble(kind, text)
 
     def _open(self) -> Follower:
+        """Open the journal and its cursor. Raises Replaced if another journal is at its path."""
         if self._follower is None:
-            follower = Follower(self.journal, patience_s=reading.DAMAGE_S)
+            follower = Follower(self.journal, patience_s=batches.DAMAGE_S)
             if not is_of(self.registration, follower.id):
-                raise Replaced(f"{self.journal} is another journal now than the one that was registered")
+                raise Replaced(f"{self.journal} is no longer the journal that was registered")
             self._follower = follower
             self.account.open(follower.id)
         return self._follower
 
-    def _step(self, link: remote.Link, deadline: float) -> Outcome:
+    def _step(self, link: remote.Link, deadline: float) -> StepResult:
         follower = self._open()
         if not self._asked:
-            self._ask(link, follower)
-        self._contents.list_here()
-        self._fresh = set()
+            self._ask_server(link, follower)
+        self._blobs.list_here()
+        self._paused_now = set()
         while True:
             if self._current is None:
                 if self._records is None:
@@ -163,67 +182,70 @@ class Shipment:
                     self._records = None
                     break
             if not self._send(link, follower, self._current, deadline):
-                return Outcome(Left.MORE)
+                return StepResult(Remaining.MORE)
             self._current = None
-        if not self._try_again(link, follower, deadline) or not self._contents.send_files(link, follower, deadline):
-            return Outcome(Left.MORE)
-        return self._left(follower)
+        if not self._resume_paused(link, follower, deadline) or not self._blobs.send_files(link, follower, deadline):
+            return StepResult(Remaining.MORE)
+        return self._result(follower)
 
-    def _try_again(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
-        """Send what could not be sent before, and deaths that waited for it; False if there was no time for all."""
+    def _resume_paused(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
+        """Send segments that earlier steps paused, then deaths that waited; False if the deadline came first."""
         for file in sorted(self._paused):
-            if file in self._fresh or self._is_behind(file):
+            if file in self._paused_now or self._waits_for_earlier(file):
                 continue
-            identity, end = self._wanted[file]
+            identity, end = self._targets[file]
             segment = follower.segment(identity)
             if segment is None:
-                # It was removed.
+                # The segment was removed.
                 self._paused.discard(file)
             elif not self._send_stretch(link, follower, segment, end, deadline):
                 return False
-        held, self._held = self._held, []
+        held, self._held_deaths = self._held_deaths, []
         while held:
             try:
                 self._send_death(link, follower, held[0])
             except BaseException:
-                self._held = [*held, *self._held]
+                # The follower names each death once: one that is dropped here would never be sent.
+                self._held_deaths = [*held, *self._held_deaths]
                 raise
             del held[0]
         return True
 
-    def _is_behind(self, file: str) -> bool:
-        """Does it wait for an earlier segment of its writer, of which there is hope?"""
-        return any(_comes_before(other, file) for other in self._hopeful())
+    def _waits_for_earlier(self, file: str) -> bool:
+        """True if an earlier segment of the same writer is paused, and not given up."""
+        return any(_comes_before(other, file) for other in self._retryable())
 
-    def _hopeful(self) -> set[str]:
-        """Segments that are paused, and not given up so far."""
+    def _retryable(self) -> set[str]:
+        """Segment files that are paused, and not given up so far."""
         return self._paused - self.account.cursor.parked.keys()
 
-    def _left(self, follower: Follower) -> Outcome:
-        """What is not on the server although all that could be sent was sent."""
+    def _result(self, follower: Follower) -> StepResult:
+        """Return what remains after everything that can be sent now has been sent."""
         self.account.save_changes()
-        self.account.tell(None)
+        self.account.note_trouble(None)
         for name, why in follower.troubles.items():
             self.account.park(name, str(why))
         self._restarts = 0
-        if waiting := [file for file in self._hopeful() if not self._is_behind(file)]:
-            return Outcome(Left.LATER, min(map(self._due_s, waiting)))
+        if waiting := [file for file in self._retryable() if not self._waits_for_earlier(file)]:
+            return StepResult(Remaining.LATER, min(map(self._due_s, waiting)))
         if follower.pending:
-            return Outcome(Left.LATER, PENDING_S)
-        if self._contents.waiting():
-            return Outcome(Left.LATER, contents.ASK_AGAIN_S, only_events=True)
-        return Outcome(Left.LATER if self.account.cursor.parked else Left.NOTHING, None)
+            return StepResult(Remaining.LATER, PENDING_S)
+        if self._blobs.waiting():
+            return StepResult(Remaining.LATER, blobs.ASK_AGAIN_S, only_blobs_wait=True)
+        return StepResult(Remaining.LATER if self.account.cursor.parked else Remaining.NOTHING, None)
 
     def _due_s(self, file: str) -> float:
-        """In how many seconds a paused segment is read again."""
-        since = self._reader.suspects_since(file)
+        """Seconds until a paused segment is to be read again."""
+        since = self._batches.suspect_since(file)
         if since is not None:
-            return max(0.05, since + reading.DAMAGE_S - time.monotonic())
-        # With each try for a body the whole batch is sent.
-        return BODY_AGAIN_S if self._contents.failing else AGAIN_S
+            return max(0.05, since + batches.DAMAGE_S - time.monotonic())
+        return BODY_RETRY_S if self._blobs.failing else RETRY_S
 
-    def _ask(self, link: remote.Link, follower: Follower) -> None:
-        """Take the server's word for what it has: it may have been restored, or been given more by another uploader."""
+    def _ask_server(self, link: remote.Link, follower: Follower) -> None:
+        """Replace the cursor by what the server says it has.
+
+        It may have less than the cursor says, if it was restored from a backup, or more, if another uploader sent it.
+        """
         try:
             found = remote.journal(link, follower.id)
         except ServerRefused as refused:
@@ -232,58 +254,60 @@ class Shipment:
             self.account.cursor.segments.clear()
             self.account.cursor.blobs.clear()
             self.account.cursor.deaths.clear()
-            self.account.known_there = False
+            self.account.known_to_server = False
         else:
             there = {state["file"]: state["length"] for state in found["segments"].values()}
             for name in set(self.account.cursor.segments) - set(there):
                 del self.account.cursor.segments[name]
             self.account.cursor.segments |= there
-            # It may have lost some of them. Others are void by now, and are void again when they are sent again.
+            # The server lists the writers of its deaths, without their positions. It may have lost some; others are
+            # void by now, and sending those again changes nothing.
             dead = set(found["deaths"])
             self.account.cursor.deaths = {key for key in self.account.cursor.deaths if key.partition(":")[0] in dead}
-            # Contents may be lost there, with their events: only what it names now counts.
+            # It may have lost blobs together with their events, so only those that it lists now count.
             self.account.cursor.blobs = set(found["blobs"])
             self.account.events = found["events"]
             self.removed = found["tombstone"]
-            self.account.known_there = True
+            self.account.known_to_server = True
         self.account.cursor.parked.clear()
         self._asked = True
-        self._contents.wanted = True
+        self._blobs.wanted = True
         self.account.dirty = True
 
     # -- stretches and deaths -----------------------------------------------------------------------------------------
 
     def _send(self, link: remote.Link, follower: Follower, record: MergeRecord | Death, deadline: float) -> bool:
-        """Send one record; False if there was no time for all of it."""
+        """Send one record of the merge order; False if the deadline came before all of it was sent."""
         if isinstance(record, Death):
             self._send_death(link, follower, record)
             return True
         segment = follower.segment(record.segment)
         if segment is None:
             if record.end > follower.freed(record.segment):
-                # It was removed, by somebody or by gc between our looks.
+                # It was removed, by gc or by hand, since the order was read.
                 log.debug("%s: segment %s is gone", self.journal, record.segment)
             return True
         if not follower.is_of_here(segment) or segment.path.name in self._blocked:
             return True
         file = segment.path.name
-        end = max(record.end, self._wanted[file][1] if file in self._wanted else 0)
-        self._wanted[file] = (segment.id, end)
-        if self._is_behind(file):
-            # What a writer wrote later comes later.
+        end = max(record.end, self._targets[file][1] if file in self._targets else 0)
+        self._targets[file] = (segment.id, end)
+        if self._waits_for_earlier(file):
+            # The segments of a writer are sent in their order.
             self._paused.add(file)
             return True
         return self._send_stretch(link, follower, segment, end, deadline)
 
     def _send_stretch(self, link: remote.Link, follower: Follower, segment: Segment, end: int, deadline: float) -> bool:
+        """Send a segment up to `end`, or pause it; False if the deadline came first."""
         file = segment.path.name
         while (offset := max(self.account.cursor.segments.get(file, 0), follower.freed(segment.id))) < end:
             if time.monotonic() >= deadline:
                 return False
             fail_point("sync-read")
-            data, damaged = self._reader.next(segment, offset, end, self.account.batch)
+            data, damaged = self._batches.next(segment, offset, end, self.account.batch_bytes)
             if not data:
-                self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as they were recorded")
+                self._pause(file, offset, f"bytes {offset:,} to {end:,} of it cannot be read as recorded")
                 return True
             if not self._post(link, follower, file, offset, data, damaged):
                 return True
@@ -291,13 +315,16 @@ class Shipment:
         return True
 
     def _pause(self, file: str, offset: int, why: str) -> None:
-        """Other segments go on, and this one is tried again; what does not get better is told."""
+        """Leave a segment to later steps; report it once it has been at the same offset for DAMAGE_S.
+
+        Possible damage is not reported: after a second read it will be sent as damage.
+        """
         self._paused.add(file)
-        self._fresh.add(file)
-        where, since = self._stuck.get(file, (-1, 0.0))
+        self._paused_now.add(file)
+        where, since = self._stalled.get(file, (-1, 0.0))
         if where != offset:
-            self._stuck[file] = (offset, time.monotonic())
-        elif time.monotonic() - since >= reading.DAMAGE_S and self._reader.suspects_since(file) is None:
+            self._stalled[file] = (offset, time.monotonic())
+        elif time.monotonic() - since >= batches.DAMAGE_S and self._batches.suspect_since(file) is None:
             self.account.park(file, why)
 
     def _post(
@@ -309,56 +336,61 @@ class Shipment:
         data: bytes,
         damaged: list[tuple[int, int]],
     ) -> bool:
-        """Send bytes; True if the server has made a step, False if this segment is set aside for now."""
+        """Send bytes of a segment; True if it can go on at once, False if it was paused or set aside.
+
+        `damaged` holds (start, end) offsets in the file of bytes without a valid frame. Raises Restart if the server
+        has less than the cursor says, and RemoteError.
+        """
         fail_point("sync-send")
         try:
             found = remote.append_segment(
-                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._contents.without)
+                link, follower.id, file, offset, data, damaged=damaged, without=sorted(self._blobs.without)
             )
         except ServerRefused as refused:
             return self._refused(link, follower, file, offset, data, refused)
         fail_point("sync-acked")
         if found["length"] <= offset:
-            raise Unreachable(f"{self.account.remote} took bytes, and has no more than before")
-        self.account.known_there = True
+            raise Unreachable(f"{self.account.remote} accepted bytes, and has no more than before")
+        self.account.known_to_server = True
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]
         if found.get("files", True) or any(map(parse_blob, self.account.cursor.parked)):
-            self._contents.wanted = True
+            self._blobs.wanted = True
         self._acknowledged(file, found["length"])
-        self.account.takes_more()
-        self._contents.without.clear()
+        self.account.grow_batch()
+        self._blobs.without.clear()
         return True
 
     def _acknowledged(self, file: str, length: int) -> None:
+        """Record that the server has the first `length` bytes of a segment."""
         self.account.cursor.segments[file] = length
         self.account.cursor.parked.pop(file, None)
-        self._stuck.pop(file, None)
-        self._reader.sent(file, length)
+        self._stalled.pop(file, None)
+        self._batches.forget_sent(file, length)
         self.account.save()
 
     def _refused(
         self, link: remote.Link, follower: Follower, file: str, offset: int, data: bytes, refused: ServerRefused
     ) -> bool:
-        """What to do about a "no"; True if it is worth going on with this segment at once."""
+        """Act on a refusal: True to retry at once; False after pausing the segment or setting it aside."""
         length = refused.extra.get("length")
         if refused.code == GAP and isinstance(length, int) and 0 <= length < offset:
             self._acknowledged(file, length)
-            # A server that lacks this may lack more.
+            # A server that lost these bytes may have lost more: ask about everything.
             raise Restart("the server has less than it said")
-        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._contents.without)):
-            if self._contents.send_bodies(link, follower, wanted):
+        if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._blobs.without)):
+            if self._blobs.send_bodies(link, follower, wanted):
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False
-        if refused.code == TOO_LARGE and self.account.takes_less_than(len(data)):
+        if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
             return True
-        if refused.code == TORN and self._has_changed(file, offset, data):
+        if refused.code == TORN and self._reads_differently(file, offset, data):
             self._pause(file, offset, refused.message)
             return False
         at = refused.extra.get("offset")
-        if refused.code == TORN and isinstance(at, int) and at >= offset and self._reader.take_for_torn(file, at):
-            # Its checksum holds, and it is no event: damage like any other, unless it is one for us.
+        if refused.code == TORN and isinstance(at, int) and at >= offset and self._batches.mark_torn(file, at):
+            # The checksum is right, but the server cannot decode the frame: from now on it is sent as damage.
             return True
         if refused.code == CONFLICT:
             log.error("%s: the server has other bytes of %s: %s", self.journal, file, refused.message)
@@ -367,19 +399,21 @@ class Shipment:
         self._paused.discard(file)
         return False
 
-    def _has_changed(self, file: str, offset: int, data: bytes) -> bool:
-        """Are the bytes others by now? A network file system may have answered with what was not there."""
+    def _reads_differently(self, file: str, offset: int, data: bytes) -> bool:
+        """True if a second read gives other bytes: a network file system had not shown what was written."""
         with (self.journal / SEGMENTS / file).open("rb") as opened:
             return read_at(opened.fileno(), len(data), offset) != data
 
     def _send_death(self, link: remote.Link, follower: Follower, death: Death) -> None:
+        """Tell the server that a writer died, or hold that back. Raises Restart if the server lost the journal."""
         key = f"{death.writer}:{death.segment}:{death.end}"
         if key in self.account.cursor.deaths:
             return
-        waits = any(_writer_of(file) == death.writer for file in self._hopeful())
-        if waits or not (self.account.known_there or self._introduce(link, follower)):
-            # What of its writer comes later would make it void; and who knows nothing of a journal takes no notes.
-            self._held.append(death)
+        waits = any(_writer_of(file) == death.writer for file in self._retryable())
+        if waits or not (self.account.known_to_server or self._introduce(link, follower)):
+            # Bytes of the writer that arrive after its death make the death void. And a server that does not know the
+            # journal cannot take it.
+            self._held_deaths.append(death)
             return
         note = DeathNote(writer=death.writer, segment=death.segment, end=death.end)
         try:
@@ -393,9 +427,9 @@ class Shipment:
         self.account.dirty = True
 
     def _introduce(self, link: remote.Link, follower: Follower) -> bool:
-        """Send the head of the first segment of here, so that the server knows the journal; False if there is none.
+        """Send the header of this machine's first segment, so that the server knows the journal; False if that fails.
 
-        Who continues an experiment elsewhere begins with deaths: those of writers whose events came from the server.
+        Needed where an experiment that was pulled is continued: its journal begins with deaths, of writers elsewhere.
         """
         segment = follower.first_of_here()
         if segment is None or segment.path.name in self._blocked:
@@ -407,17 +441,18 @@ class Shipment:
 
 
 def _new_names(wanted: object, known: set[str]) -> list[str]:
-    """Names of blobs that a server asks for; none if it asks for what is known that it will not get."""
+    """The names of blobs in `wanted` that are not in `known`. Empty if `wanted` is not a list of such names."""
     if not isinstance(wanted, list) or not all(isinstance(name, str) and parse_blob(name) for name in wanted):
         return []
     return [name for name in wanted if name not in known]
 
 
 def _writer_of(file: str) -> str:
+    """The id of the writer of a segment file; empty if it is not named like one."""
     name = parse_name(file)
     return name.writer if name is not None else ""
 
 
 def _comes_before(file: str, other: str) -> bool:
-    """Is it an earlier segment of the same writer?"""
-    return file[:53] == other[:53] and file < other
+    """True if `file` is an earlier segment of the same writer than `other`."""
+    return file[:_WRITER_CHARACTERS] == other[:_WRITER_CHARACTERS] and file < other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from ml_dash.journal.segment import list_segments
 from ml_dash.sync import register
 from ml_dash.sync.register import Registration
 
-from . import state
+from . import report
 
 
 def status(extra: list[Registration] | None = None) -> dict[str, Any]:
-    """The daemon, and each registered experiment: bytes here, bytes acknowledged, what is set aside and why."""
+    """Return the state of the daemon and of each registered experiment, as a JSON object.
+
+    For an experiment: bytes here, bytes acknowledged, what is set aside and why. `extra` are registrations that are not
+    in the state folder: those of stores. Takes no lock, and needs no daemon.
+    """
     known = {one.key: one for one in (*register.registrations(), *(extra or []))}
-    last = state.load()
+    last = report.load()
     runs = register.daemon_runs()
     return {
         "daemon": {"runs": runs, "pid": last.get("pid") if runs and last else None, "last": last},
@@ -45,7 +50,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
         "contents": len(contents),
         "contentsDone": len(sent & contents.keys()),
         "parked": dict(cursor.parked) if cursor is not None else {},
-        "trouble": {"kind": cursor.trouble.kind, "text": cursor.trouble.text, "since": cursor.trouble.since}
+        "trouble": asdict(cursor.trouble)
         if cursor is not None and cursor.trouble is not None
         else None,
     }
@@ -54,7 +59,7 @@ def _experiment(one: Registration) -> dict[str, Any]:
 def _sizes(journal: Path) -> dict[str, int]:
     sizes = {}
     for _, path in list_segments(journal):
-        # It may go meanwhile, and a disk may not answer: what can be seen is shown.
+        # A segment may be removed meanwhile, and a disk may not answer: show what can be read.
         with contextlib.suppress(OSError):
             sizes[path.name] = path.stat().st_size
     return sizes

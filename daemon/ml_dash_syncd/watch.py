@@ -1,6 +1,7 @@
 """Detection of change in journals: sizes compared at intervals, sooner where a writer lives or the file system hints.
 
-Looking is the truth: it works on every file system. `watchdog` only tells sooner of what is new in a few folders.
+Polling decides, because it works on every file system. Hints of `watchdog` only make it happen sooner; where they do
+not come, nothing is missed.
 """
 
 from __future__ import annotations
@@ -21,99 +22,119 @@ from ml_dash.journal.segment import SEGMENTS, parse_name
 log = logging.getLogger("ml_dash.syncd")
 
 LIVE_S: Final = 0.2
-REST_S: Final = 1.0
+SLOWEST_LIVE_S: Final = 2.0
+"""Shortest and longest time between two polls of the journals that have a living writer."""
+
+IDLE_S: Final = 1.0
+SLOWEST_IDLE_S: Final = 30.0
+"""Shortest and longest time between two polls of the other journals."""
+
+LIVE_SHARE: Final = 0.005
+IDLE_SHARE: Final = 0.003
+"""Largest share of a core for each of these polls. Where one takes long, the next comes later."""
+
 FULL_S: Final = 30.0
-"""How often all sizes are looked at, whatever locks and folders say: on some file systems they say nothing."""
+"""All sizes are compared within this time: on some file systems, locks and the times of folders show nothing."""
 
 LISTED_EVERY: Final = 4
-"""Of that many looks at sizes one lists the folder, too: its time may have hidden a new segment."""
+"""One of this many comparisons of sizes lists the folder too: its modification time may have hidden a new segment."""
 
-SLOWEST_LIVE_S: Final = 2.0
-SLOWEST_REST_S: Final = 30.0
-# How much of a core looking may take.
-LIVE_SHARE: Final = 0.005
-REST_SHARE: Final = 0.003
 _MOST_OBSERVED: Final = 32
+"""Most folders that are observed where watchdog needs a thread for each."""
 
 FRESH_NS: Final = 2_000_000_000
-"""A folder that was changed so lately may change again without another time: clocks of file systems are coarse."""
+"""Two changes of a folder within this time may leave it with the same modification time."""
 
-# What says that there is no more watching to be had, not that one folder cannot be watched.
+# Errors that mean that no more folders can be watched at all, not that this one cannot.
 _NO_MORE: Final = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSYS, errno.EINVAL)
 
 
-class Look:
-    """The last look at one journal."""
+class JournalWatch:
+    """What the last poll of one journal saw. For one thread."""
 
-    __slots__ = ("_fresh", "_last", "_locks", "_names", "_total", "changed_ns", "folder", "gone", "live", "sizes")
+    __slots__ = ("_dead_locks", "_fresh", "_last", "_locks", "_names", "_total", "changed_ns", "folder", "live",
+    "sizes")
 
     def __init__(self, journal: Path) -> None:
-        # A text: making one of a Path costs more than the call that needs it.
+        # A str: making one of a Path costs more than the `stat` that needs it.
         self.folder = str(journal / SEGMENTS)
+        # Modification time of the folder at the last poll; -1 before the first, -2 while it cannot be read.
         self.changed_ns = -1
-        # The last segment of each writer that holds its lock, and its size.
+        # Size in bytes of the last segment of each writer that holds its lock, by file name.
         self.sizes: dict[str, int] = {}
-        # Locks that nobody holds: their writers died, which is noted once.
-        self.gone: set[str] = set()
+        # Lock files that nobody holds any more. A writer's death is reported once.
+        self._dead_locks: set[str] = set()
+        # True if a writer holds its lock.
         self.live = False
+        # Last segment of a writer → its lock file.
         self._locks: dict[str, str] = {}
-        # The last segments of all writers: no other one can grow.
+        # The last segments of all writers: no other segment can grow.
         self._last: tuple[str, ...] = ()
+        # Number and hash of the file names in the folder.
         self._names: tuple[int, int] = (0, 0)
+        # True if the folder had changed shortly before the last poll.
         self._fresh = False
+        # Sum of the sizes of `_last`, in bytes.
         self._total = -1
 
     def has_changed(self) -> bool:
-        """Is there a new file, has one grown, or has a writer died? Raises OSError if the folder cannot be read."""
-        changed = self.look_at_rest()
+        """True if a file is new, a living writer's segment has grown, or a writer has died since the last poll.
+
+        Raises OSError if the folder cannot be read.
+        """
+        changed = self.has_new_file()
         for name, size in self.sizes.items():
             try:
-                found = os.stat(f"{self.folder}/{name}").st_size  # noqa: PTH116 - thousands of times a second
+                new_size = os.stat(f"{self.folder}/{name}").st_size  # noqa: PTH116 - thousands of times a second
             except FileNotFoundError:
-                found = -1
-            if found != size:
-                self.sizes[name] = found
+                new_size = -1
+            if new_size != size:
+                self.sizes[name] = new_size
                 changed = True
-        return self._find_gone() or changed
+        return self._find_dead_writers() or changed
 
-    def look_at_rest(self) -> bool:
-        """The same for one without living writers: is there a new file?"""
+    def has_new_file(self) -> bool:
+        """True if a file of the journal is new or gone since the last poll. Nothing else changes without a writer.
+
+        Costs one `stat` if the folder has not changed. Raises OSError if the folder cannot be read.
+        """
         changed_ns = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - as above
         if changed_ns == self.changed_ns and not self._fresh:
             return False
         self._fresh = abs(time.time_ns() - changed_ns) < FRESH_NS
-        names, seen = self._listed()
+        names, seen = self._read_names()
         if changed_ns == self.changed_ns and seen == self._names:
             return False
         self.changed_ns, self._names = changed_ns, seen
-        self._list(names)
+        self._update_files(names)
         return True
 
     def has_grown(self, *, listing: bool = True) -> bool:
-        """Is any segment of another size than when this was last asked, or, with `listing`, is one new? Raises OSError.
+        """True if the sum of sizes has changed since the last call, or, with `listing`, a file is new.
 
-        Listing costs ten times as much where folders have left the memory of the system.
+        Listing costs ten times as much where the folder is no longer in the system's cache. Raises OSError.
         """
         new = False
         if listing:
-            names, seen = self._listed()
+            names, seen = self._read_names()
             if seen != self._names:
                 self._names, new = seen, True
-                self._list(names)
+                self._update_files(names)
         total = 0
         for name in self._last:
             with contextlib.suppress(FileNotFoundError):
                 total += os.stat(f"{self.folder}/{name}").st_size  # noqa: PTH116 - as above
-        # The first time counts as grown: what was written between the first look and this one nobody has seen.
+        # The first call counts as growth: nobody has seen what was written between the first poll and now.
         grown, self._total = self._total != total, total
         return grown or new
 
-    def _listed(self) -> tuple[list[str], tuple[int, int]]:
-        """The names in the folder, and what tells them from others."""
+    def _read_names(self) -> tuple[list[str], tuple[int, int]]:
+        """The file names in the folder, and a short value that differs if they differ."""
         names = sorted(os.listdir(self.folder))
         return names, (len(names), hash(tuple(names)))
 
-    def _list(self, names: list[str]) -> None:
+    def _update_files(self, names: list[str]) -> None:
+        """Work out from the names in the folder which segments can grow, and which writers may be alive."""
         last: dict[str, str] = {}
         locks: dict[str, str] = {}
         for name in names:
@@ -123,67 +144,71 @@ class Look:
             elif name.endswith(".lock"):
                 locks[name[21:53]] = name
         self._last = tuple(last.values())
-        self.gone &= set(locks.values())
+        self._dead_locks &= set(locks.values())
         self.sizes = {
             last[writer]: self.sizes.get(last[writer], -1)
             for writer, lock in locks.items()
-            if writer in last and lock not in self.gone
+            if writer in last and lock not in self._dead_locks
         }
         self._locks = {last[writer]: lock for writer, lock in locks.items() if writer in last}
         self.live = bool(self.sizes)
 
-    def _find_gone(self) -> bool:
-        found = False
+    def _find_dead_writers(self) -> bool:
+        """Probe the locks of writers that were alive; True if one has died since the last poll."""
+        died = False
         for name in list(self.sizes):
             lock = self._locks[name]
             if probe(Path(self.folder, lock)) is Liveness.GONE:
-                # What it wrote last was looked at before.
-                self.gone.add(lock)
+                # Its size was compared before this, so its last bytes are noticed.
+                self._dead_locks.add(lock)
                 del self.sizes[name]
-                found = True
+                died = True
         self.live = bool(self.sizes)
-        return found
+        return died
 
 
-class Pace:
-    """How often to look, so that looking takes only its share of a core, also where a look is slow."""
+class PollRate:
+    """An interval between polls that keeps them within a share of a core, however long one takes."""
 
     def __init__(self, soonest_s: float, slowest_s: float, share: float) -> None:
+        """`share` of a core, with an interval from `soonest_s` to `slowest_s` seconds."""
         self._soonest_s, self._slowest_s, self._share = soonest_s, slowest_s, share
         self.interval_s = soonest_s
 
-    def timed(self, work: Callable[[], Any]) -> None:
-        """Do the work, and learn from how long it took."""
+    def measure(self, work: Callable[[], Any]) -> None:
+        """Do one poll, and set `interval_s` by the time that it took."""
         began = perf_counter()
         work()
-        wanted = (perf_counter() - began) / self._share
-        self.interval_s = min(max(wanted, self._soonest_s), self._slowest_s)
+        within_share_s = (perf_counter() - began) / self._share
+        self.interval_s = min(max(within_share_s, self._soonest_s), self._slowest_s)
 
 
 class Hints:
-    """`watchdog` tells of new entries in folders, where that works; where it does not, looking has to do.
+    """Hints of new entries in folders, from `watchdog`. Where it cannot watch, there are no hints, and polling remains.
 
-    Thousands of folders, none recursively: so not one observer's thread for each, but one instance of inotify for all.
-    Elsewhere, and with another watchdog, a few folders are observed.
+    There may be thousands of folders, none watched recursively. An observer of watchdog takes a thread for each, so on
+    Linux one instance of inotify, which watchdog has beneath, serves them all. On other systems, and with a version of
+    watchdog that has no such class, the first _MOST_OBSERVED folders are observed.
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        """`tell(name)` is called, from another thread, with each name given for the folder."""
-        self._tell = tell
+    def __init__(self, on_new_entry: Callable[[str], None]) -> None:
+        """`on_new_entry(name)` is called from a thread of watchdog, with each name that the folder has."""
+        self._on_new_entry = on_new_entry
         self._shared: Any = None
         self._observer: Any = None
         self._watched: dict[str, Any] = {}
-        # A journal that goes to two servers has two names.
+        # Folder → names to report. A journal that goes to two servers has two.
         self._names: dict[str, set[str]] = {}
+        # Why no more folders can be watched; empty while they can.
         self.broken = ""
 
     def watch(self, folder: str, name: str) -> None:
-        """Hear of new entries in a folder, from now on."""
+        """Report new entries of a folder as `name` from now on. Does nothing if the folder cannot be watched."""
         if self.broken:
             return
         names = self._names.get(folder, set())
         if name not in names:
-            # A new set: another thread may be going through the one that is there.
+            # A new set: a thread of watchdog may be iterating over the present one.
             self._names[folder] = {*names, name}
         if folder in self._watched:
             return
@@ -216,14 +241,14 @@ class Hints:
         from watchdog.events import FileSystemEventHandler
         from watchdog.observers import Observer
 
-        heard = self.heard
+        entry_created = self.entry_created
 
         class Handler(FileSystemEventHandler):
             def on_created(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
             def on_moved(self, event: Any) -> None:
-                heard(folder)
+                entry_created(folder)
 
         try:
             if self._observer is None:
@@ -235,19 +260,19 @@ class Hints:
 
     def _give_up(self, error: Exception) -> None:
         self.broken = str(error)
-        log.info("the file system does not tell of changes any more (%s): looking has to do", error)
+        log.info("the file system gives no more hints of changes (%s): polling instead", error)
 
-    def heard(self, folder: str) -> None:
-        """Something is new there."""
+    def entry_created(self, folder: str) -> None:
+        """Report a new entry of a folder. Called by threads of watchdog."""
         for name in self._names.get(folder, ()):
-            self._tell(name)
+            self._on_new_entry(name)
 
-    def forgotten(self, folder: str) -> None:
-        """The folder is gone; it is watched again when it is back."""
+    def folder_removed(self, folder: str) -> None:
+        """Forget that a folder is watched: it was removed. The next `watch` of it starts anew."""
         self._watched.pop(folder, None)
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching, and wait up to two seconds for each thread of watchdog."""
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.stop()
@@ -261,7 +286,7 @@ class Hints:
 
 
 class _Callback:
-    """What watchdog calls."""
+    """Receives the events of one folder, in the interface that watchdog's inotify class asks for."""
 
     __slots__ = ("_folder", "_hints")
 
@@ -269,10 +294,10 @@ class _Callback:
         self._hints, self._folder = hints, folder
 
     def on_event(self, event: Any) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)
 
     def on_watch_deleted(self, wd: Any) -> None:
-        self._hints.forgotten(self._folder)
+        self._hints.folder_removed(self._folder)
 
     def on_queue_overflow(self) -> None:
-        self._hints.heard(self._folder)
+        self._hints.entry_created(self._folder)

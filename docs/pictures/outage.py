@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from ml_dash import Experiment
-from ml_dash.demo.stage import Stage, sync_status
+from ml_dash.demo.services import Services, sync_status
 from ml_dash.reading import read
 
 PAGE = Path(__file__).parent.parent / "remote.md"
@@ -102,14 +102,14 @@ class Story:
 def outage(folder: Path, away_s: float) -> tuple[list[str], bool]:
     """(the lines of the transcript, whether all that was acknowledged is on the server)"""
     before_s = 10.0
-    with Stage(folder / "stage") as stage:
-        env = {**stage.environment(), "ML_DASH_LOCAL_PATH": str(folder / "experiments")}
+    with Services(folder / "services") as services:
+        env = {**services.environment(), "ML_DASH_LOCAL_PATH": str(folder / "experiments")}
         story = Story()
         story.say("a server and the daemon run")
         trainers = [Trainer("a", folder, env), Trainer("b", folder, env)]
         story.say(f"two processes record {RATE:,} points a second each, and a file of {FILE_BYTES >> 20} MiB every 5 s")
         story.wait_until(before_s)
-        stage.kill_server()
+        services.kill_server()
         down = time.monotonic()
         story.say("the server is killed: SIGKILL")
         story.wait_until(before_s + away_s / 3)
@@ -119,8 +119,8 @@ def outage(folder: Path, away_s: float) -> tuple[list[str], bool]:
         trainers.append(Trainer("a", folder, env))
         story.say("and started again")
         story.wait_until(before_s + away_s)
-        stage.start_server()
-        stage.wait_for_server()
+        services.start_server()
+        services.wait_for_server()
         up = time.monotonic()
         story.say(f"the server is started again, after {up - down:.0f} s, with the data that it had")
         story.wait_until(before_s + away_s + 20)

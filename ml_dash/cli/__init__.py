@@ -10,12 +10,12 @@ from ml_dash.cli.codes import BROKEN_PIPE, DAMAGE, FAILURE, INTERRUPTED, UNSENT
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs `ml-dash` with `argv` (default: the program's arguments) and exits."""
+    """Run `ml-dash` with `argv` (default: the program's arguments), and exit with its exit code."""
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; whatever it has to say about an error is on stderr."""
+    """Run one command and return its exit code. Errors are printed on stderr."""
     try:
         code = _run(argv)
         if sys.stdout is not None:
@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (`| head`) has all it wants. The interpreter's own flush at exit must not complain.
+        # The reader (`| head`) has ended. Without this, the interpreter's own flush at exit would fail as well.
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - pathlib is slower to import than this
             os.dup2(nowhere.fileno(), 1)
         return BROKEN_PIPE
@@ -39,18 +39,18 @@ def _run(argv: Sequence[str]) -> int:
     console.prepare_streams()
     try:
         return app.invoke(argv)
-    except click.Abort:  # click's word for Ctrl-C and for the end of input at a question
+    except click.Abort:  # Ctrl-C, or the end of input at a question
         return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except MLDashError as error:
-        console.complain(str(error))
+        console.print_error(str(error))
         if isinstance(error, ReleasedData):
             return UNSENT
         return DAMAGE if isinstance(error, JournalError) and not isinstance(error, NewerFormat) else FAILURE
     except BrokenPipeError:
         raise
     except OSError as error:
-        console.complain(str(error))
+        console.print_error(str(error))
         return FAILURE

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import shell_complete
 
 COMPLETE: Final = "_ML_DASH_COMPLETE"
-"""The variable by which a shell asks for completions."""
+"""The environment variable by which a shell asks for completions."""
 
 COMMANDS: Final[dict[str, str]] = {
     "demo": "Train a small model, kill it half-way, resume it, and show that nothing was lost.",
@@ -37,11 +37,11 @@ COMMANDS: Final[dict[str, str]] = {
     "rm": "Remove experiments, journal and folder together.",
     "completion": "Print the script that completes this command in your shell.",
 }
-"""Name → what it does, here and not in the modules: `ml-dash --help` loads none of them."""
+"""Name → what it does. Here and not in the modules, so that `ml-dash --help` need not load them."""
 
 
 class Commands(click.Group):
-    """A group whose commands are modules of this package."""
+    """A group whose commands are modules of this package, each loaded when it is first asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -98,9 +98,9 @@ def ml_dash(ctx: click.Context) -> None:
 
 
 def invoke(argv: Sequence[str]) -> int:
-    """Runs the command that `argv` names; its exit code.
+    """Run the command that `argv` names; return its exit code.
 
-    Not click's own `main`: that one answers a broken pipe and Ctrl-C in its own way.
+    Used in place of click's own `main`, which handles a broken pipe and Ctrl-C differently.
     """
     asked = os.environ.get(COMPLETE)
     if asked:

@@ -13,12 +13,12 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO, TextIOWrapper
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO, cast
 
-# Columns of a terminal between two of a table.
+# Columns of the terminal between two columns of a table.
 _BETWEEN = 3
 MAX_RICH_ROWS = 300
-"""Longer tables are laid out here: rich takes 0.3 ms a row, and `ls` has a second for 5,000."""
+"""Longer tables are laid out without rich, which takes 0.3 ms a row: `ls` of 5,000 experiments must take one second."""
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -31,7 +31,7 @@ _JSON_UNSAFE = re.compile(f"[{_OTHERS}]")  # the others json.dumps has escaped i
 
 
 class Styled(NamedTuple):
-    """Text with one of our styles."""
+    """Text with the name of a style, a key of `_STYLES`."""
 
     text: str
     style: str
@@ -39,24 +39,24 @@ class Styled(NamedTuple):
 
 Cell = str | Styled
 
-Tell = Callable[[int, int], None]
-"""Shows (done, all) as progress."""
+ShowProgress = Callable[[int, int], None]
+"""A function that shows progress; called with (done, total), in any one unit."""
 
 
 def prepare_streams() -> None:
-    """Lets a terminal that cannot show a character show its code, where Python would raise."""
+    """Let stdout and stderr print a character that their encoding lacks as its code, instead of raising."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def safe(text: str) -> str:
-    """`text` on one line, with everything that a terminal would obey made visible."""
+    """Return `text` on one line, with every character that a terminal would act on replaced by its code."""
     return _UNSAFE.sub(_code, text)
 
 
 def safe_lines(text: str, indent: str) -> str:
-    """As `safe`, but line breaks stay; lines after the first are indented: none can pose as another entry."""
+    """Return `text` made safe with its line breaks, later lines indented so that none looks like another entry."""
     return f"\n{indent}".join(safe(line) for line in text.replace("\r\n", "\n").rstrip("\n").split("\n"))
 
 
@@ -67,51 +67,73 @@ def _code(match: re.Match[str]) -> str:
 
 
 def on_terminal(stream: TextIO | None) -> bool:
+    """True if `stream` is a terminal."""
     return stream is not None and stream.isatty()
 
 
 def coloured(stream: TextIO | None) -> bool:
-    """Whether `stream` gets colours: a terminal that has them, and a person who wants them (NO_COLOR)."""
+    """True if `stream` is a terminal with colours, and NO_COLOR is not set."""
     return on_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, style: str, stream: TextIO | None = None) -> str:
+    """Return `text` in a style (keys of `_STYLES`, separated by spaces), or as it is where there are no colours."""
     if not coloured(stream or sys.stdout):
         return text
     return f"\x1b[{';'.join(_STYLES[part] for part in style.split())}m{text}\x1b[0m"
 
 
-def is_plain() -> bool:
-    """Does stdout take ASCII alone, or was the C locale asked for?"""
+def is_plain(stream: TextIO | None = None) -> bool:
+    """True if a stream (stdout) should get nothing but ASCII: its encoding has no more, or the locale is C."""
     named = [os.environ.get(name) for name in ("LC_ALL", "LC_CTYPE", "LANG")]
     # Where LANG is C, Python itself sets LC_CTYPE to one of these.
     if next((one for one in named if one and one not in ("C.UTF-8", "C.utf8", "UTF-8")), "") in ("C", "POSIX"):
-        # Python writes UTF-8 there all the same; whoever asked for that locale does not read it.
+        # Python writes UTF-8 there nevertheless, but a user who asked for that locale cannot read it.
         return True
     try:
-        "\u2800\u2524\u2502\u2514\u2500".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+        "\u2800\u2524\u2502\u2514\u2500".encode(getattr(stream or sys.stdout, "encoding", None) or "ascii")
     except (UnicodeError, LookupError):
         return True
     return False
 
 
+class _AsciiText(StringIO):
+    """Text for rich, which draws lines and bars of ASCII where the encoding is that."""
+
+    encoding = "ascii"
+
+
+class _Ascii:
+    """Another stream, to rich one of ASCII."""
+
+    encoding = "ascii"
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def width() -> int:
+    """Columns of the terminal; 80 if there is none."""
     return shutil.get_terminal_size().columns
 
 
-def say(text: str = "") -> None:
-    """One or more lines on stdout. `text` is already safe."""
+def print_text(text: str = "") -> None:
+    """Print lines on stdout. `text` must be safe already. Does nothing where there is no stdout."""
     if sys.stdout is not None:
         sys.stdout.write(text + "\n")
 
 
 def flush() -> None:
+    """Flush stdout."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def reader_is_gone() -> bool:
-    """Whether nobody reads stdout any more. Writing would tell, but there may be nothing to write for long."""
+    """True if the reader of stdout has gone. Writing would show that, but there may be nothing to write for hours."""
     if sys.stdout is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()
@@ -119,36 +141,37 @@ def reader_is_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def note(text: str) -> None:
-    """A line on stderr: not a result, and not an error either."""
+def print_note(text: str) -> None:
+    """Print a line on stderr that is neither a result nor an error."""
     if sys.stderr is not None:
         sys.stderr.write(styled(safe(text), "dim", sys.stderr) + "\n")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
+    """Print `ml-dash: text` on stderr, after what is on its way to stdout."""
     if sys.stderr is not None:
         flush()
         sys.stderr.write(f"{styled('ml-dash:', 'red', sys.stderr)} {safe(text)}\n")
 
 
-def say_json(value: object, indent: int | None = 2) -> None:
-    """`value` as JSON on stdout; a list with one element a line."""
+def print_json(value: object, indent: int | None = 2) -> None:
+    """Print `value` as JSON on stdout; of a list, each element on a line of its own."""
     if isinstance(value, list) and value and indent:
-        say("[\n" + ",\n".join(f"  {json_text(item)}" for item in value) + "\n]")
+        print_text("[\n" + ",\n".join(f"  {json_text(item)}" for item in value) + "\n]")
     else:
-        say(json_text(value, indent))
+        print_text(json_text(value, indent))
 
 
 def json_text(value: object, indent: int | None = None) -> str:
-    """`value` as strict JSON that no terminal takes for commands: NaN and infinities are texts."""
+    """Return `value` as strict JSON without characters that a terminal acts on; NaN and infinities become texts."""
     from ml_dash.core.values import to_json
 
     text = json.dumps(to_json(value), ensure_ascii=False, allow_nan=False, indent=indent)
     return _JSON_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def number(value: object) -> str:
-    """A recorded value, short: six digits of a float, texts without quotes."""
+def value_text(value: object) -> str:
+    """Return a recorded value in short: a float with six digits, a text without quotes, anything else as JSON."""
     if isinstance(value, float):
         if math.isfinite(value):
             return f"{value:.6g}"
@@ -160,7 +183,8 @@ def number(value: object) -> str:
     return safe(json.dumps(to_json(value), ensure_ascii=False))
 
 
-def size(count: int) -> str:
+def size_text(count: int) -> str:
+    """Return a number of bytes with a decimal unit: `61.3 MB`."""
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:
@@ -170,45 +194,52 @@ def size(count: int) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 entry`, `1,204 entries`."""
+    """Return a count with its noun: `1 entry`, `1,204 entries`."""
     if count != 1:
         noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{count:,} {noun}"
 
 
-def moment(text: object) -> str:
-    """`2025-10-29T10:30:00.123456Z` as `2025-10-29 10:30:00`; all times are UTC."""
+def time_text(text: object) -> str:
+    """Return `2025-10-29T10:30:00.123456Z` as `2025-10-29 10:30:00` (UTC); `-` for anything but text."""
     return text[:19].replace("T", " ") if isinstance(text, str) else "-"
 
 
-def say_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
-    """A table on stdout. A header that starts with `>` is above numbers. Cells are already safe.
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[Cell]], *, drop: Sequence[str] = ()) -> None:
+    """Print a table on stdout. A header that begins with `>` stands above numbers. Cells must be safe already.
 
-    On a terminal that is too narrow, the columns named in `drop` go, the first one first.
+    On a terminal that is too narrow, columns are left out in the order of `drop` until the rest fits. What is left is
+    never broken inside a cell, which somebody may want to copy: a row that is still too long is left to the terminal.
     """
     table = [list(row) for row in rows]
-    if on_terminal(sys.stdout):
-        headers, table = _narrowed(list(headers), table, drop, width())
-    if on_terminal(sys.stdout) and len(table) <= MAX_RICH_ROWS:
-        say(_rich_table(headers, table))
-    else:
-        say(_plain_table(headers, table))
+    if not on_terminal(sys.stdout):
+        print_text(_plain_table(headers, table))
+        return
+    headers, table = _narrowed(list(headers), table, drop, width())
+    fits = _width_of(headers, table) <= width()
+    print_text(_rich_table(headers, table) if fits and len(table) <= MAX_RICH_ROWS else _plain_table(headers, table))
 
 
 def _narrowed(
     headers: list[str], rows: list[list[Cell]], drop: Sequence[str], wide: int
 ) -> tuple[list[str], list[list[Cell]]]:
-    """The table without as many of the columns in `drop` as it takes to fit."""
+    """Return the table without as many columns of `drop` as have to go for it to fit."""
     for name in drop:
-        texts = [[c if isinstance(c, str) else c.text for c in row] for row in rows]
-        titles = [header.removeprefix(">") for header in headers]
-        columns = [max(map(_columns, column)) for column in zip(titles, *texts, strict=True)]
-        if sum(columns) + _BETWEEN * (len(columns) - 1) <= wide:
+        if _width_of(headers, rows) <= wide:
             break
+        if name not in headers:
+            continue
         place = headers.index(name)
         headers = [*headers[:place], *headers[place + 1 :]]
         rows = [[*row[:place], *row[place + 1 :]] for row in rows]
     return headers, rows
+
+
+def _width_of(headers: Sequence[str], rows: list[list[Cell]]) -> int:
+    texts = [[c if isinstance(c, str) else c.text for c in row] for row in rows]
+    titles = [header.removeprefix(">") for header in headers]
+    columns = [max(map(_columns, column)) for column in zip(titles, *texts, strict=True)]
+    return sum(columns) + _BETWEEN * (len(columns) - 1)
 
 
 def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
@@ -227,13 +258,13 @@ def _rich_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
 
 
 def rendered(thing: Any) -> str:
-    """What rich makes of `thing` for this terminal, as text: all output takes one way out."""
+    """Return what rich makes of `thing` for this terminal, as text. So all output goes through `print_text`."""
     from rich.console import Console
 
     ours = coloured(sys.stdout)
     console = Console(
-        file=StringIO(), width=width(), force_terminal=ours, color_system="standard" if ours else None,
-        legacy_windows=False, markup=False, highlight=False, emoji=False,
+        file=_AsciiText() if is_plain() else StringIO(), width=width(), force_terminal=ours,
+        color_system="standard" if ours else None, legacy_windows=False, markup=False, highlight=False, emoji=False,
     )  # fmt: skip
     with console.capture() as capture:
         console.print(thing)
@@ -255,15 +286,15 @@ def _plain_table(headers: Sequence[str], rows: list[list[Cell]]) -> str:
 
 
 def _columns(text: str) -> int:
-    """How many columns of a terminal `text` takes."""
+    """Columns of the terminal that `text` takes."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Tell | None]:
-    """A function that takes (done, all) and shows them on stderr; None where nobody would see it."""
+def progress(title: str) -> Iterator[ShowProgress | None]:
+    """Yield a function that shows (done, total) as a bar on stderr; None if stderr is not a terminal."""
     if not on_terminal(sys.stderr):
         yield None
         return
@@ -272,7 +303,8 @@ def progress(title: str) -> Iterator[Tell | None]:
 
     title_column = TextColumn("{task.description}", markup=False)
     columns = (title_column, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True, color_system="auto" if coloured(sys.stderr) else None, markup=False)
+    stream = cast("TextIO", _Ascii(sys.stderr)) if is_plain(sys.stderr) else sys.stderr
+    console = Console(file=stream, color_system="auto" if coloured(sys.stderr) else None, markup=False)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(safe(title), total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

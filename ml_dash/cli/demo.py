@@ -16,10 +16,11 @@ import click
 from ml_dash.cli import console
 from ml_dash.cli.codes import DAMAGE, FAILURE
 from ml_dash.cli.plot import plot
-from ml_dash.demo import stage, story
+from ml_dash.demo import services, steps
 from ml_dash.demo.train import EPOCHS
 from ml_dash.disk import config
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.reading.verify import verify
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 PLOT_HEIGHT = 9
 DRAIN_S = 30.0
-"""How long the server may take to catch up. It takes a second where the machine has nothing else to do."""
+"""The server must have everything within this time. It takes a second where the machine has nothing else to do."""
 LOCAL_ONLY = """
 What a server needs is not installed, so none was killed. For that part of the demo:
   pip install 'ml-dash[server]' && ml-dash demo"""
@@ -45,82 +46,84 @@ def command(ctx: click.Context, path: Path | None) -> None:
 
     The data are the 150 iris flowers of R. A. Fisher (1936; UCI Machine Learning Repository, CC BY 4.0).
     """
-    name = story.free_name(path)
-    full = f"{story.PROJECT}/{name}"
-    console.say(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
-    place = stage.Stage(_backstage(path, name)) if stage.is_possible() else None
-    with place or nullcontext():
-        if place is not None:
-            console.say(f"A server at {place.url} and the uploader run beside it, and end with this demo.")
-        told = _train(name, path, place)
-        synced = _say_proof(full, path, place) if place is not None else True
+    name = steps.free_name(path)
+    full = f"{steps.PROJECT}/{name}"
+    console.print_text(f"Training a small network on 150 iris flowers, for {EPOCHS} epochs, recorded as {_bold(full)}.")
+    running = services.Services(_services_folder(path, name)) if services.is_possible() else None
+    with running or nullcontext():
+        if running is not None:
+            console.print_text(f"A server at {running.url} and the uploader run beside it, and end with this demo.")
+        complete = _train(name, path, running)
+        synced = _print_proof(full, path, running) if running is not None else True
     located = read.locate(full, path)
     report = verify(located)
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
-    console.say(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
-    console.say(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
+    console.print_text(f"\nEvery frame and file checked (ml-dash verify): {verdict}.")
+    console.print_text(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
     points = read.view(located).series("loss", "loss", 8 * console.width())
-    console.say("\n".join(plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())))
-    console.say(_next_steps(full, path))
-    if place is None:
-        console.say(LOCAL_ONLY)
+    console.print_text("\n".join(plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())))
+    console.print_text(_next_steps(full, path))
+    if running is None:
+        console.print_text(LOCAL_ONLY)
     if report.damaged:
         ctx.exit(DAMAGE)
-    if not (told and synced):
+    if not (complete and synced):
         ctx.exit(FAILURE)
 
 
-def _backstage(path: Path | None, name: str) -> Path:
-    """Where the server and the daemon keep their things: in the store, under a name that no project can have."""
-    return config.resolve(local_path=path, env=story.environment({})).store / ".demo" / name
+def _services_folder(path: Path | None, name: str) -> Path:
+    """The folder for the server and the daemon: in the store, under a name that no project can have."""
+    return config.resolve(local_path=path, env=steps.environment({})).store / ".demo" / name
 
 
-def _train(name: str, path: Path | None, place: stage.Stage | None) -> bool:
-    """Trains, with all that goes wrong meanwhile; whether everything that was acknowledged is there."""
-    full = f"{story.PROJECT}/{name}"
-    env = place.environment() if place is not None else None
-    kill_after = story.POINTS // 2 + random.randrange(story.POINTS // 20)
+def _train(name: str, path: Path | None, running: services.Services | None) -> bool:
+    """Train, kill and resume; True if everything that was acknowledged is there."""
+    full = f"{steps.PROJECT}/{name}"
+    env = running.environment() if running is not None else None
+    kill_after = steps.POINTS // 2 + random.randrange(steps.POINTS // 20)
     with _epochs("training") as progress:
-        cut = {kill_after // 2: place.kill_server} if place is not None else None
-        first = story.run(name, path, kill_after=kill_after, progress=progress, env=env, cues=cut)
+        cut = {kill_after // 2: running.kill_server} if running is not None else None
+        first = steps.run(name, path, kill_after=kill_after, progress=progress, env=env, actions=cut)
     located = read.locate(full, path)
-    after_kill = story.count(read.view(located), [first])
+    after_kill = steps.count(read.view(located), [first])
     killed = console.styled("Killed it", "bold red")
-    if place is not None:
-        console.say(f"{console.styled('Killed the server', 'bold red')} with SIGKILL. Training did not notice.")
+    if running is not None:
+        console.print_text(f"{console.styled('Killed the server', 'bold red')} with SIGKILL. Training did not notice.")
     status = console.styled(read.record(located)["status"], "yellow")
-    console.say(f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}.")
+    console.print_text(f"{killed} with SIGKILL in epoch {first.epochs + 1}: no warning, no clean-up. Status: {status}.")
 
     with _epochs("resumed", first.epochs) as progress:
-        back = {kill_after // 3: place.start_server} if place is not None else None
-        second = story.run(name, path, kill_after=None, progress=progress, env=env, cues=back)
+        back = {kill_after // 3: running.start_server} if running is not None else None
+        second = steps.run(name, path, kill_after=None, progress=progress, env=env, actions=back)
     view = read.view(located)
     resumed, status = (
         console.styled("Resumed it", "bold green"),
         console.styled(view.record()["status"], "green"),
     )
     start = EPOCHS - second.epochs
-    console.say(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
-    if place is not None:
-        console.say(f"{console.styled('Started the server again', 'bold green')} meanwhile, with the data that it had.")
+    console.print_text(f"{resumed} from its checkpoint after epoch {start}, and trained to the end. Status: {status}.")
+    if running is not None:
+        restarted = console.styled("Started the server again", "bold green")
+        console.print_text(f"{restarted} meanwhile, with the data that it had.")
     again = sum(view.metric_stats(one["name"])["supersededDataPoints"] for one in view.metrics())
-    console.say(f"{again:,} points were recorded once more from there: their first versions are superseded, and kept.")
-    in_all = story.count(view, [first, second])
-    console.say()
-    _say_counts({"when it was killed": after_kill, "at the end": in_all})
+    superseded = "their first versions are superseded, and kept"
+    console.print_text(f"{again:,} points were recorded once more from there: {superseded}.")
+    in_all = steps.count(view, [first, second])
+    console.print_text()
+    _print_counts({"when it was killed": after_kill, "at the end": in_all})
     return after_kill.complete and in_all.complete
 
 
-def _say_proof(full: str, path: Path | None, place: stage.Stage) -> bool:
-    """Waits until the server has caught up, and shows how one can tell; whether it has."""
-    place.wait_for_server()
-    place.hurry()
+def _print_proof(full: str, path: Path | None, running: services.Services) -> bool:
+    """Wait until the server has everything, and print the proof; False if it takes longer than DRAIN_S."""
+    running.wait_for_server()
+    running.end_pauses()
     deadline = time.monotonic() + DRAIN_S
-    complete, shown = stage.sync_status(full, path, place.environment())
+    complete, shown = services.sync_status(full, path, running.environment())
     while not complete and time.monotonic() < deadline:
-        time.sleep(0.2)  # each look starts a process, and hashes everything on both sides
-        complete, shown = stage.sync_status(full, path, place.environment())
-    console.say(f"\nOn the server ({_bold(f'ml-dash sync status {full}')}):\n{shown.rstrip()}")
+        time.sleep(0.2)  # each question starts a process, and hashes everything on both sides
+        complete, shown = services.sync_status(full, path, running.environment())
+    console.print_text(f"\nOn the server ({_bold(f'ml-dash sync status {full}')}):\n{shown.rstrip()}")
     return complete
 
 
@@ -129,13 +132,13 @@ def _bold(text: str) -> str:
 
 
 @contextmanager
-def _epochs(title: str, first: int = 0) -> Iterator[story.Progress]:
+def _epochs(title: str, first: int = 0) -> Iterator[steps.Progress]:
     with console.progress(title) as show:
         yield lambda epoch: show(epoch, EPOCHS) if show is not None else None
 
 
-def _say_counts(counts: dict[str, story.Count]) -> None:
-    """The acknowledgements were counted outside the victims, from what their calls had returned."""
+def _print_counts(counts: dict[str, steps.Count]) -> None:
+    """Print how many acknowledged calls were found again. They were counted outside the processes that were killed."""
     rows: list[list[console.Cell]] = [
         [
             when,
@@ -147,13 +150,14 @@ def _say_counts(counts: dict[str, story.Count]) -> None:
         ]
         for when, count in counts.items()
     ]
-    console.say_table(["calls", ">acknowledged", ">found on disk", ""], rows)
+    console.print_table(["calls", ">acknowledged", ">found on disk", ""], rows)
     beyond = max(count.beyond for count in counts.values())
     if beyond:
-        console.note(f"({console.plural(beyond, 'call')} more had written, but not yet returned, when the kill came)")
+        calls = console.plural(beyond, "call")
+        console.print_note(f"({calls} more had written, but not yet returned, when the kill came)")
 
 
-def _tree(located: read.Located) -> str:
+def _tree(located: Located) -> str:
     from rich.tree import Tree
 
     tree = Tree(console.safe(os.path.relpath(located.folder)))
@@ -162,17 +166,17 @@ def _tree(located: read.Located) -> str:
 
 
 def _grow(tree: Tree, folder: Path) -> None:
-    """The folder as a user sees it, and one line for the journal."""
+    """Add the files and folders of `folder` to the tree, and one line for the journal."""
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         if path.name == ".journal":
             files = [file for file in path.rglob("*") if file.is_file()]
-            total = console.size(sum(file.stat().st_size for file in files))
+            total = console.size_text(sum(file.stat().st_size for file in files))
             what = f".journal/  {console.plural(len(files), 'file')}, {total}: what ml-dash trusts"
             tree.add(what, style="dim")
         elif path.is_dir():
             _grow(tree.add(console.safe(path.name) + "/"), path)
         else:
-            tree.add(f"{console.safe(path.name)}  {console.size(path.stat().st_size)}")
+            tree.add(f"{console.safe(path.name)}  {console.size_text(path.stat().st_size)}")
 
 
 def _next_steps(full: str, path: Path | None) -> str:

@@ -17,7 +17,7 @@ Pair = dict[str, Any]
 @click.command()
 @click.argument("a", metavar="A", shell_complete=options.complete_experiment)
 @click.argument("b", metavar="B", shell_complete=options.complete_experiment)
-@click.option("--all", "everything", is_flag=True, help="What is equal, too.")
+@click.option("--all", "everything", is_flag=True, help="Also what is equal.")
 @options.path_option
 @options.json_option
 def command(a: str, b: str, everything: bool, path: Path | None, as_json: bool) -> None:
@@ -28,22 +28,22 @@ def command(a: str, b: str, everything: bool, path: Path | None, as_json: bool) 
     values = _pairs(final_values(views[0]), final_values(views[1]), everything)
     if as_json:
         who = {key: {"project": e.project, "name": e.name} for key, e in (("a", left), ("b", right))}
-        console.say_json({**who, "parameters": parameters, "metrics": values})
+        console.print_json({**who, "parameters": parameters, "metrics": values})
         return
     names = [console.safe(f"{e.project}/{e.name}") for e in (left, right)]
     if parameters:
-        console.say_table(["parameter", *names], [_row(key, pair) for key, pair in parameters.items()])
+        console.print_table(["parameter", *names], [_row(key, pair) for key, pair in parameters.items()])
     if parameters and values:
-        console.say()
+        console.print_text()
     if values:
         headers = ["final value", *(f">{name}" for name in names), ">difference"]
-        console.say_table(headers, [[*_row(key, pair), _difference(pair)] for key, pair in values.items()])
+        console.print_table(headers, [[*_row(key, pair), _difference(pair)] for key, pair in values.items()])
     if not parameters and not values:
-        console.note("no difference")
+        console.print_note("no difference")
 
 
 def _pairs(left: dict[str, Any], right: dict[str, Any], everything: bool) -> dict[str, Pair]:
-    """Key → {"a": value, "b": value}, where a side that lacks the key lacks its letter."""
+    """Return key → {"a": value, "b": value}; a side without the key has no entry. Equal ones only with `everything`."""
     pairs = {}
     for key in {**left, **right}:
         pair = {letter: side[key] for letter, side in (("a", left), ("b", right)) if key in side}
@@ -53,7 +53,7 @@ def _pairs(left: dict[str, Any], right: dict[str, Any], everything: bool) -> dic
 
 
 def _same(a: object, b: object) -> bool:
-    """Equal in value and kind; not a number is the same as not a number."""
+    """True if two values are equal in type and value; NaN equals NaN."""
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
@@ -61,11 +61,11 @@ def _row(key: str, pair: Pair) -> list[console.Cell]:
     absent = console.Styled("-", "dim")
     return [
         console.safe(key),
-        *(console.number(pair[letter]) if letter in pair else absent for letter in "ab"),
+        *(console.value_text(pair[letter]) if letter in pair else absent for letter in "ab"),
     ]
 
 
 def _difference(pair: Pair) -> str:
     if len(pair) < 2:
         return ""
-    return console.number(float(pair["b"]) - float(pair["a"])) if pair["a"] != pair["b"] else "0"
+    return console.value_text(float(pair["b"]) - float(pair["a"])) if pair["a"] != pair["b"] else "0"

@@ -31,16 +31,17 @@ _BODY_COLUMN = 66
 def command(experiment: str | None, limit: int | None, full: bool, path: Path | None, as_json: bool) -> None:
     """Print the frames of a segment file, or of all segments of an experiment.
 
-    Reads nothing but segments: it works where the rest is damaged. With --json one object a line.
+    Reads nothing but segments, so it works where the rest is damaged. With --json, one object a line.
     """
+    width = console.width() if console.on_terminal(sys.stdout) and not full else None
     for segment in _segments(experiment, path):
         for number, entry in enumerate(_entries(segment)):
             if limit is not None and number > limit:
                 break
             if as_json:
-                console.say_json(entry, indent=None)
+                console.print_json(entry, indent=None)
             else:
-                console.say(_line(entry, console.width() if console.on_terminal(sys.stdout) and not full else None))
+                console.print_text(_line(entry, width))
 
 
 def _segments(experiment: str | None, path: Path | None) -> list[Path]:
@@ -50,7 +51,7 @@ def _segments(experiment: str | None, path: Path | None) -> list[Path]:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    """The header of a segment, then what is in it by offset: frames, gaps, and what is left at the end."""
+    """The header of a segment, then its parts by offset: frames, gaps, and what is left at the end."""
     segment = reader.open_segment(path)
     if segment is None:
         yield {"segment": path.name, "what": "torn header", "offset": 0, "size": path.stat().st_size}
@@ -99,7 +100,7 @@ def _frame(segment: str, offset: int, length: int, event: tuple[int, int, int, A
 
 
 def _plain(value: Any) -> Any:
-    """Whatever msgpack can hold, as JSON can show it: what is read here was perhaps not written by us."""
+    """Return a value of msgpack as JSON can show it. It may hold anything: any program may have written it."""
     if isinstance(value, dict):
         return {key if isinstance(key, str) else str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -111,9 +112,10 @@ def _line(entry: Entry, width: int | None) -> str:
     where = f"{entry['offset']:>10} {entry['size']:>8}"
     if entry["what"] == "frame":
         kind = console.styled(f"{entry['kind']:<11}", "cyan")
-        body = console.number(entry["body"])
+        body = console.value_text(entry["body"])
         if width is not None and len(body) > max(width - _BODY_COLUMN, 20):
-            body = body[: max(width - _BODY_COLUMN, 20) - 1] + "…"
+            more = "..." if console.is_plain() else "…"
+            body = body[: max(width - _BODY_COLUMN, 20) - len(more)] + more
         return f"{where} {entry['sequence']:>8} {kind} {entry['time'][:23]} {body}"
     if entry["what"].endswith("header") and "writer" in entry:
         name = console.safe(f"{entry['project']}/{entry['name']}")

@@ -13,49 +13,50 @@ from typing import Any, Final, TextIO
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import Reading, json_point, look_at, meant
 from ml_dash.cli.summary import final_values, summary
+from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
 from ml_dash.core.values import flatten, to_json
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 Meant = tuple[str, str | None]
 Line = Mapping[str, Any]
 Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
 Source = tuple[Callable[[], Iterable[Line]], Callable[[], Table]]
-"""What to write, as lines of JSON and as a table: one of them is asked for."""
+"""What to write, as lines of JSON and as a table. Only one of the two is called."""
 
 _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
 
 @click.command()
-@options.experiment_argument
+@options.experiments_argument
 @click.option(
     "--what",
     type=click.Choice(["points", "logs", "experiments"]),
     default="points",
     show_default=True,
-    help="experiments: one row for each that is found, with its parameters and final values.",
+    help="experiments: one row for each that is named, else found, with its parameters and final values.",
 )
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Only this metric; may be repeated.")
 @click.option("--superseded", is_flag=True, help="Also points that a rewind has superseded.")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
-@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+@click.option("--json", "as_json", is_flag=True, help="As --format jsonl.")
 @options.remote_option
 @options.path_option
 @click.pass_context
 def command(
     ctx: click.Context,
-    experiment: str | None,
+    experiments: tuple[str, ...],
     what: str,
     metrics: tuple[str, ...],
     superseded: bool,
     form: str,
     output: Path | None,
     as_json: bool,
-    away: bool,
+    from_server: bool,
     path: Path | None,
 ) -> None:
     """Write points, logs or experiments as CSV or JSON lines."""
@@ -63,12 +64,19 @@ def command(
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
     if superseded and what != "points":
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
-    if away and what == "experiments":
+    if from_server and what == "experiments":
         raise click.UsageError("--remote goes with points and logs.", ctx)
+    if len(experiments) > 1 and what != "experiments":
+        raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
     if what == "experiments":
-        lines, table = _experiments(experiment, path)
+        found = [read.locate(one, path) for one in experiments] or read.find(path)
+        if not found:
+            console.print_note(f"no experiments in {read.places(path)}; name another folder with --path")
+            return
+        lines, table = _experiments(found)
     else:
-        lines, table = _of_one(look_at(experiment, path, away=away), what, metrics, superseded)
+        view = choose_view(next(iter(experiments), None), path, from_server=from_server)
+        lines, table = _of_one(view, what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
             for line in lines():
@@ -77,22 +85,22 @@ def command(
             _write_csv(*table(), stream)
 
 
-def _of_one(view: Reading, what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
+def _of_one(view: ExperimentView, what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
     if what == "logs":
         view.refuse_released()
         return view.each_log, lambda: (_LOG, ([entry[key] for key in _LOG] for entry in view.each_log()))
-    names = [meant(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
+    names = [resolve_metric(view, name) for name in metrics] or [(entry["name"], None) for entry in view.metrics()]
     return lambda: _points(view, names, superseded), lambda: _points_table(view, names, superseded)
 
 
-def _points(view: Reading, names: list[Meant], superseded: bool) -> Iterator[Line]:
+def _points(view: ExperimentView, names: list[Meant], superseded: bool) -> Iterator[Line]:
     for name, series in names:
         for point in _each(view, name, series, superseded):
             yield {"metric": name, **json_point(point)}
 
 
-def _each(view: Reading, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
-    """The points of a metric; of one of its series those that have it, with what tells their place."""
+def _each(view: ExperimentView, name: str, series: str | None, superseded: bool) -> Iterator[Point]:
+    """Points of a metric. With `series`, only those that have it, without the fields of other series."""
     view.refuse_released(name)
     for point in view.each_point(name, superseded=superseded):
         if series is None:
@@ -104,8 +112,8 @@ def _each(view: Reading, name: str, series: str | None, superseded: bool) -> Ite
             yield {**point, "data": kept}
 
 
-def _points_table(view: Reading, names: list[Meant], superseded: bool) -> Table:
-    """Reads all points first, for the columns: they may not fit into memory, their names do."""
+def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) -> Table:
+    """A header and rows of points. They are read twice, first for the columns: they may not fit into memory."""
     fields: dict[str, None] = {}
     for name, series in names:
         for point in _each(view, name, series, superseded):
@@ -119,9 +127,8 @@ def _points_table(view: Reading, names: list[Meant], superseded: bool) -> Table:
     return header, rows
 
 
-def _experiments(experiment: str | None, path: Path | None) -> Source:
-    """All that are found, or the one that is meant."""
-    found = read.find(path) if experiment is None else [read.locate(experiment, path)]
+def _experiments(found: list[Located]) -> Source:
+    """A row for each experiment."""
 
     def lines() -> Iterator[Line]:
         for located in found:
@@ -131,7 +138,7 @@ def _experiments(experiment: str | None, path: Path | None) -> Source:
 
     def table() -> Table:
         """Nested mappings become columns: `parameters.lr`, `metrics.loss`."""
-        # Of an experiment without parameters or metrics, the empty mapping is no column.
+        # An empty mapping (no parameters, no metrics) must not become a column.
         flat = [{key: value for key, value in flatten(line).items() if value != {}} for line in lines()]
         header = list(dict.fromkeys(key for line in flat for key in line))
         return header, ([line.get(key) for key in header] for line in flat)
@@ -149,7 +156,7 @@ def _stream(output: Path | None) -> Iterator[TextIO]:
 
 
 def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
-    # A program gets every character as it was recorded; a terminal would obey some of them.
+    # A program gets every character as it was recorded; a terminal would act on some of them.
     clean: Callable[[str], str] = console.safe if console.on_terminal(stream) else str
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(map(clean, header))
@@ -158,7 +165,7 @@ def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: Tex
 
 
 def _cell(value: Any) -> str:
-    """Text as it is, None as nothing, and everything else as JSON: floats with all their digits."""
+    """Return a value for CSV: text as it is, None as nothing, anything else as JSON, floats with all their digits."""
     if value is None:
         return ""
     shown = to_json(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import look
+from ml_dash.cli.views import local_view
 
 
 @click.command()
@@ -17,25 +17,26 @@ from ml_dash.cli.look import look
 @options.json_option
 def command(experiment: str | None, deleted: bool, path: Path | None, as_json: bool) -> None:
     """List files, oldest first."""
-    _, view = look(experiment, path)
+    _, view = local_view(experiment, path)
     records = view.files(deleted=deleted)
     if as_json:
-        console.say_json(records)
+        console.print_json(records)
         return
     if not records:
-        console.note("no files")
+        console.print_note("no files")
         return
-    console.say_table(
+    console.print_table(
         ["file", ">size", "added (UTC)", "sha256", "id", *(["deleted (UTC)"] if deleted else [])],
         [
             [
                 console.safe((record["prefix"] + record["filename"]).lstrip("/")),
-                console.size(record["sizeBytes"]),
-                console.moment(record["uploadedAt"]),
+                console.size_text(record["sizeBytes"]),
+                console.time_text(record["uploadedAt"]),
                 record["checksum"][:12],
                 record["id"],
-                *([console.moment(record["deletedAt"])] if deleted else []),
+                *([console.time_text(record["deletedAt"])] if deleted else []),
             ]
             for record in records
         ],
+        drop=("sha256", "added (UTC)", ">size"),
     )

@@ -12,6 +12,7 @@ from ml_dash.cli import console, options, sync
 from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import RemoteError, StillOpen
 from ml_dash.reading import read
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import register
 
 
@@ -34,53 +35,54 @@ def command(
     path: Path | None,
     as_json: bool,
 ) -> None:
-    """Free what servers have proven, by digest and just now, to hold. Without EXPERIMENTS: of all that are sent.
+    """Free what servers have just proven, by digests, to hold. Without EXPERIMENTS: of all that are registered.
 
     A small snapshot stays, so that the experiment can be listed and continued; ml-dash pull brings the rest back. Exit
-    code 3 if of some experiment nothing could be freed because a server did not answer, or it goes nowhere.
+    code 3 if nothing of an experiment could be freed because a server did not answer, or it is not registered with one.
     """
     if not synced:
-        raise click.UsageError("Say --synced: only what a server has proven to hold is freed.", ctx)
+        raise click.UsageError("Give --synced: only what a server has proven to hold is freed.", ctx)
     registered = register.registrations()
     known = register.by_journal(registered)
     if experiments or path is not None:
         chosen = [sync.locate(text, path) for text in experiments] if experiments else read.find(path)
     else:
-        chosen = [found for one in registered if (found := read.at(Path(one.journal))) is not None]
+        chosen = [found for one in registered if (found := at(Path(one.journal))) is not None]
     shown = []
     for located in {one.journal: one for one in chosen}.values():
         mine = register.of_journal(located.journal, known)
         if mine or experiments:
             shown.append(_collect(located, mine, older_than, keep_projection, dry_run))
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     else:
         for row in shown:
-            console.say(_sentence(row, dry_run))
+            console.print_text(_sentence(row, dry_run))
             for name, why in row["kept"].items():
-                console.say(f"    kept: {console.safe(name)}: {console.safe(why)}")
+                console.print_text(f"    kept: {console.safe(name)}: {console.safe(why)}")
     if any("error" in row for row in shown):
         ctx.exit(UNSENT)
 
 
 def _collect(
-    located: read.Located,
+    located: Located,
     mine: list[register.Registration],
     older_than: int | None,
     keep_projection: bool,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from ml_dash.sync import gc, proof, remote
+    from ml_dash.sync import gc, remote
+    from ml_dash.sync.identity import connect
 
     row: dict[str, Any] = {
         "project": located.project, "name": located.name, "path": str(located.folder),
         "remotes": [one.remote for one in mine], "segments": 0, "files": 0, "bytes": 0, "kept": {},
     }  # fmt: skip
     if not mine:
-        return {**row, "error": "it goes to no server; nothing was freed. See: ml-dash push"}
+        return {**row, "error": "it is not registered with any server; nothing was freed. See: ml-dash push"}
     try:
         with contextlib.ExitStack() as stack:
-            links = [stack.enter_context(contextlib.closing(proof.connect(one))) for one in mine]
+            links = [stack.enter_context(contextlib.closing(connect(one))) for one in mine]
             report = gc.collect(
                 located, [remote.ServerHolder(link) for link in links], ended_before_ns=older_than,
                 keep_projection=keep_projection, dry_run=dry_run,
@@ -94,5 +96,5 @@ def _sentence(row: dict[str, Any], dry_run: bool) -> str:
     name = console.safe(f"{row['project']}/{row['name']}")
     if "error" in row:
         return f"{name}: {console.styled('nothing freed', 'yellow')}: {console.safe(row['error'])}"
-    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'content')}"
-    return f"{name}: {counts}, {console.size(row['bytes'])} {'would be freed' if dry_run else 'freed'}"
+    counts = f"{console.plural(row['segments'], 'segment')}, {console.plural(row['files'], 'file')}"
+    return f"{name}: {counts}, {console.size_text(row['bytes'])} {'would be freed' if dry_run else 'freed'}"

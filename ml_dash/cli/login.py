@@ -26,9 +26,9 @@ from ml_dash.errors import InvalidValue, Unreachable
 def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | None) -> None:
     """Store a token for the server at URL (default: ML_DASH_REMOTE).
 
-    The token is asked for, or read from standard input, or taken from ML_DASH_API_KEY; never from the command line,
-    which others on the machine can see. What was recorded here for that server before anybody was logged in is listed;
-    it goes there under this login only if you say so.
+    The token is asked for in the terminal, or read from standard input, or taken from ML_DASH_API_KEY; never from the
+    command line, which others on the machine can see. What was recorded here for that server before anybody was logged
+    in is listed; it goes there under this login only if you say so.
     """
     from ml_dash.sync import login, remote
 
@@ -37,7 +37,8 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
     if not token:
         raise InvalidValue("the token is empty", hint="the server's owner makes one: ml-dash server token create USER")
     if not (token.isascii() and token.isprintable()) or " " in token:
-        raise InvalidValue("that is no token: it has spaces or characters that none has", hint="copy it once more")
+        text = "that is not a token: it contains spaces or other characters that tokens do not have"
+        raise InvalidValue(text, hint="copy it again")
     user = None
     if not no_check:
         with contextlib.closing(remote.Link(where, token)) as link:
@@ -48,28 +49,31 @@ def command(ctx: click.Context, url: str | None, no_check: bool, claim: bool | N
         user = found["userName"]
     login.store(where, token, user)
     as_whom = f" as {console.safe(user)}" if user else ""
-    console.say(f"logged in at {console.safe(where)}{as_whom}")
+    console.print_text(f"logged in at {console.safe(where)}{as_whom}")
     _offer(where, claim)
 
 
 def _offer(where: str, claim: bool | None) -> None:
-    """List what nobody has claimed for that server, and claim it if that is wanted."""
+    """List what nobody has claimed for that server; claim it if `claim`, or (None) if the user says yes."""
     from ml_dash.sync import register
 
     waiting = register.unclaimed(where)
     if not waiting:
         return
-    console.say(f"recorded for {console.safe(where)} while nobody was logged in there:")
+    console.print_text(f"recorded for {console.safe(where)} while nobody was logged in there:")
     for one in waiting:
-        console.say(f"  {console.safe(str(Path(one.journal).parent))}")
+        console.print_text(f"  {console.safe(str(Path(one.journal).parent))}")
     if claim is None and console.on_terminal(sys.stdin):
         claim = click.confirm("Send all of it under this login?", default=False, err=True)
     if not claim:
-        console.say("it stays here; to send it: ml-dash push EXPERIMENT, or ml-dash login --claim")
+        stays, them = ("it stays", "it") if len(waiting) == 1 else ("they stay", "them")
+        again = f"ml-dash login --claim {console.safe(where)}"
+        console.print_text(f"{stays} here; to send {them}: ml-dash push EXPERIMENT, or {again}")
         return
     for one in waiting:
         register.claim(one, register.bind(Path(one.journal), where, None))
-    console.say(f"claimed {len(waiting):,} experiment{'' if len(waiting) == 1 else 's'}; ml-dash-syncd sends them")
+    them = "it" if len(waiting) == 1 else "them"
+    console.print_text(f"claimed {console.plural(len(waiting), 'experiment')}; ml-dash-syncd sends {them}")
 
 
 def _missing(ctx: click.Context) -> str:

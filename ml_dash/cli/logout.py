@@ -26,6 +26,6 @@ def command(ctx: click.Context, url: str | None) -> None:
         raise click.UsageError("Give the URL of the server, or set ML_DASH_REMOTE.", ctx)
     where = config.remote_url(given)
     if not login.forget(where):
-        console.complain(f"there is no login for {where}")
+        console.print_error(f"there is no login for {where}")
         ctx.exit(FAILURE)
-    console.say(f"logged out at {console.safe(where)}")
+    console.print_text(f"logged out at {console.safe(where)}")

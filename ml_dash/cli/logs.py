@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import Reading, look, look_at
+from ml_dash.cli.views import ExperimentView, choose_view, local_view
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.names import LEVELS, level_of
 from ml_dash.core.records import LogEntry
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 POLL_S = 0.5
 
@@ -21,10 +23,10 @@ _STYLES = {"debug": "dim", "info": "green", "warn": "yellow", "error": "red", "f
 
 
 def _level(_ctx: click.Context, _param: click.Parameter, text: str | None) -> str | None:
-    """The level as it is recorded; taken in any case, and as `warning` and `critical` too."""
+    """Return the level as it is recorded; upper case, `warning` and `critical` are accepted too."""
     if text is None or (level := level_of(text)) is not None:
         return text if text is None else level
-    raise click.BadParameter(f"{text!r} is no level; use one of {', '.join(LEVELS)}")
+    raise click.BadParameter(f"{text!r} is not a level; use one of {', '.join(LEVELS)}")
 
 
 @click.command()
@@ -42,18 +44,18 @@ def command(
     follow: bool,
     level: str | None,
     last: int | None,
-    away: bool,
+    from_server: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """Print log entries, oldest first. With --json one object a line, as in logs.jsonl."""
-    if away:
+    if from_server:
         if follow:
             raise click.UsageError("--follow reads what is recorded here: leave --remote out.", ctx)
-        there = look_at(experiment, path, away=True)
-        _say(there, 0 if last is None else _start_of_last(there, level, last), level, as_json)
+        there = choose_view(experiment, path, from_server=True)
+        _print_entries(there, 0 if last is None else _start_of_last(there, level, last), level, as_json)
         return
-    located, view = look(experiment, path)
+    located, view = local_view(experiment, path)
     if last is None:
         view.refuse_released()
     start = 0
@@ -63,7 +65,7 @@ def command(
         if last is not None:
             begun, last = _start_of_last(view, level, last), None
             start = view.state.logs if begun is None else begun
-        _say(view, start, level, as_json)
+        _print_entries(view, start, level, as_json)
         if not follow:
             return
         start = view.state.logs
@@ -74,40 +76,40 @@ def command(
             time.sleep(POLL_S)
 
 
-def _say(view: Reading, start: int | None, level: str | None, as_json: bool) -> None:
+def _print_entries(view: ExperimentView, start: int | None, level: str | None, as_json: bool) -> None:
     for entry in _entries(view, start, level) if start is not None else ():
-        console.say(console.json_text(entry) if as_json else _line(entry))
+        console.print_text(console.json_text(entry) if as_json else _line(entry))
 
 
-def _entries(view: Reading, start: int, level: str | None) -> Iterator[LogEntry]:
+def _entries(view: ExperimentView, start: int, level: str | None) -> Iterator[LogEntry]:
     while True:
-        page = view.logs(start, read.MAX_LIMIT)
+        page = view.logs(start, MAX_LIMIT)
         yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
         start = page["endIndex"] + 1
         if not page["hasMore"]:
             return
 
 
-def _start_of_last(view: Reading, level: str | None, count: int) -> int | None:
-    """The number of the first of the last `count` entries of a level; None if there is none."""
+def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int | None:
+    """The number of the first of the last `count` entries of a level (None: of any); None if there are no entries."""
     if count == 0:
         return None
-    page = view.logs(-count, min(count, read.MAX_LIMIT), level)["logs"]
+    page = view.logs(-count, min(count, MAX_LIMIT), level)["logs"]
     if not page:
         view.refuse_released()
     return page[0]["sequenceNumber"] if page else None
 
 
-def _sizes(located: read.Located) -> dict[str, int]:
-    """How long every segment is. Asked before the view is taken: what comes after it makes a difference."""
+def _sizes(located: Located) -> dict[str, int]:
+    """The size of every segment in bytes. Read it before the view, so that later growth is noticed."""
     return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
 
 
 def _line(entry: LogEntry) -> str:
     level = f"{entry['level']:<5}"
     level = console.styled(console.safe(level), _STYLES.get(entry["level"], "bold"))
-    text = f"{console.moment(entry['timestamp'])} {level} "
+    text = f"{console.time_text(entry['timestamp'])} {level} "
     text += console.safe_lines(entry["message"], indent=" " * 4)
     extras = entry["metadata"] or {}
-    pairs = "  ".join(f"{console.safe(key)}={console.number(value)}" for key, value in extras.items())
+    pairs = "  ".join(f"{console.safe(key)}={console.value_text(value)}" for key, value in extras.items())
     return f"{text}  {console.styled(pairs, 'dim')}" if pairs else text

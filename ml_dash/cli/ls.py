@@ -11,16 +11,17 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
-from ml_dash.cli.look import bring_up_to_date
 from ml_dash.cli.summary import status_cell, summary
+from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
 from ml_dash.core.values import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 Entry = dict[str, Any]
 
-# Which columns a narrow terminal does without, the first one first.
+# Columns that are left out in a narrow terminal, in this order.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
 
 _SORTS: dict[str, Callable[[Entry], Any]] = {
@@ -76,17 +77,17 @@ def command(
     entries, code = _entries(found)
     entries = sorted(filter(wanted, entries), key=_SORTS[sort], reverse=sort != "name")[:limit]
     if as_json:
-        console.say_json(entries)
+        console.print_json(entries)
     elif entries:
-        _say(entries, wide)
+        _print_table(entries, wide)
     else:
         filters = {"--project": project, "--status": status, "--tag": tags, "--folder": folder, "--since": since}
-        console.note(_nothing(path, [name for name, value in filters.items() if value], code))
+        console.print_note(_nothing(path, [name for name, value in filters.items() if value], code))
     ctx.exit(code)
 
 
 def _nothing(path: Path | None, filters: list[str], code: int) -> str:
-    """Where was looked, and what the filters have left out."""
+    """Return what to print for an empty list: where was looked, and how many the filters left out."""
     if code != OK:
         return "no experiment that can be read"
     where, there = read.places(path), len(read.find(path))
@@ -97,43 +98,43 @@ def _nothing(path: Path | None, filters: list[str], code: int) -> str:
 
 
 def list_found() -> bool:
-    """Lists what bare `ml-dash` finds; False if there is nothing."""
+    """List experiments as `ml-dash ls` without options does; False if there are none."""
     found = read.find(None)
     if found:
         click.get_current_context().invoke(command)
     return bool(found)
 
 
-def _entries(found: list[read.Located]) -> tuple[list[Entry], int]:
-    """What can be shown, and the exit code: one experiment that cannot be read does not hide the others."""
+def _entries(found: list[Located]) -> tuple[list[Entry], int]:
+    """Return a row for each experiment that can be read, and the exit code. Errors of the others are printed."""
     entries, code = [], OK
     for located in found:
         try:
             entries.append(summary(located, _record(located)))
         except (MLDashError, OSError) as error:
-            console.complain(f"{located.project}/{located.name}: {error}")
+            console.print_error(f"{located.project}/{located.name}: {error}")
             damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
             code = max(code, DAMAGE if damaged else FAILURE)
     return entries, code
 
 
-def _record(located: read.Located) -> Mapping[str, Any]:
-    """The record, and where a killed process left its folder behind, that too: the next list is fast again."""
+def _record(located: Located) -> Mapping[str, Any]:
+    """Return the record. If a killed process left an outdated folder, update it: then the next list is fast again."""
     record = read.record(located)
     if record["status"] == "interrupted" and _status_in_folder(located) != "interrupted":
         bring_up_to_date(located)
     return record
 
 
-def _status_in_folder(located: read.Located) -> object:
+def _status_in_folder(located: Located) -> object:
     try:
         return json.loads((located.folder / "experiment.json").read_bytes())["status"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def _say(entries: list[Entry], wide: bool) -> None:
-    console.say_table(
+def _print_table(entries: list[Entry], wide: bool) -> None:
+    console.print_table(
         ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
         [
             (
@@ -142,7 +143,7 @@ def _say(entries: list[Entry], wide: bool) -> None:
                 f"{entry['counts']['points']:,}",
                 f"{entry['counts']['logs']:,}",
                 f"{entry['counts']['files']:,}",
-                console.moment(entry["updatedAt"]),
+                console.time_text(entry["updatedAt"]),
                 console.safe(", ".join(map(str, entry["tags"] or ()))),
             )
             for entry in entries

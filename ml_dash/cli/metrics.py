@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import Reading, json_point, look_at, meant
 from ml_dash.cli.plot import plot
+from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.records import MetricStats, Point
 from ml_dash.reading import read
 
@@ -45,7 +47,7 @@ def command(
     last: int | None,
     superseded: bool,
     as_plot: bool,
-    away: bool,
+    from_server: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -57,27 +59,31 @@ def command(
         raise click.UsageError("Give --plot or --json, not both.", ctx)
     if superseded and (as_plot or metric is None):
         raise click.UsageError("--superseded goes with the points of a METRIC.", ctx)
-    view = look_at(experiment, path, away=away)
+    view = choose_view(experiment, path, from_server=from_server)
     names = [entry["name"] for entry in view.metrics()]
     only = None
     if metric is not None:
-        metric, only = meant(view, metric)
+        metric, only = resolve_metric(view, metric)
     if as_plot:
         _plot(view, names if metric is None else [metric], last, only)
     elif metric is not None:
-        _say_points(view, metric, LAST if last is None else last, superseded, as_json)
+        _print_points(view, metric, LAST if last is None else last, superseded, as_json)
     else:
-        _say_all(view, names, as_json)
+        _print_metrics(view, names, as_json)
 
 
-def _say_all(view: Reading, names: list[str], as_json: bool) -> None:
+def _print_metrics(view: ExperimentView, names: list[str], as_json: bool) -> None:
     all_stats = [view.metric_stats(name) for name in names]
     if as_json:
-        console.say_json(all_stats)
+        console.print_json(all_stats)
     elif not names:
-        console.note("no metrics")
+        console.print_note("no metrics")
     else:
-        console.say_table(*series_table(all_stats))
+        console.print_table(*series_table(all_stats), drop=SERIES_DROPPED)
+
+
+SERIES_DROPPED: Final = (">first", ">mean", ">min", ">max", ">points")
+"""The columns of that table that a narrow terminal does without, the first one first."""
 
 
 def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str]]]:
@@ -86,41 +92,42 @@ def series_table(all_stats: list[MetricStats]) -> tuple[list[str], list[list[str
     for stats in all_stats:
         for name, series in stats["series"].items():
             numbers = (series["first"], series["last"], series["min"], series["max"], series["mean"])
-            texts = ["-" if number is None else console.number(number) for number in numbers]
+            texts = ["-" if number is None else console.value_text(number) for number in numbers]
             rows.append([console.safe(name), f"{series['count']:,}", *texts])
         if not stats["series"]:
             rows.append([console.safe(stats["name"]), f"{stats['totalDataPoints']:,}", *"-----"])
     return ["series", ">points", ">first", ">last", ">min", ">max", ">mean"], rows
 
 
-def _say_points(view: Reading, name: str, last: int, superseded: bool, as_json: bool) -> None:
+def _print_points(view: ExperimentView, name: str, last: int, superseded: bool, as_json: bool) -> None:
     stats = view.metric_stats(name)
     points = _last_points(view, name, last, superseded)
     if as_json:
-        console.say_json({**stats, "data": [json_point(point) for point in points]})
+        console.print_json({**stats, "data": [json_point(point) for point in points]})
         return
-    console.say_table(*series_table([stats]))
+    console.print_table(*series_table([stats]), drop=SERIES_DROPPED)
     if count := stats["supersededDataPoints"]:
-        console.note(f"{count:,} of {stats['totalDataPoints']:,} points are superseded: a run went on from before them")
+        counts = f"{count:,} of {stats['totalDataPoints']:,} points are superseded"
+        console.print_note(f"{counts}: a run went on from before them")
     if not points:
         return
-    console.say()
+    console.print_text()
     fields = list(dict.fromkeys(field for point in points for field in point["data"]))
     rows = [
         [
             f"{point['index']:,}",
-            *(console.number(point["data"][field]) if field in point["data"] else "" for field in fields),
-            console.moment(point["createdAt"]),
+            *(console.value_text(point["data"][field]) if field in point["data"] else "" for field in fields),
+            console.time_text(point["createdAt"]),
         ]
         for point in points
     ]
-    console.say_table([">index", *(f">{console.safe(field)}" for field in fields), "time (UTC)"], rows)
+    console.print_table([">index", *(f">{console.safe(field)}" for field in fields), "time (UTC)"], rows)
 
 
-def _last_points(view: Reading, name: str, count: int, superseded: bool) -> list[Point]:
+def _last_points(view: ExperimentView, name: str, count: int, superseded: bool) -> list[Point]:
     points: list[Point] = []
     while count > len(points):
-        limit = min(count - len(points), read.MAX_LIMIT)
+        limit = min(count - len(points), MAX_LIMIT)
         page = view.metric_page(name, len(points) - count, limit, superseded=superseded)
         points += page["data"]
         if not page["hasMore"]:
@@ -130,7 +137,7 @@ def _last_points(view: Reading, name: str, count: int, superseded: bool) -> list
     return points
 
 
-def _plot(view: Reading, names: list[str], last: int | None, only: str | None) -> None:
+def _plot(view: ExperimentView, names: list[str], last: int | None, only: str | None) -> None:
     wanted = [(name, series) for name in names for series in view.metric_stats(name)["series"]]
     wanted = [one for one in wanted if only in (None, one[1])]
     drawn = 0
@@ -142,9 +149,9 @@ def _plot(view: Reading, names: list[str], last: int | None, only: str | None) -
         lines = plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())
         if lines:
             drawn += 1
-            console.say(console.styled(console.safe(series), "bold"))
-            console.say("\n".join(lines))
+            console.print_text(console.styled(console.safe(series), "bold"))
+            console.print_text("\n".join(lines))
     if not drawn:
-        console.note("nothing to plot: no numbers")
+        console.print_note("nothing to plot: no numbers")
     if len(wanted) > MAX_PLOTS:
-        console.note(f"{len(wanted) - MAX_PLOTS} more series: ml-dash metrics EXPERIMENT METRIC --plot")
+        console.print_note(f"{len(wanted) - MAX_PLOTS} more series: ml-dash metrics EXPERIMENT METRIC --plot")

@@ -19,7 +19,7 @@ _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def complete_experiment(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
-    """project/name of the experiments that start with what was typed."""
+    """Return the `project/name` of each experiment that begins with `typed`; none if they cannot be read."""
     from ml_dash.reading import read
 
     try:
@@ -30,11 +30,19 @@ def complete_experiment(ctx: click.Context, _param: click.Parameter, typed: str)
 
 
 def experiment_argument(command: Decorated) -> Decorated:
-    """The argument EXPERIMENT, None where it is left out."""
+    """Add the argument EXPERIMENT; None where it is left out."""
     return click.argument("experiment", required=False, shell_complete=complete_experiment)(command)
 
 
+def experiments_argument(command: Decorated) -> Decorated:
+    """Any number of arguments EXPERIMENT."""
+    return click.argument("experiments", nargs=-1, metavar="[EXPERIMENT]...", shell_complete=complete_experiment)(
+        command
+    )
+
+
 def path_option(command: Decorated) -> Decorated:
+    """Add `--path`: where to look for experiments."""
     return click.option(
         "--path",
         type=click.Path(path_type=Path, exists=True),
@@ -44,17 +52,19 @@ def path_option(command: Decorated) -> Decorated:
 
 
 def remote_option(command: Decorated) -> Decorated:
+    """Add `--remote`, as `from_server`: read from the experiment's server."""
     return click.option(
-        "--remote", "away", is_flag=True, help="Read from the server that the experiment goes to, not from here."
+        "--remote", "from_server", is_flag=True, help="Read from the server that the experiment goes to, not from here."
     )(command)
 
 
 def json_option(command: Decorated) -> Decorated:
+    """Add `--json`, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def moment(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    """The time, in ns, that `2025-10-29T10:30:00Z`, `2025-10-29` or an age (`90min`, `12h`, `7d`) means."""
+    """Return a time (`2025-10-29T10:30:00Z`, `2025-10-29`) or an age (`90min`, `12h`, `7d`) in ns since the epoch."""
     if text is None:
         return None
     age = re.fullmatch(r"(\d{1,9})\s*(s|m|min|h|d|w)", text.strip())
@@ -63,5 +73,5 @@ def moment(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     try:
         return parse_time(text)
     except MLDashError:
-        told = f"{text!r} is neither a time (2025-10-29T10:30) nor an age (90min, 12h, 7d)"
-        raise click.BadParameter(told, ctx, param) from None
+        message = f"{text!r} is neither a time (2025-10-29T10:30) nor an age (90min, 12h, 7d)"
+        raise click.BadParameter(message, ctx, param) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import look
+from ml_dash.cli.views import local_view
 
 
 @click.command()
@@ -16,14 +16,14 @@ from ml_dash.cli.look import look
 @options.json_option
 def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
     """Print parameters, flat, with dotted keys."""
-    _, view = look(experiment, path)
+    _, view = local_view(experiment, path)
     parameters = view.parameters()
     if as_json:
-        console.say_json(parameters)
+        console.print_json(parameters)
     elif parameters:
-        console.say_table(
+        console.print_table(
             ["parameter", "value"],
-            [(console.safe(key), console.number(value)) for key, value in parameters.items()],
+            [(console.safe(key), console.value_text(value)) for key, value in parameters.items()],
         )
     else:
-        console.note("no parameters")
+        console.print_note("no parameters")

@@ -15,9 +15,10 @@ _LOWER = 0x04 | 0x20 | 0x40 | 0x80
 
 
 def plot(points: Sequence[Point], width: int, height: int, *, plain: bool = False) -> list[str]:
-    """`points`, joined by lines, on `height` lines and two more for the x axis, at most `width` columns wide.
+    """Draw points joined by lines; return `height` lines of text and two for the x axis, at most `width` columns wide.
 
-    What is not finite leaves a gap. Empty if there is nothing to draw. `plain`: of ASCII characters alone.
+    Points that are not finite leave a gap. Returns an empty list if there are no others. `plain`: only ASCII
+    characters.
     """
     finite = [point for point in points if all(map(math.isfinite, point))]
     if not finite:
@@ -52,7 +53,7 @@ def _range(values: list[float]) -> tuple[float, float]:
 def _dots(
     points: Sequence[Point], across: tuple[float, float, int], up: tuple[float, float, int]
 ) -> Iterator[tuple[int, int]]:
-    """Every dot on the lines between consecutive finite points."""
+    """Yield the (x, y) of every dot on the lines between consecutive finite points."""
     before: tuple[int, int] | None = None
     for x, y in points:
         if not (math.isfinite(x) and math.isfinite(y)):
@@ -64,7 +65,7 @@ def _dots(
 
 
 def _place(value: float, low: float, high: float, last: int) -> int:
-    # Scaled first: the difference of two floats of 1e308 would be infinite.
+    # Scaled down first: the difference of two floats near 1e308 could overflow to infinity.
     scale = max(abs(low), abs(high))
     share = (value / scale - low / scale) / (high / scale - low / scale)
     return round(min(max(share, 0.0), 1.0) * last)
@@ -81,13 +82,13 @@ def _line(start: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, i
 
 def _text(cells: list[int], plain: bool) -> str:
     if plain:
-        # Upper or lower half of a character: as near as ASCII comes.
+        # ASCII can show only the upper and the lower half of a cell.
         return "".join(" '.:"[bool(bits & _UPPER) + 2 * bool(bits & _LOWER)] for bits in cells)
     return "".join(chr(0x2800 + bits) if bits else " " for bits in cells)
 
 
 def _labels(values: list[float]) -> list[str]:
-    """With as many digits as it takes to tell the first from the last."""
+    """Format values with as many digits as it takes to tell the first from the last, at least 4 and at most 17."""
     digits = 4
     while digits < 17 and f"{values[0]:.{digits}g}" == f"{values[-1]:.{digits}g}":
         digits += 1

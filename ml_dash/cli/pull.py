@@ -12,14 +12,14 @@ from ml_dash.core.names import check_name
 from ml_dash.disk.config import resolve
 from ml_dash.errors import InvalidValue
 from ml_dash.journal.segment import JOURNAL
-from ml_dash.reading.read import Located, at
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import register
 
 
 @click.command()
 @click.argument("experiment", metavar="PROJECT/NAME")
 @click.option("--remote", metavar="URL", help="The server. Default: ML_DASH_REMOTE.")
-@click.option("--user", metavar="NAME", help="Who you are there. Default: ML_DASH_USER_NAME, else the stored login.")
+@click.option("--user", metavar="NAME", help="Your user name there. Default: ML_DASH_USER_NAME, else the stored login.")
 @click.option("--path", type=click.Path(path_type=Path), help="The root to bring it to. Default: as for recording.")
 @click.option("--state-only", is_flag=True, help="Only what is needed to go on: no points, logs and files.")
 @click.option("--files", is_flag=True, help="With --state-only: the contents of files, too.")
@@ -37,8 +37,8 @@ def command(
 
     It can be continued here: numbers, parameters and files go on where they stopped.
     """
-    from ml_dash.sync import proof
     from ml_dash.sync import remote as remotes
+    from ml_dash.sync.identity import connect
     from ml_dash.sync.pull.pull import pull
 
     project, slash, name = experiment.partition("/")
@@ -50,14 +50,15 @@ def command(
     folder = settings.root / check_name("project", project) / check_name("name", name)
     located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
     registration = register.asking(located.journal, settings)
-    with contextlib.closing(proof.connect(registration)) as link, console.progress(f"bringing {experiment}") as tell:
+    with contextlib.closing(connect(registration)) as link, console.progress(f"bringing {experiment}") as show_progress:
         report = pull(
-            remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None), progress=tell
-        )
-    # What is recorded here from now on goes there, too.
+            remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None),
+            progress=show_progress,
+        )  # fmt: skip
+    # What is recorded here from now on goes to that server too.
     register.register_again(report.located.journal, settings)
     if as_json:
-        console.say_json({
+        console.print_json({
             "project": project, "name": name, "path": str(report.located.folder), "remote": settings.remote,
             "events": report.events, "segments": report.segments, "files": report.blobs, "bytes": report.bytes,
             "stateOnly": report.state_only, "new": report.new, "missing": list(report.missing),
@@ -65,11 +66,11 @@ def command(
         })  # fmt: skip
         return
     what = "the state" if report.state_only else f"{console.plural(report.segments, 'segment')}"
-    console.say(
-        f"{console.safe(experiment)}: {report.events:,} events, {what} and {console.plural(report.blobs, 'content')}, "
-        f"{console.size(report.bytes)}, in {console.safe(str(report.located.folder))}"
+    console.print_text(
+        f"{console.safe(experiment)}: {report.events:,} events, {what} and {console.plural(report.blobs, 'file')}, "
+        f"{console.size_text(report.bytes)}, in {console.safe(str(report.located.folder))}"
     )
     for missing in report.missing:
-        console.note(f"the server does not have the content {console.safe(missing)} yet")
+        console.print_note(f"the server does not have the file {console.safe(missing)} yet")
     for segment, why in report.conflicts.items():
-        console.note(f"{console.safe(segment)} was left as it is here: {console.safe(why)}")
+        console.print_note(f"{console.safe(segment)} was left as it is here: {console.safe(why)}")

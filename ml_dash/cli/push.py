@@ -16,19 +16,20 @@ from ml_dash.errors import RemoteError, Unauthorised
 from ml_dash.journal import blobs
 from ml_dash.journal.segment import list_segments
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.sync import register
 from ml_dash.sync.login import has_login
 
-_LOOK_EVERY_S = 0.1
+_POLL_S = 0.1
 
-Chosen = tuple[read.Located, register.Registration]
+Chosen = tuple[Located, register.Registration]
 
 
 @click.command()
 @click.argument("experiments", nargs=-1, shell_complete=options.complete_experiment)
 @click.option("--all", "everything", is_flag=True, help="All experiments that are found.")
 @click.option("--remote", metavar="URL", help="The server. Default: ML_DASH_REMOTE, else where they go already.")
-@click.option("--user", metavar="NAME", help="Who you are there. Default: ML_DASH_USER_NAME, else the stored login.")
+@click.option("--user", metavar="NAME", help="Your user name there. Default: ML_DASH_USER_NAME, else the stored login.")
 @options.path_option
 @options.json_option
 @click.pass_context
@@ -43,7 +44,7 @@ def command(
 ) -> None:
     """Register experiments with a server, send what it does not have, and prove that it has it.
 
-    From then on ml-dash-syncd uploads what is added to them. Exit code 3 if something stays.
+    From then on ml-dash-syncd uploads what is added to them. Exit code 3 if something could not be sent.
     """
     if bool(experiments) == everything:
         raise click.UsageError("Name the experiments, or give --all.", ctx)
@@ -53,13 +54,13 @@ def command(
     _drain(chosen)
     shown = [sync.show(one, registration, silent=as_json) for one, registration in chosen]
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     if not all(found["complete"] for found in shown):
         ctx.exit(UNSENT)
 
 
-def _register(located: list[read.Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
-    """Ask for the upload of each. Raises Unauthorised before anything is written if there is no login."""
+def _register(located: list[Located], settings: Settings, ctx: click.Context) -> list[Chosen]:
+    """Register each for upload. Without a login, raises Unauthorised before anything is written."""
     if settings.remote is None:
         known = register.by_journal(register.registrations())
         registered = [(one, register.of_journal(one.journal, known)) for one in located]
@@ -78,7 +79,7 @@ def _register(located: list[read.Located], settings: Settings, ctx: click.Contex
 
 
 def _claimed(found: register.Registration) -> register.Registration:
-    """The registration, claimed by whoever is logged in there if nobody had. Raises Unauthorised if nobody is."""
+    """Return the registration, claimed for the stored login if nobody had. Raises Unauthorised if there is no login."""
     if found.is_claimed:
         return found
     bound = register.bind(Path(found.journal), found.remote, None)
@@ -88,7 +89,7 @@ def _claimed(found: register.Registration) -> register.Registration:
 
 
 def _drop_unclaimed(chosen: list[Chosen]) -> None:
-    """What has been claimed by name no longer waits for somebody to claim it."""
+    """Remove the unclaimed registrations of what has just been registered with a login."""
     mine = {(os.path.realpath(one.journal), found.remote) for one, found in chosen}
     for waiting in {found.remote: register.unclaimed(found.remote) for _, found in chosen}.values():
         for one in waiting:
@@ -97,41 +98,43 @@ def _drop_unclaimed(chosen: list[Chosen]) -> None:
 
 
 def _drain(chosen: list[Chosen]) -> None:
-    """Send all of it, by the uploader's own code in a process of its own. Raises RemoteError if that cannot be run."""
+    """Send all of it, by `ml-dash-syncd once` in a process of its own. Raises RemoteError if that fails."""
     keys = [argument for _, registration in chosen for argument in ("--registered", registration.key)]
     command = [sys.executable, "-m", "ml_dash_syncd", "once", *keys]
-    with console.progress("sending") as tell:
+    with console.progress("sending") as show_progress:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:
-            said = _follow(process, chosen, tell)
+            last_line = _follow(process, chosen, show_progress)
         except BaseException:
             process.terminate()
             process.wait()
             raise
     if process.returncode not in (0, UNSENT):
-        raise RemoteError(f"ml-dash-syncd could not send: {said or f'exit code {process.returncode}'}")
+        raise RemoteError(f"ml-dash-syncd could not send: {last_line or f'exit code {process.returncode}'}")
 
 
-def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], tell: console.Tell | None) -> str:
-    """Show how far it is until it ends; what it said last."""
-    total = sum(_size(located) for located, _ in chosen) if tell is not None else 0
+def _follow(process: subprocess.Popen[bytes], chosen: list[Chosen], show_progress: console.ShowProgress | None) -> str:
+    """Show how far the sending is until it ends; return the last line that it printed on stderr."""
+    total = sum(_size(located) for located, _ in chosen) if show_progress is not None else 0
     while True:
         try:
-            _, said = process.communicate(timeout=_LOOK_EVERY_S)
+            _, errors = process.communicate(timeout=_POLL_S)
         except subprocess.TimeoutExpired:
-            if tell is not None:
-                tell(sum(_sent(located, registration) for located, registration in chosen), total)
+            if show_progress is not None:
+                show_progress(sum(_sent(located, registration) for located, registration in chosen), total)
             continue
-        lines = said.decode(errors="replace").strip().splitlines()
+        lines = errors.decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
 
-def _size(located: read.Located) -> int:
+def _size(located: Located) -> int:
+    """Bytes of an experiment on this disk: segments and blobs."""
     frames = sum(path.stat().st_size for _, path in list_segments(located.journal))
     return frames + sum(blobs.names(located.journal).values())
 
 
-def _sent(located: read.Located, registration: register.Registration) -> int:
+def _sent(located: Located, registration: register.Registration) -> int:
+    """Bytes of an experiment that its server has acknowledged, as far as the cursor says."""
     cursor = register.cursor_of(registration)
     if cursor is None:
         return 0

@@ -35,6 +35,6 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
         })  # fmt: skip
         if not as_json:
             what = f"{console.plural(report.events, 'event')} in {report.seconds:.2f} s"
-            console.say(f"{console.styled(console.safe(name), 'bold')}: rebuilt from {what}")
+            console.print_text(f"{console.styled(console.safe(name), 'bold')}: rebuilt from {what}")
     if as_json:
-        console.say_json(done if everything else done[0])
+        console.print_json(done if everything else done[0])

@@ -14,6 +14,7 @@ from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import UNKNOWN
 from ml_dash.errors import NotFound, RemoteError, ServerRefused
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.sync.register import Registration, by_journal, of_journal, registrations, unregister
 from ml_dash.sync.remove import remove
 
@@ -21,7 +22,7 @@ from ml_dash.sync.remove import remove
 @click.command()
 @click.argument("experiments", nargs=-1, required=True, shell_complete=options.complete_experiment)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-@click.option("--remote", "there_too", is_flag=True, help="On the servers that they go to, too.")
+@click.option("--remote", "there_too", is_flag=True, help="Also on the servers that they are sent to.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
 @options.path_option
 @options.json_option
@@ -37,8 +38,8 @@ def command(
 ) -> None:
     """Remove experiments, journal and folder together.
 
-    Unlike elsewhere, EXPERIMENT must be given. An experiment that a live process has open is not removed. With --remote
-    the servers are told first; where one cannot be reached, nothing is removed.
+    Unlike elsewhere, EXPERIMENT must be given. An experiment that a live process has open is not removed. With
+    --remote, it is removed from the servers first; if one cannot be reached, nothing is removed.
     """
     found = [read.locate(experiment, path) for experiment in experiments]
     chosen = list({located.journal: located for located in found}.values())
@@ -50,11 +51,11 @@ def command(
         for located, plan in plans:
             amount = _amount(plan.files, plan.bytes)
             also = f", and on {_urls(goes_to[located.journal])}" if there_too else ""
-            console.note(f"{located.project}/{located.name}: {amount} in {plan.folder}{also}")
+            console.print_note(f"{located.project}/{located.name}: {amount} in {plan.folder}{also}")
         if not click.confirm(f"Remove {console.plural(len(plans), 'experiment')} for ever?", err=True):
             ctx.exit(FAILURE)
     if there_too and not dry_run:
-        # All of them before the first is removed.
+        # All servers, before anything is removed.
         for one in {(one.remote, one.user, one.login): one for mine in goes_to.values() for one in mine}.values():
             _check_reachable(one)
     done = []
@@ -75,13 +76,13 @@ def command(
         if not as_json:
             verb = "would remove" if dry_run else "removed"
             name = console.safe(f"{located.project}/{located.name}")
-            console.say(f"{verb} {name}: {_amount(report.files, report.bytes)}")
+            console.print_text(f"{verb} {name}: {_amount(report.files, report.bytes)}")
     if as_json:
-        console.say_json(done)
+        console.print_json(done)
 
 
-def _destinations(chosen: list[read.Located], *, needed: bool) -> dict[Path, list[Registration]]:
-    """Where each journal goes. Raises NotFound, if `needed`, for one that goes nowhere."""
+def _destinations(chosen: list[Located], *, needed: bool) -> dict[Path, list[Registration]]:
+    """The registrations of each journal. With `needed`, raises NotFound for one that has none."""
     known = by_journal(registrations())
     found = {located.journal: of_journal(located.journal, known) for located in chosen}
     for located in chosen:
@@ -98,7 +99,7 @@ def _urls(goes_to: list[Registration]) -> str:
 
 
 def _check_reachable(registration: Registration) -> None:
-    from ml_dash.sync.proof import connect
+    from ml_dash.sync.identity import connect
 
     try:
         connect(registration).close()
@@ -106,17 +107,17 @@ def _check_reachable(registration: Registration) -> None:
         raise RemoteError(f"nothing was removed: {error.message}", hint=error.hint) from error
 
 
-def _remove_there(located: read.Located, registration: Registration) -> None:
+def _remove_there(located: Located, registration: Registration) -> None:
     from ml_dash.sync import remote
-    from ml_dash.sync.proof import connect
+    from ml_dash.sync.identity import connect
 
     with contextlib.closing(connect(registration)) as link:
         try:
             remote.remove(link, experiment_id(located.project, located.name))
         except ServerRefused as refused:
-            if refused.code != UNKNOWN:  # it never arrived there
+            if refused.code != UNKNOWN:  # nothing of it ever arrived there
                 raise
 
 
 def _amount(files: int, size_bytes: int) -> str:
-    return f"{console.plural(files, 'file')}, {console.size(size_bytes)}"
+    return f"{console.plural(files, 'file')}, {console.size_text(size_bytes)}"

@@ -16,7 +16,7 @@ from ml_dash.cli.codes import FAILURE
 @click.group(name="server", invoke_without_command=True)
 @click.option(
     "--data", type=click.Path(path_type=Path),
-    help="The folder to keep all in. Default: ~/.local/share/ml-dash/server.",
+    help="The folder to keep everything in. Default: ~/.local/share/ml-dash/server.",
 )  # fmt: skip
 @click.option("--host", help="The address to listen on. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="The port; 0 takes a free one. Default: $PORT, else 3000.")
@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Collect what many machines record, and answer questions about it.
 
-    It says on stdout where it listens. SIGTERM lets requests under way end.
+    It prints on stdout where it listens. After SIGTERM, requests under way are completed.
     """
     _check_installed(ctx)
     from ml_dash.server.settings import server_settings
@@ -50,10 +50,10 @@ def install(only_print: bool) -> None:
     from ml_dash.server import install as units
 
     if only_print:
-        console.say(units.unit().rstrip())
+        console.print_text(units.unit().rstrip())
         return
     path = units.install()
-    console.say(f"{path} is written. Now: systemctl daemon-reload && systemctl enable --now {path.stem}")
+    console.print_text(f"wrote {path}; now run: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 
 @command.group()
@@ -69,16 +69,16 @@ def _data_option(decorated: Any) -> Any:
 
 @token.command()
 @click.argument("user")
-@click.option("--read-only", is_flag=True, help="It may look, and change nothing.")
-@click.option("--read-all", is_flag=True, help="It may look into every user's namespace.")
-@click.option("--expires", metavar="TIME", help="For how long it is good: 90d, 12h. Default: until it is revoked.")
+@click.option("--read-only", is_flag=True, help="It may read, and change nothing.")
+@click.option("--read-all", is_flag=True, help="It may read every user's namespace.")
+@click.option("--expires", metavar="TIME", help="How long it is valid: 90d, 12h. Default: until it is revoked.")
 @_data_option
 @options.json_option
 @click.pass_obj
 def create(
     above: Path, user: str, read_only: bool, read_all: bool, expires: str | None, data: Path | None, as_json: bool
 ) -> None:
-    """Make a token for USER. It is shown this once, and stored only as a digest."""
+    """Make a token for USER. It is printed this once, and stored only as a digest."""
     from ml_dash.server.engine.services import open_tokens
     from ml_dash.server.settings import check_data, duration_s, running_elsewhere
 
@@ -88,12 +88,12 @@ def create(
     other = running_elsewhere(data or above) if data is None else None
     if other is not None:
         url, folder = other
-        console.complain(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
+        console.print_error(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
     if as_json:
-        console.say_json({"id": identity, "user": user, "token": text})
+        console.print_json({"id": identity, "user": user, "token": text})
         return
-    console.say(text)
-    console.note(f"token {identity} of {console.safe(user)}: it is not shown again. There: ml-dash login URL")
+    console.print_text(text)
+    console.print_note(f"token {identity} of {console.safe(user)}: it is not shown again. There: ml-dash login URL")
 
 
 @token.command(name="list")
@@ -101,7 +101,7 @@ def create(
 @options.json_option
 @click.pass_obj
 def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
-    """List all tokens ever made; not their texts, which nobody has."""
+    """List all tokens ever made, without the secret texts, which are not stored."""
     from ml_dash.server.engine.services import open_tokens
 
     with open_tokens(_existing(data or above)) as tokens:
@@ -119,9 +119,9 @@ def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
         for row in found
     ]
     if as_json:
-        console.say_json(rows)
+        console.print_json(rows)
         return
-    console.say_table(
+    console.print_table(
         ["ID", "USER", "MAY", "CREATED", "EXPIRES", "REVOKED"],
         [
             [row["id"], row["user"], _rights(row), row["createdAt"] or "", row["expiresAt"] or "never",
@@ -141,13 +141,13 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
 
     with open_tokens(_existing(data or ctx.obj)) as tokens:
         if not tokens.revoke_token(identity):
-            console.complain(f"there is no token {identity!r}; ml-dash server token list shows them")
+            console.print_error(f"there is no token {identity!r}; ml-dash server token list shows them")
             ctx.exit(FAILURE)
-    console.note(f"token {identity} opens nothing any more")
+    console.print_note(f"token {identity} is revoked")
 
 
 def _existing(data: Path) -> Path:
-    """The data folder, if it is one: to look at tokens must not begin a server somewhere."""
+    """Return the data folder; raise NotFound if it is not one. Listing tokens must not create a database somewhere."""
     from ml_dash.errors import NotFound
     from ml_dash.server.engine.tokens import DATABASE
 
@@ -170,5 +170,5 @@ def _check_installed(ctx: click.Context) -> None:
     from importlib.util import find_spec
 
     if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")):
-        console.complain("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
+        console.print_error("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
         ctx.exit(FAILURE)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.look import look
-from ml_dash.cli.metrics import series_table
+from ml_dash.cli.metrics import SERIES_DROPPED, series_table
 from ml_dash.cli.summary import status_cell
+from ml_dash.cli.views import local_view
 
 MAX_ROWS = 20
 
@@ -21,28 +22,28 @@ MAX_ROWS = 20
 @options.json_option
 def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
     """Show one experiment: what it is, how it ended, what it holds."""
-    located, view = look(experiment, path)
+    located, view = local_view(experiment, path)
     record = {**view.record(), "path": str(located.folder), "journalPath": str(located.journal)}
     metrics = [view.metric_stats(entry["name"]) for entry in view.metrics()]
     if as_json:
         parts = {"parameters": view.parameters(), "metrics": metrics, "files": view.files()}
-        console.say_json({"experiment": record, **parts})
+        console.print_json({"experiment": record, **parts})
         return
-    _say_facts(record)
-    parameters = [(console.safe(key), console.number(value)) for key, value in view.parameters().items()]
-    _say_part(["parameter", "value"], parameters, "ml-dash params")
-    _say_part(*series_table(metrics), "ml-dash metrics")
+    _print_facts(record)
+    parameters = [(console.safe(key), console.value_text(value)) for key, value in view.parameters().items()]
+    _print_section(["parameter", "value"], parameters, "ml-dash params")
+    _print_section(*series_table(metrics), "ml-dash metrics", drop=SERIES_DROPPED)
     files = [
-        (console.safe((file["prefix"] + file["filename"]).lstrip("/")), console.size(file["sizeBytes"]))
+        (console.safe((file["prefix"] + file["filename"]).lstrip("/")), console.size_text(file["sizeBytes"]))
         for file in view.files()
     ]
-    _say_part(["file", ">size"], files, "ml-dash files")
+    _print_section(["file", ">size"], files, "ml-dash files")
 
 
-def _say_facts(record: dict[str, Any]) -> None:
+def _print_facts(record: dict[str, Any]) -> None:
     counts = record["counts"]
     status = status_cell(record["status"])
-    console.say(console.styled(console.safe(f"{record['project']}/{record['name']}"), "bold"))
+    console.print_text(console.styled(console.safe(f"{record['project']}/{record['name']}"), "bold"))
     facts = {
         "status": status if isinstance(status, str) else console.styled(status.text, status.style),
         "error": _error(record.get("error")),
@@ -51,7 +52,7 @@ def _say_facts(record: dict[str, Any]) -> None:
         "folder": record.get("folder"),
         "metadata": console.json_text(record["metadata"]) if record.get("metadata") else None,
         "protected": "parameters and files are final" if record.get("writeProtected") else None,
-        "written": f"{console.moment(record['createdAt'])} to {console.moment(record['updatedAt'])} UTC",
+        "written": f"{console.time_text(record['createdAt'])} to {console.time_text(record['updatedAt'])} UTC",
         "holds": ", ".join(
             console.plural(counts[part], noun)
             for part, noun in (("points", "point"), ("logs", "log entry"), ("files", "file"))
@@ -62,9 +63,10 @@ def _say_facts(record: dict[str, Any]) -> None:
     for name, fact in facts.items():
         if fact:
             shown = fact if name == "status" else console.safe_lines(str(fact), " " * 15)
-            console.say(f"  {name:<12} {shown}")
+            console.print_text(f"  {name:<12} {shown}")
     headers = ["writer", "host", ">pid", "started (UTC)", "ended", "commit"]
-    _say_part(headers, [_writer(writer) for writer in record["writers"]])
+    rows = [_writer(writer) for writer in record["writers"]]
+    _print_section(headers, rows, drop=("commit", "started (UTC)", ">pid", "host"))
 
 
 def _error(error: dict[str, Any] | None) -> str | None:
@@ -77,15 +79,15 @@ def _writer(writer: dict[str, Any]) -> list[console.Cell]:
         str(writer["id"])[:8],
         console.safe(str(writer.get("host", "-"))),
         console.safe(str(writer.get("pid", "-"))),
-        console.moment(writer.get("startedAt")),
+        console.time_text(writer.get("startedAt")),
         status_cell(ended) if ended else console.Styled("writing", "cyan"),
         console.safe(str(writer.get("gitCommit", "-"))[:12]),
     ]
 
 
-def _say_part(headers: list[str], rows: list[Any], more: str = "") -> None:
+def _print_section(headers: list[str], rows: list[Any], more: str = "", *, drop: Sequence[str] = ()) -> None:
     if rows:
-        console.say()
-        console.say_table(headers, rows[:MAX_ROWS])
+        console.print_text()
+        console.print_table(headers, rows[:MAX_ROWS], drop=drop)
     if len(rows) > MAX_ROWS:
-        console.note(f"  {len(rows) - MAX_ROWS:,} more{': ' + more if more else ''}")
+        console.print_note(f"  {len(rows) - MAX_ROWS:,} more{': ' + more if more else ''}")

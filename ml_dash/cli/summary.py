@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ml_dash.cli import console
-from ml_dash.reading import read
+from ml_dash.reading.located import Located
+from ml_dash.reading.view import View
 
 _SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",
@@ -16,14 +17,14 @@ _SHOWN = (
 _STATUS_STYLES = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
 
 
-def summary(located: read.Located, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `experiment.json` that a list shows, and where the experiment is."""
+def summary(located: Located, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `experiment.json` that a list shows, with the path of the experiment's folder."""
     facts = {key: record.get(key) for key in _SHOWN}
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
 
 
-def final_values(view: read.View) -> dict[str, Any]:
-    """Series → its last value."""
+def final_values(view: View) -> dict[str, Any]:
+    """Return series → its last value, over all metrics."""
     return {
         series: values["last"]
         for metric in view.metrics()
@@ -32,5 +33,6 @@ def final_values(view: read.View) -> dict[str, Any]:
 
 
 def status_cell(status: object) -> console.Cell:
+    """Return a status in its colour."""
     text = str(status)
     return console.Styled(console.safe(text), _STATUS_STYLES.get(text, "red"))

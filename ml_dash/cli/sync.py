@@ -13,6 +13,7 @@ from ml_dash.cli import console, options
 from ml_dash.cli.codes import UNSENT
 from ml_dash.errors import InvalidValue, JournalError, NotFound, RemoteError
 from ml_dash.reading import read
+from ml_dash.reading.located import Located, at
 from ml_dash.sync.register import Registration, by_journal, of_journal, registrations
 
 if TYPE_CHECKING:
@@ -32,40 +33,41 @@ def command() -> None:
 def status(ctx: click.Context, experiment: str | None, path: Path | None, as_json: bool) -> None:
     """Prove what the server has, by digests of every segment and the state of every file.
 
-    EXPERIMENT or, without one, all that are registered for upload (with --path, those in that folder). Exit code 3 if
-    not all of it is there, or if that could not be shown.
+    Without EXPERIMENT: of all that are registered for upload (with --path, those in that folder). Exit code 3 if
+    something is missing there, or if the comparison failed.
     """
     shown = []
     for located, registration in _wanted(experiment, path):
         found = show(located, registration, silent=as_json)
         shown.append(found)
     if as_json:
-        console.say_json(shown)
+        console.print_json(shown)
     if not all(found["complete"] for found in shown):
         ctx.exit(UNSENT)
 
 
-def show(located: read.Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
-    """Compare one experiment with its server and, unless `silent`, print what came out; the same as a mapping."""
+def show(located: Located, registration: Registration, *, silent: bool = False) -> dict[str, Any]:
+    """Compare an experiment with its server; return the result as a JSON object and, unless `silent`, print it."""
     from ml_dash.sync import proof
+    from ml_dash.sync.identity import connect
 
     name = console.safe(f"{located.project}/{located.name}")
     try:
-        with contextlib.closing(proof.connect(registration)) as link, console.progress(f"comparing {name}") as tell:
-            found = proof.prove(located, registration, link, tell)
+        with contextlib.closing(connect(registration)) as link, console.progress(f"comparing {name}") as show_progress:
+            found = proof.prove(located, registration, link, show_progress)
     except (RemoteError, JournalError) as error:
         if not silent:
-            console.say(f"{name}: {console.styled('not proven', 'red')}: {console.safe(str(error))}")
+            console.print_text(f"{name}: {console.styled('not proven', 'red')}: {console.safe(str(error))}")
         return _unproven(located, registration, str(error))
     if not silent:
-        console.say(f"{name}: {summary(found)}")
+        console.print_text(f"{name}: {summary(found)}")
         for reason in found.reasons:
-            console.say(f"    {console.safe(reason)}")
+            console.print_text(f"    {console.safe(reason)}")
     return _document(located, registration, found)
 
 
 def summary(found: Proof) -> str:
-    """One proof in one line."""
+    """Return a proof as one line for people."""
     counts = f"{found.events_there:,} of {found.events:,} events, {found.files_there:,} of {found.files:,} files"
     if found.conflicts:
         what = console.styled(f"digests of {console.plural(len(found.conflicts), 'segment')} differ", "red")
@@ -80,16 +82,16 @@ def summary(found: Proof) -> str:
     return f"{counts}, {what} ({console.safe(found.remote)})"
 
 
-def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Located, Registration]]:
-    """The experiments that are meant, with each server that they go to. Raises NotFound for one that goes nowhere."""
+def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[Located, Registration]]:
+    """Yield each chosen experiment with each of its registrations. Raises NotFound for a named one without any."""
     known = registrations()
     if experiment is None and path is None:
         for registration in known:
-            located = read.at(Path(registration.journal))
+            located = at(Path(registration.journal))
             if located is not None and registration in of_journal(located.journal, by_journal([registration])):
                 yield located, registration
             else:
-                console.note(f"{registration.journal} is registered, and gone")
+                console.print_note(f"{registration.journal} is registered, and gone")
         return
     if experiment is not None and path is None and (meant := _named(experiment, known)):
         yield from meant
@@ -106,8 +108,11 @@ def _wanted(experiment: str | None, path: Path | None) -> Iterator[tuple[read.Lo
             )
 
 
-def locate(experiment: str, path: Path | None) -> read.Located:
-    """The experiment that is meant: as everywhere, or else one of that name that is registered on this machine."""
+def locate(experiment: str, path: Path | None) -> Located:
+    """Find an experiment as `read.locate` does, or else one that is registered on this machine under that name.
+
+    Raises NotFound if there is none, InvalidValue if there are several.
+    """
     try:
         return read.locate(experiment, path)
     except NotFound:
@@ -122,13 +127,13 @@ def locate(experiment: str, path: Path | None) -> read.Located:
     return next(iter(meant.values()))
 
 
-def _named(experiment: str, known: Iterable[Registration]) -> list[tuple[read.Located, Registration]]:
-    """What is registered under `project/name`, wherever on this machine it is."""
-    there = [(found, one) for one in known if (found := read.at(Path(one.journal))) is not None]
+def _named(experiment: str, known: Iterable[Registration]) -> list[tuple[Located, Registration]]:
+    """Registered experiments called `project/name`, wherever on this machine they are."""
+    there = [(found, one) for one in known if (found := at(Path(one.journal))) is not None]
     return [(found, one) for found, one in there if f"{found.project}/{found.name}" == experiment]
 
 
-def _document(located: read.Located, registration: Registration, found: Proof) -> dict[str, Any]:
+def _document(located: Located, registration: Registration, found: Proof) -> dict[str, Any]:
     return {
         "project": located.project,
         "name": located.name,
@@ -148,7 +153,7 @@ def _document(located: read.Located, registration: Registration, found: Proof) -
     }
 
 
-def _unproven(located: read.Located, registration: Registration, error: str) -> dict[str, Any]:
+def _unproven(located: Located, registration: Registration, error: str) -> dict[str, Any]:
     nothing = {"here": 0, "there": 0}
     return {
         "project": located.project, "name": located.name, "path": str(located.folder),

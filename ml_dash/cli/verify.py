@@ -11,6 +11,7 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 from ml_dash.reading.verify import VerifyReport, verify
 
 _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "yellow"}
@@ -25,8 +26,8 @@ _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "
 def command(ctx: click.Context, experiment: str | None, everything: bool, path: Path | None, as_json: bool) -> None:
     """Check every frame, blob and file of an experiment.
 
-    Exit code 4 if anything is damaged or lost. What is merely torn (a write cut off by a kill, never
-    acknowledged) or released (content of a file that was replaced or deleted) is told, and is no damage.
+    Exit code 4 if anything is damaged or lost. A torn tail (a write cut off by a kill, never
+    acknowledged) and released files (replaced or deleted) are reported, but not counted as damage.
     """
     if everything and experiment is not None:
         raise click.UsageError("Give an EXPERIMENT or --all, not both.", ctx)
@@ -37,34 +38,34 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
             reports.append((located, verify(located, progress)))
     if as_json:
         shown = [_as_json(located, report) for located, report in reports]
-        console.say_json(shown if everything else shown[0])
+        console.print_json(shown if everything else shown[0])
     else:
         for located, report in reports:
-            _say(located, report)
+            _print_report(located, report)
     if any(report.damaged for _, report in reports):
         ctx.exit(DAMAGE)
 
 
-def _as_json(located: read.Located, report: VerifyReport) -> dict[str, Any]:
+def _as_json(located: Located, report: VerifyReport) -> dict[str, Any]:
     facts = asdict(report)
     facts["findings"] = list(facts["findings"])
     return {"project": located.project, "name": located.name, "ok": report.ok, "damaged": report.damaged, **facts}
 
 
-def _say(located: read.Located, report: VerifyReport) -> None:
+def _print_report(located: Located, report: VerifyReport) -> None:
     name = console.styled(console.safe(f"{located.project}/{located.name}"), "bold")
     verdict = console.styled("DAMAGED", "bold red") if report.damaged else console.styled("intact", "green")
-    console.say(
+    console.print_text(
         f"{name}: {verdict}; {console.plural(report.events, 'event')} in "
-        f"{console.plural(report.segments, 'segment')}, {console.size(report.bytes)}, "
+        f"{console.plural(report.segments, 'segment')}, {console.size_text(report.bytes)}, "
         f"{console.plural(report.blobs, 'blob')}"
     )
     released = sum(finding.kind == "released" for finding in report.findings)
     if released:
-        console.say(f"  content of {console.plural(released, 'replaced or deleted file')} was released")
+        console.print_text(f"  content of {console.plural(released, 'replaced or deleted file')} was released")
     findings = [finding for finding in report.findings if finding.kind != "released"]
     if findings:
-        console.say_table(
+        console.print_table(
             ["finding", "where", "what"],
             [
                 (

@@ -29,12 +29,12 @@ def command(ctx: click.Context, url: str | None, as_json: bool) -> None:
     if wanted is not None and not found:
         found = [_asked(wanted)]
     if as_json:
-        console.say_json(found)
+        console.print_json(found)
     else:
         for row in found:
-            console.say(console.safe(f"{row['remote']}: {_sentence(row)}"))
+            console.print_text(console.safe(f"{row['remote']}: {_sentence(row)}"))
     if not found:
-        console.complain("there is no login; run: ml-dash login URL")
+        console.print_error("there is no login; run: ml-dash login URL")
     if not found or not all(row["accepted"] for row in found):
         ctx.exit(FAILURE)
 

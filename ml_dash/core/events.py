@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+from . import limits
+
 OPEN: Final = 1
 CLOSE: Final = 2
 LOG: Final = 3
@@ -135,7 +137,6 @@ MAX_DEPTH: Final = 100
 
 _LEAVES: Final = frozenset((type(None), bool, int, float, str, bytes))
 _TEXT: Final = frozenset((str,))
-_LARGEST: Final = (1 << 63) - 1
 
 
 class Malformed(ValueError):
@@ -181,7 +182,7 @@ def text(value: Any) -> str:
 
 def natural(value: Any) -> int:
     """Return the value if it is an integer from 0 to 2**63 - 1. Raises Malformed."""
-    if type(value) is not int or not 0 <= value <= _LARGEST:
+    if type(value) is not int or not 0 <= value <= limits.INT64_MAX:
         raise Malformed
     return value
 

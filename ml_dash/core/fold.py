@@ -16,6 +16,7 @@ from . import events as ev
 from . import rewinds
 from .events import Malformed
 from .frames import Event
+from .limits import INT64_MAX
 from .names import check_filename, check_metric_name, check_prefix, file_id
 from .ranges import Range
 from .state import (
@@ -40,7 +41,6 @@ __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
 
 _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _TEXT: Final = {str}
-_LARGEST: Final = (1 << 63) - 1
 _NEVER: Final = 1 << 64
 
 # -- the fold ---------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
     writer, body = work.writer, ev.mapping(body)
     count = ev.natural(body["count"])
     unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
-    writer.lost = min(writer.lost + count, _LARGEST)
+    writer.lost = min(writer.lost + count, INT64_MAX)
     writer.unused += unused
 
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import msgpack
@@ -51,8 +50,7 @@ Event = tuple[int, int, int, Any]
 Decode = Callable[[bytes], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The header of a segment: its writer and journal. Ids are 16 random bytes, times ns since the epoch."""
 
     journal: bytes
@@ -65,8 +63,7 @@ class Header:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class OrderHeader:
+class OrderHeader(NamedTuple):
     """The header of an `order` file: the journal to which it belongs."""
 
     journal: bytes
@@ -94,7 +91,7 @@ def encode_header(header: Header | OrderHeader, magic: bytes = b"") -> bytes:
     The checksums of frames continue from that CRC.
     """
     magic = magic or (MAGIC if isinstance(header, Header) else ORDER_MAGIC)
-    body: bytes = msgpack.packb(list(astuple(header)))
+    body: bytes = msgpack.packb(header)
     head = PREFIX.pack(magic, VERSION, len(body)) + body
     return head + CRC.pack(crc32(head))
 

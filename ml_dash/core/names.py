@@ -137,20 +137,6 @@ def metric_path(name: str, fold_case: bool = False) -> str:
     return _path(name, parts, METRIC_PART_BYTES)
 
 
-def metric_name(path: str) -> str | None:
-    """Return the name for which `metric_path`, with or without `fold_case`, gives this path.
-
-    None if there is no such name, or if the path holds a hash: then only the metadata has the name.
-    """
-    if any(mark in path for mark in _HASHED):
-        return None
-    try:
-        name = "/".join("" if part == "%" else _unescaped(part) for part in path.split("/"))
-    except ValueError:
-        return None
-    return name if path in (metric_path(name), metric_path(name, fold_case=True)) else None
-
-
 def file_path(prefix: str, filename: str) -> str:
     """Return the path of a file under `files/`, in POSIX form; two files never have the same.
 
@@ -256,14 +242,6 @@ def _hashed(mark: str, beginning: str, raw: str, limit: int) -> str:
     if escape != -1 and (escape >= len(head) - 2 or head[escape : escape + 2] in _HASHED):
         head = head[:escape]
     return head + mark + _sha256(raw.encode("utf-8")).hex()[:_DIGEST_DIGITS]
-
-
-def _unescaped(part: str) -> str:
-    literal, *rest = part.split("%")
-    pieces = [literal.encode("utf-8")]
-    for piece in rest:
-        pieces += [bytes.fromhex(piece[:2]), piece[2:].encode("utf-8")]
-    return b"".join(pieces).decode("utf-8")
 
 
 def _number(content: bytes) -> str:

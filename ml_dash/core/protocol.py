@@ -18,6 +18,9 @@ MAX_BATCH_BYTES: Final = 8 << 20
 MAX_BLOBS: Final = 1000
 """The most contents of small files in one request."""
 
+ORDER_PAGE: Final = 10_000
+"""So many records of the order may be asked for at once."""
+
 BATCH_BYTES: Final = 4 << 20
 """The bytes that a daemon sends at once while it is behind; less after a 413."""
 

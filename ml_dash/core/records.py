@@ -5,7 +5,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from typing import Any, TypedDict
 
-from .limits import CHUNK_SIZE
+from .limits import CHUNK_SIZE, INT64_MAX
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
@@ -226,6 +226,16 @@ def series_name(metric: str, field: str) -> str:
     return metric if field == "value" else f"{metric}.{field}"
 
 
+def metric_meant(state: State, name: str) -> str:
+    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    if name in state.metrics:
+        return name
+    for metric, known in state.metrics.items():
+        if any(series_name(metric, field) == name for field in known.series):
+            return metric
+    return name
+
+
 def all_series(metric: Metric) -> dict[str, SeriesStats]:
     """Return the statistics of every numeric field, sorted by name: the order of meeting depends on the stretches."""
     return {series_name(metric.name, field): series_stats(series) for field, series in sorted(metric.series.items())}
@@ -398,7 +408,7 @@ def experiment_document(state: State) -> ExperimentRecord:
             "metrics": len(state.metrics),
             "parameters": len(state.parameters),
             "files": sum(file.live for file in state.files.values()),
-            "lost": min(sum(writer.lost for writer in writers), 2**63 - 1),
+            "lost": min(sum(writer.lost for writer in writers), INT64_MAX),
         },
         "journal": state.journal_path.value,
         "writers": [writer_record(writer) for writer in writers],

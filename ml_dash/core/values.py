@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from binascii import b2a_base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import index
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,6 +62,18 @@ def checked_step(argument: str, value: object) -> int | float:
     if type(step) is float and 0 <= step < INFINITY:
         return step
     raise InvalidValue(f"{argument} is {value!r:.80}", hint="use the step to go on from: a number that is not negative")
+
+
+def page_arguments(start_index: Any, limit: Any) -> tuple[int, int]:
+    """The two bounds of a page as plain ints; how long a page may be, its reader checks."""
+    bounds = []
+    for argument, value in (("start_index", start_index), ("limit", limit)):
+        try:
+            bounds.append(index(value))
+        except TypeError:
+            found = type(value).__name__
+            raise UnsupportedType(f"{argument} is {found}, expected int", hint="like 0, or -100") from None
+    return bounds[0], bounds[1]
 
 
 def lenient_values(mapping: Mapping[str, object], warn: Callable[[str], None]) -> dict[str, object]:

@@ -21,7 +21,7 @@ class Flower(NamedTuple):
 
 
 def load_flowers() -> list[Flower]:
-    """The 150 flowers of iris.csv (source and licence: IRIS.md)."""
+    """Return the 150 flowers of iris.csv (source and licence: IRIS.md)."""
     with Path(__file__).with_name("iris.csv").open(encoding="utf-8", newline="") as file:
         _header, *rows = csv.reader(file)
     columns = [_scaled([float(row[column]) for row in rows]) for column in range(4)]
@@ -32,6 +32,7 @@ def load_flowers() -> list[Flower]:
 
 
 def _scaled(values: list[float]) -> list[float]:
+    """Return the values scaled to mean 0 and standard deviation 1."""
     mean = math.fsum(values) / len(values)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
     return [(value - mean) / deviation for value in values]
@@ -46,13 +47,15 @@ class Network:
 
     @classmethod
     def fresh(cls, width: int, rng: random.Random) -> Network:
+        """Return a network with `width` hidden units and random weights, of variance 1 / inputs."""
+
         def rows(count: int, inputs: int) -> Matrix:
             return [[rng.gauss(0, 1 / math.sqrt(inputs)) for _ in range(inputs + 1)] for _ in range(count)]
 
         return cls(rows(width, 4), rows(len(SPECIES), width))
 
     def forward(self, measures: Sequence[float]) -> tuple[list[float], list[float]]:
-        """(what the hidden layer says, the probability of each species)"""
+        """Return (activities of the hidden layer, probability of each species)."""
         inputs = [*measures, 1.0]
         hidden = [math.tanh(sum(map(float.__mul__, row, inputs))) for row in self.hidden]
         scores = [sum(map(float.__mul__, row, [*hidden, 1.0])) for row in self.output]
@@ -60,7 +63,7 @@ class Network:
         return hidden, [weight / sum(weights) for weight in weights]
 
     def learn(self, flower: Flower, rate: float) -> float:
-        """One step of stochastic gradient descent; the loss before it."""
+        """Take one step of stochastic gradient descent; return the cross-entropy before it."""
         hidden, chances = self.forward(flower.measures)
         slopes = [chance - (number == flower.species) for number, chance in enumerate(chances)]
         pairs = list(zip(slopes, self.output, strict=True))
@@ -72,7 +75,7 @@ class Network:
         return -math.log(max(chances[flower.species], 1e-300))
 
     def accuracy(self, flowers: Sequence[Flower]) -> float:
-        """The share of `flowers` whose most probable species is the right one."""
+        """Return the share of `flowers` whose most probable species is the right one."""
         right = 0
         for flower in flowers:
             _, chances = self.forward(flower.measures)
@@ -81,5 +84,6 @@ class Network:
 
 
 def _step(row: list[float], inputs: list[float], amount: float) -> None:
+    """Subtract `amount` times the inputs from a row of weights, in place."""
     for i, value in enumerate(inputs):
         row[i] -= amount * value

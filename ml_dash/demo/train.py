@@ -1,6 +1,6 @@
 """A training script as a user of ml-dash would write it: `python -m ml_dash.demo.train` runs it by itself.
 
-It may be killed at any moment and started again: it goes on from its last checkpoint.
+It may be killed at any moment and started again; it then continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEED = 1936
 
 
 def train(experiment: Experiment) -> float:
-    """Trains to the last epoch, from the last checkpoint if there is one; the accuracy on unseen flowers."""
+    """Train to the last epoch, from the last checkpoint if there is one; return the accuracy on unseen flowers."""
     experiment.parameters().set(
         data={"name": "iris", "species": SPECIES, "held_out": HELD_OUT},
         model={"hidden": WIDTH, "activation": "tanh"},
@@ -48,7 +48,7 @@ def train(experiment: Experiment) -> float:
 
 
 def _learn_all(experiment: Experiment, network: Network, flowers: list[Flower], epoch: int) -> float:
-    """One pass over `flowers` in an order of its own, a point for every batch; the mean loss."""
+    """Learn all `flowers` once, in an order of the epoch's own, with a point for every batch; return the mean loss."""
     shuffled = random.Random(SEED + epoch).sample(flowers, len(flowers))
     losses: list[float] = []
     for start in range(0, len(shuffled), BATCH):
@@ -60,7 +60,7 @@ def _learn_all(experiment: Experiment, network: Network, flowers: list[Flower], 
 
 
 def _save(experiment: Experiment, network: Network, epoch: int) -> None:
-    """Adds the checkpoint, in place of the one before."""
+    """Add a checkpoint as a file, in place of the one before."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "network.json")
         path.write_text(json.dumps({"epoch": epoch, "hidden": network.hidden, "output": network.output}))
@@ -69,9 +69,9 @@ def _save(experiment: Experiment, network: Network, epoch: int) -> None:
 
 
 def _resume(experiment: Experiment, batches: int) -> tuple[Network, int]:
-    """The network as last saved, and how many epochs are behind it; a fresh one if none was saved.
+    """Return the network as last saved and the number of epochs that it has learned; a fresh one if none was saved.
 
-    What was recorded after the checkpoint is about to be recorded again: from now on only that counts.
+    What was recorded after the checkpoint is about to be recorded again, so it is superseded by a rewind.
     """
     saved = experiment.file(prefix="/checkpoints").list()
     if not saved:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ml_dash.errors import InvalidValue, UnsupportedType
 
@@ -22,7 +21,6 @@ DEFAULT_DURABILITY: Final = "interval"
 DURABILITIES: Final = ("always", "interval", "os")
 
 ARGUMENT: Final = "argument"
-LOGIN: Final = "login"
 DEFAULT: Final = "default"
 
 PathText = str | os.PathLike[str]
@@ -41,12 +39,11 @@ class OperationMode(Enum):
     HYBRID = "hybrid"
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Checked settings, fixed when the experiment object is made.
 
     `root` holds the documented folders and `store` the journals; both are absolute. `sources` tells for
-    each setting: `argument`, `environment ML_DASH_...`, `login` or `default`.
+    each setting: `argument`, `environment ML_DASH_...` or `default`.
     """
 
     root: Path
@@ -57,8 +54,23 @@ class Settings:
     local_prefix: str | None = None
     remote: str | None = None
     user_name: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    sources: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    api_key: str | None = None
+    sources: Mapping[str, str] = {}
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in ("api_key", "sources"))
+        return f"Settings({', '.join(shown)})"
+
+    # Where a setting came from makes no difference.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Settings) and self[:-1] == other[:-1]
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self[:-1])
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -79,7 +91,7 @@ def resolve(
     """Return the settings from arguments and environment.
 
     Raises `InvalidValue` that names the argument or the variable, and `UnsupportedType`. Never contacts a
-    server; reads no file but the stored login, and that only for a remote without an api_key.
+    server, and reads no file.
     """
     environment = os.environ if env is None else env
     choice = _Choice(environment)
@@ -98,8 +110,6 @@ def resolve(
         url = remote_url(url, choice.label("remote"))
     name = choice.user_name(user_name)
     key = choice.api_key(api_key)
-    if url is not None and key is None:
-        key = _login(url, name, environment, choice.sources)
     return Settings(
         root=root,
         store=store,
@@ -226,23 +236,6 @@ def _private_folder(env: Environment) -> Path | None:
     return folder if private else None
 
 
-def stored_login(url: str, env: Environment | None = None) -> str | None:
-    """Return the token that a login stored for this server; None if there is none or it cannot be read."""
-    import json
-
-    try:
-        content = json.loads((config_folder(env) / "credentials.json").read_bytes())
-        wanted = remote_url(url)
-    except (OSError, ValueError, RecursionError):
-        return None
-    remotes = content.get("remotes") if isinstance(content, dict) else None
-    for known, entry in remotes.items() if isinstance(remotes, dict) else ():
-        if known.rstrip("/") in (url.rstrip("/"), wanted) and isinstance(entry, dict):
-            token = entry.get("token")
-            return token if isinstance(token, str) and _is_token(token) else None
-    return None
-
-
 def disabled(env: Environment | None = None) -> bool:
     """True if `ML_DASH_DISABLED` switches recording off."""
     return flag("DISABLED", env)
@@ -320,7 +313,7 @@ class _Choice:
 
     def api_key(self, argument: object) -> str | None:
         text = self.text("api_key", argument)
-        if text is not None and not _is_token(text):
+        if text is not None and not is_token(text):
             # The key itself is never shown.
             found = "contains a space or a non-ASCII character"
             raise InvalidValue(f"{self.label('api_key')} {found}", hint="give the token as it was issued")
@@ -332,16 +325,6 @@ class _Choice:
             hint = 'use "always", "interval" or "os"'
             raise InvalidValue(f"{self.label('durability')} is {text[:80]!a}", hint=hint)
         return text
-
-
-def _login(url: str, name: str | None, env: Environment, sources: dict[str, str]) -> str | None:
-    """Return the stored token if one is needed; servers on this machine accept the development login."""
-    if name is not None and is_loopback(url):
-        return None
-    token = stored_login(url, env)
-    if token is not None:
-        sources["api_key"] = LOGIN
-    return token
 
 
 def _mode(url: str | None, path: str | None) -> OperationMode:
@@ -378,7 +361,8 @@ def _without_secrets(text: str) -> str:
     return shown.partition("?")[0]
 
 
-def _is_token(text: str) -> bool:
+def is_token(text: str) -> bool:
+    """Can this be a token: ASCII that stands in one line of a header, without spaces?"""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 

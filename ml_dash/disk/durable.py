@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 Write = Callable[[int, bytes, int], int]
 """write(fd, data, len(data)) → how many bytes were written; negative for an error, which it does not name."""
 
+BLOCK_BYTES: Final = 1 << 20
+"""What is read at once of a file, or of an answer, that may be long."""
+
 STORAGE_TROUBLE: Final = frozenset(
     code
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EBADF",
-                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM")
+                 "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM",
+                 "ENOTCONN", "EREMOTEIO")
     if (code := getattr(errno, name, None)) is not None
 )  # fmt: skip
 
@@ -25,6 +30,17 @@ STORAGE_TROUBLE: Final = frozenset(
 _LOCAL_FILE_SYSTEMS: Final = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay"})
 
 _hits: Counter[str] = Counter()
+
+
+def is_gone(path: Path) -> bool:
+    """True if nothing is there; False where that cannot be told."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def fail_point(name: str) -> None:
@@ -37,6 +53,8 @@ def fail_point(name: str) -> None:
         return
     _hits[name] += 1
     if _hits[name] == int(nth):
+        import signal
+
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -100,13 +118,18 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
             offset += count
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool = False, scratch: Path | None = None) -> None:
+def replace_file(
+    path: Path, data: bytes, *, sync: bool = False, private: bool = False, scratch: Path | None = None
+) -> None:
     """Replace a file: readers see the old content or the new, never a part. With `sync`, durable on return.
 
-    The new content is first written to `scratch` (default: beside `path`), which a crash may leave behind.
+    With `private` nobody else may read it (mode 0600), not even for a moment. The new content is first written to
+    `scratch` (default: beside `path`), which a crash may leave behind.
     """
-    temporary = scratch or path.with_name(f".{path.name}.{os.getpid():x}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+    # Threads of one process may replace the same file.
+    temporary = scratch or path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if private else os.O_TRUNC) | getattr(os, "O_CLOEXEC", 0)
+    fd = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
         try:
             write_all(fd, data)
@@ -115,12 +138,13 @@ def replace_file(path: Path, data: bytes, *, sync: bool = False, scratch: Path |
         finally:
             os.close(fd)
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if scratch is None or error.errno != errno.EXDEV:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if scratch is None or not isinstance(error, OSError) or error.errno != errno.EXDEV:
             raise
         # The scratch file is on another file system than the target.
-        replace_file(path, data, sync=sync)
+        replace_file(path, data, sync=sync, private=private)
         return
     if sync:
         sync_folder(path.parent)
@@ -138,6 +162,23 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
             break
         data += more
     return data
+
+
+def blocks(path: Path, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The bytes [start, end) of a file, block by block; fewer only where the file ends before."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = sys.maxsize if end is None else end - start
+        while rest > 0 and (block := file.read(min(BLOCK_BYTES, rest))):
+            yield block
+            rest -= len(block)
+
+
+def crc_of(path: Path, start: int, end: int, crc: int = 0) -> int | None:
+    """The CRC-32 of the bytes [start, end) of a file, going on from `crc`; None if they are not all there."""
+    for block in blocks(path, start, end):
+        crc, start = crc32(block, crc), start + len(block)
+    return crc if start >= end else None
 
 
 def boot_id() -> str:

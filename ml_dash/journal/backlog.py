@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 LIMIT_BYTES: Final = 64 << 20
 
 
-class Aside(NamedTuple):
-    """An event whose call could not wait for a thread that hangs inside the kernel; it has no number yet."""
-
-    kind: int
-    body: Any
-    tally: Any
-    points: int
+Aside = tuple[int, Any, Any, int]
+"""Kind, body, tally and points of an event whose call could not wait for a thread that hangs inside the kernel."""
 
 
 class Backlog:

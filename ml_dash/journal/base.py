@@ -133,7 +133,7 @@ def _holds(identity: str, freed: FreedSegment) -> bool:
 def save(journal: Path, identity: OrderHeader, base: Base) -> None:
     """Store a base in a journal, replacing an older one; on return it survives a power cut. Raises OSError."""
     fail_point("base-before")
-    head = encode_header(replace(identity, nonce=b""), BASE_MAGIC)
+    head = encode_header(identity._replace(nonce=b""), BASE_MAGIC)
     body = encode(base)
     replace_file(journal / BASE, head + _HEAD.pack(len(body), _crc(head, body)) + body, sync=True)
 

@@ -19,13 +19,12 @@ from typing import Final
 
 from ..core.events import blob_name
 from ..core.limits import MAX_FILE_BYTES
-from ..disk.durable import fail_point, sync_folder
+from ..disk.durable import blocks, fail_point, sync_folder
 from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
 _BLOCK_BYTES: Final = 4 << 20
 _HASH_BLOCK_BYTES: Final = 256 << 10
-_NO_END: Final = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +196,6 @@ def discard(stored: Stored) -> None:
         stored.temporary.unlink(missing_ok=True)
 
 
-def path_of(journal: Path, digest: str, writer: str, seq: int) -> Path:
-    """Return the path of the blob of event (writer, seq)."""
-    return journal / BLOBS / blob_name(digest, writer, seq)
-
-
 def names(journal: Path) -> dict[str, int]:
     """Return the blobs of a journal: name → size in bytes."""
     try:
@@ -214,11 +208,8 @@ def names(journal: Path) -> dict[str, int]:
 def digest_of(path: Path, size: int | None = None) -> str:
     """Return the SHA-256 of a file, or of its first `size` bytes, in lower-case hex. Memory does not grow with it."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        rest = _NO_END if size is None else size
-        while rest > 0 and (block := file.read(min(_BLOCK_BYTES, rest))):
-            digest.update(block)
-            rest -= len(block)
+    for block in blocks(path, 0, size):
+        digest.update(block)
     return digest.hexdigest()
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from time import monotonic, time_ns
 from typing import Any, Final, Protocol
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import MAX_PAYLOAD
 from ..disk.durable import STORAGE_TROUBLE
 from ..errors import StorageError
-from .backlog import Aside, Backlog
+from .backlog import Backlog
 from .segment import ROLL_BYTES
 from .segment_file import SegmentFile
 
@@ -124,7 +124,7 @@ class Degraded:
         copy = self._file.pack(body)
         if not self.backlog.aside:
             log.warning("ml-dash: a write to %s hangs; events are kept in memory until it returns.", self._journal)
-        self.backlog.set_aside(Aside(kind, msgspec.msgpack.decode(copy), tally, count), len(copy))
+        self.backlog.set_aside((kind, msgpack.unpackb(copy), tally, count), len(copy))
         self._file.limit = -1
         self.retry_at = self.retry_at or monotonic() + FIRST_RETRY_S
         self._syncer.wake()
@@ -163,9 +163,9 @@ class Degraded:
         payload = self.backlog.payloads[0]
         if file.fd < 0 or file.size >= ROLL_BYTES:
             file.retire()
-            file.start(int(msgspec.msgpack.decode(payload)[0]))
+            file.start(int(msgpack.unpackb(payload)[0]))
         if len(payload) > MAX_PAYLOAD:
-            payload = file.spill(*msgspec.msgpack.decode(payload))
+            payload = file.spill(*msgpack.unpackb(payload))
         file.put(payload)
         self.backlog.pop()
 

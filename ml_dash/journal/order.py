@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -123,7 +123,7 @@ class Order:
 
     def _begin_anew(self) -> None:
         """Begin a new file; a damaged one is renamed and stays as evidence: its records are lost with its header."""
-        identity = replace(read_identity(self.path.parent), nonce=os.urandom(8))
+        identity = read_identity(self.path.parent)._replace(nonce=os.urandom(8))
         if self.path.exists():
             os.replace(self.path, self.path.with_name(f"{ORDER}.damaged.{os.urandom(4).hex()}"))
         temporary = self.path.with_name(f".{ORDER}.{os.urandom(4).hex()}.tmp")

@@ -29,8 +29,9 @@ from ..core.frames import (
     might_grow,
     walk,
 )
+from ..core.limits import LATEST_NS
 from ..core.ranges import Range
-from ..disk.durable import read_at
+from ..disk.durable import blocks, read_at
 from ..errors import Damaged, NewerFormat
 from .segment import SegmentName, list_segments, parse_name
 
@@ -39,7 +40,6 @@ _WALK_BYTES: Final = 4 << 20
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME_BYTES: Final = HEAD.size + MAX_PAYLOAD
 _LARGEST_HEADER_BYTES: Final = 8 << 10
-_LATEST_NS: Final = 1 << 62
 
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 
@@ -192,6 +192,11 @@ def is_partial(segment: Segment, tail: Tail) -> bool:
     return might_grow(buffer, 0)
 
 
+def is_empty(segment: Segment, tail: Tail) -> bool:
+    """True if all bytes of a tail are zero."""
+    return not any(block.strip(b"\0") for block in blocks(segment.path, tail.start, tail.end))
+
+
 def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
     """Return the newest event time in a journal (ns since the epoch), at a cost that does not grow with the journal.
 
@@ -204,11 +209,11 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
         if name.writer not in latest or name > latest[name.writer][0]:
             latest[name.writer] = (name, path)
     for name, path in latest.values():
-        newest = max(newest, min(name.created_ns, _LATEST_NS))
+        newest = max(newest, min(name.created_ns, LATEST_NS))
         try:
             if path.stat().st_size != known.get(path.name, -1):
                 # No clock shows a time beyond the limit: it was made up, and would leave no room for later ones.
-                newest = max(newest, min(_last_time_ns(path), _LATEST_NS))
+                newest = max(newest, min(_last_time_ns(path), LATEST_NS))
         except (OSError, Damaged):
             continue
     return newest
@@ -218,33 +223,38 @@ def _last_time_ns(path: Path) -> int:
     segment = open_segment(path)
     if segment is None:
         return 0
-    return max((event[2] for event in _events_at_end(segment, path.stat().st_size)), default=0)
+    return max((event[2] for event in _at_end(segment, path.stat().st_size)[0]), default=0)
 
 
 def last_event(segment: Segment, size: int) -> tuple[int, int] | None:
     """Return (number, kind) of the last whole event in the first `size` bytes of a segment; None if there is none."""
-    events = _events_at_end(segment, size)
+    events, _ = _at_end(segment, size)
     return events[-1][:2] if events else None
 
 
-def _events_at_end(segment: Segment, size: int) -> list[Event]:
-    """Return the last events in the first `size` bytes of a segment: at least one, if it has any."""
+def last_frame_end(segment: Segment, size: int) -> int:
+    """Return the offset behind the last whole frame in the first `size` bytes of a segment."""
+    return _at_end(segment, size)[1]
+
+
+def _at_end(segment: Segment, size: int) -> tuple[list[Event], int]:
+    """Return the last events in the first `size` bytes of a segment (at least one, if any), and the offset behind."""
     window = _TAIL_BYTES
     with segment.path.open("rb") as file:
         while True:
             start = max(segment.first, size - window)
-            events = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
+            events, end = _frames_within(read_at(file.fileno(), size - start, start), segment.crcs)
             if events or start == segment.first or window > 2 * MAX_PAYLOAD:
-                return events
+                return events, start + end if events else segment.first
             window *= 8
 
 
-def _frames_within(buffer: bytes, crcs: LengthCrcs) -> list[Event]:
-    events: list[Event] = []
-    position = 0
+def _frames_within(buffer: bytes, crcs: LengthCrcs) -> tuple[list[Event], int]:
+    found: list[Event] = []
+    position = end = 0
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
-        position = walk(buffer, position, crcs, decode_event, events)
-    return events
+        position = end = walk(buffer, position, crcs, decode_event, found)
+    return found, end
 
 
 # -- frames that are checked, and not decoded -------------------------------------------------------------------------

@@ -6,13 +6,12 @@ import contextlib
 import errno
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
 from ..disk.durable import replace_file, sync_folder
-from ..errors import Damaged, JournalError
+from ..errors import Damaged, ForeignFolder, JournalError
 
 JOURNAL: Final = ".journal"
 SEGMENTS: Final = "segments"
@@ -21,14 +20,16 @@ ORDER: Final = "order"
 CHECKPOINT: Final = "checkpoint"
 BASE: Final = "base"
 TURN: Final = "turn.lock"
+EXPERIMENT: Final = "experiment.json"
+"""In the documented folder: the file that points back to the journal."""
+
 ROLL_BYTES: Final = 64 << 20
 
 _NAME: Final = re.compile(r"(\d{20})-([0-9a-f]{32})-(\d{6})\.seg")
 _BLOB: Final = re.compile(r"([0-9a-f]{64})-([0-9a-f]{32})-(\d+)")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class SegmentName:
+class SegmentName(NamedTuple):
     """A segment's file name; names sort by creation, then writer, then number."""
 
     created_ns: int
@@ -86,18 +87,55 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
     (temporary / BLOBS).mkdir()
     replace_file(temporary / ORDER, encode_header(header), sync=sync)
     try:
-        os.rename(temporary, journal)
+        place_journal(temporary, journal)
     except OSError as error:
         import shutil  # 2 ms that only this needs
 
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) or not journal.is_dir():
+        if not isinstance(error, FileExistsError):
             raise
         return read_identity(journal)
     if sync:
         for folder in (journal, home, home.parent, home.parent.parent):
             sync_folder(folder)
     return header
+
+
+def place_journal(temporary: Path, journal: Path) -> None:
+    """Give a journal that is complete its name. Raises FileExistsError if another process has made one there."""
+    try:
+        os.rename(temporary, journal)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) and journal.is_dir():
+            raise FileExistsError(error.errno, "another process has made this journal", str(journal)) from None
+        raise
+
+
+def make_store(store: Path) -> None:
+    """Make the folder that holds journals; it is not for version control."""
+    if not store.exists():
+        store.mkdir(parents=True, exist_ok=True)
+        replace_file(store / ".gitignore", b"*\n")
+
+
+def refuse_foreign(folder: Path, hint: str) -> None:
+    """Raise ForeignFolder, with that hint, if a folder in which a journal is to be made holds something else."""
+    try:
+        found = [entry for entry in os.listdir(folder) if not entry.startswith(f"{JOURNAL}.")]
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        if not os.path.lexists(folder):
+            # A folder above is not a folder: nothing can ever be made here, under any name.
+            raise
+        raise ForeignFolder(f"{folder} is not a folder", hint=hint) from None
+    except PermissionError:
+        return
+    if found:
+        raise ForeignFolder(
+            f"{folder} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
+            hint=hint,
+        )
 
 
 def read_identity(journal: Path) -> OrderHeader:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import Header, LengthCrcs, encode_frame, encode_header, spilled
@@ -30,15 +29,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 
-@dataclass(slots=True)
 class Retired:
     """A segment that gets no more frames but is not synced yet.
 
     `unsynced` holds its frames since the last sync, to be written again if this one fails.
     """
 
-    fd: int
-    unsynced: bytearray
+    __slots__ = ("fd", "unsynced")
+
+    def __init__(self, fd: int, unsynced: bytearray) -> None:
+        self.fd = fd
+        self.unsynced = unsynced
 
 
 class SegmentFile:
@@ -77,7 +78,7 @@ class SegmentFile:
         # The time of the last event, and the number of the next.
         self.last_ns = created_ns
         self.seq = 0
-        self.pack: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+        self.pack = packer(load=False)
         self._lock: BaseFileLock | None = None
         self._keep = keep
         self._n = 0
@@ -236,8 +237,10 @@ class SegmentFile:
 
     def spill(self, seq: int, kind: int, now: int, body: Any) -> bytes:
         """Store a body over 1 MiB as a blob, synced; return the payload of an event that names it. Raises OSError."""
+        from hashlib import sha256
+
         content = self.pack(body)
-        digest = hashlib.sha256(content).digest()
+        digest = sha256(content).digest()
         path = self.folder.journal / BLOBS / events.blob_name(digest.hex(), self.id, seq)
         temporary = path.with_name(f".{self.id}-{seq}.tmp")
         try:
@@ -251,8 +254,19 @@ class SegmentFile:
                 temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-        reference = spilled(digest, len(content))
-        return self.pack((seq, kind, now, msgspec.msgpack.Ext(reference.code, reference.data)))
+        payload: bytes = msgpack.packb((seq, kind, now, spilled(digest, len(content))))
+        return payload
+
+
+def packer(*, load: bool) -> Callable[[Any], bytes]:
+    """What makes an event's bytes: msgspec, the faster one, which takes a while to load; without `load`, until that is
+    done, msgpack, which makes the same bytes."""
+    if load or "msgspec" in sys.modules:
+        import msgspec
+
+        return msgspec.msgpack.Encoder().encode
+    pack: Callable[[Any], bytes] = msgpack.Packer().pack
+    return pack
 
 
 class _Discarding(bytearray):

@@ -26,6 +26,17 @@ class Syncer:
         self._event = threading.Event()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
+        self._held_back = False
+
+    def hold_back(self) -> None:
+        """Let `start` start the thread, not the call that first wants it: on a busy machine that takes milliseconds."""
+        self._held_back = self._thread is None
+
+    def start(self) -> None:
+        """Hold the thread back no longer; start it if it is wanted."""
+        self._held_back = False
+        if any(writer.dirty_since or writer.retry_at for writer in list(self._writers)):
+            self.wake()
 
     def add(self, writer: Writer) -> None:
         """Serve a writer from now on."""
@@ -48,7 +59,7 @@ class Syncer:
 
     def wake(self) -> None:
         """Serve the writers soon: one has something to sync or to write again. Any thread; never waits."""
-        if self._thread is None:
+        if self._thread is None and not self._held_back:
             self._start()
         self._event.set()
 
@@ -108,6 +119,7 @@ class Syncer:
         self._writers = set()
         self._thread = None
         self._guard = threading.Lock()
+        self._held_back = False
         self._event = threading.Event()
 
 

@@ -23,15 +23,15 @@ from time import monotonic, sleep, time_ns
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
-import msgspec
+import msgpack
 
 from ..core import events
 from ..core.frames import HEAD, MAX_PAYLOAD, OrderHeader, encode_frame
-from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point
+from ..disk.durable import STORAGE_TROUBLE, Write, data_sync, fail_point, is_gone
 from ..errors import InvalidValue, StorageError, WriterGone
 from .degraded import FIRST_RETRY_S, Degraded, Tally, Wakes, counted, refusal
 from .segment import ROLL_BYTES, SegmentFolder
-from .segment_file import Retired, SegmentFile, close_quietly
+from .segment_file import Retired, SegmentFile, close_quietly, packer
 
 log = logging.getLogger("ml_dash")
 
@@ -170,6 +170,9 @@ class Writer:
             return ordinal
         except (OverflowError, UnicodeEncodeError, TypeError, RecursionError) as error:
             raise InvalidValue(f"cannot record {_cut(body)}: {error}") from error
+        except StorageError:
+            # Strict mode has refused the event already, and counted that.
+            raise
         except OSError as error:
             if error.errno not in STORAGE_TROUBLE:
                 raise
@@ -239,7 +242,7 @@ class Writer:
                 return self._trouble.accept(kind, body, None, 1)
             payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
-                payload = file.spill(*msgspec.msgpack.decode(payload))
+                payload = file.spill(*msgpack.unpackb(payload))
             file.in_doubt = True
             return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
@@ -320,6 +323,10 @@ class Writer:
         """Write through this function from now on (see `durable.keeping_write`); None for `os.write`."""
         if not _fails_at_write():
             self._keeping_write = write
+
+    def load(self) -> None:
+        """Load what makes each append faster; the first ones need not wait for that. Any thread."""
+        self._file.pack = packer(load=True)
 
     # -- when the disk refuses ---------------------------------------------------------------------------------------
 
@@ -513,9 +520,12 @@ class Writer:
             self._end()
         lost = self._trouble.backlog.lost + len(self._trouble.backlog)
         if lost:
+            rest = f"all others are in {self.journal}"
+            if is_gone(self.journal):
+                rest = "no others are on disk"
             raise StorageError(
                 f"{lost:,} events of {self.identity.project}/{self.identity.name} were lost: the disk refused them "
-                f"({self.degraded or 'and the buffer was full'}); all others are in {self.journal}",
+                f"({self.degraded or 'and the buffer was full'}); {rest}",
                 hint="free space or mend the disk before the next run",
             )
         if not synced:

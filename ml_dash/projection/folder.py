@@ -22,7 +22,7 @@ from ..core.rewinds import Elsewhere, Past
 from ..core.shown import Shown
 from ..core.state import Block, Edits, File, LogLine, State
 from ..disk.durable import fail_point, read_at, replace_file, write_all
-from ..journal.segment import BLOBS, parse_blob
+from ..journal.segment import BLOBS, EXPERIMENT, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
 from .lines import document, joined, log_lines, point_lines, read_points
 
@@ -30,7 +30,6 @@ LOGS: Final = "logs/logs.jsonl"
 POINTS: Final = "data.jsonl"
 METADATA: Final = "metadata.json"
 PARAMETERS: Final = "parameters.json"
-EXPERIMENT: Final = "experiment.json"
 FILES: Final = "files/.files_metadata.json"
 AWAY: Final = "NOT-UP-TO-DATE.txt"
 """The only file in a folder that was emptied to make room for the journal on a full disk."""

@@ -19,11 +19,11 @@ from ..disk.lock import Liveness, Turn, probe
 from ..errors import JournalError, StorageError
 from ..journal import blobs
 from ..journal.merge import OrderChanged
-from ..journal.segment import CHECKPOINT, SEGMENTS, TURN, list_segments, parse_blob
+from ..journal.segment import CHECKPOINT, EXPERIMENT, SEGMENTS, TURN, list_segments, parse_blob
 from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
-from .folder import AWAY, EXPERIMENT, PARAMETERS, Folder, FolderChanged
+from .folder import AWAY, PARAMETERS, Folder, FolderChanged
 from .replay import Enough, Pace, Replay
 from .start import begin
 
@@ -39,7 +39,8 @@ _AWAY_TEXT: Final = (
     "Once there is room, ml-dash makes it again when it is read, or by: ml-dash rebuild\n"
 )
 _REBUILD_SLICE_EVENTS: Final = 50_000
-_WAIT_S: Final = 30.0
+TURN_WAIT_S: Final = 30.0
+"""How long whoever needs the folder waits for another process that is writing it."""
 
 
 class Place(Protocol):
@@ -337,9 +338,9 @@ class Projector:
         `progress(events, bytes_of_segments)` is called now and then. Waits for up to 30 s for the turn. Raises
         JournalError, with nothing removed, if there is a base that cannot be used.
         """
-        with self.having_turn(_WAIT_S) as taken:
+        with self.having_turn(TURN_WAIT_S) as taken:
             if not taken:
-                raise OSError(f"{self.journal}: another process has been projecting it for {_WAIT_S:.0f} s")
+                raise OSError(f"{self.journal}: another process has been projecting it for {TURN_WAIT_S:.0f} s")
             begun = monotonic()
             size = sum(path.stat().st_size for _, path in list_segments(self.journal))
             kept = Folder(self.folder_path, self.journal, begin(self.journal, self.folder_path).layout)
@@ -387,14 +388,9 @@ def _empty_but(top: Path, kept: dict[Path, int]) -> None:
                     path.rmdir()
 
 
-def journal_is_there(journal: Path) -> bool:
-    """True if a folder holds a journal."""
-    return (journal / SEGMENTS).is_dir()
-
-
 def catch_up(located: Place) -> None:
     """Bring the documented folder up to date, as readers do after a run was killed. Waits up to 30 s for the turn."""
-    Projector(located.journal, located.folder).advance(wait_s=_WAIT_S)
+    Projector(located.journal, located.folder).advance(wait_s=TURN_WAIT_S)
 
 
 def rebuild(located: Place, progress: Callable[[int, int], None] | None = None) -> RebuildReport:

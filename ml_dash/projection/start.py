@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Final
-from zlib import crc32
 
+from ..disk.durable import crc_of
 from ..errors import Damaged
 from ..journal import base as bases
 from ..journal.base import Base, Kept
@@ -17,8 +16,6 @@ from .checkpoint import Checkpoint, Layout, LineFile
 from .folder import LOGS, Folder
 
 log = logging.getLogger("ml_dash")
-
-_BLOCK_BYTES: Final = 1 << 20
 
 
 def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
@@ -82,14 +79,9 @@ def _count_kept(base: Base, folder: Folder) -> None:
 
 def is_there(path: Path, kept: Kept) -> bool:
     """True if a file still begins with the lines that were kept in it."""
-    crc, rest = 0, kept.size
     try:
         if path.is_symlink() or not path.is_file():
             return not kept.size
-        with path.open("rb") as file:
-            while rest > 0 and (block := file.read(min(_BLOCK_BYTES, rest))):
-                crc = crc32(block, crc)
-                rest -= len(block)
+        return crc_of(path, 0, kept.size) == kept.crc
     except OSError:
         return False
-    return rest == 0 and crc == kept.crc

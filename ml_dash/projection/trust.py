@@ -11,19 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
-from zlib import crc32
+from typing import Any
 
 from ..core.events import Malformed, changes, mapping
 from ..core.state import Metric, State
-from ..disk.durable import boot_id
+from ..disk.durable import boot_id, crc_of
 from ..errors import JournalError
 from ..journal.reader import Segment, Stretch, open_segment, read
 from ..journal.segment import ORDER, list_segments
 from .checkpoint import LINES_PER_MARK, Checkpoint, LineFile
 from .folder import Folder
-
-_BLOCK_BYTES: Final = 1 << 20
 
 
 def holds(checkpoint: Checkpoint, folder: Folder) -> bool:
@@ -100,7 +97,7 @@ def _survived(checkpoint: Checkpoint, folder: Folder) -> bool:
     if not _segments_survived(checkpoint, folder.journal):
         return False
     for path, lines in [(folder.journal / ORDER, checkpoint.order), *folder.line_files()]:
-        if _crc(path, lines.safe, lines.size) != lines.crc:
+        if crc_of(path, lines.safe, lines.size) != lines.crc:
             return False
         lines.safe, lines.crc = lines.size, 0
     return True
@@ -135,17 +132,6 @@ def _is_all_frames(segment: Segment, start: int, end: int) -> bool:
 def seal(checkpoint: Checkpoint, journal: Path) -> None:
     """Extend the checkpoint's CRC of `order` to the position that it has now."""
     sealed = checkpoint.order
-    crc = _crc(journal / ORDER, sealed.size, checkpoint.order_position, sealed.crc)
+    crc = crc_of(journal / ORDER, sealed.size, checkpoint.order_position, sealed.crc)
     if crc is not None:
         sealed.size, sealed.crc = checkpoint.order_position, crc
-
-
-def _crc(path: Path, start: int, end: int, crc: int = 0) -> int | None:
-    """Return the CRC-32 of bytes [start, end), continued from `crc`; None if they are not all there."""
-    rest = end - start
-    with path.open("rb") as file:
-        file.seek(start)
-        while rest > 0 and (block := file.read(min(_BLOCK_BYTES, rest))):
-            crc = crc32(block, crc)
-            rest -= len(block)
-    return crc if rest <= 0 else None

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ..core.events import OPEN
 from ..core.records import ExperimentRecord
-from ..disk.config import Settings, resolve
-from ..errors import InvalidValue, JournalError, NotFound
-from ..journal import base as bases
+from ..disk.config import DEFAULT_LOCAL_PATH, Settings, resolve
+from ..errors import InvalidValue, NotFound
 from ..journal.merge import OrderChanged
-from ..journal.reader import Stretch, open_segment, read
-from ..journal.segment import BASE, JOURNAL, SEGMENTS, list_segments, read_identity
+from ..journal.segment import BASE, EXPERIMENT, list_segments
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
-from ..projection.folder import EXPERIMENT, Folder
-from .view import MAX_LIMIT, STORE, Memory, View, check_limit, look, look_anew
+from ..projection.folder import Folder
+from .located import Located, at
+from .view import View, look, look_anew, nearest
 
-__all__ = [
-    "MAX_LIMIT", "Located", "Memory", "View", "at", "check_limit", "find", "fresh_view", "locate", "points_back",
-    "record", "view",
-]  # fmt: skip
-
-_OPENING_BYTES: Final = 64 << 10
-_OPENINGS_READ: Final = 256
-_MOST_PARENTS: Final = 3
 _record: Final = msgspec.json.Decoder(ExperimentRecord)
-
-
-@dataclass(frozen=True, slots=True)
-class Located:
-    """An experiment on disk: its documented folder, and its journal (the `.journal` folder)."""
-
-    project: str
-    name: str
-    folder: Path
-    journal: Path
 
 
 # -- one experiment --------------------------------------------------------------------------------------------------
@@ -64,7 +41,7 @@ def view(located: Located) -> View:
 
 
 def fresh_view(located: Located) -> View:
-    """The same, from the journal alone: for a folder that is not there, or not what it should be."""
+    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be."""
     return look_anew(located.journal, located.folder)
 
 
@@ -94,101 +71,6 @@ def _is_final(document: ExperimentRecord, located: Located, path: Path) -> bool:
         if end is None or (end == "died" and segment.stat().st_mtime_ns >= written_ns):
             return False
     return True
-
-
-# -- from a folder to an experiment ----------------------------------------------------------------------------------
-
-
-def at(path: Path) -> Located | None:
-    """The experiment whose documented folder, home in the store, or `.journal` this is; None if it is none."""
-    home = path.parent if path.name == JOURNAL else path
-    journal = home / JOURNAL
-    if os.path.isdir(f"{journal}/{SEGMENTS}"):  # noqa: PTH112 - asked of every folder in a store
-        return _located(journal)
-    pointed = _pointed_to(home)
-    return _located(pointed, folder=home) if pointed is not None else None
-
-
-def _pointed_to(folder: Path) -> Path | None:
-    """The journal that a documented folder's `experiment.json` points to."""
-    path = folder / EXPERIMENT
-    try:
-        pointer = _pointer.decode(path.read_bytes()).journal if path.is_file() else None
-    except (OSError, ValueError):
-        return None
-    if not pointer or "\0" in pointer:
-        return None
-    journal = Path(os.path.normpath(folder / pointer))
-    return journal if journal.name == JOURNAL and (journal / SEGMENTS).is_dir() else None
-
-
-class _Pointer(msgspec.Struct):
-    journal: str | None = None
-
-
-_pointer: Final = msgspec.json.Decoder(_Pointer)
-
-
-def points_back(folder: Path, journal: Path) -> bool:
-    """Does a documented folder say that this is its journal?"""
-    pointed = _pointed_to(folder)
-    try:
-        return pointed is not None and pointed.samefile(journal)
-    except OSError:
-        return False
-
-
-def _located(journal: Path, folder: Path | None = None) -> Located:
-    home = journal.parent
-    try:
-        identity = read_identity(journal)
-        project, name = identity.project, identity.name
-    except (OSError, JournalError):
-        project, name = home.parent.name, home.name
-    return Located(project, name, folder or _folder_of(journal, project, name), journal)
-
-
-def _folder_of(journal: Path, project: str, name: str) -> Path:
-    """Where the documented folder of a journal is: beside it, or where its newest opening event says.
-
-    A journal may come from anywhere, so what it says is believed only of a folder that points back, or of one that is
-    not there yet and is `<project>/<name>` in the store or in a folder that holds the store.
-    """
-    home = journal.parent
-    if (home / EXPERIMENT).exists():
-        return home
-    store = home.parent.parent
-    for path in chain(_folder_paths(journal), _folder_path_of_base(journal)):
-        folder = Path(os.path.normpath(store / path))
-        above = path.split("/")[:-2]
-        expected = path.split("/")[-2:] == [project, name] and above == [".."] * len(above)
-        is_new = expected and len(above) <= _MOST_PARENTS and not os.path.lexists(folder)
-        return folder if is_new or points_back(folder, journal) else home
-    return home
-
-
-def _folder_path_of_base(journal: Path) -> Iterator[str]:
-    """The same from a base, which may stand for all opening events. A damaged one is told where it is read for more."""
-    with contextlib.suppress(OSError, JournalError):
-        base = bases.load(journal)
-        if base is not None and base.folder_path and "\0" not in base.folder_path:
-            yield base.folder_path
-
-
-def _folder_paths(journal: Path) -> Iterator[str]:
-    """What opening events say of where the folder is, the newest first."""
-    firsts = [path for name, path in list_segments(journal) if name.n == 0]
-    for path in firsts[: -_OPENINGS_READ - 1 : -1]:
-        try:
-            segment = open_segment(path)
-            items = read(segment, segment.first, segment.first + _OPENING_BYTES) if segment is not None else ()
-            for _, kind, _, body in (event for item in items if isinstance(item, Stretch) for event in item.events[:1]):
-                if kind == OPEN and isinstance(body, dict) and body.get("child") is not True:
-                    stated = body.get("folderPath")
-                    if isinstance(stated, str) and "\0" not in stated:
-                        yield stated
-        except (OSError, JournalError):
-            continue
 
 
 # -- finding experiments ---------------------------------------------------------------------------------------------
@@ -225,11 +107,11 @@ def _paths() -> Settings:
 def _places(path: Path | None) -> list[Path]:
     if path is not None:
         base = Path(path).expanduser().absolute()
-        return [base, base / STORE] if (base / STORE).is_dir() else [base]
+        return [base, base / DEFAULT_LOCAL_PATH] if (base / DEFAULT_LOCAL_PATH).is_dir() else [base]
     settings = _paths()
     if settings.store.is_dir():
         return [settings.store]
-    return sorted(Path.cwd().glob(f"*/{STORE}"))
+    return sorted(Path.cwd().glob(f"*/{DEFAULT_LOCAL_PATH}"))
 
 
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
@@ -274,15 +156,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
 
 def places(path: Path | None) -> str:
     """Where experiments are looked for, for a message."""
-    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{STORE}"
-
-
-def nearest(text: str, names: Iterable[str]) -> str:
-    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(text, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
+    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
 
 
 def _at_text(text: str) -> Located | None:

@@ -24,19 +24,18 @@ from ..journal import base as bases
 from ..journal import blobs
 from ..journal.base import Base
 from ..journal.order import MergeRecord, Order
-from ..journal.reader import Gap, Segment, Tail, is_partial, open_segment, read
-from ..journal.segment import BASE, BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, read_identity
+from ..journal.reader import Gap, Segment, Tail, is_empty, is_partial, open_segment, read
+from ..journal.segment import BASE, BLOBS, CHECKPOINT, EXPERIMENT, ORDER, SEGMENTS, list_segments, read_identity
 from ..projection import checkpoint as checkpoints
 from ..projection.checkpoint import Checkpoint, Layout, LineFile
-from ..projection.folder import EXPERIMENT, FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
+from ..projection.folder import FILES, LOGS, METADATA, PARAMETERS, Folder, FolderChanged, metric_lines
 from ..projection.lines import document, log_lines
 from ..projection.replay import Replay
 from ..projection.start import begin
-from .read import Located
+from .located import Located
 
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]
-_BLOCK: Final = 1 << 20
 _TRIES: Final = 3
 _decode_record: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
@@ -319,7 +318,7 @@ class _Check:
         elif is_partial(segment, tail):
             what = f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged"
             self.add("torn", segment.path.name, what)
-        elif is_empty(segment.path, tail.start, tail.end):
+        elif is_empty(segment, tail):
             self.add("torn", segment.path.name, f"the last {size} bytes were never written: the machine lost its power")
         else:
             self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame")
@@ -462,15 +461,3 @@ def _holds(path: Path, file: File) -> bool:
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size_bytes:
         return False
     return blobs.digest_of(path) == file.checksum
-
-
-def is_empty(path: Path, start: int, end: int) -> bool:
-    """Are all bytes [start, end) zero?"""
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < end:
-            block = file.read(min(_BLOCK, end - start))
-            if not block or block.strip(b"\0"):
-                return False
-            start += len(block)
-    return True

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
+from ..core.limits import MAX_LIMIT
 from ..core.names import check_prefix, level_of
-from ..core.ranges import bounds, holes, page_of, size_of, windows
+from ..core.ranges import bounds, holes, page_of, windows
 from ..core.records import (
     ExperimentRecord,
     FileRecord,
@@ -19,11 +20,13 @@ from ..core.records import (
     MetricSummary,
     Point,
     PointPage,
+    all_series,
     experiment_document,
     file_record,
     files_in_order,
     live_files,
     log_page,
+    metric_meant,
     metric_stats,
     metric_summary,
     parameters_document,
@@ -31,8 +34,9 @@ from ..core.records import (
     series_name,
 )  # fmt: skip
 from ..core.rewinds import Past, last_step
+from ..core.sampling import Sampling
 from ..core.state import Edits, File, Metric, State
-from ..core.statistics import step_of
+from ..disk.config import DEFAULT_LOCAL_PATH
 from ..errors import Damaged, InvalidValue, JournalError, NotFound, ReleasedData
 from ..journal import base as bases
 from ..journal.merge import OrderChanged
@@ -45,8 +49,6 @@ from ..projection.start import begin
 
 log = logging.getLogger("ml_dash")
 
-STORE: Final = ".ml-dash"
-MAX_LIMIT: Final = 10_000
 _TRIES: Final = 3
 # What reading lines raises that somebody has edited, removed, or is writing again.
 _UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
@@ -105,7 +107,7 @@ def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[
 
 
 def look_anew(journal: Path, folder: Path) -> View:
-    """The same from the journal alone: for a folder that is not there, or not what it should be.
+    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be.
 
     Of the folder nothing is used but lines that a base has kept there and that are still the same. Raises JournalError
     if there is a base that cannot be used.
@@ -135,6 +137,14 @@ def projected(projector: Projector) -> View:
     return View(projector.state, projector.folder, Memory(projector.folder), again)
 
 
+def nearest(text: str, names: Iterable[str]) -> str:
+    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(text, dict.fromkeys(names), n=3)
+    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
+
+
 _told: set[str] = set()
 
 
@@ -156,7 +166,7 @@ def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedDa
         base = None
     remotes = sorted({stood.remote for stood in base.segments.values() if stood.remote}) if base is not None else []
     name = f"{state.project}/{state.name}"
-    where = "" if folder.parents[1].name == STORE else f" --path {shlex.quote(str(folder.parents[1]))}"
+    where = "" if folder.parents[1].name == DEFAULT_LOCAL_PATH else f" --path {shlex.quote(str(folder.parents[1]))}"
     remote = f" --remote {remotes[0]}" if remotes else " --remote URL"
     return ReleasedData(
         f"{what} in {name}: not on this machine any more (gc, or a pull of the state alone); "
@@ -214,7 +224,7 @@ class View:
 
     def each_log(self) -> Iterator[LogEntry]:
         """All log entries, in flat memory."""
-        first = self._first_here(self._folder.layout.logs, "logs")
+        first = self._first_here(self._folder.layout.logs, "logs", self.state.logs)
         for start in range(first, self.state.logs, MAX_LIMIT):
             yield from self.logs(start, MAX_LIMIT)["logs"]
 
@@ -225,8 +235,12 @@ class View:
     def metric_page(
         self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
     ) -> PointPage:
-        """A page of points; empty for an unknown metric. Without `superseded` it holds those that are current."""
+        """A page of points of a metric, or of the one that has such a series; empty for an unknown one.
+
+        Without `superseded` it holds those that are current.
+        """
         check_limit(limit)
+        name = metric_meant(self.state, name)
         metric = self.state.metrics.get(name)
         if metric is None:
             return point_page([], max(0, start_index), more=False)
@@ -244,7 +258,7 @@ class View:
     def _current_page(self, metric: Metric, start_index: int, limit: int) -> PointPage:
         """A page of points that are not superseded, by index; a negative start counts those from the end."""
         known = self._folder.layout.metrics.get(metric.name, LineFile())
-        first = self._first_here(known, f"points of {metric.name}") if start_index < known.first else 0
+        first = self._first_here(known, f"points of {metric.name}", metric.count) if start_index < known.first else 0
         current = list(holes(metric.superseded, first, metric.count))
         chosen = page_of(current, start_index, limit)
         points: list[Point] = []
@@ -257,10 +271,11 @@ class View:
 
     def each_point(self, name: str, *, superseded: bool = True) -> Iterator[Point]:
         """All points of a metric, or those that are current, in flat memory."""
+        name = metric_meant(self.state, name)
         metric = self.state.metrics.get(name)
         if metric is None:
             return
-        first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}")
+        first = self._first_here(self._folder.layout.metrics.get(name, LineFile()), f"points of {name}", metric.count)
         for start in range(first, metric.count, MAX_LIMIT):
             page = self.metric_page(name, start, MAX_LIMIT)["data"]
             if superseded or not metric.superseded:
@@ -269,11 +284,6 @@ class View:
                 for low, high in holes(metric.superseded, start, start + len(page)):
                     yield from page[low - start : high - start]
 
-    def last_point(self, name: str) -> Point | None:
-        """The last point that is current."""
-        page = self.metric_page(name, -1, 1, superseded=False)["data"]
-        return page[0] if page else None
-
     def last_step(self) -> int | float | None:
         """The greatest step (else epoch) of what is current, of all metrics."""
         return last_step(self.state)
@@ -281,14 +291,15 @@ class View:
     def refuse_released(self, metric: str | None = None, start: int = 0) -> None:
         """Raises ReleasedData if lines of the logs, or of a metric, from number `start` on are not on this machine."""
         layout = self._folder.layout
+        metric = None if metric is None else metric_meant(self.state, metric)
         first = layout.logs.first if metric is None else layout.metrics.get(metric, LineFile()).first
         if first > max(start, 0):
             what = f"{'log entries' if metric is None else f'points of {metric}'} before number {first:,}"
             raise released(self.state, self._folder.journal, self._folder.path, what)
 
-    def _first_here(self, known: LineFile, what: str) -> int:
-        """The number of the first line that is on this machine."""
-        if known.first:
+    def _first_here(self, known: LineFile, what: str, total: int) -> int:
+        """The number of the first line that is on this machine. Told, unless there is none: then the caller raises."""
+        if 0 < known.first < total:
             _tell_elsewhere(self._folder.path, what, known.first)
         return known.first
 
@@ -296,7 +307,7 @@ class View:
         """What a page holds; one that would begin before what is on this machine begins there instead."""
         start, stop = bounds(start_index, limit, total)
         if start < known.first:
-            return bounds(self._first_here(known, what), limit, total)
+            return bounds(self._first_here(known, what, total), limit, total)
         return start, stop
 
     def metric_stats(self, name: str) -> MetricStats:
@@ -304,9 +315,11 @@ class View:
         return metric_stats(self.state, self._metric(name))
 
     def _metric(self, name: str) -> Metric:
-        metric = self.state.metrics.get(name)
+        metric = self.state.metrics.get(metric_meant(self.state, name))
         if metric is None:
-            raise NotFound(f"metric {name!r} has no points in {self.state.project}/{self.state.name}")
+            names = [shown for known in self.state.metrics.values() for shown in (known.name, *all_series(known))]
+            hint = nearest(name, names).rstrip()
+            raise NotFound(f"metric {name!r} has no points in {self.state.project}/{self.state.name}", hint=hint)
         return metric
 
     def files(self, *, deleted: bool = False, prefix: str = "", tags: list[str] | None = None) -> list[FileRecord]:
@@ -327,35 +340,26 @@ class View:
         """The live file that would be the folder of one there, or have it as its folder."""
         return self._folder.clashing(self.state, prefix, filename)
 
-    def series(self, name: str, series: str | None = None, max_points: int = 1000) -> list[tuple[float, float]]:
-        """(x, y) of one series; x is `step`, else `epoch`, else the index. Keeps minima and maxima when thinning."""
+    def series(
+        self, name: str, series: str | None = None, max_points: int = 1000, *, superseded: bool = False
+    ) -> list[tuple[float, float]]:
+        """(x, y) of one series, at most about `max_points`; x is `step`, else `epoch`, else the index.
+
+        Minima and maxima are kept. What is superseded is left out, unless it is asked for.
+        """
         metric = self._metric(name)
-        field = next((field for field in metric.series if series_name(name, field) == (series or name)), None)
+        field = next((field for field in metric.series if series_name(metric.name, field) == (series or name)), None)
         if field is None:
-            raise NotFound(f"metric {name!r} has no series {series or name!r}; it has {sorted(metric.series)}")
-        bucket = max(1, -(-(metric.count - size_of(metric.superseded)) * 2 // max(2, max_points)))
-        thinned: list[tuple[float, float]] = []
-        waiting: list[tuple[float, float]] = []
-        for point in self.each_point(name, superseded=False):
-            y = point["data"].get(field)
-            if isinstance(y, (int, float)) and not isinstance(y, bool) and y == y:
-                waiting.append((_x(point), float(y)))
-            if len(waiting) == bucket:
-                thinned += _extremes(waiting)
-                waiting = []
-        return thinned + _extremes(waiting)
-
-
-def _extremes(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    if len(points) <= 2:
-        return points
-    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
-    return sorted({points.index(low): low, points.index(high): high}.values(), key=points.index)
-
-
-def _x(point: Point) -> float:
-    step = step_of(point["data"])
-    return float(point["index"] if step is None else step)
+            raise NotFound(f"metric {metric.name!r} has no series {series or name!r}; it has {sorted(metric.series)}")
+        sampling = Sampling(0, metric.count, max_points, field)
+        known = self._folder.layout.metrics.get(metric.name, LineFile())
+        first = self._first_here(known, f"points of {metric.name}", metric.count)
+        for start in range(first, metric.count, MAX_LIMIT):
+            rows = [point["data"] for point in self.metric_page(metric.name, start, MAX_LIMIT)["data"]]
+            for low, high in holes(() if superseded else metric.superseded, start, start + len(rows)):
+                sampling.add_rows(rows[low - start : high - start], low)
+        found = sampling.series().get(field, {"x": [], "value": []})
+        return [(float(x), float(y)) for x, y in zip(found["x"], found["value"], strict=True)]
 
 
 def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..disk.durable import Write, keeping_write
 from ..errors import StorageError
+from ..journal.syncer import syncer
+from . import process
 
 if TYPE_CHECKING:
     from ..journal.writer import Writer
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 PROJECT_EVERY_S: Final = 0.5
+# The first points of a run come before what its folder needs.
+LOAD_AFTER_S: Final = 0.05
 _JOIN_S: Final = 5.0
 _NAP_S: Final = 0.0015
 # The main one, the one that syncs, the one that projects.
@@ -35,7 +39,14 @@ class Projected(Protocol):
     """A run, as far as its folder goes."""
 
     writer: Writer
-    local: bool
+    loaded: bool
+
+    @property
+    def local(self) -> bool:
+        """Is its journal on a disk of this machine?"""
+
+    def load(self) -> None:
+        """Load what the first points need not wait for."""
 
     @property
     def behind(self) -> bool:
@@ -49,7 +60,10 @@ class Projected(Protocol):
 
 
 class Keeper:
-    """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles."""
+    """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles.
+
+    What that needs is loaded here too, a moment after the first of them has begun.
+    """
 
     def __init__(self) -> None:
         self._lost: deque[Lost] = deque()
@@ -70,8 +84,6 @@ class Keeper:
 
     def add(self, run: Projected) -> None:
         """Keep this run's folder up to date from now on."""
-        if run.local:
-            run.writer.when_contended = self._keeping_write()
         with self._guard:
             self._runs.append(run)
             if self._thread is None:
@@ -82,6 +94,7 @@ class Keeper:
                 except RuntimeError as error:
                     # No more threads: close() and every reader bring the folder up to date by themselves.
                     log.debug("ml-dash: no thread to project with: %s", error)
+                    syncer.start()
                     return
                 self._thread = thread
 
@@ -120,8 +133,9 @@ class Keeper:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _loop(self, wake: threading.Event) -> None:
+        pause = LOAD_AFTER_S
         while True:
-            wake.wait(PROJECT_EVERY_S)
+            wake.wait(pause)
             wake.clear()
             if self._lost:
                 self.close_lost()
@@ -129,7 +143,25 @@ class Keeper:
                 runs = list(self._runs)
                 if not runs or self._thread not in (None, threading.current_thread()):
                     return
-            self._pass(runs)
+            syncer.start()
+            self._load(runs)
+            if pause == PROJECT_EVERY_S:
+                self._pass(runs)
+            pause = PROJECT_EVERY_S
+
+    def _load(self, runs: list[Projected]) -> None:
+        """What these runs need to go on fast, and to be projected, for those that have begun without it."""
+        for run in runs:
+            if run.loaded:
+                continue
+            try:
+                with process.loading():
+                    run.load()
+                    if run.local:
+                        run.writer.when_contended = self._keeping_write()
+            except (ImportError, OSError) as error:
+                # No descriptor left, say: it is tried again.
+                log.debug("ml-dash: could not load what projects: %s", error)
 
     def _pass(self, runs: list[Projected]) -> None:
         local = [run.writer for run in runs if run.local]
@@ -144,7 +176,7 @@ class Keeper:
 
         for run in runs:
             run.tend()
-        due = [run for run in runs if run.behind]
+        due = [run for run in runs if run.loaded and run.behind]
         if due and local:
             self._use(local, self._keeping_write())
         for run in due:

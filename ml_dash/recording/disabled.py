@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -12,14 +11,14 @@ _folder: tuple[Path, int] | None = None
 
 
 def settings_of_nothing(settings: Settings) -> Settings:
-    """The same settings, but for the place; nothing is synced there."""
+    """Settings for a recording that is switched off: a place of its own, and nothing is synced there."""
     global _folder
     if _folder is None:
         import tempfile
 
         _folder = Path(tempfile.mkdtemp(prefix="ml-dash-disabled-")), os.getpid()
     root = _folder[0]
-    return dataclasses.replace(settings, root=root, store=root, local_path=os.fspath(root), durability="os")
+    return settings._replace(root=root, store=root, local_path=os.fspath(root), durability="os")
 
 
 def remove() -> None:

@@ -71,7 +71,9 @@ def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
     """Type, message and traceback of an exception, each as text, our own credentials replaced by `***`."""
     import traceback
 
-    hidden = {*secrets, *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
+    from ..sync.login import stored_tokens
+
+    hidden = {*secrets, *stored_tokens(), *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
 
     def clean(text: str) -> str:
         # The longest first: one may be a part of another.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
 import logging
 import os
 import sys
@@ -18,8 +16,10 @@ from ..core.values import lenient_values
 from ..disk.config import Settings, disabled, quiet
 from ..errors import NotFound, StorageError, UnsupportedType, WriterGone
 from . import disabled as discard
+from . import process
 from .ending import Before, before, ending, unhandled
 from .session import Closed, Elsewhere, Reading, Recording, Session
+from .telling import say
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_dash")
 
-# The process that imported the library; those that it forks tell the user nothing.
-_FIRST_PROCESS: Final = os.getpid()
 _PROCESS: Final = os.urandom(8).hex()
 
 # Open or not: a forked child gives each of them a new lock, another thread may have held the old one.
@@ -113,7 +111,8 @@ class Handle:
                     self._open_for_writing(child=False, parent=None)
 
     def _open_for_reading(self) -> None:
-        from . import opening
+        with process.loading():
+            from . import opening
 
         located = opening.find(self.wish())
         if located is None:
@@ -123,8 +122,9 @@ class Handle:
         self.session = Reading(self.session.experiment, located)
 
     def _open_for_writing(self, *, child: bool, parent: str | None) -> None:
-        from . import opening
-        from .run import registry
+        with process.loading():
+            from . import opening
+            from .run import registry
 
         arguments, settings = self.arguments, self.arguments.settings
         self.before = before()
@@ -152,11 +152,10 @@ class Handle:
     def _ask_for_upload(self, run: Run) -> None:
         """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""
         from ..sync import sent
-        from .run import say
 
         self.sent = run.sent
         settings = self.arguments.settings
-        forked = os.getpid() != _FIRST_PROCESS
+        forked = os.getpid() != process.FIRST
         begun = sent.begin(
             run.located, run.writer, settings, run.sent, forked=forked, local=run.local,
             new=not self.resumed and not run.child,
@@ -183,7 +182,7 @@ class Handle:
             strict=arguments.strict,
             child=child,
             parent=parent,
-            silent=os.getpid() != _FIRST_PROCESS,
+            silent=os.getpid() != process.FIRST,
         )
 
     # -- recording ---------------------------------------------------------------------------------------------------
@@ -261,7 +260,7 @@ class Handle:
 
     def state(self) -> dict[str, Any]:
         """What of it goes to another process, or into a copy. The key does not."""
-        settings = dataclasses.replace(self.arguments.settings, api_key=None)
+        settings = self.arguments.settings._replace(api_key=None)
         return {
             "arguments": self.arguments._replace(settings=settings),
             "was_open": self.session.is_open,
@@ -342,18 +341,15 @@ def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None) 
 
 
 def _at_exit() -> None:
-    """Close what is open. Registered when the library is imported, so that exit functions of its user come before."""
+    """Close what is open."""
     run = sys.modules.get("ml_dash.recording.run")
     if run is not None:
         run.registry.close_all()
     if (sent := sys.modules.get("ml_dash.sync.sent")) is not None and run is not None:
-        line = sent.tell_at_exit(quiet=quiet() or os.getpid() != _FIRST_PROCESS)
+        line = sent.tell_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
         if line is not None:
-            run.say(line)
+            say(line)
     discard.remove()
-
-
-atexit.register(_at_exit)
 
 
 def _after_fork() -> None:
@@ -362,5 +358,6 @@ def _after_fork() -> None:
         handle.after_fork()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+# Before the runs are let go of: a handle asks its run which writer it had.
+process.in_child.insert(0, _after_fork)
+process.at_exit.append(_at_exit)

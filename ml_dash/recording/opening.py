@@ -7,29 +7,39 @@ import errno
 import itertools
 import logging
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..core import events
 from ..core.frames import OrderHeader
 from ..core.names import check_name
-from ..core.state import State
 from ..core.version import __version__
 from ..disk.config import ARGUMENT, Settings, quiet
-from ..disk.durable import fail_point, replace_file
+from ..disk.durable import fail_point
 from ..disk.lock import Liveness, Turn, probe
 from ..errors import AlreadyExists, ForeignFolder, JournalError, NotFound, StorageError
-from ..journal import base as bases
-from ..journal.reader import newest_time_ns
-from ..journal.segment import JOURNAL, SEGMENTS, TURN, create_journal, list_segments, parse_name, read_identity
+from ..journal.segment import (
+    BASE,
+    JOURNAL,
+    SEGMENTS,
+    TURN,
+    create_journal,
+    list_segments,
+    make_store,
+    parse_name,
+    read_identity,
+    refuse_foreign,
+)
 from ..journal.syncer import syncer
 from ..journal.writer import open_writer
-from ..projection import checkpoint as checkpoints
-from ..projection.start import begin
-from ..reading.read import Located, at, view
+from ..reading.located import Located, at
+from . import process
 from .environment import describe
-from .run import Run, cannot, registry, say
+from .run import Run, registry
+from .telling import cannot, say
+
+if TYPE_CHECKING:
+    from ..core.state import State
 
 log = logging.getLogger("ml_dash")
 
@@ -37,13 +47,14 @@ _TAIL_TO_FOLD: Final = 2 << 20
 
 
 # What stays as it is until somebody mends it. The rest (no space, a quota, a disk or a mount in trouble) may pass.
+# ENOENT: a folder above is there but takes none (an automounter, /proc), or was removed; missing ones are made.
 _NEVER_PASSES: Final = frozenset((
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ENOTCONN,
 ))  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """What a caller asks of `open()`.
 
     `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
@@ -63,13 +74,15 @@ class Wish:
     silent: bool
 
 
-@dataclass(frozen=True, slots=True)
 class _Known:
     """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
 
-    state: State | None = None
-    complete: bool = True
-    settled: dict[str, int] | None = None
+    def __init__(
+        self, state: State | None = None, complete: bool = True, settled: dict[str, int] | None = None
+    ) -> None:
+        self.state = state
+        self.complete = complete
+        self.settled = settled
 
     @property
     def protected(self) -> bool:
@@ -88,10 +101,10 @@ def find(wish: Wish) -> Located | None:
     if (journal / SEGMENTS).is_dir():
         located = Located(wish.project, wish.name, folder, journal)
         _check_identity(located)
-        return located if list_segments(journal) or bases.exists(journal) else None
+        return located if list_segments(journal) or (journal / BASE).exists() else None
     try:
         for place in {folder, home}:
-            _check_not_foreign(place)
+            refuse_foreign(place, hint="use another local_path, or another name")
     except ForeignFolder:
         # Another process may have made it since we looked.
         if (home / JOURNAL / SEGMENTS).is_dir():
@@ -119,22 +132,6 @@ def _check_identity(located: Located) -> None:
             f"{located.folder} holds experiment {identity.project}/{identity.name}, "
             f"not {located.project}/{located.name}",
             hint=f"open it as project={identity.project!r}, name={identity.name!r}, or use another local_path",
-        )
-
-
-def _check_not_foreign(folder: Path) -> None:
-    try:
-        found = [entry for entry in os.listdir(folder) if not entry.startswith(f"{JOURNAL}.")]
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise ForeignFolder(f"{folder} is not a folder", hint="use another local_path or name") from None
-    except PermissionError:
-        return
-    if found:
-        raise ForeignFolder(
-            f"{folder} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
-            hint="use another local_path, or another name",
         )
 
 
@@ -169,7 +166,7 @@ def _open_new(wish: Wish) -> Run:
     """
     for number in itertools.count(1):
         name = wish.name if number == 1 else f"{wish.name}-{number}"
-        run = _claim(replace(wish, name=check_name("name", name)))
+        run = _claim(wish._replace(name=check_name("name", name)))
         if run is not None:
             return run
     raise AssertionError("names do not end")
@@ -181,7 +178,7 @@ def _claim(wish: Wish) -> Run | None:
     try:
         if _is_taken(wish):
             return None
-        _ignore(wish.settings.store)
+        make_store(wish.settings.store)
         create_journal(home, wish.project, wish.name, sync=wish.settings.durability == "always")
         turn = Turn(home / JOURNAL / TURN)
         if not turn.take():
@@ -244,15 +241,14 @@ def _start(wish: Wish, located: Located | None) -> Run:
     known = _Known()
     try:
         if located is None:
-            _ignore(settings.store)
+            make_store(settings.store)
             identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
         else:
             identity = read_identity(home / JOURNAL)
             known = _known(located)
-        floor = newest_time_ns(home / JOURNAL, known.settled or {})
-        if known.state is not None:
-            floor = max(floor, known.state.updated_ns)
-        _check_writable(home / JOURNAL / SEGMENTS)
+        floor = _floor_ns(home / JOURNAL, known)
+        for folder in (home / JOURNAL, home / JOURNAL / SEGMENTS):
+            _check_writable(folder)
     except OSError as error:
         if wish.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", home, error) from error
@@ -264,6 +260,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
     run = Run(place, identity, writer, child=wish.child)
     if known.protected or wish.write_protected:
         run.protect()
+    syncer.hold_back()
     syncer.add(writer)
     try:
         writer.append(events.OPEN, body)
@@ -272,6 +269,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
         with contextlib.suppress(StorageError):
             writer.close({"status": "failed"})
         syncer.remove(writer)
+        syncer.start()
         raise
     registry.enter(run)
     if not wish.silent:
@@ -280,7 +278,12 @@ def _start(wish: Wish, located: Located | None) -> Run:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so."""
+    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so.
+
+    ELOOP where it is a symbolic link: a writer follows none out of its journal.
+    """
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(folder))
     if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
         read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
         code = errno.EROFS if read_only else errno.EACCES
@@ -305,14 +308,31 @@ def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
     return body
 
 
+def _floor_ns(journal: Path, known: _Known) -> int:
+    """The newest time in a journal."""
+    if not list_segments(journal) and known.state is None:
+        return 0
+    with process.loading():
+        from ..journal.reader import newest_time_ns
+
+    newest = newest_time_ns(journal, known.settled or {})
+    return newest if known.state is None else max(newest, known.state.updated_ns)
+
+
 def _known(located: Located) -> _Known:
     """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that.
 
     A base that cannot be used is told, loudly; what this run records is kept all the same.
     """
+    with process.loading():
+        from ..projection import checkpoint as checkpoints
+
     try:
         found = checkpoints.load(located.journal)
-        if found is None and bases.exists(located.journal):
+        if found is None and (located.journal / BASE).exists():
+            with process.loading():
+                from ..projection.start import begin
+
             found = begin(located.journal)
     except JournalError as error:
         log.error("ml-dash: %s", error)
@@ -325,16 +345,12 @@ def _known(located: Located) -> _Known:
             if settled.get(path.name) != size:
                 unread += size
     if 0 < unread <= _TAIL_TO_FOLD:
+        with process.loading():
+            from ..reading.read import view
+
         with contextlib.suppress(OSError, JournalError):
             return _Known(view(located).state, True, settled)
     return _Known(found.state if found is not None else None, not unread, settled)
-
-
-def _ignore(store: Path) -> None:
-    """A store is not for version control."""
-    if not store.exists():
-        store.mkdir(parents=True, exist_ok=True)
-        replace_file(store / ".gitignore", b"*\n")
 
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:
@@ -364,6 +380,9 @@ def _others(run: Run) -> str:
             alive.append(name.writer)
     if not alive:
         return ""
+    with process.loading():
+        from ..reading.read import view
+
     places = view(run.located).state.writers
     shown = [
         f"pid {place.get('pid')} on {place.get('host')}"

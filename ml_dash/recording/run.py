@@ -8,39 +8,29 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..core.frames import OrderHeader
-from ..core.rewinds import Elsewhere, Past
-from ..core.state import Edits, State, index_of
 from ..disk.config import quiet
-from ..disk.durable import free_bytes, on_local_disk
+from ..disk.durable import on_local_disk
 from ..errors import JournalError, StorageError
 from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
-from ..projection.project import Projector
-from ..projection.replay import Enough, Pace, Replay
-from ..projection.start import begin
-from ..reading.read import Located, View, view
-from ..reading.view import projected
+from ..reading.located import Located
+from . import process
 from .background import keeper
+from .telling import say
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
+    from ..reading.view import View
     from ..sync.sent import Sent
+    from .folder import RunFolder
 
 log = logging.getLogger("ml_dash")
-
-FOLDER_AT_CLOSE_S: Final = 5.0
-_TELL_AFTER_S: Final = 2.0
-# So much of a disk is left to the journal, or a hundredth of a small one.
-_RESERVE_BYTES: Final = 16 << 20
-_SLICE_EVENTS: Final = 256
-# A read does not wait for other processes; this is what a projector needs for a pass while training.
-_READ_WAIT_S: Final = 0.25
 
 
 class MetricTally(Tally):
@@ -75,7 +65,7 @@ class _Tallies(dict[str, MetricTally]):
 
 
 class Run:
-    """An experiment as this process has it open: its writer, its projector, and the handles that share them."""
+    """An experiment as this process has it open: its writer, its folder, and the handles that share them."""
 
     def __init__(self, located: Located, identity: OrderHeader, writer: Writer, *, child: bool) -> None:
         self.located = located
@@ -84,58 +74,38 @@ class Run:
         self.child = child
         self.pid = os.getpid()
         self.tallies = _Tallies(self)
-        self.projector = Projector(located.journal, located.folder)
         self.handles = 0
         self.failed: dict[str, Any] | None = None
         self.interrupted = False
         self.ended = False
         self.secrets: set[str] = set()
         self.sent: list[Sent] = []
-        self.projected_seq = -1
-        self.projection_trouble: str | None = None
+        self._local: bool | None = None
         self._protected = False
-        self._readers = 0
-        self._readers_guard = threading.Lock()
-        self.local = _is_local(located.journal)
-        self._short_of_room = self._gave_way = False
-        writer.make_room = self._give_way
+        self._folder: RunFolder | None = None
+        self.loaded = False
+        writer.make_room = lambda: self.folder.give_way()
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    @property
+    def local(self) -> bool:
+        """Is its journal on a disk of this machine?"""
+        if self._local is None:
+            self._local = _is_local(self.located.journal)
+        return self._local
 
-    @contextlib.contextmanager
-    def looking(self) -> Iterator[View]:
+    @property
+    def folder(self) -> RunFolder:
+        """Its documented folder. What reads and writes that is loaded here, when it is first wanted."""
+        if self._folder is None:
+            with process.loading():
+                from .folder import RunFolder
+
+                self._folder = self._folder or RunFolder(self.located, self.writer)
+        return self._folder
+
+    def looking(self) -> AbstractContextManager[View]:
         """A view that holds everything this process has written, while the block runs."""
-        with self._wanted(), self.projector.guard:
-            yield self._view()
-
-    @contextlib.contextmanager
-    def _wanted(self) -> Iterator[None]:
-        """While the block runs, the background pass stops at its next slice and lets others go on from there."""
-        self._want(1)
-        try:
-            yield
-        finally:
-            self._want(-1)
-
-    def _want(self, more: int) -> None:
-        with self._readers_guard:
-            self._readers += more
-
-    def _view(self) -> View:
-        try:
-            seq = self.writer.seq
-            if self._has_room() and self.projector.advance(wait_s=_READ_WAIT_S, complete=False):
-                self.projected_seq = seq
-                self._learn(self.projector.state)
-                return projected(self.projector)
-        except OSError as error:
-            log.debug("ml-dash: reading %s in memory: %s", self.located.journal, error)
-        try:
-            found = view(self.located)
-        except OSError as error:
-            raise cannot("read", self.located.journal, error) from error
-        self._learn(found.state)
-        return found
+        return self.folder.looking()
 
     def index_of(self, metric: str, ordinal: int) -> int | None:
         """The index of this run's `ordinal`-th point of a metric, also when it has ended; None if it is not there.
@@ -143,130 +113,35 @@ class Run:
         Exact in the journal; for a point that waits in memory for the disk, what it will be if no other writer comes
         between.
         """
-        if self.ended or self.pid != os.getpid():
-            found = self._index_in(view(self.located).state, metric, ordinal)
-        else:
-            with self.looking() as look:
-                found = self._index_in(look.state, metric, ordinal)
-        return found if found is not None else _Seeker(self.located.journal, self.writer.id, metric, ordinal).seek()
-
-    def _index_in(self, state: State, name: str, ordinal: int) -> int | None:
-        metric, writer = state.metrics.get(name), state.writers.get(self.writer.id)
-        if writer is not None and writer.uncounted:
-            return None
-        count, folded = (metric.count, metric.tallies.get(self.writer.id, 0)) if metric is not None else (0, 0)
-        if not self.ended and ordinal >= folded and (writer is None or writer.alive):
-            return count + ordinal - folded
-        return index_of(metric, self.writer.id, ordinal) if metric is not None else None
+        return self.folder.index_of(metric, ordinal, ended=self.ended or self.pid != os.getpid())
 
     # -- protection --------------------------------------------------------------------------------------------------
 
     @property
     def protected(self) -> bool:
-        """Are parameters and files final, as far as this process knows?"""
-        return self._protected
+        """Whether this process knows that parameters and files are final."""
+        return self._protected or (self._folder is not None and self._folder.protected)
 
     def protect(self) -> None:
-        """They are, from now on."""
+        """Mark parameters and files as final."""
         self._protected = True
 
-    def _learn(self, state: State) -> None:
-        """Another process may have protected the experiment."""
-        self._protected = self._protected or state.protected is not None
+    # -- the background thread ---------------------------------------------------------------------------------------
 
-    # -- projecting --------------------------------------------------------------------------------------------------
+    def load(self) -> None:
+        """Load what the first points need not wait for."""
+        self.writer.load()
+        _ = self.folder
+        self.loaded = True
 
     @property
     def behind(self) -> bool:
         """Is there anything to project?"""
-        return self.writer.seq != self.projected_seq or self.projector.lagging
+        return self.folder.behind
 
     def project(self, nap: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
-        seq = self.writer.seq
-        if not self.behind or not self._has_room():
-            return
-
-        def step() -> None:
-            if self._readers:
-                raise Enough
-            nap()
-
-        try:
-            if self.projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
-                self.projected_seq = seq
-                with self.projector.guard:
-                    self._learn(self.projector.state)
-            self.projection_trouble = None
-        except Enough:
-            # Whoever wants it goes on from here, at full speed.
-            return
-        except Exception as error:
-            if self.projection_trouble is None:
-                log.warning(
-                    "ml-dash: the folder %s cannot be brought up to date (%s); the journal is not touched by that. "
-                    "It is tried again; or run: ml-dash rebuild", self.located.folder, error,
-                    exc_info=not isinstance(error, OSError),
-                )  # fmt: skip
-            self.projection_trouble = str(error)
-
-    def _has_room(self) -> bool:
-        """Is there room for more than the journal? It comes first: the folder can be made again at any time."""
-        if self._gave_way:
-            # What was freed is for the journal.
-            return False
-        try:
-            free, size = free_bytes(self.located.journal)
-        except OSError:
-            # The journal's own trouble is told by its writer.
-            return True
-        reserve = self.writer.waiting_bytes + min(_RESERVE_BYTES, size // 100)
-        short, self._short_of_room = self._short_of_room, free < reserve
-        if self._short_of_room and not short:
-            log.warning(
-                "ml-dash: the disk is nearly full (%d MiB left): the folder %s is not brought up to date until there "
-                "is room; the journal goes on", free >> 20, self.located.folder,
-            )  # fmt: skip
-        return not self._short_of_room
-
-    def _give_way(self) -> bool:
-        """The disk is full and events wait: what can be made again is removed for them."""
-        if not self.projector.give_way():
-            return False
-        self._gave_way = True
-        log.warning(
-            "ml-dash: the disk is full: the readable folder %s has given way to what is still to be recorded. Free "
-            "space, then run: ml-dash rebuild", self.located.folder,
-        )  # fmt: skip
-        return True
-
-    def _finish_folder(self, silent: bool) -> None:
-        """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
-        if not self._has_room():
-            return
-        begun = monotonic()
-        told = False
-
-        def step() -> None:
-            nonlocal told
-            spent = monotonic() - begun
-            if spent > _TELL_AFTER_S and not told and not silent:
-                told = True
-                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
-            if spent > FOLDER_AT_CLOSE_S:
-                raise Enough
-
-        try:
-            if not self.projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
-                log.debug("ml-dash: another process is projecting %s", self.located.folder)
-        except Enough:
-            if not silent:
-                say(f"ml-dash: the folder is not complete yet; ml-dash show {self.identity.name} finishes it")
-        except Exception as error:
-            log.warning(
-                "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self.located.folder, error,
-                exc_info=not isinstance(error, OSError),
-            )  # fmt: skip
+        self.folder.project(nap)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +161,9 @@ class Run:
     def close(self, status: str, error: dict[str, Any] | None) -> None:
         """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
         silent = self.child or quiet()
-        self._want(1)
+        if self._folder is not None:
+            # The background pass stops at its next slice.
+            self._folder.want(1)
         keeper.remove(self)
         body: dict[str, Any] = {"status": status}
         if error is not None:
@@ -311,42 +188,21 @@ class Run:
                 if not silent:
                     say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
 
+    def _finish_folder(self, silent: bool) -> None:
+        try:
+            folder = self.folder
+        except (ImportError, OSError) as error:
+            log.warning(
+                "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self.located.folder, error
+            )
+            return
+        folder.finish(silent=silent)
+
     def abandon(self) -> None:
         """In a child process that got it by a fork: it is the parent's. Let go of it, and touch nothing."""
         self.writer.abandon()
-        self.projector.abandon()
-
-
-class _Seeker:
-    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
-
-    def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
-        self._replay = Replay(journal, begin(journal))
-        self._writer = writer
-        self._metric = metric
-        self._ordinal = ordinal
-        self._found: int | None = None
-
-    def seek(self) -> int | None:
-        """The index; None if the journal does not have the point."""
-        with contextlib.suppress(Enough, OSError):
-            self._replay.catch_up(self, record=False)
-        return self._found
-
-    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Nobody asks this fold for statistics."""
-        raise Elsewhere
-
-    def apply(self, edits: Edits) -> None:
-        """Called after each stretch; the point is among the newest once its writer has brought that many."""
-        edits.clear()
-        state = self._replay.state
-        metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)
-        if metric is None or writer is None:
-            return
-        if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
-            self._found = index_of(metric, self._writer, self._ordinal)
-            raise Enough
+        if self._folder is not None:
+            self._folder.abandon()
 
 
 def _is_local(journal: Path) -> bool:
@@ -354,24 +210,6 @@ def _is_local(journal: Path) -> bool:
         return on_local_disk(journal)
     except OSError:
         return False
-
-
-def cannot(act: str, place: Path, error: OSError) -> StorageError:
-    """What is raised where the disk refuses to read or write a place."""
-    return StorageError.of(
-        error,
-        f"cannot {act} {place}: {error.strerror or error}",
-        hint="mend the disk or its permissions, or record elsewhere: local_path=, or ML_DASH_LOCAL_PATH",
-    )
-
-
-def say(text: str) -> None:
-    """A line on stderr, if there is one."""
-    stream = sys.stderr
-    if stream is not None:
-        with contextlib.suppress(OSError, ValueError):
-            stream.write(text + "\n")
-            stream.flush()
 
 
 class Open(Protocol):
@@ -408,8 +246,8 @@ class Registry:
 
     def _end_with_child(self) -> None:
         """Children of `multiprocessing` do not run the exit functions of their parent, some run none at all."""
-        process = sys.modules.get("multiprocessing.process")
-        if self._ends_with_child or process is None or process.parent_process() is None:
+        multiprocessing = sys.modules.get("multiprocessing.process")
+        if self._ends_with_child or multiprocessing is None or multiprocessing.parent_process() is None:
             return
         from multiprocessing.util import Finalize
 
@@ -444,5 +282,4 @@ class Registry:
 registry = Registry()
 """The runs of this process."""
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=registry.after_fork)
+process.in_child.append(registry.after_fork)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import NotOpen, ReadOnly, WriteProtected
 
 if TYPE_CHECKING:
-    from ..reading.read import Located
+    from ..reading.located import Located
     from ..reading.view import View
     from .run import MetricTally, Run
 
@@ -71,7 +71,7 @@ class Session:
         self.refuse()
 
     def changeable(self) -> Run:
-        """The same, if parameters and files may still be changed; else WriteProtected."""
+        """What this process records into. Raises WriteProtected if parameters and files may not be changed any more."""
         self.refuse()
 
     def looking(self) -> AbstractContextManager[View]:

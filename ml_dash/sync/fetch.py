@@ -8,25 +8,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from ..disk.config import Settings
 from ..disk.lock import Liveness, probe
-from ..errors import JournalError, MLDashError, NotFound, ServerRefused, Unauthorised
+from ..errors import JournalError, MLDashError, NotFound, ServerRefused
 from ..journal import base as bases
 from ..journal import blobs
 from ..journal.segment import CHECKPOINT, SEGMENTS, list_segments
-from ..projection.project import Projector
-from ..reading.read import Located
+from ..projection.project import TURN_WAIT_S, Projector
+from ..reading.located import Located
 from ..reading.view import look_anew
-from .identity import with_tokens
-from .login import tokens_for
+from .identity import connect
 from .pull.download import bring_blob
 from .pull.pull import pull
 from .pull.source import Permit, Stopped
-from .remote import Link, ServerSource, find_experiment
+from .register import asking
+from .remote import ServerSource
 
 log = logging.getLogger("ml_dash")
 
@@ -84,7 +82,7 @@ class _Work:
 
     def run(self) -> None:
         try:
-            with self._link() as link:
+            with contextlib.closing(connect(asking(self._located.journal, self._settings))) as link:
                 source = ServerSource(link)
                 pull(source, self._located, state_only=self._state_only(), files=False, fill=False, permit=self.permit)
                 self._bring_files(source)
@@ -107,32 +105,6 @@ class _Work:
         except JournalError:
             return True
         return base is not None and not base.kept
-
-    @contextmanager
-    def _link(self) -> Iterator[Link]:
-        """The server under the identity that the settings name, and no other. Raises Unauthorised, Unreachable."""
-        url = self._settings.remote
-        assert url is not None
-        given, user = self._settings.api_key, self._settings.user_name
-        tokens = [given] if given is not None else tokens_for(url, user)
-        who = f"the token ending in {given[-4:]}" if given is not None else f"user {user}"
-        with contextlib.closing(with_tokens(url, who, tokens, self._accepted)) as link:
-            yield link
-
-    def _accepted(self, number: int, token: str) -> Link:
-        """A connection with that token. Raises Unauthorised if the server does not take it."""
-        url = self._settings.remote
-        assert url is not None
-        link = Link(url, token)
-        try:
-            find_experiment(link, self._located.project, self._located.name)
-        except Unauthorised:
-            link.close()
-            raise
-        except MLDashError:
-            # Asked again by whoever uses the connection, and reported there.
-            pass
-        return link
 
     def _bring_files(self, source: ServerSource) -> None:
         """The contents of files that are listed, the smallest first, for as long as somebody waits."""
@@ -166,7 +138,7 @@ class _Work:
     def _show_files(self) -> None:
         """Make the documented folder show what has come."""
         projector = Projector(self._located.journal, self._located.folder)
-        with projector.having_turn(WAIT_S) as taken:
+        with projector.having_turn(TURN_WAIT_S) as taken:
             if taken:
                 (self._located.journal / CHECKPOINT).unlink(missing_ok=True)
                 projector.begin_at_base()

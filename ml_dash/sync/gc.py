@@ -14,29 +14,25 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
-from zlib import crc32
 
 from ..core.protocol import Digest
 from ..core.state import Edits, State
-from ..disk.durable import fail_point, sync_folder
+from ..disk.durable import crc_of, fail_point, sync_folder
 from ..disk.lock import Liveness, probe
 from ..errors import Damaged, StillOpen
 from ..journal import base as bases
 from ..journal import blobs
 from ..journal.base import Base, FreedSegment, Kept
 from ..journal.order import MergeRecord, Order
-from ..journal.reader import Segment, Tail, is_partial, open_segment, read
+from ..journal.reader import Segment, Tail, is_empty, is_partial, open_segment, read
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
 from ..projection.checkpoint import LineFile
 from ..projection.folder import LOGS, Folder
-from ..projection.project import Projector
+from ..projection.project import TURN_WAIT_S, Projector
 from ..projection.replay import Replay
 from ..projection.start import begin
-from ..reading.read import Located
-from ..reading.verify import is_empty
+from ..reading.located import Located
 
-_WAIT_S: Final = 30.0
-_BLOCK: Final = 1 << 20
 _LOCK: Final = re.compile(r"\d{20}-([0-9a-f]{32})\.lock")
 
 
@@ -45,7 +41,7 @@ class Holder(Protocol):
 
     @property
     def name(self) -> str:
-        """Its URL."""
+        """The URL of the server."""
 
     def removed(self, journal: str) -> set[str]:
         """Writers of a journal whose events it keeps out of sight: nobody could bring them back."""
@@ -107,7 +103,7 @@ def collect(
     """
     assert holders
     projector = Projector(located.journal, located.folder)
-    with projector.having_turn(_WAIT_S) as taken:
+    with projector.having_turn(TURN_WAIT_S) as taken:
         if not taken:
             raise StillOpen(f"the folder of {located.project}/{located.name} is being written; nothing was freed")
         work = _Collection(located, projector, holders, ended_before_ns, keep_projection)
@@ -235,7 +231,7 @@ class _Collection:
         tail = rest[0] if len(rest) == 1 else None
         if not isinstance(tail, Tail):
             return False
-        return is_partial(segment, tail) or is_empty(segment.path, tail.start, tail.end)
+        return is_partial(segment, tail) or is_empty(segment, tail)
 
     def _prefix(self, candidates: list[_Candidate]) -> tuple[int, list[_Candidate]]:
         """The longest beginning of `order` that names candidates only, and each of them whole: (its end, they)."""
@@ -443,13 +439,8 @@ def _kept(path: Path, lines: LineFile, end: int) -> Kept:
             file.seek(size)
             for _ in range(end - number):
                 size += len(file.readline())
-    crc, rest = 0, size
-    if size:
-        with path.open("rb") as file:
-            while rest > 0 and (block := file.read(min(_BLOCK, rest))):
-                crc = crc32(block, crc)
-                rest -= len(block)
-    if rest:
+    crc = crc_of(path, 0, size) if size else 0
+    if crc is None:
         raise OSError(f"{path} changes while it is being read")
     first = min(lines.first, end)
     return Kept(first, end, size, crc, [mark for mark in lines.marks if mark < size])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..errors import Unauthorised
-
-if TYPE_CHECKING:
-    from .register import Registration
+from . import remote
+from .register import Registration
+from .remote import Link
 
 _Answer = TypeVar("_Answer")
 
@@ -24,10 +24,28 @@ def with_identity(registration: Registration, attempt: Callable[[int, str], _Ans
             f"nobody has claimed what was recorded for {registration.remote} yet: it is kept here",
             hint=f"run: ml-dash login {registration.remote}, or ml-dash push",
         )
-    return with_tokens(registration.remote, registration.identity(), registration.tokens(), attempt)
+    return _with_tokens(registration.remote, registration.identity(), registration.tokens(), attempt)
 
 
-def with_tokens(remote: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]) -> _Answer:
+def connect(registration: Registration) -> Link:
+    """A connection to the registration's server under its own identity.
+
+    Raises Unauthorised if there is none, or if it accepts none; Unreachable.
+    """
+
+    def attempt(number: int, token: str) -> Link:
+        link = Link(registration.remote, token)
+        try:
+            remote.whoami(link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    return with_identity(registration, attempt)
+
+
+def _with_tokens(url: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]) -> _Answer:
     """What `attempt(number, token)` returns with the first of `tokens` that the server accepts.
 
     Raises Unauthorised if there is none, or if all are refused; `identity` says in the message whose they are.
@@ -40,10 +58,13 @@ def with_tokens(remote: str, identity: str, tokens: Sequence[str], attempt: Call
             refused = error
     if refused is None:
         raise Unauthorised(
-            f"there is no login for {remote} as {identity} here: data is kept here, and goes under no other login",
-            hint=f"run: ml-dash login {remote}",
+            f"there is no login for {url} as {identity} here: data is kept here, and goes under no other login",
+            hint=f"run: ml-dash login {url}",
         )
+    # A user may log in anew. What was bound to a token has no other, but by being pushed under one.
+    login = f"ml-dash login {url}"
+    push = f"to send it with another token: {login}, then ml-dash push EXPERIMENT --remote {url}"
     raise Unauthorised(
-        f"{remote} refuses {identity}: data is kept here, and goes under no other login",
-        hint=f"to send it as another user: ml-dash login {remote}, then ml-dash push EXPERIMENT --remote {remote}",
+        f"{url} refuses {identity}: data is kept here, and goes under no other login",
+        hint=f"run: {login}" if identity.startswith("user ") else push,
     ) from refused

@@ -11,7 +11,6 @@ by its fingerprint, so that several for one server go side by side. A service fi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..core.protocol import DEVELOPMENT_SECRET, user_id
-from ..disk.config import Environment, config_folder, is_loopback, remote_url
-from ..disk.durable import sync_folder, write_all
+from ..disk.config import Environment, config_folder, is_loopback, is_token, remote_url
+from ..disk.durable import replace_file
 from ..disk.lock import Turn
 
 log = logging.getLogger("ml_dash")
@@ -157,13 +156,17 @@ def _login(url: str, entry: Any) -> Login | None:
     return Login(
         url=known,
         user=user if isinstance(user, str) else None,
-        token=token if _is_token(token) else None,
-        tokens={k: t for k, t in tokens.items() if _is_token(t)} if isinstance(tokens, dict) else {},
+        token=token if isinstance(token, str) and is_token(token) else None,
+        tokens={mark: text for mark, text in tokens.items() if isinstance(text, str) and is_token(text)}
+        if isinstance(tokens, dict)
+        else {},
     )
 
 
-def _is_token(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value) and " " not in value
+def stored_tokens(env: Environment | None = None) -> set[str]:
+    """Every token that is stored here, whatever its server: none of them may be recorded."""
+    found = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
+    return {token for token in found if token is not None}
 
 
 def store(url: str, token: str, user: str | None = None, env: Environment | None = None) -> None:
@@ -254,7 +257,7 @@ def _change(url: str, change: Callable[[dict[str, Any], str], None], env: Enviro
         remotes = _remotes(content)
         change(remotes, next((known for known in remotes if _same(known, wanted)), wanted))
         others = content if isinstance(content, dict) else {}
-        _write(path, json.dumps({**others, "remotes": remotes}, indent=2).encode())
+        replace_file(path, json.dumps({**others, "remotes": remotes}, indent=2).encode(), sync=True, private=True)
     finally:
         turn.give_back()
 
@@ -276,24 +279,6 @@ def _same(known: str, wanted: str) -> bool:
         return remote_url(known) == wanted
     except ValueError:
         return False
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace the file, never readable by others, not even for a moment."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 def _tell_once(text: str) -> None:

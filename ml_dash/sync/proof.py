@@ -7,20 +7,21 @@ nothing that either side has noted down (cursors, checkpoints) is part of the pr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..core.protocol import UNKNOWN, Digest, JournalState
 from ..core.state import File
+from ..disk.durable import blocks
 from ..errors import Damaged, JournalError, ServerRefused
 from ..journal import base as bases
 from ..journal.reader import Gap, Stretch, Tail, is_partial, open_segment, read
 from ..journal.segment import list_segments, read_identity
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import remote
-from .identity import with_identity
 from .register import Registration, cursor_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(bytes compared, bytes in all)"""
 
-_BLOCK: Final = 1 << 20
 # How many segments are asked for at once.
 _AT_ONCE: Final = 256
 
@@ -83,24 +83,6 @@ class Proof:
             and not self.conflicts
             and not self.removed
         )
-
-
-def connect(registration: Registration) -> Link:
-    """A connection to the registration's server under its own identity.
-
-    Raises Unauthorised if there is none, or if it accepts none; Unreachable.
-    """
-
-    def attempt(number: int, token: str) -> Link:
-        link = remote.Link(registration.remote, token)
-        try:
-            remote.whoami(link)
-        except BaseException:
-            link.close()
-            raise
-        return link
-
-    return with_identity(registration, attempt)
 
 
 def prove(located: Located, registration: Registration, link: Link, progress: Progress | None = None) -> Proof:
@@ -345,19 +327,12 @@ class _Comparison:
 
 def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
     """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
-    digest = hashlib.sha256()
-    for block in _blocks(path, size):
+    digest, rest = hashlib.sha256(), size
+    for block in blocks(path, 0, size):
         digest.update(block)
+        rest -= len(block)
         if tell is not None:
             tell(len(block))
+    if rest:
+        raise EOFError
     return digest.hexdigest()
-
-
-def _blocks(path: Path, size: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while size:
-            block = file.read(min(_BLOCK, size))
-            if not block:
-                raise EOFError
-            size -= len(block)
-            yield block

@@ -15,17 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from zlib import crc32
 
-from ..disk.config import LOGIN, Environment, Settings, flag, remote_url, state_folder
-from ..disk.durable import write_all
+from ..disk.config import Environment, Settings, flag, remote_url, state_folder
+from ..disk.durable import replace_file
 from ..disk.lock import Liveness, probe
 from ..errors import InvalidValue, JournalError
 from ..journal.segment import read_identity
+from . import cursor as cursors
 from . import login
+from .cursor import Cursor
 
 log = logging.getLogger("ml_dash")
 
@@ -42,7 +43,6 @@ EXEC: Final = "ML_DASH_EXEC"
 IDLE_EXIT_S: Final = 600
 _TRY_EVERY_S: Final = 60.0
 _COMING_UP_S: Final = 10.0
-_LARGEST_FILE: Final = 256 << 20
 # The uploader signs in with what is stored, and must not die at a step that a test chose for the process that records.
 _NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL", EXEC)
 
@@ -87,28 +87,6 @@ class Registration:
         return self.is_claimed and login.has_login(self.remote, self.user, self.login, env)
 
 
-@dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why the uploader makes no headway: `kind` for programs (`login`, `unreachable`, ...), `text` for people.
-
-    `since`: seconds since 1970; None where that is not known.
-    """
-
-    kind: str
-    text: str
-    since: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """What the server has acknowledged of a journal, as the uploader last wrote it down."""
-
-    segments: Mapping[str, int]
-    blobs: frozenset[str] = frozenset()
-    parked: Mapping[str, str] = field(default_factory=dict)
-    trouble: Trouble | None = None
-
-
 def registration_key(journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None) -> str:
     """What names a registration: the same for the same journal, server and identity."""
     text = f"{os.fspath(journal)}\0{remote}\0{user or ''}" + (f"\0{mark}" if mark else "")
@@ -151,7 +129,7 @@ def register(journal: Path, settings: Settings, env: Environment | None = None) 
     it stays unclaimed. Writes nothing where this was asked for before. Raises OSError if the disk refuses.
     """
     assert settings.remote is not None
-    wanted = bind(journal, settings.remote, settings.user_name, _given_token(settings), env)
+    wanted = bind(journal, settings.remote, settings.user_name, settings.api_key, env)
     write(wanted, env)
     return wanted
 
@@ -173,7 +151,7 @@ def asking(journal: Path, settings: Settings, env: Environment | None = None) ->
     The one that the settings name; else the one that the journal is registered with; else whoever is logged in now.
     """
     assert settings.remote is not None
-    token, user = _given_token(settings), settings.user_name
+    token, user = settings.api_key, settings.user_name
     if token is None and user is None:
         there = of_journal(journal, by_journal(registrations(env)), env)
         known = [one for one in there if one.remote == settings.remote]
@@ -229,23 +207,8 @@ def is_of(registration: Registration, journal: str | None, env: Environment | No
     once something was sent. True where nothing tells.
     """
     written = _registration(_json(registered_folder(env) / f"{registration.key}.json")) or registration
-    known = written.id
-    if known is None:
-        cursor = _json(cursors_folder(env) / f"{registration.key}.json")
-        known = cursor.get("journal") if isinstance(cursor, dict) else None
-        if known is not None and cursor.get("owner", mark := owner_mark(registration.key, known)) != mark:
-            # It is damaged, or from elsewhere: no reason to take the journal for another one.
-            return True
+    known = written.id or cursors.journal_of(_cursor_path(registration, env))
     return known is None or journal is None or known == journal
-
-
-def owner_mark(key: str, journal: object) -> int:
-    """What a cursor holds beside the id of its journal: it tells a damaged id, or a copied cursor, from a true one."""
-    return crc32(f"{key}:{journal}".encode())
-
-
-def _given_token(settings: Settings) -> str | None:
-    return settings.api_key if settings.sources.get("api_key") != LOGIN else None
 
 
 def write(registration: Registration, env: Environment | None = None) -> bool:
@@ -263,13 +226,7 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
             return False
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
-    temporary = folder / f".{registration.key}.{os.urandom(8).hex()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
-    try:
-        write_all(fd, data)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+    replace_file(path, data, private=True)
     return True
 
 
@@ -354,7 +311,7 @@ def meant(target: str, env: Environment | None = None) -> list[Registration]:
 def unregister(registration: Registration, env: Environment | None = None) -> None:
     """Ask for it no longer; its cursor goes too. Raises OSError."""
     (registered_folder(env) / f"{registration.key}.json").unlink(missing_ok=True)
-    (cursors_folder(env) / f"{registration.key}.json").unlink(missing_ok=True)
+    _cursor_path(registration, env).unlink(missing_ok=True)
 
 
 # -- cursors ---------------------------------------------------------------------------------------------------------
@@ -362,36 +319,16 @@ def unregister(registration: Registration, env: Environment | None = None) -> No
 
 def cursor_of(registration: Registration, env: Environment | None = None) -> Cursor | None:
     """How far the uploader is with a registration; None before it has begun."""
-    content = _json(cursors_folder(env) / f"{registration.key}.json")
-    if not isinstance(content, dict):
-        return None
-    segments, parked, trouble = content.get("segments"), content.get("parked"), content.get("trouble")
-    blobs = content.get("blobs")
-    return Cursor(
-        segments={name: size for name, size in _items(segments) if isinstance(size, int)},
-        blobs=frozenset(blobs) if isinstance(blobs, (list, dict)) else frozenset(),
-        parked={name: str(reason) for name, reason in _items(parked)},
-        trouble=_trouble(trouble),
-    )
+    return cursors.load(_cursor_path(registration, env), registration.id)
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, dict) else []
-
-
-def _trouble(value: Any) -> Trouble | None:
-    if not isinstance(value, dict):
-        return None
-    since = value.get("since")
-    known = float(since) if isinstance(since, (int, float)) else None
-    return Trouble(str(value.get("kind", "")), str(value.get("text", "")), known)
+def _cursor_path(registration: Registration, env: Environment | None) -> Path:
+    return cursors_folder(env) / f"{registration.key}.json"
 
 
 def _json(path: Path) -> Any:
     """The content of a JSON file; None where there is none, or none that can be read now."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
-            return None
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None

@@ -31,6 +31,7 @@ from ..core.protocol import (
 )
 from ..core.version import __version__
 from ..disk.config import is_loopback
+from ..disk.durable import BLOCK_BYTES
 from ..errors import RemoteError, ServerRefused, Unauthorised, Unreachable
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ Timeout = tuple[float, float]
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
-_BLOCK: Final = 1 << 20
 _ANSWER_BYTES: Final = 64 << 20
 _COMPRESSED_FROM: Final = 1 << 10
 _SAMPLE: Final = 32 << 10
@@ -410,7 +410,7 @@ def _read_whole(url: str, response: requests.Response) -> None:
     """Read the answer, within bounds. Raises Unreachable for one without end."""
     parts, have = [], 0
     with contextlib.closing(response):
-        for part in response.iter_content(_BLOCK):
+        for part in response.iter_content(BLOCK_BYTES):
             have += len(part)
             if have > _ANSWER_BYTES:
                 raise Unreachable(f"{url} answers without end")
@@ -475,7 +475,7 @@ def _pause(response: requests.Response) -> float | None:
 def _strange(url: str, response: requests.Response) -> Unreachable:
     kind = response.headers.get("Content-Type", "no type")
     return Unreachable(
-        f"{url} answered {response.status_code} with something that is none of an ml-dash server ({kind[:60]})",
+        f"{url} did not answer like an ml-dash server (status {response.status_code}, {kind[:60]})",
         hint="check the URL, and whether a proxy or a sign-in page stands before it",
     )
 
@@ -492,6 +492,6 @@ def _blocks(url: str, response: requests.Response) -> Iterator[bytes]:
 
     with contextlib.closing(response):
         try:
-            yield from response.iter_content(_BLOCK)
+            yield from response.iter_content(BLOCK_BYTES)
         except (requests.RequestException, OSError) as error:
             raise Unreachable(f"{url} broke off: {_short(error)}") from error

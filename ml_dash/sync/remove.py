@@ -12,7 +12,7 @@ from typing import Final
 from ..disk.lock import Liveness, Turn, probe
 from ..errors import ForeignFolder, StillOpen
 from ..journal.segment import JOURNAL, SEGMENTS, TURN, list_segments
-from ..reading.read import Located, at, points_back
+from ..reading.located import Located, at, points_back
 
 _WAIT_S: Final = 5.0
 

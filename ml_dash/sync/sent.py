@@ -22,8 +22,10 @@ from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
 from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments, parse_blob
-from ..reading.read import Located, view
+from ..reading.located import Located
+from ..reading.read import view
 from . import register
+from .cursor import Cursor
 
 if TYPE_CHECKING:
     from ..journal.writer import Writer
@@ -80,7 +82,7 @@ class Sent:
         cursor = register.cursor_of(self.registration)
         return self._acknowledged(cursor, written) if cursor is not None else 0
 
-    def _acknowledged(self, cursor: register.Cursor, written: int) -> int:
+    def _acknowledged(self, cursor: Cursor, written: int) -> int:
         for name, path in list_segments(self.located.journal):
             if name.writer != self.id:
                 continue
@@ -103,7 +105,7 @@ class Sent:
             return False
         return self._has_files(cursor, written)
 
-    def _has_files(self, cursor: register.Cursor, written: int) -> bool:
+    def _has_files(self, cursor: Cursor, written: int) -> bool:
         missing = {name for name in names(self.located.journal) if self._is_ours(name)} - cursor.blobs
         if not missing:
             return True
@@ -141,7 +143,7 @@ class Sent:
         if cursor is None:
             return None
         if cursor.trouble is not None and cursor.trouble.kind == "login":
-            return f"{cursor.trouble.text or 'the login is not accepted'}; run: ml-dash login {remote}"
+            return cursor.trouble.text or f"the login is not accepted; run: ml-dash login {remote}"
         for name, reason in cursor.parked.items():
             if f"-{self.id}-" in name:
                 return f"{remote} does not take {name}: {reason}; see: ml-dash sync status"

@@ -12,9 +12,9 @@ import pytest
 
 from ml_dash import Experiment
 from ml_dash.projection.project import rebuild
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.reading.verify import verify
-from ml_dash.recording import run
+from ml_dash.recording import folder
 
 from .conftest import Make
 
@@ -85,7 +85,7 @@ def test_nothing_is_projected_while_there_is_little_room(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, runs: Path
 ) -> None:
     room = [1 << 20, 10 << 30]
-    monkeypatch.setattr(run, "free_bytes", lambda _: tuple(room))
+    monkeypatch.setattr(folder, "free_bytes", lambda _: tuple(room))
     with make() as experiment:
         experiment.metric("loss").append(value=1)
         assert experiment.metric("loss").read()["total"] == 1
@@ -101,7 +101,7 @@ def test_nothing_is_projected_while_there_is_little_room(
 
 
 def test_a_small_disk_leaves_a_hundredth(make: Make, monkeypatch: pytest.MonkeyPatch, runs: Path) -> None:
-    monkeypatch.setattr(run, "free_bytes", lambda _: (2 << 20, 100 << 20))
+    monkeypatch.setattr(folder, "free_bytes", lambda _: (2 << 20, 100 << 20))
     with make() as experiment:
         experiment.metric("loss").append(value=1)
     assert (runs / "cv/first/metrics/loss/data.jsonl").exists()

@@ -103,7 +103,8 @@ def test_the_result_answers_single_questions(opened: Experiment) -> None:
         (lambda e: e.metric("loss").append("x"), UnsupportedType, r"use append\(value=0.5\)"),
         (lambda e: e.metric("loss").append({"value": 1}), UnsupportedType, r"not a mapping; use append\(\*\*\{...\}\)"),
         (lambda e: e.metric("loss", {"value": 1}), UnsupportedType, r"use experiment.metric\('loss'\).append\(...\)"),
-        (lambda e: e.metric("loss", 5), UnsupportedType, "description is int, expected text"),
+        (lambda e: e.metric("loss", 5), UnsupportedType, r"use experiment.metric\('loss'\).append\(value=5\)"),
+            (lambda e: e.metric("loss", b"5"), UnsupportedType, "description is bytes, expected text"),
         (lambda e: e.metric("loss", tags=5), UnsupportedType, "expected a list of text"),
         (lambda e: e.metric("loss", metadata=5), UnsupportedType, "metadata is int, expected a mapping"),
         (lambda e: e.metric("loss").append(a_set={1}), UnsupportedType, '"a_set" is set, which cannot be recorded'),
@@ -492,3 +493,22 @@ def test_lines_and_metadata_are_as_documented(make: Make, read_json: Any) -> Non
         "nextIndex": 2, "createdAt": document["createdAt"], "updatedAt": points[1]["createdAt"],
     }  # fmt: skip
     assert document["metricId"].isdecimal()
+
+
+def test_a_series_is_taken_where_a_metric_is_read(make: Make) -> None:
+    with make() as experiment:
+        experiment.metric("val").append(acc=0.5, step=1)
+        experiment.metric("val").append(acc=0.7, step=2)
+        # As tables print it.
+        series = experiment.metric("val.acc")
+        assert series.read() == experiment.metric("val").read()
+        assert series.last() == experiment.metric("val").last()
+        assert series.stats() == experiment.metric("val").stats()
+        with pytest.raises(NotFound, match=r"no points in .*; did you mean 'val.acc'"):
+            experiment.metric("val.ac").stats()
+        assert experiment.metric("val.ac").read()["total"] == 0
+        # A metric of that very name comes first.
+        series.append(value=7.0)
+        assert [point["data"] for point in series.read()["data"]] == [{"value": 7.0}]
+    with make(read_only=True) as reader:
+        assert reader.metric("val.acc").read()["total"] == 1

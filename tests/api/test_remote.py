@@ -23,8 +23,9 @@ from ml_dash.disk.lock import Turn
 from ml_dash.errors import NotFound
 from ml_dash.journal.blobs import names
 from ml_dash.journal.segment import list_segments
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.sync import login, proof, register, sent
+from ml_dash.sync.identity import connect
 from tests.running import Server, end_started, once
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class Uploader:
     def write(self, one: register.Registration, cursor: dict[str, Any]) -> None:
         path = register.cursors_folder() / f"{one.key}.json"
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"version": 1, **cursor}))
+        nothing = {"version": 1, "journal": one.id, "segments": {}, "blobs": [], "deaths": [], "parked": {}}
+        temporary.write_text(json.dumps({**nothing, **cursor}))
         os.replace(temporary, path)
 
 
@@ -621,7 +623,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert located is not None
         if register.cursor_of(one) is None:
             return False
-        with closing(proof.connect(one)) as link:
+        with closing(connect(one)) as link:
             found = proof.prove(located, one, link)
         return found.complete and found.events >= written
 

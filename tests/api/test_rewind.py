@@ -26,7 +26,7 @@ from ml_dash import (
     ml_dash_experiment,
 )
 from ml_dash.projection.project import rebuild
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.reading.verify import verify
 from tests.journals import tree
 

@@ -24,6 +24,9 @@ class _Figure:
     ("call", "right"),
     [
         (lambda one: one.metric("loss", value=0.5), "experiment.metric('loss').append(value=0.5)"),
+        (lambda one: one.metric("loss", value=0.5, step=3), "experiment.metric('loss').append(value=0.5, step=3)"),
+        (lambda one: one.metric("loss", 0.5), "experiment.metric('loss').append(value=0.5)"),
+        (lambda one: one.metric("loss", 0.5, step=3), "experiment.metric('loss').append(value=0.5, step=3)"),
         (lambda one: one.file(_Figure()), "figure.savefig('a.png'), then file('a.png')"),
         (lambda one: one.file(b"weights"), "write it to a file first"),
     ],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import ml_dash
-from ml_dash import Experiment, ForeignFolder, InvalidName, InvalidValue, OperationMode, UnsupportedType
+from ml_dash import Experiment, ForeignFolder, InvalidName, InvalidValue, OperationMode, StorageError, UnsupportedType
 
 if TYPE_CHECKING:
     from tests.api.conftest import Make, Python
@@ -187,13 +187,31 @@ def test_an_empty_folder_is_taken(runs: Path) -> None:
     assert _record(local_path=runs) == runs / "cv" / "first" / ".journal"
 
 
-@pytest.mark.parametrize("part", ["runs", "runs/cv", "runs/cv/first"])
-def test_a_file_where_a_folder_should_be_is_refused(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize("resume", ["allow", "new"])
+@pytest.mark.parametrize("part", ["runs", "runs/cv"])
+def test_a_file_where_a_folder_above_should_be_is_told_at_open(tmp_path: Path, part: str, resume: str) -> None:
     (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / part).write_text("mine")
+    with pytest.raises(StorageError, match=r"Not a directory; .*local_path=, or ML_DASH_LOCAL_PATH"):
+        Experiment("first", "cv", local_path="runs", resume=resume).open()
+    assert (tmp_path / part).read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_experiment_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "cv").mkdir(parents=True)
+    (tmp_path / "runs" / "cv" / "first").write_text("mine")
     with pytest.raises(ForeignFolder, match="is not a folder; use another local_path"):
         Experiment("first", "cv", local_path="runs").open()
-    assert (tmp_path / part).read_text() == "mine"
+    assert Experiment("first", "cv", local_path="runs", resume="new").open().name == "first-2"
+    assert (tmp_path / "runs" / "cv" / "first").read_text() == "mine"
+
+
+def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path: Path) -> None:
+    """As to a store on a file system that is not mounted."""
+    (tmp_path / "runs").symlink_to(tmp_path / "mnt" / "runs")
+    with pytest.raises(StorageError, match=r"runs is a link to .*mnt/runs, which is not there; .*local_path="):
+        Experiment("first", "cv", local_path="runs").open()
+    assert not (tmp_path / "mnt").exists()
 
 
 # As a user without rights: (what stands in the way, where the run wants to be).

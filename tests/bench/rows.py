@@ -443,28 +443,6 @@ def import_time(folder: Path, scale: float) -> Figures:
     return {"bare ms": bare, "over bare ms": ours - bare, "filelock ms": alone, "of filelock": (ours - bare) / alone}
 
 
-@row("≤ 90 ms from the start of Python")
-def start(folder: Path, scale: float) -> Figures:
-    code = (
-        "import os, time\n"
-        "from ml_dash import Experiment\n"
-        "e = Experiment('start', 'bench', local_path='store').open()\n"
-        "e.metric('loss').append(value=0.5, step=0)\n"
-        "now = time.clock_gettime(time.CLOCK_BOOTTIME)\n"
-        "ticks = int(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19])\n"
-        "open('times', 'a').write(f\"{now - float(os.environ['BEGUN'])}\\n\")\n"
-        "os._exit(0)\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | {"ML_DASH_QUIET": "1"}
-    import time
-
-    for _ in range(max(3, int(15 * scale)) + 1):
-        environment["BEGUN"] = str(time.clock_gettime(time.CLOCK_BOOTTIME))
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=folder, env=environment)
-    times = [float(line) for line in (folder / "times").read_text().split()][1:]
-    return {"ms": median(times) * 1000}
-
-
 @row("≤ 15 ms; nothing left after 1,000")
 def open_append_close(folder: Path, scale: float) -> Figures:
     def once(number: int) -> float:

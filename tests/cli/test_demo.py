@@ -18,11 +18,12 @@ import pytest
 
 import ml_dash
 from ml_dash import Experiment
-from ml_dash.demo import stage, story
+from ml_dash.demo import services, steps
 from ml_dash.demo.network import SPECIES, Network, load_flowers
 from ml_dash.demo.train import EPOCHS
 from ml_dash.disk import config
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Shell
@@ -116,9 +117,9 @@ def test_without_a_server_installed_the_demo_shows_the_rest_and_says_how_to_get_
 
 def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
     words = "import sys; print('first'); sys.exit('no port is free')"
-    process = stage._Process("server", ["-c", words], tmp_path, story.environment({}))
-    with pytest.raises(story.DemoError, match=r"the server did not start: no port is free; see .*server\.log"):
-        process.said(re.compile("http://"), 30)
+    process = services._Process("server", ["-c", words], tmp_path, steps.environment({}))
+    with pytest.raises(steps.DemoError, match=r"the server did not start: no port is free; see .*server\.log"):
+        process.wait_for_output(re.compile("http://"), 30)
     process.end()
     assert (tmp_path / "server.log").read_text() == "first\nno port is free\n"
 
@@ -126,17 +127,17 @@ def test_a_server_that_does_not_start_is_told_with_its_last_words(tmp_path: Path
 def test_cues_come_at_their_count_and_training_goes_on(tmp_path: Path) -> None:
     said: list[str] = []
     cues = {50: lambda: said.append("fifty"), 10: lambda: said.append("ten")}
-    told = story.run("cued", tmp_path, kill_after=200, progress=lambda _: None, cues=cues)
+    reported = steps.run("cued", tmp_path, kill_after=200, progress=lambda _: None, actions=cues)
     assert said == ["ten", "fifty"]
-    assert told.count >= 200
+    assert reported.count >= 200
 
 
 def test_a_second_demo_takes_the_next_name(tmp_path: Path) -> None:
-    assert story.free_name(tmp_path / "nothing") == "iris-1"
+    assert steps.free_name(tmp_path / "nothing") == "iris-1"
     for name in ("iris-1", "iris-3"):
         with Experiment(name, "demo", local_path=tmp_path):
             pass
-    assert story.free_name(tmp_path) == "iris-2"
+    assert steps.free_name(tmp_path) == "iris-2"
 
 
 def test_the_demo_ignores_a_server_and_a_disabled_library_of_the_environment(shell: Shell) -> None:
@@ -166,18 +167,18 @@ def test_the_demo_runs_from_a_plain_copy_of_the_package(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def recorded(tmp_path: Path) -> tuple[read.Located, story.Acknowledged]:
-    """A short run, and what a process that made it would have been told."""
-    told = story.Acknowledged()
+def recorded(tmp_path: Path) -> tuple[Located, steps.Acknowledged]:
+    """A short run, and the calls that the process that made it would report."""
+    reported = steps.Acknowledged()
     with Experiment("short", "demo", local_path=tmp_path) as experiment:
         experiment.parameters().set(model={"width": 3})
-        told.note("parameters", [{"model": {"width": 3}}])
+        reported.note("parameters", [{"model": {"width": 3}}])
         experiment.log("starts")
-        told.note("log", ["starts"])
+        reported.note("log", ["starts"])
         for epoch in range(5):
             experiment.metric("loss").append(value=1 / (epoch + 1), epoch=epoch)
-            told.note("point", ["loss", {"value": 1 / (epoch + 1), "epoch": epoch}])
-    return read.locate("demo/short", tmp_path), told
+            reported.note("point", ["loss", {"value": 1 / (epoch + 1), "epoch": epoch}])
+    return read.locate("demo/short", tmp_path), reported
 
 
 Facts = list[Any]
@@ -190,48 +191,48 @@ LIES: dict[str, tuple[str, Facts]] = {
 }
 
 
-def test_the_count_is_complete_when_all_is_there(recorded: tuple[read.Located, story.Acknowledged]) -> None:
-    located, told = recorded
-    assert story.count(read.view(located), [told]) == story.Count(acknowledged=7, recovered=7, beyond=0)
+def test_the_count_is_complete_when_all_is_there(recorded: tuple[Located, steps.Acknowledged]) -> None:
+    located, reported = recorded
+    assert steps.count(read.view(located), [reported]) == steps.Count(acknowledged=7, recovered=7, beyond=0)
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_the_count_notices(recorded: tuple[read.Located, story.Acknowledged], lie: str) -> None:
-    located, told = recorded
-    told.note(*LIES[lie])
-    count = story.count(read.view(located), [told])
-    assert count.recovered < count.acknowledged == told.count
+def test_the_count_notices(recorded: tuple[Located, steps.Acknowledged], lie: str) -> None:
+    located, reported = recorded
+    reported.note(*LIES[lie])
+    count = steps.count(read.view(located), [reported])
+    assert count.recovered < count.acknowledged == reported.count
     assert not count.complete
 
 
 def test_the_count_tells_what_was_written_beyond_what_was_acknowledged(
-    recorded: tuple[read.Located, story.Acknowledged],
+    recorded: tuple[Located, steps.Acknowledged],
 ) -> None:
-    located, told = recorded
-    told.points["loss"].pop()
-    assert story.count(read.view(located), [told]) == story.Count(acknowledged=6, recovered=6, beyond=1)
+    located, reported = recorded
+    reported.points["loss"].pop()
+    assert steps.count(read.view(located), [reported]) == steps.Count(acknowledged=6, recovered=6, beyond=1)
 
 
 def test_the_count_notices_what_is_there_twice(
-    recorded: tuple[read.Located, story.Acknowledged], tmp_path: Path
+    recorded: tuple[Located, steps.Acknowledged], tmp_path: Path
 ) -> None:
-    located, told = recorded
+    located, reported = recorded
     with Experiment("short", "demo", local_path=tmp_path) as experiment:
-        for point in told.points["loss"][:2]:
+        for point in reported.points["loss"][:2]:
             experiment.metric("loss").append(**point)
-    count = story.count(read.view(located), [told])
-    assert count == story.Count(acknowledged=7, recovered=7, beyond=2)
+    count = steps.count(read.view(located), [reported])
+    assert count == steps.Count(acknowledged=7, recovered=7, beyond=2)
     assert not count.complete
 
 
-def test_a_value_that_differs_in_its_last_bit_is_not_found(recorded: tuple[read.Located, story.Acknowledged]) -> None:
-    located, told = recorded
-    told.points["loss"][2]["value"] = 1 / 3 + 2**-54
-    assert not story.count(read.view(located), [told]).complete
+def test_a_value_that_differs_in_its_last_bit_is_not_found(recorded: tuple[Located, steps.Acknowledged]) -> None:
+    located, reported = recorded
+    reported.points["loss"][2]["value"] = 1 / 3 + 2**-54
+    assert not steps.count(read.view(located), [reported]).complete
 
 
 def test_the_data_are_fishers() -> None:
-    path = Path(story.__file__).with_name("iris.csv")
+    path = Path(steps.__file__).with_name("iris.csv")
     rows = list(csv.DictReader(path.open(newline="", encoding="utf-8")))
     assert [sum(row["species"] == species for row in rows) for species in SPECIES] == [50, 50, 50]
     means = [sum(float(row[column]) for row in rows) / 150 for column in list(rows[0])[:4]]

@@ -16,7 +16,7 @@ import pytest
 from ml_dash import Experiment, NotFound, RemoteClient
 from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.sync import login, register, sent
 from tests import running
 
@@ -271,13 +271,19 @@ def test_what_nobody_claimed_is_claimed_by_naming_it(
 def test_a_login_lists_what_waits_and_claims_it_only_if_told_to(
     dash: Dash, record: Record, server: running.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record("first")
-    journal = next(tmp_path.rglob("first/.journal"))
-    register.write(register.Registration(str(journal), server.url))
     monkeypatch.setenv("ML_DASH_API_KEY", login.development_token(tmp_path.name))
-    for more in ([], ["--no-claim"]):
-        said = dash("login", server.url, *more).out
-        assert str(journal.parent) in said
-        assert len(register.unclaimed(server.url)) == 1
-    assert "claimed 1 experiment;" in dash("login", server.url, "--claim").out
-    assert [one.user for one in register.registrations()] == [tmp_path.name]
+    for names, stays, claimed in (
+        (["first"], "it stays here; to send it: ", "claimed 1 experiment; ml-dash-syncd sends it"),
+        (["second", "third"], "they stay here; to send them: ", "claimed 2 experiments; ml-dash-syncd sends them"),
+    ):
+        for name in names:
+            record(name)
+            register.write(register.Registration(str(next(tmp_path.rglob(f"{name}/.journal"))), server.url))
+        for more in ([], ["--no-claim"]):
+            said = dash("login", server.url, *more).out
+            assert all(f"cv/{name}\n" in said for name in names)
+            assert f"{stays}ml-dash push EXPERIMENT, or ml-dash login --claim {server.url}" in said
+            assert len(register.unclaimed(server.url)) == len(names)
+        assert claimed in dash("login", server.url, "--claim").out
+        assert not register.unclaimed(server.url)
+    assert {one.user for one in register.registrations()} == {tmp_path.name}

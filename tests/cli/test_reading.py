@@ -232,6 +232,9 @@ def test_export_writes_logs_and_experiments_too(shell: Shell, record: Record, tm
     assert (first["name"], first["parameters"], first["metrics"]) == ("a", {"lr": 0.1}, {"loss": 0.5})
     (only,) = csv.DictReader(io.StringIO(shell.ok("export", "cv/b", "--what", "experiments").out))
     assert only["name"] == "b"
+    both = csv.DictReader(io.StringIO(shell.ok("export", "cv/b", "a", "--what", "experiments").out))
+    assert [row["name"] for row in both] == ["b", "a"]
+    assert shell("export", "cv/b", "cv/a").code == 2
     assert {"parameters", "metrics", "parameters.lr"}.isdisjoint(only)
 
 
@@ -283,7 +286,10 @@ def test_what_is_mistyped_names_what_is_near(shell: Shell, tmp_path: Path, monke
 def test_a_list_of_nothing_says_where_it_looked_and_what_was_left_out(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert f"no experiments in {tmp_path}" in shell("ls").err
+    for words in (("ls",), ("export", "--what", "experiments"), ("export", "--what", "experiments", "--json")):
+        nothing = shell(*words)
+        assert (nothing.code, nothing.out) == (0, "")
+        assert f"no experiments in {tmp_path}" in nothing.err
     monkeypatch.chdir(tmp_path)
     _with_two_series()
     said = shell("ls", "--tag", "nope", "--status", "failed").err

@@ -17,7 +17,7 @@ import pytest
 from ml_dash import Experiment, RemoteClient, experiments
 from ml_dash.core.names import experiment_id
 from ml_dash.journal.segment import list_segments
-from ml_dash.reading.read import at
+from ml_dash.reading.located import at
 from ml_dash.sync import register, sent
 from tests import running
 

@@ -106,12 +106,41 @@ def test_colours_are_for_terminals_of_people_who_want_them(shell: Shell, record:
 
 
 def test_a_table_fits_the_terminal_and_is_whole_in_a_pipe(shell: Shell, record: Record) -> None:
-    name = "a-long-name-" * 9
-    record(name, tags=["tag " * 20])
+    record("a-long-name-" * 4, tags=["tag " * 20])
     shown = STYLES.sub("", shell.in_terminal("ls", columns=70).out)
     assert max(map(len, shown.splitlines())) <= 70
     assert len(shell.ok("ls", env={"COLUMNS": "70"}).lines) == 2
-    assert f"cv/{name}" in shell.ok("ls").out
+
+
+@pytest.mark.parametrize("columns", [20, 60, 80])
+def test_what_somebody_may_copy_is_never_broken(
+    shell: Shell, record: Record, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """A name wider than the terminal goes on beyond its edge: the terminal wraps that, and copies it whole."""
+    name, metric, key = "a-long-name-" * 9, "a/long/metric/" * 3 + "loss", "optimizer.schedule." * 4 + "rate"
+    record(name, parameters={key: "/data/" + "deep/" * 20})
+    with Experiment(name, "cv") as experiment:
+        experiment.metric(metric).append(acc=0.123456789, value=1e-9, step=1)
+    for words, texts in {
+        ("ls",): [f"cv/{name}"],
+        ("ls", "--wide"): [f"cv/{name}"],
+        ("metrics",): [metric, f"{metric}.acc"],
+        ("params",): [key, "deep/" * 20],
+        ("show",): [metric, key],
+    }.items():
+        lines = STYLES.sub("", shell.in_terminal(*words, columns=columns).out).splitlines()
+        assert not [text for text in texts if not any(text in line for line in lines)], words
+    (row,) = STYLES.sub("", shell.in_terminal("ls", "--wide", columns=columns).out).splitlines()[1:]
+    assert "completed" in row
+
+
+@pytest.mark.parametrize("env", [{"LC_ALL": "C"}, {"LC_ALL": "", "LANG": "C"}, {"LC_ALL": "POSIX"}])
+@pytest.mark.parametrize("words", [("ls",), ("show",), ("metrics",), ("params",), ("dump",), ("verify",)])
+def test_all_that_is_drawn_in_the_c_locale_is_of_ascii(
+    shell: Shell, record: Record, env: dict[str, str], words: tuple[str, ...]
+) -> None:
+    record("first", loss=(1.0, 0.5, 0.25), parameters={"long": "value " * 40})
+    assert STYLES.sub("", shell.in_terminal(*words, env=env).out).isascii()
 
 
 def test_a_terminal_without_unicode_gets_codes_and_no_error(shell: Shell, record: Record) -> None:

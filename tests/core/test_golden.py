@@ -12,7 +12,8 @@ import pytest
 from ml_dash import Experiment
 from ml_dash.journal.reader import Frame, scan
 from ml_dash.projection.project import rebuild
-from ml_dash.reading.read import Located, locate, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import locate, view
 from ml_dash.reading.verify import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -2,9 +2,9 @@
 
 import sys
 
-from .command import main
-from .harness import start_apart
+from tests.faults.command import main
+
 from .table import ROWS
 
 if __name__ == "__main__":
-    sys.exit(main("tests.crash", ROWS, start_apart))
+    sys.exit(main("tests.crash", ROWS))

@@ -215,8 +215,8 @@ _OTHERS: Final = (
     _one(
         "a child goes on with its parent's writer",
         "recording/run.py",
-        "    os.register_at_fork(after_in_child=registry.after_fork)\n",
-        "    pass\n",
+        "process.in_child.append(registry.after_fork)\n",
+        "",
         ("W17", 14),
     ),
     _one(
@@ -239,7 +239,7 @@ _OTHERS: Final = (
         MERGE,
         "        if order is None:\n            yield record, segment, stretch\n",
         "        if True:\n            yield record, segment, stretch\n",
-        ("W19", 40),
+        ("P2", 30),
     ),
     _one(
         "checkpoint before the documents",

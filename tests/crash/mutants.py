@@ -17,7 +17,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from .harness import ROOT, remove_tree
+from tests.faults.harness import ROOT, remove_tree
+
 from .mutant_table import MUTANTS, Mutant
 
 
@@ -29,7 +30,7 @@ def copy_tree(target: Path) -> None:
     # Without it, the package of that name in an editable checkout would be taken instead: no mutant would be noticed.
     (target / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "__init__.py", target / "tests")
-    for suite in ("crash", "e2e"):
+    for suite in ("faults", "crash", "e2e"):
         shutil.copytree(ROOT / "tests" / suite, target / "tests" / suite, ignore=ignore)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from . import shim
-from .shim import Operation
+from tests.faults import shim
+from tests.faults.shim import Operation
 
 DAMAGES: Final = (
     "unsynced gone",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from tests.faults.harness import Trial
+from tests.faults.zygote import Victim
+
 from . import oracle_reader as disk
 from .compare import changed_segments, check_folder, check_reads, segment_hashes, tree, tree_difference
-from .harness import Trial
 from .oracle import Ear, Ledger, check_blobs, judge
 from .victims import NAME, experiment, journal_of, located
-from .zygote import Victim
 
 
 def recovered(

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import Row, Trial, has_mounts
+
 from . import oracle_reader as disk
-from .harness import Row, Trial, has_mounts
 from .oracle import ear, judge, kept_in
 from .recovery import ended, hear_or_tell, recovered
 from .rows_disk import SLOWEST_CALL_US
+from .setups import zygote
 from .victims import NAME, PROJECT
 from .victims_disk import mount, unmount
-from .zygote import zygote
 
 
 def _home(folder: Path) -> Path:

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import Row, Trial
+
 from . import oracle_reader as disk
 from .edits import Edited, edit_at_random, whole_frames
-from .harness import Row, Trial
 from .specimen import Specimen, expect, read_copy, same_bodies, specimen_of
 
 SIZE: Final = 65_536

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults import shim
+from tests.faults.harness import Row, Trial, has_mounts
+from tests.faults.zygote import Zygote
+
 from . import oracle_reader as disk
-from . import shim
-from .harness import Row, Trial, has_mounts
 from .oracle import Ledger, ear, kept_in
 from .recovery import ended, recovered
+from .setups import shimmed, zygote
 from .victims import journal_of, located
 from .victims_disk import mount, unmount
-from .zygote import Zygote, shimmed, zygote
 
 SLOWEST_CALL_US: Final = 1_500_000
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import ROOT, Row, Trial, Unavailable
+from tests.faults.zygote import clean_environment
+
 from . import oracle_reader as disk
-from .harness import ROOT, Row, Trial, Unavailable
 from .oracle import Ear, ear, gaps
 from .recovery import hear_or_tell, recovered
+from .setups import zygote
 from .victims import NAME, PROJECT, journal_of
-from .zygote import clean_environment, zygote
 
 _HEAD: Final = """
 import os, random, signal, subprocess, sys
@@ -278,7 +280,7 @@ def secrets_stay_out(trial: Trial) -> None:
 
 
 def _remove(folder: Path) -> None:
-    from .harness import remove_tree
+    from tests.faults.harness import remove_tree
 
     remove_tree(folder)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ml_dash.errors import InvalidInput
+from tests.faults.harness import Row, Trial
 
 from . import oracle_reader as disk
-from .harness import Row, Trial
 from .oracle import check_blobs
 from .recovery import recovered
 from .victims import experiment, journal_of

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from ml_dash.errors import InvalidInput, UnsupportedType
+from tests.faults.harness import Row, Trial
 
 from . import oracle_reader as disk
-from .harness import Row, Trial
 from .victims import experiment, journal_of
 
 LONG: Final = bool(os.environ.get("ML_DASH_TEST_LONG"))

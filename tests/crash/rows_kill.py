@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import Row, Trial
+
 from . import oracle_reader as disk
-from .harness import Row, Trial
 from .oracle import check_blobs, ear
 from .recovery import kill_after, recovered
+from .setups import zygote
 from .victims import journal_of
-from .zygote import zygote
 
 # Reached by a writer that adds files, syncs and closes.
 WRITER_POINTS: Final = (
@@ -163,7 +164,7 @@ def killed_between_blob_and_event(trial: Trial) -> None:
 
 
 def _verify_is_content(trial: Trial, journal: Path) -> None:
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
     from ml_dash.reading.verify import verify
 
     found = at(journal)

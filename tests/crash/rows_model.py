@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.faults.harness import Row, Trial
+
 from . import oracle_reader as disk
 from .compare import check_folder, tree, tree_difference
-from .harness import Row, Trial
 from .model import Program, clash_is_refused
 from .victims import experiment, journal_of, located
 

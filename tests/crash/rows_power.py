@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults import shim
+from tests.faults.harness import Row, Trial
+from tests.faults.shim import Operation
+from tests.faults.zygote import Zygote
+
 from . import oracle_reader as disk
-from . import shim
 from .compare import changed_segments, check_folder, segment_hashes, tree, tree_difference
-from .harness import Row, Trial
 from .oracle import Ledger, check_blobs, digest, ear, gaps, judge
 from .powercut import DAMAGES, PREFIX_KEPT, Disk
 from .recovery import ended, recovered
-from .shim import Operation
+from .setups import shimmed
 from .victims import NAME, PROJECT, journal_of, located
-from .zygote import Zygote, shimmed
 
 _STATES_OF_ONE: Final = 40
 

@@ -8,15 +8,15 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from ml_dash.reading.read import Located
+from ml_dash.reading.located import Located
+from tests.faults import shim
+from tests.faults.harness import Row, Trial
 
 from . import oracle_reader as disk
-from . import shim
-from .harness import Row, Trial
 from .oracle import ear, gaps
 from .recovery import ended, hear_or_tell, recovered
+from .setups import shimmed, zygote
 from .victims import NAME, PROJECT, experiment, located
-from .zygote import shimmed, zygote
 
 
 def _one_file_for_each_writer(trial: Trial, journal: disk.Journal, *, at_least: int) -> None:

@@ -15,14 +15,16 @@ from typing import Any, Final
 
 import msgpack
 
+from tests.faults import shim
+from tests.faults.harness import Row, Trial
+from tests.faults.zygote import Zygote
+
 from . import oracle_reader as disk
-from . import shim
 from .compare import changed_segments, check_folder, segment_hashes, tree, tree_difference
-from .harness import Row, Trial
 from .oracle import Reporter, ear
 from .rows_kill import PROJECTOR_POINTS
+from .setups import shimmed, zygote
 from .victims import NAME, PROJECT, Caller, experiment, journal_of, located, sources_of
-from .zygote import Zygote, shimmed, zygote
 
 
 @dataclass

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import ROOT, Row, Trial, remove_tree
+
 from . import oracle_reader as disk
 from .compare import Tree, tree
-from .harness import ROOT, Row, Trial, remove_tree
 from .hostile import write_journal
 
 LONG: Final = bool(os.environ.get("ML_DASH_TEST_LONG"))
@@ -22,7 +23,8 @@ def hostile_journal(trial: Trial) -> None:
     """P9. Whatever a journal with right checksums says: nothing outside its folder is made, changed, or removed."""
     from ml_dash.errors import MLDashError
     from ml_dash.projection.project import catch_up, rebuild
-    from ml_dash.reading.read import at, find, view
+    from ml_dash.reading.located import at
+    from ml_dash.reading.read import find, view
     from ml_dash.reading.verify import verify
 
     folder = trial.folder

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from ml_dash.errors import InvalidInput, UnsupportedType
+from tests.faults.harness import Row, Trial
 
 from . import oracle_reader as disk
 from .compare import points_of, tree
-from .harness import Row, Trial
 from .victims import NAME, PROJECT, experiment, journal_of
 
 _SPECIAL_TEXTS: Final = (

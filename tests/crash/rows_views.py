@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults.harness import Row, Trial
+
 from . import oracle_reader as disk
 from .compare import check_folder, segment_hashes, tree, tree_difference
 from .edits import edit_at_random
-from .harness import Row, Trial
 from .oracle import ear
 from .recovery import ended, recovered
 from .rows_project import Template, plain
+from .setups import zygote
 from .victims import NAME, PROJECT, experiment, journal_of, located
-from .zygote import zygote
 
 
 def damaged_segment(trial: Trial) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.faults.harness import Row
+from tests.faults.table import table
+
 from . import (
     rows_away,
     rows_bytes,
@@ -13,6 +16,7 @@ from . import (
     rows_huge,
     rows_kill,
     rows_model,
+    rows_open,
     rows_power,
     rows_processes,
     rows_project,
@@ -20,26 +24,22 @@ from . import (
     rows_values,
     rows_views,
 )
-from .harness import Row
 
-_MODULES: Final = (
-    rows_kill,
-    rows_model,
-    rows_power,
-    rows_bytes,
-    rows_disk,
-    rows_away,
-    rows_processes,
-    rows_exit,
-    rows_files,
-    rows_values,
-    rows_huge,
-    rows_project,
-    rows_views,
-    rows_scale,
-    rows_model,
+ROWS: Final[dict[str, Row]] = table(
+    "tests.crash",
+    rows_away.ROWS,
+    rows_bytes.ROWS,
+    rows_disk.ROWS,
+    rows_exit.ROWS,
+    rows_files.ROWS,
+    rows_huge.ROWS,
+    rows_kill.ROWS,
+    rows_model.ROWS,
+    rows_open.ROWS,
+    rows_power.ROWS,
+    rows_processes.ROWS,
+    rows_project.ROWS,
+    rows_scale.ROWS,
+    rows_values.ROWS,
+    rows_views.ROWS,
 )
-ROWS: Final[dict[str, Row]] = {
-    row.id: row
-    for row in sorted((row for module in _MODULES for row in module.ROWS), key=lambda row: (row.id[0], int(row.id[1:])))
-}

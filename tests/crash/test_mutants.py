@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.table import ROWS as E2E_ROWS
+from tests.faults.harness import ROOT
 
-from .harness import ROOT
 from .mutant_table import MUTANTS, Mutant
 from .table import ROWS
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from tests.faults.shim import CREATE, MKDIR, RENAME, SYNC, SYNC_FAILED, WRITE, Operation
+
 from . import oracle_reader as disk
 from .compare import check_folder
 from .edits import edit_at_random, whole_frames
 from .oracle import RECORD, Ledger, check_blobs, digest, gaps, judge
 from .powercut import Disk
-from .shim import CREATE, MKDIR, RENAME, SYNC, SYNC_FAILED, WRITE, Operation
 
 WRITER = b"W" * 16
 BODIES: list[list[object]] = [["info", f"entry {n}", None] for n in range(5)]

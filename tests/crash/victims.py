@@ -249,7 +249,7 @@ def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> Non
 
 def located(folder: Path, name: str = NAME) -> Any:
     """The experiment of a trial, as readers find it."""
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
 
     found = at(journal_of(folder, name))
     assert found is not None, f"no experiment in {journal_of(folder, name)}"

@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from ml_dash import Experiment
+from tests.faults import shim
+
 from . import oracle_reader as disk
-from . import shim
 from .oracle import Reporter
-from .victims import Caller, close_and_report, experiment, hurry, report_state, wait_for_file
+from .victims import NAME, PROJECT, Caller, close_and_report, experiment, hurry, report_state, wait_for_file
 
 IMPATIENT: Final = {"FIRST_RETRY_S": 0.01, "LAST_RETRY_S": 0.05, "SYNC_AFTER_S": 0.02}
 _NOBODY: Final = 65534
@@ -188,6 +190,34 @@ def paced(pipe: int, folder: Path, *, seed: str, unprivileged: bool, wait_writte
     report_state(report, target)
     caller.tell()
     close_and_report(report, target)
+
+
+def record(_: int, folder: Path, *, where: str) -> None:
+    """A short run, by the user without rights."""
+    drop_rights()
+    with Experiment(NAME, PROJECT, local_path=where) as target:
+        target.metric("loss").append(value=1.0, step=0)
+
+
+def open_in_vain(_: int, folder: Path, *, where: str, how: str, settings: dict[str, Any]) -> None:
+    """Open where that can never work, and print what was raised; an `open()` that returns is one line more."""
+    drop_rights()
+    places = {}
+    if how == "argument":
+        places["local_path"] = where
+    elif how == "prefix":
+        places["local_prefix"] = where
+    else:
+        os.environ["ML_DASH_LOCAL_PATH"] = where
+    target = Experiment(NAME, PROJECT, **places, **settings)
+    try:
+        target.open()
+    except Exception as error:  # noqa: BLE001 - the harness judges which it is
+        print(f"raised {type(error).__name__}: {error}")
+        return
+    print(f"opened {target.path}")
+    target.log("one")
+    target.close()
 
 
 def hanging(pipe: int, folder: Path, *, seed: str, op: str, nth: int, patience: float) -> None:

@@ -126,7 +126,7 @@ def newcomer(pipe: int, folder: Path, *, worker: int, go: str, dies: bool) -> No
 
 def clocked(pipe: int, folder: Path, *, seed: str, worker: int, count: int, clock: str) -> None:
     """Half of the calls by the true clock, the other half by a wrong one; then the true one again."""
-    from . import shim
+    from tests.faults import shim
 
     report = Reporter(pipe, worker)
     target = experiment(folder).open()

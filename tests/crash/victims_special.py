@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from ml_dash import Experiment
+from tests.faults import shim
 
 from . import oracle_reader as disk
-from . import shim
 from .oracle import Reporter
 from .victims import Caller, close_and_report, experiment, hurry, sources_of
 

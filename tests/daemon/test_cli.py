@@ -100,13 +100,13 @@ def test_forget_takes_back_what_names_an_experiment_or_a_server(home: Home, tmp_
     stuck = register.registrations()[0]
     register.cursors_folder().mkdir(parents=True)
     trouble = {"kind": "unreachable", "text": "nobody answers", "since": time.time() - 2 * 3600 - 60}
-    cursor = {"version": 1, "journal": "", "segments": {}, "blobs": [], "parked": {}, "trouble": trouble}
+    cursor = {"version": 1, "journal": "", "segments": {}, "blobs": [], "deaths": [], "parked": {}, "trouble": trouble}
     (register.cursors_folder() / f"{stuck.key}.json").write_text(json.dumps(cursor))
     shown = home.syncd("status").stdout
     assert f"no answer for 2 h. If the URL is wrong: ml-dash-syncd forget {stuck.remote}" in shown
     assert shown.count("no answer") == 1
     done = home.syncd("forget", wrong + "/")
-    assert (done.returncode, done.stdout.count("no longer goes to http://127.0.0.1:1")) == (0, 2)
+    assert (done.returncode, done.stdout.count("is no longer sent to http://127.0.0.1:1")) == (0, 2)
     assert {one.remote for one in register.registrations()} == {right}
     assert home.syncd("forget", "p/a").returncode == 0
     assert home.syncd("forget", str(paths[1].parent)).returncode == 0

@@ -16,7 +16,7 @@ import pytest
 from ml_dash import Experiment
 from ml_dash.disk.lock import hold
 from ml_dash.sync import register
-from ml_dash_syncd import executing
+from ml_dash_syncd import exec_job
 from ml_dash_syncd.settings import Settings
 
 from .conftest import WAIT_S, Home
@@ -47,11 +47,11 @@ def test_trouble_with_sending_is_not_the_jobs(monkeypatch: pytest.MonkeyPatch, t
     def refuse(*_: object, **__: object) -> None:
         raise OSError("no disk")
 
-    monkeypatch.setattr(executing, "_send_beside", fail)
-    monkeypatch.setattr(executing, "once", refuse)
+    monkeypatch.setattr(exec_job, "_send_while_running", fail)
+    monkeypatch.setattr(exec_job, "once", refuse)
     try:
         command = ["/bin/sh", "-c", f"sleep 0.2; touch {tmp_path / 'ran'}; exit 3"]
-        assert executing.execute(command, Settings()) == (3, [])
+        assert exec_job.run_job(command, Settings()) == (3, [])
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is not handler:
@@ -120,7 +120,7 @@ def test_a_job_that_is_ended_by_a_signal_ends_us_with_128_and_its_number(home: H
 
 
 def test_signals_that_come_before_the_job_are_kept_for_it() -> None:
-    forwarding = executing._Forwarding()
+    forwarding = exec_job._Forwarding()
     forwarding._forward(signal.SIGTERM, None)
     with subprocess.Popen(["/bin/sleep", "60"]) as job:
         forwarding.job = job
@@ -162,4 +162,4 @@ def test_a_second_signal_while_it_sends_leaves_the_jobs_exit_code(home: Home) ->
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     started.wait(0.05)
         _, said = started.communicate(timeout=WAIT_S)
-    assert (started.returncode, "ends at once" in said) == (7, True)
+    assert (started.returncode, "ending at once" in said) == (7, True)

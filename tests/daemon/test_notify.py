@@ -26,10 +26,10 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 def test_each_word_arrives(manager: socket.socket) -> None:
     notifier = Notifier()
-    assert notifier.listens
+    assert notifier.has_manager
     notifier.ready()
     notifier.status("3 experiments")
-    notifier.feed()
+    notifier.ping_watchdog()
     notifier.stopping()
     assert [manager.recv(200) for _ in range(4)] == [b"READY=1", b"STATUS=3 experiments", b"WATCHDOG=1", b"STOPPING=1"]
 
@@ -38,7 +38,7 @@ def test_what_was_said_is_not_said_again(manager: socket.socket) -> None:
     notifier = Notifier()
     for _ in range(3):
         notifier.status("all sent")
-        notifier.feed()
+        notifier.ping_watchdog()
     notifier.ready()
     assert [manager.recv(200) for _ in range(3)] == [b"STATUS=all sent", b"WATCHDOG=1", b"READY=1"]
 
@@ -56,12 +56,12 @@ def test_a_manager_that_is_gone_changes_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.delenv("NOTIFY_SOCKET")
     notifier = Notifier()
     notifier.ready()
-    assert not notifier.listens
+    assert not notifier.has_manager
 
 
 def test_what_a_busy_manager_did_not_take_is_said_again(manager: socket.socket) -> None:
     notifier = Notifier()
-    while notifier.say("X=1"):
+    while notifier.send("X=1"):
         pass
     notifier.status("all sent")
     while True:

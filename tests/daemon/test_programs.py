@@ -131,7 +131,7 @@ def test_settings_come_from_options_then_the_file(server: Server, tmp_path: Path
         ('store = ["x"]', "has a key 'store'; it takes stores"),
         ("listen = 70000", "listen is 70000; give a port"),
         ('stores = ["x"]', "there are stores to send, but no remote"),
-        ("stores = [", "it has to be a readable TOML file"),
+        ("stores = [", "it must be a readable TOML file"),
     ],
 )
 def test_wrong_settings_are_named_and_end_with_2(tmp_path: Path, text: str, told: str) -> None:
@@ -152,7 +152,7 @@ def test_a_daemon_sends_what_is_being_written_and_ends_when_asked(server: Server
         until(lambda: probe(lock_path()) is Liveness.ALIVE)
         second = call("run")
         assert second.returncode == 0
-        assert "runs already" in second.stderr
+        assert "is already running" in second.stderr
         with Experiment(
             name="live", project="daemon", local_path=str(tmp_path / "store"), remote=server.url, user_name="alice"
         ) as experiment:

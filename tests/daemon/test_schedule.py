@@ -15,15 +15,15 @@ from ml_dash.journal.segment import SEGMENTS
 from ml_dash.sync import login, register
 from ml_dash.sync.register import Registration
 from ml_dash.sync.remote import Link
-from ml_dash_syncd import pauses, schedule
+from ml_dash_syncd import backoff, schedule
 from ml_dash_syncd.discover import Discovery
 from ml_dash_syncd.schedule import Schedule, Task
 from ml_dash_syncd.settings import Settings
-from ml_dash_syncd.ship import Left, Outcome
+from ml_dash_syncd.ship import Remaining, StepResult
 
 HERE, THERE = "http://127.0.0.1:9", "http://127.0.0.1:10"
-DONE = Outcome(Left.NOTHING)
-Step = Callable[["Parcel", Link], Outcome]
+DONE = StepResult(Remaining.NOTHING)
+Step = Callable[["Parcel", Link], StepResult]
 UNTIL_S = 10.0
 
 
@@ -45,7 +45,7 @@ class Parcel:
     def name(self) -> str:
         return Path(self.registration.journal).name
 
-    def step(self, link: Link, deadline: float) -> Outcome:
+    def step(self, link: Link, deadline: float) -> StepResult:
         self.times.append(time.monotonic())
         self.links.append(link)
         found = Parcel.steps.get(self.name)
@@ -54,7 +54,7 @@ class Parcel:
     def forget(self) -> None:
         self.forgotten += 1
 
-    def tell(self, kind: str | None, text: str = "") -> None:
+    def note_trouble(self, kind: str | None, text: str = "") -> None:
         self.told.append((kind, text))
 
 
@@ -97,8 +97,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setattr(schedule, "Shipment", Parcel)
-    monkeypatch.setattr(schedule, "LOOK_S", 0.1)
-    monkeypatch.setattr(schedule, "REST_S", 0.05)
+    monkeypatch.setattr(schedule, "DISCOVER_S", 0.1)
+    monkeypatch.setattr(schedule, "IDLE_S", 0.05)
     monkeypatch.setattr(Parcel, "steps", {})
     desk = Desk(tmp_path)
     yield desk
@@ -109,7 +109,7 @@ def failing(error: Callable[[], Exception], times: int = 1 << 30) -> Step:
     """A step that fails so often, then is done."""
     left = [times]
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if left[0] == 0:
             return DONE
         left[0] -= 1
@@ -128,7 +128,7 @@ def test_everything_has_a_turn_and_then_rests(desk: Desk) -> None:
     for number in range(20):
         desk.register(f"e{number}")
     desk.begin()
-    desk.until(lambda: desk.schedule.at_rest() and all(task.settled for task in desk.schedule.tasks.values()))
+    desk.until(lambda: desk.schedule.is_idle() and all(task.settled for task in desk.schedule.tasks.values()))
     assert all(len(desk.parcel(f"e{number}").times) == 1 for number in range(20))
 
 
@@ -165,9 +165,9 @@ def test_a_development_login_that_is_signed_anew_uses_the_same_connection(
     monkeypatch.setattr("ml_dash.sync.login.tokens_for", lambda *_: [f"token-{next(signed)}"])
     left = [50]
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         left[0] -= 1
-        return Outcome(Left.MORE) if left[0] else DONE
+        return StepResult(Remaining.MORE) if left[0] else DONE
 
     Parcel.steps["one"] = step
     desk.register("one")
@@ -192,7 +192,7 @@ def test_one_that_fails_does_not_hold_the_others_up(desk: Desk) -> None:
 
 
 def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
     Parcel.steps["one"] = failing(answered)
     desk.register("one")
     desk.begin()
@@ -202,14 +202,14 @@ def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkey
         desk.schedule.turn()
     desk.until(lambda: len(desk.parcel("one").times) == 2)
     first, second = desk.parcel("one").times
-    assert second - first >= pauses.FIRST_S
+    assert second - first >= backoff.FIRST_S
 
 
 def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
     """Else a server that is away for a moment would be given up by four threads at once."""
     together = threading.Barrier(schedule.WORKERS - 1)
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if len(parcel.times) == 1:
             together.wait(UNTIL_S)
             raise Unreachable("away")
@@ -229,10 +229,10 @@ def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
 
 def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is known: the others go on with other servers, and come back when it answers."""
-    monkeypatch.setattr(pauses, "FIRST_S", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
     hanging, go_on, working = threading.Event(), threading.Event(), []
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         working.append(1)
         try:
             if len(working) == 1:
@@ -259,19 +259,19 @@ def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.Mo
 
 
 def test_a_pause_that_the_server_asks_for_is_kept_and_no_longer_than_an_hour() -> None:
-    pause = pauses.Pause()
-    assert 30 <= pause.fail("busy", 30.0) <= 31
-    assert not pause.over
-    assert pause.fail("busy", 1e9) <= 3601
-    pause.succeed()
-    assert pause.over
+    server = backoff.Backoff()
+    assert 30 <= server.fail("busy", 30.0) <= 31
+    assert not server.over
+    assert server.fail("busy", 1e9) <= 3601
+    server.succeed()
+    assert server.over
 
 
 def test_pauses_grow_with_jitter_up_to_a_minute() -> None:
-    pause = pauses.Pause()
-    waits = [pause.fail("away") for _ in range(200)]
-    assert max(waits[:1]) <= pauses.FIRST_S
-    assert max(waits) <= pauses.LONGEST_S
+    server = backoff.Backoff()
+    waits = [server.fail("away") for _ in range(200)]
+    assert max(waits[:1]) <= backoff.FIRST_S
+    assert max(waits) <= backoff.LONGEST_S
     assert len(set(waits)) == 200
     assert min(waits[10:]) < 20 < 40 < max(waits[10:]), "full jitter: anything up to the longest"
 
@@ -280,7 +280,7 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     url = "http://dash.example.org"
     login.store(url, "old", "alice")
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         token = link._token() if callable(link._token) else link._token
         if token == "old":
             raise Unauthorised("the login is not accepted")
@@ -291,12 +291,12 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     for name in names:
         desk.register(name, url)
     desk.begin()
-    desk.until(lambda: all(desk.parcel(name).told for name in names) and desk.schedule.at_rest())
+    desk.until(lambda: all(desk.parcel(name).told for name in names) and desk.schedule.is_idle())
     assert all(desk.parcel(name).told[-1][0] == "login" for name in names)
     assert all(desk.task(name).trouble for name in names)
     assert sum(len(desk.parcel(name).times) for name in names) <= schedule.WORKERS
     login.store(url, "new", "alice")
-    desk.until(lambda: desk.schedule.at_rest() and not any(desk.task(name).trouble for name in names))
+    desk.until(lambda: desk.schedule.is_idle() and not any(desk.task(name).trouble for name in names))
     assert all(desk.parcel(name).times for name in names)
 
 
@@ -305,7 +305,7 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     login.store(url, "old", "alice")
     asked, stored = threading.Event(), threading.Event()
 
-    def step(parcel: Parcel, link: Link) -> Outcome:
+    def step(parcel: Parcel, link: Link) -> StepResult:
         if callable(link._token) and link._token() == "new":
             return DONE
         asked.set()
@@ -320,7 +320,7 @@ def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -
     before = desk.schedule.logins.changed
     desk.until(lambda: desk.schedule.logins.changed > before)
     stored.set()
-    desk.until(lambda: desk.schedule.at_rest() and desk.task("one").settled and not desk.task("one").trouble)
+    desk.until(lambda: desk.schedule.is_idle() and desk.task("one").settled and not desk.task("one").trouble)
 
 
 def test_many_hints_do_not_make_it_look_all_the_time() -> None:
@@ -336,11 +336,11 @@ def test_many_hints_do_not_make_it_look_all_the_time() -> None:
     scheduled = Schedule(discovery)
     try:
         for _ in range(20):
-            scheduled._hinted("")
+            scheduled._take_hint("")
             scheduled.turn()
         finds, begun = discovery.finds, time.monotonic()
         while time.monotonic() - begun < 1.0:
-            scheduled._hinted("")
+            scheduled._take_hint("")
             scheduled.turn()
     finally:
         scheduled.stop(0)
@@ -348,13 +348,13 @@ def test_many_hints_do_not_make_it_look_all_the_time() -> None:
 
 
 def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pauses.random, "uniform", lambda low, high: 1000.0)
+    monkeypatch.setattr(backoff.random, "uniform", lambda low, high: 1000.0)
     Parcel.steps["one"] = failing(lambda: Unreachable("away"), 1)
     Parcel.steps["two"] = failing(answered, 1)
     desk.register("one")
     desk.register("two", THERE)
     desk.begin()
-    desk.until(lambda: bool(desk.task("one").trouble and desk.task("two").trouble) and desk.schedule.at_rest())
+    desk.until(lambda: bool(desk.task("one").trouble and desk.task("two").trouble) and desk.schedule.is_idle())
     desk.schedule.reload(Discovery(Settings()))
     desk.until(lambda: desk.task("one").settled and desk.task("two").settled)
     assert not desk.task("one").trouble
@@ -380,14 +380,14 @@ def test_a_journal_that_was_removed_is_told_and_comes_back(desk: Desk) -> None:
     (desk.folder / "one").rename(desk.folder / "away")
     desk.until(lambda: bool(desk.task("one").trouble))
     (desk.folder / "away").rename(desk.folder / "one")
-    desk.until(lambda: not desk.task("one").trouble and desk.schedule.at_rest())
+    desk.until(lambda: not desk.task("one").trouble and desk.schedule.is_idle())
 
 
 def test_a_server_that_stalls_leaves_threads_for_the_others(desk: Desk) -> None:
     """Every step to it hangs until the test is over; those to another server go on."""
     stalled, release = threading.Semaphore(0), threading.Event()
 
-    def hang(parcel: Parcel, link: Link) -> Outcome:
+    def hang(parcel: Parcel, link: Link) -> StepResult:
         stalled.release()
         release.wait(60)
         return DONE

@@ -27,8 +27,8 @@ from ml_dash.journal.segment import BLOBS, SEGMENTS, read_identity
 from ml_dash.sync import remote
 from ml_dash.sync.login import development_token
 from ml_dash.sync.register import Registration
-from ml_dash_syncd import account, contents, reading, ship
-from ml_dash_syncd.ship import Left, Outcome, Shipment
+from ml_dash_syncd import account, batches, blobs, ship
+from ml_dash_syncd.ship import Remaining, Shipment, StepResult
 from tests.journals import SECOND, Desk, Pen, flip, recorded
 from tests.running import Server
 
@@ -71,12 +71,12 @@ class Way:
         """Another uploader takes over, as after a kill."""
         self.shipment = Shipment(self.registration, self.cursors)
 
-    def drain(self) -> Outcome:
+    def drain(self) -> StepResult:
         """Send all that can be sent now."""
         for _ in range(1000):
-            outcome = self.shipment.step(self.road, monotonic() + 30)
-            if outcome.left is not Left.MORE:
-                return outcome
+            result = self.shipment.step(self.road, monotonic() + 30)
+            if result.remaining is not Remaining.MORE:
+                return result
         raise AssertionError("it does not come to an end")
 
     def there(self) -> JournalState:
@@ -135,7 +135,7 @@ def way(desk: Desk, server: Server, tmp_path: Path) -> Iterator[Way]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damage is believed at the second look."""
-    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(batches, "DAMAGE_S", 0.0)
 
 
 # -- what arrives -----------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_a_closed_journal_is_all_there(way: Way) -> None:
         pen.log(f"line {number}")
         pen.point(step=number, loss=1 / (number + 1))
     pen.close()
-    assert way.drain() == Outcome(Left.NOTHING)
+    assert way.drain() == StepResult(Remaining.NOTHING)
     way.has_all()
     assert way.messages() == [f"line {number}" for number in range(50)]
     assert way.status() == "completed"
@@ -193,7 +193,7 @@ def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
 
 
 def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(way.shipment.account, "batch", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
     sizes: list[int] = []
 
@@ -208,7 +208,7 @@ def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.Monkey
         pen.log(f"line {number}")
     pen.log("x" * 20_000)
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert len(sizes) >= 5
     assert sorted(sizes)[-2] <= 4096
     assert max(sizes) < 21_000  # one frame is not cut
@@ -218,10 +218,10 @@ def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.Monkey
 def test_a_step_ends_at_its_deadline_and_goes_on(way: Way) -> None:
     pen = way.desk.pen()
     pen.log("late")
-    assert way.shipment.step(way.road, monotonic()).left is Left.MORE
+    assert way.shipment.step(way.road, monotonic()).remaining is Remaining.MORE
     with pytest.raises(ServerRefused, match="unknown"):
         way.there()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     way.has_all()
 
 
@@ -284,7 +284,7 @@ def test_a_bad_cursor_skips_nothing(way: Way, what: str) -> None:
     pen.log("second")
     pen.close()
     way.again()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["first", "second"]
     way.has_all()
 
@@ -370,7 +370,7 @@ def test_whoever_takes_over_elsewhere_ends_the_run_before(way: Way, tmp_path: Pa
     foreign = here.journal / SEGMENTS / first.segment.name
     foreign.write_bytes(first.segment.read_bytes())
     pens = Way(here, way.road, tmp_path / "c")
-    assert pens.drain() == Outcome(Left.NOTHING)
+    assert pens.drain() == StepResult(Remaining.NOTHING)
     assert way.status() == "running"
     here.now_ns = way.desk.now_ns + SECOND
     second = Pen(here, 2)
@@ -381,7 +381,7 @@ def test_whoever_takes_over_elsewhere_ends_the_run_before(way: Way, tmp_path: Pa
     assert way.messages() == ["on the machine that is lost", "here"]
     assert way.status() == "running"
     second.close()
-    assert pens.drain().left is Left.NOTHING
+    assert pens.drain().remaining is Remaining.NOTHING
     assert way.status() == "completed" == here.record()["status"]
     assert first.id in {record.writer for record in recorded(here.journal) if isinstance(record, Death)}
     pens.has_own(second)
@@ -419,7 +419,7 @@ def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: Way) -> None
         return answer()
 
     way.road.meet = meet
-    assert way.drain() == Outcome(Left.LATER)
+    assert way.drain() == StepResult(Remaining.LATER)
     assert way.parked() == {bad.segment.name: "not this one"}
     assert way.messages() == ["good"]
     bad.log("more of it")
@@ -429,7 +429,7 @@ def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: Way) -> None
     # Asked anew (a restart, or SIGHUP), it is tried once more.
     way.road.meet = None
     way.shipment.forget()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert not way.parked()
     way.has_all()
 
@@ -462,7 +462,7 @@ def test_a_refused_conflict_keeps_the_first(way: Way) -> None:
         return answer()
 
     way.road.meet = meet
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     assert "other bytes" in way.parked()[pen.segment.name]
 
 
@@ -479,7 +479,7 @@ def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: Way) -> None:
 
     way.road.meet = meet
     other.log("two")
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     assert way.messages() == ["one", "two"]
     assert any(pen.id in name for name in way.parked())
 
@@ -498,13 +498,13 @@ def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytes
         pen.log(f"{number}")
     way.desk.catch_up()
     _damage(pen, 2)
-    outcome = way.drain()
-    assert outcome.left is Left.LATER
-    assert outcome.again_s is not None
-    assert 50 < outcome.again_s <= reading.DAMAGE_S
+    result = way.drain()
+    assert result.remaining is Remaining.LATER
+    assert result.again_s is not None
+    assert 50 < result.again_s <= batches.DAMAGE_S
     assert way.messages() == ["0"]
     _damage(pen, 2)  # the same bit again: it was the disk's answer that was wrong
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["0", "1", "2", "3"]
     way.has_all()
 
@@ -516,7 +516,7 @@ def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient:
     _damage(pen, 2)
     pen.close()
     way.drain()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["0", "2", "3"]
     way.has_all()
 
@@ -552,7 +552,7 @@ def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: N
     _damage(bad, 2)
     way.drain()
     way.desk.pen().log("of another writer")
-    assert way.shipment.step(way.road, monotonic()).left is Left.MORE
+    assert way.shipment.step(way.road, monotonic()).remaining is Remaining.MORE
     way.drain()
     way.drain()
     assert sorted(way.messages()) == ["0", "2", "3", "of another writer"]
@@ -583,7 +583,7 @@ def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypa
     pen.log("in the second")
     way.drain()
     assert pen.segment.name not in way.lengths()
-    monkeypatch.setattr(reading, "DAMAGE_S", 0.0)
+    monkeypatch.setattr(batches, "DAMAGE_S", 0.0)
     way.drain()
     assert set(way.lengths()) == {first.name, pen.segment.name}
     assert way.messages() == ["0", "2", "in the second"]
@@ -598,7 +598,7 @@ def test_damage_to_a_length_does_not_hide_what_follows(way: Way, impatient: None
     flip(pen.segment, start + 1, 7)
     pen.close()
     way.drain()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["0", "2", "3"]
     way.has_all()
 
@@ -610,7 +610,7 @@ def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> 
     _damage(pen, 0)
     pen.close()
     way.drain()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["one"]
     way.has_all()
 
@@ -618,15 +618,15 @@ def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> 
 def test_damage_larger_than_a_request(way: Way, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, as a power cut leaves them."""
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
-    monkeypatch.setattr(way.shipment.account, "batch", 4096)
+    monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
     pen = way.desk.pen()
     pen.log("before")
     pen.raw(bytes(10_000))
     pen.log("behind")
     pen.close()
     for _ in range(4):
-        outcome = way.drain()
-    assert outcome.left is Left.NOTHING
+        result = way.drain()
+    assert result.remaining is Remaining.NOTHING
     assert way.messages() == ["before", "behind"]
     way.has_all()
 
@@ -641,8 +641,8 @@ def test_a_frame_that_is_no_event_costs_only_itself(way: Way, impatient: None) -
     pen.log("last")
     pen.close()
     for _ in range(3):
-        outcome = way.drain()
-    assert outcome.left is Left.NOTHING
+        result = way.drain()
+    assert result.remaining is Remaining.NOTHING
     assert way.messages() == ["before", "behind", "last"]
     way.has_all()
 
@@ -666,9 +666,9 @@ def test_bytes_that_order_names_and_that_are_gone_are_told(way: Way, impatient: 
     pen.chop(5)
     pen.die()
     way.drain()
-    outcome = way.drain()
-    assert outcome.left is Left.LATER
-    assert outcome.again_s is None or outcome.again_s >= 10
+    result = way.drain()
+    assert result.remaining is Remaining.LATER
+    assert result.again_s is None or result.again_s >= 10
     assert pen.segment.name in way.parked()
     assert way.messages() == ["kept"]
     assert way.status() == "interrupted"
@@ -682,9 +682,9 @@ def test_the_last_frame_damaged_after_it_was_named_is_told(way: Way, impatient: 
     _damage(pen, -1)
     pen.die()
     way.drain()
-    outcome = way.drain()
-    assert outcome.left is Left.LATER
-    assert outcome.again_s is None or outcome.again_s >= 10
+    result = way.drain()
+    assert result.remaining is Remaining.LATER
+    assert result.again_s is None or result.again_s >= 10
     assert pen.segment.name in way.parked()
     assert way.messages() == ["kept"]
 
@@ -696,7 +696,7 @@ def test_a_file_arrives_after_its_event(way: Way) -> None:
     pen = way.desk.pen()
     pen.file(b"weights" * 1000)
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     there = way.there()
     assert not there["missing"]
     assert len(there["blobs"]) == 1
@@ -705,7 +705,7 @@ def test_a_file_arrives_after_its_event(way: Way) -> None:
 
 
 def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contents, "BLOB_BYTES", 1000)
+    monkeypatch.setattr(blobs, "BLOB_BYTES", 1000)
     pen = way.desk.pen()
     pen.file(os.urandom(5500))
     pen.close()
@@ -723,7 +723,7 @@ def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.Monkey
     with pytest.raises(Unreachable):
         way.drain()
     way.again()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert offsets == [0, 1000, 2000, 3000, 4000, 5000]
     assert not way.there()["missing"]
 
@@ -744,7 +744,7 @@ def test_a_server_that_died_before_it_looked_at_all_bytes(desk: Desk, tmp_path: 
     road = Road(server.url, "alice")
     try:
         way = Way(desk, road, tmp_path / "cursors")
-        assert way.drain().left is Left.NOTHING
+        assert way.drain().remaining is Remaining.NOTHING
         assert not way.there()["missing"]
     finally:
         road.close()
@@ -804,7 +804,7 @@ def test_an_empty_file(way: Way) -> None:
     pen = way.desk.pen()
     pen.file(b"")
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert not way.there()["missing"]
 
 
@@ -814,7 +814,7 @@ def test_the_same_content_is_sent_once(way: Way) -> None:
     pen.file(content, "a.bin")
     pen.file(content, "b.bin")
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.road.count("PUT", "/blobs/") == 1
     assert not way.there()["missing"]
 
@@ -824,7 +824,7 @@ def test_a_version_that_was_replaced_is_not_sent(way: Way) -> None:
     pen.file(b"old" * 1000)
     pen.file(b"new" * 1000)
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.road.count("PUT", "/blobs/") == 1
     assert not way.there()["missing"]
 
@@ -836,7 +836,7 @@ def test_a_content_that_is_gone_is_told(way: Way) -> None:
     blob.unlink()
     pen.log("goes on")
     pen.close()
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     assert "gone from this machine" in way.parked()[blob.name]
     assert way.messages() == ["goes on"]
 
@@ -846,10 +846,10 @@ def test_a_content_that_is_gone_and_deleted_is_no_trouble_any_more(way: Way) -> 
     identity = pen.file(b"here today")
     [blob] = (way.desk.journal / BLOBS).iterdir()
     blob.unlink()
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     pen.delete_file(identity)
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert not way.parked()
 
 
@@ -860,7 +860,7 @@ def test_a_content_that_was_changed_is_not_sent_as_good(way: Way) -> None:
     blob.chmod(0o644)
     blob.write_bytes(b"as it is ")
     pen.close()
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     assert "changed on this machine" in way.parked()[blob.name]
     assert way.there()["missing"] == [blob.name]
 
@@ -870,7 +870,7 @@ def test_a_long_body_goes_before_its_event(way: Way) -> None:
     pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}])
     pen.log("a short one")
     pen.close()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert way.messages() == ["a long one", "a short one"]
     way.has_all()
 
@@ -881,7 +881,7 @@ def test_a_long_body_that_is_lost_costs_only_its_event(way: Way, impatient: None
     pen.log("a short one")
     pen.close()
     way.drain()
-    assert way.drain().left is Left.LATER
+    assert way.drain().remaining is Remaining.LATER
     assert way.messages() == ["a short one"]
     [why] = way.parked().values()
     assert "gone from this machine" in why
@@ -901,7 +901,7 @@ def test_a_long_body_that_arrived_changed_is_sent_again(way: Way) -> None:
 
     way.road.meet = meet
     way.drain()
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert refused
     assert way.messages() == ["a long one"]
 
@@ -911,11 +911,11 @@ def test_a_long_body_that_comes_late_is_waited_for(way: Way) -> None:
     body = ["info", "a long one", {"text": "x" * 5000}]
     seq = pen.large(ev.LOG, body, keeps_blob=False)
     pen.close()
-    outcome = way.drain()
-    assert outcome.left is Left.LATER
-    assert outcome.again_s == ship.BODY_AGAIN_S
+    result = way.drain()
+    assert result.remaining is Remaining.LATER
+    assert result.again_s == ship.BODY_RETRY_S
     pen.blob(msgpack.packb(body), seq)
-    assert way.drain().left is Left.NOTHING
+    assert way.drain().remaining is Remaining.NOTHING
     assert not way.parked()
     assert way.messages() == ["a long one"]
 

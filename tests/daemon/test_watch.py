@@ -18,7 +18,7 @@ from ml_dash.sync import login, register
 from ml_dash.sync.register import Registration
 from ml_dash_syncd import discover, watch
 from ml_dash_syncd.settings import Settings
-from ml_dash_syncd.watch import Hints, Look, Pace
+from ml_dash_syncd.watch import Hints, JournalWatch, PollRate
 
 URL = "http://127.0.0.1:9"
 WRITER = "0" * 31 + "1"
@@ -44,24 +44,24 @@ def journal(store: Path, called: str, **more: object) -> Path:
 
 def test_a_live_writer_is_looked_at_and_its_death_is_noticed(tmp_path: Path) -> None:
     with Experiment("live", "p", local_path=tmp_path) as experiment:
-        look = Look(tmp_path / "p" / "live" / ".journal")
-        assert look.has_changed()
-        assert look.live
+        watching = JournalWatch(tmp_path / "p" / "live" / ".journal")
+        assert watching.has_changed()
+        assert watching.live
         experiment.log("more")
-        assert look.has_changed()
-        assert not look.has_changed()
-    assert look.has_changed()
-    assert not look.live
+        assert watching.has_changed()
+        assert not watching.has_changed()
+    assert watching.has_changed()
+    assert not watching.live
 
 
 def test_a_lock_that_nobody_holds_is_told_once(tmp_path: Path) -> None:
     folder = segments(tmp_path)
     (folder / name(1, "seg")).write_bytes(b"x")
     (folder / name(1, "lock")).touch()
-    look = Look(tmp_path)
-    assert look.has_changed()
-    assert not look.live
-    assert not look.has_changed()
+    watching = JournalWatch(tmp_path)
+    assert watching.has_changed()
+    assert not watching.live
+    assert not watching.has_changed()
     held = lock.hold(folder / name(1, "lock"))
     assert held is not None
     held.release()
@@ -70,40 +70,40 @@ def test_a_lock_that_nobody_holds_is_told_once(tmp_path: Path) -> None:
 def test_a_file_that_comes_without_a_new_time_of_its_folder_is_found(tmp_path: Path) -> None:
     """Clocks of file systems are coarse: two changes in one tick have one time."""
     folder = segments(tmp_path)
-    look = Look(tmp_path)
-    look.has_changed()
+    watching = JournalWatch(tmp_path)
+    watching.has_changed()
     before = folder.stat()
     (folder / name(1, "seg")).write_bytes(b"x")
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert look.look_at_rest()
-    assert not look.look_at_rest()
+    assert watching.has_new_file()
+    assert not watching.has_new_file()
 
 
 def test_sizes_tell_what_neither_locks_nor_folders_do(tmp_path: Path) -> None:
     path = segments(tmp_path) / name(1, "seg")
     path.write_bytes(b"x")
-    look = Look(tmp_path)
-    look.has_changed()
-    assert look.has_grown(), "what came before the first look at the sizes nobody has seen"
-    assert not look.has_grown()
+    watching = JournalWatch(tmp_path)
+    watching.has_changed()
+    assert watching.has_grown(), "what came before the first look at the sizes nobody has seen"
+    assert not watching.has_grown()
     with path.open("ab") as file:
         file.write(b"y")
-    assert not look.has_changed()
-    assert look.has_grown(listing=False)
+    assert not watching.has_changed()
+    assert watching.has_grown(listing=False)
     folder = path.parent.stat()
     (path.parent / name(2, "seg")).write_bytes(b"z")
     os.utime(path.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
-    assert not look.has_grown(listing=False)
-    assert look.has_grown()
-    assert not look.has_grown()
+    assert not watching.has_grown(listing=False)
+    assert watching.has_grown()
+    assert not watching.has_grown()
 
 
-def test_a_pace_gives_looking_no_more_than_its_share() -> None:
-    pace = Pace(0.2, 2.0, 0.01)
-    pace.timed(lambda: None)
-    assert pace.interval_s == 0.2
-    pace.timed(lambda: time.sleep(0.01))
-    assert 1.0 <= pace.interval_s <= 2.0
+def test_a_poll_rate_gives_polling_no_more_than_its_share() -> None:
+    rate = PollRate(0.2, 2.0, 0.01)
+    rate.measure(lambda: None)
+    assert rate.interval_s == 0.2
+    rate.measure(lambda: time.sleep(0.01))
+    assert 1.0 <= rate.interval_s <= 2.0
 
 
 # -- hints ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ml_dash.disk import config
-from ml_dash.disk.config import OperationMode, disabled, flag, is_loopback, quiet, remote_url, resolve, stored_login
+from ml_dash.disk.config import OperationMode, disabled, flag, is_loopback, quiet, remote_url, resolve
 from ml_dash.errors import InvalidValue, UnsupportedType
 
 CWD = "/base/here"
@@ -25,20 +25,6 @@ TEAM = "https://dash.example.org"
 
 def settings(env: Any = None, **arguments: Any) -> config.Settings:
     return resolve(env=env or {}, **{"cwd": CWD, **arguments})
-
-
-@pytest.fixture
-def login(tmp_path: Path) -> Any:
-    """Stores logins; gives the environment in which they are found."""
-
-    def store(content: object) -> dict[str, str]:
-        folder = tmp_path / "ml-dash"
-        folder.mkdir(exist_ok=True)
-        text = content if isinstance(content, bytes) else json.dumps(content).encode()
-        (folder / "credentials.json").write_bytes(text)
-        return {"XDG_CONFIG_HOME": str(tmp_path)}
-
-    return store
 
 
 # Where
@@ -306,64 +292,12 @@ def test_a_remote_without_any_login_is_recorded_for_and_belongs_to_nobody_yet() 
     assert (found.remote, found.user_name, found.api_key) == (TEAM, None, None)
 
 
-def test_without_a_remote_no_login_is_needed_or_looked_for(login: Any) -> None:
-    env = login({"remotes": {TEAM: {"token": "stored"}}})
-    assert settings(env).api_key is None
-
-
-def test_a_stored_login_is_enough(login: Any) -> None:
-    env = login({"remotes": {TEAM + "/": {"token": "stored"}}})
-    found = settings(env, remote="https://DASH.example.org")
-    assert (found.api_key, found.user_name, found.sources["api_key"]) == ("stored", None, "login")
-
-
-@pytest.mark.parametrize(
-    ("url", "arguments", "key"),
-    [
-        (TEAM, {"user_name": "alice"}, "stored"),
-        (TEAM, {"user_name": "alice", "api_key": "given"}, "given"),
-        (TEAM, {"api_key": "given"}, "given"),
-        (LOCAL, {"user_name": "alice"}, None),
-        (LOCAL, {}, "stored"),
-    ],
-)
-def test_the_development_login_is_for_this_machine(
-    login: Any, url: str, arguments: dict[str, str], key: str | None
-) -> None:
-    env = login({"remotes": {TEAM: {"token": "stored"}, LOCAL: {"token": "stored"}}})
-    assert settings(env, remote=url, **arguments).api_key == key
-
-
-def test_the_development_login_is_used_elsewhere_when_nothing_is_stored(login: Any) -> None:
-    found = settings(login({}), remote=TEAM, user_name="alice")
-    assert (found.user_name, found.api_key) == ("alice", None)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"\xff\xfe",
-        b"[" * 100_000,
-        [],
-        {"remotes": []},
-        {"remotes": {TEAM: "token"}},
-        {"remotes": {TEAM: {}}},
-        {"remotes": {TEAM: {"token": 3}}},
-        {"remotes": {TEAM: {"token": ""}}},
-        {"remotes": {TEAM: {"token": "a\r\nX-Evil: 1"}}},
-        {"remotes": {"http://other": {"token": "x"}}},
-    ],
-)
-def test_a_login_that_cannot_be_read_is_none(login: Any, content: object) -> None:
-    assert stored_login(TEAM, login(content)) is None
-
-
-def test_no_login_stored_is_none(tmp_path: Path) -> None:
-    assert stored_login(TEAM, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
-    (tmp_path / "ml-dash" / "credentials.json").mkdir(parents=True)
-    assert stored_login(TEAM, {"XDG_CONFIG_HOME": str(tmp_path)}) is None
+def test_a_stored_login_is_no_setting(tmp_path: Path) -> None:
+    """Who sends is looked up where something is sent; it may be another login by then."""
+    (tmp_path / "ml-dash").mkdir()
+    (tmp_path / "ml-dash" / "credentials.json").write_text(json.dumps({"remotes": {TEAM: {"token": "stored"}}}))
+    found = settings({"XDG_CONFIG_HOME": str(tmp_path)}, remote=TEAM)
+    assert (found.api_key, found.sources["api_key"], found.secrets) == (None, "default", ())
 
 
 @pytest.mark.parametrize(

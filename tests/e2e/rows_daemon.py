@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from tests.faults.harness import Row, Trial
+
 from . import proxy as px
-from .harness import Row, Trial
 from .servers import serve
 from .verdict import cursor_is_behind, judged
 from .world import World, Writing, site, world
@@ -182,8 +183,7 @@ def _server_goes_back(trial: Trial) -> None:
 
 ROWS = (
     Row("D1", "the uploader is killed in a loop beside live writers", 500, 6, killed_in_a_loop, world,
-        budget_s=8, unit=f"{KILLS} kills each"),
-    Row("D2", "the uploader is killed at each step", 5 * 200, 20, killed_at_a_step, world, budget_s=6),
-    Row("D3", "a cursor is damaged, deleted, from elsewhere, from the future", 3000, 24, damaged_cursor, world,
-        budget_s=8),
+        unit=f"{KILLS} kills each"),
+    Row("D2", "the uploader is killed at each step", 5 * 200, 20, killed_at_a_step, world),
+    Row("D3", "a cursor is damaged, deleted, from elsewhere, from the future", 3000, 24, damaged_cursor, world),
 )  # fmt: skip

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from tests.faults.harness import Row, Trial
+
 from .asking import Address, Answer, Client, claims, jwt
-from .harness import Row, Trial
 from .judge import judge
 from .load import Promises, Shipper
 from .pens import Pen
@@ -450,10 +451,10 @@ def _reads_nothing(trial: Trial, mallory: Client, pen: Pen, state: dict[str, Any
 
 
 ROWS = (
-    Row("S5", "tokens that are none", 500 * 12, 32, not_let_in, world, budget_s=6),
-    Row("S6", "bodies of every bad kind", 2_000, 22, too_much, world, budget_s=12),
-    Row("S8", "paths and names that lead elsewhere", 2_500, 8, out_of_the_root, world, budget_s=5,
+    Row("S5", "tokens that are none", 500 * 12, 32, not_let_in, world),
+    Row("S6", "bodies of every bad kind", 2_000, 22, too_much, world),
+    Row("S8", "paths and names that lead elsewhere", 2_500, 8, out_of_the_root, world,
         unit="20 paths each"),
-    Row("S9", "scripts in names, logs and files", 500, 9, stored_scripts, world, budget_s=4),
-    Row("S10", "another's ids", 400, 4, other_peoples_things, world, budget_s=4, unit="14 guesses each"),
+    Row("S9", "scripts in names, logs and files", 500, 9, stored_scripts, world),
+    Row("S10", "another's ids", 400, 4, other_peoples_things, world, unit="14 guesses each"),
 )  # fmt: skip

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.crash import shim
+from tests.faults import shim
+from tests.faults.harness import Row, Trial
 
 from . import proxy as px
-from .harness import Row, Trial
 from .proxy import Fault
 from .rows_reading import SOON, ended
 from .servers import spawn_syncd, until
@@ -300,9 +300,9 @@ def under_a_manager(trial: Trial) -> None:
 
 
 ROWS = (
-    Row("D12", "two uploaders; locks that lie, a stale lock", 500, 4, two_uploaders, world, budget_s=6),
-    Row("D13", "no room for cursor and log", 500, 5, no_room_for_state, world, budget_s=5),
-    Row("D14", "clocks back, ahead, frozen", 200, 5, clocks, world, budget_s=10),
+    Row("D12", "two uploaders; locks that lie, a stale lock", 500, 4, two_uploaders, world),
+    Row("D13", "no room for cursor and log", 500, 5, no_room_for_state, world),
+    Row("D14", "clocks back, ahead, frozen", 200, 5, clocks, world),
     Row("D17", "readiness, watchdog, storms, SIGTERM in an upload, bad data, other versions", 250, 5, under_a_manager,
-        world, budget_s=12),
+        world),
 )  # fmt: skip

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.crash.zygote import Victim
+from tests.faults.harness import Row, Trial, Unavailable, has_network
+from tests.faults.zygote import Victim, Zygote, warmed
 
-from .harness import Row, Trial, Unavailable, has_network
 from .servers import Server, serve, until
 from .verdict import judged
 from .world import DRAINED, Site, World, site
-from .zygote import Zygote, zygote
 
 SERVER: Final = "10.77.0.1"
 UPLOADER: Final = "10.77.0.2"
@@ -144,7 +143,7 @@ def hosts(workdir: Path) -> Iterator[Hosts]:
             switch.connect()
         except OSError as error:
             raise Unavailable(f"this kernel has not what a switch needs: {error}") from None
-        with zygote(workdir / "away", switch.inside) as away:
+        with warmed("tests.e2e", workdir / "away", prefix=switch.inside) as away:
             made = Hosts(world, switch, away, workdir / "server", _server(world, workdir / "server"))
             yield made
             made.server.kill()
@@ -216,5 +215,5 @@ def _disturb(trial: Trial, made: Hosts, kind: str, victim: Victim) -> None:
 
 ROWS = (
     Row("N1", "two hosts: cable pulled, address moved, server lost, large packets lost", 400, 4, two_hosts, hosts,
-        budget_s=14, network=True),
+        network=True),
 )  # fmt: skip

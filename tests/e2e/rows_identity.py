@@ -12,9 +12,9 @@ from typing import Final
 
 from ml_dash.disk.config import resolve
 from ml_dash.sync import login, register
+from tests.faults.harness import Row, Trial
 
 from .asking import Client, claims, jwt
-from .harness import Row, Trial
 from .pens import Pen, make_place
 from .servers import account, syncd
 from .world import DRAINED, HASTE, Site, World, site, world
@@ -167,4 +167,4 @@ def _send(trial: Trial, host: _Host, named: dict[bytes, str], owners: dict[bytes
     return victim.wait(60.0)
 
 
-ROWS = (Row("D20", "logins change, tokens are refused", 500, 5, nobody_elses_data, world, budget_s=8),)
+ROWS = (Row("D20", "logins change, tokens are refused", 500, 5, nobody_elses_data, world),)

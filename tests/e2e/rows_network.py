@@ -9,16 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from tests.faults.harness import Row, Trial
+
 from . import proxy as px
 from .asking import Client
-from .harness import Row, Trial
 from .proxy import Fault, Proxy, Request, Script
 from .servers import until
 from .verdict import cursor_is_behind, has_all, judged
 from .world import DRAINED, Site, World, site, world
 
 TINY: Final = {"BATCH_BYTES": 120}
-STUBBORN: Final = {"ONCE_TRIES": 1000, "ml_dash_syncd.pauses:LONGEST_S": 0.002}
+STUBBORN: Final = {"ONCE_TRIES": 1000, "ml_dash_syncd.backoff:LONGEST_S": 0.002}
 SMALL: Final = {"BATCH_BYTES": 600}
 _HTML: Final = b"<html><body>Welcome to the hotel. Please log in.</body></html>"
 
@@ -351,12 +352,12 @@ def broken_parts(trial: Trial) -> None:
 
 
 ROWS = (
-    Row("D4", "the server answers anything at all", 200 * len(KINDS), 24, answers_anything, world, budget_s=14),
-    Row("D5", "acknowledgements lost at every byte of the answer", 1700, 4, lost_acknowledgements, world, budget_s=6,
+    Row("D4", "the server answers anything at all", 200 * len(KINDS), 24, answers_anything, world),
+    Row("D5", "acknowledgements lost at every byte of the answer", 1700, 4, lost_acknowledgements, world,
         unit="about 60 lost acknowledgements each"),
-    Row("D6", "duplicates, late and reordered deliveries", 1500, 4, duplicated_and_reordered, world, budget_s=6,
+    Row("D6", "duplicates, late and reordered deliveries", 1500, 4, duplicated_and_reordered, world,
         unit="about 40 deliveries each"),
-    Row("D7", "requests cut at every byte, trickles, stalls, half-open, no such host", 1600, 8, broken_transport, world,
-        budget_s=8),
-    Row("D19", "a blob broken at each part; content the server has already", 450, 9, broken_parts, world, budget_s=6),
+    Row("D7", "requests cut at every byte, trickles, stalls, half-open, no such host", 1600, 8, broken_transport,
+        world),
+    Row("D19", "a blob broken at each part; content the server has already", 450, 9, broken_parts, world),
 )  # fmt: skip

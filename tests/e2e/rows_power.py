@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.crash import shim
 from tests.crash.powercut import DAMAGES, Disk
-from tests.crash.shim import Operation
+from tests.faults import shim
+from tests.faults.harness import Row, Trial
+from tests.faults.shim import Operation
 
 from .asking import Client
-from .harness import Row, Trial
 from .judge import judge
 from .load import Promises, Shipper
 from .servers import serve
@@ -122,5 +122,5 @@ def _goes_on(trial: Trial, port: int, recording: Recording, where: str) -> None:
 
 
 ROWS = (
-    Row("S2", "power cuts while the server works", 5_000, 12, power_cut, world, budget_s=8),
+    Row("S2", "power cuts while the server works", 5_000, 12, power_cut, world),
 )  # fmt: skip

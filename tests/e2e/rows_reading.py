@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.crash import oracle_reader as disk
-from tests.crash.zygote import Victim
+from tests.faults.harness import Row, Trial
+from tests.faults.zygote import Victim
 
 from .asking import Client
-from .harness import Row, Trial
 from .judge import check_bytes, judge
 from .pens import Pen, Place
 from .servers import until
@@ -320,13 +320,13 @@ def changed_blob(trial: Trial) -> None:
 
 
 ROWS = (
-    Row("D8", "inotify is silent, or has no instance or watch left", 200, 4, no_watching, world, budget_s=14),
+    Row("D8", "inotify is silent, or has no instance or watch left", 200, 4, no_watching, world),
     Row("D9", "reads as on a network disk: zeros, holes, stale sizes, ESTALE, EIO", 5_000, 10, reads_of_a_network_disk,
-        world, budget_s=12),
-    Row("D10", "frames that are written in pieces", 200, 3, half_frames, world, budget_s=4,
+        world),
+    Row("D10", "frames that are written in pieces", 200, 3, half_frames, world,
         unit="about 20 frames each"),
-    Row("D11", "a backlog, in flat memory", 5, 1, backlog, world, budget_s=12),
-    Row("D15", "a journal is copied while it lives; a backup is put back", 300, 4, copied_journal, world, budget_s=5),
-    Row("D16", "a journal is removed while it is synced", 200, 3, removed_journal, world, budget_s=5),
-    Row("D18", "a blob is changed or gone before it is sent", 500, 5, changed_blob, world, budget_s=5),
+    Row("D11", "a backlog, in flat memory", 5, 1, backlog, world),
+    Row("D15", "a journal is copied while it lives; a backup is put back", 300, 4, copied_journal, world),
+    Row("D16", "a journal is removed while it is synced", 200, 3, removed_journal, world),
+    Row("D18", "a blob is changed or gone before it is sent", 500, 5, changed_blob, world),
 )  # fmt: skip

@@ -17,9 +17,9 @@ from ml_dash.core import rewinds
 from tests.crash import oracle_reader as disk
 from tests.crash.compare import points_of, tree, tree_difference
 from tests.crash.oracle import ear
+from tests.faults.harness import Row, Trial
 
 from .asking import Client, login
-from .harness import Row, Trial
 from .victims import FEW
 from .world import Site, World, site, world
 
@@ -50,7 +50,7 @@ class _Job:
         with ear() as listener:
             victims = [
                 self.trial.shared.zygote.start(
-                    "tests.e2e.victims:rank",
+                    "victims:rank",
                     self.sites[machine].folder,
                     pipe=listener.write,
                     store=str(self.sites[machine].store),
@@ -166,7 +166,8 @@ def _compare_counts(
 
 def _check_place(job: _Job, what: str, folder: Path, machines: set[int], *, freed: bool = False) -> None:
     """A folder with a journal, as a reader finds it; where lines were freed, metrics may say that they are unsure."""
-    from ml_dash.reading.read import at, view
+    from ml_dash.reading.located import at
+    from ml_dash.reading.read import view
 
     located = at(folder)
     assert located is not None
@@ -279,7 +280,7 @@ def _home(job: _Job, machine: int) -> Path:
 
 def _check_machines(job: _Job, rng: random.Random, *, rebuilds: bool = False) -> None:
     from ml_dash.projection.project import catch_up, rebuild
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
 
     for machine in _machines_with_data(job):
         home = _home(job, machine)
@@ -305,7 +306,7 @@ def _send(job: _Job, url: str, rng: random.Random) -> None:
 
 def _brought(job: _Job, url: str) -> None:
     """On a third machine, where nothing was."""
-    from ml_dash.reading.read import Located
+    from ml_dash.reading.located import Located
     from ml_dash.sync.pull.pull import pull
     from ml_dash.sync.remote import ServerSource
 
@@ -318,7 +319,8 @@ def _brought(job: _Job, url: str) -> None:
 
 def _freed(job: _Job, url: str, rng: random.Random) -> None:
     """What the server holds is freed here; the job goes on; what is here is right, or says that it cannot tell."""
-    from ml_dash.reading.read import at, view
+    from ml_dash.reading.located import at
+    from ml_dash.reading.read import view
     from ml_dash.sync import gc
     from ml_dash.sync.pull.pull import pull
     from ml_dash.sync.remote import ServerHolder, ServerSource
@@ -344,6 +346,4 @@ def _freed(job: _Job, url: str, rng: random.Random) -> None:
     _check_place(job, "brought back", home, set(range(len(job.sites))))
 
 
-ROWS: Final = (
-    Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),
-)
+ROWS: Final = (Row("W32", "goes on from its checkpoints, again and again", 3_000, 24, goes_on_from_checkpoints, world),)

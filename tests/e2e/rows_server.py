@@ -7,9 +7,9 @@ import socket
 from typing import Any, Final
 
 from tests.crash import oracle_reader as disk
+from tests.faults.harness import Row, Trial
 
 from .asking import Address, Client, login
-from .harness import Row, Trial
 from .judge import judge
 from .load import Loader, Poster, Promises, Shipper, loading
 from .pens import UNKNOWN_KIND, Pen, make_place
@@ -326,10 +326,10 @@ def _newer_format(trial: Trial, client: Client, folder: Any) -> None:
 
 
 ROWS = (
-    Row("S1", "the server is killed under load", 625, 5, killed_under_load, world, budget_s=12,
+    Row("S1", "the server is killed under load", 625, 5, killed_under_load, world,
         unit=f"{KILLS} kills each"),
-    Row("S3", "the same batch 2 to 64 times at once", 1_700, 8, many_times_at_once, world, budget_s=8,
+    Row("S3", "the same batch 2 to 64 times at once", 1_700, 8, many_times_at_once, world,
         unit=f"{BATCHES} batches each"),
-    Row("S4", "gaps, overlaps, contradictions, torn and changed bytes", 10_000, 90, contradictions, world, budget_s=5),
-    Row("S13", "unknown kinds, other protocols, newer formats", 400, 12, other_versions, world, budget_s=4),
+    Row("S4", "gaps, overlaps, contradictions, torn and changed bytes", 10_000, 90, contradictions, world),
+    Row("S13", "unknown kinds, other protocols, newer formats", 400, 12, other_versions, world),
 )  # fmt: skip

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from tests.faults.harness import Row, Trial
+
 from . import proxy as px
 from .asking import Client, login
-from .harness import Row, Trial
 from .judge import judge
 from .load import Promises, Shipper, loading
 from .pens import Pen
@@ -365,11 +366,11 @@ def fault_in_recovery(trial: Trial) -> None:
 
 
 ROWS = (
-    Row("S7", "headers, bodies and connections that never end", 40, 4, slow_clients, world, budget_s=10),
-    Row("S11", "a full disk, a locked database", 200, 4, no_room, world, budget_s=8),
-    Row("S12", "two servers on one folder", 50, 2, two_servers, world, budget_s=5),
-    Row("S14", "far more than it can hold at once", 10, 1, overload, world, budget_s=8),
-    Row("W21", "the job goes on elsewhere while its first process lives", 200, 4, goes_on_elsewhere, world, budget_s=6),
-    Row("X1", "everything at once, for a while", 1, 1, soak, world, budget_s=40),
-    Row("X2", "the next fault while it recovers from one", 200, 6, fault_in_recovery, world, budget_s=10),
+    Row("S7", "headers, bodies and connections that never end", 40, 4, slow_clients, world),
+    Row("S11", "a full disk, a locked database", 200, 4, no_room, world),
+    Row("S12", "two servers on one folder", 50, 2, two_servers, world),
+    Row("S14", "far more than it can hold at once", 10, 1, overload, world),
+    Row("W21", "the job goes on elsewhere while its first process lives", 200, 4, goes_on_elsewhere, world),
+    Row("X1", "everything at once, for a while", 1, 1, soak, world),
+    Row("X2", "the next fault while it recovers from one", 200, 6, fault_in_recovery, world),
 )

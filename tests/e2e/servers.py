@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import select
 import signal
@@ -15,10 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from tests.crash.harness import ROOT
-from tests.crash.zygote import Victim, clean_environment
-
-from .zygote import Zygote
+from tests.faults.zygote import Victim, Zygote, clean_environment
 
 READY_S: Final = 30.0
 _URL: Final = re.compile(r"https?://[^\s:/]+:(\d+)")
@@ -87,9 +83,7 @@ def account(home: Path) -> dict[str, str]:
 
 def environment_of(home: Path) -> dict[str, str]:
     """A whole environment for a started process."""
-    made = clean_environment(home) | account(home)
-    made["PYTHONPATH"] = os.pathsep.join([made["PYTHONPATH"], str(ROOT / "daemon")])
-    return made
+    return clean_environment(home) | account(home)
 
 
 class Server:
@@ -161,7 +155,7 @@ def serve(
     """A forked server; not waited for."""
     folder.mkdir(parents=True, exist_ok=True)
     victim = zygote.start(
-        "tests.e2e.victims:server",
+        "victims:server",
         folder,
         env=account(folder / "home") | (env or {}),
         program=program,
@@ -206,7 +200,7 @@ def syncd(
     """A forked uploader; its state is under `home` (default: in `folder`)."""
     folder.mkdir(parents=True, exist_ok=True)
     return zygote.start(
-        "tests.e2e.victims:syncd",
+        "victims:syncd",
         folder,
         env=account(home or folder / "home") | (env or {}),
         program=program,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.faults.harness import Row
+from tests.faults.table import table
+
 from . import (
     rows_daemon,
     rows_gate,
@@ -17,13 +20,18 @@ from . import (
     rows_server,
     rows_whole,
 )
-from .harness import Row
 
-_MODULES: Final = (
-    rows_daemon, rows_network, rows_hosts, rows_identity, rows_reading, rows_rewind, rows_host, rows_server, rows_gate,
-    rows_power, rows_whole,
-)  # fmt: skip
-ROWS: Final[dict[str, Row]] = {
-    row.id: row
-    for row in sorted((row for module in _MODULES for row in module.ROWS), key=lambda row: (row.id[0], int(row.id[1:])))
-}
+ROWS: Final[dict[str, Row]] = table(
+    "tests.e2e",
+    rows_daemon.ROWS,
+    rows_gate.ROWS,
+    rows_host.ROWS,
+    rows_hosts.ROWS,
+    rows_identity.ROWS,
+    rows_network.ROWS,
+    rows_power.ROWS,
+    rows_reading.ROWS,
+    rows_rewind.ROWS,
+    rows_server.ROWS,
+    rows_whole.ROWS,
+)

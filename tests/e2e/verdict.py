@@ -6,9 +6,9 @@ from collections import defaultdict
 from typing import Any
 
 from tests.crash import oracle_reader as disk
+from tests.faults.harness import Trial
 
 from .asking import Address, Client
-from .harness import Trial
 from .judge import check_same_as_folder, judge
 from .pens import Pen, Place
 from .world import Site
@@ -32,7 +32,7 @@ def judged(trial: Trial, port: Address, *sites: Site, contents: bool = True, fol
 
 def _same_numbers(port: Address, place: Place, user: str) -> list[str]:
     from ml_dash.projection.project import catch_up
-    from ml_dash.reading.read import at
+    from ml_dash.reading.located import at
 
     found = at(place.journal)
     assert found is not None

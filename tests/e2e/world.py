@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.zygote import Victim
+from tests.faults import shim
+from tests.faults.harness import Trial
+from tests.faults.zygote import Victim, Zygote, warmed
 
 from . import proxy as px
+from . import reads
 from .asking import Client
-from .harness import Trial
 from .pens import Pen, Place, make_place
 from .servers import Server, account, serve, syncd
-from .zygote import Zygote, shimmed, zygote
 
 HASTE: Final[dict[str, Any]] = {
-    "ml_dash_syncd.pauses:FIRST_S": 0.005,
-    "ml_dash_syncd.pauses:LONGEST_S": 0.05,
-    "ml_dash_syncd.reading:DAMAGE_S": 0.5,
-    "ml_dash_syncd.contents:ASK_AGAIN_S": 0.2,
+    "ml_dash_syncd.backoff:FIRST_S": 0.005,
+    "ml_dash_syncd.backoff:LONGEST_S": 0.05,
+    "ml_dash_syncd.batches:DAMAGE_S": 0.5,
+    "ml_dash_syncd.blobs:ASK_AGAIN_S": 0.2,
     "ml_dash.sync.remote:CONNECT_S": 1.0,
     "ml_dash.sync.remote:ANSWER_S": 1.0,
 }
@@ -48,14 +49,16 @@ class World:
     def zygote(self) -> Zygote:
         """Forks victims without the shim."""
         if self._plain is None:
-            self._plain = self._stack.enter_context(zygote(self.workdir / "plain"))
+            self._plain = self._stack.enter_context(warmed("tests.e2e", self.workdir / "plain"))
         return self._plain
 
     @property
     def shimmed(self) -> Zygote:
         """Forks victims with the shim."""
         if self._shimmed is None:
-            self._shimmed = self._stack.enter_context(shimmed(self.workdir / "shimmed"))
+            self._shimmed = self._stack.enter_context(
+                warmed("tests.e2e", self.workdir / "shimmed", preload=[shim.build(), reads.build()])
+            )
         return self._shimmed
 
     @property

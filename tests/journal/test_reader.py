@@ -15,6 +15,8 @@ from ml_dash.journal.reader import (
     Stretch,
     Tail,
     is_partial,
+    last_event,
+    last_frame_end,
     newest_time_ns,
     open_segment,
     read,
@@ -122,6 +124,21 @@ def test_the_newest_time_is_found_without_reading_everything(desk: Desk, monkeyp
 def test_a_time_that_no_clock_says_leaves_room_for_later_ones(desk: Desk) -> None:
     desk.pen().frame(ev.LOG, ["info", "x", None], time_ns=2**64 - 1)
     assert newest_time_ns(desk.journal, {}) <= 2**62
+
+
+@pytest.mark.parametrize("payload", [10, 200_000])
+def test_the_last_frame_is_found_behind_damage_and_before_a_torn_end(desk: Desk, payload: int) -> None:
+    pen = desk.pen()
+    for number in range(1, 5):
+        pen.log(str(number) * payload)
+    segment = opened(pen)
+    pen.flip(pen.frames[2][0] + 9)
+    pen.raw(b"\x28\0\0\0torn")
+    size = pen.segment.stat().st_size
+    assert (last_event(segment, size), last_frame_end(segment, size)) == ((4, ev.LOG), pen.frames[4][1])
+    before = pen.frames[4][1] - 1
+    assert (last_event(segment, before), last_frame_end(segment, before)) == ((3, ev.LOG), pen.frames[3][1])
+    assert (last_event(segment, segment.first), last_frame_end(segment, segment.first)) == (None, segment.first)
 
 
 def test_a_scan_shows_every_frame_where_it_lies(pen: Pen) -> None:

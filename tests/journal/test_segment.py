@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_dash.errors import JournalError
+from ml_dash.errors import ForeignFolder, JournalError
 from ml_dash.journal.segment import (
     JOURNAL,
     SEGMENTS,
@@ -19,9 +19,11 @@ from ml_dash.journal.segment import (
     SegmentName,
     create_journal,
     list_segments,
+    make_store,
     parse_blob,
     parse_name,
     read_identity,
+    refuse_foreign,
 )
 
 NAMES = st.builds(
@@ -109,3 +111,21 @@ def test_a_folder_that_was_removed_is_made_again_under_its_identity(tmp_path: Pa
     assert read_identity(tmp_path / "run" / JOURNAL) == identity
     assert not folder.ensure()
     folder.close()
+
+
+def test_a_store_that_is_new_is_not_for_version_control_and_one_that_is_there_stays(tmp_path: Path) -> None:
+    make_store(tmp_path / "a" / "new")
+    assert (tmp_path / "a" / "new" / ".gitignore").read_text() == "*\n"
+    make_store(tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+
+
+def test_only_a_folder_that_holds_nothing_else_takes_a_journal(tmp_path: Path) -> None:
+    refuse_foreign(tmp_path / "missing", "hint")
+    (tmp_path / f"{JOURNAL}.ab.tmp").mkdir()
+    refuse_foreign(tmp_path, "hint")
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ForeignFolder, match=r"holds no journal of ml-dash \(it holds 'thesis.tex'\).*; look elsewhere"):
+        refuse_foreign(tmp_path, "look elsewhere")
+    with pytest.raises(ForeignFolder, match="is not a folder; look elsewhere"):
+        refuse_foreign(tmp_path / "thesis.tex", "look elsewhere")

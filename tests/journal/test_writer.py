@@ -207,6 +207,26 @@ def test_what_memory_cannot_hold_is_counted_told_in_the_journal_and_raised_at_cl
         writer.close({"status": "completed"})
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_close_says_of_lost_events_names_no_folder_that_is_not_there(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    if not recorded:
+        shutil.rmtree(desk.journal.parent)
+        desk.journal.parent.write_text("in the way")
+    writer = desk.writer()
+    writer.append(LOG, ["info", "one", None])
+    if recorded:
+        shutil.rmtree(desk.journal.parent)
+        desk.journal.parent.write_text("in the way")
+        monkeypatch.setattr(writing, "os_write", lambda *a: failing(errno.EIO)(os.pwrite, *a))
+        writer.append(LOG, ["info", "two", None])
+    with pytest.raises(StorageError, match="events of project/name were lost") as raised:
+        writer.close({"status": "completed"})
+    assert str(desk.journal) not in str(raised.value)
+    assert "no others are on disk" in str(raised.value)
+
+
 def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = desk.writer(strict=True)
     refuse = failing(errno.ENOSPC, 10_000)
@@ -220,6 +240,29 @@ def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, mon
     assert ["info", "refused", None] not in desk.bodies()
     numbers = [frame.seq for frame in desk.frames()]
     assert len(numbers) == len(set(numbers))
+
+
+@pytest.mark.parametrize("append", ["append", "append_apart"])
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_strict_refuses_once_what_was_cut_short_and_could_not_be_finished(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, append: str, error: int
+) -> None:
+    writer = desk.writer(strict=True)
+    writer.append(LOG, ["info", "before", None])
+    full, write = failing(error, 1000), os.write
+    monkeypatch.setattr(writing, "os_write", lambda fd, frame: write(fd, frame[:10]))
+    monkeypatch.setattr(segment_file.os, "write", lambda *a: full(os.pwrite, *a))
+    with pytest.raises(StorageError, match="could not write an event"):
+        getattr(writer, append)(LOG, ["info", "refused", None])
+    assert writer.seq == 2
+    assert writer.durable_counts() == {"accepted": 1, "written": 1, "synced": 0, "lost": 0}
+    monkeypatch.undo()
+    writer.append(LOG, ["info", "after", None])
+    kept = [(frame.seq, frame.body) for frame in desk.frames() if frame.kind == LOG]
+    assert [body[1] for _, body in kept] == ["before", "after"]
+    assert writer.recover()
+    (told,) = [frame.body for frame in desk.frames() if frame.kind == LOST]
+    assert (told["count"], told["from"], told["to"]) == (1, 1, 1)
 
 
 def test_after_a_failed_sync_everything_since_the_last_good_one_is_written_again_under_its_numbers(

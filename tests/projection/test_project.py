@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from ml_dash.core import events as ev
+from ml_dash.journal.segment import EXPERIMENT
 from ml_dash.projection import checkpoint as checkpoints
 from ml_dash.projection import project, trust
-from ml_dash.projection.folder import EXPERIMENT, FILES, LOGS, PARAMETERS
+from ml_dash.projection.folder import FILES, LOGS, PARAMETERS
 from ml_dash.projection.project import Projector
 from ml_dash.projection.replay import Enough, Pace
 from ml_dash.reading.view import projected

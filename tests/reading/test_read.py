@@ -11,7 +11,8 @@ import pytest
 
 from ml_dash.errors import InvalidValue, NotFound
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import Located, at, find, locate, record, view
+from ml_dash.reading.located import Located, at
+from ml_dash.reading.read import find, locate, record, view
 from tests.journals import Desk
 
 

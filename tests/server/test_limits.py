@@ -106,6 +106,7 @@ def test_a_bomb_takes_no_memory() -> None:
         (gzip.compress(b"one") + b"more", 400),
         (b"", 400),
     ],
+    ids=["no gzip", "cut off", "two members", "something behind it", "empty"],
 )
 def test_a_body_that_is_not_one_gzip_member_is_refused(sent: bytes, status: int) -> None:
     assert refusal(request_of(pieces(sent), CHUNKED, GZIP)).status == status

@@ -52,6 +52,19 @@ def test_what_is_under_way_at_the_end_is_answered(tmp_path: Path) -> None:
     with_it.end()
 
 
+@pytest.mark.parametrize("place", ["/proc/ml-dash", "file", "file/data"])
+@pytest.mark.parametrize("what", [["server", "--port", "0"], ["server", "token", "create", "alice"]])
+def test_a_data_folder_that_cannot_be_is_told_in_a_sentence(tmp_path: Path, place: str, what: list[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    command = [sys.executable, "-m", "ml_dash", *what, "--data", place]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert place in done.stderr
+    assert "cannot be" in done.stderr
+    assert "Errno" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_database_that_is_damaged_is_refused(tmp_path: Path) -> None:
     server = Server(tmp_path / "data").start()
     server.end()

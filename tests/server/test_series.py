@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from ml_dash.core import events as ev
 from ml_dash.core.protocol import Refused
-from ml_dash.server.engine.blocks import LINES, PART
+from ml_dash.core.sampling import LINES, PART
 from ml_dash.server.engine.services import Server
+from tests.journals import Desk
 from tests.server.sending import EXPERIMENT, NS, Sheet, forget, send
 
 COUNT = 3 * LINES + 170
@@ -194,3 +195,62 @@ def test_points_without_a_number_count_in_their_block(core: Server, first: dict[
     assert (found["index"], found["count"]) == (list(range(PART + 3, len(rows))), PART)
     few = series(core, points=4)["series"]["loss"]["index"]
     assert (few[0], few[-1], len(few) <= 6) == (PART + 3, len(rows) - 1, True)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    seed=st.integers(0, 1 << 32),
+    count=st.sampled_from([1, 3, 60, 999, 2600]),
+    points=st.sampled_from([1, 2, 7, 30, 100, 128, 1000, 10_000]),
+    long=st.booleans(),
+    projected=st.booleans(),
+    superseded=st.booleans(),
+)
+def test_a_plot_here_and_a_chart_there_show_the_same(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    count: int,
+    points: int,
+    long: bool,
+    projected: bool,
+    superseded: bool,
+) -> None:
+    """Also where lines are long and blocks short, and where rewinds have superseded a part."""
+    rng = random.Random(seed)
+    monkeypatch.setattr("ml_dash.server.engine.blocks._FULL_BYTES", 6_000 if long else 1 << 20)
+    desk = Desk(tmp_path_factory.mktemp("desk"))
+    core = Server(tmp_path_factory.mktemp("core"))
+    pen, step, sent = desk.pen(), 0, 0
+    fields = {"value": noisy(seed, count), "acc": noisy(seed + 1, count)}
+    rows: list[dict[str, Any]] = []
+    for number in range(count):
+        if step and rng.random() < 3 / count:
+            step = rng.randrange(step)
+            pen.rows("loss", *rows)
+            rows = []
+            pen.frame(ev.REWIND, {"step": step})
+        rows.append({"value": fields["value"][number], "acc": fields["acc"][number], "step": step})
+        if long:
+            rows[-1]["note"] = "x" * rng.randrange(200)
+        step += 1
+        if rng.random() < 20 / count or number == count - 1:
+            pen.rows("loss", *rows)
+            rows = []
+            data = pen.segment.read_bytes()
+            core.append_segment(NS, desk.identity.journal.hex(), pen.segment.name, sent, data[sent:])
+            sent = len(data)
+    if projected:
+        desk.catch_up()
+    view = desk.view()
+    there = series(core, points=points, superseded=superseded)["series"]
+    for field, name in (("value", "loss"), ("acc", "loss.acc")):
+        if field not in view.state.metrics["loss"].series:
+            continue
+        here = view.series("loss", name, points, superseded=superseded)
+        shown = there.get(name, {"x": [], "value": []})
+        assert here == [(float(x), float(y)) for x, y in zip(shown["x"], shown["value"], strict=True)]
+    desk.let_go()
+    core.close()

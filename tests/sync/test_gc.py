@@ -19,7 +19,8 @@ from ml_dash.errors import StillOpen, Unreachable
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments
 from ml_dash.projection.folder import LOGS
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.sync import gc, remote
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, flip
@@ -285,7 +286,7 @@ def test_it_keeps_out_of_the_way_of_another_projector(
     desk: Desk, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(desk)
-    monkeypatch.setattr(gc, "_WAIT_S", 0.01)
+    monkeypatch.setattr(gc, "TURN_WAIT_S", 0.01)
     turn = Turn(desk.journal / TURN)
     assert turn.take()
     with pytest.raises(StillOpen, match="nothing was freed"):
@@ -489,7 +490,7 @@ def test_a_killed_run_is_freed_and_goes_on_with_its_numbers(machine: Machine) ->
     machine.sync()
     machine.prove("goes_on")
     parameters = machine.view("goes_on").parameters()
-    assert "1 segment, 0 contents" in machine.dash("gc", "--synced", "--keep-projection", "--dry-run")
+    assert "1 segment, 0 files" in machine.dash("gc", "--synced", "--keep-projection", "--dry-run")
     assert len(machine.segments("goes_on")) == 1
     (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
     assert (row["segments"], row["files"], row["kept"]) == (1, 1, {})

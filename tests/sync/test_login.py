@@ -16,7 +16,7 @@ import jwt
 import pytest
 
 from ml_dash.core.protocol import DEVELOPMENT_SECRET, user_id
-from ml_dash.disk.config import stored_login
+from ml_dash.recording.ending import described
 from ml_dash.sync import login
 
 SERVER = "https://dash.example.org"
@@ -40,11 +40,55 @@ def _nothing_was_told() -> Iterator[None]:
     login._told.clear()
 
 
-def test_a_stored_login_is_read_back_and_is_the_one_that_the_library_finds(env: dict[str, str]) -> None:
+def test_a_stored_login_is_read_back(env: dict[str, str]) -> None:
     login.store(SERVER, "mld_abc", "alice", env)
     assert login.token_for(SERVER, env=env) == "mld_abc"
-    assert stored_login(SERVER, env) == "mld_abc"
     assert login.logins(env) == [login.Login(SERVER, "alice", "mld_abc", {})]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b'{"remotes": []}',
+        *(
+            json.dumps({"remotes": remotes}).encode()
+            for remotes in (
+                {SERVER: "token"}, {SERVER: {}}, {SERVER: {"token": 3}}, {SERVER: {"token": ""}},
+                {SERVER: {"token": "a\r\nX-Evil: 1"}}, {SERVER: {"token": None, "tokens": {"ab": "with space"}}},
+                {"http://other": {"token": "x"}}, {"no url": {"token": "x"}},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_no_login_is_none(env: dict[str, str], path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    path.chmod(0o600)
+    assert login.tokens_for(SERVER, env=env) == []
+    path.unlink()
+    path.mkdir()
+    assert login.tokens_for(SERVER, env=env) == []
+
+
+def test_a_login_is_found_under_any_spelling_of_its_server(env: dict[str, str], path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"remotes": {"https://DASH.example.org:443/": {"token": "stored"}}}))
+    assert login.token_for(SERVER + "/", env=env) == "stored"
+
+
+def test_of_all_that_is_stored_nothing_may_be_recorded(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what programs brought, what is for another server, and what a service was given."""
+    login.store(SERVER, "mld_stored", "alice", env)
+    login.remember(HERE, "mld_brought", env)
+    given = tmp_path / "service"
+    given.mkdir()
+    (given / login.SERVICE_CREDENTIALS).write_text(json.dumps({"remotes": {"http://c": {"token": "mld_service"}}}))
+    for name, value in {**env, "CREDENTIALS_DIRECTORY": str(given)}.items():
+        monkeypatch.setenv(name, value)
+    error = RuntimeError("mld_stored, mld_brought, mld_service, mld_mine")
+    assert described(error, ["mld_mine"])["message"] == "***, ***, ***, ***"
 
 
 def test_only_their_user_can_read_logins(env: dict[str, str], path: Path) -> None:

@@ -13,8 +13,9 @@ from ml_dash import Experiment, Unauthorised, Unreachable
 from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS, list_segments, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import Located, at
+from ml_dash.reading.located import Located, at
 from ml_dash.sync import gc, login, proof, register, remote
+from ml_dash.sync.identity import connect
 from ml_dash.sync.proof import Proof, prove
 from ml_dash.sync.register import Registration
 from ml_dash.sync.remote import Link, ServerHolder
@@ -297,13 +298,13 @@ def test_a_token_that_was_revoked_is_followed_by_no_other_login(server: Server) 
     mark = login.remember(server.url, "mld_revoked")
     login.store(server.url, login.development_token("alice"), "alice")
     with pytest.raises(Unauthorised, match="refuses the token ending in oked"):
-        proof.connect(Registration("/nowhere", server.url, None, mark))
-    with contextlib.closing(proof.connect(Registration("/nowhere", server.url, "alice"))) as link:
+        connect(Registration("/nowhere", server.url, None, mark))
+    with contextlib.closing(connect(Registration("/nowhere", server.url, "alice"))) as link:
         assert remote.whoami(link)["userName"] == "alice"
 
 
 def test_without_a_login_or_a_server(server: Server) -> None:
     with pytest.raises(Unauthorised, match="ml-dash login"):
-        proof.connect(Registration("/nowhere", server.url))
+        connect(Registration("/nowhere", server.url))
     with pytest.raises(Unreachable):
-        proof.connect(Registration("/nowhere", "http://127.0.0.1:9", "alice"))
+        connect(Registration("/nowhere", "http://127.0.0.1:9", "alice"))

@@ -19,7 +19,8 @@ from ml_dash.errors import Damaged, ForeignFolder, InvalidValue, MLDashError, No
 from ml_dash.journal import base as bases
 from ml_dash.journal.segment import BASE, BLOBS, JOURNAL, ORDER, list_segments, read_identity
 from ml_dash.projection.project import catch_up
-from ml_dash.reading.read import Located, view
+from ml_dash.reading.located import Located
+from ml_dash.reading.read import view
 from ml_dash.reading.verify import verify
 from ml_dash.reading.view import View
 from ml_dash.sync import fetch, gc

@@ -153,7 +153,7 @@ def test_of_an_old_registration_its_cursor_tells_whose_it_is(tmp_path: Path, env
     register.write(old, env)
     assert register.is_of(old, "ab" * 16, env)
     register.cursors_folder(env).mkdir(parents=True)
-    (register.cursors_folder(env) / f"{old.key}.json").write_text('{"journal": "' + "cd" * 16 + '"}')
+    (register.cursors_folder(env) / f"{old.key}.json").write_text('{"version": 1, "journal": "' + "cd" * 16 + '"}')
     assert not register.is_of(old, "ab" * 16, env)
     assert register.is_of(old, "cd" * 16, env)
 
@@ -263,7 +263,13 @@ def test_a_registration_of_version_0_1_keeps_its_token_and_its_cursor(tmp_path: 
     old = register.registration_key(tmp_path, SERVER, "alice")
     for folder, content in (
         (register.registered_folder(env), {"journal": str(tmp_path), "remote": SERVER, "user": "alice", "login": mark}),
-        (register.cursors_folder(env), {"segments": {"a.seg": 7}}),
+        (
+            register.cursors_folder(env),
+            {
+                "version": 1, "journal": "ab" * 16, "segments": {"a.seg": 7}, "blobs": [], "deaths": [], "parked": {},
+                "trouble": None,
+            },
+        ),
     ):
         folder.mkdir(parents=True)
         (folder / f"{old}.json").write_text(json.dumps(content))
@@ -301,42 +307,6 @@ def test_registering_takes_less_than_0_3_ms(tmp_path: Path, env: dict[str, str])
         spent.append(perf_counter() - begun)
     # The least: other processes take their share of the rest.
     assert min(spent) < 0.3e-3
-
-
-# -- cursors ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_cursor_is_read_as_the_uploader_writes_it(tmp_path: Path, env: dict[str, str]) -> None:
-    made = register.register(tmp_path, settings(), env)
-    register.cursors_folder(env).mkdir()
-    content = {
-        "version": 1, "segments": {"a.seg": 10}, "blobs": ["b"], "parked": {"c.seg": "conflict"},
-        "trouble": {"kind": "login", "text": "no login", "since": 1.5},
-    }  # fmt: skip
-    (register.cursors_folder(env) / f"{made.key}.json").write_text(json.dumps(content))
-    cursor = register.cursor_of(made, env)
-    assert cursor is not None
-    assert (cursor.segments, cursor.blobs, cursor.parked) == ({"a.seg": 10}, {"b"}, {"c.seg": "conflict"})
-    assert cursor.trouble == register.Trouble("login", "no login", 1.5)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "7"])
-def test_a_cursor_that_cannot_be_read_acknowledges_nothing(tmp_path: Path, env: dict[str, str], content: str) -> None:
-    made = register.register(tmp_path, settings(), env)
-    register.cursors_folder(env).mkdir()
-    (register.cursors_folder(env) / f"{made.key}.json").write_text(content)
-    assert register.cursor_of(made, env) is None
-
-
-@pytest.mark.parametrize("value", [None, 3, [], "x", {"a": "b"}])
-def test_a_damaged_cursor_acknowledges_nothing(tmp_path: Path, env: dict[str, str], value: object) -> None:
-    made = register.register(tmp_path, settings(), env)
-    register.cursors_folder(env).mkdir()
-    content = {"segments": value, "parked": value, "trouble": None}
-    (register.cursors_folder(env) / f"{made.key}.json").write_text(json.dumps(content))
-    cursor = register.cursor_of(made, env)
-    assert cursor is not None
-    assert cursor.segments == {}
 
 
 # -- the uploader ----------------------------------------------------------------------------------------------------

@@ -1,34 +1,30 @@
-"""Folded lines in blocks of 1,000: JSON lines ready to send, and summaries of points for down-sampling."""
+"""Folded lines in blocks of 1,000: JSON lines ready to send, and summaries of points for down-sampling.
+
+A block ends where a thousand of indices ends, and earlier if its lines are long. It has a summary of the whole, and one
+for each part of it that lies between two multiples of 50.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from ...core.rewinds import History, Past
+from ...core.sampling import LINES, PART, Extremes, extend, extremes
+from ...core.state import FOLD_VERSION, Edits
 from ...core.state import Block as Points
-from ...core.state import Edits
-from ...core.statistics import NO_SERIES, NUMBERS, step_of
 from ...projection.lines import joined as joined_blocks
 from ...projection.lines import log_lines, point_lines, read_points
 from ..stores import Block, Read
 
-LINES: Final = 1000
-"""Lines of a full block."""
-
-PART: Final = 50
-"""Lines of a part of a block: there is a summary of the whole block, and one of each part."""
+TABLES_VERSION: Final = 100 * FOLD_VERSION + 1
+"""Version of the code that makes rows and blocks: those of another version are folded anew."""
 
 LOGS: Final = "logs"
 # Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
-
-# A spot is (index, x, value) of one point. A summary of a field is (how many points, first, least, greatest, last).
-Spot = tuple[int, Any, Any]
-FieldSummary = tuple[int, Spot, Spot, Spot, Spot]
-Extremes = dict[str, FieldSummary]
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
@@ -71,6 +67,11 @@ class OpenBlock:
         block.extremes, block.parts = extremes_of(row.summary), parts_of(row.parts)
         return block
 
+    @property
+    def room(self) -> int:
+        """The number of short lines that still fit."""
+        return LINES - self.first % LINES - self.count
+
     def add(self, lines: bytes, count: int) -> None:
         """Append `count` lines.
 
@@ -78,19 +79,19 @@ class OpenBlock:
         """
         self.lines += lines
         self.count += count
-        self.full = self.count >= LINES or len(self.lines) >= _FULL_BYTES
+        self.full = not self.room or len(self.lines) >= _FULL_BYTES
 
     def summarise(self, points: Points) -> None:
         """Extend the summaries by points whose lines are added next."""
         position = 0
         while position < len(points.rows):
-            inside = (self.count + position) % PART
-            if not inside:
+            inside = (points.start + position) % PART
+            if not inside or not self.parts:
                 self.parts.append({})
             rows = points.rows[position : position + PART - inside]
-            summary = extremes(rows, points.start + position)
-            _extend(self.parts[-1], summary)
-            _extend(self.extremes, summary)
+            found = extremes(rows, points.start + position)
+            extend(self.parts[-1], found)
+            extend(self.extremes, found)
             position += len(rows)
 
     def row(self, series: str) -> Block:
@@ -119,7 +120,7 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlock
         block, position = open_block_of(tx, ns, experiment, LOGS, open_blocks), 0
         while position < len(edits.logs):
             block = _room(LOGS, block, open_blocks)
-            part = edits.logs[position : position + LINES - block.count]
+            part = edits.logs[position : position + block.room]
             block.add(log_lines(part), len(part))
             position += len(part)
             if block.full:
@@ -133,7 +134,7 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlock
             position = 0
             while position < len(points.rows):
                 block = _room(series, block, open_blocks)
-                piece = _slice(points, position, position + LINES - block.count)
+                piece = _slice(points, position, position + block.room)
                 block.summarise(piece)
                 block.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
@@ -186,47 +187,3 @@ def history(tx: Read, ns: str, experiment: str) -> History:
             yield read_points(lines, first)
 
     return points
-
-
-# -- summaries --------------------------------------------------------------------------------------------------------
-
-
-def x_of(row: dict[str, Any], index: int) -> Any:
-    """Return the x at which a point is drawn: its step, else its epoch, else its index."""
-    step = step_of(row)
-    return index if step is None else step
-
-
-def _extend(summaries: Extremes, more: Extremes) -> None:
-    for name, summary in more.items():
-        earlier = summaries.get(name)
-        summaries[name] = summary if earlier is None else joined(earlier, summary)
-
-
-def joined(a: FieldSummary, b: FieldSummary) -> FieldSummary:
-    """Join the summaries of a field over two ranges of points, `a` before `b`."""
-    low = b[2] if b[2][2] < a[2][2] else a[2]
-    high = b[3] if b[3][2] > a[3][2] else a[3]
-    return a[0] + b[0], a[1], low, high, b[4]
-
-
-def extremes(rows: list[dict[str, Any]], start: int) -> Extremes:
-    """Return the summary of each numeric field over consecutive points; NaN is left out."""
-    summaries: Extremes = {}
-    names = set().union(*rows) - NO_SERIES
-    for name in names:
-        values = [row.get(name) for row in rows]
-        places: list[int] | None = None
-        if not set(map(type, values)) <= NUMBERS or values != values or any(value != value for value in values):
-            places = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
-            values = [values[i] for i in places]
-            if not values:
-                continue
-        low, high = min(values), max(values)  # type: ignore[type-var]  # numbers only
-        chosen = (0, values.index(low), values.index(high), len(values) - 1)
-        spots = []
-        for choice in chosen:
-            place = choice if places is None else places[choice]
-            spots.append((start + place, x_of(rows[place], start + place), values[choice]))
-        summaries[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
-    return summaries

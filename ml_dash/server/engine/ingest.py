@@ -22,7 +22,7 @@ from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAI
 from ...core.ranges import Range, holes, overlapping
 from ...core.records import experiment_document
 from ...core.rewinds import recount
-from ...core.state import FOLD_VERSION, Edits, State
+from ...core.state import Edits, State
 from ...disk.durable import fail_point
 from ...errors import Damaged, InvalidInput, NewerFormat
 from ...journal import bodies
@@ -41,7 +41,7 @@ from ..stores import (
     StoreTrouble,
     Write,
 )
-from .blocks import OpenBlocks, add, history
+from .blocks import TABLES_VERSION, OpenBlocks, add, history
 
 # Kinds of arrivals.
 STRETCH: Final = 1
@@ -84,7 +84,7 @@ def encode_state(state: State) -> bytes:
 
 def decode_state(row: ExperimentRow) -> State:
     """Decode the state of a row; an empty one where another version of the fold made it."""
-    return _decoder.decode(row.state) if row.fold_version == FOLD_VERSION and row.state else State()
+    return _decoder.decode(row.state) if row.fold_version == TABLES_VERSION and row.state else State()
 
 
 class Ingest:
@@ -139,7 +139,7 @@ class Ingest:
         # It comes back when this transaction has committed.
         cached = self._cache.pop((ns, experiment), None)
         if cached is None or row is None or cached.row.version != row.version:
-            row = row or ExperimentRow(experiment, project, name, 0, FOLD_VERSION, b"", "", 0, 0, 0)
+            row = row or ExperimentRow(experiment, project, name, 0, TABLES_VERSION, b"", "", 0, 0, 0)
             cached = CachedExperiment(row, decode_state(row))
             cached.state.project = cached.state.project or project or row.project
             cached.state.name = cached.state.name or name or row.name
@@ -169,7 +169,7 @@ class Ingest:
         document = experiment_document(state)
         cached.row = replace(
             cached.row,
-            fold_version=FOLD_VERSION,
+            fold_version=TABLES_VERSION,
             state=encode_state(state),
             project=state.project,
             name=state.name,

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.ranges import Range, bounds, holes, page_of, size_of, windows
@@ -18,21 +19,22 @@ from ...core.records import (
     file_record,
     live_files,
     log_page,
+    metric_meant,
     metric_stats,
     metric_summary,
     parameters_document,
     series_name,
 )
+from ...core.sampling import LINES
 from ...core.state import File, Metric, State
 from ...core.values import texts_like_numbers, to_json, utc_text
 from ...projection.lines import read_log
 from ..stores import Documents, ExperimentRow, Filter, Place, Read, place_of
-from .blocks import LINES, LOGS, series_of
+from .blocks import LOGS, series_of
 from .ingest import decode_state
 from .series import sample
 
 _T = TypeVar("_T")
-_LARGEST: Final = (1 << 63) - 1
 _PAGE_BYTES: Final = 32 << 20
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
@@ -142,7 +144,7 @@ class Query:
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
         with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, _metric_of(state, metric)))}
+            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
 
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
@@ -152,10 +154,10 @@ class Query:
         Without `superseded`, only current points are counted and returned.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            metric = _metric_of(state, metric)
-            folded = state.metrics.get(metric)
-            total = folded.count if folded is not None else 0
-            current = list(holes(folded.superseded if folded is not None and not superseded else (), 0, total))
+            metric = metric_meant(state, metric)
+            known = state.metrics.get(metric)
+            total = known.count if known is not None else 0
+            current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
             pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
             indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
@@ -187,7 +189,7 @@ class Query:
         Of points with indices [start, end); superseded ones are left out unless `superseded`.
         """
         with self._looking(ns, experiment) as (tx, _, state):
-            name = _metric_of(state, metric)
+            name = metric_meant(state, metric)
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
             metric, folded = name, _metric(state, name)
@@ -301,17 +303,7 @@ def _read_place(text: str, sort: str) -> Place:
     numeric = sort != "name"
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
         raise Refused(400, MALFORMED, "after is not what `next` of a page was")
-    return (min(int(value), _LARGEST) if numeric else value), identity
-
-
-def _metric_of(state: State, name: str) -> str:
-    """Return the name of the metric called `name`, or of the one with a series that is shown under that name."""
-    if name in state.metrics:
-        return name
-    for metric, folded in state.metrics.items():
-        if any(series_name(metric, field) == name for field in folded.series):
-            return metric
-    return name
+    return (min(int(value), INT64_MAX) if numeric else value), identity
 
 
 def _metric(state: State, name: str) -> Metric:

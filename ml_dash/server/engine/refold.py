@@ -8,9 +8,10 @@ from typing import Final
 from ...core.fold import fold, fold_death
 from ...core.frames import Event, LengthCrcs, walk
 from ...core.ranges import holes
-from ...core.state import FOLD_VERSION, Edits, State
+from ...core.state import Edits, State
 from ...journal.reader import Stretch, decode_event
 from ..stores import Arrival, Read, SegmentRow, StoreRefused, Write
+from .blocks import TABLES_VERSION
 from .ingest import STRETCH, CachedExperiment, Ingest
 
 _ARRIVALS: Final = 1000
@@ -22,7 +23,7 @@ def refold_all(ingest: Ingest) -> int:
     Raises StoreRefused if stored bytes are damaged.
     """
     with ingest.documents.read() as tx:
-        stale = tx.stale(FOLD_VERSION)
+        stale = tx.stale(TABLES_VERSION)
     for ns, experiment in stale:
         refold(ingest, ns, experiment)
     return len(stale)

@@ -14,6 +14,7 @@ import msgspec
 from ...core import events as ev
 from ...core.fold import fold_death
 from ...core.frames import MAX_PAYLOAD, Header, LengthCrcs, encode_frame, encode_header
+from ...core.limits import LATEST_NS
 from ...core.names import check_metric_name, check_name, experiment_id
 from ...core.protocol import UNKNOWN, Refused
 from ...core.state import Edits, State
@@ -32,7 +33,6 @@ _SEGMENTS_REMEMBERED: Final = 1_000
 # Of a register the greatest stamp wins. Whoever sets one here has seen the present values, so the new one must be later
 # than all of them, also where another machine's clock is ahead.
 _REGISTERS: Final = frozenset((ev.PARAMETERS, ev.UPDATE, ev.METRIC, ev.FILE, ev.FILE_UPDATE, ev.FILE_DELETE))
-_LATEST_NS: Final = 1 << 62
 
 
 @dataclass(slots=True)
@@ -127,7 +127,7 @@ class ServerWriter:
             quiet = tx.quiet(before_ns)
         return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
-    def _end_writers(self, ns: str, experiment: str, before_ns: int = _LATEST_NS) -> bool:
+    def _end_writers(self, ns: str, experiment: str, before_ns: int = LATEST_NS) -> bool:
         """Note the death of this server's own writers that never closed; return True if there was one.
 
         With `before_ns`, only if nothing was heard of the experiment since; else all but the one that is open now.
@@ -137,7 +137,7 @@ class ServerWriter:
             if row is None or row.heard_ns >= before_ns:
                 return False
             cached = self._ingest.cached(tx, ns, experiment)
-            segment = self._segments.get((ns, experiment)) if before_ns == _LATEST_NS else None
+            segment = self._segments.get((ns, experiment)) if before_ns == LATEST_NS else None
             own = [
                 writer
                 for writer in cached.state.alive
@@ -192,7 +192,7 @@ def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes
     for number, (kind, body, time) in enumerate(new, segment.seq):
         last = max(time_ns(), last)
         if kind in _REGISTERS:
-            last = max(last, min(newest_ns, _LATEST_NS) + 1)
+            last = max(last, min(newest_ns, LATEST_NS) + 1)
         try:
             payload = _encode((number, kind, last if time is None else time, body))
         except (ValueError, OverflowError) as error:

@@ -20,7 +20,7 @@ from .journals import Journals
 from .queries import Query
 from .refold import refold_all
 from .server_writer import ServerWriter
-from .tokens import DATABASE, Tokens, open_tokens
+from .tokens import DATABASE, Tokens, make_data, open_tokens
 from .uploads import Uploads
 from .writes import Writes
 
@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None) -> None:
         """Open the data folder, creating it if needed. Raises StoreRefused if it is in use, damaged or newer."""
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_data(data)
         sync_folder(data.parent)
         self._lock = _lock(data)
         try:

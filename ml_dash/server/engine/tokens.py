@@ -13,7 +13,7 @@ from time import time_ns
 from typing import Any, Final
 
 from ...errors import InvalidValue
-from ..stores import Documents, TokenRow
+from ..stores import Documents, StoreRefused, TokenRow
 from ..stores.sqlite import SqliteDocuments
 
 DATABASE: Final = "server.sqlite"
@@ -66,13 +66,27 @@ class Tokens:
         return row is not None
 
 
+def make_data(data: Path) -> None:
+    """Make the data folder if it is not there. Raises StoreRefused where that cannot be, or it may not be written."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        hint = "name another with --data, in a place where this user may write"
+        raise StoreRefused(f"the data folder {data} cannot be made: {error.strerror or error}", hint=hint) from error
+    if not os.access(data, os.W_OK | os.X_OK):
+        raise StoreRefused(
+            f"the data folder {data} may not be written by this user",
+            hint="run this as the server's user, or name another with --data",
+        )
+
+
 @contextlib.contextmanager
 def open_tokens(data: Path) -> Iterator[Tokens]:
     """Open the tokens of a data folder, with or without a running server.
 
     Raises StoreRefused, StoreTrouble, OSError.
     """
-    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_data(data)
     documents = SqliteDocuments(data / DATABASE)
     try:
         yield Tokens(documents)

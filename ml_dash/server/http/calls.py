@@ -15,6 +15,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ...core.limits import MAX_LIMIT
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.values import field_values, from_json, to_json
 from ..engine.services import Server
@@ -33,9 +34,6 @@ Shape = TypeVar("Shape")
 OPEN: Final = "open"
 READ: Final = "read"
 WRITE: Final = "write"
-
-PAGE: Final = 10_000
-"""The most log entries or points of one page."""
 
 LARGEST_INDEX: Final = 10**15
 """The largest index in a query, in either direction."""
@@ -153,6 +151,10 @@ class Call:
         if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
             malformed(f"{name} is not a number from {low} to {high}")
         return int(text)
+
+    def page(self) -> tuple[int, int]:
+        """Return (first index, most lines) of a page; a negative index counts from the end. Raises Refused (400)."""
+        return self.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), self.integer("limit", 1000, 1, MAX_LIMIT)
 
     def number_or_none(self, name: str, low: int, high: int) -> int | None:
         """Return a whole number from `low` to `high`; None if it is not given. Raises Refused (400)."""

@@ -10,10 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from ...core.events import STATUSES
-from ...core.protocol import MAX_BATCH_BYTES
+from ...core.limits import MAX_LIMIT
+from ...core.protocol import MAX_BATCH_BYTES, ORDER_PAGE
 from ...core.version import __version__
 from . import routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
-from .calls import LARGEST_INDEX, OPEN, PAGE, Route
+from .calls import LARGEST_INDEX, OPEN, Route
 
 _INTEGER: Final = {"type": "integer"}
 _TEXT: Final = {"type": "string", "maxLength": 1000}
@@ -43,7 +44,7 @@ def _optional(**schemas: dict[str, Any]) -> Query:
 
 
 _INDEX: Final = _between(-LARGEST_INDEX, LARGEST_INDEX)
-_LINES: Final = _optional(startIndex=_INDEX, limit=_between(1, PAGE))
+_LINES: Final = _optional(startIndex=_INDEX, limit=_between(1, MAX_LIMIT))
 _BOOLEAN: Final[dict[str, Any]] = {"enum": ["true", "false"]}
 _OFFSET: Final = _between(0, routes_sync.LARGEST_OFFSET)
 
@@ -56,14 +57,14 @@ _QUERIES: Final[dict[str, Query]] = {
     "logs": {**_LINES, **_optional(level={"enum": ["debug", "info", "warn", "error", "fatal"]}, q=_TEXT)},
     "data": {**_LINES, **_optional(superseded=_BOOLEAN)},
     "series": _optional(
-        points=_between(1, routes_metrics.PLOT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN
+        points=_between(1, MAX_LIMIT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN
     ),
     "files": _optional(prefix=_TEXT, tags=_TEXT),
     "follow_link": _optional(key=_TEXT),
     "append_segment": {"offset": (_OFFSET, True), **_optional(damaged=_TEXT, without=_TEXT)},
     "append_blob": {"offset": (_OFFSET, True), "size": (_OFFSET, True), "kind": ({"enum": ["body", "file"]}, False)},
     "find_experiment": {"project": (_TEXT, True), "name": (_TEXT, True)},
-    "order": _optional(after=_OFFSET, limit=_between(1, routes_sync.ORDER_PAGE)),
+    "order": _optional(after=_OFFSET, limit=_between(1, ORDER_PAGE)),
     "segment_bytes": _optional(offset=_OFFSET, limit=_between(1, MAX_BATCH_BYTES)),
 }  # fmt: skip
 

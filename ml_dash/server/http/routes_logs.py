@@ -6,12 +6,10 @@ from typing import Any, Final, TypedDict
 
 from starlette.responses import Response
 
+from ...core.limits import MAX_LIMIT
 from ...core.names import level_of
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
-
-BATCH: Final = 10_000
-"""The most log entries of one request."""
+from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
 
 
 class _Message(TypedDict):
@@ -36,8 +34,8 @@ class NewLogs(TypedDict):
 async def add_logs(call: Call) -> Response:
     """Add log entries; answers with their numbers."""
     async with call.json(NewLogs, MAX_BATCH_BYTES) as body:
-        if not 1 <= len(body["logs"]) <= BATCH:
-            malformed(f"logs has {len(body['logs'])} entries; send 1 to {BATCH}")
+        if not 1 <= len(body["logs"]) <= MAX_LIMIT:
+            malformed(f"logs has {len(body['logs'])} entries; send 1 to {MAX_LIMIT}")
         return answer(
             await call.write(call.core.add_logs, call.namespace, call.experiment(), [_plain(e) for e in body["logs"]])
         )
@@ -53,11 +51,11 @@ def _plain(entry: NewLog) -> dict[str, Any]:
 
 async def logs(call: Call) -> Response:
     """A page of log entries, also filtered; each keeps its number."""
-    start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
+    start, limit = call.page()
     level, words = call.text("level"), call.text("q")
     level = level if level is None else level_of(level) or level
     page = await call.read(call.core.logs, call.namespace, call.experiment(), start, limit, level, words)
-    return raw_json(page) if isinstance(page, bytes) else answer(page)
+    return answer(page)
 
 
 ROUTES: Final = [

@@ -6,15 +6,13 @@ from typing import Any, Final, TypedDict
 
 from starlette.responses import Response
 
+from ...core.limits import MAX_LIMIT
 from ...core.names import check_metric_name
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import LARGEST_INDEX, PAGE, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
+from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 
 BATCH: Final = 100_000
 """The most points of one request."""
-
-PLOT: Final = 10_000
-"""The most points of a down-sampled series."""
 
 
 class _Extras(TypedDict, total=False):
@@ -88,12 +86,12 @@ def _append_batch(
 
 async def data(call: Call) -> Response:
     """A page of points, as in the lines of `data.jsonl`."""
-    start, limit = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX), call.integer("limit", 1000, 1, PAGE)
+    start, limit = call.page()
     page = await call.read(
         call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit,
         superseded=call.flag("superseded", True),
     )  # fmt: skip
-    return raw_json(page) if isinstance(page, bytes) else answer(page)
+    return raw_json(page)
 
 
 async def stats(call: Call) -> Response:
@@ -113,13 +111,13 @@ async def series(call: Call) -> Response:
         call.namespace,
         call.experiment(),
         _metric(call),
-        points=call.integer("points", 1000, 1, PLOT),
+        points=call.integer("points", 1000, 1, MAX_LIMIT),
         start=call.number_or_none("start", -LARGEST_INDEX, LARGEST_INDEX),
         end=call.number_or_none("end", -LARGEST_INDEX, LARGEST_INDEX),
         field=call.text("field"),
         superseded=call.flag("superseded", False),
     )
-    return raw_json(sampled) if isinstance(sampled, bytes) else answer(sampled)
+    return raw_json(sampled)
 
 
 def _metric(call: Call) -> str:

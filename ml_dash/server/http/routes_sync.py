@@ -9,13 +9,10 @@ from typing import Any, Final, TypedDict
 import msgspec
 from starlette.responses import Response
 
-from ...core.protocol import MAX_BATCH_BYTES, MAX_BLOBS, PREFIX, UNKNOWN, Refused
+from ...core.protocol import MAX_BATCH_BYTES, MAX_BLOBS, ORDER_PAGE, PREFIX, UNKNOWN, Refused
 from ...journal.segment import parse_blob, parse_name
 from .calls import READ, WRITE, Call, Route, answer, malformed
 from .downloads import download
-
-ORDER_PAGE: Final = 10_000
-"""The most records of one page of an order."""
 
 LARGEST_OFFSET: Final = 1 << 50
 _RANGE: Final = re.compile(r"([0-9]{1,16})-([0-9]{1,16})")

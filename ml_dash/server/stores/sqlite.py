@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from ...core.limits import INT64_MAX
 from ...core.ranges import Range
 from ...disk.durable import sync_folder
 from . import (
@@ -42,7 +43,6 @@ _READER_CACHE_KIB: Final = 2_000
 _WRITER_CACHE_KIB: Final = 16_000
 _PIECE_BYTES: Final = 1 << 20
 _KEYS_AT_ONCE: Final = 1000
-_LARGEST: Final = (1 << 63) - 1
 _WAL_KEPT_BYTES: Final = 64 << 20
 _TABLES: Final = """
 CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
@@ -344,7 +344,7 @@ class _Transaction:
         tags = json.dumps(row.tags)
         values = (
             ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status,
-            min(row.created_ns, _LARGEST), min(row.updated_ns, _LARGEST), row.heard_ns, row.folder, tags,
+            min(row.created_ns, INT64_MAX), min(row.updated_ns, INT64_MAX), row.heard_ns, row.folder, tags,
             row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
@@ -352,8 +352,8 @@ class _Transaction:
             self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
             return
         listed = (
-            ns, row.id, row.project, row.name, row.status, min(row.created_ns, _LARGEST),
-            min(row.updated_ns, _LARGEST), min(points_of(row), _LARGEST), row.folder, tags, searched_text(row),
+            ns, row.id, row.project, row.name, row.status, min(row.created_ns, INT64_MAX),
+            min(row.updated_ns, INT64_MAX), min(points_of(row), INT64_MAX), row.folder, tags, searched_text(row),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
 
@@ -410,13 +410,13 @@ class _Transaction:
         No statement stays open between two of them, so that the caller may write.
         """
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
-        nearest = self._one(sql, (ns, segment, min(start, _LARGEST)))[0]
-        low = nearest if nearest is not None else start
+        found = self._one(sql, (ns, segment, min(start, INT64_MAX)))[0]
+        low = found if found is not None else start
         while low < end:
             keys = self._all(
                 "SELECT start, length FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start "
                 "LIMIT ?",
-                (ns, segment, low, min(end, _LARGEST), _KEYS_AT_ONCE),
+                (ns, segment, low, min(end, INT64_MAX), _KEYS_AT_ONCE),
             ).fetchall()
             for group in _in_pieces(keys):
                 yield from self._all(
@@ -440,13 +440,13 @@ class _Transaction:
         rows = self._all(
             'SELECT n, kind, who, start, "end", segment FROM arrivals WHERE ns=? AND experiment=? AND n>=? '
             "ORDER BY n LIMIT ?",
-            (ns, experiment, min(after, _LARGEST), limit),
+            (ns, experiment, min(after, INT64_MAX), limit),
         )
         return [Arrival(*row) for row in rows.fetchall()]
 
     def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
         sql = 'SELECT 1 FROM arrivals WHERE ns=? AND experiment=? AND kind=2 AND who=? AND segment=? AND "end"=?'
-        return self._one(sql, (ns, experiment, who, segment, min(end, _LARGEST))) is not None
+        return self._one(sql, (ns, experiment, who, segment, min(end, INT64_MAX))) is not None
 
     def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
         values = (ns, experiment, arrival.n, arrival.kind, arrival.who, arrival.start, arrival.end, arrival.segment)
@@ -455,7 +455,7 @@ class _Transaction:
     def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
         keys = self._all(
             "SELECT first FROM blocks WHERE ns=? AND experiment=? AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
         ).fetchall()
         for (key,) in keys:
             yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
@@ -464,7 +464,7 @@ class _Transaction:
         """Return the number of the first line of the block that holds `line`."""
         nearest = self._one(
             "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
-            (ns, experiment, series, min(line, _LARGEST)),
+            (ns, experiment, series, min(line, INT64_MAX)),
         )[0]
         return nearest if nearest is not None else 0
 
@@ -481,7 +481,7 @@ class _Transaction:
         return self._all(
             f"SELECT first, count, {'parts' if parts else 'summary'} FROM blocks WHERE ns=? AND experiment=? "
             "AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, _LARGEST)),
+            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
         ).fetchall()
 
     def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:

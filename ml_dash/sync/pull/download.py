@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...core.frames import decode_header
+from ...core.protocol import ORDER_PAGE
 from ...core.state import State
 from ...disk.durable import sync_folder, write_all
 from ...errors import Damaged, ServerRefused
@@ -19,13 +20,12 @@ from ...journal.base import Base
 from ...journal.bodies import blobs_of
 from ...journal.reader import Stretch, open_segment, read
 from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse_name
-from ...reading.read import Located
+from ...reading.located import Located
 from .order import checked
 from .scratch import scratch_in
 from .source import Permit, Progress, Source
 
 PAGE_BYTES: Final = 4 << 20
-PAGE_RECORDS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Bringer:
         try:
             base = bases.decode(body)
         except Damaged as error:
-            raise Damaged(f"{self.source.name} answered with something that is no base: {error.message}") from None
+            raise Damaged(f"{self.source.name} did not answer with a valid base: {error.message}") from None
         if (base.project, base.name) != (self.located.project, self.located.name):
             raise Damaged(f"{self.source.name} answered with the base of {base.project}/{base.name}")
         # What only this machine could say.
@@ -87,7 +87,7 @@ class Bringer:
         """The server's order, page by page."""
         after: int | None = 0
         while after is not None:
-            page = self.source.order(self.experiment, after, PAGE_RECORDS)
+            page = self.source.order(self.experiment, after, ORDER_PAGE)
             yield from map(checked, page["records"])
             following = page["next"]
             after = following if page["records"] and following is not None and following > after else None

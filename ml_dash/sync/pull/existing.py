@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -18,15 +17,14 @@ from ...journal import base as bases
 from ...journal import blobs
 from ...journal.base import Base
 from ...journal.order import DEATH, STRETCH, MergeRecord, Order, death_payload, stretch_payload
-from ...journal.reader import Segment, Stretch, open_segment, read
+from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
-from ...projection.project import Projector
+from ...projection.project import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
 
-WAIT_S: Final = 30.0
 _TRIES: Final = 3
 
 
@@ -87,13 +85,13 @@ class Join:
             self.bringer.permit.done()
             state = look_anew(self.journal, self.located.folder).state
             if files and self.bringer.bring_files(state, self.journal):
-                with projector.having_turn(WAIT_S) as taken:
+                with projector.having_turn(TURN_WAIT_S) as taken:
                     if not taken:
                         raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
                     (self.journal / CHECKPOINT).unlink(missing_ok=True)
                     projector.begin_at_base()
             elif not state_only:
-                projector.advance(wait_s=WAIT_S)
+                projector.advance(wait_s=TURN_WAIT_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return self.bringer.report(state, state_only=state_only, new=False)
@@ -101,7 +99,7 @@ class Join:
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
         """To put things in place. Raises _BaseChanged if the base is not the one that was looked at."""
-        with projector.having_turn(WAIT_S) as taken:
+        with projector.having_turn(TURN_WAIT_S) as taken:
             if not taken:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
             if _mark(self.journal / BASE) != self.mark:
@@ -206,7 +204,7 @@ class Join:
         if probe(segment.path.with_name(segment.name.lock)) is not Liveness.GONE:
             self._leave(segment, "the server has more of it, and its writer may be alive here")
             return False
-        end = _last_frame_end(segment)
+        end = last_frame_end(segment, size)
         proof = self.bringer.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
         if proof is None or (proof["of"], proof["sha256"]) != (end, blobs.digest_of(segment.path, end)):
             self._leave(segment, "other events are in it here than on the server; it was left as it is")
@@ -259,7 +257,7 @@ class Join:
                         payloads.append(stretch_payload(record.segment, start, record.end))
         finally:
             order.close()
-        identity = replace(read_identity(self.journal), nonce=os.urandom(8))
+        identity = read_identity(self.journal)._replace(nonce=os.urandom(8))
         write_order(self.journal, identity, payloads)
 
     def _append_order(self, records: list[list[Any]], brought: set[str]) -> None:
@@ -292,14 +290,6 @@ def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
             if segment is not None:
                 found[segment.id] = segment, path.stat().st_size
     return found
-
-
-def _last_frame_end(segment: Segment) -> int:
-    end = segment.first
-    for item in read(segment, segment.first):
-        if isinstance(item, Stretch):
-            end = item.end
-    return end
 
 
 def _mark(base: Path) -> tuple[int, int]:

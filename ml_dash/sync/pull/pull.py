@@ -8,22 +8,29 @@ points have here the numbers that they have there. A new journal appears whole, 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from pathlib import Path
 
 from ...core.frames import OrderHeader
 from ...core.state import State
-from ...disk.durable import fail_point, replace_file, sync_folder
+from ...disk.durable import fail_point, sync_folder
 from ...errors import ForeignFolder, NotFound
 from ...journal import base as bases
-from ...journal.segment import BLOBS, JOURNAL, SEGMENTS, read_identity
-from ...projection.project import Projector
-from ...reading.read import Located
+from ...journal.segment import (
+    BLOBS,
+    JOURNAL,
+    SEGMENTS,
+    make_store,
+    place_journal,
+    read_identity,
+    refuse_foreign,
+)
+from ...projection.project import TURN_WAIT_S, Projector
+from ...reading.located import Located
 from ...reading.view import look_anew
 from .download import Bringer, PullReport
-from .existing import WAIT_S, Join
+from .existing import Join
 from .order import joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
 from .source import Permit, Progress, Source
@@ -72,9 +79,14 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
     """A new journal. Raises FileExistsError if another process has made one meanwhile."""
     journal, folder = bringer.located.journal, bringer.located.folder
     home = journal.parent
-    for place in {home, folder}:
-        _refuse_foreign(place)
-    _make_store(home.parents[1])
+    try:
+        for place in {home, folder}:
+            refuse_foreign(place, hint="name another place with --path")
+    except ForeignFolder:
+        if (journal / SEGMENTS).is_dir():
+            raise FileExistsError(journal) from None
+        raise
+    make_store(home.parents[1])
     home.mkdir(parents=True, exist_ok=True)
     sweep(home)
     temporary = scratch_in(home, JOURNAL)
@@ -85,7 +97,7 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
             state = _bring_new(bringer, temporary, state_only, files)
             bringer.permit.take()
             fail_point("pull-brought")
-            _rename(temporary, journal)
+            place_journal(temporary, journal)
             fail_point("pull-placed")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -93,7 +105,7 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
         sync_folder(changed)
     bringer.permit.done()
     if not state_only:
-        Projector(journal, folder).advance(wait_s=WAIT_S)
+        Projector(journal, folder).advance(wait_s=TURN_WAIT_S)
     return bringer.report(state, state_only=state_only, new=True)
 
 
@@ -120,31 +132,3 @@ def _bring_all(bringer: Bringer, into: Path) -> list[bytes]:
     bringer.bring_segments(lengths(records), into)
     bringer.bring_bodies(into)
     return list(map(payload, records))
-
-
-def _rename(temporary: Path, journal: Path) -> None:
-    try:
-        os.rename(temporary, journal)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) and journal.is_dir():
-            raise FileExistsError(error.errno, "another process has made this journal", str(journal)) from None
-        raise
-
-
-def _make_store(store: Path) -> None:
-    """A store is not for version control."""
-    if not store.exists():
-        store.mkdir(parents=True, exist_ok=True)
-        replace_file(store / ".gitignore", b"*\n")
-
-
-def _refuse_foreign(home: Path) -> None:
-    try:
-        found = [entry for entry in os.listdir(home) if not entry.startswith(JOURNAL)]
-    except FileNotFoundError:
-        return
-    if found:
-        raise ForeignFolder(
-            f"{home} is not empty and holds no journal of ml-dash (it holds {sorted(found)[0]!r}); it was left alone",
-            hint="name another place with --path",
-        )

@@ -16,7 +16,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Its URL."""
+        """The URL of the server."""
 
     def find(self, project: str, name: str) -> FoundExperiment | None:
         """The experiment; None if the server does not have it."""
@@ -58,12 +58,12 @@ class Permit:
             self._taken = True
 
     def check(self) -> None:
-        """The same, before anything else is asked for."""
+        """Raises Stopped if the pull was given up; called before each request."""
         if self._stopped:
             raise Stopped
 
     def done(self) -> None:
-        """It is in place."""
+        """Note that all is in place."""
         self._placed.set()
 
     @property

@@ -14,25 +14,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from ml_dash.demo.story import DemoError, environment
+from ml_dash.demo.steps import DemoError, environment
 
 USER: Final = "demo"
 START_S: Final = 20.0
-"""How long a server may take until it says where it listens; on a machine with nothing else to do it takes one."""
+"""The server must print where it listens within this time. It takes a second on a machine with nothing else to do."""
+
 END_S: Final = 15.0
+"""A process that has not ended this long after SIGTERM is killed."""
 
 _URL = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
 def is_possible() -> bool:
-    """Whether what a server and the daemon need is installed."""
+    """True if everything that a server and the daemon need is installed."""
     return all(find_spec(name) is not None for name in ("starlette", "uvicorn", "ml_dash_syncd"))
 
 
-class Stage:
+class Services:
     """A server and a daemon in `folder`, with the development login, on a port that was free.
 
-    A context manager: on leaving, whatever still runs is ended. One thread at a time.
+    A context manager: on leaving, both are ended if they still run. For one thread at a time.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,7 +43,7 @@ class Stage:
         self._server: _Process | None = None
         self._daemon: _Process | None = None
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Services:
         (self.folder / "server").mkdir(parents=True, exist_ok=True)
         try:
             self.start_server()
@@ -67,10 +69,11 @@ class Stage:
 
     @property
     def url(self) -> str:
+        """URL of the server."""
         return f"http://127.0.0.1:{self._port}"
 
     def environment(self) -> dict[str, str]:
-        """For what is to send to this server: a login, settings and a state that nobody else has."""
+        """Environment for processes that record for this server: a login, settings and a state folder of their own."""
         return environment(
             {
                 "XDG_CONFIG_HOME": str(self.folder / "config"),
@@ -82,36 +85,36 @@ class Stage:
         )
 
     def start_server(self) -> None:
-        """Starts it, on the port and data of the one before; does not wait for it."""
+        """Start the server, on the port and data of the one before; do not wait for it."""
         arguments = ["-m", "ml_dash", "server", "--dev", "--port", str(self._port), "--data", "server"]
         self._server = _Process("server", arguments, self.folder, environment({}))
 
     def wait_for_server(self) -> None:
-        """Returns once it listens. Raises `DemoError` if it ends before, or takes too long."""
+        """Wait until the server listens. Raises DemoError if it ends before, or takes longer than START_S."""
         assert self._server is not None
-        self._port = int(self._server.said(_URL, START_S)[1])
+        self._port = int(self._server.wait_for_output(_URL, START_S)[1])
 
     def kill_server(self) -> None:
-        """SIGKILL: what it was doing is not finished."""
+        """Kill the server with SIGKILL, in the middle of whatever it is doing."""
         assert self._server is not None
         self._server.kill()
         self._server = None
 
-    def hurry(self) -> None:
-        """Lets the daemon try at once what it is pausing for."""
+    def end_pauses(self) -> None:
+        """Let the daemon end its pauses, and try again at once."""
         assert self._daemon is not None
         self._daemon.reload()
 
 
 class _Process:
-    """A process whose output goes to `<name>.log`, and can be waited for."""
+    """A process whose output goes to `<name>.log`. A thread reads it, so that `wait_for_output` can see it too."""
 
     def __init__(self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str]) -> None:
         self._name = name
         self._log = folder / f"{name}.log"
         self._lines: list[str] = []
-        self._news = threading.Condition()
-        self._silent = False
+        self._changed = threading.Condition()
+        self._ended = False
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=folder,
@@ -132,44 +135,46 @@ class _Process:
             for line in self._process.stdout:
                 log.write(line)
                 log.flush()
-                with self._news:
+                with self._changed:
                     self._lines.append(line)
-                    self._news.notify_all()
-        with self._news:
-            self._silent = True
-            self._news.notify_all()
+                    self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
 
-    def said(self, pattern: re.Pattern[str], timeout_s: float) -> re.Match[str]:
-        """The first match of `pattern` in what it prints."""
+    def wait_for_output(self, pattern: re.Pattern[str], timeout_s: float) -> re.Match[str]:
+        """Wait for a line that matches `pattern`; return the match. Raises DemoError if none comes in time."""
 
-        def found() -> re.Match[str] | None:
+        def search() -> re.Match[str] | None:
             return next(filter(None, map(pattern.search, self._lines)), None)
 
-        with self._news:
-            self._news.wait_for(lambda: found() or self._silent, timeout_s)
-            match = found()
+        with self._changed:
+            self._changed.wait_for(lambda: search() or self._ended, timeout_s)
+            match = search()
         if match is None:
-            last = self._lines[-1].strip() if self._lines else "it said nothing"
+            last = self._lines[-1].strip() if self._lines else "it printed nothing"
             raise DemoError(f"the {self._name} did not start: {last}", hint=f"see {self._log}")
         return match
 
     def reload(self) -> None:
+        """Send SIGHUP."""
         self._process.send_signal(signal.SIGHUP)
 
     def kill(self) -> None:
+        """Send SIGKILL, and wait for the end."""
         self._process.kill()
-        self._collect()
+        self._reap()
 
     def end(self) -> None:
-        """SIGTERM, and SIGKILL if that is not answered in time: nothing here needs a second chance."""
+        """Send SIGTERM, and SIGKILL if it has not ended after END_S."""
         self._process.terminate()
         try:
             self._process.wait(END_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self._collect()
+        self._reap()
 
-    def _collect(self) -> None:
+    def _reap(self) -> None:
         self._process.wait()
         self._listener.join()
         assert self._process.stdout is not None
@@ -177,7 +182,10 @@ class _Process:
 
 
 def sync_status(full: str, path: Path | None, env: Mapping[str, str]) -> tuple[bool, str]:
-    """(is all there, what `ml-dash sync status` prints), asked in a process of its own, as a user would."""
+    """Run `ml-dash sync status` in a process of its own; return (everything is there, what it printed).
+
+    Raises DemoError if it fails.
+    """
     where = ["--path", str(path)] if path is not None else []
     command = [sys.executable, "-m", "ml_dash", "sync", "status", full, *where]
     columns = {"COLUMNS": os.environ.get("COLUMNS", "100")}

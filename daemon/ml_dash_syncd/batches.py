@@ -1,6 +1,8 @@
-"""Reading a segment for sending: whole frames, and damaged bytes once they have stayed the same for a while.
+"""Batches of a segment to send: whole frames, and damaged bytes once they have stayed the same for a while.
 
-A network file system may show what is not there, or not yet. So nothing is called damaged at the first look.
+A network file system may show zeros, or old bytes, for what another machine has just written. What is sent as damaged
+stays damaged on the server, so bytes without a valid frame are sent only after they were read twice, DAMAGE_S apart,
+and were the same.
 """
 
 from __future__ import annotations
@@ -16,36 +18,41 @@ from ml_dash.journal.reader import Segment, Stretch, frame_size, read, whole_fra
 log = logging.getLogger("ml_dash.syncd")
 
 DAMAGE_S: Final = 60.0
-"""Bytes that hold no frame are read again after that long, before they are sent as damaged."""
+"""Bytes that hold no valid frame are read again after this long, before they are sent as damaged."""
 
-LARGEST_BATCH: Final = 8 << 20
+LARGEST_BATCH_BYTES: Final = 8 << 20
+"""Most bytes of a batch that has to hold a frame larger than the usual batch."""
 
 
-class Reader:
-    """What was seen in the segments of one journal that may be damage."""
+class Batches:
+    """Reads the batches of one journal, and remembers what may be damage. For one thread at a time."""
 
     def __init__(self) -> None:
-        # (segment file, offset) → when bytes that hold no frame were first seen there, and what they were.
+        # (segment file, offset) → when bytes without a valid frame were first seen there, and their SHA-256.
         self._suspect: dict[tuple[str, int], tuple[float, bytes]] = {}
-        # Frames (segment file, offset) whose checksum holds, and that are no events.
+        # (segment file, offset) of frames whose checksum is right, but which the server cannot decode as events.
         self._torn: set[tuple[str, int]] = set()
 
-    def suspects_since(self, file: str) -> float | None:
-        """Since when there is something in a segment that may be damage (time.monotonic); None if there is nothing."""
+    def suspect_since(self, file: str) -> float | None:
+        """When possible damage was first seen in a segment (time.monotonic); None if there is none."""
         return min((when for (name, _), (when, _) in self._suspect.items() if name == file), default=None)
 
-    def sent(self, file: str, length: int) -> None:
-        """So many bytes of it are on the server."""
+    def forget_sent(self, file: str, length: int) -> None:
+        """Forget possible damage in the first `length` bytes of a segment: the server has them."""
         self._suspect = {key: seen for key, seen in self._suspect.items() if key[0] != file or key[1] >= length}
 
-    def take_for_torn(self, file: str, at: int) -> bool:
-        """The frame there is no event, the server says; False if that was known."""
+    def mark_torn(self, file: str, at: int) -> bool:
+        """Treat the frame at offset `at` as damage, because the server cannot decode it; False if it already was."""
         known = (file, at) in self._torn
         self._torn.add((file, at))
         return not known
 
     def next(self, segment: Segment, offset: int, end: int, batch: int) -> tuple[bytes, list[tuple[int, int]]]:
-        """The next bytes to send: whole frames, and before them what holds none if that is certain by now."""
+        """Return the next bytes of a segment to send, and (start, end) in the file of each part that is damaged.
+
+        They begin at `offset`, end by `end`, are about `batch` long, and are whole frames, after damaged bytes if those
+        have been confirmed. Empty if nothing can be sent now. Raises OSError.
+        """
         file_name, position = segment.path.name, max(offset, segment.first)
         head = [(0, segment.first)] if segment.damaged and not offset else []
         if (file_name, position) not in self._torn:
@@ -55,14 +62,14 @@ class Reader:
                 data = read_at(fd, min(end, offset + batch, *cuts) - offset, offset)
                 stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
                 if stop == skip:
-                    # One frame may be larger than a batch.
-                    data = read_at(fd, min(end - offset, LARGEST_BATCH), offset)
+                    # The next frame may be larger than a batch: read as much as the largest one could take.
+                    data = read_at(fd, min(end - offset, LARGEST_BATCH_BYTES), offset)
                     stop = skip + whole_frames(memoryview(data)[skip : skip + frame_size(data, skip)], segment.crcs)
                 if stop > skip or (skip and position >= end):
                     self._suspect.pop((file_name, position), None)
                     return data[:stop], head
-                if len(data) < end - offset and len(data) < LARGEST_BATCH:
-                    # The file is shorter than it was.
+                if len(data) < end - offset and len(data) < LARGEST_BATCH_BYTES:
+                    # The file is shorter than the journal says: a network file system does not show the rest yet.
                     self._suspect.pop((file_name, position), None)
                     return b"", []
         data, gaps = self._around_damage(segment, offset, position, end, batch)
@@ -71,11 +78,11 @@ class Reader:
     def _around_damage(
         self, segment: Segment, offset: int, position: int, end: int, batch: int
     ) -> tuple[bytes, list[tuple[int, int]]]:
-        """What holds no frame, with the frames behind it, once it has stayed the same for a while."""
+        """Return the bytes without a valid frame at `position`, and the frames after them, once they are confirmed."""
         key, now = (segment.path.name, position), time.monotonic()
         start = next((item.start for item in read(segment, position, end) if isinstance(item, Stretch)), position)
         if start == position:
-            # Nothing follows, or it holds by now.
+            # No frame follows, so this may be a frame still being written; or it has become valid.
             self._suspect.pop(key, None)
             return b"", []
         with segment.path.open("rb") as file:
@@ -84,17 +91,19 @@ class Reader:
             since, seen = self._suspect.get(key, (now, b""))
             if seen != digest:
                 self._suspect[key] = (now, digest)
-                log.warning("%s: %d bytes from %d hold no frame; read again later", segment.path, len(gap), position)
+                text = "%s: %d bytes from offset %d hold no valid frame; reading them again later"
+                log.warning(text, segment.path, len(gap), position)
                 return b"", []
             if now - since < DAMAGE_S:
                 return b"", []
             data = read_at(file.fileno(), min(end - offset, max(batch, position - offset + 1)), offset)
         behind = offset + len(data)
         if behind < start:
-            # The rest of it was looked at as well.
+            # Only a part of the gap fits. The rest has been confirmed with it: it need not wait once more.
             self._suspect[segment.path.name, behind] = (since, hashlib.sha256(gap[behind - position :]).digest())
             return data, [(position, behind)]
         if data[position - offset : start - offset] != gap:
+            # It changed between the two reads.
             return b"", []
         stop = start - offset + whole_frames(memoryview(data)[start - offset :], segment.crcs)
         cuts = [at - offset for name, at in self._torn if name == segment.path.name and at >= start]

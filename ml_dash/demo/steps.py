@@ -12,30 +12,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.core.values import flatten
 from ml_dash.demo.train import BATCH, EPOCHS, HELD_OUT
 from ml_dash.errors import MLDashError, NotFound
 from ml_dash.reading import read
+from ml_dash.reading.view import View
 
 SILENCE_S = 60.0
+"""A training that takes longer than this is killed."""
+
 PROJECT = "demo"
 POINTS = EPOCHS * ((150 - HELD_OUT) // BATCH + 2)
-"""How many points a training records that is not interrupted."""
+"""Number of points that an uninterrupted training records."""
 
 Progress = Callable[[int], None]
-"""Called with the number of the epoch that has just ended."""
+"""A function that is called with the number of epochs that have ended."""
 
-Cues = Mapping[int, Callable[[], None]]
-"""What to do, besides, when a training has reported that many calls. It goes on meanwhile."""
+Actions = Mapping[int, Callable[[], None]]
+"""Number of acknowledged calls → what to do at that point, while the training goes on."""
 
 
 class DemoError(MLDashError):
-    """The demo did not go as it should; the text says where."""
+    """The demo did not go as it should; the message says where."""
 
 
 @dataclass
 class Acknowledged:
-    """What one process was told has been recorded."""
+    """The calls of one training process that have returned, and what they recorded."""
 
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     logs: list[str] = field(default_factory=list)
@@ -46,6 +50,7 @@ class Acknowledged:
     ended: bool = False
 
     def note(self, kind: str, facts: list[Any]) -> None:
+        """Count a call that the process has reported."""
         if kind == "point":
             self.points.setdefault(facts[0], []).append(facts[1])
         elif kind == "log":
@@ -60,18 +65,20 @@ class Acknowledged:
 
     @property
     def count(self) -> int:
+        """Number of calls."""
         return sum(map(len, self.points.values())) + len(self.logs) + len(self.files) + self.parameter_calls
 
     @property
     def epochs(self) -> int:
+        """Number of epochs that have ended."""
         return len(self.points.get("loss", ()))
 
 
 @dataclass(frozen=True)
 class Count:
-    """Acknowledged by calls, found again as it was, and found beyond that.
+    """Numbers of calls acknowledged, found again as they were, and found in addition.
 
-    Beyond may be one for each kill: what the call had written that was going on. More would be doubled.
+    One in addition may be found for each kill: a call that had written, and not yet returned. More would be doubles.
     """
 
     acknowledged: int
@@ -80,11 +87,12 @@ class Count:
 
     @property
     def complete(self) -> bool:
+        """True if nothing is lost and nothing doubled."""
         return self.acknowledged == self.recovered and self.beyond <= 1
 
 
 def free_name(path: Path | None) -> str:
-    """The first of iris-1, iris-2, ... that no experiment in `path` has."""
+    """Return the first of iris-1, iris-2, ... that is not the name of an experiment in `path`."""
     try:
         taken = {located.name for located in read.find(path, PROJECT)}
     except NotFound:
@@ -102,32 +110,33 @@ def run(
     kill_after: int | None,
     progress: Progress,
     env: Mapping[str, str] | None = None,
-    cues: Cues | None = None,
+    actions: Actions | None = None,
 ) -> Acknowledged:
-    """Trains in a process of its own, and kills it after `kill_after` calls; what it was told until then.
+    """Train in a process of its own, and kill it after `kill_after` calls; return the calls that it reported.
 
-    Without `kill_after` the experiment must exist, and training goes on to its end. `env` is that of the process.
+    With `kill_after` None, the experiment must exist, and training goes on to its end. `env` is the environment of the
+    process (default: `environment({})`). Raises DemoError if the process ends in another way than it should.
     """
     resume = "must" if kill_after is None else "never"
-    command = [sys.executable, str(Path(__file__).with_name("victim.py")), name, str(path or ""), resume]
-    told = Acknowledged()
+    command = [sys.executable, str(Path(__file__).with_name("training_process.py")), name, str(path or ""), resume]
+    acknowledged = Acknowledged()
     env = environment({}) if env is None else env
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, start_new_session=True) as process:
         watchdog = threading.Timer(SILENCE_S, process.kill)
         watchdog.start()
         try:
-            _listen(process, told, kill_after, progress, cues or {})
+            _listen(process, acknowledged, kill_after, progress, actions or {})
         finally:
             watchdog.cancel()
             process.kill()
-    _check(told, process.returncode, kill_after)
-    return told
+    _check(acknowledged, process.returncode, kill_after)
+    return acknowledged
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    """For our processes: they find the same modules as we do, installed or not, and no server but the one in `more`.
+    """Return an environment for the demo's processes, with the variables `more`.
 
-    Nor a proxy on the way to it.
+    They import the modules of this process, installed or not, and know no server but one in `more`, and no proxy.
     """
     kept = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
     ours = {"ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NO_PROXY": "127.0.0.1"}
@@ -144,55 +153,61 @@ _NOT_OURS = frozenset(
 
 
 def _listen(
-    process: subprocess.Popen[bytes], told: Acknowledged, kill_after: int | None, progress: Progress, cues: Cues
+    process: subprocess.Popen[bytes],
+    acknowledged: Acknowledged,
+    kill_after: int | None,
+    progress: Progress,
+    actions: Actions,
 ) -> None:
-    """Notes every line up to the end of the pipe: what was said before the kill counts, if read later too."""
+    """Note every reported call up to the end of the pipe, also those that are read only after the kill."""
     assert process.stdout is not None
-    waiting = sorted(cues)
+    waiting = sorted(actions)
     for line in process.stdout:
         if not line.endswith(b"\n"):
             return
         kind, *facts = json.loads(line)
-        told.note(kind, facts)
-        while waiting and told.count >= waiting[0]:
-            cues[waiting.pop(0)]()
+        acknowledged.note(kind, facts)
+        while waiting and acknowledged.count >= waiting[0]:
+            actions[waiting.pop(0)]()
         if kind == "point" and facts[0] == "loss":
             progress(facts[1]["epoch"] + 1)
-        if kill_after is not None and told.count >= kill_after and not told.killed:
+        if kill_after is not None and acknowledged.count >= kill_after and not acknowledged.killed:
             process.kill()
-            told.killed = True
+            acknowledged.killed = True
 
 
-def _check(told: Acknowledged, code: int, kill_after: int | None) -> None:
-    if kill_after is None and (code or not told.ended):
-        raise DemoError(f"the resumed training stopped with exit code {code} after {told.epochs} epochs")
-    if kill_after is not None and not told.killed:
-        raise DemoError(f"training stopped with exit code {code} after {told.epochs} epochs, by itself")
-    if kill_after is not None and told.ended:
+def _check(acknowledged: Acknowledged, code: int, kill_after: int | None) -> None:
+    """Raise DemoError if the training was not killed, or did not end, as it should."""
+    if kill_after is None and (code or not acknowledged.ended):
+        raise DemoError(f"the resumed training stopped with exit code {code} after {acknowledged.epochs} epochs")
+    if kill_after is not None and not acknowledged.killed:
+        raise DemoError(f"training stopped with exit code {code} after {acknowledged.epochs} epochs, by itself")
+    if kill_after is not None and acknowledged.ended:
         raise DemoError("training ended before the kill reached it", hint="this machine is busy; try again")
 
 
-def count(view: read.View, told: list[Acknowledged]) -> Count:
-    """Compares what is on disk, in order and value by value, with what these processes were told."""
-    metrics = {name for part in told for name in part.points}
+def count(view: View, processes: list[Acknowledged]) -> Count:
+    """Compare what is on disk, in order and value by value, with the calls that these processes reported."""
+    metrics = {name for process in processes for name in process.points}
     pairs: list[tuple[Sequence[object], Sequence[object]]] = [
-        (_points(view, name), [point for part in told for point in part.points.get(name, ())]) for name in metrics
+        (_points(view, name), [point for process in processes for point in process.points.get(name, ())])
+        for name in metrics
     ]
     messages = [entry["message"] for entry in view.logs()["logs"]]
-    pairs.append((messages, [message for part in told for message in part.logs]))
+    pairs.append((messages, [message for process in processes for message in process.logs]))
     files = [(record["id"], record["checksum"]) for record in view.files(deleted=True)]
-    pairs.append((files, [file for part in told for file in part.files]))
-    calls = sum(part.parameter_calls for part in told)
-    expected = {key: value for part in told for key, value in part.parameters.items()}
+    pairs.append((files, [file for process in processes for file in process.files]))
+    calls = sum(process.parameter_calls for process in processes)
+    expected = {key: value for process in processes for key, value in process.parameters.items()}
     recovered, beyond = (calls if view.parameters() == expected else 0), 0
     for found, wanted in pairs:
         matched = _matched(found, wanted)
         recovered, beyond = recovered + matched, beyond + len(found) - matched
-    return Count(acknowledged=sum(part.count for part in told), recovered=recovered, beyond=beyond)
+    return Count(acknowledged=sum(process.count for process in processes), recovered=recovered, beyond=beyond)
 
 
 def _matched(found: Sequence[object], wanted: Sequence[object]) -> int:
-    """How many of `wanted` are in `found`, in that order and each at a place of its own."""
+    """Number of items of `wanted` that are in `found`, in that order and each at a position of its own."""
     position = 0
     for item in found:
         if position < len(wanted) and item == wanted[position]:
@@ -200,5 +215,5 @@ def _matched(found: Sequence[object], wanted: Sequence[object]) -> int:
     return position
 
 
-def _points(view: read.View, name: str) -> list[dict[str, Any]]:
-    return [point["data"] for point in view.metric_page(name, 0, 10_000)["data"]]
+def _points(view: View, name: str) -> list[dict[str, Any]]:
+    return [point["data"] for point in view.metric_page(name, 0, MAX_LIMIT)["data"]]

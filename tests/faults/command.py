@@ -7,11 +7,10 @@ import logging
 import os
 import random
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from subprocess import Popen
 
-from .harness import Row, RowReport, fast_folder, finish_apart, remove_tree
+from .harness import Row, RowReport, fast_folder, finish_apart, remove_tree, start_apart
 
 
 def _arguments(package: str) -> argparse.Namespace:
@@ -31,14 +30,8 @@ def _arguments(package: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-Start = Callable[..., "Popen[str]"]
-
-
-def main(package: str, table: Mapping[str, Row], start_apart: Start) -> int:
-    """Exit code: 0 if no trial failed, 1 if one did or a row could not be run.
-
-    `start_apart` starts a share of a row's trials in a process of its own.
-    """
+def main(package: str, table: Mapping[str, Row]) -> int:
+    """Exit code: 0 if no trial failed, 1 if one did or a row could not be run."""
     arguments = _arguments(package)
     if arguments.list:
         for row in table.values():
@@ -64,7 +57,7 @@ def main(package: str, table: Mapping[str, Row], start_apart: Start) -> int:
     bad = 0
     for row in rows:
         count = arguments.count or (row.full if arguments.full else row.sample)
-        report = _run_row(row, start_apart, count, seed, workdir / row.id, jobs=arguments.jobs, only=arguments.only)
+        report = _run_row(row, count, seed, workdir / row.id, jobs=arguments.jobs, only=arguments.only)
         print(report, flush=True)
         bad += bool(report.failed or report.unavailable)
         if not report.failed:
@@ -74,9 +67,7 @@ def main(package: str, table: Mapping[str, Row], start_apart: Start) -> int:
     return int(bool(bad))
 
 
-def _run_row(
-    row: Row, start_apart: Start, count: int, seed: str, workdir: Path, *, jobs: int, only: int | None
-) -> RowReport:
+def _run_row(row: Row, count: int, seed: str, workdir: Path, *, jobs: int, only: int | None) -> RowReport:
     """Run a row's trials in several processes."""
     jobs = 1 if only is not None else max(1, min(jobs, count))
     started = [

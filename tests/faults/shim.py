@@ -16,13 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from .harness import Unavailable
+
 SOURCE: Final = Path(__file__).with_name("shim.c")
 _RECORD: Final = struct.Struct("<IBQqIII")
 
 WRITE, SYNC, SYNC_FAILED, CREATE, RENAME, LINK, UNLINK, MKDIR, RMDIR, TRUNCATE, MARK, SYMLINK = range(1, 13)
 
 
-class ShimUnavailable(Exception):
+class ShimUnavailable(Unavailable):
     """This machine cannot preload the library; the message says why."""
 
 
@@ -38,26 +40,31 @@ class Operation:
     data: bytes
 
 
-@cache
-def build() -> Path:
-    """The compiled library; compiled once for each version of its source. Raises ShimUnavailable."""
+def compiled(source: Path) -> Path:
+    """The library compiled from a source; once for each version of it. Raises ShimUnavailable."""
     if not sys.platform.startswith("linux"):
-        raise ShimUnavailable("the shim preloads into glibc: Linux only")
+        raise ShimUnavailable("what is preloaded goes into glibc: Linux only")
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise ShimUnavailable("no C compiler (gcc or cc) on the PATH")
-    digest = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
+    name = f"{source.stem}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
     folder = Path(tempfile.gettempdir()) / f"ml-dash-shim-{os.getuid()}"
     folder.mkdir(mode=0o755, exist_ok=True)
-    library = folder / f"shim-{digest}.so"
+    library = folder / f"{name}.so"
     if not library.exists():
-        temporary = folder / f".{digest}.{os.getpid()}.so"
-        command = [compiler, "-std=gnu11", "-O2", "-Wall", "-fPIC", "-shared", "-o", str(temporary), str(SOURCE)]
+        temporary = folder / f".{name}.{os.getpid()}.so"
+        command = [compiler, "-std=gnu11", "-O2", "-Wall", "-fPIC", "-shared", "-o", str(temporary), str(source)]
         made = subprocess.run([*command, "-ldl", "-lpthread"], capture_output=True, text=True, check=False)
         if made.returncode:
-            raise ShimUnavailable(f"{compiler} could not build the shim: {made.stderr.strip()[-500:]}")
+            raise ShimUnavailable(f"{compiler} could not build {source.name}: {made.stderr.strip()[-500:]}")
         temporary.replace(library)
     return library
+
+
+@cache
+def build() -> Path:
+    """The compiled shim. Raises ShimUnavailable."""
+    return compiled(SOURCE)
 
 
 def rule(op: str, *, match: str = "", nth: int = 1, count: int = 1, **what: int | str | Path) -> str:

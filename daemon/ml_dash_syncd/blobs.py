@@ -1,4 +1,9 @@
-"""Upload of blobs: long bodies before their events, files after theirs."""
+"""Upload of blobs: long bodies before their events, files after theirs.
+
+A long body is the content of an event that is too large for a frame. The server cannot fold such an event without it,
+so the body goes first, when the server asks for it (NEEDS_BLOBS). A file goes after the event that names it: until then
+the server would not know whether anybody needs it (NO_EVENT), and lists it as pending.
+"""
 
 from __future__ import annotations
 
@@ -19,62 +24,75 @@ from ml_dash.journal.follow import Follower
 from ml_dash.journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob
 from ml_dash.sync import remote
 
-from . import reading
+from . import batches
 from .account import Account
 
 BLOB_BYTES: Final = 4 << 20
-"""How much of a content is sent at once."""
+"""Most bytes of one blob in one request."""
 
 SMALL_BYTES: Final = 64 << 10
 TOGETHER_BYTES: Final = 4 << 20
-"""Contents of at most so many bytes go together, so many bytes in a request."""
+"""Blobs of at most SMALL_BYTES are sent several at a time, up to TOGETHER_BYTES in one request."""
 
 ASK_AGAIN_S: Final = 30.0
+"""While blobs wait for their events, the server is asked this often which of them it is missing."""
+
 _TRIES: Final = 3
+_COARSE_NS: Final = 2_000_000_000
+"""Two changes of a folder within this time may leave it with the same modification time."""
 
 
-class Contents:
-    """What is known of the contents of one journal. For one thread at a time."""
+class BlobUploads:
+    """The blobs of one journal, and what is known about each. For one thread at a time."""
 
     def __init__(self, account: Account, unsent: Callable[[], set[str]]) -> None:
         self.account = account
-        # Segment files that are not wholly on the server.
+        # Names of segment files that are not wholly on the server.
         self._unsent = unsent
-        # Is it time to ask which contents are missing?
+        # True if the server should be asked at the next step which blobs it is missing.
         self.wanted = False
-        # Long bodies that cannot be sent (since when), of which there is no hope, and that this request goes without.
+        # Long bodies that could not be sent, and since when (time.monotonic).
         self.failing: dict[str, float] = {}
+        # Long bodies that the server is told to do without in the next request.
         self.without: set[str] = set()
+        # Blobs whose content is lost or changed here: trying again is of no use.
         self._hopeless: set[str] = set()
+        # When the server was last asked what it is missing (time.monotonic).
         self._asked = 0.0
         self._listing: frozenset[str] = frozenset()
         self._changed_ns = -1
+        # How often a blob arrived at the server with another digest.
         self._bad: dict[str, int] = {}
-        # Does the server take many in one request?
+        # False for a server that does not take several blobs in one request.
         self._together = True
 
     def forget(self) -> None:
-        """Look anew at what is here."""
+        """List the folder of blobs anew the next time, even if it seems unchanged."""
         self._changed_ns = -1
 
     def list_here(self) -> None:
-        """The contents that are here, listed before what follows is read: a content comes before its event."""
+        """List the blobs that are on this disk.
+
+        Call it before reading segments: a writer stores a blob before its event, so every event that is read afterwards
+        finds its blob in the listing.
+        """
         with contextlib.suppress(FileNotFoundError):
             changed_ns = (self.account.journal / BLOBS).stat().st_mtime_ns
-            # A clock of the file system may be too coarse to tell two changes apart: soon after one, look again.
-            if changed_ns != self._changed_ns or time.time_ns() - changed_ns < 2_000_000_000:
+            # Soon after a change, another one may not show in the modification time: list again.
+            if changed_ns != self._changed_ns or time.time_ns() - changed_ns < _COARSE_NS:
                 self._changed_ns = changed_ns
                 self._listing = frozenset(blob_names(self.account.journal))
 
     def waiting(self) -> frozenset[str]:
-        """Contents that are here, not on the server, and not given up."""
+        """Names of blobs that are on this disk, not on the server, and not set aside."""
         cursor = self.account.cursor
         return frozenset(name for name in self._listing - cursor.blobs if name not in cursor.parked)
 
     def send_bodies(self, link: remote.Link, follower: Follower, wanted: list[str]) -> bool:
-        """Send the bodies that the server asks for; False if some are to be tried again.
+        """Send the long bodies that the server asks for; False if some have to be tried again later.
 
-        Those that are lost here it is told to do without, but only at a second look: their events are empty then.
+        Bodies that are lost here go to `without`, so that the server folds their events with an empty body. That
+        loses them, so it takes two failures at least DAMAGE_S apart: a network file system may not show a file yet.
         """
         complete = True
         for name in wanted:
@@ -85,7 +103,7 @@ class Contents:
             now = time.monotonic()
             if sent:
                 self.failing.pop(name, None)
-            elif name in self._hopeless and name in self.failing and now - self.failing[name] >= reading.DAMAGE_S:
+            elif name in self._hopeless and name in self.failing and now - self.failing[name] >= batches.DAMAGE_S:
                 self.without.add(name)
             else:
                 self.failing.setdefault(name, now)
@@ -93,21 +111,25 @@ class Contents:
         return complete
 
     def send_files(self, link: remote.Link, follower: Follower, deadline: float) -> bool:
-        """Send the contents of files whose events are there; False if there was no time for all of them."""
+        """Send the files whose events the server has; False if `deadline` (time.monotonic) came first.
+
+        Only the server knows which blobs it is missing, so it is asked: after something was sent that may name files,
+        and every ASK_AGAIN_S while blobs wait.
+        """
         cursor = self.account.cursor
         if gone := cursor.blobs - self._listing:
             cursor.blobs = {name for name in cursor.blobs if name not in gone or self._is_here(name)}
         now = time.monotonic()
         waits = bool(self.waiting()) and now - self._asked >= ASK_AGAIN_S
-        if not self.account.known_there or not (self.wanted or waits):
+        if not self.account.known_to_server or not (self.wanted or waits):
             return True
         found = remote.journal(link, follower.id)
         missing = set(found["missing"])
         cursor.blobs |= set(found["blobs"]) & self._listing
         for name in set(filter(parse_blob, cursor.parked)) - missing - self.failing.keys():
-            # Nobody waits for it any more: its file was deleted, or replaced.
+            # The server does not need it any more: its file was deleted or replaced.
             self.account.unpark(name)
-        # Some may have come since the listing.
+        # Some may have been stored here since the listing.
         late = {name for name in missing - self._listing if self._is_here(name)}
         wanted = sorted((missing & self.waiting()) | late)
         for name in self._send_small(link, follower, wanted, deadline):
@@ -125,8 +147,8 @@ class Contents:
         for name in missing - self._listing - late:
             if name not in follower.blobs:
                 self.account.park(name, "its content is gone from this machine")
-        # Neither wanted nor there: bodies that went before their frames, what was released, what has no event. Of a
-        # writer that lives the event may still come.
+        # What the server neither misses nor lists: bodies that went before their frames, released files, blobs without
+        # an event. They count as done once their writer has ended; until then the event may still come.
         for name in self.waiting() - missing:
             if self._has_ended(name):
                 cursor.blobs.add(name)
@@ -136,22 +158,27 @@ class Contents:
         return True
 
     def _send_small(self, link: remote.Link, follower: Follower, names: list[str], deadline: float) -> Iterator[str]:
-        """Send small contents, many in one request; those that the server has then. The rest goes one by one."""
+        """Send small blobs, several in one request; yield the names that the server has then.
+
+        What it does not yield, the caller sends one by one.
+        """
         items: list[tuple[str, bytes]] = []
         size = 0
-        # Of one content the bytes go once: where the server has them, it links them to the next name that is asked for.
+        # The same bytes (the first 64 characters are their SHA-256) are sent once: asked for another name of theirs,
+        # the server links it to what it has.
         sent = {name[:64] for name in self.account.cursor.blobs}
+        # The last, empty name only sends what has been collected.
         for name in [*names, ""]:
             data = self._small(name) if name and name[:64] not in sent else None
             sent.add(name[:64])
-            full = size + len(data or b"") > min(self.account.batch, TOGETHER_BYTES) or len(items) >= MAX_BLOBS
+            full = size + len(data or b"") > min(self.account.batch_bytes, TOGETHER_BYTES) or len(items) >= MAX_BLOBS
             if len(items) > 1 and (full or not name):
                 if time.monotonic() >= deadline or not self._together:
                     return
                 try:
                     yield from remote.append_blobs(link, follower.id, items)
                 except ServerRefused as refused:
-                    # One of a version that does not know this, or a proxy that takes less.
+                    # A server of an older version does not have this call; a proxy may take less.
                     self._together = refused.status not in (404, 405)
                     return
                 self.account.sent_bytes += size
@@ -161,19 +188,19 @@ class Contents:
                 size += len(data)
 
     def _small(self, name: str) -> bytes | None:
-        """A content that is small, and can be read now."""
+        """The bytes of a blob; None if it is larger than SMALL_BYTES or cannot be read now."""
         path = self.account.journal / BLOBS / name
         try:
             return path.read_bytes() if path.stat().st_size <= SMALL_BYTES else None
         except OSError:
-            # Sent by itself it is told what is wrong with it.
+            # Not lost: sending it by itself comes to the same error, and reports it.
             return None
 
     def _is_here(self, blob: str) -> bool:
         return (self.account.journal / BLOBS / blob).exists()
 
     def _has_ended(self, blob: str) -> bool:
-        """Is the writer of a content gone, and all that it wrote acknowledged?"""
+        """True if the writer of a blob has ended and the server has acknowledged all its segments."""
         parsed = parse_blob(blob)
         segments = list_segments(self.account.journal)
         own = [(name, path) for name, path in segments if parsed and name.writer == parsed[1]]
@@ -186,7 +213,7 @@ class Contents:
     def _send_blob(
         self, link: remote.Link, follower: Follower, name: str, deadline: float | None, *, body: bool
     ) -> bool:
-        """Send a content, going on where the server is; False if it cannot be sent, or not in time."""
+        """Send one blob from where the server's copy ends; False if that is impossible, or `deadline` came first."""
         path = self.account.journal / BLOBS / name
         try:
             with path.open("rb") as file:
@@ -196,16 +223,20 @@ class Contents:
                 while not state["complete"]:
                     if deadline is not None and time.monotonic() >= deadline:
                         return False
-                    data = read_at(file.fileno(), min(self.account.batch, BLOB_BYTES), offset) if offset < size else b""
-                    # All bytes may be there, but not looked at: the server died before. Nothing more lets it go on.
+                    piece = min(self.account.batch_bytes, BLOB_BYTES)
+                    data = read_at(file.fileno(), piece, offset) if offset < size else b""
+                    # A server that was killed may have all bytes without having checked their digest. Then an empty
+                    # piece at the end makes it check them. Anything else here is a file of another length than the
+                    # server's.
                     if not data and offset and offset != size:
-                        self._lose(name, f"the server has {offset:,} bytes of it, here are {size:,}")
+                        self._lose(name, f"the server has {offset:,} bytes of it, this machine has {size:,}")
                         return False
                     state = self._put(link, follower, name, offset, size, data, body=body)
                     idle = idle + 1 if state["length"] <= offset else 0
                     offset = state["length"]
+                    # Without this, a server that takes bytes and keeps none would be fed for ever.
                     if idle > _TRIES and not state["complete"]:
-                        raise Unreachable(f"{link.url} took bytes of {name}, and has no more than before")
+                        raise Unreachable(f"{link.url} accepted bytes of {name}, and has no more than before")
         except FileNotFoundError:
             self._lose(name, "its content is gone from this machine")
             return False
@@ -221,12 +252,14 @@ class Contents:
         return True
 
     def _lose(self, name: str, why: str) -> None:
+        """Set a blob aside that cannot be sent from this machine."""
         self._hopeless.add(name)
         self.account.park(name, why)
 
     def _put(
         self, link: remote.Link, follower: Follower, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
+        """Send a piece of a blob, a smaller one if it is refused as too large; return how much the server has then."""
         while True:
             try:
                 state = remote.append_blob(link, follower.id, name, offset, size, data, body=body)
@@ -234,23 +267,25 @@ class Contents:
                 length = refused.extra.get("length")
                 if refused.code == GAP and isinstance(length, int) and length < offset:
                     return BlobState(length=length, size=size, complete=False)
-                if refused.code == TOO_LARGE and self.account.takes_less_than(len(data)):
-                    data = data[: self.account.batch]
+                if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
+                    data = data[: self.account.batch_bytes]
                     continue
                 raise
             self.account.sent_bytes += len(data)
             return state
 
     def _blob_refused(self, path: Path, name: str, refused: ServerRefused) -> bool:
+        """Set a refused blob aside, unless it may be accepted later. Always False: it was not sent."""
         if refused.code == NO_EVENT:
-            # It comes with its event.
+            # It is sent again once the server has the event that names it.
             return False
         if refused.code == DIGEST:
             self._bad[name] = self._bad.get(name, 0) + 1
+            # Was it changed here, or on its way?
             if _digest(path) != name[:64]:
                 self._lose(name, "its content was changed on this machine since it was recorded")
             elif self._bad[name] >= _TRIES:
-                self.account.park(name, f"it arrives changed, {_TRIES} times by now: {refused.message}")
+                self.account.park(name, f"it arrived with another digest {_TRIES} times: {refused.message}")
             return False
         self._lose(name, refused.message)
         return False

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from ml_dash.disk import durable
+from ml_dash.sync import cursor as cursors
 from ml_dash.sync import register
-from ml_dash_syncd import cursor as cursors
-from ml_dash_syncd.cursor import Cursor
+from ml_dash.sync.cursor import Cursor, Trouble
 
 JOURNAL = "ab" * 16
 
@@ -39,8 +40,9 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert (found.segments, found.blobs, found.deaths, found.parked) == (
         cursor.segments, cursor.blobs, cursor.deaths, cursor.parked
     )  # fmt: skip
-    # The trouble was that of another process.
-    assert found.trouble is None
+    # That of another process, which has it no more once something succeeds here.
+    assert found.trouble == cursor.trouble
+    assert found.tell(None)
     assert [entry.name for entry in path.parent.iterdir()] == ["key.json"]
     if os.name == "posix":
         assert path.stat().st_mode & 0o077 == 0
@@ -57,6 +59,21 @@ def test_the_library_reads_what_the_uploader_wrote(monkeypatch: pytest.MonkeyPat
     assert dict(found.parked) == {"three.seg": "refused: not a segment"}
     assert found.trouble is not None
     assert (found.trouble.kind, found.trouble.text) == ("unreachable", "no network")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("version", 2), ("journal", "00" * 16), ("segments", None), ("blobs", {"blob-a": 1})]
+)
+def test_what_the_uploader_does_not_believe_the_library_does_not_believe(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, value: Any
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    registration = register.Registration("/data/run/.journal", "http://localhost:1", "alice", id=JOURNAL)
+    path = register.cursors_folder() / f"{registration.key}.json"
+    cursors.save(path, filled())
+    assert register.cursor_of(registration) is not None
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), field: value}))
+    assert (cursors.load(path, JOURNAL), register.cursor_of(registration)) == (None, None)
 
 
 def test_none_where_there_is_none(tmp_path: Path) -> None:
@@ -98,6 +115,7 @@ def test_a_flipped_bit_raises_nothing(tmp_path: Path) -> None:
     [
         ("version", 2),
         ("version", None),
+        ("journal", 7),
         ("segments", None),
         ("segments", ["one.seg"]),
         ("segments", {"one.seg": -1}),
@@ -135,7 +153,7 @@ def test_a_disk_that_refuses_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
     def refuse(fd: int, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cursors, "write_all", refuse)
+    monkeypatch.setattr(durable, "write_all", refuse)
     with pytest.raises(OSError, match="No space left"):
         cursors.save(path, Cursor(JOURNAL))
     assert path.read_bytes() == content
@@ -145,7 +163,7 @@ def test_a_disk_that_refuses_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
 _SAVES = """
 import sys
 from pathlib import Path
-from ml_dash_syncd import cursor as cursors
+from ml_dash.sync import cursor as cursors
 cursors.save(Path(sys.argv[1]), cursors.Cursor("ab" * 16, {"one.seg": 200}))
 """
 
@@ -169,11 +187,12 @@ def test_trouble_is_told_once_and_keeps_its_beginning() -> None:
     assert not cursor.tell(None)
     assert cursor.tell("unreachable", "no network")
     assert cursor.trouble is not None
-    cursor.trouble["since"] = 1000.0
+    cursor.trouble = Trouble("unreachable", "no network", 1000.0)
     assert not cursor.tell("unreachable", "no network")
     assert cursor.tell("unreachable", "no answer in time")
-    assert cursor.trouble == {"kind": "unreachable", "text": "no answer in time", "since": 1000.0}
+    assert cursor.trouble == Trouble("unreachable", "no answer in time", 1000.0)
     assert cursor.tell("login", "not accepted")
-    assert cursor.trouble["since"] > 1000.0
+    assert cursor.trouble.since is not None
+    assert cursor.trouble.since > 1000.0
     assert cursor.tell(None)
     assert cursor.trouble is None

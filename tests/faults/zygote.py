@@ -1,4 +1,4 @@
-"""A process that has the library imported and forks victims from it: real processes, at two milliseconds each.
+"""A process that has imported what a suite's victims need and forks them: real processes, at two milliseconds each.
 
 The harness starts it, tells it over a socket what to run, and kills the victims itself.
 """
@@ -6,6 +6,7 @@ The harness starts it, tells it over a socket what to run, and kills the victims
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -18,15 +19,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from . import shim
-from .harness import ROOT, Unavailable
+from .harness import ROOT
 
 _MESSAGE: Final = 1 << 16
+_LINUX: Final = sys.platform.startswith("linux")
+_PDEATHSIG: Final = 1
 FAILED: Final = 70
 """Exit code of a victim that raised."""
 WATCHDOG_S: Final = 60.0
@@ -41,12 +44,13 @@ def clean_environment(home: Path) -> dict[str, str]:
     }
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME"):
         kept[name] = str(home)
-    return kept | {"ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    paths = [str(ROOT), str(ROOT / "daemon"), os.environ.get("PYTHONPATH", "")]
+    return kept | {"ML_DASH_QUIET": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @dataclass
 class Victim:
-    """A forked process that runs one function of `tests.crash.victims`."""
+    """A forked process that runs one function of a suite."""
 
     pid: int
     zygote: Zygote
@@ -82,20 +86,24 @@ class Victim:
 
 
 class Zygote:
-    """The warmed process, seen from the harness."""
+    """The warmed process, seen from the harness.
 
-    def __init__(self, workdir: Path, *, with_shim: bool = False) -> None:
+    It imports `<package>.warm`. `preload` are libraries that come before the system's; `prefix` is a command that runs
+    commands.
+    """
+
+    def __init__(
+        self, package: str, workdir: Path, *, preload: Sequence[Path] = (), prefix: Sequence[str] = ()
+    ) -> None:
         home = workdir / "home"
         home.mkdir(parents=True, exist_ok=True)
         environment = clean_environment(home)
-        if with_shim:
-            environment["LD_PRELOAD"] = str(shim.build())
-        self._socket, theirs = socket.socketpair(
-            socket.AF_UNIX, socket.SOCK_SEQPACKET if _SEQPACKET else socket.SOCK_DGRAM
-        )
+        if preload:
+            environment["LD_PRELOAD"] = ":".join(map(str, preload))
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if _LINUX else socket.SOCK_DGRAM)
         for end in (self._socket, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MESSAGE * 4)
-        command = [sys.executable, "-m", "tests.crash.zygote", str(theirs.fileno())]
+        command = [*prefix, sys.executable, "-m", "tests.faults.zygote", str(theirs.fileno()), package]
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
         self._ask({"op": "hello"})
@@ -110,9 +118,9 @@ class Zygote:
         program: str = "",
         **arguments: Any,
     ) -> Victim:
-        """Fork a victim that runs `tests.crash.victims.<function>(pipe, folder, **arguments)`.
+        """Fork a victim that runs `function(pipe, folder, **arguments)`.
 
-        `function` is "module:name"; `program` is one for the shim.
+        `function` is "module:name", a module of the package; `program` is one for the shim.
         """
         errors = folder / f"stderr-{time.monotonic_ns()}.txt"
         request = {
@@ -159,26 +167,12 @@ class Zygote:
             self._process.wait()
 
 
-_SEQPACKET: Final = sys.platform.startswith("linux")
-
-
 @contextlib.contextmanager
-def zygote(workdir: Path) -> Iterator[Zygote]:
-    """A setup for rows: victims without the shim."""
-    made = Zygote(workdir)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@contextlib.contextmanager
-def shimmed(workdir: Path) -> Iterator[Zygote]:
-    """A setup for rows: victims with the shim."""
-    try:
-        made = Zygote(workdir, with_shim=True)
-    except shim.ShimUnavailable as reason:
-        raise Unavailable(str(reason)) from None
+def warmed(
+    package: str, workdir: Path, *, preload: Sequence[Path] = (), prefix: Sequence[str] = ()
+) -> Iterator[Zygote]:
+    """A zygote for a while, see `Zygote`."""
+    made = Zygote(package, workdir, preload=preload, prefix=prefix)
     try:
         yield made
     finally:
@@ -188,7 +182,7 @@ def shimmed(workdir: Path) -> Iterator[Zygote]:
 # -- inside the warmed process ---------------------------------------------------------------------------------------
 
 
-def _serve(ours: socket.socket) -> None:
+def _serve(ours: socket.socket, package: str) -> None:
     ended: dict[int, int] = {}
     while True:
         message, descriptors, _, _ = socket.recv_fds(ours, _MESSAGE, 4)
@@ -201,7 +195,7 @@ def _serve(ours: socket.socket) -> None:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                _become(request, descriptors)
+                _become(package, request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
             answer["pid"] = pid
@@ -217,23 +211,27 @@ def _serve(ours: socket.socket) -> None:
         ours.send(json.dumps(answer).encode())
 
 
-def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+def _become(package: str, request: dict[str, Any], descriptors: list[int]) -> None:
     """In the forked child: run the function and leave, without the parent's cleaning up."""
     code = 0
     try:
         os.setpgid(0, 0)
+        if _LINUX:
+            # Whoever runs the trials may be killed: nothing of a trial outlives it.
+            ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         errors = os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(errors, 1)
         os.dup2(errors, 2)
         os.close(errors)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         os.environ.update(request["env"])
         if request["program"]:
             shim.configure(request["program"])
         module, _, name = request["function"].partition(":")
-        function = getattr(importlib.import_module(f"tests.crash.{module}"), name)
+        function = getattr(importlib.import_module(f"{package}.{module}"), name)
         function(descriptors[0] if descriptors else -1, Path(request["folder"]), **request["arguments"])
     except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except BaseException:  # noqa: BLE001 - the harness reads it in the file of errors
         traceback.print_exc()
         code = FAILED
@@ -248,12 +246,13 @@ def _main() -> None:
     ours = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(ours.fileno(), False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    importlib.import_module("tests.crash.warm")
+    package = sys.argv[2]
+    importlib.import_module(f"{package}.warm")
     gc.collect()
     gc.freeze()
     socket.recv_fds(ours, _MESSAGE, 4)
     ours.send(b"{}")
-    _serve(ours)
+    _serve(ours, package)
 
 
 if __name__ == "__main__":

@@ -20,12 +20,18 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+_MOUNTS: Final = "ML_DASH_TEST_MOUNTS"
+_NETWORK: Final = "ML_DASH_TEST_NETWORK"
 _KEPT_FAILURES: Final = 20
 _ENOUGH_BYTES: Final = 2 << 30
 
 
 class Unavailable(Exception):
     """This environment cannot inject the fault; the message says what is missing."""
+
+
+class NotHere(Exception):
+    """This environment cannot inject what one trial wants; the others can be run. The message says what is missing."""
 
 
 @dataclass
@@ -40,6 +46,8 @@ class RowReport:
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     unavailable: str = ""
+    # Trials that this environment could not have, by what is missing.
+    skipped: Counter[str] = field(default_factory=Counter)
 
     @property
     def bound(self) -> float:
@@ -52,6 +60,7 @@ class RowReport:
         self.failed += other.failed
         self.failures = (self.failures + other.failures)[:_KEPT_FAILURES]
         self.counts.update(other.counts)
+        self.skipped.update(other.skipped)
         self.seconds = max(self.seconds, other.seconds)
         self.unavailable = self.unavailable or other.unavailable
 
@@ -61,7 +70,9 @@ class RowReport:
         seen = ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items()))
         verdict = f"{self.failed:,} FAILED" if self.failed else f"none failed (rate < {self.bound:.2g})"
         text = f"{self.row:4} {self.trials:>7,} trials, {verdict}, {self.seconds:.1f} s, seed {self.seed}"
-        return "\n".join([text + (f"; {seen}" if seen else ""), *(f"     {failure}" for failure in self.failures)])
+        skipped = [f"NOT RUN, {count:,} trials: {reason}" for reason, count in sorted(self.skipped.items())]
+        lines = [text + (f"; {seen}" if seen else ""), *skipped, *self.failures]
+        return "\n     ".join(lines)
 
     def to_json(self) -> str:
         """For the process that started this share."""
@@ -71,7 +82,7 @@ class RowReport:
     def from_json(cls, text: str) -> RowReport:
         """The inverse of `to_json`."""
         values = json.loads(text)
-        return cls(**{**values, "counts": Counter(values["counts"])})
+        return cls(**{**values, "counts": Counter(values["counts"]), "skipped": Counter(values["skipped"])})
 
 
 class Trial:
@@ -147,19 +158,25 @@ class Row:
     trial: Body
     setup: Setup = nothing
     # Wants a process with mounts of its own: "" no, "root" if we are root, "any" also as root of a user name space.
-    # Where that cannot be had the row runs without: HAS_MOUNTS tells the trials.
+    # Where that cannot be had the row runs without: `has_mounts` tells the trials.
     mounts: str = ""
+    # Wants a network of its own, in which it may make and cut links: `has_network` tells the trials.
+    network: bool = False
+    # What the full count stands for where a trial holds many: "20 kills each".
+    unit: str = ""
+    # The suite whose command runs it; its table fills this in.
+    package: str = ""
 
     @property
     def about(self) -> str:
         """What a list says of it."""
-        return self.title
+        return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def run(
         self, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
     ) -> RowReport:
         """Run `count` of the `full` trials, in this process. `share` (j, n): every n-th of them, from the j-th on."""
-        if self.mounts and "ML_DASH_TEST_MOUNTS" not in os.environ:
+        if (self.mounts or self.network) and _MOUNTS not in os.environ:
             return run_apart(self, count, seed, workdir, share=share, only=only)
         report = RowReport(self.id, seed)
         begun = time.monotonic()
@@ -185,6 +202,10 @@ class Row:
             self.trial(trial)
         except Unavailable:
             raise
+        except NotHere as reason:
+            report.skipped[str(reason)] += 1
+            trial.done()
+            return
         except Exception as error:  # noqa: BLE001 - whatever a trial raises is what it found
             where = traceback.extract_tb(error.__traceback__)[-1]
             trial.fail(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})")
@@ -194,7 +215,7 @@ class Row:
             report.failed += 1
             if len(report.failures) < _KEPT_FAILURES:
                 what = "; ".join(problem[:600] for problem in trial.problems[:5])
-                again = f"python -m tests.crash --row {self.id} --seed {seed} --only {index}"
+                again = f"python -m {self.package} --row {self.id} --seed {seed} --only {index}"
                 report.failures.append(f"trial {index}: {what}\n        again: {again}")
 
 
@@ -203,7 +224,12 @@ class Row:
 
 def has_mounts() -> bool:
     """Has this process mounts of its own?"""
-    return os.environ.get("ML_DASH_TEST_MOUNTS") == "1"
+    return os.environ.get(_MOUNTS) == "1"
+
+
+def has_network() -> bool:
+    """Has this process a network of its own?"""
+    return os.environ.get(_NETWORK) == "1"
 
 
 @cache
@@ -220,10 +246,23 @@ def own_mounts(kind: str) -> tuple[str, ...]:
     return ()
 
 
+@cache
+def own_network() -> tuple[str, ...]:
+    """The command that gives a process a network of its own; empty where there is none."""
+    unshare, ip = shutil.which("unshare"), shutil.which("ip")
+    for options in (["-n"], ["-Urn"]) if unshare and ip else ():
+        if options == ["-n"] and os.geteuid() != 0:
+            continue
+        probe = [str(unshare), *options, str(ip), "link", "add", "probe0", "type", "veth", "peer", "name", "probe1"]
+        if subprocess.run(probe, capture_output=True, check=False).returncode == 0:
+            return str(unshare), *options
+    return ()
+
+
 def run_apart(
     row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
 ) -> RowReport:
-    """`row.run` in another process, with mounts of its own if the row wants them and they can be had."""
+    """`row.run` in another process, with mounts and a network of its own if the row wants them and they can be had."""
     return finish_apart(row, seed, start_apart(row, count, seed, workdir, share=share, only=only))
 
 
@@ -231,10 +270,12 @@ def start_apart(
     row: Row, count: int, seed: str, workdir: Path, *, share: tuple[int, int] = (0, 1), only: int | None = None
 ) -> subprocess.Popen[str]:
     """Start a share of a row's trials."""
-    prefix = own_mounts(row.mounts)
-    environment = {**os.environ, "ML_DASH_TEST_MOUNTS": "1" if prefix else "0"}
-    command = [*prefix, sys.executable, "-m", "tests.crash", "--row", row.id, "--count", str(count), "--seed", seed]
-    command += ["--workdir", str(workdir), "--share", f"{share[0]}/{share[1]}", "--json"]
+    mounts = own_mounts(row.mounts)
+    network = own_network() if row.network else ()
+    environment = {**os.environ, _MOUNTS: str(int(bool(mounts))), _NETWORK: str(int(bool(network)))}
+    command = [*mounts, *network, sys.executable, "-m", row.package, "--row", row.id]
+    command += ["--count", str(count), "--seed", seed, "--workdir", str(workdir)]
+    command += ["--share", f"{share[0]}/{share[1]}", "--json"]
     if only is not None:
         command += ["--only", str(only)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,7 @@
 """The training process that the demo kills: it prints each acknowledged call on stdout.
 
-Each line is written when a call has returned, and not before: from these lines alone the parent, which
-survives, knows what must be found afterwards. What is judged does not judge itself.
+A line is written after its call has returned. From these lines the parent, which survives, knows what must be found
+afterwards, so that the library is not asked to judge itself.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ml_dash import Experiment
 from ml_dash.demo.train import train
 
 
-def say(kind: str, *facts: object) -> None:
-    """One line, by one write: a kill may come before it or after it."""
+def report(kind: str, *facts: object) -> None:
+    """Write one line by one `write`: a kill may come before it or after it, but not in the middle."""
     os.write(1, (json.dumps([kind, *facts]) + "\n").encode())
 
 
-class Witness:
-    """An experiment whose recording calls are reported when they have returned; all else is its own."""
+class ReportingExperiment:
+    """An experiment that reports each recording call after it has returned; everything else is passed through."""
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
@@ -31,44 +31,44 @@ class Witness:
 
     def log(self, message: str, **extra: Any) -> None:
         self._experiment.log(message, **extra)
-        say("log", message)
+        report("log", message)
 
-    def metric(self, name: str) -> _MetricWitness:
-        return _MetricWitness(self._experiment, name)
+    def metric(self, name: str) -> _ReportingMetric:
+        return _ReportingMetric(self._experiment, name)
 
-    def parameters(self) -> _ParametersWitness:
-        return _ParametersWitness(self._experiment)
+    def parameters(self) -> _ReportingParameters:
+        return _ReportingParameters(self._experiment)
 
     def file(self, *source: str, **options: Any) -> Any:
         result = self._experiment.file(*source, **options)
         if source:
-            say("file", result["id"], result["checksum"])
+            report("file", result["id"], result["checksum"])
         return result
 
 
-class _MetricWitness:
+class _ReportingMetric:
     def __init__(self, experiment: Experiment, name: str) -> None:
         self._experiment = experiment
         self._name = name
 
     def append(self, **fields: Any) -> None:
         self._experiment.metric(self._name).append(**fields)
-        say("point", self._name, fields)
+        report("point", self._name, fields)
 
 
-class _ParametersWitness:
+class _ReportingParameters:
     def __init__(self, experiment: Experiment) -> None:
         self._experiment = experiment
 
     def set(self, **values: Any) -> None:
         self._experiment.parameters().set(**values)
-        say("parameters", values)
+        report("parameters", values)
 
 
 def main(name: str, path: str, resume: str) -> None:
     with Experiment(name, "demo", local_path=path or None, resume=resume) as experiment:
-        train(cast(Experiment, Witness(experiment)))
-    say("end")
+        train(cast(Experiment, ReportingExperiment(experiment)))
+    report("end")
 
 
 if __name__ == "__main__":

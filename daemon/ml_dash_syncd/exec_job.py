@@ -17,27 +17,32 @@ from ml_dash.sync.register import EXEC
 
 from .discover import Discovery
 from .schedule import Schedule, Task
-from .service import Signals, alone, once
+from .service import Signals, daemon_lock, once
 from .settings import Settings
 
 log = logging.getLogger("ml_dash.syncd")
 
 NOT_FOUND: Final = 127
 NOT_STARTED: Final = 126
+"""Exit codes of a command that does not exist or cannot be started, as in a shell."""
+
 TRIES: Final = 10
+"""After the job, a server is given up after this many failures in a row."""
+
 _FORWARDED: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGQUIT")
 
 
-def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
-    """(the job's exit code, 128 + n if signal n ended it; what could not be sent). Raises nothing of the job's.
+def run_job(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]]:
+    """Run a command, and send meanwhile and afterwards; return its exit code and the tasks with something unsent.
 
-    No trouble with sending keeps the job from running, or from being waited for, or changes its exit code.
+    The exit code is 128 + n if signal n ended the job. Whatever goes wrong with the sending is logged: it does not keep
+    the job from running or from being waited for, and does not change its exit code.
     """
-    with _alone() as mine:
+    with _try_daemon_lock() as mine:
         signals = _Forwarding()
         signals.install()
         try:
-            # The job's programs need not say at their end that something is not sent yet: that is for us.
+            # EXEC tells the job's programs not to report at their end what is unsent: this process sends it.
             signals.job = job = subprocess.Popen(list(command), env={**os.environ, EXEC: "1"})
         except FileNotFoundError:
             log.error("%s: command not found", command[0])
@@ -47,22 +52,22 @@ def execute(command: Sequence[str], settings: Settings) -> tuple[int, list[Task]
             return NOT_STARTED, []
         signals.pass_on()
         code = _run(job, settings, mine)
-        # From now on signals are for us: the job has ended.
+        # The job has ended: from now on signals are meant for this process.
         ours = Signals()
         ours.install()
         try:
             return code, once(settings, tries=TRIES, signals=ours, abort_code=code)
         except (MLDashError, OSError) as error:
-            log.error("not all may have been sent: %s", error)
+            log.error("some data may not have been sent: %s", error)
             return code, []
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[bool]:
-    """As `alone`; where the disk has no place for a lock, False: the job is run all the same."""
+def _try_daemon_lock() -> Iterator[bool]:
+    """Hold the daemon's lock while the block runs; yield False if another daemon has it, or the disk refuses it."""
     with contextlib.ExitStack() as stack:
         try:
-            mine = stack.enter_context(alone())
+            mine = stack.enter_context(daemon_lock())
         except OSError as error:
             log.warning("nothing is sent while the job runs: %s", error)
             mine = False
@@ -70,16 +75,17 @@ def _alone() -> Iterator[bool]:
 
 
 def _run(job: subprocess.Popen[bytes], settings: Settings, mine: bool) -> int:
-    """Send while the job runs, if that is for us to do; the job's exit code."""
+    """Wait for the job, and send meanwhile if this process holds the daemon's lock; return the job's exit code."""
     if mine:
         try:
-            _send_beside(job, settings)
+            _send_while_running(job, settings)
         except Exception:
-            log.exception("sending failed; it is tried again when the job has ended")
+            log.exception("sending failed; trying again when the job has ended")
     return _code(job.wait())
 
 
-def _send_beside(job: subprocess.Popen[bytes], settings: Settings) -> None:
+def _send_while_running(job: subprocess.Popen[bytes], settings: Settings) -> None:
+    """Send until the job ends."""
     schedule = Schedule(Discovery(settings))
     ended = threading.Event()
 
@@ -99,14 +105,14 @@ def _send_beside(job: subprocess.Popen[bytes], settings: Settings) -> None:
 
 
 class _Forwarding:
-    """Signals that we get are for the job; those that came before it are kept for it."""
+    """Passes signals on to the job; those that come before it has started are kept for it."""
 
     def __init__(self) -> None:
         self.job: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
 
     def install(self) -> None:
-        """From now on. What is ignored here, as under nohup, the job ignores too."""
+        """Start forwarding. Signals that are ignored, as under nohup, stay so: the job inherits that."""
         for name in _FORWARDED:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -122,7 +128,7 @@ class _Forwarding:
             self.job.send_signal(number)
 
     def pass_on(self) -> None:
-        """The job has been started: it gets what came before."""
+        """Send the job, which has been started, the signals that came before."""
         early, self._early = self._early, []
         for number in early:
             if self.job is not None:
@@ -130,6 +136,7 @@ class _Forwarding:
 
 
 def _from_terminal() -> bool:
+    """True if this process is in the foreground of a terminal."""
     try:
         return os.isatty(0) and os.tcgetpgrp(0) == os.getpgrp()
     except (OSError, AttributeError):
@@ -137,4 +144,5 @@ def _from_terminal() -> bool:
 
 
 def _code(returned: int) -> int:
+    """The exit code as a shell gives it, for the return code of `Popen`."""
     return 128 - returned if returned < 0 else returned

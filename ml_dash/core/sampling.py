@@ -1,0 +1,125 @@
+"""Down-sampling of a metric: some points of each of its series, minima and maxima kept, the same here and on a server.
+
+The range of indices is cut into equal parts. Of each part the least and the greatest value are kept, of the whole the
+first and the last point. Where parts are long, points count by stretches of 50 or 1,000 indices, so that a server can
+take stored summaries of these: a stretch belongs to the part in which it begins. NaN is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from .statistics import NO_SERIES, NUMBERS, Rows, step_of
+
+PART: Final = 50
+"""Indices of a short stretch; stretches begin at multiples of their length."""
+
+LINES: Final = 1000
+"""Indices of a long stretch."""
+
+# (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
+Spot = tuple[int, Any, Any]
+Found = tuple[int, Spot, Spot, Spot, Spot]
+Extremes = dict[str, Found]
+
+
+def x_of(row: dict[str, Any], index: int) -> Any:
+    """What a point is drawn at: its step, else its epoch, else its index."""
+    step = step_of(row)
+    return index if step is None else step
+
+
+def extremes(rows: Rows, start: int, field: str | None = None) -> Extremes:
+    """The summary of consecutive points, field by field, or of one field."""
+    found: Extremes = {}
+    names = set().union(*rows) - NO_SERIES if field is None else {field}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        places: list[int] | None = None
+        if not set(map(type, values)) <= NUMBERS or values != values or any(value != value for value in values):
+            places = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
+            values = [values[i] for i in places]
+            if not values:
+                continue
+        low, high = min(values), max(values)  # type: ignore[type-var]  # numbers only
+        chosen = (0, values.index(low), values.index(high), len(values) - 1)
+        spots = []
+        for choice in chosen:
+            place = choice if places is None else places[choice]
+            spots.append((start + place, x_of(rows[place], start + place), values[choice]))
+        found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
+    return found
+
+
+def joined(a: Found, b: Found) -> Found:
+    """The summary of two stretches, `a` before `b`."""
+    low = b[2] if b[2][2] < a[2][2] else a[2]
+    high = b[3] if b[3][2] > a[3][2] else a[3]
+    return a[0] + b[0], a[1], low, high, b[4]
+
+
+def extend(known: Extremes, more: Extremes) -> None:
+    """Add the summary of what follows."""
+    for name, found in more.items():
+        earlier = known.get(name)
+        known[name] = found if earlier is None else joined(earlier, found)
+
+
+class Sampling:
+    """About `points` points of each series in [start, end), given in their order by `add` and `add_rows`."""
+
+    def __init__(self, start: int, end: int, points: int, field: str | None = None) -> None:
+        self.start = start
+        self._size = max(1, end - start)
+        self._parts = min(self._size, max(1, points // 2))
+        self._field = field
+        self._found: dict[str, dict[int, Found]] = {}
+        self.unit = next((unit for unit in (LINES, PART) if self._size >= unit * self._parts), 1)
+        """Indices of a stretch: 1, 50 or 1,000."""
+
+    def add_rows(self, rows: Rows, first: int) -> None:
+        """Add consecutive points, the first of them with that index."""
+        position, end = first, first + len(rows)
+        while position < end:
+            stop = min(end, self._behind(position))
+            self.add(position, extremes(rows[position - first : stop - first], position, self._field))
+            position = stop
+
+    def add(self, first: int, summary: Extremes) -> None:
+        """Add the summary of points that lie in one stretch, the first of them with that index or a later one."""
+        part = self._part(first)
+        for name, spots in summary.items():
+            if self._field is None or name == self._field:
+                known = self._found.setdefault(name, {})
+                earlier = known.get(part)
+                known[part] = spots if earlier is None else joined(earlier, spots)
+
+    def _part(self, index: int) -> int:
+        begin = max(self.start, index - index % self.unit)
+        return (begin - self.start) * self._parts // self._size
+
+    def _behind(self, index: int) -> int:
+        """The first index of the next stretch, or where each index counts by itself, of the next part."""
+        if self.unit > 1:
+            return index - index % self.unit + self.unit
+        return self.start - -(self._part(index) + 1) * self._size // self._parts
+
+    def series(self) -> dict[str, dict[str, Any]]:
+        """What is shown of each field: {field: {"index", "x", "value", "count"}}."""
+        return {name: _shown(parts) for name, parts in sorted(self._found.items())}
+
+
+def _shown(parts: dict[int, Found]) -> dict[str, Any]:
+    ordered = [parts[part] for part in sorted(parts)]
+    spots: dict[int, Spot] = {ordered[0][1][0]: ordered[0][1]}
+    for _, _, low, high, _ in ordered:
+        spots[low[0]] = low
+        spots[high[0]] = high
+    spots[ordered[-1][4][0]] = ordered[-1][4]
+    chosen = [spots[index] for index in sorted(spots)]
+    return {
+        "index": [spot[0] for spot in chosen],
+        "x": [spot[1] for spot in chosen],
+        "value": [spot[2] for spot in chosen],
+        "count": sum(found[0] for found in ordered),
+    }

@@ -1,0 +1,237 @@
+"""A run's documented folder: brought up to date while the run goes on, and read. Loaded when first needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from ..core.rewinds import Elsewhere, Past
+from ..core.state import Edits, State, index_of
+from ..disk.durable import free_bytes, is_gone
+from ..journal.writer import Writer
+from ..projection.project import Projector
+from ..projection.replay import Enough, Pace, Replay
+from ..projection.start import begin
+from ..reading.located import Located
+from ..reading.read import view
+from ..reading.view import View, projected
+from .telling import cannot, say
+
+log = logging.getLogger("ml_dash")
+
+FOLDER_AT_CLOSE_S: Final = 5.0
+_TELL_AFTER_S: Final = 2.0
+# So much of a disk is left to the journal, or a hundredth of a small one.
+_RESERVE_BYTES: Final = 16 << 20
+_SLICE_EVENTS: Final = 256
+# A read does not wait for other processes; this is what a projector needs for a pass while training.
+_READ_WAIT_S: Final = 0.25
+
+
+class RunFolder:
+    """The folder of one run of this process, and the views of all that it has recorded. Any thread may call."""
+
+    def __init__(self, located: Located, writer: Writer) -> None:
+        self._located = located
+        self._writer = writer
+        self._projector = Projector(located.journal, located.folder)
+        self._projected_seq = -1
+        self._trouble: str | None = None
+        self._readers = 0
+        self._readers_guard = threading.Lock()
+        self._short_of_room = self._gave_way = False
+        self.protected = False
+        """Is the experiment write-protected, as far as was read? Another process may have done that."""
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[View]:
+        """A view that holds everything this process has written, while the block runs."""
+        self.want(1)
+        try:
+            with self._projector.guard:
+                yield self._view()
+        finally:
+            self.want(-1)
+
+    def want(self, more: int) -> None:
+        """So many more want the folder: while any does, the background pass stops at its next slice and they go on."""
+        with self._readers_guard:
+            self._readers += more
+
+    def _view(self) -> View:
+        try:
+            seq = self._writer.seq
+            if self._has_room() and self._projector.advance(wait_s=_READ_WAIT_S, complete=False):
+                self._projected_seq = seq
+                self._learn(self._projector.state)
+                return projected(self._projector)
+        except OSError as error:
+            log.debug("ml-dash: reading %s in memory: %s", self._located.journal, error)
+        try:
+            found = view(self._located)
+        except OSError as error:
+            raise cannot("read", self._located.journal, error) from error
+        self._learn(found.state)
+        return found
+
+    def _learn(self, state: State) -> None:
+        self.protected = self.protected or state.protected is not None
+
+    def index_of(self, metric: str, ordinal: int, *, ended: bool) -> int | None:
+        """The index of the `ordinal`-th point of a metric that this run's writer brought; see `Run.index_of`."""
+        if ended:
+            found = self._index_in(view(self._located).state, metric, ordinal, ended=True)
+        else:
+            with self.looking() as look:
+                found = self._index_in(look.state, metric, ordinal, ended=False)
+        if found is not None:
+            return found
+        return _Seeker(self._located.journal, self._writer.id, metric, ordinal).seek()
+
+    def _index_in(self, state: State, name: str, ordinal: int, *, ended: bool) -> int | None:
+        metric, writer = state.metrics.get(name), state.writers.get(self._writer.id)
+        if writer is not None and writer.uncounted:
+            return None
+        count, folded = (metric.count, metric.tallies.get(self._writer.id, 0)) if metric is not None else (0, 0)
+        if not ended and ordinal >= folded and (writer is None or writer.alive):
+            return count + ordinal - folded
+        return index_of(metric, self._writer.id, ordinal) if metric is not None else None
+
+    # -- projecting --------------------------------------------------------------------------------------------------
+
+    @property
+    def behind(self) -> bool:
+        """Is there anything to project?"""
+        return self._writer.seq != self._projected_seq or self._projector.lagging
+
+    def project(self, nap: Callable[[], None]) -> None:
+        """One pass of the background thread: in small slices, so that it never holds training up."""
+        seq = self._writer.seq
+        if not self.behind or not self._has_room():
+            return
+
+        def step() -> None:
+            if self._readers:
+                raise Enough
+            nap()
+
+        try:
+            if self._projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
+                self._projected_seq = seq
+                with self._projector.guard:
+                    self._learn(self._projector.state)
+            self._trouble = None
+        except Enough:
+            # Whoever wants it goes on from here, at full speed.
+            return
+        except Exception as error:
+            if self._trouble is None:
+                log.warning(
+                    "ml-dash: the folder %s cannot be brought up to date (%s); the journal is not touched by that. "
+                    "It is tried again; or run: ml-dash rebuild", self._located.folder, error,
+                    exc_info=not isinstance(error, OSError),
+                )  # fmt: skip
+            self._trouble = str(error)
+
+    def _has_room(self) -> bool:
+        """Is there room for more than the journal? It comes first: the folder can be made again at any time."""
+        if self._gave_way:
+            # What was freed is for the journal.
+            return False
+        try:
+            free, size = free_bytes(self._located.journal)
+        except OSError:
+            # The journal's own trouble is told by its writer.
+            return True
+        reserve = self._writer.waiting_bytes + min(_RESERVE_BYTES, size // 100)
+        short, self._short_of_room = self._short_of_room, free < reserve
+        if self._short_of_room and not short:
+            log.warning(
+                "ml-dash: the disk is nearly full (%d MiB left): the folder %s is not brought up to date until there "
+                "is room; the journal goes on", free >> 20, self._located.folder,
+            )  # fmt: skip
+        return not self._short_of_room
+
+    def give_way(self) -> bool:
+        """The disk is full and events wait: what can be made again is removed for them."""
+        if not self._projector.give_way():
+            return False
+        self._gave_way = True
+        log.warning(
+            "ml-dash: the disk is full: the readable folder %s has given way to what is still to be recorded. Free "
+            "space, then run: ml-dash rebuild", self._located.folder,
+        )  # fmt: skip
+        return True
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def finish(self, *, silent: bool) -> None:
+        """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
+        if is_gone(self._located.journal) or not self._has_room():
+            return
+        begun = monotonic()
+        told = False
+
+        def step() -> None:
+            nonlocal told
+            spent = monotonic() - begun
+            if spent > _TELL_AFTER_S and not told and not silent:
+                told = True
+                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
+            if spent > FOLDER_AT_CLOSE_S:
+                raise Enough
+
+        try:
+            if not self._projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
+                log.debug("ml-dash: another process is projecting %s", self._located.folder)
+        except Enough:
+            if not silent:
+                say(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
+        except Exception as error:
+            log.warning(
+                "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self._located.folder, error,
+                exc_info=not isinstance(error, OSError),
+            )  # fmt: skip
+
+    def abandon(self) -> None:
+        """In a forked child: the turn is the parent's."""
+        self._projector.abandon()
+
+
+class _Seeker:
+    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
+
+    def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
+        self._replay = Replay(journal, begin(journal))
+        self._writer = writer
+        self._metric = metric
+        self._ordinal = ordinal
+        self._found: int | None = None
+
+    def seek(self) -> int | None:
+        """The index; None if the journal does not have the point."""
+        with contextlib.suppress(Enough, OSError):
+            self._replay.catch_up(self, record=False)
+        return self._found
+
+    def history(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Nobody asks this fold for statistics."""
+        raise Elsewhere
+
+    def apply(self, edits: Edits) -> None:
+        """Called after each stretch; the point is among the newest once its writer has brought that many."""
+        edits.clear()
+        state = self._replay.state
+        metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)
+        if metric is None or writer is None:
+            return
+        if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
+            self._found = index_of(metric, self._writer, self._ordinal)
+            raise Enough
