@@ -189,6 +189,9 @@ class Run:
                     say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
 
     def _finish_folder(self, silent: bool) -> None:
+        if self._folder is None and isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+            # SIGINT ends the program. To load modules now would make it end with another exit code; a reader finishes.
+            return
         try:
             folder = self.folder
         except (ImportError, OSError) as error:
