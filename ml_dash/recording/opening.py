@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_dash")
 
+# Behind the import of filelock.
 process.let_forks_wait()
 
 _TAIL_TO_FOLD: Final = 2 << 20

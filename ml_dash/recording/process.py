@@ -38,8 +38,8 @@ def loading() -> Iterator[None]:
 def let_forks_wait() -> None:
     """From now on a fork waits while modules are loaded. Call it once, when filelock is loaded.
 
-    The hooks before a fork are called the last one first: one of filelock's that has taken its lock already would keep a
-    thread that loads, and collects garbage meanwhile, from ever getting done.
+    The hooks before a fork are called the last one first: if filelock's had taken its lock before, a thread that loads
+    and collects garbage meanwhile could wait for that lock, and the fork for the thread.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
