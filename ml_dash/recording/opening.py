@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import filelock  # noqa: F401 - its hooks at a fork come before ours
+
 from ..core import events
 from ..core.frames import OrderHeader
 from ..core.names import check_name
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from ..core.state import State
 
 log = logging.getLogger("ml_dash")
+
+# Behind the import of filelock.
+process.let_forks_wait()
 
 _TAIL_TO_FOLD: Final = 2 << 20
 

@@ -35,6 +35,16 @@ def loading() -> Iterator[None]:
         yield
 
 
+def let_forks_wait() -> None:
+    """From now on a fork waits while modules are loaded. Call it once, when filelock is loaded.
+
+    The hooks before a fork are called the last one first: if filelock's had taken its lock before, a thread that loads
+    and collects garbage meanwhile could wait for that lock, and the fork for the thread.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
+
+
 def _before_fork() -> None:
     global _held
     _held = _load_lock.acquire(timeout=_PATIENCE_S)
@@ -59,4 +69,4 @@ def _at_exit() -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(after_in_child=_after_in_child)
