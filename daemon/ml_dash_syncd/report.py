@@ -77,7 +77,8 @@ def status_line(schedule: Schedule) -> str:
     """One line for people: what `systemctl status` shows."""
     tasks = list(schedule.tasks.values())
     waiting = sum(not task.settled for task in tasks)
-    parts = [f"{len(tasks):,} experiments", f"{waiting:,} being sent" if waiting else "all sent"]
+    experiments = "1 experiment" if len(tasks) == 1 else f"{len(tasks):,} experiments"
+    parts = [experiments, f"{waiting:,} being sent" if waiting else "all sent"]
     away = [url for url, backoff in schedule.remotes.items() if backoff.failures]
     if away:
         parts.append(f"waiting for {', '.join(away[:3])}")

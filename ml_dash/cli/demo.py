@@ -106,8 +106,8 @@ def _train(name: str, path: Path | None, running: services.Services | None) -> b
         restarted = console.styled("Started the server again", "bold green")
         console.print_text(f"{restarted} meanwhile, with the data that it had.")
     again = sum(view.metric_stats(one["name"])["supersededDataPoints"] for one in view.metrics())
-    superseded = "their first versions are superseded, and kept"
-    console.print_text(f"{again:,} points were recorded once more from there: {superseded}.")
+    points = "1 point was" if again == 1 else f"{again:,} points were"
+    console.print_text(f"{points} recorded once more from there: what was there first is superseded, and kept.")
     in_all = steps.count(view, [first, second])
     console.print_text()
     _print_counts({"when it was killed": after_kill, "at the end": in_all})

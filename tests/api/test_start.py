@@ -22,8 +22,8 @@ HEAVY = ("asyncio", "click", "ctypes", "inspect", "json", "msgspec", "requests",
 NOT_AT_IMPORT = ("dataclasses", "filelock", "logging", "msgpack", "pathlib")
 
 FOR_THE_FIRST_POINT = {
-    "core": {"events", "frames", "limits", "names", "values", "version"},
-    "disk": {"config", "durable", "lock"},
+    "core": {"events", "frames", "json_values", "limits", "names", "values", "version"},
+    "disk": {"durable", "lock", "places", "settings"},
     "journal": {"backlog", "degraded", "segment", "segment_file", "syncer", "writer"},
     "reading": {"located"},
     "projection": set(),

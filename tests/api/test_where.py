@@ -216,7 +216,7 @@ def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path: Path) -> None:
 
 # As a user without rights: (what stands in the way, where the run wants to be).
 _PREPARE = """
-import os, pathlib, sys
+import json, os, pathlib, sys  # now: later the interpreter may be out of reach
 top = pathlib.Path(sys.argv[1]); kind = sys.argv[2]
 from ml_dash import Experiment, MLDashError
 where = top / "runs"

@@ -9,7 +9,6 @@ import random
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +27,9 @@ from ml_dash.reading.located import Located
 if TYPE_CHECKING:
     from tests.cli.conftest import Shell
 
-LIMIT_S = 15.0
-
 
 def test_the_demo_kills_resumes_counts_and_shows(shell: Shell) -> None:
-    begun = time.monotonic()
     out = shell.ok("demo").out
-    assert time.monotonic() - begun < LIMIT_S
     counts = re.findall(r"^(when it was killed|at the end) +([\d,]+) +([\d,]+) +nothing lost$", out, re.MULTILINE)
     assert [when for when, _, _ in counts] == ["when it was killed", "at the end"]
     assert all(acknowledged == found for _, acknowledged, found in counts)

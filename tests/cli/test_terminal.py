@@ -262,7 +262,7 @@ def test_commands_load_what_they_need_and_no_more(shell: Shell, record: Record) 
     loaded = done.stdout.split()
     assert [name for name in loaded if name.split(".")[0] in ("rich", "numpy", "requests")] == []
     unwanted = ("ml_dash.demo", "ml_dash.experiment", "ml_dash.reading.verify")
-    assert [name for name in loaded if name.startswith(unwanted)] == ["ml_dash.experiment"]
+    assert [name for name in loaded if name.startswith(unwanted)] == []
 
 
 def test_shell_completion_knows_commands_experiments_and_metrics(shell: Shell, record: Record) -> None:

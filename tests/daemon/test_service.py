@@ -118,7 +118,7 @@ def test_it_is_ready_without_a_server(home: Home, manager: Manager) -> None:
     home.record()
     with running():
         manager.hear("READY=1")
-        manager.hear("STATUS=1 experiments, 1 being sent, waiting for http://127.0.0.1:1")
+        manager.hear("STATUS=1 experiment, 1 being sent, waiting for http://127.0.0.1:1")
 
 
 def test_the_managers_own_takes_over_when_another_ends(

@@ -248,7 +248,7 @@ def test_a_folder_of_registrations_that_cannot_be_read_leaves_what_is_known(monk
 
     registrations.write(Registration("/b/.journal", URL))
     with monkeypatch.context() as broken:
-        broken.setattr(registrations, "registrations", refuse)
+        broken.setattr(registrations, "read_all", refuse)
         assert len(discovery.find()) == 1
     assert len(discovery.find()) == 2
 

@@ -368,7 +368,7 @@ def test_who_is_quiet(env: dict[str, str], answer: bool) -> None:
 def test_a_child_process_is_quiet() -> None:
     program = (
         "import multiprocessing, sys\n"
-        "from ml_dash.disk.settings import quiet\n"
+        "from ml_dash.disk.places import quiet\n"
         "def child(): sys.exit(7 if quiet({}) else 8)\n"
         "if __name__ == '__main__':\n"
         "    process = multiprocessing.get_context('fork').Process(target=child)\n"

@@ -35,7 +35,7 @@ def experiments_page(
     whole = '<a href="/">all</a> · ' if project is not None else ""
     body = (
         f"<h1>{title}</h1><p>{whole}{links or 'no project yet'}</p>"
-        f"<p class=dim>{listing['total']:,} experiments of {escape(namespace)}</p>"
+        f"<p class=dim>{listing['total']:,} experiment{'' if listing['total'] == 1 else 's'} of {escape(namespace)}</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
         f'<form method="post" action="/logout"><p class="dim">logged in as {escape(user)} '
         "<button>log out</button></p></form>"
