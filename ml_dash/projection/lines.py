@@ -1,4 +1,14 @@
-"""The lines of `data.jsonl` and `logs.jsonl`: made from folded points and log entries, and parsed."""
+"""The lines of `data.jsonl` and `logs.jsonl`: made from folded points and log entries, and parsed.
+
+One encoding for the folder, the server's blocks and what the REST interface sends, so that the same points have the
+same bytes everywhere. A folder that is made again has to be byte-identical, so whoever changes the encoding lets
+`LAYOUT_VERSION` and `TABLES_VERSION` grow: then all is made again.
+
+JSON has no NaN and no infinities. They are written as texts ("NaN"), and `text` in the line names those fields that
+really are such texts; without it the value would come back as another type. Finding them means looking at each value,
+which is slow; so lines are first encoded at full speed, and only a block in which a suspect byte sequence occurs is
+encoded again with care. A false alarm costs time, never correctness.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +31,7 @@ _SUSPECT: Final = (b"null", *_NUMBER_NAMES)
 def point_lines(block: Block) -> bytes:
     """Encode consecutive points as lines of `data.jsonl`."""
     start, rows, times = block.start, block.rows, block.times
+    # All points of a batch have one time; its text is made once.
     if isinstance(times, int):
         text = utc_text(times)
         lines = [{"index": index, "data": row, "createdAt": text} for index, row in enumerate(rows, start)]
