@@ -427,8 +427,8 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
     Raises FolderChanged if the file is shorter than `offset`.
     """
     flags = os.O_RDWR | os.O_CREAT
-    # A symbolic link here would lead our writes elsewhere, and opening a FIFO that nobody reads would hang. Windows
-    # lacks some of these, others lack O_BINARY.
+    # A symbolic link here would lead our writes elsewhere, and a FIFO could make a call hang. Windows lacks some of
+    # these, others lack O_BINARY.
     for extra in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, extra, 0)
     fd = os.open(path, flags, 0o666)

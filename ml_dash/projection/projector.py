@@ -14,8 +14,8 @@ Invariants:
 
 - Nothing in the folder comes from the clock or the machine, so that making it again gives the same bytes.
 - The checkpoint never counts a line that was not written, because it is saved last.
-- A document is never newer than the lines and the state that it was made from. It may be older; then the checkpoint
-  names it as stale.
+- A document is written after the lines that it counts. It may be older than they are; then the checkpoint names it as
+  stale.
 - A blob is never released before the event that replaced it, and the record of that event's order, are synced.
 
 A process that is killed in a pass leaves: records in `order` without lines (the next pass writes the lines); lines
@@ -210,9 +210,8 @@ class Projector:
                 self._forget()
                 raise StorageError(f"{self.journal} cannot be projected: {error.message}", hint=error.hint) from error
             except BaseException:
-                # After Ctrl-C or an error of the disk in the middle of a stretch, the fold may have taken events of
-                # which no line was written. Only the checkpoint is surely consistent.
-                # The state in memory may be ahead of the folder.
+                # The state in memory may be ahead of the folder: an event was folded, and then the disk refused, or
+                # somebody pressed Ctrl-C. Only the checkpoint is surely consistent.
                 self._forget()
                 raise
         raise OSError(f"{self.folder_path} changes while it is being written")
@@ -230,8 +229,8 @@ class Projector:
             self._finish(replay, folder, complete, last=False)
             raise
         if complete:
-            # Somebody who reads may have removed a document by hand. While training nobody looks, and this costs a
-            # stat for each metric.
+            # A document may have been removed by hand. Not in the passes of a background thread: it costs a `stat`
+            # for each metric.
             folder.mark_missing(replay.state, replay.edits)
         due = self.lagging and (complete or self._is_due(replay.edits))
         if replay.state.events and (changed or due):
@@ -270,7 +269,7 @@ class Projector:
         self._fresh, self._anew, self._files_changed = True, anew, False
         folder = Folder(self.folder_path, self.journal, checkpoint.layout)
         replay = Replay(self.journal, checkpoint)
-        # What the last projector still owed.
+        # Documents that the last projector left stale.
         replay.edits.metrics.update(checkpoint.layout.stale)
         replay.edits.experiment = checkpoint.layout.stale_experiment
         replay.edits.files = checkpoint.layout.stale_files

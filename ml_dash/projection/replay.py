@@ -37,7 +37,7 @@ from ..journal.reader import CHUNK_BYTES, Gap, Segment, Stretch, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
-# Bytes read from a segment at once where nobody trains in this process.
+# Bytes read from a segment at once without a pace.
 _LONG_CHUNK_BYTES: Final = 2 << 20
 
 

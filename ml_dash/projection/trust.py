@@ -12,8 +12,8 @@ Two questions are asked, and both must be answered with yes before a checkpoint 
 
 The first is asked each time, because a checkpoint may come with a copied or unpacked store, and its content decides
 where this process writes. The second costs reading, so each file has a safe length (`LineFile.safe`,
-`Checkpoint.safe`): bytes below it were read from disk after some boot, and since nothing rewrites them, need not be
-read again.
+`Checkpoint.safe`): bytes below it were read from disk after some boot, and since a projection only appends, they need
+not be read again.
 
 If the answer is no, the projector begins at the base or at the first event. Nothing is repaired here.
 """
