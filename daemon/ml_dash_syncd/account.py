@@ -1,6 +1,6 @@
 """The account of one journal with one server: its cursor, the bytes sent, the blobs kept back and the reasons.
 
-The cursor is written as a whole by one worker at a time, and read by `ml-dash sync status` and others. It is never
+The cursor is written as a whole by one worker at a time, and read by the commands that show the status. It is never
 ahead of an acknowledgement: it is changed only after a reply. So it may be old, or be lost, and all that costs is a
 question to the server and bytes sent twice. Numbers of bytes and batch sizes are in memory only.
 """

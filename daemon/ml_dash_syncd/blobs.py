@@ -131,7 +131,6 @@ class BlobUploads:
         waits = bool(self.waiting()) and now - self._asked >= ASK_AGAIN_S
         if not self.account.known_to_server or not (self.wanted or waits):
             return True
-        # After this answer: what it lists was whole then, and stays so until somebody deletes the file.
         found = remote.journal(link, follower.id)
         missing = set(found["missing"])
         cursor.blobs |= set(found["blobs"]) & self._listing

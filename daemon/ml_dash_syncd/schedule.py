@@ -432,8 +432,8 @@ class Schedule:
         self.logins.refused.clear()
         for task in list(self.tasks.values()):
             task.backoff.succeed()
-            # Everything but tasks that are well and have nothing to send: waking those too would ask servers about
-            # every journal.
+            # Everything but tasks that are well and have nothing to send: with thousands of those, a step for each
+            # would keep the others waiting.
             waits = task.timer != _NEVER or bool(task.trouble)
             if waits or not task.settled or (task.result is not None and task.result.remaining is Remaining.LATER):
                 self._make_ready(task)

@@ -7,8 +7,7 @@ The main thread does this, and nothing in it waits for a server: sending is the 
 set flags and ring the bell of the schedule.
 
 One daemon for a user and host, by a lock that its process holds as long as it lives: a daemon that is killed frees
-it. It has to save nothing when it ends. A drain is a courtesy, and whatever it does not bring is sent by the next
-one.
+it. When asked to end it sends for DRAIN_S more, and whatever remains then is sent by the next one.
 """
 
 from __future__ import annotations
@@ -138,6 +137,7 @@ def run(
             log.warning("ml-dash-syncd is already running (%s)", other)
             return 0
         # This process is the service manager's own: it takes over when the other one ends.
+        # Waiting is what it is there for now: without this, systemd would take the start for failed.
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
         notifier.ping_watchdog()
@@ -173,6 +173,7 @@ def _serve(
         health.ready = True
         report_file.write(schedule, now=True)
         notifier.ready()
+        # The first report comes with the first turn.
         idle_since, reported, log_checked = time.monotonic(), float("-inf"), time.monotonic()
         report_s = min(REPORT_S, notifier.interval_s)
         while not signals.end:
@@ -267,6 +268,7 @@ def once(
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     """True if waiting any longer makes no difference to a task."""
     server_backoff = schedule.remotes.get(task.registration.remote)
+    # Given up; `unsent_reason` says why.
     if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
     result = task.result

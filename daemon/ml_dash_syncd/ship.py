@@ -72,8 +72,8 @@ BODY_RETRY_S: Final = 5.0
 PENDING_S: Final = 0.2
 """While the follower holds records back, it is asked again after this long."""
 
-# Restarts in a row before the server counts as unreachable: one is normal after a restored backup, and a second one
-# if it was restored meanwhile.
+# Restarts in a row before the server counts as unreachable: one is normal after the server was restored from a
+# backup.
 _TRIES: Final = 3
 _WRITER_CHARACTERS: Final = 53
 """The file names of a writer's segments have this many characters in common: 20 digits, a dash, 32 hex digits."""
@@ -203,7 +203,7 @@ class Shipment:
         follower = self._open()
         if not self._asked:
             self._ask_server(link, follower)
-        # Before segments are read, see there.
+        # Before segments are read: then every event that is read has its blob in this listing.
         self._blobs.list_here()
         self._paused_now = set()
         while True:

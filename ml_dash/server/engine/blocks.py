@@ -10,8 +10,7 @@ for each part of it that lies between two multiples of 50.
     parts      the same for 50 points each: 20 parts in a row that holds 1,000
 
 Why a thousand: a row and an index entry for each point cost ten times as much. Why they end at multiples of a
-thousand: then the block of an index is known, and the parts of all blocks lie at multiples of 50, so that
-down-sampling may put whole parts together.
+thousand, and parts at multiples of 50: then down-sampling may put whole blocks, or whole parts, together.
 
 The open block is in memory with its experiment, so that a request of one point appends to it without reading it. It
 is stored in the same transaction as what it was made from. A full block is never written again; rewinds change which

@@ -79,7 +79,7 @@ STRETCH: Final = 1
 DEATH: Final = 2
 # Bounds of the cache; the oldest experiments leave it first.
 _STATES_CACHED: Final = 256
-# Counted by the length of the encoded state; decoded it takes several times that.
+# Counted by the length of the encoded states; decoded they take more.
 _STATE_BYTES_CACHED: Final = 16 << 20
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
@@ -353,8 +353,7 @@ class Ingest:
             tx.put_journal(ns, JournalRow(journal, identity, project, experiment))
         elif journal_row.experiment != identity:
             raise Refused(422, MALFORMED, f"journal {journal} holds {journal_row.project}/{journal_row.name} here")
-        # Ids are random, so this is a copied file under a new name. Its frames would be valid, and count twice in the
-        # lengths.
+        # Ids are random, so this is the same segment under another name of its file.
         if tx.segment(ns, header.segment.hex()) is not None:
             self.conflicts += 1
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)

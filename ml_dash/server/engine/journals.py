@@ -4,8 +4,8 @@ What sync asks about, apart from taking bytes: what is here (for the uploader's 
 proof), and the order and bytes themselves (for `pull`). Each answer comes from one snapshot, so lengths, missing
 blobs and deaths belong together. Whether objects are there is asked outside of it, because that is another store.
 
-A removed experiment keeps its segments, so that late uploads find lengths to compare with and stop; its writers are
-hidden everywhere: in the order, in the base, in the state.
+A removed experiment keeps its segments, so that late uploads are compared and acknowledged; its writers are hidden
+everywhere: in the order, in the base, in the state.
 """
 
 from __future__ import annotations

@@ -44,7 +44,10 @@ from .ingest import decode_state
 from .series import sample
 
 _T = TypeVar("_T")
+# Most bytes of lines in one answer. Few answers come near it: a line may have a megabyte, but has a hundred bytes as
+# a rule.
 _PAGE_BYTES: Final = 32 << 20
+# Log entries that are read in one go while filtering, so that a search that finds nothing does not hold all of them.
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
 
@@ -127,6 +130,8 @@ class Query:
                 entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
             wanted = _matching(level, q)
+            # `position` is the number behind the last entry that was examined, whether it matched or not: the next
+            # page goes on there.
             entries, position = [], start
             while position < total and len(entries) < limit:
                 upto = min(total, position + _SCANNED_AT_ONCE)
@@ -137,6 +142,7 @@ class Query:
                         entries.append(entry)
                         if len(entries) == limit:
                             break
+                # No entry in this range ended the page, so all of it was examined.
                 else:
                     position = upto
         page = log_page(entries, start, more=position < total)
@@ -169,8 +175,10 @@ class Query:
             # The ranges of indices that count, in order; a page is then counted over them as if they were one.
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
+            # Ranges that lie within a thousand indices share their blocks, so they are read together.
             pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
             indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
+        # A start that was counted from the end becomes the index that it stands for. `total` is that of this page.
         start = start if start >= 0 else indices[0] if indices else 0
         end = indices[-1] if indices else start - 1
         tail = {
@@ -207,6 +215,8 @@ class Query:
             metric, folded = name, _metric(state, name)
             if field is not None and field not in folded.series and not folded.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
+            # Both ends may be negative, that is counted from the end; they are brought into [0, count] and into
+            # order.
             low, _ = bounds(start or 0, 1, folded.count)
             high = folded.count if end is None else bounds(end, 1, folded.count)[0]
             low = min(low, folded.count)

@@ -4,8 +4,8 @@ A file's content goes through four places. Killed after any of these steps, the 
 
     staging/<ns>-<blob>.part   pieces, appended and synced       the uploader asks for the length, and goes on from it
     verified                   SHA-256 of the whole              all bytes are here: an empty piece is enough
-    objects: put               the part becomes the object       the same put again, or none if the row is there
-    documents: put_blob        the row that makes it visible     an object without a row is garbage, and is put over
+    objects: put               the part becomes the object       no row yet: the content is sent again, and put over it
+    documents: put_blob        the row that makes it visible     complete
 
 So a row never names a content that is not whole. It may still name one that was lost (objects restored from an older
 backup); that is why each row is compared with the size of its object before it is believed, and the uploader sends

@@ -149,6 +149,7 @@ class Writes:
             for _, key in placed:
                 self._objects.delete(key)
             raise
+        # `store` ran exactly once, since the transaction has committed.
         file = cached.state.files[placed[0][0]]
         return file_answer(cached.state, file, {file.blob})
 
@@ -176,7 +177,11 @@ class Writes:
         return {"id": file_id, "deletedAt": utc_text(cached.state.files[file_id].deleted_ns)}
 
     def _write(self, ns: str, experiment: str, make: Any) -> CachedExperiment:
-        """Write to an experiment that is here, given by its id. Raises Refused (404) for others."""
+        """Write to an experiment that is here, given by its id. Raises Refused (404) for others.
+
+        The names are looked up first, because the id of an experiment is computed from them and a new segment's
+        header needs them.
+        """
         project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
         return self._writer.write(ns, project, name, make)

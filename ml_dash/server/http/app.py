@@ -6,7 +6,7 @@ Every request gets an answer of the documented form, whatever happens: a handler
 into a status. Only a client that has gone gets none.
 
 All of this runs in the event loop and never waits for a disk. What does (tokens, queries, writes) runs in threads, by
-`Call.read` and `Call.write`, of which there is a fixed number. So `_active`, the counters and the hub need no lock.
+`Call.read` and `Call.write`, of which there is a fixed number. So `_active` needs no lock.
 
 The order of the checks is that of their cost, and of what they may tell a stranger: too many requests, the path, the
 token, the rights, and only then parameters and body.
@@ -65,6 +65,8 @@ ROUTES: Final = [
 QUIET_NS: Final = 3600 * 10**9
 QUIET_EVERY_S: Final = 600.0
 
+# An uploader takes nothing for an answer that lacks the first: a proxy's page must not count as one. The second keeps
+# browsers from guessing that a stored file is a script.
 _COMMON_HEADERS: Final = [
     (PROTOCOL_HEADER.lower().encode(), str(PROTOCOL).encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -87,6 +89,7 @@ class App:
         # In the order of ROUTES: the first pattern that fits decides, and those that uploaders use come first.
         self._table = [(_pattern(path), path, methods) for path, methods in _by_path(ROUTES).items()]
         self._inner: ASGIApp = self._answer
+        # Without any, pages of other sites get no answer that their scripts may read.
         origins = services.settings.cors_origins
         if origins:
             self._inner = CORSMiddleware(
@@ -98,6 +101,7 @@ class App:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # uvicorn also knows WebSockets; they are switched off there.
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -163,6 +167,7 @@ class App:
         # Bound the metric's label: unknown methods count as OTHER.
         record.method = request.method if request.method in METHODS else "OTHER"
         try:
+            # This request is among them.
             if self._active > MAX_ACTIVE:
                 raise busy()
             route, parts = self._find(request)
@@ -331,6 +336,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         headers = dict(scope["headers"])
+        # True while the client has not sent all of the body.
         self._unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._expects = b"expect" in headers
 
@@ -344,6 +350,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), *_COMMON_HEADERS]
             if self._unread:
+                # What still comes on this connection belongs to the old request.
                 headers.append((b"connection", b"close"))
             await self._sent({**message, "headers": headers})
         elif self._unread and not message.get("more_body", False):

@@ -6,7 +6,7 @@ that comes when it is spent waits, its bytes still on the client's side, for ADM
     declared length: too large? -> admit -> chunks -> inflate, 1 MiB at a time -> grow, if needed -> handler -> release
 
 A few kilobytes of gzip can become gigabytes. So the output is taken in steps of _STEP_BYTES, each counted before the
-next one is made, and never more than the limit and one step are in memory.
+next one is made, and never more than the limit and one step are inflated.
 
 A body whose handler has begun may still need more memory than was admitted. It does not wait for that, since those
 that it would wait for may be waiting too; it gets it from a second budget of the same size, or is refused.

@@ -16,6 +16,12 @@ ROWID they would be part of the index's pages, and each search would read past t
 of `experiments` that lists need, for the same reason: `experiments` has the folded states.
 
 Results may be large, so keys are read first and contents in pieces of about _PIECE_BYTES.
+
+    experiments   folded state, and what lists show of it      listed      the columns by which lists are searched
+    journals      which experiment each belongs to             segments    length, header, what never verified
+    stretches     raw bytes, as they came                      arrivals    in which order they were folded
+    blocks        folded lines and their summaries             blobs       contents that are complete
+    tokens        by their SHA-256                             settings    name and value
 """
 
 from __future__ import annotations
@@ -166,6 +172,7 @@ class SqliteDocuments:
 
     def _check(self, connection: sqlite3.Connection) -> None:
         """Check that every table and index is there: without a unique index an event could count twice."""
+        # The tables as this code makes them, to compare with: what SQLite stores is the text of each statement.
         expected = sqlite3.connect(":memory:")
         try:
             expected.executescript(_TABLES)
@@ -193,6 +200,8 @@ class SqliteDocuments:
         """Open a connection. With no isolation level, transactions begin and end only where this module says so."""
         # Without "c" in the mode: if the file is moved away while the server runs, no new one is created.
         uri = f"file:{quote(os.fspath(self.path.absolute()))}?mode={mode}"
+        # A connection goes from thread to thread, but is used by one at a time; `_turn` and `_take_reader` see to
+        # that.
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             # In WAL mode FULL syncs each commit, before it is acknowledged.
@@ -433,6 +442,7 @@ class _Transaction:
             json.dumps(row.damaged),
         )  # fmt: skip
         self._all(
+            # What the header says is stored once, with the first bytes.
             f"INSERT INTO segments VALUES({_marks(10)}) ON CONFLICT(ns, id) DO UPDATE SET length=excluded.length, "
             "damaged=excluded.damaged",
             values,
@@ -557,6 +567,7 @@ class _Transaction:
         return [BlobRow(*row) for row in rows]
 
     def same_content(self, ns: str, digest: str, size: int) -> list[BlobRow]:
+        # Any of them will do; more than one, because an object may be missing.
         rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 8", (ns, digest, size))
         return [BlobRow(*row) for row in rows.fetchall()]
 
@@ -611,7 +622,10 @@ def _marks(count: int) -> str:
 
 
 def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
-    """Return the condition of a filter, and its values."""
+    """Return the condition of a filter, and its values.
+
+    Column names come from here and never from a request; what users give is always bound to a placeholder.
+    """
     parts: list[tuple[str, Any]] = [("ns=?", ns)]
     for column in ("project", "status", "folder"):
         value = getattr(wanted, column)
