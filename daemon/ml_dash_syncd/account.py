@@ -1,4 +1,9 @@
-"""The account of one journal with one server: its cursor, the bytes sent, the blobs kept back and the reasons."""
+"""The account of one journal with one server: its cursor, the bytes sent, the blobs kept back and the reasons.
+
+The cursor is written as a whole by one worker at a time, and read by the commands that show the status. It is never
+ahead of an acknowledgement: it is changed only after a reply. So it may be old, or be lost, and all that costs is a
+question to the server and bytes sent twice. Numbers of bytes and batch sizes are in memory only.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from ml_dash.sync.cursor import Cursor
 
 log = logging.getLogger("ml_dash.syncd")
 
+# Below this no proxy's limit is plausible; the refusal is reported instead.
 SMALLEST_BATCH_BYTES: Final = 256
 
 
@@ -46,6 +52,7 @@ class Account:
 
     def open(self, identity: str) -> None:
         """Load the cursor of the journal whose id is `identity`, or begin an empty one."""
+        # Another journal at the same path must not go on from offsets of the old one.
         if self._cursor is None or self._cursor.journal != identity:
             self._cursor = cursors.load(self.path, identity) or Cursor(identity)
 

@@ -2,6 +2,12 @@
 
 The pause after n failures is uniform in [0, min(60 s, 2^(n-1) s)]: "full jitter" in M. Brooker, Exponential Backoff And
 Jitter (AWS Architecture Blog, 2015). What failed together does not come back together.
+
+A server, a login and a task each have their own, so that what fails holds up nothing else. Nothing here is stored: a
+new daemon tries everything once.
+
+`Backoff` has no lock. `schedule` calls `fail` of a server and `refuse` under its guard; the rest are single
+assignments.
 """
 
 from __future__ import annotations
@@ -46,6 +52,7 @@ class Backoff:
         """Count a failure; return the seconds to wait, which are a little more than `retry_after_s` where given."""
         self.failures += 1
         self.why = why
+        # The exponent is bounded so that thousands of failures do not make a huge number first.
         wait = random.uniform(0, min(LONGEST_S, FIRST_S * 2 ** min(self.failures - 1, 10)))
         if retry_after_s is not None:
             # Bounded: a wrong header must not stop the upload for good.

@@ -3,6 +3,16 @@
 A network file system may show zeros, or old bytes, for what another machine has just written. What is sent as damaged
 stays damaged on the server, so bytes without a valid frame are sent only after they were read twice, DAMAGE_S apart,
 and were the same.
+
+    |  frames sent  | whole frames | no frame | whole frames | beginning of a frame
+                    offset         suspect    start                               end of the file
+                    `next` ends a batch before what is suspect; what follows goes in a later one
+
+Bytes without a frame are one of two things. If no frame follows them, they may be the end of a segment that is being
+written, and nothing is said about them. If one follows, they are suspect: their place, the time and their SHA-256 are
+remembered, and only if the same bytes are read again after DAMAGE_S are they sent, marked as damaged.
+
+All of this is in memory. A daemon that is started anew waits once more.
 """
 
 from __future__ import annotations
@@ -58,6 +68,7 @@ class Batches:
         if (file_name, position) not in self._torn:
             with segment.path.open("rb") as file:
                 fd, skip = file.fileno(), position - offset
+                # A frame that the server cannot decode has to begin a batch, because it is sent as damage.
                 cuts = [at for name, at in self._torn if name == file_name and at > position]
                 data = read_at(fd, min(end, offset + batch, *cuts) - offset, offset)
                 stop = skip + whole_frames(memoryview(data)[skip:], segment.crcs)
@@ -65,6 +76,7 @@ class Batches:
                     # The next frame may be larger than a batch: read as much as the largest one could take.
                     data = read_at(fd, min(end - offset, LARGEST_BATCH_BYTES), offset)
                     stop = skip + whole_frames(memoryview(data)[skip : skip + frame_size(data, skip)], segment.crcs)
+                # Whole frames, or a segment that has only its header so far.
                 if stop > skip or (skip and position >= end):
                     self._suspect.pop((file_name, position), None)
                     return data[:stop], head
@@ -96,6 +108,8 @@ class Batches:
                 return b"", []
             if now - since < DAMAGE_S:
                 return b"", []
+            # At least one byte of the gap, so that the batch brings the server forward even if the header takes all
+            # its room.
             data = read_at(file.fileno(), min(end - offset, max(batch, position - offset + 1)), offset)
         behind = offset + len(data)
         if behind < start:
@@ -106,5 +120,6 @@ class Batches:
             # It changed between the two reads.
             return b"", []
         stop = start - offset + whole_frames(memoryview(data)[start - offset :], segment.crcs)
+        # The next undecodable frame ends this batch, and begins another.
         cuts = [at - offset for name, at in self._torn if name == segment.path.name and at >= start]
         return data[: min(stop, *cuts) if cuts else stop], [(position, start)]

@@ -3,6 +3,12 @@
 A long body is the content of an event that is too large for a frame. The server cannot fold such an event without it,
 so the body goes first, when the server asks for it (NEEDS_BLOBS). A file goes after the event that names it: until then
 the server would not know whether anybody needs it (NO_EVENT), and lists it as pending.
+
+Three sets decide what is to be done, and only the server's is believed: what is on this disk (`list_here`), what the
+cursor says is there (`cursor.blobs`, a saving of questions), what the server says is missing. A blob is sent piece by
+piece from where the server's copy ends, so a daemon that is killed goes on where it was.
+
+What cannot be sent is set aside with its reason (`account.park`), and no other blob waits for it.
 """
 
 from __future__ import annotations
@@ -117,6 +123,8 @@ class BlobUploads:
         and every ASK_AGAIN_S while blobs wait.
         """
         cursor = self.account.cursor
+        # Names of released blobs would fill the cursor of a long run for ever. Checked one by one, because the
+        # listing may be older than the last blob.
         if gone := cursor.blobs - self._listing:
             cursor.blobs = {name for name in cursor.blobs if name not in gone or self._is_here(name)}
         now = time.monotonic()
@@ -144,6 +152,7 @@ class BlobUploads:
                 self.account.dirty = True
             elif time.monotonic() >= deadline:
                 return False
+        # A base may know of blobs that this machine never had.
         for name in missing - self._listing - late:
             if name not in follower.blobs:
                 self.account.park(name, "its content is gone from this machine")
@@ -197,6 +206,7 @@ class BlobUploads:
             return None
 
     def _is_here(self, blob: str) -> bool:
+        """True if the content of a blob is on this disk now."""
         return (self.account.journal / BLOBS / blob).exists()
 
     def _has_ended(self, blob: str) -> bool:
@@ -204,6 +214,7 @@ class BlobUploads:
         parsed = parse_blob(blob)
         segments = list_segments(self.account.journal)
         own = [(name, path) for name, path in segments if parsed and name.writer == parsed[1]]
+        # Its segments were freed or never here: no event of it can come from this machine.
         if not own:
             return True
         if probe(self.account.journal / SEGMENTS / own[0][0].lock) is not Liveness.GONE:
@@ -218,6 +229,7 @@ class BlobUploads:
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                # The server may have the same bytes under another name, and link them: then nothing is sent.
                 state = remote.blob_state(link, follower.id, name)
                 offset, idle = 0 if state["complete"] else state["length"], 0
                 while not state["complete"]:
@@ -243,6 +255,7 @@ class BlobUploads:
         except ServerRefused as refused:
             return self._blob_refused(path, name, refused)
         except OSError as error:
+            # Of the network, not of this file: `schedule` treats it so.
             if isinstance(error, ConnectionError):
                 raise
             self._lose(name, f"its content cannot be read: {error}")
@@ -292,6 +305,7 @@ class BlobUploads:
 
 
 def _digest(path: Path) -> str:
+    """Return the SHA-256 (hex) of a file. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,12 @@
-"""Discovery of the journals to send: those that processes registered, and those in watched stores."""
+"""Discovery of the journals to send: those that processes registered, and those in watched stores.
+
+    registered folder   one file for each journal that a process opened with `remote=`; says remote, user and login
+    stores              folders named in the settings: every journal in them goes to the remote named there
+
+A search is cheap when nothing is new: one `stat` for the registered folder, and for each store one for it and for
+each of its projects. Only what has changed is read. The result is the same object as before if nothing changed, so
+that the caller sees that without comparing.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +41,13 @@ class Discovery:
         """With `only`, keys of registrations: find those and no others, and search no stores."""
         self.settings = settings
         self._only = frozenset(only)
+        # Folder → its modification time in ns when it was read; -1 if it could not be looked at, -2 if it was
+        # changing then.
         self._seen: dict[str, int] = {}
         self._registered: list[Registration] = []
         self._in_stores: dict[Path, list[Registration]] = {}
         self._found: dict[str, Registration] = {}
+        # When everything was last read (time.monotonic), and the last warning, so that each comes once.
         self._read_all = time.monotonic()
         self._warned = ""
 
@@ -120,6 +131,7 @@ class Discovery:
             except OSError:
                 stamp = -1
             if self._seen.get(str(folder)) != stamp:
+                # -2 differs from every stamp, so a folder that changed a moment ago is read again.
                 self._seen[str(folder)] = -2 if abs(now - stamp) < FRESH_NS else stamp
                 changed = True
         return changed

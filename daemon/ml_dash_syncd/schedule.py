@@ -9,6 +9,20 @@ and timers of tasks, the queues, the counts of busy workers, and which task prob
 It is the only lock, it is re-entrant, and no file or network is touched while it is held. Backoffs, refused logins,
 texts of troubles and counters are also changed without it, by single assignments: a race costs one attempt more, or a
 count.
+
+    loop:    search (hint, or every 2 s) -> poll live journals (0.2 s or slower) -> poll idle ones -> timers -> wait
+    worker:  take from live, else from backlog -> one step of at most TURN_S -> event, and perhaps a timer -> next
+
+How a change reaches a worker: the loop, a hint of the file system or a timer calls `_make_ready`, the table makes the
+task READY, and it joins a queue once. A change while a worker has the task makes it AGAIN, so that a step that ends
+well puts it into the queue once more. So no change is lost between a worker's last look at the journal and its
+report.
+
+Hints are an improvement, never a need: whatever they miss is found by polling (see `watch`).
+
+Three backoffs, each of which stops only what has failed: of a server (all its tasks are HELD, one of them probes), of
+a login (all tasks with it), of a task alone. Nothing here is on disk. A daemon that is killed begins with what
+cursors and servers say, and with no backoff.
 """
 
 from __future__ import annotations
@@ -78,6 +92,7 @@ PROBE_S: Final = 30.0
 BAD_JOURNAL_S: Final = 60.0
 """A journal that cannot be read as one is tried again after this long."""
 
+# Serial numbers for the heap of timers, so that two of the same time are never decided by comparing tasks.
 _numbers = count()
 _NEVER: Final = float("inf")
 
@@ -198,6 +213,8 @@ class Schedule:
         # and popleft are atomic.
         self._hinted_keys: deque[str] = deque()
         self._found: dict[str, Registration] = {}
+        # Keys of tasks with a living writer, polled often; only the loop uses this and `_found`, the last answer of
+        # the search (the same object if nothing changed).
         self._live_tasks: set[str] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"ml-dash-send-{number}", daemon=True) for number in range(workers)
@@ -227,6 +244,7 @@ class Schedule:
             self._discovered_at = now
             self._discover_rate.measure(self._discover)
             self._discover_due = now + (max(RECHECK_S, self._discover_rate.interval_s) if hinted else DISCOVER_S)
+            # At the pace of searches, because each call looks at a part of the tasks only.
             self._check_sizes()
         if self._hinted_keys:
             self._check_hinted()
@@ -237,6 +255,8 @@ class Schedule:
             self._checked_idle = now
             self._idle_rate.measure(self._check_idle)
         self._start_due(now)
+        # Whatever is due first ends the wait. The heap is read without the guard: a timer that is set meanwhile rings
+        # the bell.
         due = min(
             self._discover_due,
             self._discovered_at + self._discover_rate.interval_s if self._new_entries else _NEVER,
@@ -271,6 +291,8 @@ class Schedule:
         for key in set(self.tasks) - set(found):
             with self._guard:
                 task = self.tasks.pop(key)
+                # It may be in either queue: it joined one when it became READY, and its writer may have begun or
+                # ended since.
                 for queue in (self._live, self._backlog):
                     with contextlib.suppress(ValueError):
                         queue.remove(task)
@@ -306,6 +328,7 @@ class Schedule:
 
     def _mark_unreadable(self, task: Task, error: OSError) -> bool:
         """Note that a journal, or its disk, is gone. The task stays, and its journal is polled on. Always False."""
+        # -2 is no modification time, so the journal counts as changed once it can be read again.
         changed = task.watch.changed_ns != -2
         task.watch.changed_ns = -2
         task.watch.sizes = {}
@@ -315,6 +338,7 @@ class Schedule:
         return False
 
     def _check_live(self) -> None:
+        """Poll the journals with a living writer, the only ones that grow as a rule."""
         for key in list(self._live_tasks):
             task = self.tasks.get(key)
             if task is None:
@@ -323,6 +347,7 @@ class Schedule:
                 self._make_ready(task)
 
     def _check_hinted(self) -> None:
+        """Poll the journals for which the file system gave hints; many hints for one journal cost one poll."""
         named = set()
         while self._hinted_keys:
             named.add(self._hinted_keys.popleft())
@@ -338,6 +363,7 @@ class Schedule:
         A part of the tasks at each call, so that all of them have had their turn within FULL_S.
         """
         tasks = list(self.tasks.values())
+        # Rounded up, so that few tasks are not left out.
         count = -(-len(tasks) // max(1, round(watch.FULL_S / DISCOVER_S)))
         listing = self._size_rounds % watch.LISTED_EVERY == 0
         for task in tasks[self._size_position : self._size_position + count]:
@@ -356,6 +382,7 @@ class Schedule:
             self._size_rounds += 1
 
     def _check_idle(self) -> None:
+        """Look for new segment files in journals without a living writer, and let the server be asked now and then."""
         now = time.monotonic()
         for task in self.tasks.values():
             if task.watch.live:
@@ -380,10 +407,16 @@ class Schedule:
         task.stale = True
 
     def _start_due(self, now: float) -> None:
+        """Make the tasks ready whose timers have run out."""
         while (task := self._pop_due(now)) is not None:
             self._make_ready(task)
 
     def _pop_due(self, now: float) -> Task | None:
+        """Remove and return the next task whose timer has run out; None if there is none.
+
+        An entry that does not agree with its task's `timer` was replaced by a sooner one, and is thrown away here: a
+        heap has no cheap way to remove it earlier.
+        """
         with self._guard:
             while self._timers and self._timers[0][0] <= now:
                 when, _, task = heapq.heappop(self._timers)
@@ -399,6 +432,8 @@ class Schedule:
         self.logins.refused.clear()
         for task in list(self.tasks.values()):
             task.backoff.succeed()
+            # Everything but tasks that are well and have nothing to send: with thousands of those, a step for each
+            # would keep the others waiting.
             waits = task.timer != _NEVER or bool(task.trouble)
             if waits or not task.settled or (task.result is not None and task.result.remaining is Remaining.LATER):
                 self._make_ready(task)
@@ -413,6 +448,7 @@ class Schedule:
         self.wake()
 
     def _make_ready(self, task: Task) -> None:
+        """Tell a task that there may be something to send."""
         with self._guard:
             self._move(task, TaskEvent.CHANGE)
 
@@ -451,6 +487,7 @@ class Schedule:
             self._stopping = True
             self._guard.notify_all()
         for thread in self._threads:
+            # A thread that was never started cannot be joined.
             if thread.ident is not None:
                 thread.join(max(0.0, deadline - time.monotonic()) + 0.05)
         self._hints.close()
@@ -470,6 +507,11 @@ class Schedule:
     # -- the threads' part -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        """Take and send tasks until the schedule stops. The body of a worker thread.
+
+        The counts that `_next` raised go down together with the event, in one hold of the guard, so that `is_idle`
+        never sees a task that is neither busy nor in a queue although it has more to send.
+        """
         links: Connections = {}
         try:
             while (taken := self._next()) is not None:
@@ -479,6 +521,7 @@ class Schedule:
                     if again_s:
                         self._set_timer(task, again_s)
                     self._busy -= 1
+                    # As it was when the task was taken: its writer may have ended since.
                     self._busy_backlog -= not living
                     self._busy_per_server[task.registration.remote] -= 1
                     self._move(task, event)
@@ -521,6 +564,7 @@ class Schedule:
 
     def _attempt(self, task: Task, links: Connections) -> Ending:
         """Take one step of a task; return how that ended. Every error ends here, as an event of the task."""
+        # `setdefault` is one operation for threads: all workers get the same object.
         server_backoff = self.remotes.setdefault(task.registration.remote, Backoff())
         held_back = self._held_back(task, server_backoff)
         if held_back is not None:
@@ -528,11 +572,14 @@ class Schedule:
         before = task.shipment.sent_bytes
         try:
             if task.stale:
+                # Lowered before the step: raised again meanwhile, it counts for the next one.
                 task.stale = False
                 task.shipment.forget()
             result = self._step(task, links)
         except Unauthorised as error:
             self._login_refused(task, error)
+            # More than 0, here and below: a pause of 0 would set no timer, and the task would wait for a change that
+            # need not come.
             return TaskEvent.REFUSED, self.logins.waits(task.login) + 0.001
         except Unreachable as error:
             return self._unreachable(task, server_backoff, error)
@@ -544,6 +591,7 @@ class Schedule:
             return self._failed(task, error)
         finally:
             with self._guard:
+                # Whatever happened, the next worker may probe.
                 if server_backoff.probe is task:
                     server_backoff.probe = None
             sent = task.shipment.sent_bytes - before
@@ -564,6 +612,7 @@ class Schedule:
                 return TaskEvent.HELD, max(0.01, server_backoff.until - time.monotonic())
             if server_backoff.failures and server_backoff.probe is not None:
                 task.trouble = server_backoff.why
+                # Another worker probes. If that succeeds, `_succeeded` makes this task ready before the timer does.
                 return TaskEvent.HELD, PROBE_S
             if not task.backoff.over:
                 return TaskEvent.FAILED, max(0.01, task.backoff.until - time.monotonic())
@@ -579,6 +628,7 @@ class Schedule:
         return TaskEvent.REFUSED, wait
 
     def _succeeded(self, task: Task, server_backoff: Backoff) -> None:
+        """End the backoffs of a task that was sent, and wake all others that waited for its server."""
         with self._guard:
             recovered = server_backoff.failures > 0
             server_backoff.succeed()
@@ -603,6 +653,11 @@ class Schedule:
         return with_identity(task.registration, attempt)
 
     def _login_refused(self, task: Task, error: Unauthorised) -> None:
+        """Note that the server refused the task's login; log it the first time.
+
+        `began` tells the logins when the request was made: a refusal that comes after a new login was stored says
+        nothing about that one.
+        """
         with self._guard:
             first = self.logins.refuse(task.login, str(error), task.began)
         if first:
@@ -620,6 +675,7 @@ class Schedule:
             alone = error.answered and error.retry_after_s is None
             first = not alone and not server_backoff.failures
             if alone:
+                # A request that this server cannot serve must not stop the sending of other journals.
                 wait = task.backoff.fail(error.message)
             elif server_backoff.failed > task.began:
                 # A request of another worker has failed since this step began: count that as one failure.

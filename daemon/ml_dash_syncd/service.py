@@ -1,4 +1,14 @@
-"""The daemon's main loop: its lock, its signals, its reports to the service manager; and the single pass of `once`."""
+"""The daemon's main loop: its lock, its signals, its reports to the service manager; and the single pass of `once`.
+
+    run:   settings -> signals -> lock -> schedule.turn, again and again, with a report every REPORT_S -> drain -> end
+    once:  settings -> schedule.turn until every task is done or given up -> end
+
+The main thread does this, and nothing in it waits for a server: sending is the workers' part. Signal handlers only
+set flags and ring the bell of the schedule.
+
+One daemon for a user and host, by a lock that its process holds as long as it lives: a daemon that is killed frees
+it. When asked to end it sends for DRAIN_S more, and whatever remains then is sent by the next one.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +66,11 @@ _LOG_BYTES: Final = 10 << 20
 
 
 class Signals:
-    """What signals have asked for. `wake` and `on_abort` are called from the signal handlers, in the main thread."""
+    """What signals have asked for. `wake` and `on_abort` are called from the signal handlers, in the main thread.
+
+    Handlers run between any two steps of the main thread, also while it holds a lock. So they take none: `wake` is a
+    `Bell`.
+    """
 
     def __init__(self) -> None:
         self.end = False
@@ -73,6 +87,7 @@ class Signals:
             signal.signal(signal.SIGHUP, self._reload)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
+        """Ask for the end; at once if that was asked before."""
         self.abort = self.end
         self.end = True
         self.wake()
@@ -122,6 +137,7 @@ def run(
             log.warning("ml-dash-syncd is already running (%s)", other)
             return 0
         # This process is the service manager's own: it takes over when the other one ends.
+        # Waiting is what it is there for now: without this, systemd would take the start for failed.
         notifier.ready()
         notifier.status(f"process {other} has the lock; waiting for it to end")
         notifier.ping_watchdog()
@@ -139,6 +155,10 @@ def _serve(
     signals: Signals,
     notifier: Notifier,
 ) -> int:
+    """Send until a signal or idleness ends it; return the exit code.
+
+    Has the lock. Raises InvalidValue for the address.
+    """
     schedule = Schedule(Discovery(settings))
     signals.wake, signals.on_abort = schedule.wake, _abort
     health, report_file = Health(schedule), report.ReportFile()
@@ -153,6 +173,7 @@ def _serve(
         health.ready = True
         report_file.write(schedule, now=True)
         notifier.ready()
+        # The first report comes with the first turn.
         idle_since, reported, log_checked = time.monotonic(), float("-inf"), time.monotonic()
         report_s = min(REPORT_S, notifier.interval_s)
         while not signals.end:
@@ -164,6 +185,8 @@ def _serve(
             if time.monotonic() < reported + report_s and not signals.end:
                 continue
             reported = time.monotonic()
+            # A hanging request keeps its worker for ever, and only a new process gets rid of it: without a ping,
+            # systemd makes one.
             if not _is_stuck(schedule):
                 notifier.ping_watchdog()
             notifier.status(report.status_line(schedule))
@@ -187,6 +210,7 @@ def _serve(
 
 
 def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
+    """Read the settings again; keep the old ones if the new ones are wrong. Either way all pauses end."""
     try:
         settings = read_settings()
     except InvalidValue as error:
@@ -197,6 +221,7 @@ def _reload(schedule: Schedule, read_settings: Callable[[], Settings]) -> None:
 
 
 def _is_idle(schedule: Schedule) -> bool:
+    """True if nothing is to be sent, and no writer lives that may bring more."""
     return all(task.settled and not task.watch.live for task in list(schedule.tasks.values())) and schedule.is_idle()
 
 
@@ -243,6 +268,7 @@ def once(
 def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     """True if waiting any longer makes no difference to a task."""
     server_backoff = schedule.remotes.get(task.registration.remote)
+    # Given up; `unsent_reason` says why.
     if task.backoff.failures >= tries or (server_backoff is not None and server_backoff.failures >= tries):
         return True
     result = task.result
@@ -273,10 +299,13 @@ def rotate_log() -> None:
     path = launch.log_path()
     try:
         mine, there = os.fstat(2), path.stat()
+        # Only a log that this process writes to itself, as standard error: with a service manager there is none.
         if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino) or there.st_size < _LOG_BYTES:
             return
         os.replace(path, path.with_name(f"{path.name}.1"))
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        # Both streams go on in the new file, also those of threads that are writing: a descriptor changes its file in
+        # one step.
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)

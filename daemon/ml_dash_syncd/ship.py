@@ -5,6 +5,32 @@ cursor, so being killed at any point costs no more than sending some bytes again
 
 The segments of one writer are sent in their order, because the server folds what arrives, and a writer's events must be
 folded in their order. While one segment has to wait, those of other writers go on.
+
+    follower: what comes next?   stretch of a segment               death of a writer
+      send    -> Batches.next -> POST segments/<file>?offset=N      POST deaths
+                  length answered -> cursor[file] = length -> save  cursor.deaths.add
+      blocked by a long body     PUT blobs, then the same POST again
+    at the end                   paused segments, deaths held back, files (GET journal says which are missing)
+
+Three states of a segment that does not go on: *paused* (tried again by later steps, after RETRY_S or what is due),
+*parked* (its reason is in the cursor, where `status` reads it; it may still be tried), *blocked* (refused for good: not
+tried until `forget`, that is after an error, a reload of the settings, or ASK_AGAIN_S of the schedule).
+
+The cursor on disk saves repeated sending, and shows `status` how far this is. It may be lost or old: `_ask_server`
+replaces what it says before the first byte is sent.
+
+Where this process is killed, the server may know more than the cursor:
+
+- after the server's commit, before its reply: the bytes are sent again, compared there, and answered with the same
+  length;
+- after the reply, before the cursor is saved: the same, or the first question brings the cursor up to date;
+- between a segment and its files: the server lists them as missing, and the next daemon sends them.
+
+Memory: one batch (`account.batch_bytes`, 8 MiB at most for one large frame), and one piece of a blob. Bytes are sent
+as they are in the file; frames are checked and never decoded.
+
+Above is `schedule`, which decides when a step is taken and what an exception means. Below are `journal.follow` (the
+order of everything), `batches` (which bytes), `blobs` and `account` (the cursor).
 """
 
 from __future__ import annotations
@@ -46,6 +72,8 @@ BODY_RETRY_S: Final = 5.0
 PENDING_S: Final = 0.2
 """While the follower holds records back, it is asked again after this long."""
 
+# Restarts in a row before the server counts as unreachable: one is normal after the server was restored from a
+# backup.
 _TRIES: Final = 3
 _WRITER_CHARACTERS: Final = 53
 """The file names of a writer's segments have this many characters in common: 20 digits, a dash, 32 hex digits."""
@@ -86,9 +114,12 @@ class Shipment:
         self.journal = Path(registration.journal)
         self.account = Account(registration.remote, self.journal, cursors_folder / f"{registration.key}.json")
         self.removed = False
+        # A blob without an event counts as done only when all events of its writer are on the server, so uploads ask
+        # which segments are not.
         self._blobs = BlobUploads(self.account, lambda: self._blocked | self._paused)
         self._batches = Batches()
         self._follower: Follower | None = None
+        # The follower's records, and the one that is being sent: a step may end in the middle of it.
         self._records: Iterator[MergeRecord | Death] | None = None
         self._current: MergeRecord | Death | None = None
         # False until the server has been asked what it has, and again after `forget`.
@@ -168,9 +199,11 @@ class Shipment:
         return self._follower
 
     def _step(self, link: remote.Link, deadline: float) -> StepResult:
+        """Take a step. Raises Restart and OrderChanged besides what `step` raises."""
         follower = self._open()
         if not self._asked:
             self._ask_server(link, follower)
+        # Before segments are read: then every event that is read has its blob in this listing.
         self._blobs.list_here()
         self._paused_now = set()
         while True:
@@ -179,6 +212,7 @@ class Shipment:
                     self._records = follower.follow()
                 self._current = next(self._records, None)
                 if self._current is None:
+                    # The next step asks the follower for what has come since.
                     self._records = None
                     break
             if not self._send(link, follower, self._current, deadline):
@@ -220,9 +254,14 @@ class Shipment:
         return self._paused - self.account.cursor.parked.keys()
 
     def _result(self, follower: Follower) -> StepResult:
-        """Return what remains after everything that can be sent now has been sent."""
+        """Return what remains after everything that can be sent now has been sent.
+
+        What is due soonest decides: a paused segment, records that the follower holds back, blobs without events.
+        Without any of these only a change can bring more.
+        """
         self.account.save_changes()
         self.account.note_trouble(None)
+        # Segments that cannot be read at all: nothing of them was sent, and whoever asks for the status must see it.
         for name, why in follower.troubles.items():
             self.account.park(name, str(why))
         self._restarts = 0
@@ -269,6 +308,8 @@ class Shipment:
             self.account.events = found["events"]
             self.removed = found["tombstone"]
             self.account.known_to_server = True
+        # Once more for everything that was set aside: the server may be another version by now, the disk may be
+        # mended.
         self.account.cursor.parked.clear()
         self._asked = True
         self._blobs.wanted = True
@@ -290,6 +331,7 @@ class Shipment:
         if not follower.is_of_here(segment) or segment.path.name in self._blocked:
             return True
         file = segment.path.name
+        # A paused segment may have an earlier record that was not sent: both are sent as one, up to the farther end.
         end = max(record.end, self._targets[file][1] if file in self._targets else 0)
         self._targets[file] = (segment.id, end)
         if self._waits_for_earlier(file):
@@ -304,6 +346,8 @@ class Shipment:
         while (offset := max(self.account.cursor.segments.get(file, 0), follower.freed(segment.id))) < end:
             if time.monotonic() >= deadline:
                 return False
+            # The cursor moves with each reply, so this loop reads what follows the last acknowledged byte, wherever
+            # that is.
             fail_point("sync-read")
             data, damaged = self._batches.next(segment, offset, end, self.account.batch_bytes)
             if not data:
@@ -349,20 +393,27 @@ class Shipment:
         except ServerRefused as refused:
             return self._refused(link, follower, file, offset, data, refused)
         fail_point("sync-acked")
+        # Without this check the same bytes would be sent for ever.
         if found["length"] <= offset:
             raise Unreachable(f"{self.account.remote} accepted bytes, and has no more than before")
         self.account.known_to_server = True
         self.account.sent_bytes += len(data)
         self.account.events = found["events"]
+        # Only if the experiment has files is it worth asking which of them are missing. A server of an older version
+        # does not say.
         if found.get("files", True) or any(map(parse_blob, self.account.cursor.parked)):
             self._blobs.wanted = True
         self._acknowledged(file, found["length"])
         self.account.grow_batch()
+        # What the server was told to do without is folded now; another request says it anew.
         self._blobs.without.clear()
         return True
 
     def _acknowledged(self, file: str, length: int) -> None:
-        """Record that the server has the first `length` bytes of a segment."""
+        """Record that the server has the first `length` bytes of a segment.
+
+        Saved at once, and not at the end of the step: a daemon that is killed then has at most one batch to send again.
+        """
         self.account.cursor.segments[file] = length
         self.account.cursor.parked.pop(file, None)
         self._stalled.pop(file, None)
@@ -372,7 +423,11 @@ class Shipment:
     def _refused(
         self, link: remote.Link, follower: Follower, file: str, offset: int, data: bytes, refused: ServerRefused
     ) -> bool:
-        """Act on a refusal: True to retry at once; False after pausing the segment or setting it aside."""
+        """Act on a refusal: True to retry at once; False after pausing the segment or setting it aside.
+
+        The order of the tests goes from what can be mended here and now to what cannot. Whatever no test takes is set
+        aside: one bad segment must not stop the journal.
+        """
         length = refused.extra.get("length")
         if refused.code == GAP and isinstance(length, int) and 0 <= length < offset:
             self._acknowledged(file, length)
@@ -385,6 +440,7 @@ class Shipment:
             return False
         if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
             return True
+        # Read again, because what a network file system shows may lag behind; then nothing is wrong with the file.
         if refused.code == TORN and self._reads_differently(file, offset, data):
             self._pause(file, offset, refused.message)
             return False

@@ -2,6 +2,16 @@
 
 Polling decides, because it works on every file system. Hints of `watchdog` only make it happen sooner; where they do
 not come, nothing is missed.
+
+    journal with a living writer   sizes of the last segments, and the locks            0.2 s .. 2 s
+    journal without one            one `stat` of the folder: is there a new segment?    1 s .. 30 s, at once with a hint
+    every journal                  sum of the sizes of last segments                    within FULL_S
+
+The second row is enough on a local file system, because only a living writer makes a segment grow. The third is for
+file systems where a lock says nothing, or where a folder's modification time is cached.
+
+The intervals follow the cost: a poll that took t seconds comes again after t / share seconds at the earliest. So ten
+thousand journals cost no more of a core than ten.
 """
 
 from __future__ import annotations
@@ -99,6 +109,8 @@ class JournalWatch:
         Costs one `stat` if the folder has not changed. Raises OSError if the folder cannot be read.
         """
         changed_ns = os.stat(self.folder).st_mtime_ns  # noqa: PTH116 - as above
+        # A folder that changed less than FRESH_NS before the last poll is listed once more: another change may have
+        # the same time.
         if changed_ns == self.changed_ns and not self._fresh:
             return False
         self._fresh = abs(time.time_ns() - changed_ns) < FRESH_NS
@@ -142,9 +154,11 @@ class JournalWatch:
             if parsed is not None:
                 last[parsed.writer] = name
             elif name.endswith(".lock"):
+                # `<created: 20 digits>-<writer: 32 hex digits>.lock`.
                 locks[name[21:53]] = name
         self._last = tuple(last.values())
         self._dead_locks &= set(locks.values())
+        # A size of -1 differs from every real one, so a new segment counts as grown.
         self.sizes = {
             last[writer]: self.sizes.get(last[writer], -1)
             for writer, lock in locks.items()
@@ -158,6 +172,7 @@ class JournalWatch:
         died = False
         for name in list(self.sizes):
             lock = self._locks[name]
+            # Where locks say nothing (UNKNOWN), the writer counts as alive and is polled on.
             if probe(Path(self.folder, lock)) is Liveness.GONE:
                 # Its size was compared before this, so its last bytes are noticed.
                 self._dead_locks.add(lock)
@@ -225,6 +240,10 @@ class Hints:
                 log.debug("%s cannot be watched: %s", folder, error)
 
     def _add_shared(self, folder: str) -> Any:
+        """Watch a folder with the inotify instance that all folders share.
+
+        Raises OSError, and others where watchdog has no such class.
+        """
         from watchdog.observers.inotify_c import InotifyConstants, InotifyFD
 
         constants: Any = InotifyConstants
@@ -232,10 +251,12 @@ class Hints:
             instance = InotifyFD()
             instance.start()
             self._shared = instance
+        # Not IN_MODIFY: at thousands of appends a second, an event for each would cost more than all polling.
         mask = constants.IN_CREATE | constants.IN_MOVED_TO | constants.IN_ONLYDIR
         return self._shared.add_callback(os.fsencode(folder), mask, _Callback(self, folder), id(self))
 
     def _observe(self, folder: str) -> None:
+        """Watch a folder with watchdog's observer, for systems without inotify."""
         if len(self._watched) >= _MOST_OBSERVED:
             return
         from watchdog.events import FileSystemEventHandler
@@ -259,6 +280,7 @@ class Hints:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
+        """Stop adding folders: the system's limit is reached, and those that are watched stay."""
         self.broken = str(error)
         log.info("the file system gives no more hints of changes (%s): polling instead", error)
 

@@ -4,6 +4,17 @@
 
 A checkpoint that is damaged, of another version or of another journal is not used: folding starts at the beginning.
 `trust` says whether what it counts is still there.
+
+It holds the position in the journal (`Position`), the folded state, and the layout of the folder (which bytes and
+lines were written where), all of the same moment. So whoever loads it goes on as if it had folded everything itself,
+in time proportional to the state and not to the journal.
+
+It is replaced by rename, so a process that is killed leaves the old one or the new one, and never a part. It is not
+synced: after a power cut the file may be old, empty or full of zeros; the checksum finds the last two, and an old one
+only costs folding again.
+
+Any process with the turn may replace it. A projector that keeps its state in memory compares `signature` before each
+pass, and loads anew if another process has been at work.
 """
 
 from __future__ import annotations
@@ -35,6 +46,12 @@ class LineFile:
     `lines` is the number of the next line, `first` that of the first line in the file: not 0 if a base stands for lines
     before it. The first `safe` bytes were read from disk after a boot of the machine; `crc` is the CRC-32 of the
     others.
+
+        marks[0]=0      marks[1]           marks[2]      size
+           |  line 0..999  |  line 1000..1999  |  line 2000.. |     a file without a base: first=0
+
+    A mark lets a reader of lines [a, b) seek to less than 1,000 lines before a. `crc` covers only bytes [safe, size),
+    because those below `safe` were already read back from disk after a boot.
     """
 
     size: int = 0
@@ -86,6 +103,8 @@ _decoder: Final = msgspec.msgpack.Decoder(Checkpoint)
 def save(journal: Path, checkpoint: Checkpoint) -> None:
     """Replace the checkpoint. Not synced: after a power cut an older one, or none, serves as well. Raises OSError."""
     fail_point("checkpoint-before")
+    # Until the machine is started again, the page cache shows every process what was written, so nothing need be
+    # checked. With another boot id, or on another machine, `trust` reads again.
     checkpoint.boot = boot_id()
     body = _encoder.encode(checkpoint)
     replace_file(journal / CHECKPOINT, _MAGIC + crc32(body).to_bytes(4, "little") + body)
@@ -108,6 +127,8 @@ def load(journal: Path) -> Checkpoint | None:
         return None
     try:
         checkpoint = _decoder.decode(body)
+    # A right checksum does not prove a sound content: a journal may come from elsewhere, with a checkpoint that
+    # somebody made.
     except (ValueError, RecursionError):
         return None
     if checkpoint.fold_version != FOLD_VERSION or checkpoint.layout_version != LAYOUT_VERSION:
@@ -116,7 +137,11 @@ def load(journal: Path) -> Checkpoint | None:
 
 
 def signature(journal: Path) -> tuple[int, int, int] | None:
-    """Return what changes with every save of the checkpoint, by whichever process; None if there is none."""
+    """Return what changes with every save of the checkpoint, by whichever process; None if there is none.
+
+    A file that was renamed over another has another inode. Where inode numbers are used again at once, time and size
+    tell them apart.
+    """
     try:
         status = (journal / CHECKPOINT).stat()
     except OSError:

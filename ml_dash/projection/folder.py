@@ -2,6 +2,27 @@
 
 Lines go by `pwrite` to the offset that the order implies, so that writing them again changes nothing; documents are
 replaced as a whole; files are hard links to blobs, or copies with `ML_DASH_FILES=copy`.
+
+Four kinds of files, each written in its own way:
+
+    logs.jsonl, data.jsonl   appended at the offset that the layout knows; bytes that are there already are compared
+    metadata.json, ...       replaced by rename; left alone if the content is the same
+    files/<path>             a hard link to the blob, or a copy of it, renamed into place
+    NOT-UP-TO-DATE.txt       only in a folder that was emptied on a full disk
+
+So a reader with `tail -f` sees lines grow and never shrink (except for what no event stands for, see `trim`), and who
+reads a document sees a whole one.
+
+The layout says what this projection wrote: sizes, marks, CRCs, and which blob is shown where. A file that is shorter
+than the layout says was changed by somebody, and cannot be continued: FolderChanged makes the projector begin anew. A
+longer one is normal after a crash.
+
+Nothing here is synced. In memory are the lines held back (`holds`) and, once files were placed, a table of all
+places.
+
+Users can put anything into this folder, also symbolic links. So lines are opened with O_NOFOLLOW, links in the place
+of our folders are removed, blobs must be regular files, and nothing is removed but what this projection may have
+written.
 """
 
 from __future__ import annotations
@@ -34,6 +55,7 @@ FILES: Final = "files/.files_metadata.json"
 AWAY: Final = "NOT-UP-TO-DATE.txt"
 """The only file in a folder that was emptied to make room for the journal on a full disk."""
 
+# Lines read back at once after a rewind: a multiple of a mark's, so that each part begins at one.
 _READ_LINES: Final = 4 * LINES_PER_MARK
 # Where new files are prepared: in the journal, so that a crash leaves nothing in the folder.
 _SCRATCH: Final = ".project.{:x}.tmp"
@@ -50,13 +72,17 @@ def folds_case(journal: Path) -> bool:
 
 
 class Folder:
-    """The documented folder of one experiment, and the layout that says what is in it. For one thread at a time."""
+    """The documented folder of one experiment, and the layout that says what is in it. For one thread at a time.
+
+    The layout is the checkpoint's own: what is changed here is saved with it.
+    """
 
     def __init__(self, path: Path, journal: Path, layout: Layout) -> None:
         self.path = path
         self.journal = journal
         self.layout = layout
         self._fold_case = folds_case(journal)
+        # With the process id: where locks do not work, two projectors may be at work at once.
         self._scratch = journal / _SCRATCH.format(os.getpid())
         # Metric → (its folder, its file of lines): needed for every stretch.
         self._places: dict[str, tuple[Path, Path]] = {}
@@ -159,7 +185,11 @@ class Folder:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines that are held back. Raises OSError, FolderChanged."""
+        """Write the lines that are held back. Raises OSError, FolderChanged.
+
+        What is held is taken out first: after an error it is dropped, and the projector forgets this folder and its
+        state together.
+        """
         self._made = set()
         held, self._held, self._held_lines = self._held, Edits(), 0
         if held.logs:
@@ -187,6 +217,7 @@ class Folder:
         while start < end:
             stop = min(end, start + _READ_LINES)
             try:
+                # These lines decide which points are current, so they are decoded and their indices checked.
                 part = read_points(b"\n".join(file_lines(path, lines, start, stop)), start)
             except (OSError, ValueError, LookupError) as error:
                 raise FolderChanged(path) from error
@@ -214,6 +245,8 @@ class Folder:
             _replace(folder / METADATA, document(metric_document(state, state.metrics[name])), self._scratch)
         if edits.parameters:
             _replace(self.path / PARAMETERS, document(parameters_document(state)), self._scratch)
+        # Before the files' metadata, so that what it lists is there already; experiment.json is last for the same
+        # reason.
         self._place_moved(state, edits)
         if edits.files:
             self._place_files()
@@ -254,11 +287,16 @@ class Folder:
             self._place(path)
 
     def _place(self, path: str) -> None:
+        """Show at `path` the file that belongs there, or remove what is there if none does.
+
+        If its content is not here (`pull` may bring it later), an older version must not be shown in its place.
+        """
         assert self._shown is not None
         file, placed = self._shown.paths.get(path), self.layout.placed
         target = self.path / "files" / path
         if file is not None:
             blob = file.blob
+            # The metadata changed and the content did not, or it was placed before a crash.
             if placed.get(path) == blob and target.exists():
                 return
             content = self.journal / BLOBS / blob
@@ -283,6 +321,8 @@ class Folder:
         """Remove files that are not to be shown, left by a projector that died before its checkpoint."""
         placed = self.layout.placed
         for file in state.files.values():
+            # A file whose place is taken by another one has its id in its name, at its place or at the top (see
+            # `core.shown`).
             path, at_top = file_path(file.prefix, file.filename), file_path("", file.filename)
             for shown in (path, f"{path}%{file.id}", f"{at_top}%{file.id}"):
                 if shown not in placed and (self.path / "files" / shown).is_file():
@@ -334,6 +374,7 @@ def _pieces(block: Block) -> list[Block]:
 
 
 def _cuts(start: int, count: int) -> list[int]:
+    """Return 0, the positions before which a mark is needed, and `count`, for lines numbered from `start` on."""
     first = -start % LINES_PER_MARK or LINES_PER_MARK
     return [0, *range(first, count, LINES_PER_MARK), count]
 
@@ -359,6 +400,11 @@ def metric_lines(line_file: LineFile, blocks: list[Block]) -> bytes:
 
 
 def _counted(line_file: LineFile, pieces: Iterable[bytes], counts: Iterable[int]) -> bytes:
+    """Join encoded pieces that were split at marks; note the marks and the number of lines.
+
+    An offset of a mark is only right if the bytes are then appended at `line_file.size`, which is what all callers
+    do.
+    """
     written = bytearray()
     for piece, count in zip(pieces, counts, strict=True):
         if line_file.lines % LINES_PER_MARK == 0 or line_file.lines == line_file.first:
@@ -369,6 +415,7 @@ def _counted(line_file: LineFile, pieces: Iterable[bytes], counts: Iterable[int]
 
 
 def _append(path: Path, line_file: LineFile, data: bytes) -> None:
+    """Write lines at the end that the layout knows, then let the layout grow."""
     _write_missing(path, line_file.size, data)
     line_file.size += len(data)
     line_file.crc = crc32(data, line_file.crc)
@@ -380,6 +427,8 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
     Raises FolderChanged if the file is shorter than `offset`.
     """
     flags = os.O_RDWR | os.O_CREAT
+    # A symbolic link here would lead our writes elsewhere, and a FIFO could make a call hang. Windows lacks some of
+    # these, others lack O_BINARY.
     for extra in ("O_CLOEXEC", "O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, extra, 0)
     fd = os.open(path, flags, 0o666)
@@ -387,14 +436,18 @@ def _write_missing(path: Path, offset: int, data: bytes) -> None:
         size = os.fstat(fd).st_size
         if size < offset:
             raise FolderChanged(path)
+        # A projector that was killed had written them already.
         if size > offset and read_at(fd, len(data), offset) == data:
             return
+        # Either the file ends at `offset`, or what follows is not what the journal says: part of a line, or lines of
+        # another order that was never recorded.
         write_all(fd, data, offset)
     finally:
         os.close(fd)
 
 
 def _replace(path: Path, content: bytes, scratch: Path) -> None:
+    """Replace a document by rename, unless it has this content already."""
     try:
         status = path.lstat()
         if stat.S_ISREG(status.st_mode) and status.st_size == len(content) and path.read_bytes() == content:
@@ -405,6 +458,7 @@ def _replace(path: Path, content: bytes, scratch: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
+    """Remove temporary files in a folder."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name) and not entry.is_dir(follow_symlinks=False):
@@ -423,6 +477,7 @@ def _is_blob(path: Path) -> bool:
 def _show(blob: Path, target: Path, scratch: Path) -> None:
     """Put the content of a blob at `target`, as a hard link or a copy, in one step."""
     temporary = scratch
+    # A rename works only within one file system.
     if scratch.parent.stat().st_dev != target.parent.stat().st_dev:
         temporary = target.with_name(f".{target.name[:200]}.{os.getpid():x}.tmp")
     with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,14 @@
-"""The lines of `data.jsonl` and `logs.jsonl`: made from folded points and log entries, and parsed."""
+"""The lines of `data.jsonl` and `logs.jsonl`: made from folded points and log entries, and parsed.
+
+One encoding for the folder, the server's blocks and what the REST interface sends, so that the same points have the
+same bytes everywhere. A folder that is made again has to be byte-identical, so whoever changes the encoding lets
+`LAYOUT_VERSION` and `TABLES_VERSION` grow: then all is made again.
+
+JSON has no NaN and no infinities. They are written as texts ("NaN"), and `text` in the line names those fields that
+really are such texts; without it the value would come back as another type. Finding them means looking at each value,
+which is slow; so lines are first encoded at full speed, and only a block in which a suspect byte sequence occurs is
+encoded again with care. A false alarm costs time, never correctness.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +31,7 @@ _SUSPECT: Final = (b"null", *_NUMBER_NAMES)
 def point_lines(block: Block) -> bytes:
     """Encode consecutive points as lines of `data.jsonl`."""
     start, rows, times = block.start, block.rows, block.times
+    # All points of a batch have one time; its text is made once.
     if isinstance(times, int):
         text = utc_text(times)
         lines = [{"index": index, "data": row, "createdAt": text} for index, row in enumerate(rows, start)]
@@ -37,6 +48,7 @@ def point_lines(block: Block) -> bytes:
 
 def joined(blocks: list[Block]) -> Block:
     """Join consecutive blocks into one: encoding many together costs little more than encoding one."""
+    # The usual case while training, and the one that keeps one time for many points.
     if len(blocks) == 1:
         return blocks[0]
     rows: list[dict[str, Any]] = []
@@ -63,7 +75,10 @@ def log_lines(entries: list[LogLine]) -> bytes:
 
 
 def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
-    """Encode lines as strict JSON: NaN and infinities as texts; `text` names real texts that look like those."""
+    """Encode lines as strict JSON: NaN and infinities as texts; `text` names real texts that look like those.
+
+    Log entries always go this way: their metadata may hold anything, and there are few of them.
+    """
     encoded = bytearray()
     for line in lines:
         data = line[key]
@@ -101,9 +116,11 @@ _lines: Final = msgspec.json.Decoder(_Line)
 def read_points(lines: bytes, start: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Decode lines of points from index `start` on into (fields, times). Raises ValueError for other lines."""
     points = _lines.decode_lines(lines)
+    # Somebody may have edited the file: lines that are missing or moved must not be taken for others.
     if not points or (points[0].index, points[-1].index) != (start, start + len(points) - 1):
         raise ValueError(f"the lines do not begin with point {start}")
     rows = [point.data for point in points]
+    # As in encoding: only where such a text occurs is each value looked at.
     if any(suspect in lines for suspect in _NUMBER_NAMES):
         rows = [from_json(point.data, point.text) for point in points]
     return rows, [point.createdAt for point in points]

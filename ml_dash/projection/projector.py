@@ -1,4 +1,35 @@
-"""The projector: keeps a documented folder up to date. Resume, replay, fold, apply, checkpoint."""
+"""The projector: keeps a documented folder up to date. Resume, replay, fold, apply, checkpoint.
+
+A journal is the truth, and the documented folder is what people read. The projector makes the second from the first,
+in passes that may be interrupted anywhere. One pass, with the turn held:
+
+    resume     position, state and layout: from memory, else from the checkpoint, else from the base or from nothing
+    replay     frames -> `order` -> fold -> edits; a stretch is recorded in `order` before anything is numbered by it
+    apply      lines by pwrite to the offset that the order implies
+    documents  metric metadata, parameters, files, experiment.json: each replaced as a whole, and only if it is due
+    release    events synced, then blobs of replaced and deleted files unlinked
+    checkpoint replaced as a whole, and only if it is due
+
+Invariants:
+
+- Nothing in the folder comes from the clock or the machine, so that making it again gives the same bytes.
+- The checkpoint never counts a line that was not written, because it is saved last.
+- A document is written after the lines that it counts. It may be older than they are; then the checkpoint names it as
+  stale.
+- A blob is never released before the event that replaced it, and the record of that event's order, are synced.
+
+A process that is killed in a pass leaves: records in `order` without lines (the next pass writes the lines); lines
+after those that the checkpoint counts (the next pass finds the same bytes and passes over them, or writes its own
+there); documents newer than the checkpoint (folding again makes the same); temporary files (`Folder.prepare` removes
+them). After a power cut `trust` checks what the checkpoint counts. If that is not there, or if the folder differs in
+a way that a pass notices, the checkpoint is removed and everything is folded again from the beginning.
+
+A pass costs what is new, not what exists. In memory there are the state, which has no points, one read of a segment,
+and at most `_HOLDS` lines.
+
+Above stand `recording.folder`, which calls `advance` from a background thread while training, and readers, which call
+it once. Below are `replay` (what is next), `folder` (bytes on disk), `checkpoint` and `trust`.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +59,23 @@ from .replay import Enough, Pace, Replay
 from .start import begin
 
 # While training, at most this share of the time goes into rewriting documents and the checkpoint.
+# A document that lists much takes long to write. After one that took t seconds, the next waits t / _SHARE seconds,
+# whatever the size of the experiment.
 _SHARE: Final = 0.02
 # The metadata of files is rewritten no more often than this: it lists all files that ever were.
 _FILES_EVERY_S: Final = 1.0
 # Lines that a pass without `pace` writes together; one with `pace` writes after each slice.
+# More lines for one `open` of a file, for more memory. With a pace, what was folded must be in the folder when the
+# pace raises Enough.
 _HOLDS: Final = 100_000
+# Seconds to wait for the turn when the disk is full. The caller is the writer's side of a training process, so this
+# must be short.
 _GIVE_WAY_S: Final = 5.0
 _AWAY_TEXT: Final = (
     "The disk was full, and this folder was emptied to make room for the journal, which has everything.\n"
     "Once there is room, ml-dash makes it again when it is read, or by: ml-dash rebuild\n"
 )
+# How often a rebuild reports progress.
 _REBUILD_SLICE_EVENTS: Final = 50_000
 TURN_WAIT_S: Final = 30.0
 """How long whoever needs the folder waits for another process that is writing it."""
@@ -69,6 +107,9 @@ class Projector:
 
     Lock order: `guard` (threads of this process), then the turn (processes, `turn.lock`). Fields change only
     under `guard`.
+
+    `guard` is held for a whole pass. It is re-entrant, because whoever has the turn calls `advance` and reads `state`
+    within it. `turn.lock` alone would not do: it keeps processes apart, not threads of one process.
     """
 
     def __init__(self, journal: Path, folder: Path) -> None:
@@ -78,7 +119,10 @@ class Projector:
         self._turn = Turn(journal / TURN)
         self._replay: Replay | None = None
         self._folder: Folder | None = None
+        # The checkpoint file as this process last saved or loaded it. If it differs, another process has projected
+        # since, and what is in memory is too old.
         self._signature: tuple[int, int, int] | None = None
+        # When documents, the metadata of files and the checkpoint may be written again (time.monotonic).
         self._documents_due = 0.0
         self._files_due = 0.0
         self._checkpoint_due = 0.0
@@ -87,6 +131,7 @@ class Projector:
         # In the passes until then: True if the folder may hold anything, and if files were added or removed.
         self._anew = False
         self._files_changed = False
+        # True while a rebuild runs: old versions of files stay.
         self._keeps = False
 
     @property
@@ -106,7 +151,11 @@ class Projector:
         return self._folder
 
     def mend(self) -> bool:
-        """Write the whole folder again, because it is wrong; False if that is not possible now."""
+        """Write the whole folder again, because it is wrong; False if that is not possible now.
+
+        Readers call this when what they read does not fit the layout. Without the checkpoint, the pass begins at the
+        base or at the first event.
+        """
         self._start_anew()
         try:
             return self.advance(wait_s=1.0, complete=False)
@@ -143,6 +192,11 @@ class Projector:
         self._turn.drop()
 
     def _advance_in_turn(self, pace: Pace | None, complete: bool) -> None:
+        """Take passes until one comes to its end, beginning anew after each that finds a wrong folder. Has the turn.
+
+        Three times at most: somebody who edits the folder all the time must not keep this process busy for ever.
+        Errors of the disk are not tried again here: the caller knows whether anybody waits.
+        """
         for _ in range(3):
             try:
                 self._pass(pace, complete)
@@ -156,29 +210,37 @@ class Projector:
                 self._forget()
                 raise StorageError(f"{self.journal} cannot be projected: {error.message}", hint=error.hint) from error
             except BaseException:
-                # The state in memory may be ahead of the folder.
+                # The state in memory may be ahead of the folder: an event was folded, and then the disk refused, or
+                # somebody pressed Ctrl-C. Only the checkpoint is surely consistent.
                 self._forget()
                 raise
         raise OSError(f"{self.folder_path} changes while it is being written")
 
     def _pass(self, pace: Pace | None, complete: bool) -> None:
+        """Take one pass. Raises Enough, with folder and checkpoint consistent, if the pace ends it."""
         replay, folder = self._resume()
         folder.holds = _HOLDS if pace is None else 0
         try:
             changed = replay.catch_up(folder, record=True, pace=pace)
             folder.flush()
         except Enough:
+            # A replay calls its pace only between slices, when all that is folded has been written. So this is a
+            # valid checkpoint, and the next pass goes on from it.
             self._finish(replay, folder, complete, last=False)
             raise
         if complete:
+            # A document may have been removed by hand. Not in the passes of a background thread: it costs a `stat`
+            # for each metric.
             folder.mark_missing(replay.state, replay.edits)
         due = self.lagging and (complete or self._is_due(replay.edits))
         if replay.state.events and (changed or due):
             self._finish(replay, folder, complete, last=True)
+        # An experiment without any event has no documents; leftovers of an older one are removed even so.
         elif self._fresh:
             self._settle(replay.state, folder)
 
     def _is_due(self, edits: Edits) -> bool:
+        """True if a document that edits made stale may be written now."""
         now, rest = monotonic(), edits.experiment or edits.metrics or edits.parameters
         return bool(rest and now >= self._documents_due) or (edits.files and now >= self._files_due)
 
@@ -189,7 +251,13 @@ class Projector:
         return bool(edits.experiment or edits.metrics or edits.parameters or edits.files)
 
     def _resume(self) -> tuple[Replay, Folder]:
-        """Return replay and folder where this process, or the last one that projected, has stopped."""
+        """Return replay and folder where this process, or the last one that projected, has stopped.
+
+        `begins` is true if there is neither a checkpoint nor a folder: a new experiment. `anew` is true if the folder
+        may hold anything: files were there without a checkpoint, the checkpoint did not hold, or the machine was
+        started since and unsynced documents may be empty or old. Lines are not among that: `trust` has checked them,
+        or they are compared when they are written again.
+        """
         replay, folder = self._replay, self._folder
         if replay is not None and folder is not None and checkpoints.signature(self.journal) == self._signature:
             return replay, folder
@@ -201,6 +269,7 @@ class Projector:
         self._fresh, self._anew, self._files_changed = True, anew, False
         folder = Folder(self.folder_path, self.journal, checkpoint.layout)
         replay = Replay(self.journal, checkpoint)
+        # Documents that the last projector left stale.
         replay.edits.metrics.update(checkpoint.layout.stale)
         replay.edits.experiment = checkpoint.layout.stale_experiment
         replay.edits.files = checkpoint.layout.stale_files
@@ -213,6 +282,8 @@ class Projector:
         if checkpoint.state.events:
             folder.mark_missing(checkpoint.state, replay.edits)
             folder.mark_unshown(checkpoint.state, replay.edits)
+        # Temporary files of writers that died while they stored a blob. Not needed for anything here, so an error
+        # must not end the pass.
         with contextlib.suppress(OSError):
             blobs.sweep(self.journal, self._may_live)
         self._replay, self._folder = replay, folder
@@ -220,18 +291,26 @@ class Projector:
         return replay, folder
 
     def _may_live(self, writer: str) -> bool:
+        """True unless the lock of a writer is free: one whose liveness is unknown keeps its temporary files."""
         first = next((name for name, _ in list_segments(self.journal) if name.writer == writer), None)
         return first is not None and probe(self.journal / SEGMENTS / first.lock) is not Liveness.GONE
 
     def _forget(self) -> None:
+        """Drop what is in memory, so that the next pass begins at the checkpoint on disk."""
         self._replay = self._folder = None
 
     def _start_anew(self) -> None:
+        """Drop the checkpoint too, so that the next pass begins at the base or at the first event."""
         (self.journal / CHECKPOINT).unlink(missing_ok=True)
         self._forget()
 
     def _finish(self, replay: Replay, folder: Folder, complete: bool, *, last: bool) -> None:
-        """Write the documents that are due, release blobs, and save the checkpoint if that is due."""
+        """Write the documents that are due, release blobs, and save the checkpoint if that is due.
+
+        With `last` the replay has come to the end of the journal; without, its pace has ended it. Documents that are
+        not due go back to `replay.edits` afterwards, and their names into the layout, so that another process that
+        takes over after a crash writes them.
+        """
         edits, layout = replay.edits, folder.layout
         later = Edits()
         begun = monotonic()
@@ -249,19 +328,28 @@ class Projector:
             self._documents_due = ended + (ended - begun) / _SHARE
         if edits.files:
             self._files_due = ended + max(_FILES_EVERY_S, (ended - begun) / _SHARE)
+        # Before the checkpoint: if this process is killed in between, the next pass folds the same deletions and
+        # releases again. The other way round, a checkpoint would have passed the deletion, and the blob would stay
+        # for ever.
         self._release(replay)
         replay.edits = later
         layout.stale, layout.stale_experiment = sorted(later.metrics), later.experiment
         layout.stale_files = later.files
         begun = monotonic()
         if complete or not last or begun >= self._checkpoint_due:
+            # The CRC of `order` up to this position is needed only after another boot, so it is made here and not at
+            # each record.
             trust.seal(replay.at, self.journal)
             checkpoints.save(self.journal, replay.at)
             self._signature = checkpoints.signature(self.journal)
             self._checkpoint_due = monotonic() + (monotonic() - begun) / _SHARE
 
     def _settle(self, state: State, folder: Folder) -> None:
-        """Remove what an earlier projector left in the folder and what the journal does not, or no longer, hold."""
+        """Remove what an earlier projector left in the folder and what the journal does not, or no longer, hold.
+
+        Only at the end of the first pass: before that, lines after the layout's end may be ones that this very pass
+        is going to find equal.
+        """
         folder.trim()
         if self._files_changed:
             folder.remove_leftovers(state)
@@ -310,12 +398,19 @@ class Projector:
 
         Lines from before the base are removed, except those that it has kept, and files whose content is not in the
         journal any more.
+
+        `_start_anew` comes first: the checkpoint names the base from which it began, and one of another base is not
+        used anyway.
         """
         self._start_anew()
         self._advance_in_turn(None, complete=True)
 
     def give_way(self) -> bool:
-        """Remove all that can be made again, for room on a full disk, and leave a note; False if there was nothing."""
+        """Remove all that can be made again, for room on a full disk, and leave a note; False if there was nothing.
+
+        For a writer that cannot write its journal any more. Hard links into `files/` cost no room, but documents,
+        lines and copies do. Lines that only a base stands for are kept, since nothing here could make them again.
+        """
         with self.having_turn(_GIVE_WAY_S) as taken:
             if not taken or _is_empty(self.folder_path):
                 return False
@@ -375,6 +470,11 @@ def _remove_derived(folder: Path, kept: dict[Path, int]) -> None:
 
 
 def _empty_but(top: Path, kept: dict[Path, int]) -> None:
+    """Remove all below a folder except the files in `kept`, which are cut to the sizes there.
+
+    From the bottom up, so that a folder is empty when its turn comes. Symbolic links are removed and never followed:
+    what they lead to is not ours.
+    """
     for base, folders, names in os.walk(top, topdown=False):
         for name in [*names, *folders]:
             path = Path(base, name)

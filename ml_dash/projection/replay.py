@@ -1,4 +1,19 @@
-"""The replay of a journal: merged events through the fold into a sink."""
+"""The replay of a journal: merged events through the fold into a sink.
+
+One replay follows one journal and keeps the state that comes out of it. It does not decide what comes next:
+`journal.merge` does. It does not know what an event means: `core.fold` does. It does not know where lines go: its
+sink does. So the projector, readers that keep everything in memory, `verify` and `gc` all use this class.
+
+    merger -> (record, segment, stretch) -> bodies from blobs -> fold(state) -> edits -> sink -> covered
+
+A stretch counts as covered only after its last event was folded and its edits were taken by the sink. If a pass ends
+inside a stretch, the stretch is folded again from its start. That is harmless: the state remembers, for each writer,
+the ranges of numbers that it has folded, and ignores what it has seen. So position and state may be saved together
+after any slice.
+
+Memory: the state, and one read of a segment (`CHUNK_BYTES`, or `_LONG_CHUNK_BYTES` without a pace) with its decoded
+events.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +37,7 @@ from ..journal.reader import CHUNK_BYTES, Gap, Segment, Stretch, Tail, read
 from ..journal.segment import SEGMENTS
 from .checkpoint import Checkpoint
 
+# Bytes read from a segment at once without a pace.
 _LONG_CHUNK_BYTES: Final = 2 << 20
 
 
@@ -48,7 +64,11 @@ class Sink(Protocol):
 
 
 class Replay:
-    """One reader's fold of one journal: its position and the state folded so far. For one thread at a time."""
+    """One reader's fold of one journal: its position and the state folded so far. For one thread at a time.
+
+    It is the `Reader` that its merger asks (see `journal.merge`): since it folds, it knows from the state which
+    writers are alive.
+    """
 
     def __init__(self, journal: Path, checkpoint: Checkpoint) -> None:
         self.journal = journal
@@ -58,7 +78,10 @@ class Replay:
         # True if something was folded that `order` does not record: another process may record another order.
         self.assumed = False
         self._merger = Merger(journal, checkpoint, self, strict=True)
+        # The first pass reads every hole in every segment again, since a body or a damaged frame may have come back.
+        # Later ones read only what has grown.
         self._thorough = True
+        # Segments read since the last `sync`: their frames may be in the page cache alone.
         self._unsynced: set[Path] = set()
         self._chunk = CHUNK_BYTES
 
@@ -80,6 +103,7 @@ class Replay:
         order = Order(self.journal)
         order.open(write=record)
         try:
+            # First what others have recorded: a record is a fact, while a new stretch is numbered after all of them.
             self._fold(self._merger.recorded(order), sink, pace)
             new = self._merger.new(order if record else None, thorough=self._thorough)
             self._fold(new if record else self._assumed(new), sink if unordered is None else unordered, pace)
@@ -89,7 +113,10 @@ class Replay:
         return (self.state.events, self.state.status) != before
 
     def follow(self, end: int, sink: Sink) -> None:
-        """Fold what `order` records before its byte `end`, and nothing else. Raises OSError, OrderChanged."""
+        """Fold what `order` records before its byte `end`, and nothing else. Raises OSError, OrderChanged.
+
+        For a reader that must come to the same numbers as somebody who stopped at that byte.
+        """
         order = Order(self.journal)
         order.open(write=False)
         try:
@@ -98,6 +125,7 @@ class Replay:
             order.close()
 
     def _assumed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield items, and note that there was one: numbers given to them are not final."""
         for item in items:
             self.assumed = True
             yield item
@@ -119,13 +147,17 @@ class Replay:
                     self._fold_stretch(segment, part, sink, pace)
 
     def _fold_stretch(self, segment: Segment, stretch: Stretch, sink: Sink, pace: Pace | None) -> None:
+        """Fold the events of a stretch slice by slice; then mark its bytes as covered."""
         state, header = self.state, segment.header
+        # A journal whose opening event is lost is still known by the names in its header.
         state.project, state.name = state.project or header.project, state.name or header.name
         self._unsynced.add(segment.path)
         size = len(stretch.events) if pace is None else pace.slice_events
         for start in range(0, len(stretch.events), size):
             fold(state, segment.writer, stretch.events[start : start + size], self.edits)
             sink.apply(self.edits)
+            # A rewind supersedes points that were folded long ago, of which the state has only statistics. They are
+            # read back from the sink, so it must have all points first: `apply` comes before.
             if self.edits.rewound:
                 recount(state, self.edits, sink.history)
             if pace is not None:
@@ -138,6 +170,8 @@ class Replay:
         """Yield stretches with their bodies from blobs. A frame whose body is lost is left out, and stays uncovered."""
         fetch, file = partial(bodies.fetch_body, self.journal), segment.path.name
 
+        # Reported and left out. Its bytes stay uncovered, so a later thorough pass folds it if the blob has come
+        # back.
         def lost(event: Event, error: Exception) -> None:
             self.troubles[f"{file} #{event[0]}"] = error
 
@@ -175,6 +209,7 @@ class Replay:
         for path in self._unsynced:
             with path.open("rb") as file:
                 data_sync(file.fileno())
+        # The folder too: a segment whose entry is lost is lost, whatever its content.
         sync_folder(self.journal / SEGMENTS)
         self._unsynced = set()
         order = Order(self.journal)

@@ -1,4 +1,14 @@
-"""The starting point of a fold: nothing, or the base in place of missing segments."""
+"""The starting point of a fold: nothing, or the base in place of missing segments.
+
+Where `gc` removed segments, or `pull` did not bring them, nobody here can fold their events. The base has the state
+after them. So a fold begins with a copy of that state, with all bytes of those segments marked as covered, and with
+line files whose first line is not number 0 but the number of the first point or entry after the base:
+
+    lines 0..n-1   only counted in the state; in the folder only if `gc` kept them there
+    lines n..      made from the segments that are here
+
+A base cannot be made again, so one that is damaged is an error, and never passed over.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +74,11 @@ def _follows(base: Base, journal: Path) -> bool:
 
 
 def _count_kept(base: Base, folder: Folder) -> None:
+    """Let the layout begin before the base with the lines that `gc` left in the folder, where those are unchanged.
+
+    They are checked by their CRC. Lines that somebody has changed are not used: what follows must be written at the
+    right offset.
+    """
     for name, kept in base.kept.items():
         path = folder.points_file(name) if name else folder.path / LOGS
         lines = LineFile(kept.size, kept.lines, list(kept.marks), crc=kept.crc, first=kept.first)
@@ -82,6 +97,7 @@ def is_there(path: Path, kept: Kept) -> bool:
     """True if a file still begins with the lines that were kept in it."""
     try:
         if path.is_symlink() or not path.is_file():
+            # No bytes were kept, so a file that is missing has all of them.
             return not kept.size
         return crc_of(path, 0, kept.size) == kept.crc
     except OSError:

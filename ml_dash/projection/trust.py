@@ -4,6 +4,18 @@ Neither the checkpoint nor the folder is ever synced. While the machine runs tha
 killed. After another boot (or on another machine, over a network), bytes that were not read from disk since are read
 again: frames by their checksums, lines by the CRC that the checkpoint keeps. That costs time in proportion to what is
 new, where folding again would cost time in proportion to everything.
+
+Two questions are asked, and both must be answered with yes before a checkpoint is used:
+
+    is it consistent?   its parts agree with each other: counts, marks, spans, names of writers, paths that stay inside
+    has it survived?    the bytes that it counts are there: always the sizes; after another boot, their checksums
+
+The first is asked each time, because a checkpoint may come with a copied or unpacked store, and its content decides
+where this process writes. The second costs reading, so each file has a safe length (`LineFile.safe`,
+`Checkpoint.safe`): bytes below it were read from disk after some boot, and since a projection only appends, they need
+not be read again.
+
+If the answer is no, the projector begins at the base or at the first event. Nothing is repaired here.
 """
 
 from __future__ import annotations
@@ -63,6 +75,7 @@ def _values(state: State) -> Iterator[dict[str, Any]]:
 
 
 def _may_be_recorded(given: dict[str, Any]) -> bool:
+    """True if an event could have brought these values: they are the same after the checks that events go through."""
     try:
         return changes(mapping(given), *given) == given
     except Malformed:
@@ -70,6 +83,7 @@ def _may_be_recorded(given: dict[str, Any]) -> bool:
 
 
 def _has_marks(lines: LineFile) -> bool:
+    """True if there is a mark for each line that needs one, at offsets that grow from 0 up to the size."""
     ends, first = [*lines.marks, lines.size], lines.first
     marks = -(-lines.lines // LINES_PER_MARK) - first // LINES_PER_MARK if lines.lines > first else 0
     return 0 <= first <= lines.lines and len(lines.marks) == marks and sorted(ends) == ends and ends[0] == 0
@@ -88,6 +102,7 @@ def _has_spans(metric: Metric) -> bool:
 
 
 def _stays_inside(path: str) -> bool:
+    """True if a path under `files/` leads nowhere else. A projector writes and removes at these paths."""
     parts = PurePosixPath(path).parts
     return bool(parts) and not PurePosixPath(path).is_absolute() and ".." not in parts
 
@@ -99,13 +114,20 @@ def _survived(checkpoint: Checkpoint, folder: Folder) -> bool:
     for path, lines in [(folder.journal / ORDER, checkpoint.order), *folder.line_files()]:
         if crc_of(path, lines.safe, lines.size) != lines.crc:
             return False
+        # Read from disk since this boot, and right: from here on only what is appended is covered by the CRC.
         lines.safe, lines.crc = lines.size, 0
     return True
 
 
 def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
+    """True if the bytes of segments that were folded still hold whole frames.
+
+    A power cut may take the unsynced end of a segment. If that was folded, lines in the folder speak of events that
+    the journal does not have, and they must go.
+    """
     for _, path in list_segments(journal):
         safe = checkpoint.safe.get(path.name, 0)
+        # All of it was read, and read again after a boot: a segment is never changed below its end.
         if checkpoint.settled.get(path.name) == safe:
             continue
         segment = open_segment(path)
@@ -121,6 +143,7 @@ def _segments_survived(checkpoint: Checkpoint, journal: Path) -> bool:
 
 
 def _is_all_frames(segment: Segment, start: int, end: int) -> bool:
+    """True if [start, end) holds whole frames without a gap. Their checksums stand for their content."""
     position = start
     for item in read(segment, start, end):
         if not isinstance(item, Stretch) or item.start != position:

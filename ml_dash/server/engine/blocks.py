@@ -2,6 +2,19 @@
 
 A block ends where a thousand of indices ends, and earlier if its lines are long. It has a summary of the whole, and one
 for each part of it that lies between two multiples of 50.
+
+    index      0 .. 999      1000 .. 1999      2000 .. 2311
+    row        full          full              open: rewritten with each request, until it is full
+    lines      zlib          zlib              as they are
+    summary    least, greatest, first and last value of each field, with their indices
+    parts      the same for 50 points each: 20 parts in a row that holds 1,000
+
+Why a thousand: a row and an index entry for each point cost ten times as much. Why they end at multiples of a
+thousand, and parts at multiples of 50: then down-sampling may put whole blocks, or whole parts, together.
+
+The open block is in memory with its experiment, so that a request of one point appends to it without reading it. It
+is stored in the same transaction as what it was made from. A full block is never written again; rewinds change which
+points count, and not the lines.
 """
 
 from __future__ import annotations
@@ -47,7 +60,10 @@ def parts_of(parts: bytes) -> list[Extremes]:
 
 
 class OpenBlock:
-    """The newest block of a series, to which lines are still added. Touched only while writing (`Ingest.writing`)."""
+    """The newest block of a series, to which lines are still added. Touched only while writing (`Ingest.writing`).
+
+    Summaries are of all points, also superseded ones; who reads leaves those out.
+    """
 
     __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
 
@@ -79,12 +95,15 @@ class OpenBlock:
         """
         self.lines += lines
         self.count += count
+        # The next block begins behind this one, wherever that is, and ends at the same multiple of a thousand as this
+        # one would have.
         self.full = not self.room or len(self.lines) >= _FULL_BYTES
 
     def summarise(self, points: Points) -> None:
         """Extend the summaries by points whose lines are added next."""
         position = 0
         while position < len(points.rows):
+            # A part ends at a multiple of PART of the index, and not after PART points: a block may begin anywhere.
             inside = (points.start + position) % PART
             if not inside or not self.parts:
                 self.parts.append({})
@@ -147,6 +166,7 @@ def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlock
 
 
 def _room(series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
+    """Return the block itself, or, if it is full, a new one behind it, which takes its place in memory."""
     if not block.full:
         return block
     new = open_blocks[series] = OpenBlock(block.first + block.count)
@@ -157,6 +177,7 @@ def _joined(parts: list[Points]) -> Iterator[Points]:
     """Join points that came one by one or a few at a time: encoding them together is cheaper."""
     waiting: list[Points] = []
     for part in parts:
+        # A batch with one time is encoded fast as it is; joining would give each of its points a time of its own.
         if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
             if waiting:
                 yield joined_blocks(waiting)
@@ -169,6 +190,7 @@ def _joined(parts: list[Points]) -> Iterator[Points]:
 
 
 def _slice(points: Points, start: int, end: int) -> Points:
+    """Return points [start, end) of a batch, counted within it."""
     if start == 0 and end >= len(points.rows):
         return points
     times = points.times if isinstance(points.times, int) else points.times[start:end]

@@ -1,4 +1,34 @@
-"""Ingest of segment bytes: check, store, fold, and acknowledge, in one transaction."""
+"""Ingest of segment bytes: check, store, fold, and acknowledge, in one transaction.
+
+A request brings bytes [offset, offset + n) of a segment. What they are is decided by comparing them with the server's
+copy, whose length is L:
+
+    offset > L               refused (GAP), with L: the client goes on from there
+    offset <= L < offset+n   [offset, L) is compared, [L, offset+n) is appended
+    offset+n <= L            all of it is compared; nothing is stored, and the answer is L
+
+Compared bytes must be equal. Three cases differ: bytes that never verified here may be replaced by bytes that do;
+bytes that the client calls damaged say nothing against ours; anything else is a conflict, the first bytes are kept,
+and an alarm is logged.
+
+One transaction then holds all of it, in this order: the raw bytes, the segment's new length, the blocks of lines that
+the fold makes of them, the arrival numbers, and the experiment's row with the folded state. It is synced by the
+commit, and only then is the length answered. So:
+
+- A length that was answered is durable and folded. A server that is killed before the commit has changed nothing;
+  killed after it, it has only failed to answer, and the client sends the bytes again, which are compared and found
+  equal.
+- An event counts once: the fold remembers the numbers of each writer. Two requests with the same bytes cannot both be
+  stored, because a stretch is claimed under (namespace, segment, start), which is unique.
+- Folding all arrivals in their order gives the same tables (`refold`).
+
+Locks: `ServerWriter._guard`, then `Ingest._turn`, then the turn of the store. Reading goes past all of them. Deleting
+objects and telling listeners comes after the commit and outside of the turn, because both may be slow; an object that
+a crash leaves behind then is garbage, never a file that is missing.
+
+Memory: one request (8 MiB of segment at most), its decoded events, at most about _BODY_BYTES_AT_ONCE of long bodies,
+and the cache.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +79,11 @@ STRETCH: Final = 1
 DEATH: Final = 2
 # Bounds of the cache; the oldest experiments leave it first.
 _STATES_CACHED: Final = 256
+# Counted by the length of the encoded states; decoded they take more.
 _STATE_BYTES_CACHED: Final = 16 << 20
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
+# Long bodies that are decoded together. A batch of small frames may name gigabytes of them.
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -68,6 +100,10 @@ class CachedExperiment:
     """An experiment in memory: its row, its folded state and its open blocks. Equal to what is stored.
 
     Changed only within `Ingest.writing`, by the thread that has the turn.
+
+    Without it, each request would decode the whole state and the open block of each series. `row.version` is how a
+    change by another process, or by a transaction of which the end is not known, is noticed: each arrival makes it
+    grow.
     """
 
     __slots__ = ("open_blocks", "row", "state")
@@ -84,7 +120,10 @@ def encode_state(state: State) -> bytes:
 
 
 def decode_state(row: ExperimentRow) -> State:
-    """Decode the state of a row; an empty one where another version of the fold made it."""
+    """Decode the state of a row; an empty one where another version of the fold made it.
+
+    Only until `refold` has come to that experiment, which happens when the server starts.
+    """
     return _decoder.decode(row.state) if row.fold_version == TABLES_VERSION and row.state else State()
 
 
@@ -103,6 +142,7 @@ class Ingest:
         self._turn = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], CachedExperiment] = OrderedDict()
         self._taken: dict[tuple[str, str], CachedExperiment] = {}
+        # Refused contradictions since the start, for whoever watches the server.
         self.conflicts = 0
 
     # -- transactions, and states in memory --------------------------------------------------------------------------
@@ -122,9 +162,11 @@ class Ingest:
             except Claimed as error:
                 raise Refused(503, UNAVAILABLE, "another upload of this came first", retry_after_s=1) from error
             fail_point("ingest-after-commit")
+            # Only here, after the commit: `_taken` of a failed transaction is dropped by the next one.
             self._cache |= self._taken
             total = sum(len(cached.row.state) for cached in self._cache.values())
             while len(self._cache) > _STATES_CACHED or (total > _STATE_BYTES_CACHED and len(self._cache) > 1):
+                # The one that was not used for longest: what is used is taken out and put back at the end.
                 _, dropped = self._cache.popitem(last=False)
                 total -= len(dropped.row.state)
 
@@ -156,10 +198,15 @@ class Ingest:
             len(cached.open_blocks) > _OPEN_BLOCKS_CACHED
             or sum(len(block.lines) for block in cached.open_blocks.values()) > _OPEN_BLOCK_BYTES_CACHED
         ):
+            # All of them are stored with each `put_blocks`, also those that are not full. So they can be dropped here
+            # and are read again when needed.
             cached.open_blocks = {}
 
     def store(self, tx: Write, ns: str, cached: CachedExperiment, edits: Edits) -> list[str]:
-        """Store all that has changed; return the keys of objects that this releases, to be deleted after the commit."""
+        """Store all that has changed; return the keys of objects that this releases, to be deleted after the commit.
+
+        Objects go after the commit: if it fails, the files are still listed, and their contents must be there.
+        """
         state, keys = cached.state, []
         for name in edits.released:
             blob = tx.blob(ns, cached.row.id, name)
@@ -188,7 +235,12 @@ class Ingest:
     def arrive(
         self, tx: Write, ns: str, cached: CachedExperiment, kind: int, who: str, start: int, end: int, seg: str = ""
     ) -> None:
-        """Record what was folded, under the next arrival number."""
+        """Record what was folded, under the next arrival number.
+
+        `start` and `end` are bytes of the segment `who` for a stretch; for a death, `who` is the writer, and `seg`
+        and `end` are what its observer had read. The number is claimed: where another process has given it out, the
+        transaction fails.
+        """
         tx.claim_arrival(ns, cached.row.id, Arrival(cached.row.version, kind, who, start, end, seg))
         cached.row = replace(cached.row, version=cached.row.version + 1)
 
@@ -256,11 +308,13 @@ class Ingest:
             row = self._begin(tx, ns, journal, name, data, any(low == 0 for low, _ in damaged))
         if offset > row.length:
             raise Refused(409, GAP, f"{row.length} bytes are here, not {offset}", length=row.length)
+        # From here on: first everything for which the request may be refused, then everything that is stored.
         part = Part(row, offset, data, damaged)
         differing = self._compare(tx, ns, part)
         mended = [stretch for low, high in differing for stretch in _mended(part, low, high)]
         end = max(row.length, offset + len(data))
         appended, gaps = _appended_stretches(part) if end > row.length else ([], [])
+        # Nothing new: a repeated request. The commit of this transaction writes nothing.
         if end == row.length and not differing:
             return end, None, []
         stretches = [Stretch(stretch.start, stretch.end, stretch.events) for stretch in (*mended, *appended)]
@@ -269,6 +323,7 @@ class Ingest:
             tx.replace_bytes(ns, row.id, low, part.bytes(low, high))
         if end > row.length:
             tx.claim_stretch(ns, row.id, row.length, part.bytes(row.length, end))
+        # What was mended is taken out of the ranges that never verified, and the new gaps are added.
         still_damaged = [
             hole for gap in row.damaged for hole in holes([(stretch.start, stretch.end) for stretch in mended], *gap)
         ]
@@ -276,6 +331,8 @@ class Ingest:
         cached = self.cached(tx, ns, row.experiment, *self._names(tx, ns, row))
         cached.row = replace(cached.row, heard_ns=time_ns())
         edits = Edits()
+        # Events of a removed experiment's writers are stored, so that they are acknowledged, and not folded, so that
+        # they are not shown.
         if row.writer not in cached.row.removed_writers:
             for stretch in stretches:
                 self._fold(tx, ns, cached, row, stretch, edits)
@@ -296,6 +353,7 @@ class Ingest:
             tx.put_journal(ns, JournalRow(journal, identity, project, experiment))
         elif journal_row.experiment != identity:
             raise Refused(422, MALFORMED, f"journal {journal} holds {journal_row.project}/{journal_row.name} here")
+        # Ids are random, so this is the same segment under another name of its file.
         if tx.segment(ns, header.segment.hex()) is not None:
             self.conflicts += 1
             raise Refused(409, CONFLICT, "a segment of this id is here under another name", offset=0)
@@ -307,6 +365,7 @@ class Ingest:
         """Fold a stretch of frames, and record which bytes were folded: a frame whose body is lost is left out."""
         begun = behind = stretch.start
         for piece in self.pieces(tx, ns, row, stretch):
+            # A body between the two is lost. The arrival ends before it, so that folding anew leaves out the same.
             if piece.start > behind:
                 if behind > begun:
                     self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
@@ -318,6 +377,7 @@ class Ingest:
             self.arrive(tx, ns, cached, STRETCH, row.id, begun, behind)
 
     def _names(self, tx: Read, ns: str, row: SegmentRow) -> tuple[str, str]:
+        """Return (project, name) that the journal of a segment was begun with."""
         journal = tx.journal(ns, row.journal)
         return (journal.project, journal.name) if journal is not None else ("", "")
 
@@ -334,6 +394,8 @@ class Ingest:
         if part.offset >= end:
             return []
         ours = b"".join(tx.bytes_of(ns, row.id, part.offset, end))
+        # The usual case of a repeated request is equality, which one comparison of bytes decides; slicing copies, so
+        # it is avoided where nothing is cut.
         theirs = part.data if len(part.data) == len(ours) else part.data[: len(ours)]
         unsure = overlapping(row.damaged, part.offset, end)
         if ours != theirs:
@@ -351,9 +413,15 @@ class Ingest:
         """Raise Refused for bytes that differ from ours at `different`.
 
         CONFLICT for another frame, TORN for no whole one.
+
+        The frame around the difference decides. If theirs is a whole frame, two different events have one number:
+        CONFLICT. If it is not, the client's copy is damaged in a place that it has not noticed: with TORN it reads
+        the place again.
         """
         row, at = part.row, part.offset
         if different >= row.first:
+            # Frames can be walked only from where one begins: the request's start, the header's end, or the end of a
+            # damaged range.
             begins = [high for _, high in row.damaged if part.offset <= high <= different]
             start = max(part.offset, row.first, *begins)
             at = start + _frame_before(ours[start - part.offset :], different - start)
@@ -375,7 +443,10 @@ class Ingest:
             raise Refused(409, NEEDS_BLOBS, f"{len(missing)} bodies of these events are not here", blobs=missing)
 
     def _body_row(self, tx: Read, ns: str, name: str) -> BlobRow | None:
-        """Return the row of a body; None if it is not here, or its object was lost."""
+        """Return the row of a body; None if it is not here, or its object was lost.
+
+        Bodies belong to no experiment (""): they come before the event, and so before the experiment may be known.
+        """
         blob = tx.blob(ns, "", name)
         return blob if blob is not None and self.objects.size(blob.key) == blob.size else None
 
@@ -391,6 +462,7 @@ class Ingest:
         return bodies.with_bodies(stretch, row.writer, frames, fetch, lost, lost_if, at_once=_BODY_BYTES_AT_ONCE)
 
     def _body(self, tx: Read, ns: str, name: str, size: int) -> Any:
+        """Return a body. Raises FileNotFoundError if it is not here, ValueError if it cannot be decoded."""
         blob = self._body_row(tx, ns, name)
         if blob is None or blob.size != size:
             raise FileNotFoundError(name)
@@ -433,6 +505,7 @@ class Ingest:
             # The observer had read nothing of that writer, and we have folded something.
             return True
         later = [other for other in tx.segments(ns, row.journal) if other.writer == who and other.file > row.file]
+        # We have more of the writer than its observer had read: it lived on after the note.
         return row.writer != who or row.length > end or any(other.length > other.first for other in later)
 
 
@@ -459,6 +532,12 @@ def _appended_stretches(part: Part) -> tuple[list[Stretch], list[Range]]:
     """Return the stretches of frames that follow our copy, and the damaged ranges between them.
 
     Raises Refused for others.
+
+    Every byte from the end of our copy to the end of the request is in one of them, so nothing is stored that is
+    neither checked nor marked.
+
+        |header|  frames  |damaged|  frames  |
+        0    first      low     high     part.end
     """
     row, stretches, gaps = part.row, list[Stretch](), list[Range]()
     position = row.length
@@ -466,6 +545,7 @@ def _appended_stretches(part: Part) -> tuple[list[Stretch], list[Range]]:
         position = row.first
         if any(low < row.first for low, _ in part.damaged):
             gaps.append((0, row.first))
+    # The empty range at the end lets the last frames be taken like those before a gap.
     for low, high in [*(gap for gap in part.damaged if gap[1] > position), (part.end, part.end)]:
         low, high = min(max(low, position), part.end), min(high, part.end)
         if low > position:
@@ -495,6 +575,10 @@ def _mended(part: Part, start: int, end: int) -> list[Stretch]:
 
 
 def _is_header(part: Part) -> bool:
+    """True if these bytes begin with the header that this segment was begun with, by its size and CRC.
+
+    The CRC matters: every frame's checksum starts from it.
+    """
     try:
         _, size, crc = decode_header(part.data)
     except (Damaged, NewerFormat):
@@ -511,6 +595,7 @@ def _verifies(part: Part, start: int, end: int) -> bool:
 
 
 def _bytes_of(tx: Read, ns: str, row: SegmentRow, stretch: Stretch) -> bytes:
+    """Return the stored bytes of a stretch."""
     return b"".join(tx.bytes_of(ns, row.id, stretch.start, stretch.end))
 
 
@@ -521,6 +606,8 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
     except NewerFormat as error:
         raise Refused(422, "newer_format", f"this server cannot read the segment: {error}") from None
     except Damaged as error:
+        # Mending needs the header and the first whole frame: at most 1 MiB and the frame's head, and some room for
+        # the header.
         mended = mend_header(data[: (1 << 20) + 16384]) if damaged else None
         if mended is None:
             raise Refused(422, TORN, f"the header does not hold: {error.message}", offset=0) from None
@@ -530,6 +617,7 @@ def _header(data: bytes, damaged: bool) -> tuple[Header, int, int]:
 def _frames(part: Part, start: int, end: int) -> Stretch:
     """Return the stretch of whole frames that fills [start, end). Raises Refused (TORN) where one is not whole."""
     events: list[Event] = []
+    # A copy only if something follows; the usual request is one stretch.
     buffer = part.data if end == part.end else part.data[: end - part.offset]
     stop = walk(buffer, start - part.offset, LengthCrcs(part.row.crc), decode_event, events) + part.offset
     if stop != end:
@@ -558,5 +646,6 @@ def _difference(a: bytes, b: bytes) -> int:
 
 
 def _appended(length: int, row: ExperimentRow | None) -> Appended:
+    """Return the answer to a request; without a row, the experiment has no event yet."""
     counts = row.summary.get("counts", {}) if row is not None else {}
     return Appended(length=length, events=counts.get("events", 0), files=bool(counts.get("files")))

@@ -1,4 +1,12 @@
-"""The journals that the server holds: lengths, digests, order, bytes and base; and their removal."""
+"""The journals that the server holds: lengths, digests, order, bytes and base; and their removal.
+
+What sync asks about, apart from taking bytes: what is here (for the uploader's cursor), what it hashes to (for the
+proof), and the order and bytes themselves (for `pull`). Each answer comes from one snapshot, so lengths, missing
+blobs and deaths belong together. Whether objects are there is asked outside of it, because that is another store.
+
+A removed experiment keeps its segments, so that late uploads are compared and acknowledged; its writers are hidden
+everywhere: in the order, in the base, in the state.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +47,7 @@ class Journals:
             segments = tx.segments(ns, journal)
             writers = {segment.writer for segment in segments}
             files = [file for file in live_files(state) if file.writer in writers]
+            # All blobs of the experiment in one query; then those whose file belongs to a writer of this journal.
             rows = {blob.name: blob for blob in tx.blobs(ns, journal_row.experiment)}
         removed = frozenset(row.removed_writers) if row is not None else frozenset[str]()
         whole = {file.blob for file in files if file.blob in rows and self._is_there(rows[file.blob].key, file)}
@@ -57,6 +66,10 @@ class Journals:
         )
 
     def _is_there(self, key: str, file: File) -> bool:
+        """True if the object of a file is there and has its size.
+
+        It may be lost with an older backup of the objects.
+        """
         return self._objects.size(key) == file.size_bytes
 
     def digests(self, ns: str, journal: str, wanted: dict[str, int]) -> dict[str, dict[str, Digest]]:
@@ -71,6 +84,7 @@ class Journals:
                 row = tx.segment(ns, segment)
                 if row is None or row.journal != journal:
                     continue
+                # Of the bytes that both have: one side may be ahead, and that is not a difference.
                 upto = max(0, min(length, row.length))
                 digest = hashlib.sha256()
                 for piece in tx.bytes_of(ns, segment, 0, upto):
@@ -113,6 +127,7 @@ class Journals:
                         records.append([1, arrival.who, arrival.start, arrival.end])
                 elif arrival.who not in hidden:
                     records.append([2, arrival.who, arrival.segment, arrival.end])
+        # Counted before hidden ones are left out: an empty page in the middle must not look like the end.
         more = len(arrivals) == limit
         return OrderPage(records=records, next=arrivals[-1].n + 1 if more else None)
 
@@ -144,6 +159,7 @@ class Journals:
         return bases.encode(bases.Base(project=row.project, name=row.name, state=state, segments=freed, blobs=blobs))
 
     def _freed_segment(self, tx: Read, ns: str, segment: SegmentRow) -> bases.FreedSegment:
+        """Return what a base says of a segment that it stands for: its length and the SHA-256 of all its bytes."""
         digest = hashlib.sha256()
         for piece in tx.bytes_of(ns, segment.id, 0, segment.length):
             digest.update(piece)
@@ -165,6 +181,7 @@ class Journals:
             writers = set(row.removed_writers) | set(cached.state.writers)
             for journal in tx.journals(ns, experiment):
                 tx.put_journal(ns, JournalRow(journal.id, experiment, journal.project, journal.name, True))
+                # Also writers of which nothing could be folded so far.
                 writers |= {segment.writer for segment in tx.segments(ns, journal.id)}
             keys = [blob.key for blob in tx.blobs(ns, experiment)]
             for blob in tx.blobs(ns, experiment):
@@ -172,6 +189,7 @@ class Journals:
             tx.drop_blocks(ns, experiment)
             cached.open_blocks = {}
             cached.state = State(project=row.project, name=row.name)
+            # The version grows without an arrival, so that other processes notice that their cached state is old.
             cached.row = replace(cached.row, version=row.version + 1, removed_writers=tuple(sorted(writers)))
             self._ingest.store(tx, ns, cached, Edits())
         self._ingest.notify(ns, cached, keys, removed=True)
@@ -179,6 +197,7 @@ class Journals:
 
 
 def _known(tx: Read, ns: str, experiment: str) -> tuple[ExperimentRow, State]:
+    """Return an experiment that readers may see. Raises Refused (404)."""
     row = tx.experiment(ns, experiment)
     if row is None or not row.events:
         raise Refused(404, UNKNOWN, "there is no such experiment")
@@ -186,9 +205,11 @@ def _known(tx: Read, ns: str, experiment: str) -> tuple[ExperimentRow, State]:
 
 
 def _whole(blob: BlobRow) -> BlobState:
+    """Return the state of a blob that is complete."""
     return BlobState(length=blob.size, size=blob.size, complete=True)
 
 
 def _segment_state(segment: SegmentRow, state: State) -> SegmentState:
+    """Return what an uploader is told of a segment. `ended` is by the fold, so it waits for the closing event."""
     writer = state.writers.get(segment.writer)
     return SegmentState(file=segment.file, length=segment.length, ended=writer is not None and writer.ended is not None)

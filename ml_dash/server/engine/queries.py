@@ -1,4 +1,12 @@
-"""Queries: lists, documents, pages of lines, down-sampled series; each from one consistent snapshot."""
+"""Queries: lists, documents, pages of lines, down-sampled series; each from one consistent snapshot.
+
+Readers never wait for a writer, and see either all of a commit or nothing of it. The database has one row for each
+thousand lines; so a page costs the blocks that it touches, and is made of the stored lines as they are, without
+decoding them (`metric_page`).
+
+Limits keep one request from taking all memory: _PAGE_BYTES of lines in an answer, and _SCANNED_AT_ONCE log entries
+for each look at the database while filtering. A page that ends early says so (`hasMore`).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +44,10 @@ from .ingest import decode_state
 from .series import sample
 
 _T = TypeVar("_T")
+# Most bytes of lines in one answer. Few answers come near it: a line may have a megabyte, but has a hundred bytes as
+# a rule.
 _PAGE_BYTES: Final = 32 << 20
+# Log entries that are read in one go while filtering, so that a search that finds nothing does not hold all of them.
 _SCANNED_AT_ONCE: Final = 20 * LINES
 
 
@@ -119,6 +130,8 @@ class Query:
                 entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
             wanted = _matching(level, q)
+            # `position` is the number behind the last entry that was examined, whether it matched or not: the next
+            # page goes on there.
             entries, position = [], start
             while position < total and len(entries) < limit:
                 upto = min(total, position + _SCANNED_AT_ONCE)
@@ -129,6 +142,7 @@ class Query:
                         entries.append(entry)
                         if len(entries) == limit:
                             break
+                # No entry in this range ended the page, so all of it was examined.
                 else:
                     position = upto
         page = log_page(entries, start, more=position < total)
@@ -158,10 +172,13 @@ class Query:
             metric = metric_meant(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
+            # The ranges of indices that count, in order; a page is then counted over them as if they were one.
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
+            # Ranges that lie within a thousand indices share their blocks, so they are read together.
             pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
             indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
+        # A start that was counted from the end becomes the index that it stands for. `total` is that of this page.
         start = start if start >= 0 else indices[0] if indices else 0
         end = indices[-1] if indices else start - 1
         tail = {
@@ -171,6 +188,7 @@ class Query:
             "hasMore": bool(lines) and end + 1 < (current[-1][1] if current else 0),
             "totalDataPoints": total,
         }
+        # The stored lines are JSON already: they are joined, and the other fields follow without their opening brace.
         return b'{"data":[' + b",".join(lines) + b"]," + msgspec.json.encode(tail)[1:]
 
     def series(
@@ -191,11 +209,14 @@ class Query:
         """
         with self._looking(ns, experiment) as (tx, _, state):
             name = metric_meant(state, metric)
+            # Readers may name a series, `metric.field`: then its field is meant.
             if name != metric and field is None:
                 field = next(key for key in state.metrics[name].series if series_name(name, key) == metric)
             metric, folded = name, _metric(state, name)
             if field is not None and field not in folded.series and not folded.superseded:
                 raise Refused(404, UNKNOWN, f"metric {metric!r} has no numeric field {field[:100]!r}")
+            # Both ends may be negative, that is counted from the end; they are brought into [0, count] and into
+            # order.
             low, _ = bounds(start or 0, 1, folded.count)
             high = folded.count if end is None else bounds(end, 1, folded.count)[0]
             low = min(low, folded.count)
@@ -246,6 +267,10 @@ class Query:
 
     @contextlib.contextmanager
     def _looking(self, ns: str, experiment: str) -> Iterator[tuple[Read, ExperimentRow, State]]:
+        """Open a snapshot, and give the experiment's row and state in it.
+
+        Raises Refused (404) if readers may not see it.
+        """
         with self._documents.read() as tx:
             row = tx.experiment(ns, experiment)
             if row is None or not row.events:
@@ -278,6 +303,7 @@ def parameters_answer(experiment: str, state: State, version: int) -> dict[str, 
 
 
 def _listed(row: ExperimentRow) -> dict[str, Any]:
+    """Return an experiment as lists show it, from its row alone."""
     return {
         "id": row.id,
         "name": row.name,
@@ -300,6 +326,7 @@ def _place_text(place: Place) -> str:
 
 
 def _read_place(text: str, sort: str) -> Place:
+    """Decode what `_place_text` has encoded. Raises Refused (400) for any other text."""
     identity, _, value = text.partition(":")
     numeric = sort != "name"
     if not identity.isdecimal() or (numeric and not (value.isascii() and value.isdecimal() and len(value) < 20)):
@@ -308,6 +335,7 @@ def _read_place(text: str, sort: str) -> Place:
 
 
 def _metric(state: State, name: str) -> Metric:
+    """Return a metric. Raises Refused (404)."""
     metric = state.metrics.get(name)
     if metric is None:
         raise Refused(404, UNKNOWN, f"there is no metric {name!r}")
@@ -332,6 +360,7 @@ def _bulk(tx: Read, ns: str, experiment: str, metric: str, ranges: list[Range]) 
 
 
 def _unzipped(pairs: Iterable[tuple[int, bytes]]) -> tuple[list[int], list[bytes]]:
+    """Return the first and the second ones of pairs."""
     both = list(pairs)
     return [index for index, _ in both], [line for _, line in both]
 
@@ -359,6 +388,7 @@ def _text(values: Mapping[str, Any] | None) -> dict[str, list[str]]:
 
 
 def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:
+    """Return the condition for log entries of this level whose message holds this text, whatever its case."""
     text = (q or "").casefold()
 
     def matches(entry: LogEntry) -> bool:

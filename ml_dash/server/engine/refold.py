@@ -1,4 +1,13 @@
-"""Folding stored journals anew: after a change of the fold, or to prove a database."""
+"""Folding stored journals anew: after a change of the fold, or to prove a database.
+
+The tables are a projection: raw bytes and arrivals are the truth, and everything else comes from folding the arrivals
+in their order. So a new version of the fold needs no migration: it drops the blocks, begins with an empty state, and
+folds again.
+
+One transaction for each experiment: a server that is killed within it has the old tables, and begins with that
+experiment again at the next start. Memory: one stretch, its events and the state; all blocks that were written wait
+in the database's log.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +58,7 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
 
 
 def _fold(ingest: Ingest, tx: Write, ns: str, cached: CachedExperiment, arrival: Arrival, edits: Edits) -> None:
+    """Fold one arrival. Raises StoreRefused if its segment is missing or damaged."""
     hidden = cached.row.removed_writers
     if arrival.kind != STRETCH:
         if arrival.who not in hidden:
@@ -71,6 +81,7 @@ def _stretches(tx: Read, ns: str, segment: SegmentRow, start: int, end: int) -> 
         data = b"".join(tx.bytes_of(ns, segment.id, low, high))
         events: list[Event] = []
         stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)
+        # These bytes were checked when they came, so the database has changed them.
         if stop != high:
             raise StoreRefused(f"segment {segment.id} does not hold at byte {stop}", hint="restore a backup")
         yield Stretch(low, high, events)

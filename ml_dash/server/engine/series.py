@@ -1,4 +1,10 @@
-"""Down-sample a metric from stored blocks: what `core.sampling` shows of its points, with few blocks opened."""
+"""Down-sample a metric from stored blocks: what `core.sampling` shows of its points, with few blocks opened.
+
+A request for about n points of [start, end) takes a unit: one point, a part of 50, or a block of 1,000
+(`Sampling.unit`). Of each unit only the summary is read, so a million points cost a thousand rows of summaries and no
+lines. Lines are opened where a summary does not say enough: at the two ends of the range, and where points are left
+out (superseded by a rewind), because a least value may belong to a point that is not current.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +65,7 @@ def _summaries(
     """Yield (first index, index behind the last, summary) of the stored ranges that hold [start, end), in order."""
     whole = unit == LINES
     for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
+        # Parts have no index of their own: each begins where the one before has ended.
         low = first
         for summary in [extremes_of(stored)] if whole else parts_of(stored):
             high = min(low - low % unit + unit, first + count)

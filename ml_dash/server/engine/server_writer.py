@@ -1,4 +1,17 @@
-"""The server as a writer: events that arrive by REST, in a journal of the server's own for each experiment."""
+"""The server as a writer: events that arrive by REST, in a journal of the server's own for each experiment.
+
+Who records by REST has no journal. So the server keeps one for each experiment, and appends to it the events that a
+request stands for, as frames, through `Ingest.take` like bytes from an uploader. So there is one way into the tables,
+`pull` brings such events too, and folding anew makes them again.
+
+A segment is continued as long as it is in memory and short enough. After a restart or an error of storage nobody
+knows what its end is; then a new journal, writer and segment begin, and the old ones stay as they are. For that
+reason a segment is taken out of `_segments` before it is used, and comes back only after success, or after an error
+of which it is known that it changed nothing.
+
+`make` runs within the transaction, with the state as it is then: it may check something and base its events on that,
+without another request in between.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +41,9 @@ New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
+# Points in one event. Batches whose event would be longer than a frame are halved.
 _ROWS_AT_ONCE: Final = 2_000
+# One that is forgotten is not continued: that costs a segment of its own, and nothing else.
 _SEGMENTS_REMEMBERED: Final = 1_000
 # Of a register the greatest stamp wins. Whoever sets one here has seen the present values, so the new one must be later
 # than all of them, also where another machine's clock is ahead.
@@ -41,6 +56,8 @@ class OpenSegment:
 
     `seq` is the number of the next event, `length` the bytes that the segment has, `last_ns` the time of its last
     event.
+
+    `crcs` computes the checksums of frames, which start from the header's.
     """
 
     journal: bytes
@@ -82,6 +99,7 @@ class ServerWriter:
         identity = experiment_id(project, name)
         with self._guard:
             segment = self._segments.pop((ns, identity), None)
+            # None: the first write since the start, after an error of storage, or after many other experiments.
             if segment is None or segment.length > ROLL_BYTES:
                 segment = _new_segment(project, name)
             try:
@@ -94,6 +112,7 @@ class ServerWriter:
                     if segment.seq == 0:
                         new.append((ev.OPEN, _opening(project, name), None))
                     writer = segment.writer.hex()
+                    # `make` needs the number: the id of a file comes from the writer and number of its event.
                     first = segment.seq + len(new)
                     if before is not None:
                         before(tx, cached.state, writer, first)
@@ -109,6 +128,7 @@ class ServerWriter:
                 if segment.seq:
                     self._remember((ns, identity), segment)
                 raise
+            # Only after the commit: the fields always say what is stored.
             segment.seq += len(new)
             segment.length, segment.last_ns = length, last_ns
             if ends is None:
@@ -131,9 +151,13 @@ class ServerWriter:
         """Note the death of this server's own writers that never closed; return True if there was one.
 
         With `before_ns`, only if nothing was heard of the experiment since; else all but the one that is open now.
+
+        They are found by their place: opening events of this server say so. Several may be alive, since each restart
+        begins another.
         """
         with self._guard, self._ingest.writing() as tx:
             row = tx.experiment(ns, experiment)
+            # Asked once more, now that nobody else writes.
             if row is None or row.heard_ns >= before_ns:
                 return False
             cached = self._ingest.cached(tx, ns, experiment)
@@ -155,6 +179,7 @@ class ServerWriter:
         return bool(own)
 
     def _remember(self, key: tuple[str, str], segment: OpenSegment) -> None:
+        """Keep a segment to go on with; with too many, drop the one kept for longest. Holds `_guard`."""
         self._segments[key] = segment
         if len(self._segments) > _SEGMENTS_REMEMBERED:
             del self._segments[next(iter(self._segments))]
@@ -169,6 +194,7 @@ class ServerWriter:
 
 
 def _new_segment(project: str, name: str) -> OpenSegment:
+    """Return a segment of a new writer in a new journal, not stored yet. Raises InvalidInput for the names."""
     check_name("project", project)
     check_name("name", name)
     journal, segment, writer, now = os.urandom(16), os.urandom(16), os.urandom(16), time_ns()
@@ -178,6 +204,11 @@ def _new_segment(project: str, name: str) -> OpenSegment:
 
 
 def _opening(project: str, name: str) -> dict[str, Any]:
+    """Return the body of the opening event of a writer of this server.
+
+    `child=True`: like a forked process, it has not called `open()` itself, so it does not count for the status where
+    programs record the experiment themselves.
+    """
     place = {"host": os.uname().nodename, "pid": os.getpid(), "version": __version__, "server": True}
     return ev.opening(
         given={}, project=project, name=name, protected=False, folder_path=f"{project}/{name}", remote=None,
@@ -190,6 +221,7 @@ def _frames(segment: OpenSegment, new: list[New], newest_ns: int) -> tuple[bytes
     parts = [] if segment.length else [segment.header]
     last = segment.last_ns
     for number, (kind, body, time) in enumerate(new, segment.seq):
+        # Times of one writer never go back, also if the clock does.
         last = max(time_ns(), last)
         if kind in _REGISTERS:
             last = max(last, min(newest_ns, LATEST_NS) + 1)
@@ -219,12 +251,14 @@ def points_events(metric: str, rows: list[dict[str, Any]]) -> list[New]:
 
 
 def _add_rows(events: list[New], metric: str, rows: list[dict[str, Any]]) -> None:
+    """Append the events of these points: by columns, which is shorter, if all have the same fields; else row by row."""
     fields = list(rows[0])
     if all(len(row) == len(fields) and row.keys() == rows[0].keys() for row in rows) and fields:
         body: Any = [metric, fields, [[row[field] for row in rows] for field in fields]]
         kind = ev.POINTS
     else:
         kind, body = ev.ROWS, [metric, rows]
+    # 64 bytes are more than enough for the number, kind and time around the body.
     if len(rows) > 1 and len(_encode(body)) > MAX_PAYLOAD - 64:
         middle = len(rows) // 2
         _add_rows(events, metric, rows[:middle])

@@ -1,4 +1,11 @@
-"""Tokens of users: created, looked up by hash, listed, revoked. Their text is never stored."""
+"""Tokens of users: created, looked up by hash, listed, revoked. Their text is never stored.
+
+A token is `mld_` and 256 random bits. The database keeps its SHA-256 only: who reads a backup cannot log in with it.
+A slow hash, as for passwords, would add nothing, since nobody can try 2^256 texts.
+
+`ml-dash server token` works on the same database while the server runs: a token that is revoked there is refused from
+the next request on, because every request looks its token up.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,7 @@ from ..stores import Documents, StoreRefused, TokenRow
 from ..stores.sqlite import SqliteDocuments
 
 DATABASE: Final = "server.sqlite"
+# So that people, and programs that search for secrets, recognise a token.
 PREFIX: Final = "mld_"
 
 
@@ -61,6 +69,7 @@ class Tokens:
         """Revoke a token, from now on; return False if there is no such token."""
         with self._documents.write() as tx:
             row = next((row for row in tx.tokens() if row.id == identity), None)
+            # The first time counts: revoking it again changes nothing.
             if row is not None and not row.revoked_ns:
                 tx.put_token(replace(row, revoked_ns=time_ns()))
         return row is not None
@@ -95,10 +104,15 @@ def open_tokens(data: Path) -> Iterator[Tokens]:
 
 
 def _digest(text: str) -> str:
+    """Return the SHA-256 (hex) of a token's text.
+
+    Whatever a request brings can be hashed, also half a surrogate pair.
+    """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _shown(row: TokenRow) -> dict[str, Any]:
+    """Return what callers may know of a token: never its digest."""
     return {
         "id": row.id,
         "user": row.user,

@@ -1,4 +1,25 @@
-"""Uploads of blobs: staged piece by piece, verified, then stored as objects."""
+"""Uploads of blobs: staged piece by piece, verified, then stored as objects.
+
+A file's content goes through four places. Killed after any of these steps, the server goes on from there:
+
+    staging/<ns>-<blob>.part   pieces, appended and synced       the uploader asks for the length, and goes on from it
+    verified                   SHA-256 of the whole              all bytes are here: an empty piece is enough
+    objects: put               the part becomes the object       no row yet: the content is sent again, and put over it
+    documents: put_blob        the row that makes it visible     complete
+
+So a row never names a content that is not whole. It may still name one that was lost (objects restored from an older
+backup); that is why each row is compared with the size of its object before it is believed, and the uploader sends
+such a content again.
+
+A file's event may be replaced or deleted while its content is under way. So whether the content is wanted is asked
+twice: before the bytes are taken, and in the transaction that makes it visible.
+
+Bodies of events belong to no experiment, because they come before the event that names them; files belong to the
+experiment.
+
+Memory: a request's body, and one piece while hashing. The lock of a blob is held while its pieces are written and it
+is verified; no transaction is open then but the last, short one.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +89,7 @@ class Uploads:
         self._objects = objects
         self.staging = staging
         staging.mkdir(parents=True, exist_ok=True)
+        # Parts that were acknowledged must be found after a power cut, so the folder's own entry must be on disk.
         sync_folder(staging.parent)
         _sweep(staging)
         # A blob that is being verified holds up others that share its lock; with this many locks that is rare.
@@ -79,6 +101,9 @@ class Uploads:
         """Return how many bytes of a blob are here.
 
         One whose content the namespace has already is linked, and complete.
+
+        One that nobody needs any more (its file was deleted, its writer removed) is called complete too, so that
+        nobody sends it.
         """
         with self._ingest.documents.read() as tx:
             stored = self._row(tx, ns, journal, name)
@@ -87,6 +112,8 @@ class Uploads:
             if self._is_removed(tx, ns, journal, name):
                 return BlobState(length=0, size=None, complete=True)
             file = self._file(tx, ns, journal, name)
+            # The first 64 characters of a blob's name are its SHA-256. Only within the namespace: whether others have
+            # a content is not for this user to know.
             same = tx.same_content(ns, name[:64], file[0].size_bytes) if file is not None else []
         if file is not None and not file[0].live:
             return BlobState(length=file[0].size_bytes, size=file[0].size_bytes, complete=True)
@@ -162,10 +189,13 @@ class Uploads:
             if file[0].size_bytes != size:
                 raise Refused(422, MALFORMED, f"the event says {file[0].size_bytes} bytes, not {size}")
         part = self._part(ns, name)
+        # Two uploaders may send the same blob at the same time; without the lock, one could hash while the other
+        # writes.
         with self._lock_of(part):
             length = self._write(part, offset, data)
             if length < size:
                 return BlobState(length=length, size=size, complete=False)
+            # Reads all of it again, from the file and not from memory: so it is what is stored that is checked.
             self._verify(part, name, size)
             fail_point("blob-staged")
             key = body_key(ns, name) if file is None else file[1]
@@ -178,6 +208,8 @@ class Uploads:
         """Take whole contents of files; return the names that need not be sent any more. Durable on return.
 
         Left out of the answer: a blob whose event is not here, or whose bytes do not match its name. Raises Refused.
+
+        For many small files: one synced put and one transaction for all, where each alone would cost several syncs.
         """
         with self._ingest.documents.read() as tx:
             journal_row, state = self._of_journal(tx, ns, journal)
@@ -199,6 +231,7 @@ class Uploads:
         fail_point("blob-stored")
         dropped = []
         with self._ingest.documents.write() as tx:
+            # Once more, as of now: events may have come since the first look.
             _, state = self._of_journal(tx, ns, journal)
             files = _files_of(state, list(placed))
             for name, key in placed.items():
@@ -207,11 +240,13 @@ class Uploads:
                 else:
                     # The file was deleted or replaced while its content was being stored.
                     dropped.append(key)
+        # After the commit, when no row can name them.
         for key in dropped:
             self._objects.delete(key)
         return [*done, *placed]
 
     def _of_journal(self, tx: Read, ns: str, journal: str) -> tuple[JournalRow, State]:
+        """Return the row of a journal and the state of its experiment. Raises Refused (404)."""
         journal_row = tx.journal(ns, journal)
         row = tx.experiment(ns, journal_row.experiment) if journal_row is not None else None
         if journal_row is None or row is None:
@@ -219,6 +254,7 @@ class Uploads:
         return journal_row, decode_state(row)
 
     def _staged(self, ns: str, name: str, data: bytes) -> Path:
+        """Write a whole content to a file of its own, and return it. Not synced: the store syncs what it is given."""
         part = self._part(ns, f"{name}.{os.urandom(8).hex()}")
         try:
             part.write_bytes(data)
@@ -228,6 +264,10 @@ class Uploads:
         return part
 
     def _write(self, part: Path, offset: int, data: bytes) -> int:
+        """Append what is new of a piece, synced; return the length then. Raises Refused (GAP), StoreTrouble.
+
+        Bytes before the length are not compared: the digest of the whole decides.
+        """
         try:
             fd = os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
             try:
@@ -238,6 +278,7 @@ class Uploads:
                 if fresh:
                     write_all(fd, fresh, length)
                     data_sync(fd)
+                    # The first bytes made the file: its entry must be on disk as well.
                     if not length:
                         sync_folder(self.staging)
                 return max(length, offset + len(data))
@@ -247,6 +288,7 @@ class Uploads:
             raise StoreTrouble(f"the upload could not be stored: {error}", hint="nothing was acknowledged") from error
 
     def _verify(self, part: Path, name: str, size: int) -> None:
+        """Check length and SHA-256 of a staged content; drop it if they are wrong. Raises Refused (DIGEST)."""
         digest = hashlib.sha256()
         with part.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
@@ -256,7 +298,10 @@ class Uploads:
             raise Refused(422, DIGEST, "the content is not what its name says; it was dropped, begin again at 0")
 
     def _note(self, ns: str, journal: JournalRow | None, name: str, size: int, key: str) -> None:
-        """Record that a content is complete, or delete it if its file was released meanwhile."""
+        """Record that a content is complete, or delete it if its file was released meanwhile.
+
+        `journal` is None for the body of an event, which is always wanted.
+        """
         with self._ingest.documents.write() as tx:
             file = self._file(tx, ns, journal.id, name) if journal is not None else None
             wanted = journal is None or (file is not None and file[0].live)
@@ -267,9 +312,11 @@ class Uploads:
             self._objects.delete(key)
 
     def _part(self, ns: str, name: str) -> Path:
+        """Return where the pieces of a blob are staged. The namespace is hashed, because it may hold any character."""
         return self.staging / f"{hashlib.sha256(ns.encode()).hexdigest()[:16]}-{name}.part"
 
     def _lock_of(self, part: Path) -> threading.Lock:
+        """Return the lock for a staged file; always the same one."""
         return self._locks[crc32(part.name.encode()) % _LOCKS]
 
     # -- reading it --------------------------------------------------------------------------------------------------

@@ -1,4 +1,12 @@
-"""Writes by REST: each call becomes events of the server's own journal, and is answered once they are durable."""
+"""Writes by REST: each call becomes events of the server's own journal, and is answered once they are durable.
+
+Checks and answers are here; numbers, times, frames and the transaction are in `server_writer`. What depends on the
+present state (is it protected, is there such a file?) is checked in `make`, within the transaction, so that no other
+request comes between the check and the event.
+
+Indices in answers are read from the state after the fold. They are those of this request, because the events of one
+request are folded together, and last.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +45,7 @@ class Writes:
 
         A `status` other than running ends it. Where programs record the experiment themselves, they decide the status.
         """
+        # False for writeProtected says nothing: a protection cannot be taken back.
         apart = ("name", "status")
         change = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
         events: list[New] = [(ev.UPDATE, change, None)] if change else []
@@ -89,6 +98,7 @@ class Writes:
         """
         events = points_events(metric, rows)
         given = ev.given(description=description, tags=tags, metadata=metadata)
+        # The metric's event goes before its points.
         if given:
             events.insert(0, (ev.METRIC, [metric, given], None))
         cached = self._write(ns, experiment, lambda *_: events)
@@ -126,6 +136,8 @@ class Writes:
             identity = file_id(bytes.fromhex(writer), first)
             blob = ev.blob_name(fields["checksum"], writer, first)
             key = file_key(ns, project, experiment, identity, filename)
+            # The object first, then its row and event in one transaction. The id of a file is made of the writer and
+            # number of its event, so the key is known only here, within the transaction.
             self._objects.put(key, staged)
             placed.append((identity, key))
             tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
@@ -133,9 +145,11 @@ class Writes:
         try:
             cached = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
         except BaseException:
+            # The transaction was rolled back, so no row names the object.
             for _, key in placed:
                 self._objects.delete(key)
             raise
+        # `store` ran exactly once, since the transaction has committed.
         file = cached.state.files[placed[0][0]]
         return file_answer(cached.state, file, {file.blob})
 
@@ -163,18 +177,25 @@ class Writes:
         return {"id": file_id, "deletedAt": utc_text(cached.state.files[file_id].deleted_ns)}
 
     def _write(self, ns: str, experiment: str, make: Any) -> CachedExperiment:
+        """Write to an experiment that is here, given by its id. Raises Refused (404) for others.
+
+        The names are looked up first, because the id of an experiment is computed from them and a new segment's
+        header needs them.
+        """
         project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
         return self._writer.write(ns, project, name, make)
 
 
 def _live_file(state: State, file_id: str) -> None:
+    """Raise Refused (404) unless there is such a file, not deleted and not replaced."""
     file = state.files.get(file_id)
     if file is None or not file.live:
         raise Refused(404, UNKNOWN, "there is no such file")
 
 
 def _log_event(number: int, entry: dict[str, Any]) -> New:
+    """Return the event of a log entry, the `number`-th of its request. Raises InvalidValue for a level or time."""
     level = LogLevel.validate(entry.get("level") or "info")
     text = entry.get("timestamp")
     try:

@@ -1,4 +1,16 @@
-"""The server as one ASGI application: routing, authentication, replies, counters."""
+"""The server as one ASGI application: routing, authentication, replies, counters.
+
+    uvicorn -> App -> CORS -> _answer: count, find, identify, handler, reply -> _Exchange: headers, drain -> uvicorn
+
+Every request gets an answer of the documented form, whatever happens: a handler raises, and `_refused` turns that
+into a status. Only a client that has gone gets none.
+
+All of this runs in the event loop and never waits for a disk. What does (tokens, queries, writes) runs in threads, by
+`Call.read` and `Call.write`, of which there is a fixed number. So `_active` needs no lock.
+
+The order of the checks is that of their cost, and of what they may tell a stranger: too many requests, the path, the
+token, the rights, and only then parameters and body.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +41,10 @@ from .stream import Hub
 MAX_ACTIVE: Final = 2048
 """Requests answered at once; further ones are refused with 429."""
 
+# Seconds after which a client may try again when the disk or the database has refused.
 RETRY_S: Final = 5
 METHODS: Final = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+# How much of a refused body is read and thrown away, and for how long.
 LINGER_BYTES: Final = 64 << 20
 LINGER_S: Final = 5.0
 
@@ -46,9 +60,13 @@ ROUTES: Final = [
     *routes_about.ROUTES,
 ]
 
+# How long an experiment that is written by REST may be silent before it counts as ended, and how often that is looked
+# at.
 QUIET_NS: Final = 3600 * 10**9
 QUIET_EVERY_S: Final = 600.0
 
+# An uploader takes nothing for an answer that lacks the first: a proxy's page must not count as one. The second keeps
+# browsers from guessing that a stored file is a script.
 _COMMON_HEADERS: Final = [
     (PROTOCOL_HEADER.lower().encode(), str(PROTOCOL).encode()),
     (b"x-content-type-options", b"nosniff"),
@@ -68,8 +86,10 @@ class App:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._active = 0
+        # In the order of ROUTES: the first pattern that fits decides, and those that uploaders use come first.
         self._table = [(_pattern(path), path, methods) for path, methods in _by_path(ROUTES).items()]
         self._inner: ASGIApp = self._answer
+        # Without any, pages of other sites get no answer that their scripts may read.
         origins = services.settings.cors_origins
         if origins:
             self._inner = CORSMiddleware(
@@ -81,6 +101,7 @@ class App:
             )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # uvicorn also knows WebSockets; they are switched off there.
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
@@ -88,6 +109,7 @@ class App:
             await self._inner(scope, exchange.receive, exchange.send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
+        """Answer the start and the end of the application, and run beside it what is done at intervals."""
         async with anyio.create_task_group() as beside:
             while True:
                 message = await receive()
@@ -112,6 +134,7 @@ class App:
     # -- one request -------------------------------------------------------------------------------------------------
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, count it, and write it to the log."""
         began = time.perf_counter()
         request = Request(scope, receive, send)
         record = _Record()
@@ -125,6 +148,7 @@ class App:
         self._active += 1
         observer.active.inc()
         try:
+            # Errors of the handler end there; what can still be raised here is that the connection is gone.
             response = await self._response(request, record)
             await response(scope, receive, noting)
         except (ClientDisconnect, ConnectionError):
@@ -143,6 +167,7 @@ class App:
         # Bound the metric's label: unknown methods count as OTHER.
         record.method = request.method if request.method in METHODS else "OTHER"
         try:
+            # This request is among them.
             if self._active > MAX_ACTIVE:
                 raise busy()
             route, parts = self._find(request)
@@ -162,6 +187,7 @@ class App:
 
         Raises Refused: 404 for an unknown path, 405 for a method that the path does not have.
         """
+        # The path before decoding: names of metrics and files may contain slashes, which come as `%2F`.
         path = request.scope.get("raw_path", b"").decode("ascii", "replace")
         for pattern, _, methods in self._table:
             match = pattern.fullmatch(path)
@@ -176,6 +202,7 @@ class App:
         raise Refused(404, UNKNOWN, "there is nothing at this path; GET /openapi.json lists all calls")
 
     async def _identify(self, call: Call, *, write: bool) -> None:
+        """Set the caller and the namespace of a call. Raises Refused: 401, 403, 404, and 400 for another protocol."""
         authenticator = self.services.authenticator
         # A browser sends its cookie also when another site links here. So a cookie lets it read, and never write.
         token = authenticator.token_of(call.request, cookie=not write)
@@ -186,6 +213,7 @@ class App:
             malformed(f"{PROTOCOL_HEADER} is {version[:20]!a}, and this server speaks version {PROTOCOL}")
 
     def _failed(self, error: Exception, request: Request, record: _Record) -> Response:
+        """Return the answer to an error; count it, and log what the server's owner should see."""
         refused = _refused(error)
         self.services.observer.refused.labels(refused.code).inc()
         record.code = refused.code
@@ -218,6 +246,8 @@ def _refused(error: Exception) -> Refused:
             return Refused(404, UNKNOWN, str(error))
         case InvalidInput() | UnsupportedType():
             return Refused(400, MALFORMED, str(error))
+        # 503 and not 500: an uploader then keeps everything and tries again, where it would set the segment aside
+        # otherwise.
         case OSError() | sqlite3.Error() | MemoryError():
             text = "the server cannot store or read now; this request was not carried out, send it again"
             return Refused(503, UNAVAILABLE, text, retry_after_s=RETRY_S)
@@ -228,6 +258,7 @@ def _refused(error: Exception) -> Refused:
 
 
 def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
+    """Return path → method → route, in the order of the routes."""
     table: dict[str, dict[str, Route]] = {}
     for route in routes:
         table.setdefault(route.path, {})[route.method] = route
@@ -235,11 +266,13 @@ def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a route's path, for paths before decoding."""
     parts = re.split(r"(\{[a-z]+(?:\.\.\.)?\})", path)
     return re.compile("".join(_part(part) for part in parts))
 
 
 def _part(part: str) -> str:
+    """Return the pattern of a piece of a route's path: fixed text, or a part with a name."""
     if not part.startswith("{"):
         return re.escape(part)
     name = part.strip("{}.")
@@ -247,6 +280,7 @@ def _part(part: str) -> str:
 
 
 def _decoded(text: str) -> str:
+    """Decode a part of a path. Raises Refused (400) if it is not UTF-8."""
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
@@ -274,6 +308,7 @@ class _Record:
 
 
 def _note(request: Request, record: _Record, seconds: float) -> None:
+    """Write a request to the log. Those of monitoring, which come all the time, only at the level of debugging."""
     level = "info" if record.route not in ("/health", "/-/ready", "/metrics") else "debug"
     getattr(log, level)(
         "request",
@@ -301,6 +336,7 @@ class _Exchange:
         self._receive = receive
         self._send = send
         headers = dict(scope["headers"])
+        # True while the client has not sent all of the body.
         self._unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self._expects = b"expect" in headers
 
@@ -314,9 +350,11 @@ class _Exchange:
         if message["type"] == "http.response.start":
             headers = [*message.get("headers", ()), *_COMMON_HEADERS]
             if self._unread:
+                # What still comes on this connection belongs to the old request.
                 headers.append((b"connection", b"close"))
             await self._sent({**message, "headers": headers})
         elif self._unread and not message.get("more_body", False):
+            # The answer goes out now, and its end after the drain: a client that reads it may stop sending.
             await self._sent({**message, "more_body": True})
             # A client that sent `Expect: 100-continue` and got an answer does not send the body.
             if not self._expects:
@@ -337,6 +375,7 @@ class _Exchange:
             raise ConnectionAbortedError("the answer is not read") from None
 
     async def _drain(self) -> None:
+        """Read what the client still sends, and throw it away."""
         drained = 0
         with contextlib.suppress(TimeoutError), anyio.fail_after(LINGER_S):
             while self._unread and drained < LINGER_BYTES:

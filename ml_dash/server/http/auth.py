@@ -1,4 +1,14 @@
-"""Authentication: tokens of the server's owner, signed logins, and their rights."""
+"""Authentication: tokens of the server's owner, signed logins, and their rights.
+
+    mld_...         a token of the owner (`ml-dash server token`): looked up by its hash; may expire or be revoked
+    a.b.c (JWT)     a signed login: HS256 with the server's own secret, or a development login
+
+Development logins are signed with a secret that is in the source code, so everybody can make one. They are accepted
+only if the server is set up for that, and only from this very machine (`is_nearby`).
+
+A namespace is a user's name. `Who.namespace` is the only place where a request gets one, so no handler can reach
+another user's data.
+"""
 
 from __future__ import annotations
 
@@ -99,6 +109,7 @@ class Authenticator:
         `nearby`: the request came over loopback, through no proxy, and to a name of this machine. Only then are
         development logins accepted.
         """
+        # A token of the owner has no dots.
         if token.count(".") == 2:
             return self._signed(token, nearby)
         record = self._core.find_token(token)
@@ -137,6 +148,7 @@ class Authenticator:
         return None
 
     def _signed(self, token: str, nearby: bool) -> Who:
+        """Return whose signed login this is. Raises Unauthorised if no secret of this server has signed it."""
         secrets = [] if self._settings.jwt_secret is None else [self._settings.jwt_secret]
         if self._settings.accepts_development_logins and nearby:
             secrets.append(DEVELOPMENT_SECRET)
@@ -153,8 +165,11 @@ class Authenticator:
         """
         now, issued, expires = time.time(), claims["iat"], claims["exp"]
         user: Any = claims.get("userName")
+        # The signature is right, but with the development secret anybody can sign, so nothing here may be taken on
+        # trust.
         if not _is_number(issued) or not _is_number(expires) or not is_user_name(user):
             raise Unauthorised
+        # The server's own limit counts too: a login must not live longer because its maker wrote so.
         if issued > now + CLOCK_LEEWAY_S or now >= min(expires, issued + self._settings.jwt_expiration_s):
             raise Unauthorised
         if str(claims.get("userId")) != user_id(user):
@@ -192,6 +207,8 @@ def _claims(token: str, secret: str) -> dict[str, Any] | None:
     """
     options: Any = {"require": ["exp", "iat"], "verify_exp": False, "verify_iat": False, "verify_aud": False}
     try:
+        # The list of algorithms is fixed: the token's own header must not choose (`none`, or a public key taken for a
+        # secret).
         claims: dict[str, Any] = jwt.decode(token, secret, algorithms=["HS256"], options=options)
     except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
         return None
@@ -199,4 +216,5 @@ def _claims(token: str, secret: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
+    """True for a number that can be a time in seconds; True and False are no numbers here."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e12

@@ -2,6 +2,17 @@
 
 Limits count decompressed bytes, and are checked before memory is taken. All bodies together have a budget. A request
 that comes when it is spent waits, its bytes still on the client's side, for ADMISSION_S, and is then refused (429).
+
+    declared length: too large? -> admit -> chunks -> inflate, 1 MiB at a time -> grow, if needed -> handler -> release
+
+A few kilobytes of gzip can become gigabytes. So the output is taken in steps of _STEP_BYTES, each counted before the
+next one is made, and never more than the limit and one step are inflated.
+
+A body whose handler has begun may still need more memory than was admitted. It does not wait for that, since those
+that it would wait for may be waiting too; it gets it from a second budget of the same size, or is refused.
+
+What comes too slowly is refused, so that a client that stops in the middle does not hold its memory: nothing for
+IDLE_S, or on average less than SLOWEST_BYTES_PER_S.
 """
 
 from __future__ import annotations
@@ -44,7 +55,10 @@ _STEP_BYTES: Final = 1 << 20
 _INLINE_BYTES: Final = 4 << 10
 # Taken from the budget for a body whose length is not declared.
 _FIRST_BYTES: Final = 64 << 10
+# zlib's way of asking for gzip, with its header and checksum, and nothing else.
 _GZIP = 16 + zlib.MAX_WBITS
+# An escape that begins a surrogate pair. Where there is one, the decoded text is encoded again, which fails if the
+# second half is missing.
 _SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 
 
@@ -96,9 +110,17 @@ class Budget:
         self._let_in()
 
     def _fits(self, size: int) -> bool:
+        """True if so many bytes may be admitted.
+
+        One body alone always may, whatever its size; limits of single bodies are the caller's.
+        """
         return self.used == 0 or self.used + size <= self.limit
 
     def _let_in(self) -> None:
+        """Admit the bodies that wait, in their order, as long as they fit.
+
+        A small one does not overtake a large one.
+        """
         while self._waiting and self._fits(self._waiting[0][0]):
             size, admitted = self._waiting.popleft()
             self.used += size
@@ -143,6 +165,7 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
     while True:
         try:
             with anyio.fail_after(IDLE_S):
+                # Backpressure: as long as nobody receives, uvicorn stops reading, and TCP makes the client wait.
                 message = await request.receive()
         except TimeoutError:
             _too_slow()
@@ -197,6 +220,7 @@ def declared_length(request: Request) -> int | None:
 
 
 def _is_compressed(request: Request) -> bool:
+    """True for gzip, False for no encoding. Raises Refused (415) for others, and for gzip within gzip."""
     encodings = request.headers.getlist("content-encoding")
     encoding = ", ".join(encodings).strip().lower()
     if encoding in ("", "identity"):
@@ -226,6 +250,7 @@ def decode_json(data: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object as a dictionary. Raises ValueError for a key that comes twice: which one is meant?"""
     values = dict(pairs)
     if len(values) != len(pairs):
         raise ValueError("an object has a key twice")
@@ -233,10 +258,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _constant(name: str) -> NoReturn:
+    """Raise ValueError for NaN and infinities, which Python's decoder would accept."""
     raise ValueError(f'{name} is not a JSON number; write the text "{name}"')
 
 
 def _float(text: str) -> float:
+    """Return a number. Raises ValueError for one like 1e999, which would become an infinity."""
     number = float(text)
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"the number {text[:40]} is out of range")

@@ -1,4 +1,11 @@
-"""The arguments and replies of a handler: the caller, checked parameters, a thread to work in, forms of reply."""
+"""The arguments and replies of a handler: the caller, checked parameters, a thread to work in, forms of reply.
+
+A handler gets a `Call` and nothing else. It takes checked values from it, so that no handler parses text; it does its
+work in threads, so that no handler holds the event loop up; and what it raises becomes an answer in `app`.
+
+Two pools of threads, because writes wait for one another (one turn, one database) and would fill a common pool. When
+a pool is full, requests wait in the event loop without a thread.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +56,13 @@ UPLOADS: Final = 128
 LARGE_JSON: Final = 3
 """Large JSON bodies decoded at once: JSON grows when it is decoded, twenty times at worst."""
 
+# Smaller JSON is decoded in the event loop: that takes less than going to a thread and back.
 _SMALL_JSON_BYTES: Final = 64 << 10
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 _ID: Final = re.compile(r"[0-9]{1,20}")
+# Bounded before `int` sees it, and ASCII only: `int` also takes other scripts' digits, spaces and underscores.
 _INTEGER: Final = re.compile(r"-?[0-9]{1,18}")
+# Control characters would get into logs, and half a surrogate pair cannot be stored.
 _UNSAFE_TEXT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 

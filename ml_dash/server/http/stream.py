@@ -1,4 +1,12 @@
-"""The event stream: tells live readers of an experiment how many events it has, over one long reply."""
+"""The event stream: tells live readers of an experiment how many events it has, over one long reply.
+
+    writer thread:  commit -> Ingest.notify -> Hub.changed -> _pending, and one wake-up of the loop
+    event loop:     _deliver -> Listener.notify -> stream -> "change" with the number of events
+
+A listener is told how many events there are and nothing else; it asks for what it wants to show. So no queue can
+grow: ten thousand commits while a reader is slow become one number. A reader that comes back says what it had
+(`Last-Event-ID`), and hears at once if there is more.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,7 @@ from typing import Final
 
 from ...core.protocol import BUSY, Refused
 
+# Proxies close connections on which nothing comes for a minute or so.
 HEARTBEAT_S: Final = 15.0
 MAX_LISTENERS: Final = 1000
 MAX_LISTENERS_PER_NAMESPACE: Final = 200
@@ -58,6 +67,7 @@ class Hub:
     def changed(self, namespace: str, experiment: str, events: int | None) -> None:
         """Note that an experiment has this many events now; None: it was removed. From any thread; never waits."""
         loop = self._loop
+        # Read without a lock: a listener that joins just now reads the number of events itself, after joining.
         if loop is None or (namespace, experiment) not in self._listeners:
             return
         with self._lock:
@@ -70,6 +80,7 @@ class Hub:
             loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
+        """Pass what is pending to the listeners. In the event loop."""
         with self._lock:
             pending, self._pending = self._pending, {}
         for key, events in pending.items():
@@ -109,6 +120,7 @@ class Hub:
         yield b": ml-dash\nretry: 2000\n\n"
         sent = known
         while not self.closing:
+            # Before looking, so that what comes after the look ends the wait.
             listener.news.clear()
             if listener.removed:
                 yield _event("removed", sent, {"experiment": experiment})
@@ -124,5 +136,6 @@ class Hub:
 
 
 def _event(kind: str, number: int | None, data: dict[str, object]) -> bytes:
+    """Encode a server-sent event; its id is what a browser sends back when it connects again."""
     mark = "" if number is None else f"id: {number}\n"
     return f"{mark}event: {kind}\ndata: {json.dumps(data)}\n\n".encode()

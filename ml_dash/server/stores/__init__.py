@@ -2,6 +2,19 @@
 
 One module per technology implements a seam; `tests/contracts` holds the suite that each has to pass. Nothing above
 knows which one is in use.
+
+Documents are small, are searched, and change in transactions; objects are large, are read by key, and never change.
+The two are apart because they may be in different places, and because no transaction covers both. So the order of
+writing carries the guarantee: an object is durable before the row that names it, and a row is gone before its object
+is deleted. What a crash leaves in between is an object without a row, which is only garbage.
+
+Uniqueness does not rest on a transaction either, but on two claims, each an insert under an id that is computed and
+not chosen:
+
+    claim_stretch   (namespace, segment, start)       the same bytes are stored once
+    claim_arrival   (namespace, experiment, number)   one order of folding, whichever process folds
+
+`sqlite` and `disk` implement them for one machine.
 """
 
 from __future__ import annotations
@@ -34,6 +47,9 @@ class SegmentRow:
 
     `first` is the offset of the first frame, `crc` that of the header, with which checksums of frames begin. `damaged`
     are ranges of bytes that never verified.
+
+    `file` is the name of the segment's file, `journal` and `id` are 32 hex digits, `experiment` is the id of the
+    experiment.
     """
 
     id: str
@@ -64,6 +80,9 @@ class ExperimentRow:
 
     `version` is the number of the next arrival, and grows with every change. Times are in ns since the epoch;
     `heard_ns` is the server's own time at which something last arrived. `summary` holds `counts` and `endedAt`.
+
+    `project`, `name`, `status`, `folder`, `tags`, `description` and `summary` are copies of what the state says, so
+    that lists need not decode it. `fold_version` says which version of the code made state and blocks.
     """
 
     id: str
@@ -170,7 +189,10 @@ Place = tuple[int | str, str]
 
 
 def place_of(row: ExperimentRow, sort: str) -> Place:
-    """Return the place after which the page that follows `row` begins."""
+    """Return the place after which the page that follows `row` begins.
+
+    The id decides between equal values: without it, a page could begin in the middle of them and leave some out.
+    """
     values: dict[str, int | str] = {
         "updated": row.updated_ns,
         "created": row.created_ns,

@@ -1,4 +1,17 @@
-"""Objects in a folder: one file each, under a path made of its key."""
+"""Objects in a folder: one file each, under a path made of its key.
+
+Durable means: the content is synced, then it gets its name by rename, then every folder with a new entry is synced. A
+kill before the rename leaves the source, or a temporary file; one after it leaves the object, perhaps not durable,
+but nothing was answered yet. So an object is whole or absent.
+
+Several threads may put and delete at once. `delete` removes folders that have become empty, and may take away one
+that `put` has just made; so `put` tries again. There is no lock: objects are immutable, and of two that put the same
+key either may win.
+
+A key's parts may hold anything that a user calls a file: slashes are what separates parts, and everything else is
+escaped, so that no part is `..`, begins with a dot or is longer than a file name may be. `_key` is the inverse of
+`_names`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +37,11 @@ _SAFE: Final = " !#$&'()+,;=@[]{}~^`"
 # An escape is `%` and two hex digits, so no other name ends like this.
 _GOES_ON: Final = "%+"
 _CONTINUED: Final = "%-"
+# Below the 255 bytes that file systems allow, with room for the marks.
 _LONGEST: Final = 200  # characters of a file name
 # Attempts while other threads remove empty folders.
 _TRIES: Final = 20
+# Threads that sync: they wait for the disk, which serves many syncs in about the time of one.
 _SYNCED_AT_ONCE: Final = 32
 # A file that is being copied; a crash may leave it. No part of a key becomes such a name.
 _TEMPORARY: Final = ".tmp-"
@@ -41,6 +56,7 @@ class DiskObjects:
         sync_folder(folder.parent)
 
     def _path(self, key: str) -> Path:
+        """Return the path of an object. Raises ValueError for what is not a key."""
         parts = key.split("/")
         if not all(parts):
             raise ValueError(f"{key!r} is not the key of an object")
@@ -52,9 +68,11 @@ class DiskObjects:
 
         def place() -> None:
             try:
+                # Content first: a name that survives a power cut must not lead to an empty file.
                 _sync(path)
                 os.replace(path, target)
             except OSError as error:
+                # Staging is on another file system: copied beside the target, synced there, and renamed.
                 if error.errno != errno.EXDEV:
                     raise
                 _copy_file(path, target)
@@ -71,6 +89,8 @@ class DiskObjects:
             for target, path in placed:
                 folders |= self._moved(target, path)
             with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+                # Here the names come before the content, which is allowed because nothing names these objects before
+                # this call has returned. The results are read so that an error in a thread is raised.
                 for _ in threads.map(_sync, [target for target, _ in placed]):
                     pass
                 for _ in threads.map(sync_folder, folders):
@@ -148,6 +168,7 @@ class DiskObjects:
         path = self._path(key)
         with _trouble(), contextlib.suppress(FileNotFoundError):
             _unless_missing(path, path.unlink)
+        # Else each deleted experiment would leave its folders behind.
         for folder in path.parents:
             if folder == self.folder:
                 return
@@ -175,7 +196,11 @@ class DiskObjects:
 
 
 class _Pieces:
-    """An open object, read piece by piece."""
+    """An open object, read piece by piece.
+
+    A class and not a generator: the file has to be opened at the call, so that a missing one is reported there, and
+    closed also if nobody reads a single piece.
+    """
 
     def __init__(self, fd: int, start: int, end: int | None) -> None:
         self._fd = fd
@@ -220,6 +245,7 @@ def _names(part: str) -> list[str]:
 
 
 def _key(names: tuple[str, ...]) -> str:
+    """Return the key of the object whose file has these names below the top."""
     parts: list[str] = []
     going_on = False
     for name in names:
@@ -239,11 +265,13 @@ def _holders_of_new(folder: Path, top: Path) -> set[Path]:
 
 
 def _sync(path: Path) -> None:
+    """Sync the content of a file. Raises OSError."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file, synced, and put it in place by rename; leave nothing after an error."""
     temporary = target.with_name(_TEMPORARY + os.urandom(8).hex())
     try:
         shutil.copyfile(source, temporary)
@@ -264,6 +292,7 @@ def _unless_missing(path: Path, do: Callable[[], Result]) -> Result:
 
 @contextlib.contextmanager
 def _trouble() -> Iterator[None]:
+    """Turn errors of the disk into StoreTrouble. FileNotFoundError stays as it is, for it is an answer."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,28 @@
-"""Documents in one SQLite file: WAL, every commit synced, one writer at a time, readers beside it."""
+"""Documents in one SQLite file: WAL, every commit synced, one writer at a time, readers beside it.
+
+One file, so that a backup is one copy and nothing has to be set up. WAL (write-ahead log): a commit appends to
+`server.sqlite-wal` and syncs it once; readers go on with the snapshot that they began with, and no reader holds up a
+writer, nor a writer a reader. A kill leaves complete transactions and perhaps the beginning of one, which SQLite
+passes over when it opens the file.
+
+    writer    one connection, one thread at a time (`_turn`); BEGIN IMMEDIATE keeps other processes out
+    readers   up to _READERS_KEPT idle connections; each used by one thread at a time, within one BEGIN ... ROLLBACK
+
+What must not happen twice is claimed by a unique index (`stretches_id`, the primary key of `arrivals`): a second
+insert raises Claimed, whoever makes it. That is why the indexes are checked at the start.
+
+Large columns (`content`, `lines`) are in tables with rowids, and found by a unique index beside: in a table WITHOUT
+ROWID they would be part of the index's pages, and each search would read past them. `listed` repeats the few columns
+of `experiments` that lists need, for the same reason: `experiments` has the folded states.
+
+Results may be large, so keys are read first and contents in pieces of about _PIECE_BYTES.
+
+    experiments   folded state, and what lists show of it      listed      the columns by which lists are searched
+    journals      which experiment each belongs to             segments    length, header, what never verified
+    stretches     raw bytes, as they came                      arrivals    in which order they were folded
+    blocks        folded lines and their summaries             blobs       contents that are complete
+    tokens        by their SHA-256                             settings    name and value
+"""
 
 from __future__ import annotations
 
@@ -34,6 +58,7 @@ from . import (
 )
 
 _VERSION: Final = 1
+# How long a statement waits for a lock of another process (`ml-dash server token`, a backup) before it is an error.
 _BUSY_S: Final = 10.0
 # A larger file is not checked at the start: that would read all of it.
 _CHECKED_BYTES: Final = 1 << 28
@@ -43,7 +68,10 @@ _READER_CACHE_KIB: Final = 2_000
 _WRITER_CACHE_KIB: Final = 16_000
 _PIECE_BYTES: Final = 1 << 20
 _KEYS_AT_ONCE: Final = 1000
+# A long reader keeps the WAL from being used again from its start, and it grows. After that it is cut to this size.
 _WAL_KEPT_BYTES: Final = 64 << 20
+# Numbers are signed and of 64 bits. Times are ns since the epoch; `ns` is a namespace. Every key of what a user has
+# begins with it, so that no query can leave it.
 _TABLES: Final = """
 CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
   status TEXT, created INTEGER, updated INTEGER, heard INTEGER, folder TEXT, tags TEXT, description TEXT, summary TEXT,
@@ -77,6 +105,8 @@ CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEG
 CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
 CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
+# A place is (value, id) of the last row that was shown. Each has an index in the same order, so a page costs what it
+# shows, wherever it is in the list.
 # `Filter.sort` → (ORDER BY, the condition for rows after a place).
 _SORTS: Final = {
     "updated": ("updated DESC, id DESC", "(updated, id) < (?, ?)"),
@@ -105,12 +135,14 @@ class SqliteDocuments:
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        """Make the file or check it, and keep the connection as the writing one. Raises StoreRefused."""
         connection: sqlite3.Connection | None = None
         try:
             connection = self._connect(_WRITER_CACHE_KIB, mode="rwc")
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not connection.execute("SELECT name FROM sqlite_master").fetchall():
                 connection.execute("PRAGMA journal_mode=WAL")
+                # The version is in the same transaction: a file with a version has all tables.
                 connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;")
                 # SQLite syncs what is in its file, not the folder's entry for it.
                 sync_folder(self.path.parent)
@@ -120,6 +152,7 @@ class SqliteDocuments:
                     hint="use the ml-dash that wrote it, or a newer one (the file was not changed)",
                 )
             self._check(connection)
+        # This is a DatabaseError too, so it comes first: it says nothing against the content.
         except sqlite3.OperationalError as error:
             _close(connection)
             raise StoreRefused(
@@ -139,6 +172,7 @@ class SqliteDocuments:
 
     def _check(self, connection: sqlite3.Connection) -> None:
         """Check that every table and index is there: without a unique index an event could count twice."""
+        # The tables as this code makes them, to compare with: what SQLite stores is the text of each statement.
         expected = sqlite3.connect(":memory:")
         try:
             expected.executescript(_TABLES)
@@ -163,8 +197,11 @@ class SqliteDocuments:
             raise StoreRefused(f"{self.path} is damaged: {problem}", hint="restore it from a backup")
 
     def _connect(self, cache_kib: int, mode: str = "rw") -> sqlite3.Connection:
+        """Open a connection. With no isolation level, transactions begin and end only where this module says so."""
         # Without "c" in the mode: if the file is moved away while the server runs, no new one is created.
         uri = f"file:{quote(os.fspath(self.path.absolute()))}?mode={mode}"
+        # A connection goes from thread to thread, but is used by one at a time; `_turn` and `_take_reader` see to
+        # that.
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
         try:
             # In WAL mode FULL syncs each commit, before it is acknowledged.
@@ -206,6 +243,7 @@ class SqliteDocuments:
         good = True
         try:
             with _trouble():
+                # The snapshot is that of the first statement after this.
                 connection.execute("BEGIN")
                 yield _Transaction(connection)
         except StoreTrouble:
@@ -215,6 +253,7 @@ class SqliteDocuments:
             self._give_back(connection, good)
 
     def _take_reader(self) -> sqlite3.Connection:
+        """Return an idle connection, or a new one. The one used last is taken first, since its pages are cached."""
         with self._guard:
             if self._closed:
                 raise StoreTrouble("the server is stopping")
@@ -225,6 +264,7 @@ class SqliteDocuments:
     def _give_back(self, connection: sqlite3.Connection, good: bool) -> None:
         """Keep a connection for the next reader. One that failed (not `good`) is closed."""
         try:
+            # Nothing was written; a transaction that stays open would keep the WAL from being used again.
             connection.execute("ROLLBACK")
         except sqlite3.Error:
             good = False
@@ -249,11 +289,14 @@ class SqliteDocuments:
                 raise
 
     def _begin(self) -> sqlite3.Connection:
+        """Begin a transaction on the writing connection, a new one after trouble. Holds `_turn`."""
         if self._closed:
             raise StoreTrouble("the server is stopping")
         if self._writer is None:
             self._writer = self._connect(_WRITER_CACHE_KIB)
         try:
+            # Not a plain BEGIN: that would take the lock at the first write, when the snapshot may be too old for it,
+            # and the transaction would fail in the middle.
             self._writer.execute("BEGIN IMMEDIATE")
         except sqlite3.Error:
             self._undo(self._writer, keep=False)
@@ -273,6 +316,7 @@ class SqliteDocuments:
 
 
 def _close(connection: sqlite3.Connection | None) -> None:
+    """Close a connection, whatever state it is in."""
     if connection is not None:
         # What it could not checkpoint on closing is still in the WAL.
         with contextlib.suppress(sqlite3.Error):
@@ -280,12 +324,14 @@ def _close(connection: sqlite3.Connection | None) -> None:
 
 
 def _schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
+    """Return (name, SQL) of all tables and indexes, with white space made equal."""
     rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
     return [(name, " ".join(sql.split())) for name, sql in rows]
 
 
 @contextlib.contextmanager
 def _trouble() -> Iterator[None]:
+    """Turn errors of SQLite into Claimed (a unique index refused) and StoreTrouble (everything else)."""
     try:
         yield
     except sqlite3.IntegrityError as error:
@@ -296,7 +342,11 @@ def _trouble() -> Iterator[None]:
 
 
 class _Transaction:
-    """`Read` and `Write` on one connection, within one transaction."""
+    """`Read` and `Write` on one connection, within one transaction.
+
+    The methods have their contracts in `Read` and `Write`. Values above 2^63 - 1 are cut to that, because SQLite has
+    no greater integers: as the bound of a search it means the same, as a time it still comes last.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._all = connection.execute
@@ -316,8 +366,10 @@ class _Transaction:
         order, behind = _SORTS[wanted.sort]
         if after is not None:
             where, values = f"{where} AND {behind}", (*values, *after)
+        # Lists do not need the states, which are the largest part of a row: an empty one takes their place.
         columns = ", ".join("x''" if name == "state" else f"e.{name}" for name in _EXPERIMENT.split(", "))
         sql = (
+            # CROSS JOIN keeps SQLite from changing the order of the two, and with it that of the rows.
             f"SELECT {columns} FROM (SELECT ns AS n, id AS i FROM listed WHERE {where} ORDER BY {order} LIMIT ?) "
             "CROSS JOIN experiments e ON e.ns=n AND e.id=i"
         )
@@ -348,6 +400,7 @@ class _Transaction:
             row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
         )  # fmt: skip
         self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
+        # An experiment of which only removed writers sent anything is not listed.
         if not row.events:
             self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
             return
@@ -389,6 +442,7 @@ class _Transaction:
             json.dumps(row.damaged),
         )  # fmt: skip
         self._all(
+            # What the header says is stored once, with the first bytes.
             f"INSERT INTO segments VALUES({_marks(10)}) ON CONFLICT(ns, id) DO UPDATE SET length=excluded.length, "
             "damaged=excluded.damaged",
             values,
@@ -399,6 +453,7 @@ class _Transaction:
 
     def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
         end = start + len(content)
+        # A range that is mended may lie in several stretches; each keeps its length.
         for first, old in list(self._stretches(ns, segment, start, end)):
             low, high = max(first, start), min(first + len(old), end)
             new = old[: low - first] + content[low - start : high - start] + old[high - first :]
@@ -409,6 +464,7 @@ class _Transaction:
 
         No statement stays open between two of them, so that the caller may write.
         """
+        # The stretch that holds `start` begins at or before it.
         sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
         found = self._one(sql, (ns, segment, min(start, INT64_MAX)))[0]
         low = found if found is not None else start
@@ -457,6 +513,7 @@ class _Transaction:
             "SELECT first FROM blocks WHERE ns=? AND experiment=? AND series=? AND first>=? AND first<? ORDER BY first",
             (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
         ).fetchall()
+        # One row at a time: a block may have a megabyte of lines, and the caller may need only the first.
         for (key,) in keys:
             yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
 
@@ -510,6 +567,7 @@ class _Transaction:
         return [BlobRow(*row) for row in rows]
 
     def same_content(self, ns: str, digest: str, size: int) -> list[BlobRow]:
+        # Any of them will do; more than one, because an object may be missing.
         rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 8", (ns, digest, size))
         return [BlobRow(*row) for row in rows.fetchall()]
 
@@ -559,11 +617,15 @@ _TOKEN: Final = "id, digest, user, read_only, read_all, created, expires, revoke
 
 
 def _marks(count: int) -> str:
+    """Return this many placeholders for values."""
     return ",".join("?" * count)
 
 
 def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
-    """Return the condition of a filter, and its values."""
+    """Return the condition of a filter, and its values.
+
+    Column names come from here and never from a request; what users give is always bound to a placeholder.
+    """
     parts: list[tuple[str, Any]] = [("ns=?", ns)]
     for column in ("project", "status", "folder"):
         value = getattr(wanted, column)
@@ -579,6 +641,7 @@ def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
 
 
 def _experiment(row: tuple[Any, ...]) -> ExperimentRow:
+    """Return an experiment from the columns in `_EXPERIMENT`."""
     tags, summary, removed = json.loads(row[11]), json.loads(row[13]), json.loads(row[14])
     values: Any = (*row[:11], tuple(tags), row[12], summary, tuple(removed))
     return ExperimentRow(*values)
@@ -589,12 +652,14 @@ def _journal(row: tuple[Any, ...]) -> JournalRow:
 
 
 def _segment(row: tuple[Any, ...]) -> SegmentRow:
+    """Return a segment from the columns in `_SEGMENT`."""
     damaged: list[Range] = [(low, high) for low, high in json.loads(row[8])]
     values: Any = (*row[:8], tuple(damaged))
     return SegmentRow(*values)
 
 
 def _lines(block: Block) -> bytes:
+    """Return the lines as they are stored: compressed once the block is full, since an open one is rewritten often."""
     return zlib.compress(block.lines, 1) if block.packed else block.lines
 
 
