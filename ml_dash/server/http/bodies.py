@@ -57,9 +57,9 @@ _INLINE_BYTES: Final = 4 << 10
 _FIRST_BYTES: Final = 64 << 10
 # zlib's way of asking for gzip, with its header and checksum, and nothing else.
 _GZIP = 16 + zlib.MAX_WBITS
-# An escape that begins a surrogate pair. Where there is one, the decoded text is encoded again, which fails if the
-# second half is missing.
-_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
+# An escape of half a surrogate pair. Where there is one, the decoded text is encoded again, which fails if the other
+# half is missing.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
