@@ -59,7 +59,7 @@ class Projected(Protocol):
         """See that somebody uploads."""
 
 
-class Keeper:
+class BackgroundProjector:
     """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles.
 
     What that needs is loaded here too, a moment after the first of them has begun.
@@ -133,9 +133,9 @@ class Keeper:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _loop(self, wake: threading.Event) -> None:
-        pause = LOAD_AFTER_S
+        wait_s = LOAD_AFTER_S
         while True:
-            wake.wait(pause)
+            wake.wait(wait_s)
             wake.clear()
             if self._lost:
                 self.close_lost()
@@ -145,9 +145,9 @@ class Keeper:
                     return
             syncer.start()
             self._load(runs)
-            if pause == PROJECT_EVERY_S:
+            if wait_s == PROJECT_EVERY_S:
                 self._pass(runs)
-            pause = PROJECT_EVERY_S
+            wait_s = PROJECT_EVERY_S
 
     def _load(self, runs: list[Projected]) -> None:
         """What these runs need to go on fast, and to be projected, for those that have begun without it."""
@@ -194,5 +194,5 @@ class Keeper:
             writer.use_write(write)
 
 
-keeper = Keeper()
-"""The keeper of this process."""
+background_projector = BackgroundProjector()
+"""The projector of this process: one thread for all its runs."""

@@ -206,9 +206,9 @@ class Handle:
 
     def __del__(self) -> None:
         if self.session.run is not None and not sys.is_finalizing():
-            from .background import keeper
+            from .background import background_projector
 
-            keeper.collect(self)
+            background_projector.collect(self)
 
     def close(self, error: BaseException | None, status: str | None, *, at_exit: bool = False) -> None:
         """Close with the exception that is passing, if any; that one goes on, whatever the disk says."""

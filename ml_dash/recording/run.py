@@ -21,7 +21,7 @@ from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
 from ..reading.located import Located
 from . import process
-from .background import keeper
+from .background import background_projector
 from .messages import say
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Run:
         if self._folder is not None:
             # The background pass stops at its next slice.
             self._folder.want(1)
-        keeper.remove(self)
+        background_projector.remove(self)
         body: dict[str, Any] = {"status": status}
         if error is not None:
             body["error"] = error
@@ -240,7 +240,7 @@ class Registry:
     def enter(self, run: Run) -> None:
         """A run begins."""
         self._runs[os.path.realpath(run.located.journal)] = run
-        keeper.add(run)
+        background_projector.add(run)
         self._end_with_child()
 
     def leave(self, run: Run) -> None:
@@ -261,7 +261,7 @@ class Registry:
         """In a forked child: the parent's runs are not ours, and what its handles do is theirs to know."""
         self.lock = threading.RLock()
         self.pid = os.getpid()
-        keeper.after_fork()
+        background_projector.after_fork()
         syncer.after_fork()
         runs, self._runs = self._runs, {}
         for run in runs.values():
@@ -274,7 +274,7 @@ class Registry:
         """At the end of the process: close what is still open."""
         if os.getpid() != self.pid:
             return  # forked behind the interpreter's back: all of it is the parent's
-        keeper.close_lost()
+        background_projector.close_lost()
         for handle in list(self.handles):
             try:
                 handle.close_at_exit()
