@@ -23,7 +23,7 @@ PROJECT_EVERY_S: Final = 0.5
 # The first points of a run come before what its folder needs.
 LOAD_AFTER_S: Final = 0.05
 _JOIN_S: Final = 5.0
-_NAP_S: Final = 0.0015
+_PAUSE_S: Final = 0.0015
 # The main one, the one that syncs, the one that projects.
 _OUR_THREADS: Final = 3
 
@@ -52,8 +52,8 @@ class Projected(Protocol):
     def behind(self) -> bool:
         """Is there anything to project?"""
 
-    def project(self, nap: Callable[[], None]) -> None:
-        """Bring the folder up to date, in small slices with naps between them."""
+    def project(self, pause: Callable[[], None]) -> None:
+        """Bring the folder up to date, in small slices with pauses between them."""
 
     def tend(self) -> None:
         """See that somebody uploads."""
@@ -169,9 +169,9 @@ class BackgroundProjector:
         busy = threading.active_count() > _OUR_THREADS
         at_rest = self._keeping_write() if busy and local else None
 
-        def nap() -> None:
+        def pause() -> None:
             self._use(local, at_rest)
-            sleep(_NAP_S)
+            sleep(_PAUSE_S)
             self._use(local, self._keeping_write() if local else None)
 
         for run in runs:
@@ -180,7 +180,7 @@ class BackgroundProjector:
         if due and local:
             self._use(local, self._keeping_write())
         for run in due:
-            run.project(nap)
+            run.project(pause)
         self._use(local, at_rest)
 
     def _keeping_write(self) -> Write:

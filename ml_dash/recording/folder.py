@@ -111,7 +111,7 @@ class RunFolder:
         """Is there anything to project?"""
         return self._writer.seq != self._projected_seq or self._projector.lagging
 
-    def project(self, nap: Callable[[], None]) -> None:
+    def project(self, pause: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
         seq = self._writer.seq
         if not self.behind or not self._has_room():
@@ -120,7 +120,7 @@ class RunFolder:
         def step() -> None:
             if self._readers:
                 raise Enough
-            nap()
+            pause()
 
         try:
             if self._projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):

@@ -139,9 +139,9 @@ class Run:
         """Is there anything to project?"""
         return self.folder.behind
 
-    def project(self, nap: Callable[[], None]) -> None:
+    def project(self, pause: Callable[[], None]) -> None:
         """One pass of the background thread: in small slices, so that it never holds training up."""
-        self.folder.project(nap)
+        self.folder.project(pause)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

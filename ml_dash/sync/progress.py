@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 _LOOK_EVERY_S: Final = 60.0
-_FIRST_NAP_S: Final = 0.005
-_LONGEST_NAP_S: Final = 0.1
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.1
 # To look at the state takes longer the more was recorded, and a large file may be waited for.
 _LIVE_S: Final = 1.0
 # An uploader that was started takes this long at most to take its lock.
@@ -316,7 +316,7 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
     Ends early where it cannot happen: no login, nobody who uploads, refused for good.
     """
     begun = time.monotonic()
-    nap = _FIRST_NAP_S
+    pause = _FIRST_PAUSE_S
     seen_daemon = begun
     while True:
         sent = [one for one in sent if not _is_complete(one)]
@@ -335,8 +335,8 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
         left = None if timeout is None else timeout - (now - begun)
         if left is not None and left <= 0:
             return False, _still_waiting(sent, timeout)
-        time.sleep(nap if left is None else min(nap, left))
-        nap = min(nap * 1.5, _LONGEST_NAP_S)
+        time.sleep(pause if left is None else min(pause, left))
+        pause = min(pause * 1.5, _LONGEST_PAUSE_S)
 
 
 def _nobody() -> str:
