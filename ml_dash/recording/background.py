@@ -55,7 +55,7 @@ class Projected(Protocol):
     def project(self, pause: Callable[[], None]) -> None:
         """Bring the folder up to date, in small slices with pauses between them."""
 
-    def tend(self) -> None:
+    def ensure_uploader(self) -> None:
         """See that somebody uploads."""
 
 
@@ -175,7 +175,7 @@ class BackgroundProjector:
             self._use(local, self._keeping_write() if local else None)
 
         for run in runs:
-            run.tend()
+            run.ensure_uploader()
         due = [run for run in runs if run.loaded and run.behind]
         if due and local:
             self._use(local, self._keeping_write())

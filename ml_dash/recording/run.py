@@ -151,12 +151,12 @@ class Run:
         remote = min((one.acknowledged() for one in self.sent), default=0)
         return cast("DurableState", {**self.writer.durable_counts(), "remote": remote})
 
-    def tend(self) -> None:
+    def ensure_uploader(self) -> None:
         """Now and then, with a remote: see that somebody uploads."""
         if self.sent:
-            from ..sync.progress import tend
+            from ..sync.progress import ensure_uploader
 
-            tend(self.sent, local=self.local)
+            ensure_uploader(self.sent, local=self.local)
 
     def close(self, status: str, error: dict[str, Any] | None) -> None:
         """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""

@@ -288,7 +288,7 @@ def _is_complete(one: Sent) -> bool:
         return False
 
 
-def tend(sent: list[Sent], *, local: bool) -> None:
+def ensure_uploader(sent: list[Sent], *, local: bool) -> None:
     """Once a minute: start an uploader if there is none, and now there is a login."""
     here = _here()
     now = time.monotonic()
