@@ -448,7 +448,7 @@ class Experiment:
         from .recording import opening
 
         try:
-            located = opening.find(self._handle.wish())
+            located = opening.find(self._handle.open_request())
         except ForeignFolder:
             return {}
         return read.record(located) if located is not None else {}

@@ -25,7 +25,7 @@ from .session import Closed, Elsewhere, Reading, Recording, Session
 if TYPE_CHECKING:
     from ..core.records import DurableState
     from ..sync.progress import Sent
-    from .opening import Wish
+    from .opening import OpenRequest
     from .run import Run
 
 log = logging.getLogger("ml_dash")
@@ -115,7 +115,7 @@ class Handle:
         with process.loading():
             from . import opening
 
-        located = opening.find(self.wish())
+        located = opening.find(self.open_request())
         if located is None:
             path = self.arguments.settings.root / self.project / self.name
             raise NotFound(f"there is no experiment {self.project}/{self.name} in {path}")
@@ -132,10 +132,10 @@ class Handle:
         if arguments.resume_from_remote and not child and not self.recorded and arguments.resume != "new":
             from ..sync.fetch import fetch
 
-            fetch(opening.where(self.wish()), settings)
+            fetch(opening.where(self.open_request()), settings)
         first = not child and not self.recorded
         with registry.lock:
-            run, resumed = opening.open_run(self.wish(child=child, parent=parent))
+            run, resumed = opening.open_run(self.open_request(child=child, parent=parent))
             run.handles += 1
             run.secrets.update(settings.secrets)
             registry.handles.add(self)
@@ -165,14 +165,14 @@ class Handle:
             remote = settings.remote
             say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
 
-    def wish(self, *, child: bool = False, parent: str | None = None) -> Wish:
+    def open_request(self, *, child: bool = False, parent: str | None = None) -> OpenRequest:
         """What this handle asks of `open()`."""
-        from .opening import Wish
+        from .opening import OpenRequest
 
         arguments = self.arguments
         first = not child and not self.recorded
         insisting = first and not (self.disabled and arguments.resume == "must")
-        return Wish(
+        return OpenRequest(
             project=arguments.project,
             name=arguments.name,
             settings=arguments.settings,

@@ -55,7 +55,7 @@ _NEVER_PASSES: Final = frozenset((
 ))  # fmt: skip
 
 
-class Wish(NamedTuple):
+class OpenRequest(NamedTuple):
     """What a caller asks of `open()`.
 
     `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
@@ -90,17 +90,17 @@ class _Known:
         return self.state is not None and self.state.protected is not None
 
 
-def find(wish: Wish) -> Located | None:
+def find(request: OpenRequest) -> Located | None:
     """The experiment if it exists: where its documented folder points, else in the store.
 
     Raises ForeignFolder if a folder that would be written to holds something else.
     """
-    folder = wish.settings.root / wish.project / wish.name
-    home = wish.settings.store / wish.project / wish.name
+    folder = request.settings.root / request.project / request.name
+    home = request.settings.store / request.project / request.name
     pointed = at(folder)
     journal = pointed.journal if pointed is not None else home / JOURNAL
     if (journal / SEGMENTS).is_dir():
-        located = Located(wish.project, wish.name, folder, journal)
+        located = Located(request.project, request.name, folder, journal)
         _check_identity(located)
         return located if list_segments(journal) or (journal / BASE).exists() else None
     try:
@@ -109,18 +109,18 @@ def find(wish: Wish) -> Located | None:
     except ForeignFolder:
         # Another process may have made it since we looked.
         if (home / JOURNAL / SEGMENTS).is_dir():
-            return find(wish)
+            return find(request)
         raise
     return None
 
 
-def where(wish: Wish) -> Located:
+def where(request: OpenRequest) -> Located:
     """Where the experiment is, or would be made. Raises ForeignFolder as `find` does."""
-    found = find(wish)
+    found = find(request)
     if found is not None:
         return found
-    folder = wish.settings.root / wish.project / wish.name
-    return Located(wish.project, wish.name, folder, wish.settings.store / wish.project / wish.name / JOURNAL)
+    folder = request.settings.root / request.project / request.name
+    return Located(request.project, request.name, folder, request.settings.store / request.project / request.name / JOURNAL)
 
 
 def _check_identity(located: Located) -> None:
@@ -136,29 +136,29 @@ def _check_identity(located: Located) -> None:
         )
 
 
-def open_run(wish: Wish) -> tuple[Run, bool]:
+def open_run(request: OpenRequest) -> tuple[Run, bool]:
     """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
-    if wish.resume == "new":
-        return _open_new(wish), False
+    if request.resume == "new":
+        return _open_new(request), False
     try:
-        located = find(wish)
+        located = find(request)
     except OSError as error:
-        if wish.strict or error.errno in _NEVER_PASSES:
-            raise cannot("use", wish.settings.root, error) from error
+        if request.strict or error.errno in _NEVER_PASSES:
+            raise cannot("use", request.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
-    journal = located.journal if located is not None else wish.settings.store / wish.project / wish.name / JOURNAL
+    journal = located.journal if located is not None else request.settings.store / request.project / request.name / JOURNAL
     run = registry.run_of(journal)
     existing = located is not None or run is not None
-    _check_resume(wish, existing)
+    _check_resume(request, existing)
     if run is not None:
-        _join(run, wish)
+        _join(run, request)
     else:
-        run = _start(wish, located)
+        run = _start(request, located)
     return run, existing
 
 
-def _open_new(wish: Wish) -> Run:
+def _open_new(request: OpenRequest) -> Run:
     """The run of an experiment that did not exist, under the next free of `name`, `name-2`, `name-3`, ...
 
     Whoever holds the turn of a journal without segments makes the first one. So among processes that begin at once
@@ -166,21 +166,21 @@ def _open_new(wish: Wish) -> Run:
     not work, two that begin in the same moment may get the same name, as with resume="allow".
     """
     for number in itertools.count(1):
-        name = wish.name if number == 1 else f"{wish.name}-{number}"
-        run = _claim(wish._replace(name=check_name("name", name)))
+        name = request.name if number == 1 else f"{request.name}-{number}"
+        run = _claim(request._replace(name=check_name("name", name)))
         if run is not None:
             return run
     raise AssertionError("names do not end")
 
 
-def _claim(wish: Wish) -> Run | None:
+def _claim(request: OpenRequest) -> Run | None:
     """The run of a new experiment of just this name; None if the name is taken."""
-    home = wish.settings.store / wish.project / wish.name
+    home = request.settings.store / request.project / request.name
     try:
-        if _is_taken(wish):
+        if _is_taken(request):
             return None
-        make_store(wish.settings.store)
-        create_journal(home, wish.project, wish.name, sync=wish.settings.durability == "always")
+        make_store(request.settings.store)
+        create_journal(home, request.project, request.name, sync=request.settings.durability == "always")
         turn = Turn(home / JOURNAL / TURN)
         if not turn.take():
             # Somebody is making its first segment, or brings it up to date already.
@@ -189,61 +189,61 @@ def _claim(wish: Wish) -> Run | None:
         raise cannot("use", home, error) from error
     try:
         fail_point("name-claimed")
-        return None if _is_taken(wish) else _start(wish, None)
+        return None if _is_taken(request) else _start(request, None)
     finally:
         turn.give_back()
 
 
-def _is_taken(wish: Wish) -> bool:
+def _is_taken(request: OpenRequest) -> bool:
     """Is there an experiment of that name, here or in this process, or a folder that is none of ours?"""
     try:
-        journal = where(wish).journal
-        return find(wish) is not None or registry.run_of(journal) is not None
+        journal = where(request).journal
+        return find(request) is not None or registry.run_of(journal) is not None
     except ForeignFolder:
         return True
 
 
-def _check_resume(wish: Wish, existing: bool) -> None:
-    where = wish.settings.root / wish.project / wish.name
-    if wish.resume == "must" and not existing:
+def _check_resume(request: OpenRequest, existing: bool) -> None:
+    where = request.settings.root / request.project / request.name
+    if request.resume == "must" and not existing:
         raise NotFound(
-            f'resume="must", but there is no experiment {wish.project}/{wish.name} in {where}',
+            f'resume="must", but there is no experiment {request.project}/{request.name} in {where}',
             hint='use resume="allow" to begin one',
         )
-    if wish.resume == "never" and existing:
+    if request.resume == "never" and existing:
         raise AlreadyExists(
-            f'resume="never", but experiment {wish.project}/{wish.name} exists in {where}',
+            f'resume="never", but experiment {request.project}/{request.name} exists in {where}',
             hint='use another name, or resume="allow" to continue it',
         )
 
 
-def _join(run: Run, wish: Wish) -> None:
+def _join(run: Run, request: OpenRequest) -> None:
     """Another handle to the same writer: what it brings anew is an update."""
-    given = dict(wish.given) if wish.given_anew else {}
-    if wish.write_protected and not run.protected:
+    given = dict(request.given) if request.given_anew else {}
+    if request.write_protected and not run.protected:
         given["writeProtected"] = True
     if given:
         run.writer.append(events.UPDATE, given)
-    if wish.write_protected:
+    if request.write_protected:
         run.protect()
-    asked = wish.settings.durability
-    if asked != run.writer.durability and wish.settings.sources.get("durability") == ARGUMENT:
+    asked = request.settings.durability
+    if asked != run.writer.durability and request.settings.sources.get("durability") == ARGUMENT:
         log.warning(
             "ml-dash: %s/%s is open in this process with durability=%r already; that goes on, %r is not used",
-            wish.project, wish.name, run.writer.durability, asked,
+            request.project, request.name, run.writer.durability, asked,
         )  # fmt: skip
 
 
-def _start(wish: Wish, located: Located | None) -> Run:
-    settings = wish.settings
-    home = located.journal.parent if located is not None else settings.store / wish.project / wish.name
-    place = Located(wish.project, wish.name, settings.root / wish.project / wish.name, home / JOURNAL)
-    body = _opening(wish, place, anew=wish.given_anew or located is None)
+def _start(request: OpenRequest, located: Located | None) -> Run:
+    settings = request.settings
+    home = located.journal.parent if located is not None else settings.store / request.project / request.name
+    place = Located(request.project, request.name, settings.root / request.project / request.name, home / JOURNAL)
+    body = _opening(request, place, anew=request.given_anew or located is None)
     known = _Known()
     try:
         if located is None:
             make_store(settings.store)
-            identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
+            identity = create_journal(home, request.project, request.name, sync=settings.durability == "always")
         else:
             identity = read_identity(home / JOURNAL)
             known = _known(located)
@@ -251,15 +251,15 @@ def _start(wish: Wish, located: Located | None) -> Run:
         for folder in (home / JOURNAL, home / JOURNAL / SEGMENTS):
             _check_writable(folder)
     except OSError as error:
-        if wish.strict or error.errno in _NEVER_PASSES:
+        if request.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", home, error) from error
         log.warning("ml-dash: cannot use %s: %s", home, error.strerror or error)
-        identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
+        identity, floor = OrderHeader(os.urandom(16), request.project, request.name), 0
     writer = open_writer(
-        home / JOURNAL, identity, syncer, durability=settings.durability, strict=wish.strict, floor_ns=floor
+        home / JOURNAL, identity, syncer, durability=settings.durability, strict=request.strict, floor_ns=floor
     )
-    run = Run(place, identity, writer, child=wish.child)
-    if known.protected or wish.write_protected:
+    run = Run(place, identity, writer, child=request.child)
+    if known.protected or request.write_protected:
         run.protect()
     syncer.hold_back()
     syncer.add(writer)
@@ -273,7 +273,7 @@ def _start(wish: Wish, located: Located | None) -> Run:
         syncer.start()
         raise
     registry.enter(run)
-    if not wish.silent:
+    if not request.silent:
         _announce(run, known, new=located is None)
     return run
 
@@ -291,19 +291,19 @@ def _check_writable(folder: Path) -> None:
         raise OSError(code, os.strerror(code), str(folder))
 
 
-def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
+def _opening(request: OpenRequest, place: Located, *, anew: bool) -> dict[str, Any]:
     store = place.journal.parents[2]
     body = events.opening(
-        given=wish.given if anew else {},
-        project=wish.project,
-        name=wish.name,
-        protected=wish.write_protected,
+        given=request.given if anew else {},
+        project=request.project,
+        name=request.name,
+        protected=request.write_protected,
         folder_path=Path(os.path.relpath(place.folder, store)).as_posix(),
-        remote=wish.settings.remote,
-        user_name=wish.settings.user_name,
+        remote=request.settings.remote,
+        user_name=request.settings.user_name,
         place=describe(__version__),
-        parent=wish.parent,
-        child=wish.child,
+        parent=request.parent,
+        child=request.child,
     )
     body["journalPath"] = Path(os.path.relpath(place.journal, place.folder)).as_posix()
     return body
