@@ -94,9 +94,9 @@ def _as_message(message: object, extra: dict[str, Any], handle: Handle) -> tuple
     if isinstance(message, str):
         return _checked_message(message), extra
     if isinstance(message, BaseException):
-        told = described(message, handle.arguments.settings.secrets)
-        return told["message"] or told["type"], {
-            "exceptionType": told["type"], "exception": told["traceback"], **extra
+        described_error = described(message, handle.arguments.settings.secrets)
+        return described_error["message"] or described_error["type"], {
+            "exceptionType": described_error["type"], "exception": described_error["traceback"], **extra
         }  # fmt: skip
     if isinstance(message, Mapping):
         handle.warn("log() was given a mapping, and recorded it as text; numbers go by metric(name).append(value=...)")

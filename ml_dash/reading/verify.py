@@ -118,14 +118,14 @@ class _Nowhere:
 class _Compare:
     """A sink that compares lines with the documented folder instead of writing them."""
 
-    def __init__(self, folder: Folder, tell: Callable[[], None]) -> None:
+    def __init__(self, folder: Folder, report: Callable[[], None]) -> None:
         # Its layout counts what was compared.
         self.folder = folder
         # How long each file of lines has to be, where it is something else, and where it ends too early.
         self.sizes: dict[Path, int] = {folder.path / LOGS: 0}
         self.wrong: dict[Path, int] = {}
         self.short: dict[Path, int] = {}
-        self._tell = tell
+        self._report = report
 
     def apply(self, edits: Edits) -> None:
         if edits.logs:
@@ -136,7 +136,7 @@ class _Compare:
             known.size += len(lines)
             self._compare(self.folder.points_file(name), lines)
         edits.clear()
-        self._tell()
+        self._report()
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
         """The points as the folder has them: where it does not, it was found to differ already."""
@@ -193,7 +193,7 @@ class _Check:
 
     def run(self) -> VerifyReport:
         counted = Folder(self.folder.path, self.journal, deepcopy(self.replay.at.layout))
-        compare = _Compare(counted, self._tell)
+        compare = _Compare(counted, self._report_progress)
         compare.sizes.update({path: lines.size for path, lines in self._folder_at_start().line_files()})
         self.replay.catch_up(compare, record=False, unordered=_Nowhere())
         state = self.replay.state
@@ -212,7 +212,7 @@ class _Check:
     def add(self, kind: str, where: str, what: str, events: int = 0) -> None:
         self.findings.append(Finding(kind, where, what, events))
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         at = self.replay.at
         done = sum(ranges[-1][1] for ranges in at.covered.values()) - sum(at.stood.values())
         self._progress(done, self.total)
@@ -233,7 +233,7 @@ class _Check:
         stood = self.base.segments.values() if self.base is not None else ()
         found = {one.writer for one in stood if one.journal != own.hex()}
         for _, path in self.segments:
-            # What cannot be read is told where it is checked.
+            # A segment that cannot be read is reported where it is checked.
             with contextlib.suppress(OSError, JournalError):
                 segment = open_segment(path)
                 if segment is not None and segment.header.journal != own:

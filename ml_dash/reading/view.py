@@ -145,13 +145,13 @@ def nearest(text: str, names: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
-def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
+def _warn_of_missing_start(folder: Path, what: str, first: int) -> None:
     """Once for each experiment: a part of what was asked for is not on this machine."""
-    if str(folder) not in _told:
-        _told.add(str(folder))
+    if str(folder) not in _warned:
+        _warned.add(str(folder))
         log.warning(
             "ml-dash: %s before number %d of %s are not on this machine (gc, or a pull of the state only); the server "
             "has them: read them there, or run ml-dash pull", what, first, folder,
@@ -298,9 +298,9 @@ class View:
             raise released(self.state, self._folder.journal, self._folder.path, what)
 
     def _first_here(self, known: LineFile, what: str, total: int) -> int:
-        """The number of the first line that is on this machine. Told, unless there is none: then the caller raises."""
+        """The number of the first line that is on this machine. Warns if some are missing; if all are, the caller raises."""
         if 0 < known.first < total:
-            _tell_elsewhere(self._folder.path, what, known.first)
+            _warn_of_missing_start(self._folder.path, what, known.first)
         return known.first
 
     def _bounds(self, start_index: int, limit: int, total: int, known: LineFile, what: str) -> tuple[int, int]:

@@ -20,12 +20,12 @@ from ..projection.start import begin
 from ..reading.located import Located
 from ..reading.read import view
 from ..reading.view import View, projected
-from .messages import cannot, say
+from .messages import cannot, print_line
 
 log = logging.getLogger("ml_dash")
 
 FOLDER_AT_CLOSE_S: Final = 5.0
-_TELL_AFTER_S: Final = 2.0
+_REPORT_AFTER_S: Final = 2.0
 # So much of a disk is left to the journal, or a hundredth of a small one.
 _RESERVE_BYTES: Final = 16 << 20
 _SLICE_EVENTS: Final = 256
@@ -148,7 +148,7 @@ class RunFolder:
         try:
             free, size = free_bytes(self._located.journal)
         except OSError:
-            # The journal's own trouble is told by its writer.
+            # The journal's own trouble is reported by its writer.
             return True
         reserve = self._writer.waiting_bytes + min(_RESERVE_BYTES, size // 100)
         short, self._short_of_room = self._short_of_room, free < reserve
@@ -177,14 +177,14 @@ class RunFolder:
         if is_gone(self._located.journal) or not self._has_room():
             return
         begun = monotonic()
-        told = False
+        reported = False
 
         def step() -> None:
-            nonlocal told
+            nonlocal reported
             spent = monotonic() - begun
-            if spent > _TELL_AFTER_S and not told and not silent:
-                told = True
-                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
+            if spent > _REPORT_AFTER_S and not reported and not silent:
+                reported = True
+                print_line("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
             if spent > FOLDER_AT_CLOSE_S:
                 raise Enough
 
@@ -193,7 +193,7 @@ class RunFolder:
                 log.debug("ml-dash: another process is projecting %s", self._located.folder)
         except Enough:
             if not silent:
-                say(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
+                print_line(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
         except Exception as error:
             log.warning(
                 "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self._located.folder, error,

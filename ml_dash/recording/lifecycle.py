@@ -19,7 +19,7 @@ from ..errors import NotFound, StorageError, UnsupportedType, WriterGone
 from . import disabled as discard
 from . import process
 from .ending import Before, before, ending, unhandled
-from .messages import say
+from .messages import print_line
 from .session import Closed, Elsewhere, Reading, Recording, Session
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 class Warnings:
-    """Tells the user of one experiment what is odd, each thing once; nothing where recording is switched off."""
+    """Logs warnings about one experiment, each text once; none where recording is switched off."""
 
     def __init__(self, *, silent: bool) -> None:
         self._silent = silent
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def __call__(self, text: str) -> None:
-        if text not in self._told and not self._silent:
-            self._told.add(text)
+        if text not in self._warned and not self._silent:
+            self._warned.add(text)
             log.warning("ml-dash: %s", text)
 
 
@@ -163,7 +163,7 @@ class Handle:
         )  # fmt: skip
         if begun is not None and not run.child and not forked and not quiet() and progress.needs_login(begun):
             remote = settings.remote
-            say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
+            print_line(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
 
     def open_request(self, *, child: bool = False, parent: str | None = None) -> OpenRequest:
         """What this handle asks of `open()`."""
@@ -347,9 +347,9 @@ def _at_exit() -> None:
     if run is not None:
         run.registry.close_all()
     if (progress := sys.modules.get("ml_dash.sync.progress")) is not None and run is not None:
-        line = progress.tell_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
+        line = progress.report_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
         if line is not None:
-            say(line)
+            print_line(line)
     discard.remove()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import StorageError
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """A line on stderr, if there is one."""
     stream = sys.stderr
     if stream is not None:

@@ -36,7 +36,7 @@ from ..journal.writer import open_writer
 from ..reading.located import Located, at
 from . import process
 from .environment import describe
-from .messages import cannot, say
+from .messages import cannot, print_line
 from .run import Run, registry
 
 if TYPE_CHECKING:
@@ -356,9 +356,9 @@ def _known(located: Located) -> _Known:
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:
     """One line on stderr, once per process."""
-    if registry.told or run.child or quiet():
+    if registry.announced or run.child or quiet():
         return
-    registry.told = True
+    registry.announced = True
     what = "new"
     if not new:
         points, logs = (known.state.points, known.state.logs) if known.state is not None else (0, 0)
@@ -366,7 +366,7 @@ def _announce(run: Run, known: _Known, *, new: bool) -> None:
         what = f"continued: {'' if known.complete else 'at least '}{held}"
         if others := _others(run):
             what += f"; also open in {others}"
-    say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
+    print_line(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
 
 
 def _others(run: Run) -> str:

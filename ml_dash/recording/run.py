@@ -22,7 +22,7 @@ from ..journal.writer import Tally, Writer
 from ..reading.located import Located
 from . import process
 from .background import background_projector
-from .messages import say
+from .messages import print_line
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
@@ -186,7 +186,7 @@ class Run:
                     self._finish_folder(silent)
             except KeyboardInterrupt:
                 if not silent:
-                    say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
+                    print_line("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
 
     def _finish_folder(self, silent: bool) -> None:
         if self._folder is None and isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
@@ -229,7 +229,7 @@ class Registry:
         self.lock = threading.RLock()
         self.pid = os.getpid()
         self.handles: weakref.WeakSet[Open] = weakref.WeakSet()
-        self.told = False
+        self.announced = False
         self._runs: dict[str, Run] = {}
         self._ends_with_child = False
 
@@ -267,7 +267,7 @@ class Registry:
         for run in runs.values():
             run.abandon()
         self.handles = weakref.WeakSet()
-        self.told = True
+        self.announced = True
         self._ends_with_child = False
 
     def close_all(self) -> None:
@@ -279,7 +279,7 @@ class Registry:
             try:
                 handle.close_at_exit()
             except StorageError as error:
-                say(f"ml-dash: {error}")
+                print_line(f"ml-dash: {error}")
 
 
 registry = Registry()

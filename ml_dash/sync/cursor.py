@@ -42,8 +42,8 @@ class Cursor:
     parked: dict[str, str] = field(default_factory=dict)
     trouble: Trouble | None = None
 
-    def tell(self, kind: str | None, text: str = "") -> bool:
-        """Note the present trouble, or with None that there is none; has that changed?"""
+    def set_trouble(self, kind: str | None, text: str = "") -> bool:
+        """Set the present trouble, or clear it with None; True if that changed anything."""
         known = self.trouble
         if kind is None:
             self.trouble = None

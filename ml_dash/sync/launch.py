@@ -86,7 +86,7 @@ class _Attempts:
     def __init__(self) -> None:
         self.guard = threading.Lock()
         self.last = -_TRY_EVERY_S
-        self.told = False
+        self.warned = False
         self.forbidden = False
         self.thread: threading.Thread | None = None
         self.launched: float | None = None
@@ -129,7 +129,7 @@ def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool
         if not autosync(environment) or not _is_the_one(environment, alone):
             return False
     except ValueError as error:
-        _tell(f"ml-dash-syncd was not started: {error}")
+        _warn_once(f"ml-dash-syncd was not started: {error}")
         return False
     if not _attempts.due():
         return True
@@ -137,7 +137,7 @@ def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool
     try:
         thread.start()
     except RuntimeError as error:
-        _tell(f"ml-dash-syncd was not started: {error}; data is kept here")
+        _warn_once(f"ml-dash-syncd was not started: {error}; data is kept here")
         return False
     _attempts.thread = thread
     return True
@@ -176,7 +176,7 @@ def _start(env: dict[str, str]) -> None:
             os.close(output)
         _attempts.launched = time.monotonic()
     except (OSError, ValueError) as error:
-        _tell(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
+        _warn_once(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
 
 
 def _launch(command: list[str], output: int, env: dict[str, str]) -> None:
@@ -215,7 +215,7 @@ def _program() -> list[str]:
     raise FileNotFoundError(f"no Python interpreter in {folder}")
 
 
-def _tell(text: str) -> None:
-    if not _attempts.told:
-        _attempts.told = True
+def _warn_once(text: str) -> None:
+    if not _attempts.warned:
+        _attempts.warned = True
         log.warning("ml-dash: %s", text)

@@ -36,7 +36,7 @@ TOKEN_DAYS: Final = 30
 
 _WAIT_S: Final = 5.0
 _FOR_OTHERS: Final = 0o077
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +233,12 @@ def _read(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             if os.name == "posix" and os.fstat(file.fileno()).st_mode & _FOR_OTHERS:
-                _tell_once(f"{path} can be read by other users; run: chmod 600 {path}")
+                _warn_once(f"{path} can be read by other users; run: chmod 600 {path}")
             return json.loads(file.read())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        _tell_once(f"{path} cannot be read ({error}); its logins are not used")
+        _warn_once(f"{path} cannot be read ({error}); its logins are not used")
         return None
 
 
@@ -271,7 +271,7 @@ def _read_to_change(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         aside = path.with_name(f"{CREDENTIALS}.damaged")
         os.replace(path, aside)
-        _tell_once(f"{path} is damaged ({error}); it was kept as {aside.name}, and begun anew")
+        _warn_once(f"{path} is damaged ({error}); it was kept as {aside.name}, and begun anew")
         return None
 
 
@@ -282,7 +282,7 @@ def _same(known: str, wanted: str) -> bool:
         return False
 
 
-def _tell_once(text: str) -> None:
-    if text not in _told:
-        _told.add(text)
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
         log.warning("ml-dash: %s", text)

@@ -199,11 +199,11 @@ def _number_at(segment: Segment, offset: int) -> int | None:
 
 @dataclass
 class _Process:
-    """What this process has sent or has to send, and whom it told."""
+    """What this process has sent or has to send, and the servers whose missing login it reported."""
 
     pid: int
     sent: deque[Sent]
-    told: set[str]
+    reported: set[str]
     failed: bool = False
     looked: float = 0.0
 
@@ -217,7 +217,7 @@ def _here() -> _Process:
     global _process, _guard
     if _process.pid != os.getpid():
         _guard = threading.Lock()
-        _process = _Process(os.getpid(), deque(), set(_process.told))
+        _process = _Process(os.getpid(), deque(), set(_process.reported))
     return _process
 
 
@@ -258,10 +258,10 @@ def begin(
 
 def needs_login(sent: Sent) -> bool:
     """Is there no login for its server, and was that not said yet?"""
-    one, told = sent.registration, _here().told
-    if one.remote in told or one.has_login():
+    one, reported = sent.registration, _here().reported
+    if one.remote in reported or one.has_login():
         return False
-    told.add(one.remote)
+    reported.add(one.remote)
     return True
 
 
@@ -352,7 +352,7 @@ def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
     return f"{what} are not acknowledged after {timeout:g} s" + (f": {trouble.text}" if trouble else "")
 
 
-def tell_at_exit(*, quiet: bool) -> str | None:
+def report_at_exit(*, quiet: bool) -> str | None:
     """At the end of the process: wait as asked, and the line to print if something is not sent."""
     here = _here()
     launch.finish_start(_FINISH_START_S)
@@ -372,7 +372,7 @@ def tell_at_exit(*, quiet: bool) -> str | None:
             if _only_closing(left):
                 return None
     except (OSError, JournalError) as error:
-        log.debug("ml-dash: cannot tell what is sent: %s", error)
+        log.debug("ml-dash: cannot determine what is sent: %s", error)
     return _line(left)
 
 

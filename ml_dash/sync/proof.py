@@ -325,14 +325,14 @@ class _Comparison:
             self.reasons.append(cursor.trouble.text or cursor.trouble.kind)
 
 
-def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
+def _digest(path: Path, size: int, count: Callable[[int], None] | None = None) -> str:
     """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
     digest, rest = hashlib.sha256(), size
     for block in blocks(path, 0, size):
         digest.update(block)
         rest -= len(block)
-        if tell is not None:
-            tell(len(block))
+        if count is not None:
+            count(len(block))
     if rest:
         raise EOFError
     return digest.hexdigest()
