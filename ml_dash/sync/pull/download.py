@@ -43,8 +43,8 @@ class PullReport:
     conflicts: dict[str, str] = field(default_factory=dict)
 
 
-class Bringer:
-    """What one pull asks a server for, and what has come so far."""
+class Download:
+    """One pull: its requests to the server, and counts of what has come so far."""
 
     def __init__(
         self, source: Source, located: Located, experiment: str, permit: Permit, progress: Progress | None

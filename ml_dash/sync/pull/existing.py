@@ -21,7 +21,7 @@ from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
 from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
-from .download import Bringer, PullReport
+from .download import Download, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
 
@@ -35,11 +35,11 @@ class _BaseChanged(Exception):
 class Join:
     """One pull into a journal."""
 
-    def __init__(self, bringer: Bringer) -> None:
-        self.bringer = bringer
-        self.located = bringer.located
-        self.journal = bringer.located.journal
-        self.server = bringer.source.name
+    def __init__(self, download: Download) -> None:
+        self.download = download
+        self.located = download.located
+        self.journal = download.located.journal
+        self.server = download.source.name
         self.mark = (0, 0)
 
     def bring(self, state_only: bool, files: bool, fill: bool) -> PullReport:
@@ -80,11 +80,11 @@ class Join:
                 else:
                     if base is not None and fill:
                         # Only the base says that they are on a server, and it goes.
-                        self.bringer.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
+                        self.download.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
                     self._complete(base, trouble, fill, scratch, projector)
-            self.bringer.permit.done()
+            self.download.permit.done()
             state = look_anew(self.journal, self.located.folder).state
-            if files and self.bringer.bring_files(state, self.journal):
+            if files and self.download.bring_files(state, self.journal):
                 with projector.having_turn(TURN_WAIT_S) as taken:
                     if not taken:
                         raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
@@ -94,7 +94,7 @@ class Join:
                 projector.advance(wait_s=TURN_WAIT_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return self.bringer.report(state, state_only=state_only, new=False)
+        return self.download.report(state, state_only=state_only, new=False)
 
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
@@ -104,7 +104,7 @@ class Join:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
             if _mark(self.journal / BASE) != self.mark:
                 raise _BaseChanged
-            self.bringer.permit.take()
+            self.download.permit.take()
             fail_point("pull-brought")
             yield
 
@@ -115,7 +115,7 @@ class Join:
                 f"{self.located.folder} keeps lines that gc was told to keep; only the whole journal can replace them",
                 hint="pull without --state-only",
             )
-        new = self.bringer.remote_base()
+        new = self.download.remote_base()
         for identity, stood in (old.segments if old is not None else {}).items():
             if identity not in new.segments or new.segments[identity].length < stood.length:
                 raise Damaged(
@@ -138,7 +138,7 @@ class Join:
         self, base: Base | None, trouble: JournalError | None, fill: bool, scratch: Path, projector: Projector
     ) -> None:
         """Bring segments that are missing here; with `fill`, or a useless base, also those that it stands for."""
-        records = list(joined(self.bringer.records()))
+        records = list(joined(self.download.records()))
         totals = lengths(records)
         replaces_base = trouble is not None or (base is not None and fill)
         stood = base.segments if base is not None and not replaces_base else {}
@@ -149,8 +149,8 @@ class Join:
             if (identity not in stood or stood[identity].length < length)
             and (identity not in here or self._may_replace(here[identity], length))
         }
-        self.bringer.bring_segments(wanted, scratch)
-        self.bringer.bring_bodies(scratch)
+        self.download.bring_segments(wanted, scratch)
+        self.download.bring_bodies(scratch)
         if replaces_base:
             self._refuse_loss(base, here, totals)
         if not wanted and not replaces_base and not self._follows_otherwise(records):
@@ -205,14 +205,14 @@ class Join:
             self._leave(segment, "the server has more of it, and its writer may be alive here")
             return False
         end = last_frame_end(segment, size)
-        proof = self.bringer.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
+        proof = self.download.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
         if proof is None or (proof["of"], proof["sha256"]) != (end, blobs.digest_of(segment.path, end)):
             self._leave(segment, "other events are in it here than on the server; it was left as it is")
             return False
         return True
 
     def _leave(self, segment: Segment, why: str) -> None:
-        self.bringer.conflicts[segment.path.name] = why
+        self.download.conflicts[segment.path.name] = why
 
     def _refuse_loss(self, base: Base | None, here: dict[str, tuple[Segment, int]], totals: dict[str, int]) -> None:
         """The base goes only when everything that it stands for is here."""
