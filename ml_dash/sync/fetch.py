@@ -22,7 +22,7 @@ from ..reading.view import look_anew
 from .identity import connect
 from .pull.download import bring_blob
 from .pull.pull import pull
-from .pull.source import Permit, Stopped
+from .pull.source import Deadline, Stopped
 from .registrations import asking
 from .remote import ServerSource
 
@@ -43,11 +43,11 @@ def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
     thread = threading.Thread(target=work.run, name="ml-dash-fetch", daemon=True)
     thread.start()
     thread.join(wait_s)
-    if thread.is_alive() and work.permit.stop():
+    if thread.is_alive() and work.deadline.expire():
         work.failure = f"it did not answer in time ({wait_s:.0f} s)"
     elif thread.is_alive():
         # It is being put in place at this moment, which takes no network.
-        work.permit.wait_placed(wait_s)
+        work.deadline.wait_placed(wait_s)
     work.stopped.set()
     if work.failure:
         log.warning(
@@ -71,7 +71,7 @@ class _Work:
     """What the thread does, and what came of it."""
 
     def __init__(self, located: Located, settings: Settings) -> None:
-        self.permit = Permit()
+        self.deadline = Deadline()
         self.stopped = threading.Event()
         # Why nothing came; how many files did not come, and why.
         self.failure = ""
@@ -84,13 +84,13 @@ class _Work:
         try:
             with contextlib.closing(connect(asking(self._located.journal, self._settings))) as link:
                 source = ServerSource(link)
-                pull(source, self._located, state_only=self._state_only(), files=False, fill=False, permit=self.permit)
+                pull(source, self._located, state_only=self._state_only(), files=False, fill=False, deadline=self.deadline)
                 self._bring_files(source)
         except (NotFound, Stopped):
             # It begins here; or nobody waits any more.
             return
         except (MLDashError, OSError) as error:
-            if self.permit.placed or self.left:
+            if self.deadline.placed or self.left:
                 self.trouble = str(error)
             else:
                 self.failure = self.failure or str(error)

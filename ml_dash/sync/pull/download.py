@@ -23,7 +23,7 @@ from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse
 from ...reading.located import Located
 from .order import checked
 from .scratch import scratch_in
-from .source import Permit, Progress, Source
+from .source import Deadline, Progress, Source
 
 PAGE_BYTES: Final = 4 << 20
 
@@ -47,12 +47,12 @@ class Download:
     """One pull: its requests to the server, and counts of what has come so far."""
 
     def __init__(
-        self, source: Source, located: Located, experiment: str, permit: Permit, progress: Progress | None
+        self, source: Source, located: Located, experiment: str, deadline: Deadline, progress: Progress | None
     ) -> None:
         self.source = source
         self.located = located
         self.experiment = experiment
-        self.permit = permit
+        self.deadline = deadline
         self.progress = progress or (lambda done, total: None)
         self.segments = 0
         self.blobs = 0
@@ -137,7 +137,7 @@ class Download:
         return journal, digest.hexdigest()
 
     def _count(self, size: int) -> None:
-        self.permit.check()
+        self.deadline.check()
         self.bytes += size
         self.progress(self.bytes, self.total)
 

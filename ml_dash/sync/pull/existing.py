@@ -82,7 +82,7 @@ class Join:
                         # Only the base says that they are on a server, and it goes.
                         self.download.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
                     self._complete(base, trouble, fill, scratch, projector)
-            self.download.permit.done()
+            self.download.deadline.mark_placed()
             state = look_anew(self.journal, self.located.folder).state
             if files and self.download.bring_files(state, self.journal):
                 with projector.having_turn(TURN_WAIT_S) as taken:
@@ -104,7 +104,7 @@ class Join:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
             if _mark(self.journal / BASE) != self.mark:
                 raise _BaseChanged
-            self.download.permit.take()
+            self.download.deadline.begin_placing()
             fail_point("pull-brought")
             yield
 

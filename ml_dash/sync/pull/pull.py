@@ -33,7 +33,7 @@ from .download import Download, PullReport
 from .existing import Join
 from .order import joined, lengths, payload, write_order
 from .scratch import lived_in, scratch_in, sweep
-from .source import Permit, Progress, Source
+from .source import Deadline, Progress, Source
 
 
 def pull(
@@ -43,7 +43,7 @@ def pull(
     state_only: bool = False,
     files: bool | None = None,
     fill: bool = True,
-    permit: Permit | None = None,
+    deadline: Deadline | None = None,
     progress: Progress | None = None,
 ) -> PullReport:
     """Bring the experiment `located.project`/`located.name` to where `located` says, or what of it is missing there.
@@ -60,7 +60,7 @@ def pull(
             f"{source.name} has no experiment {located.project}/{located.name}",
             hint="it may not be sent yet, or belong to another user; see: ml-dash whoami",
         )
-    download = Download(source, located, found["experiment"], permit or Permit(), progress)
+    download = Download(source, located, found["experiment"], deadline or Deadline(), progress)
     with_files = not state_only if files is None else files
     if not (located.journal / SEGMENTS).is_dir():
         with contextlib.suppress(FileExistsError):
@@ -95,7 +95,7 @@ def _into_nothing(download: Download, state_only: bool, files: bool) -> PullRepo
     try:
         with lived_in(temporary):
             state = _bring_new(download, temporary, state_only, files)
-            download.permit.take()
+            download.deadline.begin_placing()
             fail_point("pull-brought")
             place_journal(temporary, journal)
             fail_point("pull-placed")
@@ -103,7 +103,7 @@ def _into_nothing(download: Download, state_only: bool, files: bool) -> PullRepo
         shutil.rmtree(temporary, ignore_errors=True)
     for changed in (home, home.parent, home.parent.parent):
         sync_folder(changed)
-    download.permit.done()
+    download.deadline.mark_placed()
     if not state_only:
         Projector(journal, folder).advance(wait_s=TURN_WAIT_S)
     return download.report(state, state_only=state_only, new=True)

@@ -41,42 +41,46 @@ class Stopped(Exception):
     """Whoever asked for a pull does not wait for it any more; nothing was put in place."""
 
 
-class Permit:
-    """May what was brought be put in place? Whoever waits for it may say that it is too late."""
+class Deadline:
+    """The time by which what a pull has downloaded must begin to be put in place, as decided by whoever waits for it.
+
+    Any thread may call. Either `begin_placing` or `expire` succeeds, whichever comes first.
+    """
 
     def __init__(self) -> None:
+        # Guards the decision: `_expired` and `_placing` are never both true.
         self._guard = threading.Lock()
-        self._stopped = False
-        self._taken = False
+        self._expired = False
+        self._placing = False
         self._placed = threading.Event()
 
-    def take(self) -> None:
-        """Raises Stopped if it is too late."""
+    def begin_placing(self) -> None:
+        """Note that the download is being put in place from now on. Raises Stopped if the deadline has expired."""
         with self._guard:
-            if self._stopped:
+            if self._expired:
                 raise Stopped
-            self._taken = True
+            self._placing = True
 
     def check(self) -> None:
-        """Raises Stopped if the pull was given up; called before each request."""
-        if self._stopped:
+        """Raise Stopped if the deadline has expired; called after each piece that was downloaded."""
+        if self._expired:
             raise Stopped
 
-    def done(self) -> None:
+    def mark_placed(self) -> None:
         """Note that all is in place."""
         self._placed.set()
 
     @property
     def placed(self) -> bool:
-        """Is it in place?"""
+        """True once all is in place."""
         return self._placed.is_set()
 
     def wait_placed(self, timeout_s: float) -> bool:
-        """Wait until it is in place."""
+        """Wait until all is in place; False if it is not within `timeout_s` seconds."""
         return self._placed.wait(timeout_s)
 
-    def stop(self) -> bool:
-        """It is too late from now on; False if it was put in place already."""
+    def expire(self) -> bool:
+        """Let the pull put nothing in place from now on; False if it has begun to."""
         with self._guard:
-            self._stopped = not self._taken
-            return self._stopped
+            self._expired = not self._placing
+            return self._expired
