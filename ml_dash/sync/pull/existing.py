@@ -23,7 +23,7 @@ from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
 from .download import Download, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order
-from .scratch import lived_in, scratch_in, sweep
+from .scratch import locked_while_used, scratch_in, sweep
 
 _TRIES: Final = 3
 
@@ -74,7 +74,7 @@ class Join:
         (scratch / BLOBS).mkdir()
         projector = Projector(self.journal, self.located.folder)
         try:
-            with lived_in(scratch):
+            with locked_while_used(scratch):
                 if state_only:
                     self._renew_base(base, projector)
                 else:

@@ -32,7 +32,7 @@ from ...reading.view import look_anew
 from .download import Download, PullReport
 from .existing import Join
 from .order import joined, lengths, payload, write_order
-from .scratch import lived_in, scratch_in, sweep
+from .scratch import locked_while_used, scratch_in, sweep
 from .source import Deadline, Progress, Source
 
 
@@ -93,7 +93,7 @@ def _into_nothing(download: Download, state_only: bool, files: bool) -> PullRepo
     (temporary / SEGMENTS).mkdir(parents=True)
     (temporary / BLOBS).mkdir()
     try:
-        with lived_in(temporary):
+        with locked_while_used(temporary):
             state = _bring_new(download, temporary, state_only, files)
             download.deadline.begin_placing()
             fail_point("pull-brought")

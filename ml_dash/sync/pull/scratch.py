@@ -18,13 +18,13 @@ _STALE_S: Final = 3600.0
 
 
 def scratch_in(folder: Path, prefix: str = "") -> Path:
-    """A name for a new one, which `sweep` knows."""
+    """Return a path in `folder` for a new temporary folder or file, of a form that `sweep` recognises."""
     return folder / f"{prefix}{TEMPORARY}{os.urandom(8).hex()}.tmp"
 
 
 @contextlib.contextmanager
-def lived_in(temporary: Path) -> Iterator[None]:
-    """Keep a lock in a folder, so that others see that somebody works there; it may be renamed meanwhile."""
+def locked_while_used(temporary: Path) -> Iterator[None]:
+    """Hold a lock in a temporary folder, so that `sweep` of other processes leaves it alone. It may be renamed meanwhile."""
     turn = Turn(temporary / TURN)
     if os.name != "nt":
         # Windows does not rename a folder with an open file in it. There only its age says that nobody is left.
@@ -36,7 +36,7 @@ def lived_in(temporary: Path) -> Iterator[None]:
 
 
 def sweep(*places: Path) -> None:
-    """Remove what pulls have left that were killed."""
+    """Remove the temporary folders and files of pulls that were killed."""
     for left in [left for place in places for left in place.glob(f"*{TEMPORARY}*.tmp")]:
         with contextlib.suppress(OSError):
             lock = left / TURN
