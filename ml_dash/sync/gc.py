@@ -22,7 +22,7 @@ from ..disk.lock import Liveness, probe
 from ..errors import Damaged, StillOpen
 from ..journal import base as bases
 from ..journal import blobs
-from ..journal.base import Base, FreedSegment, Kept
+from ..journal.base import Base, FreedSegment, KeptLines
 from ..journal.order import MergeRecord, Order
 from ..journal.reader import Segment, Tail, is_empty, is_partial, open_segment, read
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
@@ -388,7 +388,7 @@ class _Collection:
         )
         bases.save(self.journal, read_identity(self.journal), base)
 
-    def _kept_lines(self, state: State) -> Iterator[tuple[str, Kept]]:
+    def _kept_lines(self, state: State) -> Iterator[tuple[str, KeptLines]]:
         """What of each file of lines lies before the base."""
         folder = Folder(self.located.folder, self.journal, self.at.layout)
         yield "", _kept(folder.path / LOGS, folder.layout.logs, state.logs)
@@ -429,7 +429,7 @@ def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[st
         yield record.segment if is_new and isinstance(record, MergeRecord) else "", position
 
 
-def _kept(path: Path, lines: LineFile, end: int) -> Kept:
+def _kept(path: Path, lines: LineFile, end: int) -> KeptLines:
     """The lines up to number `end` of a file, measured and read."""
     size = lines.size
     if end < lines.lines:
@@ -443,4 +443,4 @@ def _kept(path: Path, lines: LineFile, end: int) -> Kept:
     if crc is None:
         raise OSError(f"{path} changes while it is being read")
     first = min(lines.first, end)
-    return Kept(first, end, size, crc, [mark for mark in lines.marks if mark < size])
+    return KeptLines(first, end, size, crc, [mark for mark in lines.marks if mark < size])
