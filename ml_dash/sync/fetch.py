@@ -23,7 +23,7 @@ from .identity import connect
 from .pull.download import bring_blob
 from .pull.pull import pull
 from .pull.source import Deadline, Stopped
-from .registrations import asking
+from .registrations import registration_for
 from .remote import ServerSource
 
 log = logging.getLogger("ml_dash")
@@ -82,7 +82,7 @@ class _Work:
 
     def run(self) -> None:
         try:
-            with contextlib.closing(connect(asking(self._located.journal, self._settings))) as link:
+            with contextlib.closing(connect(registration_for(self._located.journal, self._settings))) as link:
                 source = ServerSource(link)
                 pull(source, self._located, state_only=self._state_only(), files=False, fill=False, deadline=self.deadline)
                 self._bring_files(source)

@@ -106,13 +106,13 @@ def register_again(journal: Path, settings: Settings, env: Environment | None = 
     Where the settings name no identity, the one it was registered with stays, unclaimed too: whoever is logged in by
     now does not take over what was recorded before. Of several, the one of the present login. Raises OSError.
     """
-    wanted = asking(journal, settings, env)
+    wanted = registration_for(journal, settings, env)
     write(wanted, env)
     return wanted
 
 
-def asking(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
-    """The identity under which a server is asked about a journal, which need not be here: nothing is registered by it.
+def registration_for(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
+    """Return the registration whose identity requests about a journal use. The journal need not exist; nothing is written.
 
     The one that the settings name; else the one that the journal is registered with; else whoever is logged in now.
     """
@@ -259,8 +259,8 @@ def claim(registration: Registration, claimed: Registration, env: Environment | 
     return claimed
 
 
-def meant(target: str, env: Environment | None = None) -> list[Registration]:
-    """The registrations that a text names: a server's URL, `project/name`, or the path of a folder or journal."""
+def matching(target: str, env: Environment | None = None) -> list[Registration]:
+    """Return the registrations that a text names: a server's URL, `project/name`, or the path of a folder or journal."""
     known = read_all(env)
     if "://" in target:
         url = remote_url(target)
