@@ -27,7 +27,7 @@ _FRAME_BUDGET: Final = 900_000
 _BYTES_PER_NUMBER: Final = 9
 
 
-class _Lazy(dict[str, Any]):
+class _DeferredResult(dict[str, Any]):
     """What `append` returns: its numbers are computed when somebody looks, and who does not look pays nothing."""
 
     __slots__ = ("_ordinal", "_tally")
@@ -64,7 +64,7 @@ def _filled(name: str) -> Any:
     """A method of dict that looks at what is there: so the numbers are filled in first."""
     inherited = getattr(dict, name)
 
-    def method(self: _Lazy, *arguments: Any) -> Any:
+    def method(self: _DeferredResult, *arguments: Any) -> Any:
         self._fill()
         return inherited(self, *arguments)
 
@@ -75,10 +75,10 @@ for _name in (
     "get", "keys", "values", "items", "pop", "popitem", "setdefault", "__contains__", "__iter__", "__reversed__",
     "__len__", "__eq__", "__ne__", "__repr__", "__or__", "__ror__", "__ior__",
 ):  # fmt: skip
-    setattr(_Lazy, _name, _filled(_name))
+    setattr(_DeferredResult, _name, _filled(_name))
 
 
-class _LazyBatch(_Lazy):
+class _DeferredBatchResult(_DeferredResult):
     """What `append_batch` returns."""
 
     __slots__ = ("_last",)
@@ -146,7 +146,7 @@ class MetricBuilder:
             raise
         except WriterGone:
             self._handle.session.refuse()
-        result = _Lazy(self._template)
+        result = _DeferredResult(self._template)
         result._tally = tally
         result._ordinal = ordinal
         return result  # type: ignore[return-value]  # an AppendResult that fills itself; cast() would cost a call
@@ -179,7 +179,7 @@ class MetricBuilder:
             raise
         except WriterGone:
             self._handle.session.refuse()
-        result = _LazyBatch(self._template, count=len(rows))
+        result = _DeferredBatchResult(self._template, count=len(rows))
         result._tally = tally
         result._ordinal = first
         result._last = last
