@@ -24,7 +24,7 @@ from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
 from .folder import AWAY, PARAMETERS, Folder, FolderChanged
-from .replay import Enough, Pace, Replay
+from .replay import Pace, PassStopped, Replay
 from .start import begin
 
 # While training, at most this share of the time goes into rewriting documents and the checkpoint.
@@ -120,7 +120,7 @@ class Projector:
         """Bring the folder up to date; False if another process has the turn for longer than `wait_s` seconds.
 
         With `complete=False` experiment.json and the metadata of metrics and files may lag for some passes. Raises
-        OSError if the disk refuses (the next call then begins at the last checkpoint), and Enough if `pace` does.
+        OSError if the disk refuses (the next call then begins at the last checkpoint), and PassStopped if `pace` does.
         """
         with self.having_turn(wait_s) as taken:
             if taken:
@@ -147,7 +147,7 @@ class Projector:
             try:
                 self._pass(pace, complete)
                 return
-            except Enough:
+            except PassStopped:
                 raise
             except (FolderChanged, OrderChanged, RecursionError):
                 # Files that the checkpoint counts are missing, or differ from what this code would have written.
@@ -167,7 +167,7 @@ class Projector:
         try:
             changed = replay.catch_up(folder, record=True, pace=pace)
             folder.flush()
-        except Enough:
+        except PassStopped:
             self._finish(replay, folder, complete, last=False)
             raise
         if complete:

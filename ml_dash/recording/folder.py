@@ -15,7 +15,7 @@ from ..core.state import Edits, State, index_of
 from ..disk.durable import free_bytes, is_gone
 from ..journal.writer import Writer
 from ..projection.projector import Projector
-from ..projection.replay import Enough, Pace, Replay
+from ..projection.replay import Pace, PassStopped, Replay
 from ..projection.start import begin
 from ..reading.located import Located
 from ..reading.read import view
@@ -119,7 +119,7 @@ class RunFolder:
 
         def step() -> None:
             if self._readers:
-                raise Enough
+                raise PassStopped
             pause()
 
         try:
@@ -128,7 +128,7 @@ class RunFolder:
                 with self._projector.guard:
                     self._learn(self._projector.state)
             self._trouble = None
-        except Enough:
+        except PassStopped:
             # Whoever wants it goes on from here, at full speed.
             return
         except Exception as error:
@@ -186,12 +186,12 @@ class RunFolder:
                 reported = True
                 print_line("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
             if spent > FOLDER_AT_CLOSE_S:
-                raise Enough
+                raise PassStopped
 
         try:
             if not self._projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
                 log.debug("ml-dash: another process is projecting %s", self._located.folder)
-        except Enough:
+        except PassStopped:
             if not silent:
                 print_line(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
         except Exception as error:
@@ -217,7 +217,7 @@ class _Seeker:
 
     def seek(self) -> int | None:
         """The index; None if the journal does not have the point."""
-        with contextlib.suppress(Enough, OSError):
+        with contextlib.suppress(PassStopped, OSError):
             self._replay.catch_up(self, record=False)
         return self._found
 
@@ -234,4 +234,4 @@ class _Seeker:
             return
         if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
             self._found = index_of(metric, self._writer, self._ordinal)
-            raise Enough
+            raise PassStopped
