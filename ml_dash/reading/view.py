@@ -298,7 +298,7 @@ class View:
             raise released(self.state, self._folder.journal, self._folder.path, what)
 
     def _first_here(self, known: LineFile, what: str, total: int) -> int:
-        """The number of the first line that is on this machine. Warns if some are missing; if all are, the caller raises."""
+        """Return the number of the first line that is on this machine; warn where some are missing, but not all."""
         if 0 < known.first < total:
             _warn_of_missing_start(self._folder.path, what, known.first)
         return known.first

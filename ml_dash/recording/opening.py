@@ -74,6 +74,11 @@ class OpenRequest(NamedTuple):
     parent: str | None
     silent: bool
 
+    @property
+    def home(self) -> Path:
+        """The folder in the store in which a new journal would lie."""
+        return self.settings.store / self.project / self.name
+
 
 class _Known:
     """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
@@ -96,7 +101,7 @@ def find(request: OpenRequest) -> Located | None:
     Raises ForeignFolder if a folder that would be written to holds something else.
     """
     folder = request.settings.root / request.project / request.name
-    home = request.settings.store / request.project / request.name
+    home = request.home
     pointed = at(folder)
     journal = pointed.journal if pointed is not None else home / JOURNAL
     if (journal / SEGMENTS).is_dir():
@@ -120,7 +125,7 @@ def where(request: OpenRequest) -> Located:
     if found is not None:
         return found
     folder = request.settings.root / request.project / request.name
-    return Located(request.project, request.name, folder, request.settings.store / request.project / request.name / JOURNAL)
+    return Located(request.project, request.name, folder, request.home / JOURNAL)
 
 
 def _check_identity(located: Located) -> None:
@@ -147,7 +152,7 @@ def open_run(request: OpenRequest) -> tuple[Run, bool]:
             raise cannot("use", request.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
-    journal = located.journal if located is not None else request.settings.store / request.project / request.name / JOURNAL
+    journal = located.journal if located is not None else request.home / JOURNAL
     run = registry.run_of(journal)
     existing = located is not None or run is not None
     _check_resume(request, existing)
@@ -175,7 +180,7 @@ def _open_new(request: OpenRequest) -> Run:
 
 def _claim(request: OpenRequest) -> Run | None:
     """The run of a new experiment of just this name; None if the name is taken."""
-    home = request.settings.store / request.project / request.name
+    home = request.home
     try:
         if _is_taken(request):
             return None
@@ -236,7 +241,7 @@ def _join(run: Run, request: OpenRequest) -> None:
 
 def _start(request: OpenRequest, located: Located | None) -> Run:
     settings = request.settings
-    home = located.journal.parent if located is not None else settings.store / request.project / request.name
+    home = located.journal.parent if located is not None else request.home
     place = Located(request.project, request.name, settings.root / request.project / request.name, home / JOURNAL)
     body = _opening(request, place, anew=request.given_anew or located is None)
     known = _Known()

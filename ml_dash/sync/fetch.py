@@ -32,7 +32,7 @@ WAIT_S: Final = 30.0
 
 
 def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
-    """Bring what the server has of `located`; a server that has nothing, or does not answer, is no error.
+    """Download what the server has of `located`. A server that has nothing, or does not answer, is no error.
 
     Does nothing where the experiment is open already, in this process or another one of this machine. Warns, by the
     log, where something could not be brought within `wait_s` seconds.
@@ -62,13 +62,16 @@ def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
 
 
 def _is_open(located: Located) -> bool:
-    """Does a writer of this machine live? Then the experiment goes on here, and what it has is the newest."""
+    """True if a writer of this machine is alive: the journal here is the newest then."""
     locks = {located.journal / SEGMENTS / name.lock for name, _ in list_segments(located.journal)}
     return any(lock.exists() and probe(lock) is Liveness.ALIVE for lock in locks)
 
 
 class _Work:
-    """What the thread does, and what came of it."""
+    """The work of the thread, and its result.
+
+    The thread writes `failure`, `left` and `trouble`; the caller reads them once, when it stops waiting.
+    """
 
     def __init__(self, located: Located, settings: Settings) -> None:
         self.deadline = Deadline()
@@ -84,10 +87,13 @@ class _Work:
         try:
             with contextlib.closing(connect(registration_for(self._located.journal, self._settings))) as link:
                 source = ServerSource(link)
-                pull(source, self._located, state_only=self._state_only(), files=False, fill=False, deadline=self.deadline)
+                pull(
+                    source, self._located, state_only=self._state_only(), files=False, fill=False,
+                    deadline=self.deadline,
+                )  # fmt: skip
                 self._bring_files(source)
         except (NotFound, Stopped):
-            # It begins here; or nobody waits any more.
+            # The experiment begins here; or nobody waits any more.
             return
         except (MLDashError, OSError) as error:
             if self.deadline.placed or self.left:
@@ -96,7 +102,7 @@ class _Work:
                 self.failure = self.failure or str(error)
 
     def _state_only(self) -> bool:
-        """Is the state enough? Where a journal is, or lines that a base keeps, what came later is brought to it."""
+        """True if the state is enough: not where a journal is, or a base that keeps lines, which is to be completed."""
         journal = self._located.journal
         if not (journal / SEGMENTS).is_dir():
             return True
@@ -107,7 +113,7 @@ class _Work:
         return base is not None and not base.kept
 
     def _bring_files(self, source: ServerSource) -> None:
-        """The contents of files that are listed, the smallest first, for as long as somebody waits."""
+        """Download the contents of current files, the smallest first, until the caller stops waiting."""
         journal = self._located.journal
         found = source.find(self._located.project, self._located.name)
         if found is None:
@@ -136,7 +142,7 @@ class _Work:
             raise Stopped
 
     def _show_files(self) -> None:
-        """Make the documented folder show what has come."""
+        """Write the files that were downloaded into the documented folder."""
         projector = Projector(self._located.journal, self._located.folder)
         with projector.having_turn(TURN_WAIT_S) as taken:
             if taken:

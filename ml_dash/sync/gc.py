@@ -37,28 +37,31 @@ _LOCK: Final = re.compile(r"\d{20}-([0-9a-f]{32})\.lock")
 
 
 class Holder(Protocol):
-    """A server, asked what it holds."""
+    """A server that is asked what it holds. Every method may raise RemoteError."""
 
     @property
     def name(self) -> str:
         """The URL of the server."""
 
     def removed(self, journal: str) -> set[str]:
-        """Writers of a journal whose events it keeps out of sight: nobody could bring them back."""
+        """Return the writers of a journal whose events it hides: they could not be downloaded again."""
 
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
-        """Segment id → SHA-256 of its first so many bytes; unknown ones are left out."""
+        """Return the SHA-256 of the first `wanted[id]` bytes of each segment; unknown segments are left out."""
 
     def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
-        """Which of these blobs (name → size in bytes) it holds, whole and verified."""
+        """Return those of the blobs (name → size in bytes) that it holds, whole and verified."""
 
     def let_go(self, journal: str, wanted: dict[str, int]) -> set[str]:
-        """Which of these it does not hold and does not want: their files were replaced or deleted elsewhere."""
+        """Return those of the blobs that it lacks and does not want: their files were replaced or deleted elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What was freed, or would be: segments, contents, and the bytes of both. `kept`: segment file → why it stays."""
+    """Result of a collection or a dry run: segments and contents that were freed, and the bytes of both.
+
+    `kept` gives, by segment file, why a segment stays.
+    """
 
     segments: int
     blobs: int
@@ -68,7 +71,7 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A segment that lies here: of its bytes, the first `length` hold all its events, the rest is a torn end."""
+    """A segment that may be freed: its first `length` bytes hold all its events, the rest of `size` is a torn end."""
 
     segment: Segment
     length: int
@@ -111,7 +114,7 @@ def collect(
 
 
 class _InFolder:
-    """A sink for lines that are in the folder already."""
+    """A sink that drops lines, since the folder has them already."""
 
     def __init__(self, folder: Folder) -> None:
         self.history = folder.history
@@ -121,7 +124,7 @@ class _InFolder:
 
 
 class _Collection:
-    """One collection in one journal, by whoever has the turn."""
+    """One collection in one journal. The caller holds the turn throughout."""
 
     def __init__(
         self,
@@ -154,7 +157,7 @@ class _Collection:
         self.let_go: set[str] = set()
 
     def run(self, *, dry_run: bool) -> GcReport:
-        """Decide, put the base in place, then remove what it stands for."""
+        """Decide what may go, write the base that stands for it, then remove it: in this order a kill loses nothing."""
         leftovers, candidates = self._look()
         leftovers += self._proven(self.shorter)
         self._ask_for_blobs({one.segment.writer for one in candidates})
@@ -184,7 +187,7 @@ class _Collection:
     # -- what may go -------------------------------------------------------------------------------------------------
 
     def _look(self) -> tuple[list[_Candidate], list[_Candidate]]:
-        """(segments that a base stands for already, segments that may go if a server proves that it holds them)."""
+        """Return (segments that a base stands for already, segments that may go if a server proves to hold them)."""
         leftovers, candidates = [], []
         for name, path in list_segments(self.journal):
             reason, candidate = self._look_at(path)
@@ -204,7 +207,7 @@ class _Collection:
         return leftovers, candidates
 
     def _look_at(self, path: Path) -> tuple[str, _Candidate | None]:
-        """Why a segment stays, or what is to be proven of it."""
+        """Return (why a segment stays, None), or ("", the bytes to be proven)."""
         trouble = next((key for key in self.projector.troubles if key.partition(" #")[0] == path.name), None)
         if trouble is not None:
             return "not all of it could be read; see ml-dash verify", None
@@ -226,7 +229,7 @@ class _Collection:
 
     @staticmethod
     def _is_torn(segment: Segment, start: int) -> bool:
-        """Is what lies behind the last frame one that a crash cut off, and nothing else?"""
+        """True if behind the last frame there is only one that a crash cut off."""
         rest = list(read(segment, start))
         tail = rest[0] if len(rest) == 1 else None
         if not isinstance(tail, Tail):
@@ -234,7 +237,11 @@ class _Collection:
         return is_partial(segment, tail) or is_empty(segment, tail)
 
     def _prefix(self, candidates: list[_Candidate]) -> tuple[int, list[_Candidate]]:
-        """The longest beginning of `order` that names candidates only, and each of them whole: (its end, they)."""
+        """Return (end, candidates) of the longest prefix of `order` that names only candidates, each of them whole.
+
+    `end` is a byte offset in `order`. Only a prefix can be replaced by a base: numbers of entries and points are
+    positions in this sequence.
+    """
         allowed = {one.id: one for one in candidates}
         based = self.base.segments if self.base is not None else {}
         start = begin(self.journal).order_position
@@ -269,7 +276,7 @@ class _Collection:
     # -- proof -------------------------------------------------------------------------------------------------------
 
     def _proven(self, wanted: list[_Candidate]) -> list[_Candidate]:
-        """Those whose digest is that of the server, of the same length."""
+        """Return the candidates of which every server has the same digest for the same length."""
         good = wanted
         for holder in self.holders:
             found: dict[str, Digest] = {}
@@ -293,7 +300,7 @@ class _Collection:
         return good
 
     def _ask_for_blobs(self, writers: set[str]) -> None:
-        """Which contents of these writers, and of those that a base stands for, do all servers hold?"""
+        """Set `held` and `let_go` for the contents of these writers and of those that a base stands for."""
         if self.base is not None:
             writers = writers | self.base.state.writers.keys()
         by_journal: dict[str, dict[str, int]] = {}
@@ -315,7 +322,7 @@ class _Collection:
         return next((stood.journal for stood in segments if stood.writer == writer), self.local_id.hex())
 
     def _without_missing_blobs(self, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Those of writers all of whose contents the servers hold, but for what was replaced or deleted."""
+        """Return the candidates of writers whose contents, if not replaced or deleted, all servers hold."""
         of_files = {file.blob for file in self.at.state.files.values()}
         missing = {
             parsed[1]: name
@@ -332,7 +339,7 @@ class _Collection:
     # -- the base ----------------------------------------------------------------------------------------------------
 
     def _state_at(self, position: int, going: list[_Candidate]) -> State | None:
-        """The folded state where the base will stand; None if there is none."""
+        """Return the folded state at a position of `order`, for the base; None if nothing goes and there is no base."""
         if not going:
             return self.base.state if self.base is not None else None
         if position == self.at.order_position:
@@ -348,7 +355,7 @@ class _Collection:
         return replay.state
 
     def _blobs_to_free(self, state: State | None) -> list[str]:
-        """Contents that the servers hold, of events that the base stands for."""
+        """Return the contents that all servers hold, of events that the base stands for."""
         if state is None:
             return []
         freed = []
@@ -362,7 +369,7 @@ class _Collection:
         return freed
 
     def _write_base(self, position: int, going: list[_Candidate], state: State) -> None:
-        """From now on the journal can do without what is going. Durable on return, and so is all that it relies on."""
+        """Write the base that stands for `going`. Durable on return, and so is the folder that it relies on."""
         self.projector.sync()
         old = self.base
         remote = ", ".join(holder.name for holder in self.holders)
@@ -389,7 +396,7 @@ class _Collection:
         bases.save(self.journal, read_identity(self.journal), base)
 
     def _kept_lines(self, state: State) -> Iterator[tuple[str, KeptLines]]:
-        """What of each file of lines lies before the base."""
+        """Yield (metric, or "" for the logs; its lines before the base) for each file of lines."""
         folder = Folder(self.located.folder, self.journal, self.at.layout)
         yield "", _kept(folder.path / LOGS, folder.layout.logs, state.logs)
         for name, metric in state.metrics.items():
@@ -407,7 +414,7 @@ class _Collection:
         sync_folder(self.journal / BLOBS)
 
     def _remove_locks(self) -> None:
-        """Lock files of writers that ended and have no segment here any more."""
+        """Remove lock files of writers that ended and have no segment here any more."""
         left = {name.writer for name, _ in list_segments(self.journal)}
         for entry in list((self.journal / SEGMENTS).iterdir()):
             match = _LOCK.fullmatch(entry.name)
@@ -420,9 +427,9 @@ class _Collection:
 
 
 def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """The segment that each record names, and the offset behind the record.
+    """Yield (segment id, offset behind the record) for each record of `order`.
 
-    Empty for a death, and where a base stands for all that the record names (segment id → so many bytes).
+    The id is empty for a death, and where a base stands for all that the record names (`based`: bytes by segment id).
     """
     for record, position in order.read(start):
         is_new = isinstance(record, MergeRecord) and record.end > based.get(record.segment, 0)
@@ -430,7 +437,7 @@ def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[st
 
 
 def _kept(path: Path, lines: LineFile, end: int) -> KeptLines:
-    """The lines up to number `end` of a file, measured and read."""
+    """Return size and CRC-32 of the lines of a file before number `end`. Raises OSError if the file is too short."""
     size = lines.size
     if end < lines.lines:
         mark, number = lines.mark_before(end)

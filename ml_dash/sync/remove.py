@@ -19,7 +19,7 @@ _WAIT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RemoveReport:
-    """What was removed, or would be."""
+    """Result of a removal, or of a dry run: folder, journal, and the count and bytes of their files."""
 
     folder: Path
     journal: Path
@@ -86,7 +86,7 @@ def _size(path: Path) -> int:
 
 
 def _empty(place: Path) -> None:
-    """Remove all in a folder but a journal, and what is left of one."""
+    """Remove everything in a folder but a journal and the remains of one."""
     for entry in place.iterdir():
         if entry.name.startswith(JOURNAL):
             continue

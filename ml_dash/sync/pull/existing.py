@@ -29,11 +29,11 @@ _TRIES: Final = 3
 
 
 class _BaseChanged(Exception):
-    """Another gc or pull was faster."""
+    """Another gc or pull has replaced the base meanwhile."""
 
 
 class Join:
-    """One pull into a journal."""
+    """One pull into a journal that exists. `mark` identifies the base that the decisions rest on."""
 
     def __init__(self, download: Download) -> None:
         self.download = download
@@ -43,7 +43,7 @@ class Join:
         self.mark = (0, 0)
 
     def bring(self, state_only: bool, files: bool, fill: bool) -> PullReport:
-        """Bring what is missing, put it in place, and fold it."""
+        """Download what is missing, put it in place, and fold it; try again if another gc or pull changes the base."""
         for _ in range(_TRIES - 1):
             with contextlib.suppress(_BaseChanged):
                 return self._bring(state_only, files, fill)
@@ -79,7 +79,7 @@ class Join:
                     self._renew_base(base, projector)
                 else:
                     if base is not None and fill:
-                        # Only the base says that they are on a server, and it goes.
+                        # Only the base records which contents a server alone has, and the base goes.
                         self.download.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
                     self._complete(base, trouble, fill, scratch, projector)
             self.download.deadline.mark_placed()
@@ -98,7 +98,7 @@ class Join:
 
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
-        """To put things in place. Raises _BaseChanged if the base is not the one that was looked at."""
+        """Hold the turn while things are put in place. Raises _BaseChanged if the base is not that of `mark`."""
         with projector.having_turn(TURN_WAIT_S) as taken:
             if not taken:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
@@ -109,7 +109,7 @@ class Join:
             yield
 
     def _renew_base(self, old: Base | None, projector: Projector) -> None:
-        """The server's state of now instead of the base that is here."""
+        """Replace the base that is here with the server's present state."""
         if old is not None and old.kept:
             raise InvalidValue(
                 f"{self.located.folder} keeps lines that gc was told to keep; only the whole journal can replace them",
@@ -131,13 +131,13 @@ class Join:
             projector.begin_at_base()
 
     def _set_base_aside(self) -> None:
-        """A base that cannot be read: what it holds may be of use to somebody all the same."""
+        """Keep a base that cannot be read under another name: some of it may still be recovered."""
         os.link(self.journal / BASE, self.journal / f"{BASE}.damaged.{os.urandom(4).hex()}")
 
     def _complete(
         self, base: Base | None, trouble: JournalError | None, fill: bool, scratch: Path, projector: Projector
     ) -> None:
-        """Bring segments that are missing here; with `fill`, or a useless base, also those that it stands for."""
+        """Download segments that are missing; with `fill`, or an unreadable base, also those that it stands for."""
         records = list(joined(self.download.records()))
         totals = lengths(records)
         replaces_base = trouble is not None or (base is not None and fill)
@@ -176,13 +176,13 @@ class Join:
             projector.begin_at_base()
 
     def _is_copy(self) -> bool:
-        """Did nobody write to this journal? Then all that it has came from the server, and so does its order."""
+        """True if no segment was written into this journal: all were downloaded, and so was the order."""
         own = read_identity(self.journal).journal
         here = local_segments(self.journal).values()
         return not bases.exists(self.journal) and all(segment.header.journal != own for segment, _ in here)
 
     def _follows_otherwise(self, records: list[list[Any]]) -> bool:
-        """Is this a copy with another order than the server's? A pull that was killed may have left it so."""
+        """True for a copy with another order than the server's: a pull that was killed may leave one."""
         order = Order(self.journal)
         order.open(write=False)
         try:
@@ -197,7 +197,7 @@ class Join:
         return self._is_copy() and list(joined(here)) != records
 
     def _may_replace(self, local: tuple[Segment, int], length: int) -> bool:
-        """Is what is here only the beginning of what the server has, and of a writer that has ended?"""
+        """True if the segment here is a beginning of the server's, and its writer has ended."""
         segment, size = local
         if size >= length:
             return False
@@ -215,9 +215,9 @@ class Join:
         self.download.conflicts[segment.path.name] = why
 
     def _refuse_loss(self, base: Base | None, here: dict[str, tuple[Segment, int]], totals: dict[str, int]) -> None:
-        """The base goes only when everything that it stands for is here."""
+        """Raise Damaged unless every segment that the base stands for is here or on the server, in full length."""
         if base is not None:
-            stood = {identity: one.length for identity, one in base.segments.items()}
+            stood = {identity: freed.length for identity, freed in base.segments.items()}
         else:
             stood = ends_in(self.journal)
         for identity, length in stood.items():
@@ -245,7 +245,7 @@ class Join:
         sync_folder(self.journal / SEGMENTS)
 
     def _adopt_order(self, records: list[list[Any]], totals: dict[str, int]) -> None:
-        """The server's order; behind it, in the order they have here, bytes that the server does not have yet."""
+        """Write the server's order, then the bytes that the server does not have yet, in their present order."""
         payloads = list(map(payload, records))
         order = Order(self.journal)
         order.open(write=False)
@@ -261,7 +261,7 @@ class Join:
         write_order(self.journal, identity, payloads)
 
     def _append_order(self, records: list[list[Any]], brought: set[str]) -> None:
-        """Say of what was brought in which order the server merged it."""
+        """Append to `order`, for the segments that were downloaded, the order in which the server merged them."""
         here = local_segments(self.journal)
         writers = {segment.writer for identity, (segment, _) in here.items() if identity in brought}
         order = Order(self.journal)
@@ -282,7 +282,7 @@ class Join:
 
 
 def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
-    """Segment id → the segment, and its size in bytes; those whose header cannot be read are left out."""
+    """Return segment id → (segment, size in bytes); segments whose header cannot be read are left out."""
     found = {}
     for _, path in list_segments(journal):
         with contextlib.suppress(OSError, JournalError):
@@ -293,7 +293,7 @@ def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
 
 
 def _mark(base: Path) -> tuple[int, int]:
-    """What tells this base, good or not, from another one."""
+    """Return size and CRC-32 of a base, readable or not: different for different bases."""
     try:
         content = base.read_bytes()
     except FileNotFoundError:

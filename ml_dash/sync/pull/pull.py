@@ -46,10 +46,10 @@ def pull(
     deadline: Deadline | None = None,
     progress: Progress | None = None,
 ) -> PullReport:
-    """Bring the experiment `located.project`/`located.name` to where `located` says, or what of it is missing there.
+    """Download the experiment `located.project`/`located.name` to where `located` says, or the missing part of it.
 
-    With `state_only` a base stands for all segments; contents of files come only with `files` then. Without `fill`
-    what a base stands for here stays on the server. On return what was brought is durable.
+    With `state_only` a base stands for all segments, and contents of files come only with `files=True`. Without `fill`,
+    segments that a base stands for here stay on the server. Durable on return.
 
     Raises NotFound if the server does not have the experiment, InvalidValue if the state alone is asked for of one
     whose journal is here, RemoteError if the server does not answer or answers something else; nothing changed then.
@@ -76,7 +76,7 @@ def pull(
 
 
 def _into_nothing(download: Download, state_only: bool, files: bool) -> PullReport:
-    """A new journal. Raises FileExistsError if another process has made one meanwhile."""
+    """Pull into a new journal. Raises FileExistsError if another process has created it meanwhile."""
     journal, folder = download.located.journal, download.located.folder
     home = journal.parent
     try:
@@ -110,7 +110,7 @@ def _into_nothing(download: Download, state_only: bool, files: bool) -> PullRepo
 
 
 def _bring_new(download: Download, into: Path, state_only: bool, files: bool) -> State:
-    """Make a journal, complete and synced; its state."""
+    """Create a journal in `into`, complete and synced, and return its state."""
     identity = OrderHeader(os.urandom(16), download.located.project, download.located.name)
     records: list[bytes] = []
     if state_only:
@@ -127,7 +127,7 @@ def _bring_new(download: Download, into: Path, state_only: bool, files: bool) ->
 
 
 def _bring_all(download: Download, into: Path) -> list[bytes]:
-    """All segments and the bodies that belong to them; the records of the server's order."""
+    """Download all segments and the bodies of their events; return the records of the server's order, encoded."""
     records = list(joined(download.records()))
     download.bring_segments(lengths(records), into)
     download.bring_bodies(into)

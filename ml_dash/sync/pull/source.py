@@ -9,36 +9,37 @@ from typing import Protocol
 from ...core.protocol import Digest, FoundExperiment, OrderPage
 
 Progress = Callable[[int, int], None]
+"""(bytes downloaded so far, bytes in all), called after each piece."""
 
 
 class Source(Protocol):
-    """A server, as far as a pull asks it (see docs/protocol.md)."""
+    """A server that a pull downloads from (see docs/protocol.md). Every method may raise RemoteError."""
 
     @property
     def name(self) -> str:
         """The URL of the server."""
 
     def find(self, project: str, name: str) -> FoundExperiment | None:
-        """The experiment; None if the server does not have it."""
+        """Return an experiment by its names; None if the server does not have it."""
 
     def order(self, experiment: str, after: int, limit: int) -> OrderPage:
-        """A page of what arrived, in the order of arrival."""
+        """Return at most `limit` merge records and deaths behind arrival `after` (0: from the first), oldest first."""
 
     def segment(self, segment: str, offset: int, limit: int) -> tuple[bytes, str, str]:
-        """(bytes of a segment from `offset` on, its file name, the id of its journal)."""
+        """Return (at most `limit` bytes of a segment from `offset` on, its file name, the id of its journal)."""
 
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
-        """Segment id → SHA-256 of its first so many bytes."""
+        """Return the SHA-256 of the first `wanted[id]` bytes of each segment; unknown segments are left out."""
 
     def base(self, experiment: str) -> bytes:
-        """The state of the experiment, see `journal.base.decode`."""
+        """Return the server's state of the experiment, encoded as a base (see `journal.base.decode`)."""
 
     def blob(self, experiment: str, name: str) -> Iterable[bytes]:
-        """The content of a blob. Raises ServerRefused (404) if the server does not have it whole."""
+        """Yield the content of a blob in pieces. Raises ServerRefused (404) if the server does not have all of it."""
 
 
 class Stopped(Exception):
-    """Whoever asked for a pull does not wait for it any more; nothing was put in place."""
+    """The deadline of a pull has expired; nothing was put in place."""
 
 
 class Deadline:
