@@ -14,9 +14,11 @@ from .core.values import checked_step
 from .disk.places import disabled, remote_url
 from .disk.settings import OperationMode, Settings, resolve
 from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
+from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
 from .recording.ending import check_status, passing
 from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
+from .recording.process import loading
 from .recording.session import Reading
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     from .core.records import DurableState, ExperimentRecord
     from .files import FileBuilder, FileEntry
-    from .log import LogBuilder, LogLevel
     from .parameters import ParametersBuilder
 
 log = logging.getLogger("ml_dash")
@@ -173,14 +174,10 @@ class Experiment:
         """
         if message is None:
             return self._log_builder(level, metadata, extra)
-        from .log import append_log
-
         append_log(self._handle, message, level, metadata, extra)
         return None
 
     def _log_builder(self, level: str | LogLevel, metadata: Metadata | None, extra: dict[str, Any]) -> LogBuilder:
-        from .log import LogBuilder
-
         session = self._handle.session
         if not session.is_open:
             session.refuse()
@@ -192,7 +189,8 @@ class Experiment:
 
     def parameters(self) -> ParametersBuilder:
         """The experiment's parameters: `.set(...)` and `.get()`."""
-        from .parameters import ParametersBuilder
+        with loading():
+            from .parameters import ParametersBuilder
 
         self._handle.session.here()
         return ParametersBuilder(self._handle)
@@ -289,7 +287,8 @@ class Experiment:
         The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
         `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
         """
-        from .files import FileBuilder, one_source
+        with loading():
+            from .files import FileBuilder, one_source
 
         self._handle.session.here()
         what = one_source(source, file_path, file_prefix, file_id)

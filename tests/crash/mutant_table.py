@@ -135,8 +135,8 @@ _FRAMES: Final = (
     _one(
         "no word of what was lost",
         WRITER,
-        "        if lost:\n            raise StorageError(\n",
-        "        if lost < 0:\n            raise StorageError(\n",
+        "        if lost:\n            rest = ",
+        "        if lost < 0:\n            rest = ",
         ("W12", 60),
     ),
     _one(
@@ -298,7 +298,7 @@ _OTHERS: Final = (
     ),
     _one(
         "a journal says where its folder is",
-        "reading/read.py",
+        "reading/located.py",
         "        return folder if is_new or points_back(folder, journal) else home\n",
         "        return folder\n",
         ("P9", 400),
