@@ -26,15 +26,19 @@ log = logging.getLogger("ml_dash")
 
 FOLDER_AT_CLOSE_S: Final = 5.0
 _REPORT_AFTER_S: Final = 2.0
-# So much of a disk is left to the journal, or a hundredth of a small one.
+# The folder leaves so much of the disk, or a hundredth of a small one, to the journal.
 _RESERVE_BYTES: Final = 16 << 20
 _SLICE_EVENTS: Final = 256
-# A read does not wait for other processes; this is what a projector needs for a pass while training.
+# A read waits so long for another process that projects: about one pass. After that it reads in memory.
 _READ_WAIT_S: Final = 0.25
 
 
 class RunFolder:
-    """The folder of one run of this process, and the views of all that it has recorded. Any thread may call."""
+    """The folder of one run of this process, and views of all that it has recorded. Any thread may call.
+
+    The projector's `guard` is held while folder or state are read or written. `_readers_guard` protects `_readers`, and
+    is never held while another lock is waited for.
+    """
 
     def __init__(self, located: Located, writer: Writer) -> None:
         self._located = located
@@ -46,7 +50,7 @@ class RunFolder:
         self._readers_guard = threading.Lock()
         self._short_of_room = self._gave_way = False
         self.protected = False
-        """Is the experiment write-protected, as far as was read? Another process may have done that."""
+        """True if the experiment was found to be write-protected; another process may have done that."""
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -61,7 +65,7 @@ class RunFolder:
             self.want(-1)
 
     def want(self, more: int) -> None:
-        """So many more want the folder: while any does, the background pass stops at its next slice and they go on."""
+        """Add `more` (1 or -1) to the readers: while there are any, a background pass stops at its next slice."""
         with self._readers_guard:
             self._readers += more
 
@@ -85,7 +89,7 @@ class RunFolder:
         self.protected = self.protected or state.protected is not None
 
     def index_of(self, metric: str, ordinal: int, *, ended: bool) -> int | None:
-        """The index of the `ordinal`-th point of a metric that this run's writer brought; see `Run.index_of`."""
+        """Return the index of the `ordinal`-th point of a metric by this run's writer; see `Run.index_of`."""
         if ended:
             found = self._index_in(view(self._located).state, metric, ordinal, ended=True)
         else:
@@ -108,11 +112,11 @@ class RunFolder:
 
     @property
     def behind(self) -> bool:
-        """Is there anything to project?"""
+        """True if there is anything to project."""
         return self._writer.seq != self._projected_seq or self._projector.lagging
 
     def project(self, pause: Callable[[], None]) -> None:
-        """One pass of the background thread: in small slices, so that it never holds training up."""
+        """Make one pass of the background thread, in small slices with pauses, so that it never holds up training."""
         seq = self._writer.seq
         if not self.behind or not self._has_room():
             return
@@ -129,7 +133,7 @@ class RunFolder:
                     self._learn(self._projector.state)
             self._trouble = None
         except PassStopped:
-            # Whoever wants it goes on from here, at full speed.
+            # A reader waits for the folder: it goes on from here, without pauses.
             return
         except Exception as error:
             if self._trouble is None:
@@ -141,9 +145,9 @@ class RunFolder:
             self._trouble = str(error)
 
     def _has_room(self) -> bool:
-        """Is there room for more than the journal? It comes first: the folder can be made again at any time."""
+        """True if the disk has room for the folder too: the journal comes first, from which it can be made again."""
         if self._gave_way:
-            # What was freed is for the journal.
+            # The space that the folder gave up is for the journal.
             return False
         try:
             free, size = free_bytes(self._located.journal)
@@ -160,7 +164,7 @@ class RunFolder:
         return not self._short_of_room
 
     def give_way(self) -> bool:
-        """The disk is full and events wait: what can be made again is removed for them."""
+        """Remove the folder, which can be made again, for events that wait for a full disk; False if it cannot."""
         if not self._projector.give_way():
             return False
         self._gave_way = True
@@ -173,7 +177,7 @@ class RunFolder:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self, *, silent: bool) -> None:
-        """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
+        """Bring the folder up to date at close, for at most 5 seconds; the next reader does the rest."""
         if is_gone(self._located.journal) or not self._has_room():
             return
         begun = monotonic()
@@ -201,12 +205,12 @@ class RunFolder:
             )  # fmt: skip
 
     def abandon(self) -> None:
-        """In a forked child: the turn is the parent's."""
+        """Let go of the turn in a forked child: it is the parent's."""
         self._projector.abandon()
 
 
 class _Seeker:
-    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
+    """A search for the index of a point that the folded state does not hold: a fold of the journal up to it."""
 
     def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
         self._replay = Replay(journal, begin(journal))
@@ -216,17 +220,17 @@ class _Seeker:
         self._found: int | None = None
 
     def seek(self) -> int | None:
-        """The index; None if the journal does not have the point."""
+        """Return the index; None if the journal does not have the point."""
         with contextlib.suppress(PassStopped, OSError):
             self._replay.catch_up(self, record=False)
         return self._found
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Nobody asks this fold for statistics."""
+        """Raise Elsewhere: this fold keeps no points, and its statistics are not used."""
         raise Elsewhere
 
     def apply(self, edits: Edits) -> None:
-        """Called after each stretch; the point is among the newest once its writer has brought that many."""
+        """Stop at the stretch in which the writer's count of points passes the ordinal, or the writer ends."""
         edits.clear()
         state = self._replay.state
         metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)

@@ -44,11 +44,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_dash")
 
-_TAIL_TO_FOLD: Final = 2 << 20
+# At opening, a longer unprojected tail of the journal is not folded.
+_TAIL_TO_FOLD_BYTES: Final = 2 << 20
 
 
-# What stays as it is until somebody mends it. The rest (no space, a quota, a disk or a mount in trouble) may pass.
-# ENOENT: a folder above is there but takes none (an automounter, /proc), or was removed; missing ones are made.
+# Errors that last until somebody mends them. Others (no space, a quota, a disk or mount in trouble) may pass.
+# ENOENT: missing folders are created, so a parent takes none (an automounter, /proc), or was removed meanwhile.
 _NEVER_PASSES: Final = frozenset((
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
     errno.ENAMETOOLONG, errno.ENOTCONN,
@@ -56,10 +57,11 @@ _NEVER_PASSES: Final = frozenset((
 
 
 class OpenRequest(NamedTuple):
-    """What a caller asks of `open()`.
+    """The arguments of one opening.
 
-    `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
-    others have changed since.
+    `given_anew` is False if an earlier opening of the same handle has recorded `given`: it must not undo what others
+    have changed since. `child`: opened in a process that was forked or got the handle by pickle; `parent`: the writer
+    id there. `silent`: announce nothing.
     """
 
     project: str
@@ -81,7 +83,10 @@ class OpenRequest(NamedTuple):
 
 
 class _Known:
-    """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
+    """What opening learns about an existing experiment: its state, if cheap to read, and whether that is complete.
+
+    `settled`: bytes by segment file name that the checkpoint has folded.
+    """
 
     def __init__(
         self, state: State | None = None, complete: bool = True, settled: dict[str, int] | None = None
@@ -96,7 +101,7 @@ class _Known:
 
 
 def find(request: OpenRequest) -> Located | None:
-    """The experiment if it exists: where its documented folder points, else in the store.
+    """Return the experiment if it exists: where its documented folder points, else in the store; else None.
 
     Raises ForeignFolder if a folder that would be written to holds something else.
     """
@@ -112,7 +117,7 @@ def find(request: OpenRequest) -> Located | None:
         for place in {folder, home}:
             refuse_foreign(place, hint="use another local_path, or another name")
     except ForeignFolder:
-        # Another process may have made it since we looked.
+        # Another process may have created it since `is_dir` above.
         if (home / JOURNAL / SEGMENTS).is_dir():
             return find(request)
         raise
@@ -120,7 +125,7 @@ def find(request: OpenRequest) -> Located | None:
 
 
 def where(request: OpenRequest) -> Located:
-    """Where the experiment is, or would be made. Raises ForeignFolder as `find` does."""
+    """Return where the experiment is, or would be created. Raises ForeignFolder as `find` does."""
     found = find(request)
     if found is not None:
         return found
@@ -142,7 +147,7 @@ def _check_identity(located: Located) -> None:
 
 
 def open_run(request: OpenRequest) -> tuple[Run, bool]:
-    """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
+    """Return (the run of an experiment, whether the experiment existed). Creates nothing if it raises."""
     if request.resume == "new":
         return _open_new(request), False
     try:
@@ -164,11 +169,11 @@ def open_run(request: OpenRequest) -> tuple[Run, bool]:
 
 
 def _open_new(request: OpenRequest) -> Run:
-    """The run of an experiment that did not exist, under the next free of `name`, `name-2`, `name-3`, ...
+    """Return the run of a new experiment, under the first free of `name`, `name-2`, `name-3`, ...
 
-    Whoever holds the turn of a journal without segments makes the first one. So among processes that begin at once
-    each gets a name of its own, and one that is killed meanwhile leaves a name that the next one takes. Where locks do
-    not work, two that begin in the same moment may get the same name, as with resume="allow".
+    The first segment of a journal is written by the holder of its turn. So processes that begin at once get different
+    names, and the name of one that is killed meanwhile is free again. Where locks do not work, two that begin in the
+    same moment may get the same name, as with resume="allow".
     """
     for number in itertools.count(1):
         name = request.name if number == 1 else f"{request.name}-{number}"
@@ -179,7 +184,7 @@ def _open_new(request: OpenRequest) -> Run:
 
 
 def _claim(request: OpenRequest) -> Run | None:
-    """The run of a new experiment of just this name; None if the name is taken."""
+    """Return the run of a new experiment of exactly this name; None if the name is taken."""
     home = request.home
     try:
         if _is_taken(request):
@@ -188,7 +193,7 @@ def _claim(request: OpenRequest) -> Run | None:
         create_journal(home, request.project, request.name, sync=request.settings.durability == "always")
         turn = Turn(home / JOURNAL / TURN)
         if not turn.take():
-            # Somebody is making its first segment, or brings it up to date already.
+            # Another process is writing its first segment, or projects it already.
             return None
     except OSError as error:
         raise cannot("use", home, error) from error
@@ -200,7 +205,7 @@ def _claim(request: OpenRequest) -> Run | None:
 
 
 def _is_taken(request: OpenRequest) -> bool:
-    """Is there an experiment of that name, here or in this process, or a folder that is none of ours?"""
+    """True if an experiment or a foreign folder has the name, on disk or in this process."""
     try:
         journal = where(request).journal
         return find(request) is not None or registry.run_of(journal) is not None
@@ -223,7 +228,7 @@ def _check_resume(request: OpenRequest, existing: bool) -> None:
 
 
 def _join(run: Run, request: OpenRequest) -> None:
-    """Another handle to the same writer: what it brings anew is an update."""
+    """Add another handle to a run; its description, tags, folder and metadata become an update."""
     given = dict(request.given) if request.given_anew else {}
     if request.write_protected and not run.protected:
         given["writeProtected"] = True
@@ -284,9 +289,9 @@ def _start(request: OpenRequest, located: Located | None) -> Run:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so.
+    """Raise OSError if this user may not create files in a folder that exists.
 
-    ELOOP where it is a symbolic link: a writer follows none out of its journal.
+    EROFS on a read-only file system, ELOOP for a symbolic link: a writer follows none out of its journal.
     """
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link", str(folder))
@@ -315,7 +320,7 @@ def _opening(request: OpenRequest, place: Located, *, anew: bool) -> dict[str, A
 
 
 def _floor_ns(journal: Path, known: _Known) -> int:
-    """The newest time in a journal."""
+    """Return the newest time in a journal, in ns since the epoch: a new writer's times begin behind it."""
     if not list_segments(journal) and known.state is None:
         return 0
     with process.loading():
@@ -326,9 +331,9 @@ def _floor_ns(journal: Path, known: _Known) -> int:
 
 
 def _known(located: Located) -> _Known:
-    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that.
+    """Return the state of an experiment, if cheap: what is projected, and a short tail behind that.
 
-    A base that cannot be used is told, loudly; what this run records is kept all the same.
+    A base that cannot be used is logged as an error; what this run records is kept all the same.
     """
     with process.loading():
         from ..projection import checkpoint as checkpoints
@@ -350,7 +355,7 @@ def _known(located: Located) -> _Known:
             size = path.stat().st_size
             if settled.get(path.name) != size:
                 unread += size
-    if 0 < unread <= _TAIL_TO_FOLD:
+    if 0 < unread <= _TAIL_TO_FOLD_BYTES:
         with process.loading():
             from ..reading.read import view
 
@@ -360,7 +365,7 @@ def _known(located: Located) -> _Known:
 
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:
-    """One line on stderr, once per process."""
+    """Print one line about the run, once per process."""
     if registry.announced or run.child or quiet():
         return
     registry.announced = True
@@ -375,7 +380,7 @@ def _announce(run: Run, known: _Known, *, new: bool) -> None:
 
 
 def _others(run: Run) -> str:
-    """Live writers in other processes: where they run, as far as the folder tells."""
+    """Return where live writers of other processes run, as text; empty if there are none."""
     folder = run.located.journal / SEGMENTS
     alive = []
     for _, path in list_segments(run.located.journal):

@@ -160,17 +160,17 @@ class _Collection:
         """Decide what may go, write the base that stands for it, then remove it: in this order a kill loses nothing."""
         leftovers, candidates = self._look()
         leftovers += self._proven(self.shorter)
-        self._ask_for_blobs({one.segment.writer for one in candidates})
+        self._ask_for_blobs({candidate.segment.writer for candidate in candidates})
         candidates = self._without_missing_blobs(candidates)
         position, going = self._prefix(candidates)
         proven = self._proven(going)
         if len(proven) < len(going):
-            known = {one.id for one in proven}
-            position, going = self._prefix([one for one in candidates if one.id in known])
+            known = {candidate.id for candidate in proven}
+            position, going = self._prefix([candidate for candidate in candidates if candidate.id in known])
         state = self._state_at(position, going)
         freed = self._blobs_to_free(state)
         gone = [*leftovers, *going]
-        size = sum(one.size for one in gone) + sum(self.present[name] for name in freed)
+        size = sum(candidate.size for candidate in gone) + sum(self.present[name] for name in freed)
         report = GcReport(len(gone), len(freed), size, dict(sorted(self.kept.items())))
         changed = bool(going) or (self.base is not None and bool(self.base.kept) and not self.keep)
         if dry_run or not (gone or freed or changed) or state is None:
@@ -180,7 +180,7 @@ class _Collection:
         fail_point("gc-base")
         # What it says of the folder and of segments does not hold any more.
         (self.journal / CHECKPOINT).unlink(missing_ok=True)
-        self._remove([one.path for one in gone], freed)
+        self._remove([candidate.path for candidate in gone], freed)
         self.projector.begin_at_base()
         return report
 
@@ -242,7 +242,7 @@ class _Collection:
     `end` is a byte offset in `order`. Only a prefix can be replaced by a base: numbers of entries and points are
     positions in this sequence.
     """
-        allowed = {one.id: one for one in candidates}
+        allowed = {candidate.id: candidate for candidate in candidates}
         based = self.base.segments if self.base is not None else {}
         start = begin(self.journal).order_position
         order = Order(self.journal)
@@ -250,7 +250,7 @@ class _Collection:
         try:
             if order.identity != self.at.order_identity:
                 return start, []
-            records = list(_named(order, start, {one: stood.length for one, stood in based.items()}))
+            records = list(_named(order, start, {identity: stood.length for identity, stood in based.items()}))
         finally:
             order.close()
         last = {segment: position for segment, position in records if segment}
@@ -268,34 +268,35 @@ class _Collection:
             if not begun and found:
                 clean = end, list(found)
         going = set(clean[1])
-        for one in candidates:
-            if one.id not in going:
-                self.kept.setdefault(one.path.name, "it was merged with segments that stay")
+        for candidate in candidates:
+            if candidate.id not in going:
+                self.kept.setdefault(candidate.path.name, "it was merged with segments that stay")
         return clean[0], [allowed[identity] for identity in clean[1]]
 
     # -- proof -------------------------------------------------------------------------------------------------------
 
-    def _proven(self, wanted: list[_Candidate]) -> list[_Candidate]:
+    def _proven(self, candidates: list[_Candidate]) -> list[_Candidate]:
         """Return the candidates of which every server has the same digest for the same length."""
-        good = wanted
+        good = candidates
         for holder in self.holders:
             found: dict[str, Digest] = {}
             removed: set[str] = set()
-            for journal in sorted({one.journal for one in good}):
+            for journal in sorted({candidate.journal for candidate in good}):
                 removed |= holder.removed(journal)
-                found.update(holder.digests(journal, {one.id: one.length for one in good if one.journal == journal}))
+                wanted = {candidate.id: candidate.length for candidate in good if candidate.journal == journal}
+                found.update(holder.digests(journal, wanted))
             proven = []
-            for one in good:
-                answer = found.get(one.id)
-                if one.segment.writer in removed:
-                    self.kept[one.path.name] = f"it was removed on {holder.name}, which shows it to nobody"
-                elif answer is None or answer["of"] != one.length:
+            for candidate in good:
+                answer = found.get(candidate.id)
+                if candidate.segment.writer in removed:
+                    self.kept[candidate.path.name] = f"it was removed on {holder.name}, which shows it to nobody"
+                elif answer is None or answer["of"] != candidate.length:
                     there = 0 if answer is None else answer["length"]
-                    self.kept[one.path.name] = f"{holder.name} has {there:,} of its {one.length:,} bytes"
-                elif answer["sha256"] != blobs.digest_of(one.path, one.length):
-                    self.kept[one.path.name] = f"{holder.name} holds other bytes; see ml-dash verify"
+                    self.kept[candidate.path.name] = f"{holder.name} has {there:,} of its {candidate.length:,} bytes"
+                elif answer["sha256"] != blobs.digest_of(candidate.path, candidate.length):
+                    self.kept[candidate.path.name] = f"{holder.name} holds other bytes; see ml-dash verify"
                 else:
-                    proven.append(one)
+                    proven.append(candidate)
             good = proven
         return good
 
@@ -330,11 +331,11 @@ class _Collection:
             if name not in self.held | self.let_go and (name in self.live or name not in of_files)
             if (parsed := parse_blob(name)) is not None
         }
-        for one in candidates:
-            if one.segment.writer in missing:
-                blob = missing[one.segment.writer]
-                self.kept[one.path.name] = f"not every server has the content {blob} of its writer"
-        return [one for one in candidates if one.segment.writer not in missing]
+        for candidate in candidates:
+            if candidate.segment.writer in missing:
+                blob = missing[candidate.segment.writer]
+                self.kept[candidate.path.name] = f"not every server has the content {blob} of its writer"
+        return [candidate for candidate in candidates if candidate.segment.writer not in missing]
 
     # -- the base ----------------------------------------------------------------------------------------------------
 
@@ -346,7 +347,7 @@ class _Collection:
             return self.at.state
         replay = Replay(self.journal, begin(self.journal))
         replay.follow(position, _InFolder(self.projector.folder))
-        if any(replay.at.covered.get(one.id) != self.at.covered[one.id] for one in going):
+        if any(replay.at.covered.get(candidate.id) != self.at.covered[candidate.id] for candidate in going):
             # A record before that place is damaged, and what it named was merged again behind it.
             raise Damaged(
                 f"{self.journal / ORDER} does not say clearly what comes before byte {position}; nothing was freed",
@@ -374,11 +375,12 @@ class _Collection:
         old = self.base
         remote = ", ".join(holder.name for holder in self.holders)
         segments = dict(old.segments) if old is not None else {}
-        for one in going:
-            digest = blobs.digest_of(one.path, one.length)
-            segments[one.id] = FreedSegment(
-                one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote
-            )
+        for candidate in going:
+            digest = blobs.digest_of(candidate.path, candidate.length)
+            segments[candidate.id] = FreedSegment(
+                candidate.id, candidate.path.name, candidate.segment.writer, candidate.journal, candidate.length,
+                digest, remote,
+            )  # fmt: skip
         live = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         known = self.held | (old.blobs.keys() if old is not None else set())
         store = self.journal.parents[2]

@@ -246,7 +246,7 @@ def begin(
                 settings.remote, error,
             )  # fmt: skip
         return None
-    begun = next((one for one in known if one.registration.key == registration.key), None)
+    begun = next((upload for upload in known if upload.registration.key == registration.key), None)
     if begun is not None:
         return begun
     sent = Sent(registration, located, writer)
@@ -261,17 +261,17 @@ def begin(
 
 def needs_login(sent: Sent) -> bool:
     """True, once per server, if there is no login for it."""
-    one, reported = sent.registration, _here().reported
-    if one.remote in reported or one.has_login():
+    registration, reported = sent.registration, _here().reported
+    if registration.remote in reported or registration.has_login():
         return False
-    reported.add(one.remote)
+    reported.add(registration.remote)
     return True
 
 
 def end(ended: list[Sent]) -> None:
     """Note that the writers of these uploads have closed."""
-    for one in ended:
-        one.end()
+    for upload in ended:
+        upload.end()
     here = _here()
     # A sweep opens thousands of runs: complete uploads are dropped, the oldest first, two for each that ends.
     for _ in range(2 * len(ended)):
@@ -284,9 +284,9 @@ def end(ended: list[Sent]) -> None:
                 here.sent.append(oldest)
 
 
-def _is_complete(one: Sent) -> bool:
+def _is_complete(upload: Sent) -> bool:
     try:
-        return one.complete()
+        return upload.complete()
     except (OSError, JournalError):
         return False
 
@@ -298,8 +298,7 @@ def ensure_uploader(sent: list[Sent], *, local: bool) -> None:
     if now - here.looked < _LOOK_EVERY_S:
         return
     here.looked = now
-    one = sent[0].registration
-    if not launch.daemon_runs() and one.has_login():
+    if not launch.daemon_runs() and sent[0].registration.has_login():
         launch.start_daemon(alone=local)
 
 
@@ -307,7 +306,8 @@ def of_journal(journal: Path, remote: str) -> list[Sent]:
     """Return this process's uploads of a journal to a server, without those known to be complete."""
     here = _here()
     with _guard:
-        return [one for one in here.sent if one.located.journal == journal and one.registration.remote == remote]
+        uploads = list(here.sent)
+    return [one for one in uploads if one.located.journal == journal and one.registration.remote == remote]
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
@@ -322,11 +322,11 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
     pause = _FIRST_PAUSE_S
     seen_daemon = begun
     while True:
-        sent = [one for one in sent if not _is_complete(one)]
+        sent = [upload for upload in sent if not _is_complete(upload)]
         if not sent:
             return True, ""
-        for one in sent:
-            if (reason := one.hopeless()) is not None:
+        for upload in sent:
+            if (reason := upload.hopeless()) is not None:
                 return False, reason
         now = time.monotonic()
         if launch.daemon_runs():
@@ -349,9 +349,10 @@ def _nobody() -> str:
 
 
 def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
-    events = sum(one.written - one.acknowledged() for one in sent)
+    events = sum(upload.written - upload.acknowledged() for upload in sent)
     what = f"{events:,} events" if events else "files"
-    trouble = next((c.trouble for one in sent if (c := registrations.cursor_of(one.registration)) and c.trouble), None)
+    cursors = (registrations.cursor_of(upload.registration) for upload in sent)
+    trouble = next((cursor.trouble for cursor in cursors if cursor is not None and cursor.trouble), None)
     return f"{what} are not acknowledged after {timeout:g} s" + (f": {trouble.text}" if trouble else "")
 
 
@@ -381,33 +382,33 @@ def report_at_exit(*, quiet: bool) -> str | None:
 
 def _only_closing(left: list[Sent]) -> bool:
     """True if only closing events are not acknowledged. False for more than 100 uploads, which are not read."""
-    return len(left) <= _FEW and all(_is_complete(one) or one.only_closes() for one in left)
+    return len(left) <= _FEW and all(_is_complete(upload) or upload.only_closes() for upload in left)
 
 
 def _line(left: list[Sent]) -> str | None:
     deadline = time.monotonic() + _COUNT_S
     events = files = looked = 0
     remotes: dict[str, Sent] = {}
-    for one in left:
+    for upload in left:
         if looked and time.monotonic() > deadline:
             break
         looked += 1
         try:
-            unsent = one.written - one.acknowledged()
-            if not unsent and one.complete():
+            unsent = upload.written - upload.acknowledged()
+            if not unsent and upload.complete():
                 continue
         except (OSError, JournalError):
             continue
         events += unsent
         files += not unsent
-        remotes.setdefault(one.registration.remote, one)
+        remotes.setdefault(upload.registration.remote, upload)
     if not remotes:
         return None
     count = f"{events:,} event{'' if events == 1 else 's'}" if events else "files"
     what = ("at least " if looked < len(left) else "") + count
     where = ", ".join(remotes)
     be = "is" if events == 1 else "are"
-    reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
+    reason = next((reason for upload in remotes.values() if (reason := upload.hopeless()) is not None), None)
     if reason is not None:
         return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
     if launch.in_exec():

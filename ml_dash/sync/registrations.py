@@ -122,10 +122,10 @@ def registration_for(journal: Path, settings: Settings, env: Environment | None 
     token, user = settings.api_key, settings.user_name
     if token is None and user is None:
         there = of_journal(journal, by_journal(read_all(env)), env)
-        known = [one for one in there if one.remote == settings.remote]
-        if known:
+        candidates = [registration for registration in there if registration.remote == settings.remote]
+        if candidates:
             present = login.stored(settings.remote, env)
-            return min(known, key=lambda one: (not _is_of(one, present), not one.is_claimed))
+            return min(candidates, key=lambda known: (not _is_of(known, present), not known.is_claimed))
     return bind(journal, settings.remote, user, token, env)
 
 
@@ -212,7 +212,7 @@ def read_all(env: Environment | None = None) -> list[Registration]:
                 # Version 0.1 left the token out of the name.
                 _rename(registration, path.stem, env)
                 found.append(registration)
-    return sorted(found, key=lambda one: (one.journal, one.remote, one.user or ""))
+    return sorted(found, key=lambda registration: (registration.journal, registration.remote, registration.user or ""))
 
 
 def _rename(registration: Registration, old_key: str, env: Environment | None) -> None:
@@ -225,8 +225,8 @@ def _rename(registration: Registration, old_key: str, env: Environment | None) -
 def by_journal(known: Iterable[Registration]) -> dict[str, list[Registration]]:
     """Group registrations by the real path of their journal: the recorded one may lead there by links."""
     found: dict[str, list[Registration]] = {}
-    for one in known:
-        found.setdefault(os.path.realpath(one.journal), []).append(one)
+    for registration in known:
+        found.setdefault(os.path.realpath(registration.journal), []).append(registration)
     return found
 
 
@@ -236,7 +236,7 @@ def of_journal(
     """Return those of `known` (see `by_journal`) that were made for the journal that is at this path now."""
     there = known.get(os.path.realpath(journal), [])
     itself = _id_of(journal) if there else None
-    return [one for one in there if is_of(one, itself, env)]
+    return [registration for registration in there if is_of(registration, itself, env)]
 
 
 def _registration(content: Any) -> Registration | None:
@@ -249,7 +249,8 @@ def _registration(content: Any) -> Registration | None:
 
 def unclaimed(remote: str, env: Environment | None = None) -> list[Registration]:
     """Return the registrations for that server that are bound to no identity yet."""
-    return [one for one in read_all(env) if one.remote == remote and not one.is_claimed]
+    known = read_all(env)
+    return [registration for registration in known if registration.remote == remote and not registration.is_claimed]
 
 
 def claim(registration: Registration, claimed: Registration, env: Environment | None = None) -> Registration:
@@ -266,13 +267,13 @@ def matching(target: str, env: Environment | None = None) -> list[Registration]:
     known = read_all(env)
     if "://" in target:
         url = remote_url(target)
-        return [one for one in known if one.remote == url]
+        return [registration for registration in known if registration.remote == url]
     path = os.path.realpath(target)
     return [
-        one
-        for one in known
-        if target == "/".join(Path(one.journal).parts[-3:-1])
-        or path in (os.path.realpath(one.journal), os.path.realpath(Path(one.journal).parent))
+        registration
+        for registration in known
+        if target == "/".join(Path(registration.journal).parts[-3:-1])
+        or path in (os.path.realpath(registration.journal), os.path.realpath(Path(registration.journal).parent))
     ]
 
 

@@ -138,7 +138,7 @@ class Link:
         return response
 
     def ask(self, method: str, path: str, needed: Sequence[str], **how: Any) -> dict[str, Any]:
-        """Send one request and return the JSON object of its answer. Raises Unreachable if it lacks a `needed` field."""
+        """Send one request and return its JSON answer, an object. Raises Unreachable if it lacks a `needed` field."""
         response = self.call(method, path, **how)
         try:
             found = jsons.loads(response.content)
