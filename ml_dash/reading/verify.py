@@ -36,6 +36,8 @@ from .located import Located
 
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]
+"""(bytes checked, bytes in all)"""
+# How often a damaged experiment is checked again if it changed meanwhile.
 _TRIES: Final = 3
 _decode_record: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
@@ -60,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked, and what was found."""
+    """Result of a verification: counts of what was checked, and the findings."""
 
     events: int
     segments: int
@@ -70,19 +72,19 @@ class VerifyReport:
 
     @property
     def damaged(self) -> bool:
-        """Is anything wrong that should not be?"""
+        """True if a finding is damage."""
         return any(finding.kind in DAMAGE for finding in self.findings)
 
     @property
     def ok(self) -> bool:
-        """Is everything that was acknowledged there, exactly as written?"""
+        """True if everything that was acknowledged is there, exactly as written."""
         return not self.damaged
 
 
 def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
-    """Check an experiment; reads everything, writes nothing. `progress(bytes checked, bytes in all)` now and then.
+    """Check an experiment: read everything, write nothing. `progress` is called now and then.
 
-    A run may go on meanwhile: what is only under way is no finding.
+    A run may go on meanwhile: an unfinished write is no finding.
     """
     for _ in range(_TRIES):
         before = _versions(located.journal)
@@ -94,7 +96,7 @@ def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
 
 
 def _versions(journal: Path) -> list[tuple[int, int, int]]:
-    """What tells a checkpoint, an order and a base from others in their places; an order that only grew is the same."""
+    """Return marks of checkpoint, order and base that change when one is replaced, not when an order grows."""
     found = []
     for name in (CHECKPOINT, ORDER, BASE):
         try:
@@ -106,7 +108,7 @@ def _versions(journal: Path) -> list[tuple[int, int, int]]:
 
 
 class _Nowhere:
-    """A sink for what nobody has numbered yet."""
+    """A sink that drops events which `order` does not record yet: their numbers are not final."""
 
     def apply(self, edits: Edits) -> None:
         edits.clear()
@@ -139,7 +141,7 @@ class _Compare:
         self._report()
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """The points as the folder has them: where it does not, it was found to differ already."""
+        """Yield points from the folder; where it does not hold them, the difference is reported already."""
         try:
             yield from self.folder.history(name, start, end)
         except FolderChanged:
@@ -163,7 +165,11 @@ class _Compare:
 
 
 class _Check:
-    """One look at everything. What may be under way is looked at before what it follows from."""
+    """One check of everything.
+
+    Live writers and the checkpoint are read before the segments: so a writer that ends, or another process that
+    projects meanwhile, makes no false finding.
+    """
 
     def __init__(self, located: Located, progress: Progress | None) -> None:
         self.journal = located.journal
@@ -182,12 +188,12 @@ class _Check:
         self._progress = progress or (lambda done, total: None)
 
     def _start(self) -> tuple[Checkpoint | None, Checkpoint]:
-        """The checkpoint, if it can be used, and where folding begins."""
+        """Return (the checkpoint if it can be used, the checkpoint where folding begins)."""
         try:
             self.base = bases.load(self.journal)
             return checkpoints.load(self.journal), begin(self.journal, self.folder.path)
         except JournalError as error:
-            # Without it nothing else says what is missing; what is here is checked all the same.
+            # A broken base: what it stands for is unknown, but what is here is checked all the same.
             self.add("damaged", BASE, str(error))
             return None, Checkpoint()
 
@@ -218,7 +224,7 @@ class _Check:
         self._progress(done, self.total)
 
     def _live_writers(self) -> set[str]:
-        """Writers that may be writing: where locks do not work, nobody can say that they are not."""
+        """Return writers that may be alive: where locks do not work, all of them may."""
         return {
             name.writer
             for name, _ in list_segments(self.journal)
@@ -226,12 +232,13 @@ class _Check:
         }
 
     def _writers_elsewhere(self) -> set[str]:
+        """Return writers that recorded in another journal, whose segments were pulled into this one."""
         try:
             own = read_identity(self.journal).journal
         except (OSError, JournalError):
             return set()
         stood = self.base.segments.values() if self.base is not None else ()
-        found = {one.writer for one in stood if one.journal != own.hex()}
+        found = {freed.writer for freed in stood if freed.journal != own.hex()}
         for _, path in self.segments:
             # A segment that cannot be read is reported where it is checked.
             with contextlib.suppress(OSError, JournalError):
@@ -243,7 +250,7 @@ class _Check:
     # -- the base ----------------------------------------------------------------------------------------------------
 
     def _folder_at_start(self) -> Folder:
-        """The folder with the lines that the base has kept."""
+        """Return the folder with the layout at the start of the fold: the lines that the base has kept."""
         return Folder(self.folder.path, self.journal, self.replay.at.layout)
 
     def _base(self, ids: set[str]) -> None:
@@ -270,7 +277,7 @@ class _Check:
     # -- the journal -------------------------------------------------------------------------------------------------
 
     def _segment(self, path: Path) -> str:
-        """What of a segment the replay could not read: the rest is checked already. The segment's id."""
+        """Report what the replay could not read of a segment (it checked the rest); return the segment's id."""
         try:
             segment = open_segment(path)
             if segment is None:
@@ -295,7 +302,7 @@ class _Check:
         return segment.id
 
     def _stood(self, segment: Segment, size: int) -> None:
-        """What the base stands for, where it is still here: is it the same?"""
+        """Report a segment that the base stands for and that differs from it."""
         stood = self.base.segments.get(segment.id) if self.base is not None else None
         if stood is None:
             return
@@ -313,7 +320,7 @@ class _Check:
         if any(start < tail.end and tail.start < end for start, end in self.merged.get(segment.id, [])):
             self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame although they did")
         elif segment.writer in self.live:
-            # It may be on its way.
+            # The frame may be half-written at this moment.
             return
         elif is_partial(segment, tail):
             what = f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged"
@@ -360,7 +367,7 @@ class _Check:
         present = blobs.names(self.journal)
         gone = [file for file in state.files.values() if file.blob not in present]
         if self.live and any(file.live for file in gone):
-            # It may have been replaced, and its content released, since the journal was read.
+            # A file may have been replaced, and its content released, since the journal was read.
             self.replay.catch_up(_Nowhere(), record=False)
         held = self.base.blobs if self.base is not None else {}
         for file in gone:
@@ -386,7 +393,7 @@ class _Check:
             self._differs(path, f"differs from the journal at byte {offset}")
         known, at = self.checkpoint, self.replay.at
         if known is None or self.replay.assumed:
-            # Not projected yet: the next reader does that. What is there was compared.
+            # Some events are not projected yet; what is projected was compared.
             return
         if (known.order_identity, known.order_position) != (at.order_identity, at.order_position):
             return
@@ -413,13 +420,13 @@ class _Check:
         for shown, file in shown_paths(state).items():
             target = self.folder.path / "files" / shown
             if shown not in layout.placed and not os.path.lexists(target):
-                # The content came later; the next reader shows it.
+                # The content was downloaded later; the next reader puts it into the folder.
                 continue
             if file.blob in present and not self._shows(target, file):
                 self._differs(target, "is not the file that was added")
 
     def _expected(self, state: State, layout: Layout) -> Iterator[tuple[Path, bytes]]:
-        """Every document that should be up to date."""
+        """Yield (path, content) of every document that should be up to date."""
         folder = self.folder
         if not layout.stale_experiment:
             yield folder.path / EXPERIMENT, document(experiment_document(state))
@@ -441,7 +448,7 @@ class _Check:
 
 
 def _no_records(order: bytes) -> Iterator[Range]:
-    """Bytes [start, end) of an `order` file that hold no record. Raises Damaged for its header."""
+    """Yield ranges [start, end) of bytes of an `order` file that hold no record. Raises Damaged for its header."""
     _, position, crc = decode_order_header(order)
     crcs = LengthCrcs(crc)
     while (end := walk(order, position, crcs, _decode_record, [])) < len(order):
@@ -457,7 +464,7 @@ def _label(file: File) -> str:
 
 
 def _holds(path: Path, file: File) -> bool:
-    """Is this a regular file with the content that was added?"""
+    """True if this is a regular file with the content that was added."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size_bytes:
         return False
     return blobs.digest_of(path) == file.checksum
