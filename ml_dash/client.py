@@ -142,8 +142,8 @@ class RemoteClient:
             name=name, description=description, tags=tags, folder=folder, writeProtected=write_protected,
             status=status, **metadata_of(metadata),
         )  # fmt: skip
-        found = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
-        return cast("CreatedExperiment", {**found, "experiment": read_metadata(found["experiment"])})
+        answer = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
+        return cast("CreatedExperiment", {**answer, "experiment": read_metadata(answer["experiment"])})
 
     def experiments(
         self,
@@ -244,8 +244,8 @@ class RemoteClient:
         rows = [field_values(point) for point in points]
         texts = [texts_like_numbers(row) for row in rows]
         body = {"dataPoints": to_json(rows), **({"text": texts} if any(texts) else {})}
-        found = self._json("POST", f"{_metric(experiment_id, metric)}/append-batch", json=body)
-        return cast("AppendBatchResult", found)
+        answer = self._json("POST", f"{_metric(experiment_id, metric)}/append-batch", json=body)
+        return cast("AppendBatchResult", answer)
 
     def points(
         self, experiment_id: str, metric: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
@@ -260,13 +260,13 @@ class RemoteClient:
 
     def stats(self, experiment_id: str, metric: str) -> MetricStats:
         """Return the statistics of a metric and of each of its series."""
-        found = read_metadata(self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
-        return cast("MetricStats", {**found, "series": read_numbers(found["series"])})
+        stats = read_metadata(self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
+        return cast("MetricStats", {**stats, "series": read_numbers(stats["series"])})
 
     def metrics(self, experiment_id: str) -> list[ListedMetric]:
         """Return the metrics of an experiment, sorted by name, with the statistics of their series."""
-        found = self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"]
-        return cast("list[ListedMetric]", [{**metric, "series": read_numbers(metric["series"])} for metric in found])
+        metrics = self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"]
+        return cast("list[ListedMetric]", [{**metric, "series": read_numbers(metric["series"])} for metric in metrics])
 
     def series(
         self,
@@ -285,8 +285,8 @@ class RemoteClient:
         are left out without `superseded`.
         """
         query = _given(points=points, start=start, end=end, field=field, superseded="true" if superseded else None)
-        found = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
-        return cast("SeriesPage", {**found, "series": read_numbers(found["series"])})
+        page = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
+        return cast("SeriesPage", {**page, "series": read_numbers(page["series"])})
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -313,20 +313,20 @@ class RemoteClient:
         with Form.of_file(Path(path), given) as form:
             headers = {"Content-Type": form.content_type}
             try:
-                found = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
+                record = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
             except RemoteError as error:
                 if form.broken:
                     raise InvalidValue(f"file {str(path)!r} changed while it was sent; it was not added") from error
                 raise
-        return cast("FileRecord", read_metadata(found))
+        return cast("FileRecord", read_metadata(record))
 
     def files(
         self, experiment_id: str, *, prefix: str | None = None, tags: list[str] | None = None
     ) -> list[FileRecord]:
         """Return records of current files, oldest first; below a prefix, with any of the tags."""
         query = _given(prefix=prefix, tags=comma_list(tags))
-        found = self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"]
-        return cast("list[FileRecord]", [read_metadata(record) for record in found])
+        records = self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"]
+        return cast("list[FileRecord]", [read_metadata(record) for record in records])
 
     def file(self, experiment_id: str, file_id: str) -> FileRecord:
         """Return the record of one file, also of a deleted one."""
@@ -396,16 +396,16 @@ class RemoteClient:
     def _json(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         response = self._call(method, path, **how)
         try:
-            found = response.json()
+            answer = response.json()
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            answer = None
+        if not isinstance(answer, dict):
             raise Unreachable(
                 f"{self.base_url} did not answer like an ml-dash server "
                 f"(status {response.status_code}, {response.headers.get('Content-Type', 'no type')})",
                 hint="check the URL, and whether a proxy or a sign-in page stands before it",
             )
-        return found
+        return answer
 
     def _call(self, method: str, path: str, *, link: Link | None = None, **how: Any) -> requests.Response:
         link = link or self._link

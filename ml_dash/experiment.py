@@ -325,8 +325,8 @@ class Experiment:
         if metrics is not None:
             names = [metrics] if isinstance(metrics, str) else metrics
             if not isinstance(names, Iterable):
-                found = type(names).__name__
-                raise UnsupportedType(f"metrics is {found}, expected names of metrics", hint='like ["loss"]')
+                given = type(names).__name__
+                raise UnsupportedType(f"metrics is {given}, expected names of metrics", hint='like ["loss"]')
             names = list(names)
             if not names:
                 raise InvalidValue("metrics is empty", hint="name at least one, or leave it out to rewind all")

@@ -69,8 +69,8 @@ def one_source(
     """
     what = source if source is not None else file_path
     if callable(getattr(what, "savefig", None)):
-        found = "the source is a figure, expected the path of a file"
-        raise UnsupportedType(found, hint="save it first: figure.savefig('a.png'), then file('a.png')")
+        message = "the source is a figure, expected the path of a file"
+        raise UnsupportedType(message, hint="save it first: figure.savefig('a.png'), then file('a.png')")
     paths = {"a path": source, "file_path": file_path, "file_prefix": file_prefix}
     given = {name: value for name, value in (*paths.items(), ("file_id", file_id)) if value is not None}
     if len(given) > 1:
@@ -289,10 +289,10 @@ def _copy_checked(blob: Path, target: Path, checksum: str) -> None:
         import shutil  # 2 ms that only a copy needs
 
         shutil.copyfile(blob, temporary)
-        found = compute_sha256(temporary)
-        if found != checksum:
+        digest = compute_sha256(temporary)
+        if digest != checksum:
             raise ChecksumMismatch(
-                f"the content of {shown(target.name)} has SHA-256 {found}, recorded was {checksum}; the copy was "
+                f"the content of {shown(target.name)} has SHA-256 {digest}, recorded was {checksum}; the copy was "
                 "removed",
                 hint="run: ml-dash verify",
             )

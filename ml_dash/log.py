@@ -173,10 +173,10 @@ class LogBuilder:
         start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> LogPage:
-            found = view.logs(start, count, wanted)
-            if not found["logs"]:
+            entries = view.logs(start, count, wanted)
+            if not entries["logs"]:
                 view.refuse_released(start=start)
-            return found
+            return entries
 
         with self._handle.session.looking() as view:
             try:

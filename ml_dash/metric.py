@@ -228,10 +228,10 @@ class MetricBuilder:
         start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> PointPage:
-            found = view.metric_page(self._name, start, count, superseded=bool(superseded))
-            if not found["data"]:
+            points = view.metric_page(self._name, start, count, superseded=bool(superseded))
+            if not points["data"]:
                 view.refuse_released(self._name, start)
-            return found
+            return points
 
         with self._handle.session.looking() as view:
             try:
@@ -244,8 +244,8 @@ class MetricBuilder:
 
     def last(self) -> Point | None:
         """Return the last point that is not superseded, `{index, data, createdAt}`; None if there is none."""
-        found = self.read(-1, 1, superseded=False)["data"]
-        return found[0] if found else None
+        points = self.read(-1, 1, superseded=False)["data"]
+        return points[0] if points else None
 
     def stats(self) -> MetricStats:
         """Return totals, times and the statistics of each series. Raises NotFound for a metric without points."""

@@ -31,10 +31,10 @@ def view(located: Located) -> View:
 
     Raises JournalError if there is a base that cannot be used.
     """
-    found = checkpoints.load(located.journal)
-    if found is not None and trust.holds(found, Folder(located.folder, located.journal, found.layout)):
+    checkpoint = checkpoints.load(located.journal)
+    if checkpoint is not None and trust.holds(checkpoint, Folder(located.folder, located.journal, checkpoint.layout)):
         try:
-            return look(located.journal, located.folder, found)
+            return look(located.journal, located.folder, checkpoint)
         except OrderChanged:
             return fresh_view(located)
     return fresh_view(located)

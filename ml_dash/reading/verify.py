@@ -97,14 +97,14 @@ def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
 
 def _versions(journal: Path) -> list[tuple[int, int, int]]:
     """Return marks of checkpoint, order and base that change when one is replaced, not when an order grows."""
-    found = []
+    marks = []
     for name in (CHECKPOINT, ORDER, BASE):
         try:
             at = (journal / name).stat()
-            found.append((at.st_ino, 0, 0) if name == ORDER else (at.st_ino, at.st_mtime_ns, at.st_size))
+            marks.append((at.st_ino, 0, 0) if name == ORDER else (at.st_ino, at.st_mtime_ns, at.st_size))
         except OSError:
-            found.append((0, 0, 0))
-    return found
+            marks.append((0, 0, 0))
+    return marks
 
 
 class _Nowhere:
@@ -238,14 +238,14 @@ class _Check:
         except (OSError, JournalError):
             return set()
         stood = self.base.segments.values() if self.base is not None else ()
-        found = {freed.writer for freed in stood if freed.journal != own.hex()}
+        writers = {freed.writer for freed in stood if freed.journal != own.hex()}
         for _, path in self.segments:
             # A segment that cannot be read is reported where it is checked.
             with contextlib.suppress(OSError, JournalError):
                 segment = open_segment(path)
                 if segment is not None and segment.header.journal != own:
-                    found.add(segment.writer)
-        return found
+                    writers.add(segment.writer)
+        return writers
 
     # -- the base ----------------------------------------------------------------------------------------------------
 

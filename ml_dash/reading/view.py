@@ -93,8 +93,8 @@ def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
 
 
 def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[], View]) -> View:
-    found = Folder(folder, journal, checkpoint.layout)
-    memory = Memory(found)
+    documented = Folder(folder, journal, checkpoint.layout)
+    memory = Memory(documented)
     replay = Replay(journal, checkpoint)
     try:
         replay.catch_up(memory, record=False)
@@ -103,7 +103,7 @@ def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[
     if bases.identity_of(journal) != checkpoint.base:
         # Segments may have been removed while they were read; another base stands for them now.
         raise OrderChanged(journal)
-    return View(replay.state, found, memory, again)
+    return View(replay.state, documented, memory, again)
 
 
 def look_anew(journal: Path, folder: Path) -> View:
@@ -141,8 +141,8 @@ def nearest(text: str, names: Iterable[str]) -> str:
     """Return the names similar to a text, as the beginning of a hint; empty if there are none."""
     from difflib import get_close_matches
 
-    found = get_close_matches(text, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
+    similar = get_close_matches(text, dict.fromkeys(names), n=3)
+    return f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
 
 
 # Folders for which the warning below was logged by this process.
@@ -360,14 +360,14 @@ class View:
             rows = [point["data"] for point in self.metric_page(metric.name, start, MAX_LIMIT)["data"]]
             for low, high in holes(() if superseded else metric.superseded, start, start + len(rows)):
                 sampling.add_rows(rows[low - start : high - start], low)
-        found = sampling.series().get(field, {"x": [], "value": []})
-        return [(float(x), float(y)) for x, y in zip(found["x"], found["value"], strict=True)]
+        sampled = sampling.series().get(field, {"x": [], "value": []})
+        return [(float(x), float(y)) for x, y in zip(sampled["x"], sampled["value"], strict=True)]
 
 
 def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
     """Return lines [start, stop): those that were projected from the folder, the rest from memory."""
-    found = file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
-    return found + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
+    projected_lines = file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
+    return projected_lines + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
 
 
 def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_Entry]:

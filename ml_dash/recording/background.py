@@ -37,7 +37,7 @@ class Lost(Protocol):
 
 
 class Projected(Protocol):
-    """A run whose folder is projected. The background thread calls; none of it may block for long."""
+    """A run whose folder is projected. The background thread calls it; no call may block for long."""
 
     writer: Writer
     loaded: bool

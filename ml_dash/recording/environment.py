@@ -75,17 +75,17 @@ def _head(git: Path) -> dict[str, Any]:
     if not head.startswith("ref: "):
         return {"gitCommit": head[:64]}
     reference = head.removeprefix("ref: ")
-    found = {"gitBranch": _clean(reference.removeprefix("refs/heads/"))}
+    head_of_branch = {"gitBranch": _clean(reference.removeprefix("refs/heads/"))}
     common = git / "commondir"
     shared = (git / common.read_text(encoding="utf-8", errors="replace").strip()) if common.exists() else git
     for base in (git, shared):
         loose = base / reference
         if loose.is_file():
-            return {**found, "gitCommit": loose.read_text(encoding="utf-8", errors="replace").strip()[:64]}
+            return {**head_of_branch, "gitCommit": loose.read_text(encoding="utf-8", errors="replace").strip()[:64]}
     packed = shared / "packed-refs"
     if packed.is_file():
         for line in packed.read_text(encoding="utf-8", errors="replace").splitlines():
             commit, _, name = line.partition(" ")
             if name == reference:
-                return {**found, "gitCommit": commit[:64]}
-    return found
+                return {**head_of_branch, "gitCommit": commit[:64]}
+    return head_of_branch

@@ -79,11 +79,11 @@ class RunFolder:
         except OSError as error:
             log.debug("ml-dash: reading %s in memory: %s", self._located.journal, error)
         try:
-            found = view(self._located)
+            fresh = view(self._located)
         except OSError as error:
             raise cannot("read", self._located.journal, error) from error
-        self._learn(found.state)
-        return found
+        self._learn(fresh.state)
+        return fresh
 
     def _learn(self, state: State) -> None:
         self.protected = self.protected or state.protected is not None
@@ -91,12 +91,12 @@ class RunFolder:
     def index_of(self, metric: str, ordinal: int, *, ended: bool) -> int | None:
         """Return the index of the `ordinal`-th point of a metric by this run's writer; see `Run.index_of`."""
         if ended:
-            found = self._index_in(view(self._located).state, metric, ordinal, ended=True)
+            index = self._index_in(view(self._located).state, metric, ordinal, ended=True)
         else:
             with self.looking() as look:
-                found = self._index_in(look.state, metric, ordinal, ended=False)
-        if found is not None:
-            return found
+                index = self._index_in(look.state, metric, ordinal, ended=False)
+        if index is not None:
+            return index
         return _Seeker(self._located.journal, self._writer.id, metric, ordinal).seek()
 
     def _index_in(self, state: State, name: str, ordinal: int, *, ended: bool) -> int | None:

@@ -83,7 +83,7 @@ class OpenRequest(NamedTuple):
 
 
 class _Known:
-    """What opening learns about an existing experiment: its state, if cheap to read, and whether that is complete.
+    """An existing experiment as known at opening: its state, if cheap to read, and whether that is complete.
 
     `settled`: bytes by segment file name that the checkpoint has folded.
     """
@@ -126,9 +126,9 @@ def find(request: OpenRequest) -> Located | None:
 
 def where(request: OpenRequest) -> Located:
     """Return where the experiment is, or would be created. Raises ForeignFolder as `find` does."""
-    found = find(request)
-    if found is not None:
-        return found
+    located = find(request)
+    if located is not None:
+        return located
     folder = request.settings.root / request.project / request.name
     return Located(request.project, request.name, folder, request.home / JOURNAL)
 
@@ -339,16 +339,16 @@ def _known(located: Located) -> _Known:
         from ..projection import checkpoint as checkpoints
 
     try:
-        found = checkpoints.load(located.journal)
-        if found is None and (located.journal / BASE).exists():
+        checkpoint = checkpoints.load(located.journal)
+        if checkpoint is None and (located.journal / BASE).exists():
             with process.loading():
                 from ..projection.start import begin
 
-            found = begin(located.journal)
+            checkpoint = begin(located.journal)
     except JournalError as error:
         log.error("ml-dash: %s", error)
         return _Known(None, False)
-    settled = found.settled if found is not None else {}
+    settled = checkpoint.settled if checkpoint is not None else {}
     unread = 0
     for _, path in list_segments(located.journal):
         with contextlib.suppress(FileNotFoundError):
@@ -361,7 +361,7 @@ def _known(located: Located) -> _Known:
 
         with contextlib.suppress(OSError, JournalError):
             return _Known(view(located).state, True, settled)
-    return _Known(found.state if found is not None else None, not unread, settled)
+    return _Known(checkpoint.state if checkpoint is not None else None, not unread, settled)
 
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:

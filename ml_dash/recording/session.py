@@ -22,7 +22,7 @@ _late = itertools.count(1)
 
 
 class Session:
-    """What may be done with an experiment now. This base refuses every call; each state overrides what it allows.
+    """The state of a handle, with the calls that it allows. This base refuses every call.
 
     A call reads the session from its handle once, and uses that to its end: so it never mixes two states.
     """

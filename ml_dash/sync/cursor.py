@@ -33,7 +33,7 @@ class Trouble:
 
 @dataclass
 class Cursor:
-    """What a server has acknowledged: bytes by segment file name, blobs by name, deaths as `writer:segment:end`.
+    """Acknowledged by a server: bytes by segment file name, blobs by name, deaths as `writer:segment:end`.
 
     `parked` gives, by file name, why a segment or blob was set aside.
     """

@@ -115,8 +115,8 @@ class _Work:
     def _bring_files(self, source: ServerSource) -> None:
         """Download the contents of current files, the smallest first, until the caller stops waiting."""
         journal = self._located.journal
-        found = source.find(self._located.project, self._located.name)
-        if found is None:
+        experiment = source.find(self._located.project, self._located.name)
+        if experiment is None:
             return
         live = [file for file in look_anew(journal, self._located.folder).state.files.values() if file.live]
         present = blobs.names(journal)
@@ -126,7 +126,7 @@ class _Work:
             for file in sorted(lacking, key=lambda file: file.size_bytes):
                 self._check()
                 try:
-                    bring_blob(source, found["experiment"], file.blob, journal, lambda size: self._check())
+                    bring_blob(source, experiment["experiment"], file.blob, journal, lambda size: self._check())
                 except ServerRefused as refused:
                     if refused.status != 404:
                         raise

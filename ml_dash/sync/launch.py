@@ -119,8 +119,8 @@ if hasattr(os, "register_at_fork"):
 def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool:
     """Start the uploader in the background if none runs; True if one runs or may come up now.
 
-    Never waits and never raises: a thread starts a process of its own session that has none of our descriptors and is
-    not our child. Tried once a minute; not from a forked child or one of `multiprocessing`, and of the ranks of a job
+    Never waits and never raises: a thread starts a process in its own session, without our descriptors, that is not our
+    child. Tried once a minute; not from a forked child or one of `multiprocessing`, and of the ranks of a job
     only by the first (with `alone`, the first of this machine).
     """
     environment = os.environ if env is None else env

@@ -44,7 +44,7 @@ _warned: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """The tokens stored for one server; `repr` shows none of them."""
+    """The tokens stored for one server; `repr` does not show them."""
 
     url: str
     user: str | None
@@ -80,8 +80,8 @@ def tokens_for(
     login signed with `ML_DASH_JWT_SECRET`. With neither, it is what `ml-dash login` stored, whoever that is: only for
     what a person asks at this moment, never for what was registered before.
     """
-    found = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
-    return list(dict.fromkeys(found))
+    tokens = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
+    return list(dict.fromkeys(tokens))
 
 
 def has_login(
@@ -132,13 +132,13 @@ def _environment(env: Environment | None) -> Environment:
 
 def logins(env: Environment | None = None) -> list[Login]:
     """Return the stored logins of all servers, sorted by URL."""
-    found: dict[str, Login] = {}
+    by_url: dict[str, Login] = {}
     for path in (_path(env), _service_path(_environment(env))):
         remotes = _remotes(_read(path)) if path is not None else {}
         for url, entry in remotes.items():
             if (login := _login(url, entry)) is not None:
-                found[login.url] = login
-    return [found[url] for url in sorted(found)]
+                by_url[login.url] = login
+    return [by_url[url] for url in sorted(by_url)]
 
 
 def stored(url: str, env: Environment | None = None) -> Login | None:
@@ -169,9 +169,9 @@ def _login(url: str, entry: Any) -> Login | None:
 
 
 def stored_tokens(env: Environment | None = None) -> set[str]:
-    """Return every token that is stored here, of any server: none of them may be recorded."""
-    found = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
-    return {token for token in found if token is not None}
+    """Return every token that is stored here, of any server: no event may contain one."""
+    tokens = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
+    return {token for token in tokens if token is not None}
 
 
 def store(url: str, token: str, user: str | None = None, env: Environment | None = None) -> None:

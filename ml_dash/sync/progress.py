@@ -307,7 +307,8 @@ def of_journal(journal: Path, remote: str) -> list[Sent]:
     here = _here()
     with _guard:
         uploads = list(here.sent)
-    return [one for one in uploads if one.located.journal == journal and one.registration.remote == remote]
+    uploads = [upload for upload in uploads if upload.located.journal == journal]
+    return [upload for upload in uploads if upload.registration.remote == remote]
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------

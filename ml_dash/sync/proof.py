@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a server has of an experiment, as digests prove: counts here, and (`..._there`) on the server.
+    """Result of a proof by digests: counts of an experiment here, and (`..._there`) on the server.
 
     `conflicts` names segments whose bytes differ there; `reasons` explains to people why something is missing.
     """
@@ -124,7 +124,7 @@ class _Comparison:
             self._compare([part for part in parts if part.journal == journal], known[journal])
         removed = any(found is not None and found["tombstone"] for found in known.values())
         if removed:
-            self.reasons.append("it was removed on the server, which keeps what these writers send out of sight")
+            self.reasons.append("it was removed on the server, which hides what these writers send")
         files = [file for file in state.files.values() if file.live]
         missing = [f"{file.place} ({file.id})" for file in files if not self._has(file, parts, known)]
         self._ask_the_uploader()
@@ -165,7 +165,7 @@ class _Comparison:
 
     def _parts(self, base: bases.Base | None) -> list[Part]:
         """Return every segment of the journal, and those that a base stands for."""
-        found: dict[str, Part] = {}
+        parts: dict[str, Part] = {}
         for _, path in list_segments(self.located.journal):
             try:
                 segment = open_segment(path)
@@ -178,11 +178,11 @@ class _Comparison:
                 self.reasons.append(f"segment {path.name} cannot be read: {error}")
                 self.missing_events += 1
                 continue
-            found[segment.id] = Part(segment.id, segment.header.journal.hex(), path.name, size, path)
+            parts[segment.id] = Part(segment.id, segment.header.journal.hex(), path.name, size, path)
         for stood in base.segments.values() if base is not None else ():
-            if stood.id not in found:
-                found[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
-        return list(found.values())
+            if stood.id not in parts:
+                parts[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
+        return list(parts.values())
 
     def _compare(self, parts: list[Part], known: JournalState | None) -> None:
         for start in range(0, len(parts), _AT_ONCE):
@@ -237,8 +237,8 @@ class _Comparison:
         same, different = 0, of
         while different - same > 1:
             middle = (same + different) // 2
-            found = remote.digests(self.link, part.journal, {part.id: middle}).get(part.id)
-            if found is not None and found["of"] == middle and found["sha256"] == _digest(path, middle):
+            answer = remote.digests(self.link, part.journal, {part.id: middle}).get(part.id)
+            if answer is not None and answer["of"] == middle and answer["sha256"] == _digest(path, middle):
                 same = middle
             else:
                 different = middle

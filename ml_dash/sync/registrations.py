@@ -143,7 +143,7 @@ def bind(
 ) -> Registration:
     """Make a registration under the identity of `token`, else `user`, else whoever is logged in there now.
 
-    Unclaimed if there is none of the three. Does not write it. Raises OSError if a token cannot be stored.
+    Unclaimed without any of the three. Does not write it. Raises OSError if a token cannot be stored.
     """
     where = os.path.abspath(journal)  # noqa: PTH100 - links stay
     itself = _id_of(journal)
@@ -200,19 +200,19 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
 
 def read_all(env: Environment | None = None) -> list[Registration]:
     """Return all registrations on this host, sorted by journal and server; unreadable ones are left out."""
-    found = []
+    registrations = []
     with contextlib.suppress(FileNotFoundError):
         for path in registered_folder(env).iterdir():
             registration = _registration(_json(path)) if path.suffix == ".json" else None
             if registration is None:
                 continue
             if registration.key == path.stem:
-                found.append(registration)
+                registrations.append(registration)
             elif path.stem == registration_key(registration.journal, registration.remote, registration.user):
                 # Version 0.1 left the token out of the name.
                 _rename(registration, path.stem, env)
-                found.append(registration)
-    return sorted(found, key=lambda registration: (registration.journal, registration.remote, registration.user or ""))
+                registrations.append(registration)
+    return sorted(registrations, key=lambda known: (known.journal, known.remote, known.user or ""))
 
 
 def _rename(registration: Registration, old_key: str, env: Environment | None) -> None:
@@ -224,10 +224,10 @@ def _rename(registration: Registration, old_key: str, env: Environment | None) -
 
 def by_journal(known: Iterable[Registration]) -> dict[str, list[Registration]]:
     """Group registrations by the real path of their journal: the recorded one may lead there by links."""
-    found: dict[str, list[Registration]] = {}
+    grouped: dict[str, list[Registration]] = {}
     for registration in known:
-        found.setdefault(os.path.realpath(registration.journal), []).append(registration)
-    return found
+        grouped.setdefault(os.path.realpath(registration.journal), []).append(registration)
+    return grouped
 
 
 def of_journal(

@@ -141,12 +141,12 @@ class Link:
         """Send one request and return its JSON answer, an object. Raises Unreachable if it lacks a `needed` field."""
         response = self.call(method, path, **how)
         try:
-            found = jsons.loads(response.content)
+            answer = jsons.loads(response.content)
         except ValueError:
-            found = None
-        if not isinstance(found, dict) or not all(name in found for name in needed):
+            answer = None
+        if not isinstance(answer, dict) or not all(name in answer for name in needed):
             raise _strange(self.url, response)
-        return found
+        return answer
 
 
 # -- the sync protocol (docs/protocol.md) -----------------------------------------------------------------------------
@@ -179,16 +179,16 @@ def append_segment(
         params["without"] = ",".join(without)
     body, headers = _packed(data)
     path = segment_path(journal, file)
-    found = link.ask("POST", path, ("length", "events"), params=params, data=body, headers=headers)
-    if not _is_size(found["length"]):
+    answer = link.ask("POST", path, ("length", "events"), params=params, data=body, headers=headers)
+    if not _is_size(answer["length"]):
         raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
-    return cast("Appended", found)
+    return cast("Appended", answer)
 
 
 def deaths(link: Link, journal: str, notes: Sequence[DeathNote]) -> int:
     """Report writers that were found dead; return how many of the notes were new to the server."""
-    found = link.ask("POST", f"{journal_path(journal)}/deaths", ("deaths",), json={"deaths": list(notes)})
-    return cast("int", found["deaths"])
+    answer = link.ask("POST", f"{journal_path(journal)}/deaths", ("deaths",), json={"deaths": list(notes)})
+    return cast("int", answer["deaths"])
 
 
 def blob_state(link: Link, journal: str, name: str) -> BlobState:
@@ -203,10 +203,10 @@ def append_blob(
     params = {"offset": str(offset), "size": str(size), **({"kind": "body"} if body else {})}
     packed, headers = _packed(data)
     path = blob_path(journal, name)
-    found = link.ask("PUT", path, ("length", "complete"), params=params, data=packed, headers=headers)
-    if not _is_size(found["length"]):
+    answer = link.ask("PUT", path, ("length", "complete"), params=params, data=packed, headers=headers)
+    if not _is_size(answer["length"]):
         raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
-    return cast("BlobState", found)
+    return cast("BlobState", answer)
 
 
 def append_blobs(link: Link, journal: str, items: Sequence[tuple[str, bytes]]) -> set[str]:
@@ -217,14 +217,14 @@ def append_blobs(link: Link, journal: str, items: Sequence[tuple[str, bytes]]) -
     import msgspec
 
     packed, headers = _packed(msgspec.msgpack.encode(list(items)))
-    found = link.ask("POST", f"{journal_path(journal)}/blobs", ("complete",), data=packed, headers=headers)
-    return set(cast("list[str]", found["complete"]))
+    answer = link.ask("POST", f"{journal_path(journal)}/blobs", ("complete",), data=packed, headers=headers)
+    return set(cast("list[str]", answer["complete"]))
 
 
 def digests(link: Link, journal: str, wanted: Mapping[str, int]) -> dict[str, Digest]:
     """Return the SHA-256 of the first `wanted[id]` bytes of each segment; those that the server lacks are left out."""
-    found = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})
-    return cast("dict[str, Digest]", found["segments"])
+    answer = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})
+    return cast("dict[str, Digest]", answer["segments"])
 
 
 def find_experiment(link: Link, project: str, name: str) -> FoundExperiment:

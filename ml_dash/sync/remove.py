@@ -41,8 +41,8 @@ def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
             hint="name that one",
         )
     homes = {home, *([located.folder] if points_back(located.folder, located.journal) else [])}
-    found = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
-    report = RemoveReport(located.folder, located.journal, len(found), sum(map(_size, found)))
+    paths = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
+    report = RemoveReport(located.folder, located.journal, len(paths), sum(map(_size, paths)))
     _refuse_living(located)
     if dry_run:
         return report

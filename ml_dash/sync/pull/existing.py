@@ -283,13 +283,13 @@ class Join:
 
 def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
     """Return segment id → (segment, size in bytes); segments whose header cannot be read are left out."""
-    found = {}
+    segments = {}
     for _, path in list_segments(journal):
         with contextlib.suppress(OSError, JournalError):
             segment = open_segment(path)
             if segment is not None:
-                found[segment.id] = segment, path.stat().st_size
-    return found
+                segments[segment.id] = segment, path.stat().st_size
+    return segments
 
 
 def _mark(base: Path) -> tuple[int, int]:

@@ -54,13 +54,13 @@ def pull(
     Raises NotFound if the server does not have the experiment, InvalidValue if the state alone is asked for of one
     whose journal is here, RemoteError if the server does not answer or answers something else; nothing changed then.
     """
-    found = source.find(located.project, located.name)
-    if found is None:
+    experiment = source.find(located.project, located.name)
+    if experiment is None:
         raise NotFound(
             f"{source.name} has no experiment {located.project}/{located.name}",
             hint="it may not be sent yet, or belong to another user; see: ml-dash whoami",
         )
-    download = Download(source, located, found["experiment"], deadline or Deadline(), progress)
+    download = Download(source, located, experiment["experiment"], deadline or Deadline(), progress)
     with_files = not state_only if files is None else files
     if not (located.journal / SEGMENTS).is_dir():
         with contextlib.suppress(FileExistsError):
