@@ -1,6 +1,6 @@
 """A client of a server's REST API: each call is a method.
 
-The types of what comes back are those of the local API. Nothing here is needed to record: see `Experiment(remote=...)`.
+Results have the types of the local API. Recording does not need it: see `Experiment(remote=...)`.
 """
 
 from __future__ import annotations
@@ -53,17 +53,19 @@ PathText = str | os.PathLike[str]
 Metadata = Mapping[str, Any]
 
 _CONNECT_S: Final = 5.0
+# `watch` gives a stream up after so long without a byte; the server sends one every 15 seconds.
 _SILENCE_S: Final = 45.0
 
 
 class RemoteClient:
-    """One server, one login. For one thread at a time; a `with` block closes its connections.
+    """A client of one server under one login. For one thread at a time; a `with` block closes its connections.
 
-    `api_key` is a token from the server's owner; without one, what `ml-dash login` stored, or for `user_name` the
-    development login. `timeout` is in seconds, for each answer. `namespace` reads another user's data where that is
-    allowed. Every call raises Unreachable (no connection, no answer in time, trouble at the server: try again),
-    Unauthorised, ServerRefused (`status`, `code`), and NotFound for what the server does not have. After Unreachable it
-    is not known whether a write was done: an `append` that is repeated may be there twice.
+    `api_key` is a token from the server's owner; without it, the login that `ml-dash login` stored is used, or with
+    `user_name` the development login. `timeout` is in seconds, between two reads of an answer. `namespace` reads the
+    data of another user, if that is allowed. Every call raises Unreachable (no connection, no answer in time,
+    trouble at the server: try again), Unauthorised, ServerRefused (`status`, `code`), and NotFound for what the server
+    does not have. After Unreachable, it is not known whether a write was done: an `append` that is repeated may be
+    recorded twice.
     """
 
     def __init__(
@@ -102,19 +104,19 @@ class RemoteClient:
     # -- the server --------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        """How the server is; needs no login. Raises Unreachable for one that cannot reach what it stores in."""
+        """Return the health of the server; needs no login. Raises Unreachable also if its storage fails."""
         from .sync.remote import Link
 
-        # Nobody's token, so that this also works where there is none, or none that is accepted.
+        # A token of nobody, so that this works without a login too.
         with contextlib.closing(Link(self.base_url, "nobody", timeout_s=self._timeouts)) as link:
             return cast("Health", link.ask("GET", "/health", ("status",)))
 
     def whoami(self) -> Identity:
-        """Whose login this is, and what it allows."""
+        """Return the owner of this login, and what it allows."""
         return cast("Identity", self._json("GET", "/whoami"))
 
     def projects(self) -> list[ListedProject]:
-        """The projects that there are, by name."""
+        """Return all projects, sorted by name."""
         return cast("list[ListedProject]", self._json("GET", "/projects")["projects"])
 
     # -- experiments -------------------------------------------------------------------------------------------------
@@ -131,17 +133,17 @@ class RemoteClient:
         write_protected: bool | None = None,
         status: str | None = None,
     ) -> CreatedExperiment:
-        """Create an experiment, or continue it: what is given replaces what was there.
+        """Create an experiment, or continue one: fields that are given replace earlier ones.
 
-        `status` "completed", "failed" or "interrupted" ends what was written through clients; without, it is
-        interrupted after an hour in which nothing came. Programs that record by themselves decide their own.
+        `status` "completed", "failed" or "interrupted" ends the run that clients write; without it, the run counts as
+        interrupted after an hour without writes. Programs that record with `Experiment` set the status of their runs.
         """
         body = _given(
             name=name, description=description, tags=tags, folder=folder, writeProtected=write_protected,
             status=status, **metadata_of(metadata),
         )  # fmt: skip
-        found = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
-        return cast("CreatedExperiment", {**found, "experiment": read_metadata(found["experiment"])})
+        answer = self._json("POST", f"/projects/{_part(project)}/experiments", json=body)
+        return cast("CreatedExperiment", {**answer, "experiment": read_metadata(answer["experiment"])})
 
     def experiments(
         self,
@@ -155,7 +157,7 @@ class RemoteClient:
         limit: int = 100,
         after: str | None = None,
     ) -> ExperimentPage:
-        """A page of experiments; `q` is looked for in names and descriptions, `after` is `next` of the page before.
+        """Return a page of experiments; `q` is searched in names and descriptions, `after` is `next` of the last page.
 
         `sort` is "updated" (the default), "created", "name" or "points".
         """
@@ -163,13 +165,13 @@ class RemoteClient:
         return cast("ExperimentPage", self._json("GET", "/experiments", params=query))
 
     def experiment(self, experiment_id: str) -> ExperimentRecord:
-        """One experiment, as `experiment.json` has it."""
+        """Return one experiment, in the form of `experiment.json`."""
         return cast("ExperimentRecord", read_metadata(self._json("GET", _experiment(experiment_id))))
 
     def watch(self, experiment_id: str) -> Iterator[int]:
-        """How many events an experiment has, now and each time it has more; ends when it is removed.
+        """Yield the number of events of an experiment, now and whenever it grows; end when the experiment is removed.
 
-        Raises Unreachable when the connection breaks or the server ends: then begin anew.
+        Raises Unreachable when the connection breaks or the server ends: then call it again.
         """
         from .sync.remote import Link
 
@@ -183,15 +185,15 @@ class RemoteClient:
         return _news(response, link)
 
     def remove_experiment(self, experiment_id: str) -> dict[str, Any]:
-        """Remove an experiment: what its writers send later is kept out of sight; a new opening starts anew at 0."""
+        """Remove an experiment: what its writers send later stays hidden; a new opening starts again from 0."""
         return self._json("DELETE", f"/sync/v1{_experiment(experiment_id)}")
 
     # -- logs --------------------------------------------------------------------------------------------------------
 
     def add_logs(self, experiment_id: str, logs: Iterable[Mapping[str, Any]]) -> CreatedLogs:
-        """Add entries `{message, level, timestamp, metadata}`; all but the message may be left out.
+        """Add log entries `{message, level, timestamp, metadata}`; only the message is required.
 
-        A `timestamp` is a datetime or ISO 8601 text; default: when they arrive.
+        A `timestamp` is a datetime or ISO 8601 text; default: the time of arrival.
         """
         entries = [log_entry(entry) for entry in logs]
         return cast("CreatedLogs", self._json("POST", f"{_experiment(experiment_id)}/logs", json={"logs": entries}))
@@ -205,7 +207,7 @@ class RemoteClient:
         level: str | None = None,
         q: str | None = None,
     ) -> LogPage:
-        """A page of log entries; only of a level, only those whose message holds `q`."""
+        """Return a page of log entries: with `level` of that level, with `q` those whose message contains it."""
         query = _given(startIndex=start_index, limit=limit, level=level, q=q)
         page = self._json("GET", f"{_experiment(experiment_id)}/logs", params=query)
         page["logs"] = [read_metadata(entry) for entry in page["logs"]]
@@ -219,7 +221,7 @@ class RemoteClient:
         return self._parameters(self._json("POST", f"{_experiment(experiment_id)}/parameters", json=body))
 
     def parameters(self, experiment_id: str) -> ParametersRecord:
-        """The parameters, flat, in `data`."""
+        """Return the parameters, flat, under `data`."""
         return self._parameters(self._json("GET", f"{_experiment(experiment_id)}/parameters"))
 
     @staticmethod
@@ -233,22 +235,22 @@ class RemoteClient:
         return self.append_point(experiment_id, metric, fields)
 
     def append_point(self, experiment_id: str, metric: str, data: Mapping[str, Any]) -> AppendResult:
-        """Append one point, its fields as a mapping: for fields that are no names of Python."""
+        """Append one point, its fields as a mapping: for names that are not valid keywords in Python."""
         body = written("data", field_values(data))
         return cast("AppendResult", self._json("POST", f"{_metric(experiment_id, metric)}/append", json=body))
 
     def append_batch(self, experiment_id: str, metric: str, points: Iterable[Mapping[str, Any]]) -> AppendBatchResult:
-        """Append many points at once; they become one event."""
+        """Append many points at once, as one event."""
         rows = [field_values(point) for point in points]
         texts = [texts_like_numbers(row) for row in rows]
         body = {"dataPoints": to_json(rows), **({"text": texts} if any(texts) else {})}
-        found = self._json("POST", f"{_metric(experiment_id, metric)}/append-batch", json=body)
-        return cast("AppendBatchResult", found)
+        answer = self._json("POST", f"{_metric(experiment_id, metric)}/append-batch", json=body)
+        return cast("AppendBatchResult", answer)
 
     def points(
         self, experiment_id: str, metric: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
     ) -> PointPage:
-        """A page of points; a negative start counts from the end. Without `superseded` those that are current."""
+        """Return a page of points; a negative start counts from the end. Without `superseded`, only current points."""
         query: dict[str, Any] = {"startIndex": start_index, "limit": limit}
         if not superseded:
             query["superseded"] = "false"
@@ -257,14 +259,14 @@ class RemoteClient:
         return cast("PointPage", page)
 
     def stats(self, experiment_id: str, metric: str) -> MetricStats:
-        """The statistics of a metric and of each of its series."""
-        found = read_metadata(self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
-        return cast("MetricStats", {**found, "series": read_numbers(found["series"])})
+        """Return the statistics of a metric and of each of its series."""
+        stats = read_metadata(self._json("GET", f"{_metric(experiment_id, metric)}/stats"))
+        return cast("MetricStats", {**stats, "series": read_numbers(stats["series"])})
 
     def metrics(self, experiment_id: str) -> list[ListedMetric]:
-        """The metrics of an experiment, by name, with the statistics of their series."""
-        found = self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"]
-        return cast("list[ListedMetric]", [{**metric, "series": read_numbers(metric["series"])} for metric in found])
+        """Return the metrics of an experiment, sorted by name, with the statistics of their series."""
+        metrics = self._json("GET", f"{_experiment(experiment_id)}/metrics")["metrics"]
+        return cast("list[ListedMetric]", [{**metric, "series": read_numbers(metric["series"])} for metric in metrics])
 
     def series(
         self,
@@ -277,14 +279,14 @@ class RemoteClient:
         field: str | None = None,
         superseded: bool = False,
     ) -> SeriesPage:
-        """Each series down-sampled to about `points` points, its minima and maxima kept; for plots.
+        """Return each series down-sampled to about `points` points, with minima and maxima kept, for plots.
 
-        `start` and `end` bound the index, `field` asks for the series of one field only. What a rewind has superseded
-        is left out, unless it is asked for.
+        `start` and `end` bound the index; `field` selects the series of one field. Points that a rewind has superseded
+        are left out without `superseded`.
         """
         query = _given(points=points, start=start, end=end, field=field, superseded="true" if superseded else None)
-        found = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
-        return cast("SeriesPage", {**found, "series": read_numbers(found["series"])})
+        page = self._json("GET", f"{_metric(experiment_id, metric)}/series", params=query)
+        return cast("SeriesPage", {**page, "series": read_numbers(page["series"])})
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -298,9 +300,9 @@ class RemoteClient:
         tags: list[str] | None = None,
         metadata: Metadata | None = None,
     ) -> FileRecord:
-        """Add a file: it is read twice, once for its SHA-256, and never held in memory; its record.
+        """Add a file, and return its record. The file is read twice, once for its SHA-256, in blocks.
 
-        A live file with the same prefix and name is replaced. Raises InvalidValue for what is no regular file, for one
+        A current file with the same prefix and name is replaced. Raises InvalidValue for a file that is not regular or
         that changes while it is sent, and for a tag with a comma.
         """
         from .sync.multipart import Form
@@ -311,23 +313,23 @@ class RemoteClient:
         with Form.of_file(Path(path), given) as form:
             headers = {"Content-Type": form.content_type}
             try:
-                found = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
+                record = self._json("POST", f"{_experiment(experiment_id)}/files", data=form, headers=headers)
             except RemoteError as error:
                 if form.broken:
                     raise InvalidValue(f"file {str(path)!r} changed while it was sent; it was not added") from error
                 raise
-        return cast("FileRecord", read_metadata(found))
+        return cast("FileRecord", read_metadata(record))
 
     def files(
         self, experiment_id: str, *, prefix: str | None = None, tags: list[str] | None = None
     ) -> list[FileRecord]:
-        """Records of files that are not deleted, oldest first; below a prefix, with any of the tags."""
+        """Return records of current files, oldest first; below a prefix, with any of the tags."""
         query = _given(prefix=prefix, tags=comma_list(tags))
-        found = self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"]
-        return cast("list[FileRecord]", [read_metadata(record) for record in found])
+        records = self._json("GET", f"{_experiment(experiment_id)}/files", params=query)["files"]
+        return cast("list[FileRecord]", [read_metadata(record) for record in records])
 
     def file(self, experiment_id: str, file_id: str) -> FileRecord:
-        """The record of one file, also of a deleted one."""
+        """Return the record of one file, also of a deleted one."""
         return cast("FileRecord", read_metadata(self._json("GET", _file(experiment_id, file_id))))
 
     def update_file(
@@ -339,16 +341,16 @@ class RemoteClient:
         tags: list[str] | None = None,
         metadata: Metadata | None = None,
     ) -> FileRecord:
-        """Change what is said about a file; what is not given stays. The new record."""
+        """Change description, tags or metadata of a file, those that are given; return the new record."""
         body = _given(description=description, tags=tags, **metadata_of(metadata))
         return cast("FileRecord", read_metadata(self._json("PATCH", _file(experiment_id, file_id), json=body)))
 
     def delete_file(self, experiment_id: str, file_id: str) -> DeletedFile:
-        """Delete a file: `{id, deletedAt}`."""
+        """Delete a file, and return `{id, deletedAt}`."""
         return cast("DeletedFile", self._json("DELETE", _file(experiment_id, file_id)))
 
     def read_file(self, experiment_id: str, file_id: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """The content of a file, or its bytes [start, end), in blocks of at most 1 MiB; nothing is checked."""
+        """Yield the content of a file, or its bytes [start, end), in blocks of at most 1 MiB; no digest is checked."""
         headers = {}
         if start or end is not None:
             if start < 0 or (end is not None and end <= start):
@@ -358,14 +360,14 @@ class RemoteClient:
         return _blocks(response)
 
     def download_file(self, experiment_id: str, file_id: str, dest_path: PathText | None = None) -> str:
-        """Fetch a file to `dest_path` (default: its name in the working directory); the path of the copy.
+        """Download a file to `dest_path` (default: its name in the working directory); return the path of the copy.
 
-        SHA-256 is checked; a bad copy is removed and ChecksumMismatch raised. Memory stays flat.
+        Raises ChecksumMismatch for a wrong SHA-256, and removes the copy. The file is never whole in memory.
         """
         from hashlib import sha256
 
         record = self.file(experiment_id, file_id)
-        # A name from afar: only its last part, so that it cannot lead elsewhere.
+        # A name from a server: only its last part is used, so that it cannot lead out of the folder.
         name = Path(record["filename"]).name
         target = Path(dest_path) if dest_path is not None else Path(name)
         if target.is_dir() or (dest_path is not None and os.fspath(dest_path).endswith(("/", os.sep))):
@@ -394,16 +396,16 @@ class RemoteClient:
     def _json(self, method: str, path: str, **how: Any) -> dict[str, Any]:
         response = self._call(method, path, **how)
         try:
-            found = response.json()
+            answer = response.json()
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            answer = None
+        if not isinstance(answer, dict):
             raise Unreachable(
                 f"{self.base_url} did not answer like an ml-dash server "
                 f"(status {response.status_code}, {response.headers.get('Content-Type', 'no type')})",
                 hint="check the URL, and whether a proxy or a sign-in page stands before it",
             )
-        return found
+        return answer
 
     def _call(self, method: str, path: str, *, link: Link | None = None, **how: Any) -> requests.Response:
         link = link or self._link
@@ -435,7 +437,7 @@ def _given(**fields: Any) -> dict[str, Any]:
 def _part(text: str) -> str:
     from urllib.parse import quote
 
-    # A part `..` would lead elsewhere; written so, it is sent as it is.
+    # A part `..` would change the path; escaped, it is sent as it is.
     return quote(text, safe="") if text not in (".", "..") else text.replace(".", "%2E")
 
 
@@ -462,7 +464,7 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
 
 
 def _news(response: requests.Response, link: Link) -> Iterator[int]:
-    """The numbers in a stream of server-sent events; closes the link at its end."""
+    """Yield the numbers in a stream of server-sent events; close the link at its end."""
     from requests import RequestException
 
     kind = ""

@@ -19,7 +19,7 @@ _POSITIONAL: Final = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD
 
 
 class _Decorated(Protocol[_R_co]):
-    """A decorated function: called with or without the experiment, which is filled in."""
+    """A decorated function, called with or without the experiment, which is filled in if it is missing."""
 
     __name__: str
     __wrapped__: Callable[..., Any]
@@ -40,11 +40,12 @@ class _Decorator(Protocol):
 def ml_dash_experiment(
     name: str | Callable[..., str] | None = None, project: str | None = None, **keywords: Any
 ) -> _Decorator:
-    """Run a function inside an open experiment, a new opening for each call.
+    """Open an experiment for each call of the decorated function.
 
     Takes the keywords of `Experiment`; `name` may be a function of the call's arguments. The function gets the keyword
-    `experiment` if it takes it; a caller's own `experiment=` is used as it is, and nothing is opened. Coroutine
-    functions are awaited, and generators run, inside. Raises UnsupportedType without arguments, or on a class.
+    `experiment` if it takes it. If a caller passes `experiment=`, that is used and nothing is opened. The
+    experiment stays open until a coroutine has returned or a generator has ended. Raises UnsupportedType without
+    arguments, or on a class.
     """
     if name is None or project is None or inspect.isclass(name):
         raise UnsupportedType(
@@ -73,7 +74,7 @@ def ml_dash_experiment(
 
 
 class _Call:
-    """What each call of a decorated function begins with: an experiment, and the arguments with it among them."""
+    """The start of each call of a decorated function: an experiment, and arguments that include it."""
 
     def __init__(
         self, function: Callable[..., Any], name: str | Callable[..., str], project: str, keywords: dict[str, Any]
@@ -89,7 +90,7 @@ class _Call:
         self._keywords = keywords
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """(a context to run the call in: the experiment to open, or nothing; positional and named arguments)."""
+        """Return (a context to run the call in, positional arguments, named arguments)."""
         if self._is_complete(args, kwargs):
             return contextlib.nullcontext(), args, kwargs
         named = {key: value for key, value in kwargs.items() if key != _KEYWORD}
@@ -100,7 +101,7 @@ class _Call:
         return experiment, *self._with_experiment(args, named, experiment)
 
     def _is_complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Does the call bring an experiment by position, with all else that the function needs?"""
+        """True if a call passes an experiment by position, with all other arguments that the function needs."""
         place = self._place
         return (
             place is not None
@@ -112,7 +113,7 @@ class _Call:
     def _with_experiment(
         self, args: tuple[Any, ...], named: dict[str, Any], experiment: Any
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """By position where positional arguments would run into it, else by name."""
+        """Return the arguments with the experiment: by position if others reach its place, else by name."""
         if not self._takes_it:
             return args, named
         if self._place is not None and len(args) >= self._place:
@@ -120,7 +121,7 @@ class _Call:
         return args, {**named, _KEYWORD: experiment}
 
     def _name_of(self, args: tuple[Any, ...], named: dict[str, Any]) -> str:
-        """A function gets the call's arguments by name where it names them, else all of them as they are."""
+        """Return the experiment's name; a function gets the arguments it names, or else all arguments of the call."""
         if isinstance(self._name, str):
             return self._name
         bound = _binds(self.shown, args, named)
@@ -147,7 +148,7 @@ def _takes_experiment(signature: Signature) -> bool:
 
 
 def _is(kind: Callable[[Any], bool], function: Any) -> bool:
-    """Is it a function of that kind, or an object that is called like one?"""
+    """True for a function of that kind, and for an object whose `__call__` is one."""
     return kind(function) or kind(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called
 
 
@@ -167,7 +168,7 @@ def _wrapped(function: Callable[..., Any], call: _Call) -> Any:
             with context:
                 inner = function(*args, **kwargs)
                 try:
-                    # What `yield from` does for generators: values and exceptions that are sent in go on to `inner`.
+                    # As `yield from` does for generators: values and exceptions sent in are passed on to `inner`.
                     value = await anext(inner)
                     while True:
                         try:

@@ -89,11 +89,11 @@ class NotFound(MLDashError, FileNotFoundError):
 
 
 class ReleasedData(MLDashError, FileNotFoundError):
-    """It was recorded, and is not on this machine any more: a server has it. The text says how to read it."""
+    """Data was freed on this machine and is on a server. The text says how to read it."""
 
 
 class AlreadyExists(MLDashError, FileExistsError):
-    """The experiment exists, and `resume="never"` was asked for."""
+    """The experiment exists, and was opened with `resume="never"`."""
 
 
 class StorageError(MLDashError, OSError):
@@ -101,21 +101,21 @@ class StorageError(MLDashError, OSError):
 
     @classmethod
     def of(cls, error: OSError, message: str, *, hint: str) -> StorageError:
-        """An OSError with a text for people; `errno` is kept."""
+        """Make a StorageError with a text for people and the `errno` of an OSError."""
         refused = cls(message, hint=hint)
         refused.errno = error.errno
         return refused
 
 
 class RemoteError(MLDashError, ConnectionError):
-    """A server did not do what was asked. What is on this machine is not touched by that."""
+    """A server did not do what was asked. Data on this machine is not affected."""
 
 
 class Unreachable(RemoteError):
     """No connection, no answer in time, trouble at the server, or an answer unlike that of an ml-dash server.
 
-    Trying again is right; `retry_after_s` is the pause that the server asks for, in seconds. `answered`: it was the
-    server that said so, about this one request.
+    Worth trying again. `retry_after_s` is the pause that the server asks for, in seconds; None if it asks for none.
+    `answered` is True if the server itself, not a proxy, could not serve this one request.
     """
 
     retry_after_s: float | None = None
@@ -123,7 +123,7 @@ class Unreachable(RemoteError):
 
 
 class ServerRefused(RemoteError):
-    """The server says no: `status` is its HTTP status, `code` its word for the reason, `extra` what it adds."""
+    """The server refused: `status` is the HTTP status, `code` names the reason, `extra` has the other fields."""
 
     def __init__(
         self, message: str, *, status: int, code: str, extra: dict[str, Any] | None = None, hint: str = ""
@@ -135,7 +135,7 @@ class ServerRefused(RemoteError):
 
 
 class Unauthorised(RemoteError):
-    """There is no login for this server, or the server does not accept it. Data is kept here meanwhile."""
+    """There is no login for this server, or the server does not accept it. Data stays on this machine meanwhile."""
 
 
 class JournalError(MLDashError):
@@ -150,5 +150,5 @@ class Damaged(JournalError):
     """A checksum or a length does not hold."""
 
 
-class WriterGone(Exception):  # control flow between a writer and who calls it; users get NotOpen instead
+class WriterGone(Exception):  # from a writer to the builders, which raise NotOpen instead
     """This writer is closed, or belongs to the process that this one was forked from."""

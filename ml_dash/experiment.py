@@ -45,8 +45,8 @@ class Experiment:
     `local_path` (default `.ml-dash`); with `remote=` it is kept there too, and uploaded by `ml-dash-syncd`.
 
     `resume`: "allow", "must" (NotFound if new), "never" (AlreadyExists), or "new": the next free of `name`, `name-2`,
-    `name-3`, ...; `experiment.name` tells which. With "allow", `ML_DASH_RESUME` may say another of these.
-    `resume_step`: `open()` goes back to this step, as `rewind` does, if there is anything to go back in.
+    `name-3`, ..., which `experiment.name` then is. The variable `ML_DASH_RESUME` replaces "allow" by another of these.
+    `resume_step`: `open()` goes back to this step, as `rewind` does.
     `durability`: "interval" syncs to disk within a second, "always" before each call returns, "os" leaves it to the
     operating system. `strict=True` raises StorageError at the call when the disk refuses, instead of keeping events in
     memory until it takes them again.
@@ -119,17 +119,17 @@ class Experiment:
     # -- opening and closing -----------------------------------------------------------------------------------------
 
     def open(self) -> Self:
-        """Create or continue the experiment; returns self. A second call does nothing.
+        """Create or continue the experiment, and return self. A second call does nothing.
 
-        Raises NotFound or AlreadyExists as `resume` and `read_only` ask, ForeignFolder if the folder belongs to
-        something else; StorageError if the disk refuses and `strict`.
+        Raises NotFound or AlreadyExists as `resume` and `read_only` demand, ForeignFolder if the folder belongs to
+        something else, and StorageError if the disk refuses and `strict` is set.
         """
         self._handle.open()
         return self
 
     @property
     def is_open(self) -> bool:
-        """May this handle record or read?"""
+        """True while this handle can record or read: from `open()` to `close()`."""
         return self._handle.session.is_open
 
     def __enter__(self) -> Self:
@@ -141,10 +141,10 @@ class Experiment:
         self._handle.close(error, None)
 
     def close(self, status: Literal["completed", "failed", "interrupted"] | None = None) -> None:
-        """Close this handle; the last one writes the closing event, syncs and brings the folder up to date.
+        """Close this handle; the last one writes the closing event, syncs, and brings the folder up to date.
 
-        `status` overrides how it ended; else an exception that is being handled makes it `failed`. A second call does
-        nothing. Raises StorageError if the disk refused events for good; says how many.
+        `status` says how the run ended; without it, an exception that is being handled makes it `failed`. A second call
+        does nothing. Raises StorageError, with their number, if events were lost because the disk refused them.
         """
         check_status(status)
         self._handle.close(passing(self._handle.before), status)
@@ -166,11 +166,13 @@ class Experiment:
         metadata: Metadata | None = None,
         **extra: Any,
     ) -> LogBuilder | None:
-        """Record one log entry; without a message, a builder with `.debug() .info() .warn() .error() .fatal() .read()`.
+        """Record one log entry; without a message, return a builder.
 
-        Anything but text is recorded as `str()` of it; an exception with its type and traceback in the metadata.
-        `level`: debug, info, warn, error or fatal, in any case. `extra` joins `metadata` and wins. Raises InvalidValue
-        or UnsupportedType; nothing is recorded then.
+        The builder has `.debug() .info() .warn() .error() .fatal() .read()`.
+
+        A message that is not text is recorded as its `str()`; an exception, with its type and traceback in the
+        metadata. `level`: debug, info, warn, error or fatal, in upper or lower case. `extra` is added to `metadata`
+        and replaces equal keys. Raises InvalidValue or UnsupportedType; nothing is recorded then.
         """
         if message is None:
             return self._log_builder(level, metadata, extra)
@@ -188,7 +190,7 @@ class Experiment:
         return LogBuilder(self._handle, {**checked_mapping("metadata", {} if metadata is None else metadata), **extra})
 
     def parameters(self) -> ParametersBuilder:
-        """The experiment's parameters: `.set(...)` and `.get()`."""
+        """Return a builder of the experiment's parameters: `.set(...)` and `.get()`."""
         with loading():
             from .parameters import ParametersBuilder
 
@@ -211,9 +213,10 @@ class Experiment:
         metadata: Metadata | None = None,
         **fields: Any,
     ) -> MetricBuilder | MetricsBuilder:
-        """One metric: `.append(value=...) .append_batch([...]) .read() .stats()`; without a name `.list_all()`.
+        """Return a builder of one metric: `.append(value=...) .append_batch([...]) .read() .last() .stats()`.
 
-        `description`, `tags` and `metadata` are recorded with the next append, where given.
+        Without a name, the builder has `.list_all()`. `description`, `tags` and `metadata` are recorded with the next
+        append, where given. Raises InvalidName or UnsupportedType; NotOpen.
         """
         if description is None and tags is None and metadata is None and not fields:
             try:
@@ -222,7 +225,7 @@ class Experiment:
             except (KeyError, TypeError):
                 pass
         if isinstance(description, (int, float)):
-            # The first thing that one tries: metric("loss", 0.5), metric("loss", 0.5, step=3).
+            # A likely first try: metric("loss", 0.5), metric("loss", 0.5, step=3).
             fields = {"value": description, **fields}
         if fields:
             shown = ", ".join(f"{field}={value!r:.40}" for field, value in fields.items())
@@ -282,10 +285,10 @@ class Experiment:
         tags: list[str] | None = None,
         metadata: Metadata | None = None,
     ) -> FileEntry | FileBuilder:
-        """Add a file now (with a positional path; returns its record), or a builder for everything else.
+        """Add a file and return its record, if a path comes first; else return a builder for everything else.
 
-        The builder: `.save()` with `file_path=` (`file_prefix=` is an older spelling of it), `.list()`, and with
-        `file_id=` `.download() .delete() .update()`. More than one source raises InvalidValue.
+        The builder has `.save()` (with `file_path=`, or `file_prefix=`, its older spelling), `.list()`, and, with
+        `file_id=`, `.download() .delete() .update()`. Raises InvalidValue for more than one source.
         """
         with loading():
             from .files import FileBuilder, one_source
@@ -303,27 +306,27 @@ class Experiment:
         folder: str | None = None,
         metadata: Metadata | None = None,
     ) -> None:
-        """Replace the description, tags, folder or metadata, where given."""
+        """Replace the description, tags, folder or metadata: those that are given."""
         given = checked_given(description, tags, folder, metadata, self._handle.warn)
         self._handle.session.recording()
         if given:
             self._handle.record(events.UPDATE, given)
 
     def rewind(self, step: float, metrics: Iterable[str] | None = None) -> None:
-        """Go on from a checkpoint: points recorded before now with a `step` (else `epoch`) >= `step` are superseded.
+        """Go back to a step: points recorded before now with a `step` (else `epoch`) >= `step` are superseded.
 
-        They are kept, by index and on disk, but are out of statistics, plots, final values and exports unless asked
-        for. `metrics`: only those of these names. Points without step and epoch stay, and so do logs. Of several
-        processes that go on together each may call it with the same step, before it records: it takes nothing from what
-        the others have recorded since they did. Raises InvalidValue for a step that is negative or no finite number,
-        InvalidName for a metric's; nothing is recorded then.
+        They stay on disk, with their index, but are left out of statistics, plots, final values and exports unless
+        asked for. `metrics` limits this to metrics of these names. Points without step and epoch stay current, and so
+        do logs. Each of several processes that go on together may call it with the same step, before it records: points
+        that others have recorded since their own call stay current. Raises InvalidValue for a step that is negative or
+        not finite, InvalidName for the name of a metric; nothing is recorded then.
         """
         body: dict[str, Any] = {"step": checked_step("step", step)}
         if metrics is not None:
             names = [metrics] if isinstance(metrics, str) else metrics
             if not isinstance(names, Iterable):
-                found = type(names).__name__
-                raise UnsupportedType(f"metrics is {found}, expected names of metrics", hint='like ["loss"]')
+                given = type(names).__name__
+                raise UnsupportedType(f"metrics is {given}, expected names of metrics", hint='like ["loss"]')
             names = list(names)
             if not names:
                 raise InvalidValue("metrics is empty", hint="name at least one, or leave it out to rewind all")
@@ -333,9 +336,10 @@ class Experiment:
     # -- safety ------------------------------------------------------------------------------------------------------
 
     def wait_synced(self, timeout: float | None = None) -> bool:
-        """Has the server acknowledged all that this process wrote? Waits for at most `timeout` seconds.
+        """Wait until the server has acknowledged all that this process wrote; False after `timeout` seconds.
 
-        True at once without `remote=`. False at once, with the reason logged, when it cannot happen.
+        Without `timeout`, the wait has no limit. True at once without `remote=`. False at once, with the reason logged,
+        if it cannot happen.
         """
         remote, mine = self._handle.arguments.settings.remote, self._handle.sent
         if remote is None or mine is None:
@@ -351,12 +355,14 @@ class Experiment:
         return done
 
     def durable_state(self) -> DurableState:
-        """Counts of this process's events: accepted, written (survive this process), synced (survive a power cut),
-        remote (acknowledged by the server) and lost. After `close()` those of the run that has ended.
+        """Return the counts of this process's events, by how safe they are.
+
+        `accepted`: recorded by a call. `written`: survive the end of this process. `synced`: survive a power cut.
+        `remote`: acknowledged by the server. `lost`: refused by the disk. After `close()`, those of the run that ended.
         """
         handle = self._handle
         if handle.counts is not None and not handle.session.is_open:
-            remote = min((one.acknowledged() for one in handle.sent or ()), default=0)
+            remote = min((upload.acknowledged() for upload in handle.sent or ()), default=0)
             return {**handle.counts, "remote": max(remote, handle.counts["remote"])}
         return handle.session.recording().durable_state()
 
@@ -374,12 +380,12 @@ class Experiment:
 
     @property
     def id(self) -> str:
-        """Decimal text, the same wherever and whenever project and name are."""
+        """The experiment's id: decimal text that depends on project and name alone."""
         return self._handle.id
 
     @property
     def mode(self) -> OperationMode:
-        """LOCAL, REMOTE (remote alone) or HYBRID (remote and a path)."""
+        """LOCAL, REMOTE (only a remote was given) or HYBRID (a remote and a path)."""
         return self._handle.arguments.settings.mode
 
     @property
@@ -389,23 +395,23 @@ class Experiment:
 
     @property
     def resumed(self) -> bool:
-        """Did `open()` continue an experiment that existed?"""
+        """True if `open()` continued an experiment that existed."""
         return self._handle.resumed
 
     @property
     def last_step(self) -> int | float | None:
-        """The greatest step (else epoch) of the points that are current; None if none has any."""
+        """The greatest step (else epoch) of current points; None if no point has one."""
         with self._handle.session.looking() as view:
             return view.last_step()
 
     @property
     def description(self) -> str | None:
-        """The newest description."""
+        """The newest description; None if there is none."""
         return cast("str | None", self._newest("description"))
 
     @property
     def tags(self) -> list[str] | None:
-        """The newest tags."""
+        """The newest tags; None if there are none."""
         return cast("list[str] | None", self._newest("tags"))
 
     @property
@@ -415,18 +421,18 @@ class Experiment:
 
     @property
     def metadata(self) -> dict[str, Any] | None:
-        """The newest metadata."""
+        """The newest metadata; None if there is none."""
         return cast("dict[str, Any] | None", self._newest("metadata"))
 
     def _newest(self, key: str) -> Any:
-        """What was recorded last; before the first `open()`, what that is going to record."""
+        """Return the value recorded last; before the first `open()`, the one that it is going to record."""
         if not self._handle.recorded and key in self._handle.arguments.given:
             return self._handle.arguments.given[key]
         return self.data.get(key)
 
     @property
     def write_protected(self) -> bool:
-        """Are parameters and files final?"""
+        """True if parameters and files are final."""
         run = self._handle.session.run
         if self._handle.arguments.write_protected or (run is not None and run.protected):
             return True
@@ -434,7 +440,7 @@ class Experiment:
 
     @property
     def status(self) -> str:
-        """running, completed, failed or interrupted; `not open` where nothing is recorded yet."""
+        """`running`, `completed`, `failed` or `interrupted`; `not open` if nothing is recorded yet."""
         return cast("str", self.data.get("status", "not open"))
 
     @property
@@ -447,7 +453,7 @@ class Experiment:
         from .recording import opening
 
         try:
-            located = opening.find(self._handle.wish())
+            located = opening.find(self._handle.open_request())
         except ForeignFolder:
             return {}
         return read.record(located) if located is not None else {}
@@ -460,7 +466,7 @@ class Experiment:
     # -- copies and other processes ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        # The rest is its user's, or of a class derived from this one.
+        # Attributes of derived classes, or set by the user.
         own = {name: value for name, value in vars(self).items() if name != "_handle"}
         return {"own": own, "handle": self._handle.state()}
 
@@ -478,7 +484,7 @@ class Experiment:
 
 
 def _check_store_is_apart(settings: Settings, project: str, name: str) -> None:
-    """A store inside the root must not be where a documented folder goes."""
+    """Raise InvalidName if the store is inside the root, where the documented folder would be."""
     try:
         inner = settings.store.relative_to(settings.root).parts
     except ValueError:

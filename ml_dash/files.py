@@ -32,21 +32,21 @@ _SEPARATORS: Final = ("/", os.sep)
 
 
 def compute_sha256(path: PathText) -> str:
-    """SHA-256 of a file's content, in lower-case hex; memory stays flat."""
+    """Return the SHA-256 of a file's content, in lower-case hex; the file is read in blocks."""
     from .journal.blobs import digest_of
 
     return digest_of(Path(path))
 
 
 def get_mime_type(path: PathText) -> str:
-    """The MIME type that a file's name suggests; `application/octet-stream` where it suggests none."""
+    """Return the MIME type that a file's name suggests; `application/octet-stream` if it suggests none."""
     import mimetypes
 
     return mimetypes.guess_type(os.fspath(path), strict=False)[0] or _DEFAULT_TYPE
 
 
 def verify_checksum(path: PathText, hex_digest: str) -> bool:
-    """Does the file's content have this SHA-256 (in hex, any case)?"""
+    """True if the file's content has this SHA-256 (in hex, upper or lower case)."""
     return compute_sha256(path) == hex_digest.lower()
 
 
@@ -56,21 +56,21 @@ class FileEntry(dict[str, Any]):
     """
 
     def save(self) -> Self:
-        """Itself: the file was added when the record was made."""
+        """Return the record itself: the file was added when the record was made."""
         return self
 
 
 def one_source(
     source: PathText | None, file_path: PathText | None, file_prefix: PathText | None, file_id: str | None
 ) -> PathText | None:
-    """The path of the file that is meant, by whichever argument it came; None if by none, or by `file_id`.
+    """Return the path of the file, from whichever argument has it; None if none has, or `file_id` is given.
 
-    Raises InvalidValue naming them if there is more than one.
+    Raises InvalidValue, naming the arguments, if there is more than one.
     """
     what = source if source is not None else file_path
     if callable(getattr(what, "savefig", None)):
-        found = "the source is a figure, expected the path of a file"
-        raise UnsupportedType(found, hint="save it first: figure.savefig('a.png'), then file('a.png')")
+        message = "the source is a figure, expected the path of a file"
+        raise UnsupportedType(message, hint="save it first: figure.savefig('a.png'), then file('a.png')")
     paths = {"a path": source, "file_path": file_path, "file_prefix": file_prefix}
     given = {name: value for name, value in (*paths.items(), ("file_id", file_id)) if value is not None}
     if len(given) > 1:
@@ -104,11 +104,11 @@ class FileBuilder:
     # -- add ---------------------------------------------------------------------------------------------------------
 
     def save(self) -> FileEntry:
-        """Add the file: its content is copied, hashed and synced, then recorded. Returns its record.
+        """Add the file, and return its record: the content is copied, hashed and synced, then the event is recorded.
 
-        A live file with the same prefix and name is replaced. Raises InvalidValue for no source, no such file, no
-        regular file, over 5 GB, `..` in the prefix or a path that is another file's folder; WriteProtected. When the
-        disk refuses, the file counts as lost: a warning now, StorageError at close (with `strict` at once).
+        A current file with the same prefix and name is replaced. Raises InvalidValue for no source, a file that is
+        absent, not regular or over 5 GB, `..` in the prefix, or a path that is another file's folder; WriteProtected.
+        If the disk refuses, the file counts as lost: a warning now, StorageError at close (at once with `strict`).
         """
         run = self._handle.session.changeable()
         if self._source is None:
@@ -152,11 +152,11 @@ class FileBuilder:
             with self._handle.session.looking() as view:
                 return FileEntry(_find(view, identity, deleted=True))
         except NotFound:
-            # The disk did not take the event; it waits in memory, beside a content that is stored.
+            # The disk refused the event: it waits in memory, while its content is stored.
             return self._entry(run, path, filename, id=identity, sizeBytes=stored.size_bytes, checksum=stored.digest)
 
     def _not_stored(self, run: Run, path: str, filename: str, error: OSError) -> FileEntry:
-        """The disk refused: in strict mode raise, else tell, count, and let training go on."""
+        """Raise StorageError in strict mode; else log a warning, count the file as lost, and return a record for it."""
         reason = error.strerror or str(error)
         if self._handle.arguments.strict:
             raise StorageError.of(
@@ -172,7 +172,7 @@ class FileBuilder:
         return self._entry(run, path, filename, id="", sizeBytes=0, checksum="", lost=True)
 
     def _entry(self, run: Run, path: str, filename: str, **known: Any) -> FileEntry:
-        """The record of a file that is not in the journal, or not yet."""
+        """Return a record of a file that is not in the journal, or not yet."""
         now = utc_text(time_ns())
         given: dict[str, Any] = dict.fromkeys(("description", "tags", "metadata")) | self._given
         return FileEntry(
@@ -192,15 +192,16 @@ class FileBuilder:
     # -- the rest ----------------------------------------------------------------------------------------------------
 
     def list(self) -> list[FileRecord]:
-        """Records of files that are not deleted, oldest first; of a prefix (whole path parts), with any of the tags."""
+        """Return records of current files, oldest first; of a prefix (whole path parts), with any of the tags."""
         prefix = check_prefix(self._prefix) if self._prefix is not None else ""
         with self._handle.session.looking() as view:
             return view.files(prefix=prefix, tags=self._tags)
 
     def download(self) -> str:
-        """Copy the content to `dest_path` (default: its name in the working directory); the path of the copy.
+        """Copy the content to `dest_path` (default: its name in the working directory); return the path of the copy.
 
-        SHA-256 is checked; a bad copy is removed and ChecksumMismatch raised. NotFound for an unknown or deleted file.
+        Raises ChecksumMismatch for a wrong SHA-256, and removes the copy; NotFound for an unknown or deleted file;
+        ReleasedData if only a server has the content.
         """
         from .journal.segment import BLOBS
 
@@ -218,20 +219,20 @@ class FileBuilder:
         return str(target)
 
     def delete(self) -> DeletedFile:
-        """Delete the file: `{id, deletedAt}`. NotFound for an unknown or deleted one; WriteProtected."""
+        """Delete the file, and return `{id, deletedAt}`. Raises NotFound if there is none; WriteProtected."""
         self._change(FILE_DELETE, {})
         with self._handle.session.looking() as view:
             record = _find(view, self._wanted_id(), deleted=True)
         return {"id": record["id"], "deletedAt": record["deletedAt"] or utc_text(time_ns())}
 
     def update(self) -> FileRecord:
-        """Change description, tags or metadata; what is not given stays. The new record."""
+        """Change description, tags or metadata, those that are given; return the new record."""
         run = self._handle.session.changeable()
         self._change(FILE_UPDATE, self._given)
         with self._handle.session.looking() as view:
             record = _find(view, self._wanted_id())
         if run.writer.waiting:
-            # The change is in memory, and not in what can be read.
+            # The change waits in memory for the disk: the view does not have it.
             return cast("FileRecord", {**record, **self._given})
         return record
 
@@ -288,10 +289,10 @@ def _copy_checked(blob: Path, target: Path, checksum: str) -> None:
         import shutil  # 2 ms that only a copy needs
 
         shutil.copyfile(blob, temporary)
-        found = compute_sha256(temporary)
-        if found != checksum:
+        digest = compute_sha256(temporary)
+        if digest != checksum:
             raise ChecksumMismatch(
-                f"the content of {shown(target.name)} has SHA-256 {found}, recorded was {checksum}; the copy was "
+                f"the content of {shown(target.name)} has SHA-256 {digest}, recorded was {checksum}; the copy was "
                 "removed",
                 hint="run: ml-dash verify",
             )

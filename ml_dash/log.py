@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from .recording.lifecycle import Handle
 
     class _Experiment(Protocol):
-        """An `Experiment`, as far as its handle goes."""
+        """An `Experiment`, of which only the handle is used."""
 
         _handle: Handle
 
 
-# Records of these are not sent to experiments: to write one may be what they tell about.
+# Records of these loggers are not recorded: recording one may be what caused them.
 _OURS: Final = ("ml_dash", "filelock")
 
 
 class LogLevel(Enum):
-    """The five levels."""
+    """The five levels of log entries."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -44,7 +44,7 @@ class LogLevel(Enum):
 
     @staticmethod
     def validate(text: str | LogLevel) -> str:
-        """The level in lower case; `warning` and `critical` are taken as `warn` and `fatal`. Raises InvalidValue."""
+        """Return the level in lower case; `warning` and `critical` mean `warn` and `fatal`. Raises InvalidValue."""
         level = text.value if isinstance(text, LogLevel) else None
         if isinstance(text, str):
             level = level_of(text)
@@ -62,7 +62,7 @@ _LEVELS: Final[dict[object, str]] = {
 def append_log(
     handle: Handle, message: object, level: str | LogLevel, metadata: Mapping[str, Any] | None, extra: dict[str, Any]
 ) -> None:
-    """Record one entry."""
+    """Record one log entry. Raises InvalidValue, UnsupportedType or NotOpen; nothing is recorded then."""
     if type(message) is not str:
         message, extra = _as_message(message, extra, handle)
     try:
@@ -81,7 +81,7 @@ def append_log(
     try:
         handle.session.append(LOG, (known, message, joined))
     except InvalidValue:
-        # The fast path lets long integers and lone surrogates through; this names the culprit.
+        # The fast path does not see long integers and lone surrogates: these checks name the argument.
         _checked_message(message)
         lenient_values(joined or {}, handle.warn)
         raise
@@ -90,13 +90,13 @@ def append_log(
 
 
 def _as_message(message: object, extra: dict[str, Any], handle: Handle) -> tuple[str, dict[str, Any]]:
-    """Text for anything that is logged, and the metadata with what a text cannot say of an exception."""
+    """Return (text, metadata) for a message of any type; for an exception, the metadata get its type and traceback."""
     if isinstance(message, str):
         return _checked_message(message), extra
     if isinstance(message, BaseException):
-        told = described(message, handle.arguments.settings.secrets)
-        return told["message"] or told["type"], {
-            "exceptionType": told["type"], "exception": told["traceback"], **extra
+        described_error = described(message, handle.arguments.settings.secrets)
+        return described_error["message"] or described_error["type"], {
+            "exceptionType": described_error["type"], "exception": described_error["traceback"], **extra
         }  # fmt: skip
     if isinstance(message, Mapping):
         handle.warn("log() was given a mapping, and recorded it as text; numbers go by metric(name).append(value=...)")
@@ -121,7 +121,7 @@ def _checked_message(message: str) -> str:
 
 
 class LogBuilder:
-    """Entries that share metadata, and the reader of all entries."""
+    """Records log entries that share metadata, and reads entries."""
 
     def __init__(self, handle: Handle, metadata: dict[str, Any] | None) -> None:
         self._handle = handle
@@ -129,7 +129,7 @@ class LogBuilder:
         self._used = False
 
     def __del__(self) -> None:
-        # log(loss=0.5) makes one of these and drops it: nothing is recorded, and nobody would know.
+        # log(loss=0.5) makes a builder and drops it: nothing is recorded, which is easy to miss.
         if self._metadata and not self._used and not sys.is_finalizing():
             given = ", ".join(self._metadata)[:80]
             self._handle.warn(
@@ -142,56 +142,57 @@ class LogBuilder:
         append_log(self._handle, message, level, self._metadata, extra)
 
     def debug(self, message: str, /, **extra: Any) -> None:
-        """One entry of level debug."""
+        """Record an entry of level debug."""
         self._log("debug", message, extra)
 
     def info(self, message: str, /, **extra: Any) -> None:
-        """One entry of level info."""
+        """Record an entry of level info."""
         self._log("info", message, extra)
 
     def warn(self, message: str, /, **extra: Any) -> None:
-        """One entry of level warn."""
+        """Record an entry of level warn."""
         self._log("warn", message, extra)
 
     def error(self, message: str, /, **extra: Any) -> None:
-        """One entry of level error."""
+        """Record an entry of level error."""
         self._log("error", message, extra)
 
     def fatal(self, message: str, /, **extra: Any) -> None:
-        """One entry of level fatal."""
+        """Record an entry of level fatal."""
         self._log("fatal", message, extra)
 
     def read(self, start_index: int = 0, limit: int = 1000, level: str | LogLevel | None = None) -> LogPage:
-        """A page of entries: `{logs, startIndex, endIndex, total, hasMore}`; a negative start counts from the end.
+        """Return a page of entries: `{logs, startIndex, endIndex, total, hasMore}`.
 
-        With `level` only entries of that level count. `limit` is at most 10,000, else InvalidValue. Where `gc` has
-        freed entries, a page begins with the first that is here; ReleasedData if none of it is.
+        A negative start counts from the end. With `level`, only entries of that level are counted and returned. If `gc`
+        has freed entries, a page begins with the first one on this machine. Raises InvalidValue for a `limit` over
+        10,000, ReleasedData if the whole page is not on this machine.
         """
         self._used = True
         wanted = LogLevel.validate(level) if level is not None else None
         start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> LogPage:
-            found = view.logs(start, count, wanted)
-            if not found["logs"]:
+            entries = view.logs(start, count, wanted)
+            if not entries["logs"]:
                 view.refuse_released(start=start)
-            return found
+            return entries
 
         with self._handle.session.looking() as view:
             try:
                 return page(view)
             except Damaged:
-                # Somebody edited the folder: the journal still knows.
+                # The folder was edited: read from the journal alone.
                 from .reading.read import fresh_view
 
                 return page(fresh_view(self._handle.session.located()))
 
 
 class LogHandler(logging.Handler):
-    """Sends records of the standard library's `logging` to an experiment.
+    """A handler of the standard library's `logging` that records into an experiment.
 
-    `logging.getLogger().addHandler(LogHandler(experiment))`. Extra fields of a record become metadata. While the
-    experiment is not open, records are passed over.
+    `logging.getLogger().addHandler(LogHandler(experiment))`. Extra fields of a record become metadata. Records are
+    ignored while the experiment is not open.
     """
 
     _PLAIN_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -201,7 +202,7 @@ class LogHandler(logging.Handler):
         self._handle = experiment._handle
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record one entry; our own messages are left out, or trouble with the disk would log itself."""
+        """Record one entry. Messages of this library are left out: a failing disk would otherwise log itself."""
         if record.name.partition(".")[0] in _OURS or not self._handle.session.is_open:
             return
         try:
@@ -219,7 +220,7 @@ class LogHandler(logging.Handler):
 
 
 def _clean(text: str) -> str:
-    """What comes from elsewhere may hold what is no Unicode."""
+    """Return a text without lone surrogates, which other libraries may log."""
     return text.encode("utf-8", "replace").decode()
 
 

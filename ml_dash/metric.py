@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 Rows = list[dict[str, Any]]
 Table = tuple[list[str], list[list[Any]]]
 
-_FRAME_BUDGET: Final = 900_000
+# A batch is split into events below the limit of a frame (1 MiB), with room for the names.
+_FRAME_BUDGET_BYTES: Final = 900_000
 _BYTES_PER_NUMBER: Final = 9
 
 
-class _Lazy(dict[str, Any]):
-    """What `append` returns: its numbers are computed when somebody looks, and who does not look pays nothing."""
+class _DeferredResult(dict[str, Any]):
+    """Result of `append`: a dict whose numbers are computed at the first access, so an unused result costs nothing.
+
+    `_tally` is None once they are computed. Every method of dict that reads is replaced by one that computes first.
+    """
 
     __slots__ = ("_ordinal", "_tally")
 
@@ -55,16 +59,16 @@ class _Lazy(dict[str, Any]):
         return dict, (self.copy(),)
 
     def copy(self) -> dict[str, Any]:
-        """A plain dict of it."""
+        """Return a plain dict with the numbers."""
         self._fill()
         return dict(super().items())
 
 
 def _filled(name: str) -> Any:
-    """A method of dict that looks at what is there: so the numbers are filled in first."""
+    """Return a method of dict that computes the numbers before it reads the dict."""
     inherited = getattr(dict, name)
 
-    def method(self: _Lazy, *arguments: Any) -> Any:
+    def method(self: _DeferredResult, *arguments: Any) -> Any:
         self._fill()
         return inherited(self, *arguments)
 
@@ -75,11 +79,11 @@ for _name in (
     "get", "keys", "values", "items", "pop", "popitem", "setdefault", "__contains__", "__iter__", "__reversed__",
     "__len__", "__eq__", "__ne__", "__repr__", "__or__", "__ror__", "__ior__",
 ):  # fmt: skip
-    setattr(_Lazy, _name, _filled(_name))
+    setattr(_DeferredResult, _name, _filled(_name))
 
 
-class _LazyBatch(_Lazy):
-    """What `append_batch` returns."""
+class _DeferredBatchResult(_DeferredResult):
+    """Result of `append_batch`, computed at the first access."""
 
     __slots__ = ("_last",)
 
@@ -94,19 +98,19 @@ class _LazyBatch(_Lazy):
 
 
 class MetricsBuilder:
-    """All metrics of an experiment."""
+    """Lists the metrics of an experiment."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
     def list_all(self) -> list[MetricSummary]:
-        """`[{metricId, name, description, tags, totalDataPoints, createdAt}]` of the whole experiment, by name."""
+        """Return `[{metricId, name, description, tags, totalDataPoints, createdAt}]` of all metrics, sorted by name."""
         with self._handle.session.looking() as view:
             return view.metrics()
 
 
 class MetricBuilder:
-    """One metric of an experiment."""
+    """Records and reads one metric of an experiment."""
 
     __slots__ = ("_given", "_handle", "_name", "_template")
 
@@ -117,15 +121,15 @@ class MetricBuilder:
             "metricId": metric_id(handle.id, name),
             "chunkSize": CHUNK_SIZE,
         }
-        # What is recorded with the next append.
+        # Description, tags and metadata to record with the next append.
         self._given = given
 
     def append(self, /, *arguments: Any, **fields: Any) -> AppendResult:
-        """Record one point with any fields; on return it survives the death of this process.
+        """Record one point with any fields. On return it survives the end of this process.
 
-        Returns `{metricId, index, bufferedDataPoints, chunkSize}`; the numbers are computed when asked for (an index
-        is -1 if the disk refused the point). Raises InvalidValue or UnsupportedType naming the field; nothing is
-        recorded then.
+        Returns `{metricId, index, bufferedDataPoints, chunkSize}`; its numbers are computed at the first access, and
+        the index is -1 if the disk refused the point. Raises InvalidValue or UnsupportedType, naming the field; nothing
+        is recorded then.
         """
         if arguments or not fields:
             _refuse_slip(arguments)
@@ -141,21 +145,21 @@ class MetricBuilder:
             tally = session.tallies[self._name]
             ordinal = session.append(POINT, (self._name, fields), tally)
         except InvalidValue:
-            # The fast path lets long integers and lone surrogates through; this names the culprit.
+            # The fast path does not see long integers and lone surrogates: this check names the field.
             field_values(fields)
             raise
         except WriterGone:
             self._handle.session.refuse()
-        result = _Lazy(self._template)
+        result = _DeferredResult(self._template)
         result._tally = tally
         result._ordinal = ordinal
         return result  # type: ignore[return-value]  # an AppendResult that fills itself; cast() would cost a call
 
     def append_batch(self, points: Iterable[Mapping[str, Any]]) -> AppendBatchResult:
-        """Record many points at once; returns `{metricId, startIndex, endIndex, count, bufferedDataPoints, chunkSize}`.
+        """Record many points at once, as one event, or several if they do not fit into 1 MiB.
 
-        One event (several where they do not fit into 1 MiB). Raises InvalidValue for an empty list; nothing is
-        recorded if any point is not acceptable.
+        Returns `{metricId, startIndex, endIndex, count, bufferedDataPoints, chunkSize}`. Raises InvalidValue or
+        UnsupportedType for an empty list, or if any point is not acceptable; nothing is recorded then.
         """
         rows = points if type(points) is list else _listed(points)
         if not rows:
@@ -179,7 +183,7 @@ class MetricBuilder:
             raise
         except WriterGone:
             self._handle.session.refuse()
-        result = _LazyBatch(self._template, count=len(rows))
+        result = _DeferredBatchResult(self._template, count=len(rows))
         result._tally = tally
         result._ordinal = first
         result._last = last
@@ -190,7 +194,7 @@ class MetricBuilder:
     ) -> tuple[int | None, int | None]:
         names, columns = table
         count = len(columns[0])
-        most = max(1, _FRAME_BUDGET // (_BYTES_PER_NUMBER * len(names)))
+        most = max(1, _FRAME_BUDGET_BYTES // (_BYTES_PER_NUMBER * len(names)))
         append = session.append
         if count <= most:
             first = append(POINTS, (self._name, names, columns), tally, count)
@@ -208,47 +212,48 @@ class MetricBuilder:
         return _ends([(append(ROWS, (self._name, part), tally, len(part)), len(part)) for part in _parts(rows or [])])
 
     def _describe(self) -> None:
-        """Record the description and alike. The points that follow must be acceptable, or nothing may be recorded."""
+        """Record description, tags and metadata. The caller has checked the points that follow: all or nothing."""
         self._handle.record(METRIC, (self._name, self._given))
         self._given = {}
 
     def read(self, start_index: int = 0, limit: int = 1000, superseded: bool = True) -> PointPage:
-        """A page of points: `{data: [{index, data, createdAt}], startIndex, endIndex, total, hasMore}`.
+        """Return a page of points: `{data: [{index, data, createdAt}], startIndex, endIndex, total, hasMore}`.
 
-        A negative start counts from the end; `total` counts this answer; `limit` is at most 10,000, else InvalidValue;
-        an unknown metric gives an empty page. `superseded=False` leaves out what a rewind has superseded and fills the
-        page with what follows: go on from `endIndex + 1`. Sees every append of this process. Where `gc` has freed
-        points, a page begins with the first that is here; ReleasedData if none of it is.
+        A negative start counts from the end; `total` is the number of points in the page; an unknown metric has an
+        empty page. `superseded=False` leaves out points that a rewind has superseded, and fills the page with later
+        ones: the next page starts at `endIndex + 1`. Includes every append of this process. If `gc` has freed points,
+        a page begins with the first one on this machine. Raises InvalidValue for a `limit` over 10,000, ReleasedData if
+        the whole page is not on this machine.
         """
         start, count = page_arguments(start_index, limit)
 
         def page(view: View) -> PointPage:
-            found = view.metric_page(self._name, start, count, superseded=bool(superseded))
-            if not found["data"]:
+            points = view.metric_page(self._name, start, count, superseded=bool(superseded))
+            if not points["data"]:
                 view.refuse_released(self._name, start)
-            return found
+            return points
 
         with self._handle.session.looking() as view:
             try:
                 return page(view)
             except Damaged:
-                # Somebody edited the folder: the journal still knows.
+                # The folder was edited: read from the journal alone.
                 from .reading.read import fresh_view
 
                 return page(fresh_view(self._handle.session.located()))
 
     def last(self) -> Point | None:
-        """The last point that is current, not superseded: `{index, data, createdAt}`; None if there is none."""
-        found = self.read(-1, 1, superseded=False)["data"]
-        return found[0] if found else None
+        """Return the last point that is not superseded, `{index, data, createdAt}`; None if there is none."""
+        points = self.read(-1, 1, superseded=False)["data"]
+        return points[0] if points else None
 
     def stats(self) -> MetricStats:
-        """Totals, times and the statistics of each series. Raises NotFound for a metric without points."""
+        """Return totals, times and the statistics of each series. Raises NotFound for a metric without points."""
         with self._handle.session.looking() as view:
             return view.metric_stats(self._name)
 
     def list_all(self) -> list[MetricSummary]:
-        """All metrics of the experiment, by name."""
+        """Return all metrics of the experiment, sorted by name, as `MetricsBuilder.list_all`."""
         return MetricsBuilder(self._handle).list_all()
 
 
@@ -269,7 +274,7 @@ def _listed(points: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 
 def _columns(rows: list[Any]) -> Table | None:
-    """The points as columns if all have the same fields and plain values; else None."""
+    """Return the points as columns if all have the same fields and plain values; else None."""
     if set(map(type, rows)) != {dict}:
         return None
     names = list(rows[0])
@@ -291,7 +296,7 @@ def _checked_point(row: object) -> dict[str, Any]:
 
 
 def _check_encodable(columns: list[list[Any]], rows: Rows) -> None:
-    """Of a batch that takes several events, the last must be as acceptable as the first before any is recorded."""
+    """Check all points of a batch that takes several events, before the first event is recorded."""
     for column in columns:
         kinds = set(map(type, column))
         if str in kinds or (int in kinds and not _in_range([value for value in column if type(value) is int])):
@@ -305,13 +310,13 @@ def _in_range(integers: list[int]) -> bool:
 
 
 def _ends(begun: list[tuple[int | None, int]]) -> tuple[int | None, int | None]:
-    """The ordinals of the first and the last of points that were recorded in parts of such sizes."""
+    """Return the ordinals of the first and the last point, from (ordinal of the first, size) of each part."""
     last, size = begun[-1]
     return begun[0][0], None if last is None else last + size - 1
 
 
 def _parts(rows: Rows) -> Iterator[Rows]:
-    """Rows in parts of about a frame's size."""
+    """Yield rows in parts that each fit into a frame."""
     with loading():
         import msgspec
 
@@ -319,7 +324,7 @@ def _parts(rows: Rows) -> Iterator[Rows]:
     size = 0
     for row in rows:
         length = len(msgspec.msgpack.encode(row))
-        if part and size + length > _FRAME_BUDGET:
+        if part and size + length > _FRAME_BUDGET_BYTES:
             yield part
             part, size = [], 0
         part.append(row)

@@ -23,11 +23,11 @@ class ParametersBuilder:
         self._handle = handle
 
     def set(self, parameters: object = None, /, **more: Any) -> Self:
-        """Merge parameters; nested mappings become dotted keys, lists stay whole. Returns the builder.
+        """Merge parameters, and return the builder. Nested mappings become dotted keys; lists stay whole.
 
-        `parameters` is a mapping, or an object that holds named values: `argparse.Namespace`, `SimpleNamespace`, a
-        dataclass, attrs, pydantic or OmegaConf object; so may values be. Keys of int, float, bool, None and Enum become
-        text. Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
+        `parameters`, and values in it, are mappings or objects that hold named values: `argparse.Namespace`,
+        `SimpleNamespace`, a dataclass, attrs, pydantic or OmegaConf object. Keys of int, float, bool, None and Enum
+        become text. Raises WriteProtected, InvalidValue or UnsupportedType; nothing is recorded then.
         """
         self._handle.session.changeable()
         if parameters is not None:
@@ -41,17 +41,17 @@ class ParametersBuilder:
         return self
 
     def get(self, flatten: bool = True) -> dict[str, Any]:
-        """All parameters, flat with dotted keys, or nested with `flatten=False`; `{}` when there are none."""
+        """Return all parameters, flat with dotted keys, or nested with `flatten=False`; `{}` if there are none."""
         with self._handle.session.looking() as view:
             flat = view.parameters()
         return flat if flatten else unflatten(flat)
 
     @staticmethod
     def flatten_dict(d: Mapping[str, Any], parent_key: str = "", sep: str = ".") -> dict[str, Any]:
-        """Nested mappings as one flat mapping, keys joined with `sep`."""
+        """Return nested mappings as one flat dict, keys joined with `sep`."""
         return flatten(d, parent_key, sep)
 
     @staticmethod
     def unflatten_dict(d: Mapping[str, Any], sep: str = ".") -> dict[str, Any]:
-        """The reverse; a key that is both a value and a prefix keeps its value under the key `""`."""
+        """Return a flat mapping as nested dicts; a key that is also a prefix keeps its value under the key `""`."""
         return unflatten(d, sep)

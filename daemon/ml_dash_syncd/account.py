@@ -71,7 +71,7 @@ class Account:
 
     def note_trouble(self, kind: str | None, text: str = "") -> None:
         """Record why nothing is being sent (`kind` None: all is well again) in the cursor, where `status` reads it."""
-        if self.cursor.tell(kind, text):
+        if self.cursor.set_trouble(kind, text):
             self.save()
 
     def park(self, name: str, why: str) -> None:

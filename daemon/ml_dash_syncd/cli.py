@@ -193,9 +193,9 @@ def forget(ctx: click.Context, target: str) -> None:
     EXPERIMENT is project/name or the path of its folder. It is registered again when it is opened with remote=, or by
     ml-dash push.
     """
-    from ml_dash.sync.registrations import meant, unregister
+    from ml_dash.sync.registrations import matching, unregister
 
-    found = meant(target)
+    found = matching(target)
     for registration in found:
         unregister(registration)
         name = "/".join(Path(registration.journal).parts[-3:-1])

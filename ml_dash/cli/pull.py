@@ -49,7 +49,7 @@ def command(
         raise click.UsageError("No server is named: give --remote URL, or set ML_DASH_REMOTE.")
     folder = settings.root / check_name("project", project) / check_name("name", name)
     located = at(folder) or Located(project, name, folder, settings.store / project / name / JOURNAL)
-    registration = registrations.asking(located.journal, settings)
+    registration = registrations.registration_for(located.journal, settings)
     with contextlib.closing(connect(registration)) as link, console.progress(f"bringing {experiment}") as show_progress:
         report = pull(
             remotes.ServerSource(link), located, state_only=state_only, files=(True if files else None),

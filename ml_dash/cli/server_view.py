@@ -112,4 +112,4 @@ def _registration(located: Located) -> Registration:
         raise InvalidValue(
             f"{located.project}/{located.name} is not registered with any server here", hint="set ML_DASH_REMOTE"
         )
-    return registrations.asking(located.journal, settings)
+    return registrations.registration_for(located.journal, settings)

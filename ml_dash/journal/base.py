@@ -48,7 +48,7 @@ class FreedSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptLines:
     """A file of lines that stays in the documented folder although it cannot be made again here.
 
     Its first `size` bytes are the lines before the base, with this CRC-32; `marks` are offsets of every 1,000th line.
@@ -78,7 +78,7 @@ class Base:
     # From the store to the documented folder; empty if not known.
     folder_path: str = ""
     # Lines that stay in the documented folder: of the logs under "", of metrics under their names.
-    kept: dict[str, Kept] = field(default_factory=dict)
+    kept: dict[str, KeptLines] = field(default_factory=dict)
     fold_version: int = FOLD_VERSION
 
 

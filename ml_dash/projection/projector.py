@@ -55,7 +55,7 @@ from . import checkpoint as checkpoints
 from . import trust
 from .checkpoint import Checkpoint, Layout
 from .folder import AWAY, PARAMETERS, Folder, FolderChanged
-from .replay import Enough, Pace, Replay
+from .replay import Pace, PassStopped, Replay
 from .start import begin
 
 # While training, at most this share of the time goes into rewriting documents and the checkpoint.
@@ -66,7 +66,7 @@ _SHARE: Final = 0.02
 _FILES_EVERY_S: Final = 1.0
 # Lines that a pass without `pace` writes together; one with `pace` writes after each slice.
 # More lines for one `open` of a file, for more memory. With a pace, what was folded must be in the folder when the
-# pace raises Enough.
+# pace raises PassStopped.
 _HOLDS: Final = 100_000
 # Seconds to wait for the turn when the disk is full. The caller is the writer's side of a training process, so this
 # must be short.
@@ -169,7 +169,7 @@ class Projector:
         """Bring the folder up to date; False if another process has the turn for longer than `wait_s` seconds.
 
         With `complete=False` experiment.json and the metadata of metrics and files may lag for some passes. Raises
-        OSError if the disk refuses (the next call then begins at the last checkpoint), and Enough if `pace` does.
+        OSError if the disk refuses (the next call then begins at the last checkpoint), and PassStopped if `pace` does.
         """
         with self.having_turn(wait_s) as taken:
             if taken:
@@ -201,7 +201,7 @@ class Projector:
             try:
                 self._pass(pace, complete)
                 return
-            except Enough:
+            except PassStopped:
                 raise
             except (FolderChanged, OrderChanged, RecursionError):
                 # Files that the checkpoint counts are missing, or differ from what this code would have written.
@@ -217,13 +217,13 @@ class Projector:
         raise OSError(f"{self.folder_path} changes while it is being written")
 
     def _pass(self, pace: Pace | None, complete: bool) -> None:
-        """Take one pass. Raises Enough, with folder and checkpoint consistent, if the pace ends it."""
+        """Take one pass. Raises PassStopped, with folder and checkpoint consistent, if the pace ends it."""
         replay, folder = self._resume()
         folder.holds = _HOLDS if pace is None else 0
         try:
             changed = replay.catch_up(folder, record=True, pace=pace)
             folder.flush()
-        except Enough:
+        except PassStopped:
             # A replay calls its pace only between slices, when all that is folded has been written. So this is a
             # valid checkpoint, and the next pass goes on from it.
             self._finish(replay, folder, complete, last=False)

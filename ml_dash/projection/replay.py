@@ -43,14 +43,14 @@ _LONG_CHUNK_BYTES: Final = 2 << 20
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a replay shares the machine: after so many events it calls `step`, which may wait, or raise Enough."""
+    """The pace of a replay: `step` is called after each `slice_events` events. It may wait, or raise PassStopped."""
 
     slice_events: int
     step: Callable[[], None]
 
 
-class Enough(Exception):
-    """The time given to a pass is over; what is done so far is consistent."""
+class PassStopped(Exception):
+    """Raised by `Pace.step` or a sink to end a pass early; what is done so far is consistent."""
 
 
 class Sink(Protocol):
@@ -95,7 +95,8 @@ class Replay:
 
         With `record`, for which the caller must have the turn, new stretches are recorded in `order` first. Without it,
         their order is only assumed, and they go to the sink `unordered` if one is given. Raises OSError if the journal
-        or the sink cannot be used, OrderChanged if the checkpoint does not fit the journal, and Enough if `pace` does.
+        or the sink cannot be used, OrderChanged if the checkpoint does not fit the journal, and
+        PassStopped if `pace` or the sink does.
         """
         before = self.state.events, self.state.status
         # With many metrics, a longer stretch has more points of each, which are folded and written together.

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..disk.durable import crc_of
 from ..errors import Damaged
 from ..journal import base as bases
-from ..journal.base import Base, Kept
+from ..journal.base import Base, KeptLines
 from ..journal.order import Order
 from ..journal.segment import BASE
 from . import trust
@@ -93,7 +93,7 @@ def _count_kept(base: Base, folder: Folder) -> None:
             folder.layout.logs = lines
 
 
-def is_there(path: Path, kept: Kept) -> bool:
+def is_there(path: Path, kept: KeptLines) -> bool:
     """True if a file still begins with the lines that were kept in it."""
     try:
         if path.is_symlink() or not path.is_file():

@@ -1,4 +1,4 @@
-"""From a folder to the experiment in it: little is loaded for that, because `open()` does it first."""
+"""Location of the experiment in a folder. Imports little, because `open()` needs it first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from ..core.events import OPEN
 from ..errors import JournalError
 from ..journal.segment import EXPERIMENT, JOURNAL, SEGMENTS, list_segments, read_identity
 
+# Bounds for `_folder_paths`: bytes read of a segment for its opening event, and first segments that are read.
 _OPENING_BYTES: Final = 64 << 10
 _OPENINGS_READ: Final = 256
+# A new documented folder may be so many levels above the store at most.
 _MOST_PARENTS: Final = 3
 
 
@@ -27,7 +29,7 @@ class Located(NamedTuple):
 
 
 def at(path: Path) -> Located | None:
-    """The experiment whose documented folder, home in the store, or `.journal` this is; None if it is none."""
+    """Return the experiment whose documented folder, home in the store, or `.journal` this is; else None."""
     home = path.parent if path.name == JOURNAL else path
     journal = home / JOURNAL
     if os.path.isdir(f"{journal}/{SEGMENTS}"):  # noqa: PTH112 - asked of every folder in a store
@@ -37,7 +39,7 @@ def at(path: Path) -> Located | None:
 
 
 def _pointed_to(folder: Path) -> Path | None:
-    """The journal that a documented folder's `experiment.json` points to."""
+    """Return the journal that a documented folder's `experiment.json` points to; None if there is none."""
     path = folder / EXPERIMENT
     try:
         if not path.is_file():
@@ -55,7 +57,7 @@ def _pointed_to(folder: Path) -> Path | None:
 
 
 def points_back(folder: Path, journal: Path) -> bool:
-    """Does a documented folder say that this is its journal?"""
+    """True if a documented folder points to this journal."""
     pointed = _pointed_to(folder)
     try:
         return pointed is not None and pointed.samefile(journal)
@@ -74,10 +76,11 @@ def _located(journal: Path, folder: Path | None = None) -> Located:
 
 
 def _folder_of(journal: Path, project: str, name: str) -> Path:
-    """Where the documented folder of a journal is: beside it, or where its newest opening event says.
+    """Return the documented folder of a journal: beside it, or where its newest opening event says.
 
-    A journal may come from anywhere, so what it says is believed only of a folder that points back, or of one that is
-    not there yet and is `<project>/<name>` in the store or in a folder that holds the store.
+    A journal may come from anywhere, and writing to a path that it names could harm other files. So the path is
+    believed only if the folder there points back, or if it does not exist yet and is `<project>/<name>` in the store or
+    in a folder that holds the store.
     """
     home = journal.parent
     if (home / EXPERIMENT).exists():
@@ -93,9 +96,9 @@ def _folder_of(journal: Path, project: str, name: str) -> Path:
 
 
 def _folder_paths(journal: Path) -> Iterator[str]:
-    """The folder paths that opening events hold, the newest first; then a base's, which may stand for all of them.
+    """Yield the folder paths of opening events, the newest first, then that of a base, which may stand for all of them.
 
-    A damaged base gives none; whoever reads it for more reports it.
+    A damaged base yields none here; it is reported by those that need its state.
     """
     from ..journal import base as bases
     from ..journal.reader import Stretch, open_segment, read

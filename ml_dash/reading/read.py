@@ -27,26 +27,26 @@ _record: Final = msgspec.json.Decoder(ExperimentRecord)
 
 
 def view(located: Located) -> View:
-    """A consistent look at an experiment; reads the folder as far as it is projected, and folds the rest in memory.
+    """Return a consistent view of an experiment: the folder as far as it is projected, the rest folded in memory.
 
-    Raises JournalError if a base stands for what is not here and cannot be used.
+    Raises JournalError if there is a base that cannot be used.
     """
-    found = checkpoints.load(located.journal)
-    if found is not None and trust.holds(found, Folder(located.folder, located.journal, found.layout)):
+    checkpoint = checkpoints.load(located.journal)
+    if checkpoint is not None and trust.holds(checkpoint, Folder(located.folder, located.journal, checkpoint.layout)):
         try:
-            return look(located.journal, located.folder, found)
+            return look(located.journal, located.folder, checkpoint)
         except OrderChanged:
             return fresh_view(located)
     return fresh_view(located)
 
 
 def fresh_view(located: Located) -> View:
-    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be."""
+    """Return a view of an experiment from its journal alone, for a folder that is missing or was changed."""
     return look_anew(located.journal, located.folder)
 
 
 def record(located: Located) -> ExperimentRecord:
-    """The `experiment.json` mapping, up to date: from the file where it surely is, else from the journal."""
+    """Return the up-to-date `experiment.json` mapping: from the file if that is final, else from the journal."""
     path = located.folder / EXPERIMENT
     try:
         document = _record.decode(path.read_bytes() if path.is_file() else b"")
@@ -58,7 +58,7 @@ def record(located: Located) -> ExperimentRecord:
 
 
 def _is_final(document: ExperimentRecord, located: Located, path: Path) -> bool:
-    """Is this all there is to say? Every writer of the journal is in it, and ended: who has closed writes no more."""
+    """True if nothing can be added to the document: it has every writer of the journal, and all of them have ended."""
     ends = {writer.get("id"): writer.get("ended") for writer in document["writers"]}
     if document["status"] == "running" or None in ends.values():
         return False
@@ -67,7 +67,7 @@ def _is_final(document: ExperimentRecord, located: Located, path: Path) -> bool:
     written_ns = path.stat().st_mtime_ns
     for name, segment in list_segments(located.journal):
         end = ends.get(name.writer)
-        # Where locks do not work, one that was taken for dead may go on.
+        # Where locks do not work, a writer that was taken for dead may go on.
         if end is None or (end == "died" and segment.stat().st_mtime_ns >= written_ns):
             return False
     return True
@@ -85,7 +85,7 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Located]:
-    """Experiments in a root, a store or a project, or the experiment that this is."""
+    """Yield the experiments in a root, a store or a project, or the one whose folder this is."""
     own = at(folder)
     if own is not None:
         yield own
@@ -99,7 +99,7 @@ def _below(folder: Path) -> Iterator[Located]:
 
 
 def _paths() -> Settings:
-    """Where the environment says that experiments are; reading needs no server and no login."""
+    """Return the settings of the environment without those of a server: reading needs none, so they cannot be wrong."""
     server = ("ML_DASH_REMOTE", "ML_DASH_USER_NAME", "ML_DASH_API_KEY")
     return resolve(env={name: value for name, value in os.environ.items() if name not in server})
 
@@ -115,9 +115,9 @@ def _places(path: Path | None) -> list[Path]:
 
 
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
-    """The experiments in a root, store, project or experiment folder, by project and name.
+    """Return the experiments in a root, store, project or experiment folder, sorted by project and name.
 
-    Without a path: where the environment says, else `.ml-dash`, else `*/.ml-dash`.
+    Without a path, look where the environment says, else in `.ml-dash`, else in `*/.ml-dash`.
     """
     found: dict[tuple[int, int], Located] = {}
     for place in _places(path):
@@ -129,33 +129,33 @@ def find(path: Path | None = None, project: str | None = None) -> list[Located]:
 
 
 def locate(text: str | None, path: Path | None = None) -> Located:
-    """The experiment that a path, `project/name` or an unambiguous name means; without a text the latest written.
+    """Return the experiment that a path, `project/name` or name refers to; without a text, the one written last.
 
-    Raises NotFound, or InvalidValue where a name is ambiguous.
+    Raises NotFound, or InvalidValue if a name is ambiguous.
     """
-    located = _at_text(text) if text is not None else None
-    if located is not None:
-        return located
+    direct = _at_text(text) if text is not None else None
+    if direct is not None:
+        return direct
     known = find(path)
     where = places(path)
     if not known:
         raise NotFound(f"no experiments in {where}", hint="name the folder with --path")
     if text is None:
         return max(known, key=_last_written)
-    matching = [one for one in known if f"{one.project}/{one.name}" == text]
-    matching = matching or [one for one in known if one.name == text]
+    matching = [located for located in known if f"{located.project}/{located.name}" == text]
+    matching = matching or [located for located in known if located.name == text]
     if not matching:
         others = "1 other is" if len(known) == 1 else f"{len(known):,} others are"
-        near = nearest(text, (name for one in known for name in (f"{one.project}/{one.name}", one.name)))
+        near = nearest(text, (name for other in known for name in (f"{other.project}/{other.name}", other.name)))
         raise NotFound(f"no experiment {text!r} in {where} ({others} there)", hint=f"{near}see: ml-dash ls")
     if len(matching) > 1:
-        names = ", ".join(f"{one.project}/{one.name}" for one in matching)
+        names = ", ".join(f"{located.project}/{located.name}" for located in matching)
         raise InvalidValue(f"{text!r} may be any of {names}", hint="write project/name")
     return matching[0]
 
 
 def places(path: Path | None) -> str:
-    """Where experiments are looked for, for a message."""
+    """Return the places where experiments are looked for, as text for a message."""
     return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
 
 
@@ -164,7 +164,7 @@ def _at_text(text: str) -> Located | None:
         direct = Path(text).expanduser().absolute()
         return at(direct) if direct.is_dir() else None
     except (OSError, ValueError, RuntimeError):
-        # Too long, not text for this system, or of no such user: no path, maybe a name.
+        # Not a path (too long, not encodable, `~` of an unknown user), but perhaps a name.
         return None
 
 

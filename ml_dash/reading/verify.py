@@ -36,6 +36,8 @@ from .located import Located
 
 DAMAGE: Final = frozenset(("damaged", "gap", "lost", "missing-blob", "changed-blob", "projection"))
 Progress = Callable[[int, int], None]
+"""(bytes checked, bytes in all)"""
+# How often a damaged experiment is checked again if it changed meanwhile.
 _TRIES: Final = 3
 _decode_record: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
@@ -60,7 +62,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was checked, and what was found."""
+    """Result of a verification: counts of what was checked, and the findings."""
 
     events: int
     segments: int
@@ -70,19 +72,19 @@ class VerifyReport:
 
     @property
     def damaged(self) -> bool:
-        """Is anything wrong that should not be?"""
+        """True if a finding is damage."""
         return any(finding.kind in DAMAGE for finding in self.findings)
 
     @property
     def ok(self) -> bool:
-        """Is everything that was acknowledged there, exactly as written?"""
+        """True if everything that was acknowledged is there, exactly as written."""
         return not self.damaged
 
 
 def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
-    """Check an experiment; reads everything, writes nothing. `progress(bytes checked, bytes in all)` now and then.
+    """Check an experiment: read everything, write nothing. `progress` is called now and then.
 
-    A run may go on meanwhile: what is only under way is no finding.
+    A run may go on meanwhile: an unfinished write is no finding.
     """
     for _ in range(_TRIES):
         before = _versions(located.journal)
@@ -94,19 +96,19 @@ def verify(located: Located, progress: Progress | None = None) -> VerifyReport:
 
 
 def _versions(journal: Path) -> list[tuple[int, int, int]]:
-    """What tells a checkpoint, an order and a base from others in their places; an order that only grew is the same."""
-    found = []
+    """Return marks of checkpoint, order and base that change when one is replaced, not when an order grows."""
+    marks = []
     for name in (CHECKPOINT, ORDER, BASE):
         try:
             at = (journal / name).stat()
-            found.append((at.st_ino, 0, 0) if name == ORDER else (at.st_ino, at.st_mtime_ns, at.st_size))
+            marks.append((at.st_ino, 0, 0) if name == ORDER else (at.st_ino, at.st_mtime_ns, at.st_size))
         except OSError:
-            found.append((0, 0, 0))
-    return found
+            marks.append((0, 0, 0))
+    return marks
 
 
 class _Nowhere:
-    """A sink for what nobody has numbered yet."""
+    """A sink that drops events which `order` does not record yet: their numbers are not final."""
 
     def apply(self, edits: Edits) -> None:
         edits.clear()
@@ -118,14 +120,14 @@ class _Nowhere:
 class _Compare:
     """A sink that compares lines with the documented folder instead of writing them."""
 
-    def __init__(self, folder: Folder, tell: Callable[[], None]) -> None:
+    def __init__(self, folder: Folder, report: Callable[[], None]) -> None:
         # Its layout counts what was compared.
         self.folder = folder
         # How long each file of lines has to be, where it is something else, and where it ends too early.
         self.sizes: dict[Path, int] = {folder.path / LOGS: 0}
         self.wrong: dict[Path, int] = {}
         self.short: dict[Path, int] = {}
-        self._tell = tell
+        self._report = report
 
     def apply(self, edits: Edits) -> None:
         if edits.logs:
@@ -136,10 +138,10 @@ class _Compare:
             known.size += len(lines)
             self._compare(self.folder.points_file(name), lines)
         edits.clear()
-        self._tell()
+        self._report()
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """The points as the folder has them: where it does not, it was found to differ already."""
+        """Yield points from the folder; where it does not hold them, the difference is reported already."""
         try:
             yield from self.folder.history(name, start, end)
         except FolderChanged:
@@ -163,7 +165,11 @@ class _Compare:
 
 
 class _Check:
-    """One look at everything. What may be under way is looked at before what it follows from."""
+    """One check of everything.
+
+    Live writers and the checkpoint are read before the segments: so a writer that ends, or another process that
+    projects meanwhile, makes no false finding.
+    """
 
     def __init__(self, located: Located, progress: Progress | None) -> None:
         self.journal = located.journal
@@ -182,18 +188,18 @@ class _Check:
         self._progress = progress or (lambda done, total: None)
 
     def _start(self) -> tuple[Checkpoint | None, Checkpoint]:
-        """The checkpoint, if it can be used, and where folding begins."""
+        """Return (the checkpoint if it can be used, the checkpoint where folding begins)."""
         try:
             self.base = bases.load(self.journal)
             return checkpoints.load(self.journal), begin(self.journal, self.folder.path)
         except JournalError as error:
-            # Without it nothing else says what is missing; what is here is checked all the same.
+            # A broken base: what it stands for is unknown, but what is here is checked all the same.
             self.add("damaged", BASE, str(error))
             return None, Checkpoint()
 
     def run(self) -> VerifyReport:
         counted = Folder(self.folder.path, self.journal, deepcopy(self.replay.at.layout))
-        compare = _Compare(counted, self._tell)
+        compare = _Compare(counted, self._report_progress)
         compare.sizes.update({path: lines.size for path, lines in self._folder_at_start().line_files()})
         self.replay.catch_up(compare, record=False, unordered=_Nowhere())
         state = self.replay.state
@@ -212,13 +218,13 @@ class _Check:
     def add(self, kind: str, where: str, what: str, events: int = 0) -> None:
         self.findings.append(Finding(kind, where, what, events))
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         at = self.replay.at
         done = sum(ranges[-1][1] for ranges in at.covered.values()) - sum(at.stood.values())
         self._progress(done, self.total)
 
     def _live_writers(self) -> set[str]:
-        """Writers that may be writing: where locks do not work, nobody can say that they are not."""
+        """Return writers that may be alive: where locks do not work, all of them may."""
         return {
             name.writer
             for name, _ in list_segments(self.journal)
@@ -226,24 +232,25 @@ class _Check:
         }
 
     def _writers_elsewhere(self) -> set[str]:
+        """Return writers that recorded in another journal, whose segments were pulled into this one."""
         try:
             own = read_identity(self.journal).journal
         except (OSError, JournalError):
             return set()
         stood = self.base.segments.values() if self.base is not None else ()
-        found = {one.writer for one in stood if one.journal != own.hex()}
+        writers = {freed.writer for freed in stood if freed.journal != own.hex()}
         for _, path in self.segments:
-            # What cannot be read is told where it is checked.
+            # A segment that cannot be read is reported where it is checked.
             with contextlib.suppress(OSError, JournalError):
                 segment = open_segment(path)
                 if segment is not None and segment.header.journal != own:
-                    found.add(segment.writer)
-        return found
+                    writers.add(segment.writer)
+        return writers
 
     # -- the base ----------------------------------------------------------------------------------------------------
 
     def _folder_at_start(self) -> Folder:
-        """The folder with the lines that the base has kept."""
+        """Return the folder with the layout at the start of the fold: the lines that the base has kept."""
         return Folder(self.folder.path, self.journal, self.replay.at.layout)
 
     def _base(self, ids: set[str]) -> None:
@@ -270,7 +277,7 @@ class _Check:
     # -- the journal -------------------------------------------------------------------------------------------------
 
     def _segment(self, path: Path) -> str:
-        """What of a segment the replay could not read: the rest is checked already. The segment's id."""
+        """Report what the replay could not read of a segment (it checked the rest); return the segment's id."""
         try:
             segment = open_segment(path)
             if segment is None:
@@ -295,7 +302,7 @@ class _Check:
         return segment.id
 
     def _stood(self, segment: Segment, size: int) -> None:
-        """What the base stands for, where it is still here: is it the same?"""
+        """Report a segment that the base stands for and that differs from it."""
         stood = self.base.segments.get(segment.id) if self.base is not None else None
         if stood is None:
             return
@@ -313,7 +320,7 @@ class _Check:
         if any(start < tail.end and tail.start < end for start, end in self.merged.get(segment.id, [])):
             self.add("damaged", segment.path.name, f"the last {size} bytes hold no frame although they did")
         elif segment.writer in self.live:
-            # It may be on its way.
+            # The frame may be half-written at this moment.
             return
         elif is_partial(segment, tail):
             what = f"the last {size} bytes are a frame cut off by a crash; it was never acknowledged"
@@ -360,7 +367,7 @@ class _Check:
         present = blobs.names(self.journal)
         gone = [file for file in state.files.values() if file.blob not in present]
         if self.live and any(file.live for file in gone):
-            # It may have been replaced, and its content released, since the journal was read.
+            # A file may have been replaced, and its content released, since the journal was read.
             self.replay.catch_up(_Nowhere(), record=False)
         held = self.base.blobs if self.base is not None else {}
         for file in gone:
@@ -386,7 +393,7 @@ class _Check:
             self._differs(path, f"differs from the journal at byte {offset}")
         known, at = self.checkpoint, self.replay.at
         if known is None or self.replay.assumed:
-            # Not projected yet: the next reader does that. What is there was compared.
+            # Some events are not projected yet; what is projected was compared.
             return
         if (known.order_identity, known.order_position) != (at.order_identity, at.order_position):
             return
@@ -413,13 +420,13 @@ class _Check:
         for shown, file in shown_paths(state).items():
             target = self.folder.path / "files" / shown
             if shown not in layout.placed and not os.path.lexists(target):
-                # The content came later; the next reader shows it.
+                # The content was downloaded later; the next reader puts it into the folder.
                 continue
             if file.blob in present and not self._shows(target, file):
                 self._differs(target, "is not the file that was added")
 
     def _expected(self, state: State, layout: Layout) -> Iterator[tuple[Path, bytes]]:
-        """Every document that should be up to date."""
+        """Yield (path, content) of every document that should be up to date."""
         folder = self.folder
         if not layout.stale_experiment:
             yield folder.path / EXPERIMENT, document(experiment_document(state))
@@ -441,7 +448,7 @@ class _Check:
 
 
 def _no_records(order: bytes) -> Iterator[Range]:
-    """Bytes [start, end) of an `order` file that hold no record. Raises Damaged for its header."""
+    """Yield ranges [start, end) of bytes of an `order` file that hold no record. Raises Damaged for its header."""
     _, position, crc = decode_order_header(order)
     crcs = LengthCrcs(crc)
     while (end := walk(order, position, crcs, _decode_record, [])) < len(order):
@@ -457,7 +464,7 @@ def _label(file: File) -> str:
 
 
 def _holds(path: Path, file: File) -> bool:
-    """Is this a regular file with the content that was added?"""
+    """True if this is a regular file with the content that was added."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size_bytes:
         return False
     return blobs.digest_of(path) == file.checksum

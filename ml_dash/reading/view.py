@@ -50,13 +50,13 @@ from ..projection.start import begin
 log = logging.getLogger("ml_dash")
 
 _TRIES: Final = 3
-# What reading lines raises that somebody has edited, removed, or is writing again.
+# What reading raises where a user has edited or removed lines, or another process is rewriting them.
 _UNREADABLE: Final = (OSError, ValueError, LookupError, TypeError, AttributeError, Damaged)
 _Entry = TypeVar("_Entry", LogEntry, Point)
 
 
 class Memory:
-    """A sink that keeps lines: what a reader has folded beyond the documented folder."""
+    """A sink that keeps lines in memory: those that a reader has folded beyond the documented folder."""
 
     def __init__(self, folder: Folder | None = None) -> None:
         self._folder = folder
@@ -64,7 +64,7 @@ class Memory:
         self.metrics: dict[str, list[bytes]] = {}
 
     def apply(self, edits: Edits) -> None:
-        """Keep the lines of some edits."""
+        """Keep the lines of edits, and clear them."""
         if edits.logs:
             self.logs += log_lines(edits.logs).splitlines()
         for name, blocks in edits.points.items():
@@ -74,7 +74,7 @@ class Memory:
         edits.clear()
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Points [start, end) of a metric, in parts. Raises Elsewhere, and FolderChanged as `Folder.history` does."""
+        """Yield points [start, end) of a metric, in parts. Raises Elsewhere and FolderChanged."""
         known = self._folder.layout.metrics.get(name) if self._folder is not None else None
         behind = known.lines if known is not None else 0
         if self._folder is not None and start < behind:
@@ -85,32 +85,32 @@ class Memory:
 
 
 def look(journal: Path, folder: Path, checkpoint: Checkpoint) -> View:
-    """What a checkpoint knows and the folder holds, with all that came later folded in memory.
+    """Return a view of a checkpoint's state and the folder, with all later events folded in memory.
 
-    Raises OrderChanged if the checkpoint is of no use, or has become so meanwhile.
+    Raises OrderChanged if the checkpoint does not fit the journal, or not any more.
     """
     return _look(journal, folder, checkpoint, lambda: look_anew(journal, folder))
 
 
 def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[], View]) -> View:
-    found = Folder(folder, journal, checkpoint.layout)
-    memory = Memory(found)
+    documented = Folder(folder, journal, checkpoint.layout)
+    memory = Memory(documented)
     replay = Replay(journal, checkpoint)
     try:
         replay.catch_up(memory, record=False)
     except FolderChanged as error:
         raise OrderChanged(folder) from error
     if bases.identity_of(journal) != checkpoint.base:
-        # Segments may have gone while they were being read; another base stands for them now.
+        # Segments may have been removed while they were read; another base stands for them now.
         raise OrderChanged(journal)
-    return View(replay.state, found, memory, again)
+    return View(replay.state, documented, memory, again)
 
 
 def look_anew(journal: Path, folder: Path) -> View:
-    """A look at an experiment from its journal alone: for a folder that is not there, or not what it should be.
+    """Return a view of an experiment from its journal alone, for a folder that is missing or was changed.
 
-    Of the folder nothing is used but lines that a base has kept there and that are still the same. Raises JournalError
-    if there is a base that cannot be used.
+    Of the folder only lines are used that a base has kept there, if they are still the same. Raises JournalError if
+    there is a base that cannot be used.
     """
     for _ in range(_TRIES - 1):
         try:
@@ -121,14 +121,14 @@ def look_anew(journal: Path, folder: Path) -> View:
 
 
 def _look_at_journal(journal: Path, folder: Path) -> View:
-    """Without what the folder holds: it was changed between being checked and being read."""
+    """Return a view without anything from the folder, which changed between being checked and being read."""
     return _look(journal, folder, begin(journal), lambda: _look_at_journal(journal, folder))
 
 
 def projected(projector: Projector) -> View:
-    """What a projector has brought into the folder; hold its `guard` while reading from the view.
+    """Return a view of what a projector has written into the folder; hold its `guard` while reading from the view.
 
-    Where the folder turns out not to hold what it should, it is written again, or the journal alone is read.
+    If the folder turns out to be wrong, the projector writes it again; if it cannot, the journal alone is read.
     """
 
     def again() -> View:
@@ -138,20 +138,21 @@ def projected(projector: Projector) -> View:
 
 
 def nearest(text: str, names: Iterable[str]) -> str:
-    """What somebody may have meant, as the beginning of a hint; empty where no name is near."""
+    """Return the names similar to a text, as the beginning of a hint; empty if there are none."""
     from difflib import get_close_matches
 
-    found = get_close_matches(text, dict.fromkeys(names), n=3)
-    return f"did you mean {' or '.join(map(repr, found))}? " if found else ""
+    similar = get_close_matches(text, dict.fromkeys(names), n=3)
+    return f"did you mean {' or '.join(map(repr, similar))}? " if similar else ""
 
 
-_told: set[str] = set()
+# Folders for which the warning below was logged by this process.
+_warned: set[str] = set()
 
 
-def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
-    """Once for each experiment: a part of what was asked for is not on this machine."""
-    if str(folder) not in _told:
-        _told.add(str(folder))
+def _warn_of_missing_start(folder: Path, what: str, first: int) -> None:
+    """Warn, once for each experiment, that the first part of what was asked for is not on this machine."""
+    if str(folder) not in _warned:
+        _warned.add(str(folder))
         log.warning(
             "ml-dash: %s before number %d of %s are not on this machine (gc, or a pull of the state only); the server "
             "has them: read them there, or run ml-dash pull", what, first, folder,
@@ -159,7 +160,7 @@ def _tell_elsewhere(folder: Path, what: str, first: int) -> None:
 
 
 def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedData:
-    """What is raised where somebody asks for what only a server has."""
+    """Return the error for data that only a server has."""
     try:
         base = bases.load(journal)
     except (OSError, JournalError):
@@ -176,10 +177,10 @@ def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedDa
 
 
 class View:
-    """A consistent look at one experiment: the state, the folder's lines, and the lines beyond them in memory.
+    """A consistent view of one experiment: the state, the folder's lines, and the lines beyond them in memory.
 
-    Where the folder does not hold what it should (somebody edits it, or it is being rebuilt), `again` gives the view
-    to read from instead.
+    If the folder does not hold what it should (a user edits it, or it is being rebuilt), `again` returns the view to
+    read from instead. For one thread at a time.
     """
 
     def __init__(self, state: State, folder: Folder, memory: Memory, again: Callable[[], View]) -> None:
@@ -190,21 +191,21 @@ class View:
         self._replacement: View | None = None
 
     def _elsewhere(self) -> View:
-        """The view to read from where this one cannot."""
+        """Return the view to read from when this one cannot; made once."""
         if self._replacement is None:
             self._replacement = self._again()
         return self._replacement
 
     def record(self) -> ExperimentRecord:
-        """The mapping that `experiment.json` holds."""
+        """Return the mapping that `experiment.json` holds."""
         return experiment_document(self.state)
 
     def parameters(self) -> dict[str, Any]:
-        """Flat parameters, in the order of first setting, values as they were set."""
+        """Return the flat parameters, in the order in which they were first set."""
         return parameters_document(self.state)
 
     def logs(self, start_index: int = 0, limit: int = 1000, level: str | None = None) -> LogPage:
-        """A page of log entries. With `level` only entries of that level count; `start_index` counts those then."""
+        """Return a page of log entries; with `level` only of that level, which `start_index` then counts."""
         check_limit(limit)
         if level is not None:
             return self._logs_of(level_of(level) or level, start_index, limit)
@@ -223,21 +224,21 @@ class View:
         return log_page(matching[start:stop], start, more=stop < len(matching))
 
     def each_log(self) -> Iterator[LogEntry]:
-        """All log entries, in flat memory."""
+        """Yield all log entries, read page by page."""
         first = self._first_here(self._folder.layout.logs, "logs", self.state.logs)
         for start in range(first, self.state.logs, MAX_LIMIT):
             yield from self.logs(start, MAX_LIMIT)["logs"]
 
     def metrics(self) -> list[MetricSummary]:
-        """All metrics, by name."""
+        """Return summaries of all metrics, sorted by name."""
         return [metric_summary(self.state, metric) for _, metric in sorted(self.state.metrics.items())]
 
     def metric_page(
         self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
     ) -> PointPage:
-        """A page of points of a metric, or of the one that has such a series; empty for an unknown one.
+        """Return a page of points of a metric, or of the metric that has such a series; empty for an unknown one.
 
-        Without `superseded` it holds those that are current.
+        Without `superseded`, only points that are current.
         """
         check_limit(limit)
         name = metric_meant(self.state, name)
@@ -256,7 +257,7 @@ class View:
         return point_page(points, start, more=stop < metric.count)
 
     def _current_page(self, metric: Metric, start_index: int, limit: int) -> PointPage:
-        """A page of points that are not superseded, by index; a negative start counts those from the end."""
+        """Return a page of points that are not superseded; a negative start counts these from the end."""
         known = self._folder.layout.metrics.get(metric.name, LineFile())
         first = self._first_here(known, f"points of {metric.name}", metric.count) if start_index < known.first else 0
         current = list(holes(metric.superseded, first, metric.count))
@@ -270,7 +271,7 @@ class View:
         return point_page(points, start, more=bool(chosen) and chosen[-1][1] < current[-1][1])
 
     def each_point(self, name: str, *, superseded: bool = True) -> Iterator[Point]:
-        """All points of a metric, or those that are current, in flat memory."""
+        """Yield all points of a metric, or only those that are current, read page by page."""
         name = metric_meant(self.state, name)
         metric = self.state.metrics.get(name)
         if metric is None:
@@ -285,11 +286,11 @@ class View:
                     yield from page[low - start : high - start]
 
     def last_step(self) -> int | float | None:
-        """The greatest step (else epoch) of what is current, of all metrics."""
+        """Return the greatest step (else epoch) of current points of all metrics; None if there is none."""
         return last_step(self.state)
 
     def refuse_released(self, metric: str | None = None, start: int = 0) -> None:
-        """Raises ReleasedData if lines of the logs, or of a metric, from number `start` on are not on this machine."""
+        """Raise ReleasedData if lines of the logs, or of a metric, from number `start` on are not on this machine."""
         layout = self._folder.layout
         metric = None if metric is None else metric_meant(self.state, metric)
         first = layout.logs.first if metric is None else layout.metrics.get(metric, LineFile()).first
@@ -298,20 +299,20 @@ class View:
             raise released(self.state, self._folder.journal, self._folder.path, what)
 
     def _first_here(self, known: LineFile, what: str, total: int) -> int:
-        """The number of the first line that is on this machine. Told, unless there is none: then the caller raises."""
+        """Return the number of the first line that is on this machine; warn where some are missing, but not all."""
         if 0 < known.first < total:
-            _tell_elsewhere(self._folder.path, what, known.first)
+            _warn_of_missing_start(self._folder.path, what, known.first)
         return known.first
 
     def _bounds(self, start_index: int, limit: int, total: int, known: LineFile, what: str) -> tuple[int, int]:
-        """What a page holds; one that would begin before what is on this machine begins there instead."""
+        """Return the numbers (start, stop) of a page; it begins no earlier than the first line on this machine."""
         start, stop = bounds(start_index, limit, total)
         if start < known.first:
             return bounds(self._first_here(known, what, total), limit, total)
         return start, stop
 
     def metric_stats(self, name: str) -> MetricStats:
-        """Totals, times and the statistics of each series. Raises NotFound for an unknown metric."""
+        """Return totals, times and the statistics of each series. Raises NotFound for an unknown metric."""
         return metric_stats(self.state, self._metric(name))
 
     def _metric(self, name: str) -> Metric:
@@ -323,13 +324,13 @@ class View:
         return metric
 
     def files(self, *, deleted: bool = False, prefix: str = "", tags: list[str] | None = None) -> list[FileRecord]:
-        """Files that are listed, oldest first; with `deleted` all that ever were."""
+        """Return records of current files, oldest first; with `deleted`, of all files that were ever added."""
         if deleted:
             return [file_record(self.state, file) for file in files_in_order(self.state)]
         return [file_record(self.state, file) for file in live_files(self.state, check_prefix(prefix), tags)]
 
     def released(self, blob: str, filename: str) -> ReleasedData | None:
-        """What is to be raised where a content is not here, because a base stands for it; None if none does."""
+        """Return the error for a content that only a server has, as the base records; None if it does not."""
         journal = self._folder.journal
         base = bases.load(journal)
         if base is None or blob not in base.blobs:
@@ -337,15 +338,16 @@ class View:
         return released(self.state, journal, self._folder.path, f"the content of {filename!r}")
 
     def clashing(self, prefix: str, filename: str) -> File | None:
-        """The live file that would be the folder of one there, or have it as its folder."""
+        """Return the current file that would be the folder of a file there, or lie below it; None if there is none."""
         return self._folder.clashing(self.state, prefix, filename)
 
     def series(
         self, name: str, series: str | None = None, max_points: int = 1000, *, superseded: bool = False
     ) -> list[tuple[float, float]]:
-        """(x, y) of one series, at most about `max_points`; x is `step`, else `epoch`, else the index.
+        """Return (x, y) of one series, about `max_points` at most; x is `step`, else `epoch`, else the index.
 
-        Minima and maxima are kept. What is superseded is left out, unless it is asked for.
+        Down-sampling keeps minima and maxima. Superseded points are left out without `superseded`. Raises NotFound for
+        an unknown metric or series.
         """
         metric = self._metric(name)
         field = next((field for field in metric.series if series_name(metric.name, field) == (series or name)), None)
@@ -358,25 +360,25 @@ class View:
             rows = [point["data"] for point in self.metric_page(metric.name, start, MAX_LIMIT)["data"]]
             for low, high in holes(() if superseded else metric.superseded, start, start + len(rows)):
                 sampling.add_rows(rows[low - start : high - start], low)
-        found = sampling.series().get(field, {"x": [], "value": []})
-        return [(float(x), float(y)) for x, y in zip(found["x"], found["value"], strict=True)]
+        sampled = sampling.series().get(field, {"x": [], "value": []})
+        return [(float(x), float(y)) for x, y in zip(sampled["x"], sampled["value"], strict=True)]
 
 
 def _lines(path: Path, known: LineFile, memory: list[bytes], start: int, stop: int) -> list[bytes]:
-    """Lines [start, stop): what the folder is known to hold from there, the rest from memory."""
-    found = file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
-    return found + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
+    """Return lines [start, stop): those that were projected from the folder, the rest from memory."""
+    projected_lines = file_lines(path, known, start, min(stop, known.lines)) if start < min(stop, known.lines) else []
+    return projected_lines + memory[max(0, start - known.lines) : max(0, stop - known.lines)]
 
 
 def _checked(found: list[_Entry], number: str, start: int, stop: int) -> list[_Entry]:
-    """What was read; raises Damaged if it is not entries [start, stop)."""
+    """Return `found`. Raises Damaged if its numbers are not those from `start` to before `stop`."""
     if [cast("dict[str, Any]", entry)[number] for entry in found] != list(range(start, stop)):
         raise Damaged(f"the folder does not hold entries {start} to {stop - 1} where it should")
     return found
 
 
 def check_limit(limit: int) -> int:
-    """Pages have 1 to 10,000 entries."""
+    """Return a limit of a page, which must be from 1 to 10,000. Raises InvalidValue."""
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
         raise InvalidValue(f"limit is {limit!r}", hint=f"use 1 to {MAX_LIMIT:,}; read longer series page by page")
     return limit

@@ -20,49 +20,51 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 PROJECT_EVERY_S: Final = 0.5
-# The first points of a run come before what its folder needs.
+# Modules that only the folder needs are loaded so long after the start, when the first points are recorded.
 LOAD_AFTER_S: Final = 0.05
 _JOIN_S: Final = 5.0
-_NAP_S: Final = 0.0015
-# The main one, the one that syncs, the one that projects.
+# Between two slices of a pass, so that threads of the training get the interpreter's lock.
+_PAUSE_S: Final = 0.0015
+# The main thread, the syncer, and this one.
 _OUR_THREADS: Final = 3
 
 
 class Lost(Protocol):
-    """A handle that nobody has any more."""
+    """A handle that was garbage-collected while open."""
 
     def close(self, error: None, status: None) -> None:
-        """Take it from its run."""
+        """Close it, as its user should have done. May raise StorageError."""
 
 
 class Projected(Protocol):
-    """A run, as far as its folder goes."""
+    """A run whose folder is projected. The background thread calls it; no call may block for long."""
 
     writer: Writer
     loaded: bool
 
     @property
     def local(self) -> bool:
-        """Is its journal on a disk of this machine?"""
+        """True if its journal is on a disk of this machine, not on a network."""
 
     def load(self) -> None:
-        """Load what the first points need not wait for."""
+        """Load the modules that only the folder needs, and set `loaded`. Raises ImportError or OSError."""
 
     @property
     def behind(self) -> bool:
-        """Is there anything to project?"""
+        """True if there is anything to project."""
 
-    def project(self, nap: Callable[[], None]) -> None:
-        """Bring the folder up to date, in small slices with naps between them."""
+    def project(self, pause: Callable[[], None]) -> None:
+        """Bring the folder up to date, in small slices; `pause` is called after each. Logs failures, raises none."""
 
-    def tend(self) -> None:
-        """See that somebody uploads."""
+    def ensure_uploader(self) -> None:
+        """Start an uploader if one is needed and none runs."""
 
 
-class Keeper:
-    """Brings the folders of the runs that it was given up to date, twice a second, and closes lost handles.
+class BackgroundProjector:
+    """The thread that brings the folders of its runs up to date, twice a second, and closes lost handles.
 
-    What that needs is loaded here too, a moment after the first of them has begun.
+    It also loads the modules for that, a moment after the first run has begun. `_guard` protects `_runs`, `_thread` and
+    `_wake`; `_closing` is held while lost handles are closed, and is taken before `_guard`.
     """
 
     def __init__(self) -> None:
@@ -78,12 +80,12 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def after_fork(self) -> None:
-        """In a forked child: no thread, no runs."""
+        """Start over in a forked child, without thread and runs."""
         self._lost.clear()
         self._begin()
 
     def add(self, run: Projected) -> None:
-        """Keep this run's folder up to date from now on."""
+        """Keep a run's folder up to date from now on; start the thread with the first run."""
         with self._guard:
             self._runs.append(run)
             if self._thread is None:
@@ -99,7 +101,7 @@ class Keeper:
                 self._thread = thread
 
     def remove(self, run: Projected) -> None:
-        """Keep it no longer; the thread ends with the last one."""
+        """Stop projecting a run; with the last run, end the thread and wait for it, at most 5 seconds."""
         with self._guard:
             if run in self._runs:
                 self._runs.remove(run)
@@ -114,14 +116,14 @@ class Keeper:
     # -- lost handles ------------------------------------------------------------------------------------------------
 
     def collect(self, handle: Lost) -> None:
-        """A handle was lost while open: it is closed within half a second, or at exit.
+        """Have a lost handle closed, within half a second or at exit.
 
-        Called by the garbage collector, at any point of any thread: so nothing is locked or woken here.
+        The garbage collector calls this at any point of any thread, which may hold any lock: so none is taken here.
         """
         self._lost.append(handle)
 
     def close_lost(self) -> None:
-        """Close what was lost; on return, whoever else was doing so is done."""
+        """Close the lost handles; if another thread is doing so, wait until it has finished."""
         with self._closing:
             while self._lost:
                 handle = self._lost.popleft()
@@ -133,9 +135,9 @@ class Keeper:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _loop(self, wake: threading.Event) -> None:
-        pause = LOAD_AFTER_S
+        wait_s = LOAD_AFTER_S
         while True:
-            wake.wait(pause)
+            wake.wait(wait_s)
             wake.clear()
             if self._lost:
                 self.close_lost()
@@ -145,12 +147,12 @@ class Keeper:
                     return
             syncer.start()
             self._load(runs)
-            if pause == PROJECT_EVERY_S:
+            if wait_s == PROJECT_EVERY_S:
                 self._pass(runs)
-            pause = PROJECT_EVERY_S
+            wait_s = PROJECT_EVERY_S
 
     def _load(self, runs: list[Projected]) -> None:
-        """What these runs need to go on fast, and to be projected, for those that have begun without it."""
+        """Load the modules that runs need, for those that have begun without them."""
         for run in runs:
             if run.loaded:
                 continue
@@ -160,27 +162,27 @@ class Keeper:
                     if run.local:
                         run.writer.when_contended = self._keeping_write()
             except (ImportError, OSError) as error:
-                # No descriptor left, say: it is tried again.
+                # No file descriptor left, for example: tried again at the next pass.
                 log.debug("ml-dash: could not load what projects: %s", error)
 
     def _pass(self, runs: list[Projected]) -> None:
         local = [run.writer for run in runs if run.local]
-        # Any busy thread, this one too, takes the interpreter's lock from a write that lets go of it.
+        # A write that releases the interpreter's lock loses it to any busy thread, also to this one.
         busy = threading.active_count() > _OUR_THREADS
         at_rest = self._keeping_write() if busy and local else None
 
-        def nap() -> None:
+        def pause() -> None:
             self._use(local, at_rest)
-            sleep(_NAP_S)
+            sleep(_PAUSE_S)
             self._use(local, self._keeping_write() if local else None)
 
         for run in runs:
-            run.tend()
+            run.ensure_uploader()
         due = [run for run in runs if run.loaded and run.behind]
         if due and local:
             self._use(local, self._keeping_write())
         for run in due:
-            run.project(nap)
+            run.project(pause)
         self._use(local, at_rest)
 
     def _keeping_write(self) -> Write:
@@ -194,5 +196,5 @@ class Keeper:
             writer.use_write(write)
 
 
-keeper = Keeper()
-"""The keeper of this process."""
+background_projector = BackgroundProjector()
+"""The projector of this process: one thread for all its runs."""

@@ -11,7 +11,7 @@ _folder: tuple[Path, int] | None = None
 
 
 def settings_of_nothing(settings: Settings) -> Settings:
-    """Settings for a recording that is switched off: a place of its own, and nothing is synced there."""
+    """Return settings for recording that is switched off: a temporary folder, and no syncing."""
     global _folder
     if _folder is None:
         import tempfile
@@ -22,7 +22,7 @@ def settings_of_nothing(settings: Settings) -> Settings:
 
 
 def remove() -> None:
-    """At exit, once nothing is open there; a forked child leaves the folder to its parent."""
+    """Remove the temporary folder, at exit, after all is closed. A forked child leaves it to its parent."""
     if _folder is not None and _folder[1] == os.getpid():
         import shutil
 

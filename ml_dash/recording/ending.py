@@ -16,21 +16,21 @@ _LARGEST_SIGNAL: Final = 64
 _SECRET_VARIABLES: Final = ("ML_DASH_API_KEY", "ML_DASH_JWT_SECRET")
 
 Ending = tuple[str, dict[str, Any] | None]
-"""Status, and what went wrong where it is `failed`."""
+"""(status, description of the exception if the status is `failed`)."""
 
 Before = tuple[BaseException | None, BaseException | None]
-"""What was there at `open()`: the exception being handled, and the last one that nobody handled."""
+"""Exceptions at `open()`: (the one being handled, the last one that nobody handled)."""
 
 
 def check_status(status: str | None) -> str | None:
-    """One of the three ways to end, or None."""
+    """Return `status`, which must be one of the three ways to end, or None. Raises InvalidValue."""
     if status is not None and status not in ENDINGS:
         raise InvalidValue(f"status {status!r} is not a way to end", hint=f"use one of {', '.join(ENDINGS)}")
     return status
 
 
 def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
-    """What an exception makes of a run."""
+    """Return the ending of a run that an exception leaves, or None for an ordinary end."""
     if error is None or isinstance(error, GeneratorExit):
         return "completed", None
     if isinstance(error, SystemExit) and error.code in (0, None):
@@ -41,23 +41,23 @@ def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
 
 
 def _asks_to_come_back(code: object) -> bool:
-    """Does an exit code say that a signal ended the program (128 + its number), or that it is to be tried again?"""
+    """True for an exit code of a program ended by a signal (128 + its number), or that asks to be run again."""
     return isinstance(code, int) and (code == _EX_TEMPFAIL or 128 < code <= 128 + _LARGEST_SIGNAL)
 
 
 def before() -> Before:
-    """What went wrong before `open()`: none of this run's business."""
+    """Return the exceptions that exist before `open()`: they do not make the run fail."""
     return sys.exc_info()[1], _last_unhandled()
 
 
 def passing(seen: Before) -> BaseException | None:
-    """The exception being handled now, unless it was being handled when the experiment was opened."""
+    """Return the exception being handled now, unless it was handled already at `open()`."""
     error = sys.exc_info()[1]
     return None if error is seen[0] else error
 
 
 def unhandled(seen: Before) -> BaseException | None:
-    """At interpreter exit: the exception that ended the program, unless it was there at `open()`."""
+    """Return, at interpreter exit, the exception that ended the program, unless it existed at `open()`."""
     error = _last_unhandled()
     return None if error is seen[1] else error
 
@@ -68,7 +68,7 @@ def _last_unhandled() -> BaseException | None:
 
 
 def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
-    """Type, message and traceback of an exception, each as text, our own credentials replaced by `***`."""
+    """Return type, message and traceback of an exception as texts, with our own credentials replaced by `***`."""
     import traceback
 
     from ..sync.login import stored_tokens
@@ -76,14 +76,14 @@ def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
     hidden = {*secrets, *stored_tokens(), *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
 
     def clean(text: str) -> str:
-        # The longest first: one may be a part of another.
+        # The longest first: one secret may be a part of another.
         for secret in sorted(hidden, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text.encode("utf-8", "replace").decode()
 
     try:
         message = str(error)
-    except Exception as failure:  # noqa: BLE001 - a broken __str__ of the user's must not hide how the run ended
+    except Exception as failure:  # noqa: BLE001 - a user's broken __str__ must not hide how the run ended
         message = f"<{type(failure).__name__} in __str__>"
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return {

@@ -19,7 +19,7 @@ _SCHEDULER: Final = {
 
 
 def describe(version: str) -> dict[str, Any]:
-    """What an opening event says of this process. Arguments of the script are never part of it."""
+    """Return the description of this process for an opening event. Arguments of the script are never part of it."""
     place: dict[str, Any] = {
         "host": _host(),
         "pid": os.getpid(),
@@ -27,7 +27,7 @@ def describe(version: str) -> dict[str, Any]:
         "platform": sys.platform,
         "mlDash": version,
     }
-    # The working directory may be gone, and anything may be wrong with a repository: the run starts all the same.
+    # The working directory may have been removed, a repository may be broken: the run starts all the same.
     with contextlib.suppress(OSError, ValueError):
         script = _script()
         if script:
@@ -50,12 +50,12 @@ def _script() -> str | None:
 
 
 def _clean(text: str, limit: int = 200) -> str:
-    """Environment and paths may hold bytes that are no text."""
+    """Return a text that can be encoded, cut off: environment and paths may hold bytes that are not UTF-8."""
     return text.encode("utf-8", "replace").decode()[:limit]
 
 
 def _git(start: Path) -> dict[str, Any]:
-    """Commit and branch from `.git`, without running git; nothing where there is no repository."""
+    """Return commit and branch, read from `.git` without running git; empty where there is no repository."""
     for folder in (start, *start.parents):
         entry = folder / ".git"
         try:
@@ -75,17 +75,17 @@ def _head(git: Path) -> dict[str, Any]:
     if not head.startswith("ref: "):
         return {"gitCommit": head[:64]}
     reference = head.removeprefix("ref: ")
-    found = {"gitBranch": _clean(reference.removeprefix("refs/heads/"))}
+    head_of_branch = {"gitBranch": _clean(reference.removeprefix("refs/heads/"))}
     common = git / "commondir"
     shared = (git / common.read_text(encoding="utf-8", errors="replace").strip()) if common.exists() else git
     for base in (git, shared):
         loose = base / reference
         if loose.is_file():
-            return {**found, "gitCommit": loose.read_text(encoding="utf-8", errors="replace").strip()[:64]}
+            return {**head_of_branch, "gitCommit": loose.read_text(encoding="utf-8", errors="replace").strip()[:64]}
     packed = shared / "packed-refs"
     if packed.is_file():
         for line in packed.read_text(encoding="utf-8", errors="replace").splitlines():
             commit, _, name = line.partition(" ")
             if name == reference:
-                return {**found, "gitCommit": commit[:64]}
-    return found
+                return {**head_of_branch, "gitCommit": commit[:64]}
+    return head_of_branch

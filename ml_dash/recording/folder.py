@@ -15,26 +15,30 @@ from ..core.state import Edits, State, index_of
 from ..disk.durable import free_bytes, is_gone
 from ..journal.writer import Writer
 from ..projection.projector import Projector
-from ..projection.replay import Enough, Pace, Replay
+from ..projection.replay import Pace, PassStopped, Replay
 from ..projection.start import begin
 from ..reading.located import Located
 from ..reading.read import view
 from ..reading.view import View, projected
-from .messages import cannot, say
+from .messages import cannot, print_line
 
 log = logging.getLogger("ml_dash")
 
 FOLDER_AT_CLOSE_S: Final = 5.0
-_TELL_AFTER_S: Final = 2.0
-# So much of a disk is left to the journal, or a hundredth of a small one.
+_REPORT_AFTER_S: Final = 2.0
+# The folder leaves so much of the disk, or a hundredth of a small one, to the journal.
 _RESERVE_BYTES: Final = 16 << 20
 _SLICE_EVENTS: Final = 256
-# A read does not wait for other processes; this is what a projector needs for a pass while training.
+# A read waits so long for another process that projects: about one pass. After that it reads in memory.
 _READ_WAIT_S: Final = 0.25
 
 
 class RunFolder:
-    """The folder of one run of this process, and the views of all that it has recorded. Any thread may call."""
+    """The folder of one run of this process, and views of all that it has recorded. Any thread may call.
+
+    The projector's `guard` is held while folder or state are read or written. `_readers_guard` protects `_readers`, and
+    is never held while another lock is waited for.
+    """
 
     def __init__(self, located: Located, writer: Writer) -> None:
         self._located = located
@@ -46,7 +50,7 @@ class RunFolder:
         self._readers_guard = threading.Lock()
         self._short_of_room = self._gave_way = False
         self.protected = False
-        """Is the experiment write-protected, as far as was read? Another process may have done that."""
+        """True if the experiment was found to be write-protected; another process may have done that."""
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -61,7 +65,7 @@ class RunFolder:
             self.want(-1)
 
     def want(self, more: int) -> None:
-        """So many more want the folder: while any does, the background pass stops at its next slice and they go on."""
+        """Add `more` (1 or -1) to the readers: while there are any, a background pass stops at its next slice."""
         with self._readers_guard:
             self._readers += more
 
@@ -75,24 +79,24 @@ class RunFolder:
         except OSError as error:
             log.debug("ml-dash: reading %s in memory: %s", self._located.journal, error)
         try:
-            found = view(self._located)
+            fresh = view(self._located)
         except OSError as error:
             raise cannot("read", self._located.journal, error) from error
-        self._learn(found.state)
-        return found
+        self._learn(fresh.state)
+        return fresh
 
     def _learn(self, state: State) -> None:
         self.protected = self.protected or state.protected is not None
 
     def index_of(self, metric: str, ordinal: int, *, ended: bool) -> int | None:
-        """The index of the `ordinal`-th point of a metric that this run's writer brought; see `Run.index_of`."""
+        """Return the index of the `ordinal`-th point of a metric by this run's writer; see `Run.index_of`."""
         if ended:
-            found = self._index_in(view(self._located).state, metric, ordinal, ended=True)
+            index = self._index_in(view(self._located).state, metric, ordinal, ended=True)
         else:
             with self.looking() as look:
-                found = self._index_in(look.state, metric, ordinal, ended=False)
-        if found is not None:
-            return found
+                index = self._index_in(look.state, metric, ordinal, ended=False)
+        if index is not None:
+            return index
         return _Seeker(self._located.journal, self._writer.id, metric, ordinal).seek()
 
     def _index_in(self, state: State, name: str, ordinal: int, *, ended: bool) -> int | None:
@@ -108,19 +112,19 @@ class RunFolder:
 
     @property
     def behind(self) -> bool:
-        """Is there anything to project?"""
+        """True if there is anything to project."""
         return self._writer.seq != self._projected_seq or self._projector.lagging
 
-    def project(self, nap: Callable[[], None]) -> None:
-        """One pass of the background thread: in small slices, so that it never holds training up."""
+    def project(self, pause: Callable[[], None]) -> None:
+        """Make one pass of the background thread, in small slices with pauses, so that it never holds up training."""
         seq = self._writer.seq
         if not self.behind or not self._has_room():
             return
 
         def step() -> None:
             if self._readers:
-                raise Enough
-            nap()
+                raise PassStopped
+            pause()
 
         try:
             if self._projector.advance(pace=Pace(_SLICE_EVENTS, step), complete=False):
@@ -128,8 +132,8 @@ class RunFolder:
                 with self._projector.guard:
                     self._learn(self._projector.state)
             self._trouble = None
-        except Enough:
-            # Whoever wants it goes on from here, at full speed.
+        except PassStopped:
+            # A reader waits for the folder: it goes on from here, without pauses.
             return
         except Exception as error:
             if self._trouble is None:
@@ -141,14 +145,14 @@ class RunFolder:
             self._trouble = str(error)
 
     def _has_room(self) -> bool:
-        """Is there room for more than the journal? It comes first: the folder can be made again at any time."""
+        """True if the disk has room for the folder too: the journal comes first, from which it can be made again."""
         if self._gave_way:
-            # What was freed is for the journal.
+            # The space that the folder gave up is for the journal.
             return False
         try:
             free, size = free_bytes(self._located.journal)
         except OSError:
-            # The journal's own trouble is told by its writer.
+            # The journal's own trouble is reported by its writer.
             return True
         reserve = self._writer.waiting_bytes + min(_RESERVE_BYTES, size // 100)
         short, self._short_of_room = self._short_of_room, free < reserve
@@ -160,7 +164,7 @@ class RunFolder:
         return not self._short_of_room
 
     def give_way(self) -> bool:
-        """The disk is full and events wait: what can be made again is removed for them."""
+        """Remove the folder, which can be made again, for events that wait for a full disk; False if it cannot."""
         if not self._projector.give_way():
             return False
         self._gave_way = True
@@ -173,27 +177,27 @@ class RunFolder:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self, *, silent: bool) -> None:
-        """At close: bring the folder up to date for at most 5 seconds; the next reader does the rest."""
+        """Bring the folder up to date at close, for at most 5 seconds; the next reader does the rest."""
         if is_gone(self._located.journal) or not self._has_room():
             return
         begun = monotonic()
-        told = False
+        reported = False
 
         def step() -> None:
-            nonlocal told
+            nonlocal reported
             spent = monotonic() - begun
-            if spent > _TELL_AFTER_S and not told and not silent:
-                told = True
-                say("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
+            if spent > _REPORT_AFTER_S and not reported and not silent:
+                reported = True
+                print_line("ml-dash: bringing the folder up to date (Ctrl-C skips that; nothing is lost)")
             if spent > FOLDER_AT_CLOSE_S:
-                raise Enough
+                raise PassStopped
 
         try:
             if not self._projector.advance(wait_s=FOLDER_AT_CLOSE_S, pace=Pace(20_000, step)):
                 log.debug("ml-dash: another process is projecting %s", self._located.folder)
-        except Enough:
+        except PassStopped:
             if not silent:
-                say(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
+                print_line(f"ml-dash: the folder is not complete yet; ml-dash show {self._located.name} finishes it")
         except Exception as error:
             log.warning(
                 "ml-dash: the folder %s is not up to date: %s; run: ml-dash rebuild", self._located.folder, error,
@@ -201,12 +205,12 @@ class RunFolder:
             )  # fmt: skip
 
     def abandon(self) -> None:
-        """In a forked child: the turn is the parent's."""
+        """Let go of the turn in a forked child: it is the parent's."""
         self._projector.abandon()
 
 
 class _Seeker:
-    """Looks for the index of a point that the folded state has forgotten: folds the journal again, to that point."""
+    """A search for the index of a point that the folded state does not hold: a fold of the journal up to it."""
 
     def __init__(self, journal: Path, writer: str, metric: str, ordinal: int) -> None:
         self._replay = Replay(journal, begin(journal))
@@ -216,17 +220,17 @@ class _Seeker:
         self._found: int | None = None
 
     def seek(self) -> int | None:
-        """The index; None if the journal does not have the point."""
-        with contextlib.suppress(Enough, OSError):
+        """Return the index; None if the journal does not have the point."""
+        with contextlib.suppress(PassStopped, OSError):
             self._replay.catch_up(self, record=False)
         return self._found
 
     def history(self, name: str, start: int, end: int) -> Iterator[Past]:
-        """Nobody asks this fold for statistics."""
+        """Raise Elsewhere: this fold keeps no points, and its statistics are not used."""
         raise Elsewhere
 
     def apply(self, edits: Edits) -> None:
-        """Called after each stretch; the point is among the newest once its writer has brought that many."""
+        """Stop at the stretch in which the writer's count of points passes the ordinal, or the writer ends."""
         edits.clear()
         state = self._replay.state
         metric, writer = state.metrics.get(self._metric), state.writers.get(self._writer)
@@ -234,4 +238,4 @@ class _Seeker:
             return
         if metric.tallies.get(self._writer, 0) > self._ordinal or not writer.alive:
             self._found = index_of(metric, self._writer, self._ordinal)
-            raise Enough
+            raise PassStopped

@@ -19,38 +19,39 @@ from ..errors import NotFound, StorageError, UnsupportedType, WriterGone
 from . import disabled as discard
 from . import process
 from .ending import Before, before, ending, unhandled
-from .messages import say
+from .messages import print_line
 from .session import Closed, Elsewhere, Reading, Recording, Session
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
     from ..sync.progress import Sent
-    from .opening import Wish
+    from .opening import OpenRequest
     from .run import Run
 
 log = logging.getLogger("ml_dash")
 
+# Differs between processes with the same pid; a forked child shares it, and differs by its pid.
 _PROCESS: Final = os.urandom(8).hex()
 
-# Open or not: a forked child gives each of them a new lock, another thread may have held the old one.
+# Open or not: a forked child gives each handle a new lock, since another thread may have held the old one.
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 class Warnings:
-    """Tells the user of one experiment what is odd, each thing once; nothing where recording is switched off."""
+    """Logs warnings about one experiment, each text once; none where recording is switched off."""
 
     def __init__(self, *, silent: bool) -> None:
         self._silent = silent
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def __call__(self, text: str) -> None:
-        if text not in self._told and not self._silent:
-            self._told.add(text)
+        if text not in self._warned and not self._silent:
+            self._warned.add(text)
             log.warning("ml-dash: %s", text)
 
 
 class Arguments(NamedTuple):
-    """The arguments of an experiment, checked. `given`: those of description, tags, folder and metadata that were."""
+    """The checked arguments of an experiment; `given` has those of description, tags, folder, metadata that it got."""
 
     name: str
     project: str
@@ -65,10 +66,11 @@ class Arguments(NamedTuple):
 
 
 class Handle:
-    """One hold on an experiment, from its first opening to its last closing. An `Experiment` has one, for its user.
+    """The engine behind one `Experiment` and its builders, from the first opening to the last closing.
 
-    What may be done with it now is its `session`, which opening and closing replace. The experiment's builders have the
-    handle too, and so they go on when it is opened again.
+    `session` is what may be done with it now; opening and closing replace it, under `_guard`. Other threads read it
+    without a lock, once per call. Builders keep the handle, and so work again when it is reopened. `registry.lock` is
+    taken within `_guard`, never the other way round.
     """
 
     def __init__(self, arguments: Arguments, warn: Warnings, *, disabled: bool) -> None:
@@ -79,7 +81,7 @@ class Handle:
         self.recorded = False
         self.resumed = False
         self.before: Before = (None, None)
-        # What the last run has to upload, and how safe it is: asked for also when that has ended.
+        # Uploads and final counts of the last run: `durable_state` and `wait_synced` answer after it has ended, too.
         self.sent: list[Sent] | None = None
         self.counts: DurableState | None = None
         self._guard = threading.RLock()
@@ -87,7 +89,7 @@ class Handle:
 
     @property
     def name(self) -> str:
-        """The experiment's name; with resume="new", `open()` may have chosen another than was asked for."""
+        """The experiment's name; with resume="new", `open()` may have chosen `name-2`, `name-3`, ..."""
         return self.arguments.name
 
     @property
@@ -103,7 +105,7 @@ class Handle:
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Create or continue the experiment, if it is not open; see `Experiment.open`."""
+        """Create or continue the experiment; do nothing if it is open. See `Experiment.open`."""
         with self._guard:
             if not self.session.is_open:
                 if self.arguments.read_only:
@@ -115,7 +117,7 @@ class Handle:
         with process.loading():
             from . import opening
 
-        located = opening.find(self.wish())
+        located = opening.find(self.open_request())
         if located is None:
             path = self.arguments.settings.root / self.project / self.name
             raise NotFound(f"there is no experiment {self.project}/{self.name} in {path}")
@@ -132,10 +134,10 @@ class Handle:
         if arguments.resume_from_remote and not child and not self.recorded and arguments.resume != "new":
             from ..sync.fetch import fetch
 
-            fetch(opening.where(self.wish()), settings)
+            fetch(opening.where(self.open_request()), settings)
         first = not child and not self.recorded
         with registry.lock:
-            run, resumed = opening.open_run(self.wish(child=child, parent=parent))
+            run, resumed = opening.open_run(self.open_request(child=child, parent=parent))
             run.handles += 1
             run.secrets.update(settings.secrets)
             registry.handles.add(self)
@@ -145,13 +147,13 @@ class Handle:
         self.recorded = True
         self.session = Recording(f"{self.project}/{self.name}", run)
         if first and arguments.resume_step is not None:
-            # Also where there is nothing here: a server may have it, or another rank has begun it a moment ago.
+            # Also without points here: a server may have some, or another rank has begun the experiment a moment ago.
             self.rewind({"step": arguments.resume_step})
         if settings.remote is not None:
             self._ask_for_upload(run)
 
     def _ask_for_upload(self, run: Run) -> None:
-        """Register the journal for `ml-dash-syncd`, and start that; this process talks to no server."""
+        """Register the journal for `ml-dash-syncd` and start that; this process itself talks to no server."""
         from ..sync import progress
 
         self.sent = run.sent
@@ -163,16 +165,16 @@ class Handle:
         )  # fmt: skip
         if begun is not None and not run.child and not forked and not quiet() and progress.needs_login(begun):
             remote = settings.remote
-            say(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
+            print_line(f"ml-dash: no login for {remote} yet: data is kept here; run ml-dash login {remote}")
 
-    def wish(self, *, child: bool = False, parent: str | None = None) -> Wish:
-        """What this handle asks of `open()`."""
-        from .opening import Wish
+    def open_request(self, *, child: bool = False, parent: str | None = None) -> OpenRequest:
+        """Return the request with which this handle opens its run."""
+        from .opening import OpenRequest
 
         arguments = self.arguments
         first = not child and not self.recorded
         insisting = first and not (self.disabled and arguments.resume == "must")
-        return Wish(
+        return OpenRequest(
             project=arguments.project,
             name=arguments.name,
             settings=arguments.settings,
@@ -189,7 +191,7 @@ class Handle:
     # -- recording ---------------------------------------------------------------------------------------------------
 
     def record(self, kind: int, body: Any) -> int | None:
-        """Append one event, where a microsecond does not matter."""
+        """Append one event; `append` and `log` use the session directly, which is faster."""
         try:
             return self.session.append(kind, body)
         except WriterGone:
@@ -206,12 +208,12 @@ class Handle:
 
     def __del__(self) -> None:
         if self.session.run is not None and not sys.is_finalizing():
-            from .background import keeper
+            from .background import background_projector
 
-            keeper.collect(self)
+            background_projector.collect(self)
 
     def close(self, error: BaseException | None, status: str | None, *, at_exit: bool = False) -> None:
-        """Close with the exception that is passing, if any; that one goes on, whatever the disk says."""
+        """Close with the exception that is being handled, if any; a StorageError is then only logged."""
         with self._guard:
             session = self.session
             if not session.is_open:
@@ -221,7 +223,7 @@ class Handle:
         run = session.run
         if run is None:
             return
-        if run.pid != os.getpid():  # forked behind the interpreter's back
+        if run.pid != os.getpid():  # forked without os.fork, so no hook ran
             run.abandon()
             return
         how, described = ending(error, run.secrets)
@@ -235,13 +237,13 @@ class Handle:
             self.counts = run.durable_state()
 
     def close_at_exit(self) -> None:
-        """The process ends: close with the exception that ended it, if any."""
+        """Close at the end of the process, with the exception that ended it, if any."""
         self.close(unhandled(self.before), None, at_exit=True)
 
     # -- other processes ---------------------------------------------------------------------------------------------
 
     def after_fork(self) -> None:
-        """In a forked child: this handle opens itself, with a writer of its own, at its first call."""
+        """Reset this handle in a forked child: its first call opens it there, with a writer of its own."""
         run = self.session.run
         self._guard = threading.RLock()
         self.sent = None
@@ -249,7 +251,7 @@ class Handle:
             self._await_first_call(run.writer.id)
 
     def _await_first_call(self, parent: str | None) -> None:
-        # There is nothing to close at exit before that call, and no run to be collected with.
+        # Before that call there is nothing to close at exit, and no run.
         self.session = Elsewhere(f"{self.project}/{self.name}", parent, self._open_here)
 
     def _open_here(self) -> Session:
@@ -260,7 +262,7 @@ class Handle:
             return self.session
 
     def state(self) -> dict[str, Any]:
-        """What of it goes to another process, or into a copy. The key does not."""
+        """Return what goes to another process, or into a copy: all but the API key."""
         settings = self.arguments.settings._replace(api_key=None)
         return {
             "arguments": self.arguments._replace(settings=settings),
@@ -274,7 +276,7 @@ class Handle:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Handle:
-        """The handle that a copy gets, or another process: open if that one was, there at its first call."""
+        """Make a handle from `state()`: open at once in the same process, at its first call in another one."""
         switched_off = disabled()
         handle = cls(state["arguments"], Warnings(silent=switched_off), disabled=switched_off)
         handle.recorded, handle.resumed = state["recorded"], state["resumed"]
@@ -288,7 +290,7 @@ class Handle:
 
 
 def checked_given(description: Any, tags: Any, folder: Any, metadata: Any, warn: Warnings) -> dict[str, Any]:
-    """Those of the four that were given, as plain values."""
+    """Return those of the four that were given, as plain values. Raises UnsupportedType."""
     for argument, value in (("description", description), ("folder", folder)):
         if value is not None and not isinstance(value, str):
             raise UnsupportedType(f"{argument} is {type(value).__name__}, expected text")
@@ -300,7 +302,7 @@ def checked_given(description: Any, tags: Any, folder: Any, metadata: Any, warn:
 
 
 def checked_tags(tags: Any) -> list[str] | None:
-    """A list of text; one text counts as a list of one."""
+    """Return tags as a list of text; one text is taken as a list of one. Raises UnsupportedType."""
     if tags is None:
         return None
     if isinstance(tags, str):
@@ -315,14 +317,14 @@ def checked_tags(tags: Any) -> list[str] | None:
 
 
 def checked_mapping(argument: str, value: Any) -> Mapping[str, Any]:
-    """The mapping that an argument must be."""
+    """Return `value`, which must be a mapping. Raises UnsupportedType, naming the argument."""
     if not isinstance(value, Mapping):
         raise UnsupportedType(f"{argument} is {type(value).__name__}, expected a mapping", hint="like {'key': 'value'}")
     return value
 
 
 def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None) -> None:
-    """Take a handle from its run; the last one ends it, `failed` if any was."""
+    """Detach a handle from its run; the last one closes the run, as `failed` if any handle was."""
     from .run import registry
 
     with registry.lock:
@@ -347,18 +349,18 @@ def _at_exit() -> None:
     if run is not None:
         run.registry.close_all()
     if (progress := sys.modules.get("ml_dash.sync.progress")) is not None and run is not None:
-        line = progress.tell_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
+        line = progress.report_at_exit(quiet=quiet() or os.getpid() != process.FIRST)
         if line is not None:
-            say(line)
+            print_line(line)
     discard.remove()
 
 
 def _after_fork() -> None:
-    """In a forked child: no handle has a run here yet."""
+    """Reset all handles in a forked child."""
     for handle in list(_handles):
         handle.after_fork()
 
 
-# Before the runs are let go of: a handle asks its run which writer it had.
+# Before the runs are abandoned: each handle reads the writer id of its run.
 process.in_child.insert(0, _after_fork)
 process.at_exit.append(_at_exit)

@@ -1,4 +1,4 @@
-"""What a user is told: a line on stderr, and what is raised where the disk refuses."""
+"""Messages to the user: a line on stderr, and the error for a disk that refuses."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import StorageError
 
 
-def say(text: str) -> None:
-    """A line on stderr, if there is one."""
+def print_line(text: str) -> None:
+    """Print a line to stderr, if there is one that can be written to."""
     stream = sys.stderr
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -20,10 +20,10 @@ def say(text: str) -> None:
 
 
 def cannot(act: str, place: Path, error: OSError) -> StorageError:
-    """What is raised where the disk refuses to read or write a place."""
+    """Return the StorageError for a place that the disk refuses to `act` on: "read", "use" or the like."""
     why = error.strerror or str(error)
     if error.errno == errno.EEXIST:
-        # Made with the folders above it: the system's "file exists" means a link that leads to no folder.
+        # Folders above are created with it, so "file exists" means a dangling link among them.
         links = [path for path in (place, *place.parents) if path.is_symlink() and not path.exists()]
         why = "".join(f"{link} is a link to {link.readlink()}, which is not there" for link in links[:1]) or why
     return StorageError.of(

@@ -38,7 +38,7 @@ from ..journal.writer import open_writer
 from ..reading.located import Located, at
 from . import process
 from .environment import describe
-from .messages import cannot, say
+from .messages import cannot, print_line
 from .run import Run, registry
 
 if TYPE_CHECKING:
@@ -49,22 +49,24 @@ log = logging.getLogger("ml_dash")
 # Behind the import of filelock.
 process.let_forks_wait()
 
-_TAIL_TO_FOLD: Final = 2 << 20
+# At opening, a longer unprojected tail of the journal is not folded.
+_TAIL_TO_FOLD_BYTES: Final = 2 << 20
 
 
-# What stays as it is until somebody mends it. The rest (no space, a quota, a disk or a mount in trouble) may pass.
-# ENOENT: a folder above is there but takes none (an automounter, /proc), or was removed; missing ones are made.
+# Errors that last until somebody mends them. Others (no space, a quota, a disk or mount in trouble) may pass.
+# ENOENT: missing folders are created, so a parent takes none (an automounter, /proc), or was removed meanwhile.
 _NEVER_PASSES: Final = frozenset((
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
     errno.ENAMETOOLONG, errno.ENOTCONN,
 ))  # fmt: skip
 
 
-class Wish(NamedTuple):
-    """What a caller asks of `open()`.
+class OpenRequest(NamedTuple):
+    """The arguments of one opening.
 
-    `given` was given anew, or was recorded by an earlier opening of the same handle: then it must not undo what
-    others have changed since.
+    `given_anew` is False if an earlier opening of the same handle has recorded `given`: it must not undo what others
+    have changed since. `child`: opened in a process that was forked or got the handle by pickle; `parent`: the writer
+    id there. `silent`: announce nothing.
     """
 
     project: str
@@ -79,9 +81,17 @@ class Wish(NamedTuple):
     parent: str | None
     silent: bool
 
+    @property
+    def home(self) -> Path:
+        """The folder in the store in which a new journal would lie."""
+        return self.settings.store / self.project / self.name
+
 
 class _Known:
-    """What opening learns of an experiment that exists: its state, if that is cheap, and whether it is all of it."""
+    """An existing experiment as known at opening: its state, if cheap to read, and whether that is complete.
+
+    `settled`: bytes by segment file name that the checkpoint has folded.
+    """
 
     def __init__(
         self, state: State | None = None, complete: bool = True, settled: dict[str, int] | None = None
@@ -95,37 +105,37 @@ class _Known:
         return self.state is not None and self.state.protected is not None
 
 
-def find(wish: Wish) -> Located | None:
-    """The experiment if it exists: where its documented folder points, else in the store.
+def find(request: OpenRequest) -> Located | None:
+    """Return the experiment if it exists: where its documented folder points, else in the store; else None.
 
     Raises ForeignFolder if a folder that would be written to holds something else.
     """
-    folder = wish.settings.root / wish.project / wish.name
-    home = wish.settings.store / wish.project / wish.name
+    folder = request.settings.root / request.project / request.name
+    home = request.home
     pointed = at(folder)
     journal = pointed.journal if pointed is not None else home / JOURNAL
     if (journal / SEGMENTS).is_dir():
-        located = Located(wish.project, wish.name, folder, journal)
+        located = Located(request.project, request.name, folder, journal)
         _check_identity(located)
         return located if list_segments(journal) or (journal / BASE).exists() else None
     try:
         for place in {folder, home}:
             refuse_foreign(place, hint="use another local_path, or another name")
     except ForeignFolder:
-        # Another process may have made it since we looked.
+        # Another process may have created it since `is_dir` above.
         if (home / JOURNAL / SEGMENTS).is_dir():
-            return find(wish)
+            return find(request)
         raise
     return None
 
 
-def where(wish: Wish) -> Located:
-    """Where the experiment is, or would be made. Raises ForeignFolder as `find` does."""
-    found = find(wish)
-    if found is not None:
-        return found
-    folder = wish.settings.root / wish.project / wish.name
-    return Located(wish.project, wish.name, folder, wish.settings.store / wish.project / wish.name / JOURNAL)
+def where(request: OpenRequest) -> Located:
+    """Return where the experiment is, or would be created. Raises ForeignFolder as `find` does."""
+    located = find(request)
+    if located is not None:
+        return located
+    folder = request.settings.root / request.project / request.name
+    return Located(request.project, request.name, folder, request.home / JOURNAL)
 
 
 def _check_identity(located: Located) -> None:
@@ -141,114 +151,114 @@ def _check_identity(located: Located) -> None:
         )
 
 
-def open_run(wish: Wish) -> tuple[Run, bool]:
-    """The run of an experiment in this process, and whether it continues one. Nothing is made if this raises."""
-    if wish.resume == "new":
-        return _open_new(wish), False
+def open_run(request: OpenRequest) -> tuple[Run, bool]:
+    """Return (the run of an experiment, whether the experiment existed). Creates nothing if it raises."""
+    if request.resume == "new":
+        return _open_new(request), False
     try:
-        located = find(wish)
+        located = find(request)
     except OSError as error:
-        if wish.strict or error.errno in _NEVER_PASSES:
-            raise cannot("use", wish.settings.root, error) from error
+        if request.strict or error.errno in _NEVER_PASSES:
+            raise cannot("use", request.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
-    journal = located.journal if located is not None else wish.settings.store / wish.project / wish.name / JOURNAL
+    journal = located.journal if located is not None else request.home / JOURNAL
     run = registry.run_of(journal)
     existing = located is not None or run is not None
-    _check_resume(wish, existing)
+    _check_resume(request, existing)
     if run is not None:
-        _join(run, wish)
+        _join(run, request)
     else:
-        run = _start(wish, located)
+        run = _start(request, located)
     return run, existing
 
 
-def _open_new(wish: Wish) -> Run:
-    """The run of an experiment that did not exist, under the next free of `name`, `name-2`, `name-3`, ...
+def _open_new(request: OpenRequest) -> Run:
+    """Return the run of a new experiment, under the first free of `name`, `name-2`, `name-3`, ...
 
-    Whoever holds the turn of a journal without segments makes the first one. So among processes that begin at once
-    each gets a name of its own, and one that is killed meanwhile leaves a name that the next one takes. Where locks do
-    not work, two that begin in the same moment may get the same name, as with resume="allow".
+    The first segment of a journal is written by the holder of its turn. So processes that begin at once get different
+    names, and the name of one that is killed meanwhile is free again. Where locks do not work, two that begin in the
+    same moment may get the same name, as with resume="allow".
     """
     for number in itertools.count(1):
-        name = wish.name if number == 1 else f"{wish.name}-{number}"
-        run = _claim(wish._replace(name=check_name("name", name)))
+        name = request.name if number == 1 else f"{request.name}-{number}"
+        run = _claim(request._replace(name=check_name("name", name)))
         if run is not None:
             return run
     raise AssertionError("names do not end")
 
 
-def _claim(wish: Wish) -> Run | None:
-    """The run of a new experiment of just this name; None if the name is taken."""
-    home = wish.settings.store / wish.project / wish.name
+def _claim(request: OpenRequest) -> Run | None:
+    """Return the run of a new experiment of exactly this name; None if the name is taken."""
+    home = request.home
     try:
-        if _is_taken(wish):
+        if _is_taken(request):
             return None
-        make_store(wish.settings.store)
-        create_journal(home, wish.project, wish.name, sync=wish.settings.durability == "always")
+        make_store(request.settings.store)
+        create_journal(home, request.project, request.name, sync=request.settings.durability == "always")
         turn = Turn(home / JOURNAL / TURN)
         if not turn.take():
-            # Somebody is making its first segment, or brings it up to date already.
+            # Another process is writing its first segment, or projects it already.
             return None
     except OSError as error:
         raise cannot("use", home, error) from error
     try:
         fail_point("name-claimed")
-        return None if _is_taken(wish) else _start(wish, None)
+        return None if _is_taken(request) else _start(request, None)
     finally:
         turn.give_back()
 
 
-def _is_taken(wish: Wish) -> bool:
-    """Is there an experiment of that name, here or in this process, or a folder that is none of ours?"""
+def _is_taken(request: OpenRequest) -> bool:
+    """True if an experiment or a foreign folder has the name, on disk or in this process."""
     try:
-        journal = where(wish).journal
-        return find(wish) is not None or registry.run_of(journal) is not None
+        journal = where(request).journal
+        return find(request) is not None or registry.run_of(journal) is not None
     except ForeignFolder:
         return True
 
 
-def _check_resume(wish: Wish, existing: bool) -> None:
-    where = wish.settings.root / wish.project / wish.name
-    if wish.resume == "must" and not existing:
+def _check_resume(request: OpenRequest, existing: bool) -> None:
+    where = request.settings.root / request.project / request.name
+    if request.resume == "must" and not existing:
         raise NotFound(
-            f'resume="must", but there is no experiment {wish.project}/{wish.name} in {where}',
+            f'resume="must", but there is no experiment {request.project}/{request.name} in {where}',
             hint='use resume="allow" to begin one',
         )
-    if wish.resume == "never" and existing:
+    if request.resume == "never" and existing:
         raise AlreadyExists(
-            f'resume="never", but experiment {wish.project}/{wish.name} exists in {where}',
+            f'resume="never", but experiment {request.project}/{request.name} exists in {where}',
             hint='use another name, or resume="allow" to continue it',
         )
 
 
-def _join(run: Run, wish: Wish) -> None:
-    """Another handle to the same writer: what it brings anew is an update."""
-    given = dict(wish.given) if wish.given_anew else {}
-    if wish.write_protected and not run.protected:
+def _join(run: Run, request: OpenRequest) -> None:
+    """Add another handle to a run; its description, tags, folder and metadata become an update."""
+    given = dict(request.given) if request.given_anew else {}
+    if request.write_protected and not run.protected:
         given["writeProtected"] = True
     if given:
         run.writer.append(events.UPDATE, given)
-    if wish.write_protected:
+    if request.write_protected:
         run.protect()
-    asked = wish.settings.durability
-    if asked != run.writer.durability and wish.settings.sources.get("durability") == ARGUMENT:
+    asked = request.settings.durability
+    if asked != run.writer.durability and request.settings.sources.get("durability") == ARGUMENT:
         log.warning(
             "ml-dash: %s/%s is open in this process with durability=%r already; that goes on, %r is not used",
-            wish.project, wish.name, run.writer.durability, asked,
+            request.project, request.name, run.writer.durability, asked,
         )  # fmt: skip
 
 
-def _start(wish: Wish, located: Located | None) -> Run:
-    settings = wish.settings
-    home = located.journal.parent if located is not None else settings.store / wish.project / wish.name
-    place = Located(wish.project, wish.name, settings.root / wish.project / wish.name, home / JOURNAL)
-    body = _opening(wish, place, anew=wish.given_anew or located is None)
+def _start(request: OpenRequest, located: Located | None) -> Run:
+    settings = request.settings
+    home = located.journal.parent if located is not None else request.home
+    place = Located(request.project, request.name, settings.root / request.project / request.name, home / JOURNAL)
+    body = _opening(request, place, anew=request.given_anew or located is None)
     known = _Known()
     try:
         if located is None:
             make_store(settings.store)
-            identity = create_journal(home, wish.project, wish.name, sync=settings.durability == "always")
+            identity = create_journal(home, request.project, request.name, sync=settings.durability == "always")
         else:
             identity = read_identity(home / JOURNAL)
             known = _known(located)
@@ -256,15 +266,15 @@ def _start(wish: Wish, located: Located | None) -> Run:
         for folder in (home / JOURNAL, home / JOURNAL / SEGMENTS):
             _check_writable(folder)
     except OSError as error:
-        if wish.strict or error.errno in _NEVER_PASSES:
+        if request.strict or error.errno in _NEVER_PASSES:
             raise cannot("use", home, error) from error
         log.warning("ml-dash: cannot use %s: %s", home, error.strerror or error)
-        identity, floor = OrderHeader(os.urandom(16), wish.project, wish.name), 0
+        identity, floor = OrderHeader(os.urandom(16), request.project, request.name), 0
     writer = open_writer(
-        home / JOURNAL, identity, syncer, durability=settings.durability, strict=wish.strict, floor_ns=floor
+        home / JOURNAL, identity, syncer, durability=settings.durability, strict=request.strict, floor_ns=floor
     )
-    run = Run(place, identity, writer, child=wish.child)
-    if known.protected or wish.write_protected:
+    run = Run(place, identity, writer, child=request.child)
+    if known.protected or request.write_protected:
         run.protect()
     syncer.hold_back()
     syncer.add(writer)
@@ -278,15 +288,15 @@ def _start(wish: Wish, located: Located | None) -> Run:
         syncer.start()
         raise
     registry.enter(run)
-    if not wish.silent:
+    if not request.silent:
         _announce(run, known, new=located is None)
     return run
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises OSError where this user may not add to a folder that is there; EROFS where its file system says so.
+    """Raise OSError if this user may not create files in a folder that exists.
 
-    ELOOP where it is a symbolic link: a writer follows none out of its journal.
+    EROFS on a read-only file system, ELOOP for a symbolic link: a writer follows none out of its journal.
     """
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "it is a symbolic link", str(folder))
@@ -296,26 +306,26 @@ def _check_writable(folder: Path) -> None:
         raise OSError(code, os.strerror(code), str(folder))
 
 
-def _opening(wish: Wish, place: Located, *, anew: bool) -> dict[str, Any]:
+def _opening(request: OpenRequest, place: Located, *, anew: bool) -> dict[str, Any]:
     store = place.journal.parents[2]
     body = events.opening(
-        given=wish.given if anew else {},
-        project=wish.project,
-        name=wish.name,
-        protected=wish.write_protected,
+        given=request.given if anew else {},
+        project=request.project,
+        name=request.name,
+        protected=request.write_protected,
         folder_path=Path(os.path.relpath(place.folder, store)).as_posix(),
-        remote=wish.settings.remote,
-        user_name=wish.settings.user_name,
+        remote=request.settings.remote,
+        user_name=request.settings.user_name,
         place=describe(__version__),
-        parent=wish.parent,
-        child=wish.child,
+        parent=request.parent,
+        child=request.child,
     )
     body["journalPath"] = Path(os.path.relpath(place.journal, place.folder)).as_posix()
     return body
 
 
 def _floor_ns(journal: Path, known: _Known) -> int:
-    """The newest time in a journal."""
+    """Return the newest time in a journal, in ns since the epoch: a new writer's times begin behind it."""
     if not list_segments(journal) and known.state is None:
         return 0
     with process.loading():
@@ -326,44 +336,44 @@ def _floor_ns(journal: Path, known: _Known) -> int:
 
 
 def _known(located: Located) -> _Known:
-    """The state of an experiment as far as it costs little: what is projected, and a short tail beyond that.
+    """Return the state of an experiment, if cheap: what is projected, and a short tail behind that.
 
-    A base that cannot be used is told, loudly; what this run records is kept all the same.
+    A base that cannot be used is logged as an error; what this run records is kept all the same.
     """
     with process.loading():
         from ..projection import checkpoint as checkpoints
 
     try:
-        found = checkpoints.load(located.journal)
-        if found is None and (located.journal / BASE).exists():
+        checkpoint = checkpoints.load(located.journal)
+        if checkpoint is None and (located.journal / BASE).exists():
             with process.loading():
                 from ..projection.start import begin
 
-            found = begin(located.journal)
+            checkpoint = begin(located.journal)
     except JournalError as error:
         log.error("ml-dash: %s", error)
         return _Known(None, False)
-    settled = found.settled if found is not None else {}
+    settled = checkpoint.settled if checkpoint is not None else {}
     unread = 0
     for _, path in list_segments(located.journal):
         with contextlib.suppress(FileNotFoundError):
             size = path.stat().st_size
             if settled.get(path.name) != size:
                 unread += size
-    if 0 < unread <= _TAIL_TO_FOLD:
+    if 0 < unread <= _TAIL_TO_FOLD_BYTES:
         with process.loading():
             from ..reading.read import view
 
         with contextlib.suppress(OSError, JournalError):
             return _Known(view(located).state, True, settled)
-    return _Known(found.state if found is not None else None, not unread, settled)
+    return _Known(checkpoint.state if checkpoint is not None else None, not unread, settled)
 
 
 def _announce(run: Run, known: _Known, *, new: bool) -> None:
-    """One line on stderr, once per process."""
-    if registry.told or run.child or quiet():
+    """Print one line about the run, once per process."""
+    if registry.announced or run.child or quiet():
         return
-    registry.told = True
+    registry.announced = True
     what = "new"
     if not new:
         points, logs = (known.state.points, known.state.logs) if known.state is not None else (0, 0)
@@ -371,11 +381,11 @@ def _announce(run: Run, known: _Known, *, new: bool) -> None:
         what = f"continued: {'' if known.complete else 'at least '}{held}"
         if others := _others(run):
             what += f"; also open in {others}"
-    say(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
+    print_line(f"ml-dash: {run.located.project}/{run.located.name} -> {run.located.folder} ({what})")
 
 
 def _others(run: Run) -> str:
-    """Live writers in other processes: where they run, as far as the folder tells."""
+    """Return where live writers of other processes run, as text; empty if there are none."""
     folder = run.located.journal / SEGMENTS
     alive = []
     for _, path in list_segments(run.located.journal):

@@ -1,6 +1,7 @@
-"""What the interpreter tells this process: it was forked, it ends. Registered when the library is imported.
+"""Hooks of this process: after a fork, and at exit. Registered when the library is imported.
 
-What is called then registers itself when it is loaded: to know of a fork or of the end, nothing else has to be loaded.
+Modules append their functions to `in_child` and `at_exit` when they are loaded, so nothing is loaded for the
+hooks alone.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from contextlib import contextmanager
 from typing import Final
 
 FIRST: Final = os.getpid()
-"""The process that imported the library; those that it forks tell the user nothing."""
+"""The pid that imported the library; processes forked from it print nothing."""
 
 in_child: Final[list[Callable[[], None]]] = []
-"""Called in this order in a forked child."""
+"""Functions to call, in this order, in a forked child."""
 
 at_exit: Final[list[Callable[[], None]]] = []
-"""Called in this order at the end of the process, after the exit functions of its user."""
+"""Functions to call, in this order, at the end of the process, after the user's own exit functions."""
 
-# A fork that waits longer than that for modules to be loaded goes on without: it must never hang.
+# A fork waits so long for modules that are being loaded, then goes on: it must never hang.
 _PATIENCE_S: Final = 10.0
 
 _load_lock = threading.RLock()
@@ -30,7 +31,7 @@ _held = False
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """While the block runs, no other thread forks: a module that is half loaded would stay so in the child for ever."""
+    """Keep other threads from forking while the block runs: a module would stay half-loaded in the child."""
     with _load_lock:
         yield
 

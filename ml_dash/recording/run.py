@@ -21,8 +21,8 @@ from ..journal.syncer import syncer
 from ..journal.writer import Tally, Writer
 from ..reading.located import Located
 from . import process
-from .background import keeper
-from .messages import say
+from .background import background_projector
+from .messages import print_line
 
 if TYPE_CHECKING:
     from ..core.records import DurableState
@@ -34,7 +34,7 @@ log = logging.getLogger("ml_dash")
 
 
 class MetricTally(Tally):
-    """How many points of one metric this run has appended, and what their indices are."""
+    """The count of points of one metric that this run has appended, and their indices."""
 
     __slots__ = ("metric", "run")
 
@@ -44,7 +44,7 @@ class MetricTally(Tally):
         self.metric = metric
 
     def index_of(self, ordinal: int | None) -> int:
-        """The index of this run's `ordinal`-th point; -1 where the disk refused the point, or does not tell."""
+        """Return the index of this run's `ordinal`-th point; -1 if the disk refused it, or cannot be read now."""
         index = None
         if ordinal is not None:
             with contextlib.suppress(OSError, JournalError):
@@ -53,19 +53,22 @@ class MetricTally(Tally):
 
 
 class _Tallies(dict[str, MetricTally]):
-    """The tallies of one run, made as they are asked for."""
+    """The tallies of one run by metric, created at first use."""
 
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._run = run
 
     def __missing__(self, metric: str) -> MetricTally:
-        # Two threads may come here at once; both get the same one.
+        # Two threads may come here at once: `setdefault` gives both the same tally.
         return self.setdefault(metric, MetricTally(self._run, metric))
 
 
 class Run:
-    """An experiment as this process has it open: its writer, its folder, and the handles that share them."""
+    """An experiment that is open in this process: its writer, its folder, and the count of handles that share them.
+
+    `handles`, `failed` and `interrupted` change under `registry.lock` only.
+    """
 
     def __init__(self, located: Located, identity: OrderHeader, writer: Writer, *, child: bool) -> None:
         self.located = located
@@ -88,14 +91,14 @@ class Run:
 
     @property
     def local(self) -> bool:
-        """Is its journal on a disk of this machine?"""
+        """True if its journal is on a disk of this machine, not on a network."""
         if self._local is None:
             self._local = _is_local(self.located.journal)
         return self._local
 
     @property
     def folder(self) -> RunFolder:
-        """Its documented folder. What reads and writes that is loaded here, when it is first wanted."""
+        """Its documented folder. The modules that read and write it are loaded at the first use."""
         if self._folder is None:
             with process.loading():
                 from .folder import RunFolder
@@ -108,10 +111,10 @@ class Run:
         return self.folder.looking()
 
     def index_of(self, metric: str, ordinal: int) -> int | None:
-        """The index of this run's `ordinal`-th point of a metric, also when it has ended; None if it is not there.
+        """Return the index of this run's `ordinal`-th point of a metric, also after its end.
 
-        Exact in the journal; for a point that waits in memory for the disk, what it will be if no other writer comes
-        between.
+        None if there is no such point. For a point that waits in memory for the disk, it is the index that it gets if
+        no other writer adds points first.
         """
         return self.folder.index_of(metric, ordinal, ended=self.ended or self.pid != os.getpid())
 
@@ -119,7 +122,7 @@ class Run:
 
     @property
     def protected(self) -> bool:
-        """Whether this process knows that parameters and files are final."""
+        """True if this process knows that parameters and files are final."""
         return self._protected or (self._folder is not None and self._folder.protected)
 
     def protect(self) -> None:
@@ -129,42 +132,42 @@ class Run:
     # -- the background thread ---------------------------------------------------------------------------------------
 
     def load(self) -> None:
-        """Load what the first points need not wait for."""
+        """Load the modules that the first points need not wait for."""
         self.writer.load()
         _ = self.folder
         self.loaded = True
 
     @property
     def behind(self) -> bool:
-        """Is there anything to project?"""
+        """True if there is anything to project."""
         return self.folder.behind
 
-    def project(self, nap: Callable[[], None]) -> None:
-        """One pass of the background thread: in small slices, so that it never holds training up."""
-        self.folder.project(nap)
+    def project(self, pause: Callable[[], None]) -> None:
+        """Make one pass of the background thread, in small slices with pauses, so that it never holds up training."""
+        self.folder.project(pause)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def durable_state(self) -> DurableState:
-        """How safe this process's events are."""
-        # First what the server has: it can only grow.
-        remote = min((one.acknowledged() for one in self.sent), default=0)
+        """Return counts of this process's events, by how safe they are; see `Experiment.durable_state`."""
+        # Read before the counts of the writer, which only grow: so `remote` never exceeds `written`.
+        remote = min((upload.acknowledged() for upload in self.sent), default=0)
         return cast("DurableState", {**self.writer.durable_counts(), "remote": remote})
 
-    def tend(self) -> None:
-        """Now and then, with a remote: see that somebody uploads."""
+    def ensure_uploader(self) -> None:
+        """Start an uploader, with a remote, if none runs; called twice a second, it looks once a minute."""
         if self.sent:
-            from ..sync.progress import tend
+            from ..sync.progress import ensure_uploader
 
-            tend(self.sent, local=self.local)
+            ensure_uploader(self.sent, local=self.local)
 
     def close(self, status: str, error: dict[str, Any] | None) -> None:
-        """Write the closing event, sync, bring the folder up to date. Raises StorageError if events were lost."""
+        """Write the closing event, sync, and bring the folder up to date. Raises StorageError if events were lost."""
         silent = self.child or quiet()
         if self._folder is not None:
             # The background pass stops at its next slice.
             self._folder.want(1)
-        keeper.remove(self)
+        background_projector.remove(self)
         body: dict[str, Any] = {"status": status}
         if error is not None:
             body["error"] = error
@@ -186,11 +189,11 @@ class Run:
                     self._finish_folder(silent)
             except KeyboardInterrupt:
                 if not silent:
-                    say("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
+                    print_line("ml-dash: skipped; the journal is complete, the next reader finishes the folder")
 
     def _finish_folder(self, silent: bool) -> None:
         if self._folder is None and isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
-            # SIGINT ends the program. To load modules now would make it end with another exit code; a reader finishes.
+            # SIGINT ends the program: loading modules now would change its exit code. A reader finishes the folder.
             return
         try:
             folder = self.folder
@@ -202,7 +205,7 @@ class Run:
         folder.finish(silent=silent)
 
     def abandon(self) -> None:
-        """In a child process that got it by a fork: it is the parent's. Let go of it, and touch nothing."""
+        """Let go of it in a forked child, and touch nothing on disk: it is the parent's."""
         self.writer.abandon()
         if self._folder is not None:
             self._folder.abandon()
@@ -216,39 +219,42 @@ def _is_local(journal: Path) -> bool:
 
 
 class Open(Protocol):
-    """A handle that has a run."""
+    """An open handle, as the registry needs it."""
 
     def close_at_exit(self) -> None:
-        """The process ends: close it."""
+        """Close it at the end of the process. Raises StorageError if events were lost."""
 
 
 class Registry:
-    """The runs and handles of this process."""
+    """The runs and handles of this process. `lock` is held while a run begins, gets or loses a handle.
+
+    `announced`: the line about the first run was printed.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.pid = os.getpid()
         self.handles: weakref.WeakSet[Open] = weakref.WeakSet()
-        self.told = False
+        self.announced = False
         self._runs: dict[str, Run] = {}
         self._ends_with_child = False
 
     def run_of(self, journal: Path) -> Run | None:
-        """The run that this process has of a journal, whatever links lead there."""
+        """Return this process's run of a journal, by its real path; None if there is none."""
         return self._runs.get(os.path.realpath(journal))
 
     def enter(self, run: Run) -> None:
-        """A run begins."""
+        """Add a run that begins."""
         self._runs[os.path.realpath(run.located.journal)] = run
-        keeper.add(run)
+        background_projector.add(run)
         self._end_with_child()
 
     def leave(self, run: Run) -> None:
-        """A run ends."""
+        """Remove a run that ends."""
         self._runs = {path: other for path, other in self._runs.items() if other is not run}
 
     def _end_with_child(self) -> None:
-        """Children of `multiprocessing` do not run the exit functions of their parent, some run none at all."""
+        """Close at the end of a child of `multiprocessing`, which may run no functions of `atexit`."""
         multiprocessing = sys.modules.get("multiprocessing.process")
         if self._ends_with_child or multiprocessing is None or multiprocessing.parent_process() is None:
             return
@@ -258,28 +264,28 @@ class Registry:
         Finalize(None, self.close_all, exitpriority=-100)
 
     def after_fork(self) -> None:
-        """In a forked child: the parent's runs are not ours, and what its handles do is theirs to know."""
+        """Start over in a forked child: abandon the parent's runs, and announce nothing."""
         self.lock = threading.RLock()
         self.pid = os.getpid()
-        keeper.after_fork()
+        background_projector.after_fork()
         syncer.after_fork()
         runs, self._runs = self._runs, {}
         for run in runs.values():
             run.abandon()
         self.handles = weakref.WeakSet()
-        self.told = True
+        self.announced = True
         self._ends_with_child = False
 
     def close_all(self) -> None:
-        """At the end of the process: close what is still open."""
+        """Close everything that is still open, at the end of the process."""
         if os.getpid() != self.pid:
-            return  # forked behind the interpreter's back: all of it is the parent's
-        keeper.close_lost()
+            return  # forked without os.fork, so no hook ran: all of it is the parent's
+        background_projector.close_lost()
         for handle in list(self.handles):
             try:
                 handle.close_at_exit()
             except StorageError as error:
-                say(f"ml-dash: {error}")
+                print_line(f"ml-dash: {error}")
 
 
 registry = Registry()

@@ -22,69 +22,69 @@ _late = itertools.count(1)
 
 
 class Session:
-    """What may be done with an experiment now. Here every call is refused; each state allows what it can.
+    """The state of a handle, with the calls that it allows. This base refuses every call.
 
-    A call takes the session from its handle once, and stays with it: so it never meets half of another.
+    A call reads the session from its handle once, and uses that to its end: so it never mixes two states.
     """
 
     __slots__ = ("experiment",)
 
     experiment: str
-    """`project/name`, for what is refused."""
+    """`project/name`, for messages."""
 
     is_open = True
 
     run: Run | None = None
-    """What this process records into."""
+    """The run that this process records into; None unless recording."""
 
     writer_id: str | None = None
-    """The writer that those in other processes descend from."""
+    """The id of this process's writer: the parent of writers in processes that get the handle from it."""
 
     metrics: dict[str, Any] = _NOTHING
-    """The builders handed out, by name."""
+    """Metric builders that were handed out, by name."""
 
     def __init__(self, experiment: str) -> None:
         self.experiment = experiment
 
     def refuse(self) -> NoReturn:
-        """Raise what a caller gets who asks for more than this state allows, or comes just too late for it."""
+        """Raise the error for a call that this state does not allow, or that came just after the end of the run."""
         raise NotOpen(
             f"experiment {self.experiment} is not open",
             hint="use it in a with block, or call experiment.open() first",
         )
 
     def here(self) -> Session:
-        """The session in this process; NotOpen where there is none."""
+        """Return the open session in this process. Raises NotOpen if there is none."""
         return self
 
     def append(self, kind: int, body: Any, tally: MetricTally | None = None, count: int = 1) -> int | None:
-        """Record one event, as `Writer.append` does; WriterGone if the run ended while the call was on its way."""
+        """Record one event, as `Writer.append` does. Raises WriterGone if the run has ended meanwhile."""
         self.refuse()
 
     @property
     def tallies(self) -> Mapping[str, MetricTally]:
-        """How many points of each metric were appended."""
+        """Counts of appended points by metric."""
         self.refuse()
 
     def recording(self) -> Run:
-        """What this process records into."""
+        """Return the run that this process records into."""
         self.refuse()
 
     def changeable(self) -> Run:
-        """What this process records into. Raises WriteProtected if parameters and files may not be changed any more."""
+        """Return the run that this process records into. Raises WriteProtected if parameters and files are final."""
         self.refuse()
 
     def looking(self) -> AbstractContextManager[View]:
-        """A view of all that this process has recorded."""
+        """Return a context with a view of all that this process has recorded."""
         self.refuse()
 
     def located(self) -> Located:
-        """Where the experiment is."""
+        """Return where the experiment is."""
         self.refuse()
 
 
 class Closed(Session):
-    """Not opened yet, or closed; `at_exit`: by the end of the process, and not by its user."""
+    """Not opened yet, or closed. `at_exit` is True if the end of the process closed it, not its user."""
 
     __slots__ = ("at_exit",)
 
@@ -142,7 +142,7 @@ class Recording(Session):
         super().__init__(experiment)
         self.run = run
         self.writer_id = run.writer.id
-        # The writer's own: nothing stands between a point and its frame.
+        # The writer's own bound method: no call in between.
         self.append = run.writer.append
         self.tallies = run.tallies
         self.metrics = {}
@@ -166,9 +166,9 @@ class Recording(Session):
 
 
 class Elsewhere(Session):
-    """Open in the process that this handle was forked or pickled in. The first call opens it here.
+    """Open in the process from which this handle was forked or pickled. The first call opens it in this process.
 
-    `open_here` gives the session that it has in this process from then on.
+    `open_here` returns the session that the handle has here from then on.
     """
 
     __slots__ = ("_open_here", "writer_id")
@@ -202,10 +202,10 @@ class Elsewhere(Session):
 
 
 def _end_thread(experiment: str) -> NoReturn:
-    """End a thread that records while the interpreter ends: not with a traceback, for it did nothing wrong."""
+    """End a thread that records while the interpreter ends; without a traceback, for the thread did nothing wrong."""
     if next(_late) == 1:
         text = f"ml-dash: threads still recorded into {experiment} while the process ended: dropped; join them first\n"
-        # Not by `sys.stderr`: to wait for its lock now could end the process badly.
+        # Not by `sys.stderr`: waiting for its lock while the interpreter ends may abort the process.
         with contextlib.suppress(OSError):
             os.write(2, text.encode(errors="backslashreplace"))
     raise SystemExit

@@ -16,7 +16,7 @@ from zlib import crc32
 from ..disk.durable import fail_point, replace_file
 
 _VERSION: Final = 1
-_LARGEST_FILE: Final = 256 << 20
+_LARGEST_FILE_BYTES: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,10 @@ class Trouble:
 
 @dataclass
 class Cursor:
-    """Bytes by segment file name, blobs by name, deaths by `writer:segment:end`; `parked` says why something stays."""
+    """Acknowledged by a server: bytes by segment file name, blobs by name, deaths as `writer:segment:end`.
+
+    `parked` gives, by file name, why a segment or blob was set aside.
+    """
 
     journal: str
     segments: dict[str, int] = field(default_factory=dict)
@@ -42,8 +45,8 @@ class Cursor:
     parked: dict[str, str] = field(default_factory=dict)
     trouble: Trouble | None = None
 
-    def tell(self, kind: str | None, text: str = "") -> bool:
-        """Note the present trouble, or with None that there is none; has that changed?"""
+    def set_trouble(self, kind: str | None, text: str = "") -> bool:
+        """Set the present trouble, or clear it with None; True if that changed anything."""
         known = self.trouble
         if kind is None:
             self.trouble = None
@@ -54,9 +57,9 @@ class Cursor:
 
 
 def load(path: Path, journal: str | None = None) -> Cursor | None:
-    """The cursor at `path`; None where there is none, none that can be read, or one of another journal.
+    """Return the cursor at `path`; None if it is absent, unreadable, or belongs to another journal.
 
-    `journal` is the journal's id in hex; None takes that of any.
+    `journal` is the journal's id in hex; with None, a cursor of any journal is returned.
     """
     content = _content(path)
     if content is None or (journal is not None and content["journal"] != journal):
@@ -75,9 +78,10 @@ def load(path: Path, journal: str | None = None) -> Cursor | None:
 
 
 def journal_of(path: Path) -> str | None:
-    """The id of the journal that a cursor belongs to; None where nothing tells.
+    """Return the id of the journal that a cursor belongs to; None where that is not known.
 
-    A damaged id, or a cursor that was copied from elsewhere, tells nothing. One of version 0.1 has no mark.
+    It is not known where the id is damaged, or the cursor was copied from elsewhere: the mark differs then. Cursors of
+    version 0.1 have no mark, and are believed.
     """
     content = _content(path)
     if content is None:
@@ -87,7 +91,7 @@ def journal_of(path: Path) -> str | None:
 
 
 def save(path: Path, cursor: Cursor) -> None:
-    """Put a cursor in the place of the one before; it survives a power cut. Raises OSError; the old one stays then."""
+    """Replace the cursor at `path`. Durable on return. Raises OSError; the old one stays then."""
     document = {
         "version": _VERSION,
         "journal": cursor.journal,
@@ -105,9 +109,9 @@ def save(path: Path, cursor: Cursor) -> None:
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """What the file holds, if that is a cursor of this version that names its journal."""
+    """Return the content of a cursor of this version that names its journal, else None."""
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        if path.stat().st_size > _LARGEST_FILE_BYTES:
             return None
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -118,7 +122,7 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 
 def _owner_mark(path: Path, journal: str) -> int:
-    """What tells a damaged id, or a copied cursor, from a true one; a cursor holds it beside the id."""
+    """Return the checksum that a cursor holds beside its id: it differs for a damaged id and for a copied cursor."""
     return crc32(f"{path.stem}:{journal}".encode())
 
 

@@ -22,8 +22,8 @@ from ..reading.view import look_anew
 from .identity import connect
 from .pull.download import bring_blob
 from .pull.pull import pull
-from .pull.source import Permit, Stopped
-from .registrations import asking
+from .pull.source import Deadline, Stopped
+from .registrations import registration_for
 from .remote import ServerSource
 
 log = logging.getLogger("ml_dash")
@@ -32,7 +32,7 @@ WAIT_S: Final = 30.0
 
 
 def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
-    """Bring what the server has of `located`; a server that has nothing, or does not answer, is no error.
+    """Download what the server has of `located`. A server that has nothing, or does not answer, is no error.
 
     Does nothing where the experiment is open already, in this process or another one of this machine. Warns, by the
     log, where something could not be brought within `wait_s` seconds.
@@ -43,11 +43,11 @@ def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
     thread = threading.Thread(target=work.run, name="ml-dash-fetch", daemon=True)
     thread.start()
     thread.join(wait_s)
-    if thread.is_alive() and work.permit.stop():
+    if thread.is_alive() and work.deadline.expire():
         work.failure = f"it did not answer in time ({wait_s:.0f} s)"
     elif thread.is_alive():
         # It is being put in place at this moment, which takes no network.
-        work.permit.wait_placed(wait_s)
+        work.deadline.wait_placed(wait_s)
     work.stopped.set()
     if work.failure:
         log.warning(
@@ -62,16 +62,19 @@ def fetch(located: Located, settings: Settings, wait_s: float = WAIT_S) -> None:
 
 
 def _is_open(located: Located) -> bool:
-    """Does a writer of this machine live? Then the experiment goes on here, and what it has is the newest."""
+    """True if a writer of this machine is alive: the journal here is the newest then."""
     locks = {located.journal / SEGMENTS / name.lock for name, _ in list_segments(located.journal)}
     return any(lock.exists() and probe(lock) is Liveness.ALIVE for lock in locks)
 
 
 class _Work:
-    """What the thread does, and what came of it."""
+    """The work of the thread, and its result.
+
+    The thread writes `failure`, `left` and `trouble`; the caller reads them once, when it stops waiting.
+    """
 
     def __init__(self, located: Located, settings: Settings) -> None:
-        self.permit = Permit()
+        self.deadline = Deadline()
         self.stopped = threading.Event()
         # Why nothing came; how many files did not come, and why.
         self.failure = ""
@@ -82,21 +85,24 @@ class _Work:
 
     def run(self) -> None:
         try:
-            with contextlib.closing(connect(asking(self._located.journal, self._settings))) as link:
+            with contextlib.closing(connect(registration_for(self._located.journal, self._settings))) as link:
                 source = ServerSource(link)
-                pull(source, self._located, state_only=self._state_only(), files=False, fill=False, permit=self.permit)
+                pull(
+                    source, self._located, state_only=self._state_only(), files=False, fill=False,
+                    deadline=self.deadline,
+                )  # fmt: skip
                 self._bring_files(source)
         except (NotFound, Stopped):
-            # It begins here; or nobody waits any more.
+            # The experiment begins here; or nobody waits any more.
             return
         except (MLDashError, OSError) as error:
-            if self.permit.placed or self.left:
+            if self.deadline.placed or self.left:
                 self.trouble = str(error)
             else:
                 self.failure = self.failure or str(error)
 
     def _state_only(self) -> bool:
-        """Is the state enough? Where a journal is, or lines that a base keeps, what came later is brought to it."""
+        """True if the state is enough: not where a journal is, or a base that keeps lines, which is to be completed."""
         journal = self._located.journal
         if not (journal / SEGMENTS).is_dir():
             return True
@@ -107,10 +113,10 @@ class _Work:
         return base is not None and not base.kept
 
     def _bring_files(self, source: ServerSource) -> None:
-        """The contents of files that are listed, the smallest first, for as long as somebody waits."""
+        """Download the contents of current files, the smallest first, until the caller stops waiting."""
         journal = self._located.journal
-        found = source.find(self._located.project, self._located.name)
-        if found is None:
+        experiment = source.find(self._located.project, self._located.name)
+        if experiment is None:
             return
         live = [file for file in look_anew(journal, self._located.folder).state.files.values() if file.live]
         present = blobs.names(journal)
@@ -120,7 +126,7 @@ class _Work:
             for file in sorted(lacking, key=lambda file: file.size_bytes):
                 self._check()
                 try:
-                    bring_blob(source, found["experiment"], file.blob, journal, lambda size: self._check())
+                    bring_blob(source, experiment["experiment"], file.blob, journal, lambda size: self._check())
                 except ServerRefused as refused:
                     if refused.status != 404:
                         raise
@@ -136,7 +142,7 @@ class _Work:
             raise Stopped
 
     def _show_files(self) -> None:
-        """Make the documented folder show what has come."""
+        """Write the files that were downloaded into the documented folder."""
         projector = Projector(self._located.journal, self._located.folder)
         with projector.having_turn(TURN_WAIT_S) as taken:
             if taken:

@@ -22,7 +22,7 @@ from ..disk.lock import Liveness, probe
 from ..errors import Damaged, StillOpen
 from ..journal import base as bases
 from ..journal import blobs
-from ..journal.base import Base, FreedSegment, Kept
+from ..journal.base import Base, FreedSegment, KeptLines
 from ..journal.order import MergeRecord, Order
 from ..journal.reader import Segment, Tail, is_empty, is_partial, open_segment, read
 from ..journal.segment import BLOBS, CHECKPOINT, ORDER, SEGMENTS, list_segments, parse_blob, read_identity
@@ -37,28 +37,31 @@ _LOCK: Final = re.compile(r"\d{20}-([0-9a-f]{32})\.lock")
 
 
 class Holder(Protocol):
-    """A server, asked what it holds."""
+    """A server that is asked what it holds. Every method may raise RemoteError."""
 
     @property
     def name(self) -> str:
         """The URL of the server."""
 
     def removed(self, journal: str) -> set[str]:
-        """Writers of a journal whose events it keeps out of sight: nobody could bring them back."""
+        """Return the writers of a journal whose events it hides: they could not be downloaded again."""
 
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
-        """Segment id → SHA-256 of its first so many bytes; unknown ones are left out."""
+        """Return the SHA-256 of the first `wanted[id]` bytes of each segment; unknown segments are left out."""
 
     def complete_blobs(self, journal: str, wanted: dict[str, int]) -> set[str]:
-        """Which of these blobs (name → size in bytes) it holds, whole and verified."""
+        """Return those of the blobs (name → size in bytes) that it holds, whole and verified."""
 
     def let_go(self, journal: str, wanted: dict[str, int]) -> set[str]:
-        """Which of these it does not hold and does not want: their files were replaced or deleted elsewhere."""
+        """Return those of the blobs that it lacks and does not want: their files were replaced or deleted elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What was freed, or would be: segments, contents, and the bytes of both. `kept`: segment file → why it stays."""
+    """Result of a collection or a dry run: segments and contents that were freed, and the bytes of both.
+
+    `kept` gives, by segment file, why a segment stays.
+    """
 
     segments: int
     blobs: int
@@ -68,7 +71,7 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A segment that lies here: of its bytes, the first `length` hold all its events, the rest is a torn end."""
+    """A segment that may be freed: its first `length` bytes hold all its events, the rest of `size` is a torn end."""
 
     segment: Segment
     length: int
@@ -111,7 +114,7 @@ def collect(
 
 
 class _InFolder:
-    """A sink for lines that are in the folder already."""
+    """A sink that drops lines, since the folder has them already."""
 
     def __init__(self, folder: Folder) -> None:
         self.history = folder.history
@@ -121,7 +124,7 @@ class _InFolder:
 
 
 class _Collection:
-    """One collection in one journal, by whoever has the turn."""
+    """One collection in one journal. The caller holds the turn throughout."""
 
     def __init__(
         self,
@@ -154,20 +157,20 @@ class _Collection:
         self.let_go: set[str] = set()
 
     def run(self, *, dry_run: bool) -> GcReport:
-        """Decide, put the base in place, then remove what it stands for."""
+        """Decide what may go, write the base that stands for it, then remove it: in this order a kill loses nothing."""
         leftovers, candidates = self._look()
         leftovers += self._proven(self.shorter)
-        self._ask_for_blobs({one.segment.writer for one in candidates})
+        self._ask_for_blobs({candidate.segment.writer for candidate in candidates})
         candidates = self._without_missing_blobs(candidates)
         position, going = self._prefix(candidates)
         proven = self._proven(going)
         if len(proven) < len(going):
-            known = {one.id for one in proven}
-            position, going = self._prefix([one for one in candidates if one.id in known])
+            known = {candidate.id for candidate in proven}
+            position, going = self._prefix([candidate for candidate in candidates if candidate.id in known])
         state = self._state_at(position, going)
         freed = self._blobs_to_free(state)
         gone = [*leftovers, *going]
-        size = sum(one.size for one in gone) + sum(self.present[name] for name in freed)
+        size = sum(candidate.size for candidate in gone) + sum(self.present[name] for name in freed)
         report = GcReport(len(gone), len(freed), size, dict(sorted(self.kept.items())))
         changed = bool(going) or (self.base is not None and bool(self.base.kept) and not self.keep)
         if dry_run or not (gone or freed or changed) or state is None:
@@ -177,14 +180,14 @@ class _Collection:
         fail_point("gc-base")
         # What it says of the folder and of segments does not hold any more.
         (self.journal / CHECKPOINT).unlink(missing_ok=True)
-        self._remove([one.path for one in gone], freed)
+        self._remove([candidate.path for candidate in gone], freed)
         self.projector.begin_at_base()
         return report
 
     # -- what may go -------------------------------------------------------------------------------------------------
 
     def _look(self) -> tuple[list[_Candidate], list[_Candidate]]:
-        """(segments that a base stands for already, segments that may go if a server proves that it holds them)."""
+        """Return (segments that a base stands for already, segments that may go if a server proves to hold them)."""
         leftovers, candidates = [], []
         for name, path in list_segments(self.journal):
             reason, candidate = self._look_at(path)
@@ -204,7 +207,7 @@ class _Collection:
         return leftovers, candidates
 
     def _look_at(self, path: Path) -> tuple[str, _Candidate | None]:
-        """Why a segment stays, or what is to be proven of it."""
+        """Return (why a segment stays, None), or ("", the bytes to be proven)."""
         trouble = next((key for key in self.projector.troubles if key.partition(" #")[0] == path.name), None)
         if trouble is not None:
             return "not all of it could be read; see ml-dash verify", None
@@ -226,7 +229,7 @@ class _Collection:
 
     @staticmethod
     def _is_torn(segment: Segment, start: int) -> bool:
-        """Is what lies behind the last frame one that a crash cut off, and nothing else?"""
+        """True if behind the last frame there is only one that a crash cut off."""
         rest = list(read(segment, start))
         tail = rest[0] if len(rest) == 1 else None
         if not isinstance(tail, Tail):
@@ -234,8 +237,12 @@ class _Collection:
         return is_partial(segment, tail) or is_empty(segment, tail)
 
     def _prefix(self, candidates: list[_Candidate]) -> tuple[int, list[_Candidate]]:
-        """The longest beginning of `order` that names candidates only, and each of them whole: (its end, they)."""
-        allowed = {one.id: one for one in candidates}
+        """Return (end, candidates) of the longest prefix of `order` that names only candidates, each of them whole.
+
+    `end` is a byte offset in `order`. Only a prefix can be replaced by a base: numbers of entries and points are
+    positions in this sequence.
+    """
+        allowed = {candidate.id: candidate for candidate in candidates}
         based = self.base.segments if self.base is not None else {}
         start = begin(self.journal).order_position
         order = Order(self.journal)
@@ -243,7 +250,7 @@ class _Collection:
         try:
             if order.identity != self.at.order_identity:
                 return start, []
-            records = list(_named(order, start, {one: stood.length for one, stood in based.items()}))
+            records = list(_named(order, start, {identity: stood.length for identity, stood in based.items()}))
         finally:
             order.close()
         last = {segment: position for segment, position in records if segment}
@@ -261,39 +268,40 @@ class _Collection:
             if not begun and found:
                 clean = end, list(found)
         going = set(clean[1])
-        for one in candidates:
-            if one.id not in going:
-                self.kept.setdefault(one.path.name, "it was merged with segments that stay")
+        for candidate in candidates:
+            if candidate.id not in going:
+                self.kept.setdefault(candidate.path.name, "it was merged with segments that stay")
         return clean[0], [allowed[identity] for identity in clean[1]]
 
     # -- proof -------------------------------------------------------------------------------------------------------
 
-    def _proven(self, wanted: list[_Candidate]) -> list[_Candidate]:
-        """Those whose digest is that of the server, of the same length."""
-        good = wanted
+    def _proven(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Return the candidates of which every server has the same digest for the same length."""
+        good = candidates
         for holder in self.holders:
             found: dict[str, Digest] = {}
             removed: set[str] = set()
-            for journal in sorted({one.journal for one in good}):
+            for journal in sorted({candidate.journal for candidate in good}):
                 removed |= holder.removed(journal)
-                found.update(holder.digests(journal, {one.id: one.length for one in good if one.journal == journal}))
+                wanted = {candidate.id: candidate.length for candidate in good if candidate.journal == journal}
+                found.update(holder.digests(journal, wanted))
             proven = []
-            for one in good:
-                answer = found.get(one.id)
-                if one.segment.writer in removed:
-                    self.kept[one.path.name] = f"it was removed on {holder.name}, which shows it to nobody"
-                elif answer is None or answer["of"] != one.length:
+            for candidate in good:
+                answer = found.get(candidate.id)
+                if candidate.segment.writer in removed:
+                    self.kept[candidate.path.name] = f"it was removed on {holder.name}, which shows it to nobody"
+                elif answer is None or answer["of"] != candidate.length:
                     there = 0 if answer is None else answer["length"]
-                    self.kept[one.path.name] = f"{holder.name} has {there:,} of its {one.length:,} bytes"
-                elif answer["sha256"] != blobs.digest_of(one.path, one.length):
-                    self.kept[one.path.name] = f"{holder.name} holds other bytes; see ml-dash verify"
+                    self.kept[candidate.path.name] = f"{holder.name} has {there:,} of its {candidate.length:,} bytes"
+                elif answer["sha256"] != blobs.digest_of(candidate.path, candidate.length):
+                    self.kept[candidate.path.name] = f"{holder.name} holds other bytes; see ml-dash verify"
                 else:
-                    proven.append(one)
+                    proven.append(candidate)
             good = proven
         return good
 
     def _ask_for_blobs(self, writers: set[str]) -> None:
-        """Which contents of these writers, and of those that a base stands for, do all servers hold?"""
+        """Set `held` and `let_go` for the contents of these writers and of those that a base stands for."""
         if self.base is not None:
             writers = writers | self.base.state.writers.keys()
         by_journal: dict[str, dict[str, int]] = {}
@@ -315,7 +323,7 @@ class _Collection:
         return next((stood.journal for stood in segments if stood.writer == writer), self.local_id.hex())
 
     def _without_missing_blobs(self, candidates: list[_Candidate]) -> list[_Candidate]:
-        """Those of writers all of whose contents the servers hold, but for what was replaced or deleted."""
+        """Return the candidates of writers whose contents, if not replaced or deleted, all servers hold."""
         of_files = {file.blob for file in self.at.state.files.values()}
         missing = {
             parsed[1]: name
@@ -323,23 +331,23 @@ class _Collection:
             if name not in self.held | self.let_go and (name in self.live or name not in of_files)
             if (parsed := parse_blob(name)) is not None
         }
-        for one in candidates:
-            if one.segment.writer in missing:
-                blob = missing[one.segment.writer]
-                self.kept[one.path.name] = f"not every server has the content {blob} of its writer"
-        return [one for one in candidates if one.segment.writer not in missing]
+        for candidate in candidates:
+            if candidate.segment.writer in missing:
+                blob = missing[candidate.segment.writer]
+                self.kept[candidate.path.name] = f"not every server has the content {blob} of its writer"
+        return [candidate for candidate in candidates if candidate.segment.writer not in missing]
 
     # -- the base ----------------------------------------------------------------------------------------------------
 
     def _state_at(self, position: int, going: list[_Candidate]) -> State | None:
-        """The folded state where the base will stand; None if there is none."""
+        """Return the folded state at a position of `order`, for the base; None if nothing goes and there is no base."""
         if not going:
             return self.base.state if self.base is not None else None
         if position == self.at.order_position:
             return self.at.state
         replay = Replay(self.journal, begin(self.journal))
         replay.follow(position, _InFolder(self.projector.folder))
-        if any(replay.at.covered.get(one.id) != self.at.covered[one.id] for one in going):
+        if any(replay.at.covered.get(candidate.id) != self.at.covered[candidate.id] for candidate in going):
             # A record before that place is damaged, and what it named was merged again behind it.
             raise Damaged(
                 f"{self.journal / ORDER} does not say clearly what comes before byte {position}; nothing was freed",
@@ -348,7 +356,7 @@ class _Collection:
         return replay.state
 
     def _blobs_to_free(self, state: State | None) -> list[str]:
-        """Contents that the servers hold, of events that the base stands for."""
+        """Return the contents that all servers hold, of events that the base stands for."""
         if state is None:
             return []
         freed = []
@@ -362,16 +370,17 @@ class _Collection:
         return freed
 
     def _write_base(self, position: int, going: list[_Candidate], state: State) -> None:
-        """From now on the journal can do without what is going. Durable on return, and so is all that it relies on."""
+        """Write the base that stands for `going`. Durable on return, and so is the folder that it relies on."""
         self.projector.sync()
         old = self.base
         remote = ", ".join(holder.name for holder in self.holders)
         segments = dict(old.segments) if old is not None else {}
-        for one in going:
-            digest = blobs.digest_of(one.path, one.length)
-            segments[one.id] = FreedSegment(
-                one.id, one.path.name, one.segment.writer, one.journal, one.length, digest, remote
-            )
+        for candidate in going:
+            digest = blobs.digest_of(candidate.path, candidate.length)
+            segments[candidate.id] = FreedSegment(
+                candidate.id, candidate.path.name, candidate.segment.writer, candidate.journal, candidate.length,
+                digest, remote,
+            )  # fmt: skip
         live = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         known = self.held | (old.blobs.keys() if old is not None else set())
         store = self.journal.parents[2]
@@ -388,8 +397,8 @@ class _Collection:
         )
         bases.save(self.journal, read_identity(self.journal), base)
 
-    def _kept_lines(self, state: State) -> Iterator[tuple[str, Kept]]:
-        """What of each file of lines lies before the base."""
+    def _kept_lines(self, state: State) -> Iterator[tuple[str, KeptLines]]:
+        """Yield (metric, or "" for the logs; its lines before the base) for each file of lines."""
         folder = Folder(self.located.folder, self.journal, self.at.layout)
         yield "", _kept(folder.path / LOGS, folder.layout.logs, state.logs)
         for name, metric in state.metrics.items():
@@ -407,7 +416,7 @@ class _Collection:
         sync_folder(self.journal / BLOBS)
 
     def _remove_locks(self) -> None:
-        """Lock files of writers that ended and have no segment here any more."""
+        """Remove lock files of writers that ended and have no segment here any more."""
         left = {name.writer for name, _ in list_segments(self.journal)}
         for entry in list((self.journal / SEGMENTS).iterdir()):
             match = _LOCK.fullmatch(entry.name)
@@ -420,17 +429,17 @@ class _Collection:
 
 
 def _named(order: Order, start: int, based: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """The segment that each record names, and the offset behind the record.
+    """Yield (segment id, offset behind the record) for each record of `order`.
 
-    Empty for a death, and where a base stands for all that the record names (segment id → so many bytes).
+    The id is empty for a death, and where a base stands for all that the record names (`based`: bytes by segment id).
     """
     for record, position in order.read(start):
         is_new = isinstance(record, MergeRecord) and record.end > based.get(record.segment, 0)
         yield record.segment if is_new and isinstance(record, MergeRecord) else "", position
 
 
-def _kept(path: Path, lines: LineFile, end: int) -> Kept:
-    """The lines up to number `end` of a file, measured and read."""
+def _kept(path: Path, lines: LineFile, end: int) -> KeptLines:
+    """Return size and CRC-32 of the lines of a file before number `end`. Raises OSError if the file is too short."""
     size = lines.size
     if end < lines.lines:
         mark, number = lines.mark_before(end)
@@ -443,4 +452,4 @@ def _kept(path: Path, lines: LineFile, end: int) -> Kept:
     if crc is None:
         raise OSError(f"{path} changes while it is being read")
     first = min(lines.first, end)
-    return Kept(first, end, size, crc, [mark for mark in lines.marks if mark < size])
+    return KeptLines(first, end, size, crc, [mark for mark in lines.marks if mark < size])

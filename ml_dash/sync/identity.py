@@ -14,7 +14,7 @@ _Answer = TypeVar("_Answer")
 
 
 def with_identity(registration: Registration, attempt: Callable[[int, str], _Answer]) -> _Answer:
-    """What `attempt(number, token)` returns with the first token of the registration's identity that is accepted.
+    """Return `attempt(number, token)` for the first token of the registration's identity that the server accepts.
 
     Only tokens of that identity are tried: data never goes under another login, whoever is logged in meanwhile.
     Raises Unauthorised, naming the identity, if it is refused, has no token here, or nobody has claimed the journal.
@@ -28,9 +28,9 @@ def with_identity(registration: Registration, attempt: Callable[[int, str], _Ans
 
 
 def connect(registration: Registration) -> Link:
-    """A connection to the registration's server under its own identity.
+    """Return a connection to the registration's server under its own identity.
 
-    Raises Unauthorised if there is none, or if it accepts none; Unreachable.
+    Raises Unauthorised if there is no token, or none is accepted; Unreachable if the server does not answer.
     """
 
     def attempt(number: int, token: str) -> Link:
@@ -46,9 +46,9 @@ def connect(registration: Registration) -> Link:
 
 
 def _with_tokens(url: str, identity: str, tokens: Sequence[str], attempt: Callable[[int, str], _Answer]) -> _Answer:
-    """What `attempt(number, token)` returns with the first of `tokens` that the server accepts.
+    """Return `attempt(number, token)` for the first of `tokens` that the server accepts.
 
-    Raises Unauthorised if there is none, or if all are refused; `identity` says in the message whose they are.
+    Raises Unauthorised if there is none, or if all are refused; the message names their owner, `identity`.
     """
     refused = None
     for number, token in enumerate(tokens):
@@ -61,7 +61,7 @@ def _with_tokens(url: str, identity: str, tokens: Sequence[str], attempt: Callab
             f"there is no login for {url} as {identity} here: data is kept here, and goes under no other login",
             hint=f"run: ml-dash login {url}",
         )
-    # A user may log in anew. What was bound to a token has no other, but by being pushed under one.
+    # A user may log in again. A journal that is bound to a token gets another one only by `push`.
     login = f"ml-dash login {url}"
     push = f"to send it with another token: {login}, then ml-dash push EXPERIMENT --remote {url}"
     raise Unauthorised(

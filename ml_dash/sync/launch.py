@@ -24,6 +24,7 @@ AUTOSYNC: Final = "ML_DASH_AUTOSYNC"
 EXIT_WAIT: Final = "ML_DASH_EXIT_WAIT"
 EXEC: Final = "ML_DASH_EXEC"
 """Set by `ml-dash-syncd exec` for the job that it runs."""
+# An uploader that a process has started ends after so long without work.
 IDLE_EXIT_S: Final = 600
 _TRY_EVERY_S: Final = 60.0
 _COMING_UP_S: Final = 10.0
@@ -32,44 +33,44 @@ _NOT_PASSED_ON: Final = ("ML_DASH_API_KEY", "ML_DASH_FAIL", EXEC)
 
 
 def lock_path(env: Environment | None = None) -> Path:
-    """The lock that the running uploader holds."""
+    """Return the path of the lock that the running uploader holds."""
     return state_folder(env) / LOCK
 
 
 def status_path(env: Environment | None = None) -> Path:
-    """The uploader's last words about itself."""
+    """Return the path of the file in which the uploader describes itself."""
     return state_folder(env) / STATUS
 
 
 def log_path(env: Environment | None = None) -> Path:
-    """Where an uploader that was started in the background says what it does."""
+    """Return the path of the log of an uploader that was started in the background."""
     return state_folder(env) / LOG
 
 
 def daemon_runs(env: Environment | None = None) -> bool:
-    """Does an uploader of this user run on this host, as far as its lock tells?"""
+    """True if an uploader of this user runs on this host, as far as its lock shows."""
     return probe(lock_path(env)) is Liveness.ALIVE
 
 
 def in_exec() -> bool:
-    """Is this process part of a job that `ml-dash-syncd exec` runs, and sends when it has ended?"""
+    """True in a job that `ml-dash-syncd exec` runs: it sends what is left when the job has ended."""
     return EXEC in os.environ
 
 
 def daemon_comes_up() -> bool:
-    """Has this process launched an uploader so lately that it may not have taken its lock yet?"""
+    """True if this process launched an uploader so recently that it may not have taken its lock yet."""
     launched = _attempts.launched
     return launched is not None and time.monotonic() - launched < _COMING_UP_S
 
 
 def autosync(env: Environment | None = None) -> bool:
-    """May a process start the uploader? Off with `ML_DASH_AUTOSYNC=0`. Raises InvalidValue for what makes no sense."""
+    """True if a process may start the uploader: not with `ML_DASH_AUTOSYNC=0`. Raises InvalidValue for other texts."""
     environment = os.environ if env is None else env
     return not environment.get(AUTOSYNC) or flag("AUTOSYNC", environment)
 
 
 def exit_wait_s(env: Environment | None = None) -> float:
-    """How long a process waits at its end for what is not sent. Raises InvalidValue for what is no such number."""
+    """Return how many seconds a process waits at its end for what is not sent. Raises InvalidValue."""
     text = (os.environ if env is None else env).get(EXIT_WAIT, "").strip()
     try:
         seconds = float(text or 0)
@@ -81,18 +82,18 @@ def exit_wait_s(env: Environment | None = None) -> float:
 
 
 class _Attempts:
-    """When this process last tried to start the uploader."""
+    """This process's attempts to start the uploader. `guard` protects `last`, the time of the latest one."""
 
     def __init__(self) -> None:
         self.guard = threading.Lock()
         self.last = -_TRY_EVERY_S
-        self.told = False
+        self.warned = False
         self.forbidden = False
         self.thread: threading.Thread | None = None
         self.launched: float | None = None
 
     def due(self) -> bool:
-        """One attempt a minute."""
+        """True if an attempt may be made now, which then counts: one a minute."""
         now = time.monotonic()
         with self.guard:
             if now - self.last < _TRY_EVERY_S:
@@ -105,7 +106,7 @@ _attempts = _Attempts()
 
 
 def never_start() -> None:
-    """From now on this process starts no uploader: it was forked by one that may."""
+    """Let this process start no uploader from now on: it was forked by one that may."""
     global _attempts
     _attempts = _Attempts()
     _attempts.forbidden = True
@@ -118,8 +119,8 @@ if hasattr(os, "register_at_fork"):
 def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool:
     """Start the uploader in the background if none runs; True if one runs or may come up now.
 
-    Never waits and never raises: a thread starts a process of its own session that has none of our descriptors and is
-    not our child. Tried once a minute; not from a forked child or one of `multiprocessing`, and of the ranks of a job
+    Never waits and never raises: a thread starts a process in its own session, without our descriptors, that is not our
+    child. Tried once a minute; not from a forked child or one of `multiprocessing`, and of the ranks of a job
     only by the first (with `alone`, the first of this machine).
     """
     environment = os.environ if env is None else env
@@ -129,7 +130,7 @@ def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool
         if not autosync(environment) or not _is_the_one(environment, alone):
             return False
     except ValueError as error:
-        _tell(f"ml-dash-syncd was not started: {error}")
+        _warn_once(f"ml-dash-syncd was not started: {error}")
         return False
     if not _attempts.due():
         return True
@@ -137,20 +138,21 @@ def start_daemon(env: Environment | None = None, *, alone: bool = False) -> bool
     try:
         thread.start()
     except RuntimeError as error:
-        _tell(f"ml-dash-syncd was not started: {error}; data is kept here")
+        _warn_once(f"ml-dash-syncd was not started: {error}; data is kept here")
         return False
     _attempts.thread = thread
     return True
 
 
 def finish_start(wait_s: float) -> None:
-    """At the end of a process: a start that is under way is not cut off; waits for at most `wait_s` seconds."""
+    """Wait, at the end of a process, for a start that is under way; at most `wait_s` seconds."""
     thread = _attempts.thread
     if thread is not None:
         thread.join(wait_s)
 
 
 def _is_the_one(env: Environment, alone: bool) -> bool:
+    """True if this is the process, of the ranks of a job, that starts the uploader."""
     process = sys.modules.get("multiprocessing.process")
     if _attempts.forbidden or (process is not None and process.parent_process() is not None):
         return False
@@ -176,11 +178,11 @@ def _start(env: dict[str, str]) -> None:
             os.close(output)
         _attempts.launched = time.monotonic()
     except (OSError, ValueError) as error:
-        _tell(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
+        _warn_once(f"ml-dash-syncd was not started: {error}; data is kept here. Start it with: ml-dash-syncd run")
 
 
 def _launch(command: list[str], output: int, env: dict[str, str]) -> None:
-    """Run a command that outlives this process and is nobody's child here."""
+    """Run a command that outlives this process and is not a child of it."""
     import subprocess
 
     kept = {name: value for name, value in env.items() if name not in _NOT_PASSED_ON}
@@ -200,11 +202,11 @@ def _launch(command: list[str], output: int, env: dict[str, str]) -> None:
     if command[0] == shell:
         process.wait()
     else:
-        process.returncode = 0  # nobody waits for it, and that is no reason for a warning
+        process.returncode = 0  # no ResourceWarning: nobody waits for it, on purpose
 
 
 def _program() -> list[str]:
-    """The uploader in the same environment. An interpreter inside another program may not be what can run it."""
+    """Return the command of the uploader in this environment; `sys.executable` may be a program with Python inside."""
     name = Path(sys.executable or "").name.lower()
     if "python" in name or "pypy" in name:
         return [sys.executable, "-m", "ml_dash_syncd"]
@@ -215,7 +217,7 @@ def _program() -> list[str]:
     raise FileNotFoundError(f"no Python interpreter in {folder}")
 
 
-def _tell(text: str) -> None:
-    if not _attempts.told:
-        _attempts.told = True
+def _warn_once(text: str) -> None:
+    if not _attempts.warned:
+        _attempts.warned = True
         log.warning("ml-dash: %s", text)

@@ -34,14 +34,17 @@ SERVICE_CREDENTIALS: Final = "ml-dash-credentials"
 SECRET_VARIABLE: Final = "ML_DASH_JWT_SECRET"
 TOKEN_DAYS: Final = 30
 
+# How long to wait for another process that changes the file; after that it is changed all the same.
 _WAIT_S: Final = 5.0
+# Mode bits of the group and of others.
 _FOR_OTHERS: Final = 0o077
-_told: set[str] = set()
+# Texts of the warnings that this process has logged.
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What is stored for one server; `repr` shows no token."""
+    """The tokens stored for one server; `repr` does not show them."""
 
     url: str
     user: str | None
@@ -53,7 +56,7 @@ class Login:
 
 
 def fingerprint(token: str) -> str:
-    """What names a token without telling it: 16 hex digits of its SHA-256."""
+    """Return a name for a token that does not reveal it: 16 hex digits of its SHA-256."""
     return hashlib.sha256(token.encode()).hexdigest()[:16]
 
 
@@ -63,32 +66,33 @@ def fingerprint(token: str) -> str:
 def token_for(
     url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
 ) -> str | None:
-    """The token to show that server first; None if there is no login for it."""
+    """Return the token to try first at that server; None if there is no login for it."""
     return next(iter(tokens_for(url, user_name, fingerprint, env)), None)
 
 
 def tokens_for(
     url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
 ) -> list[str]:
-    """The tokens of one identity at that server, the one to try first in front; never those of another identity.
+    """Return the tokens of one identity at that server, the one to try first in front; never those of another identity.
 
     A `fingerprint` means that one token and nothing else: if the server refuses it, no other is tried. A `user_name`
     means that user: on this machine the development login, then what `ml-dash login` stored for the same user, then a
     login signed with `ML_DASH_JWT_SECRET`. With neither, it is what `ml-dash login` stored, whoever that is: only for
     what a person asks at this moment, never for what was registered before.
     """
-    found = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
-    return list(dict.fromkeys(found))
+    tokens = [make() for make in _choices(remote_url(url), user_name, fingerprint, _environment(env))]
+    return list(dict.fromkeys(tokens))
 
 
 def has_login(
     url: str, user_name: str | None = None, fingerprint: str | None = None, env: Environment | None = None
 ) -> bool:
-    """Would `token_for` find one? Signs nothing and loads nothing."""
+    """True if `token_for` would find a token. Signs nothing and loads no module."""
     return any(True for _ in _choices(remote_url(url), user_name, fingerprint, _environment(env)))
 
 
 def _choices(url: str, name: str | None, mark: str | None, env: Environment) -> Iterator[Callable[[], str]]:
+    """Yield functions that return the tokens, in the order in which to try them: a token is signed only when called."""
     stored = _stored(url, env)
     token = stored.token if stored is not None else None
     if mark is not None:
@@ -107,7 +111,7 @@ def _choices(url: str, name: str | None, mark: str | None, env: Environment) -> 
 
 
 def development_token(user_name: str, env: Environment | None = None) -> str:
-    """A JWT that says who the user is: valid for 30 days, signed with `ML_DASH_JWT_SECRET`.
+    """Return a JWT that names the user, valid for 30 days, signed with `ML_DASH_JWT_SECRET`.
 
     Without that variable it is signed with the well-known development secret, which only a server on this machine
     accepts, and only with `--dev`.
@@ -127,18 +131,18 @@ def _environment(env: Environment | None) -> Environment:
 
 
 def logins(env: Environment | None = None) -> list[Login]:
-    """What is stored for each server, by URL."""
-    found: dict[str, Login] = {}
+    """Return the stored logins of all servers, sorted by URL."""
+    by_url: dict[str, Login] = {}
     for path in (_path(env), _service_path(_environment(env))):
         remotes = _remotes(_read(path)) if path is not None else {}
         for url, entry in remotes.items():
             if (login := _login(url, entry)) is not None:
-                found[login.url] = login
-    return [found[url] for url in sorted(found)]
+                by_url[login.url] = login
+    return [by_url[url] for url in sorted(by_url)]
 
 
 def stored(url: str, env: Environment | None = None) -> Login | None:
-    """What is stored for one server."""
+    """Return the stored login of one server; None if there is none."""
     return _stored(remote_url(url), _environment(env))
 
 
@@ -165,13 +169,13 @@ def _login(url: str, entry: Any) -> Login | None:
 
 
 def stored_tokens(env: Environment | None = None) -> set[str]:
-    """Every token that is stored here, whatever its server: none of them may be recorded."""
-    found = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
-    return {token for token in found if token is not None}
+    """Return every token that is stored here, of any server: no event may contain one."""
+    tokens = {token for login in logins(env) for token in (login.token, *login.tokens.values())}
+    return {token for token in tokens if token is not None}
 
 
 def store(url: str, token: str, user: str | None = None, env: Environment | None = None) -> None:
-    """Keep `token` as the login for that server; it replaces the one before. Durable on return. Raises OSError."""
+    """Store `token` as the login for that server, replacing the one before. Durable on return. Raises OSError."""
 
     def change(remotes: dict[str, Any], key: str) -> None:
         entry = _entry(remotes, key)
@@ -181,9 +185,9 @@ def store(url: str, token: str, user: str | None = None, env: Environment | None
 
 
 def remember(url: str, token: str, env: Environment | None = None) -> str:
-    """Keep a token that a program brought, beside the login; its fingerprint. Durable on return. Raises OSError.
+    """Store a token that a program was given, beside the login, and return its fingerprint.
 
-    Nothing is written where it is known already.
+    Durable on return. Writes nothing if it is stored already. Raises OSError.
     """
     mark = fingerprint(token)
     known = stored(url, env)
@@ -200,7 +204,7 @@ def remember(url: str, token: str, env: Environment | None = None) -> str:
 
 
 def forget(url: str, env: Environment | None = None) -> bool:
-    """Remove all that is stored for that server; was there anything? Raises OSError."""
+    """Remove all that is stored for that server; True if there was anything. Raises OSError."""
     found = False
 
     def change(remotes: dict[str, Any], key: str) -> None:
@@ -229,16 +233,16 @@ def _service_path(env: Environment) -> Path | None:
 
 
 def _read(path: Path) -> Any:
-    """The content; None where there is none, or none that can be read."""
+    """Return the content of a file of logins; None if it is absent or unreadable (a warning says so)."""
     try:
         with path.open("rb") as file:
             if os.name == "posix" and os.fstat(file.fileno()).st_mode & _FOR_OTHERS:
-                _tell_once(f"{path} can be read by other users; run: chmod 600 {path}")
+                _warn_once(f"{path} can be read by other users; run: chmod 600 {path}")
             return json.loads(file.read())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        _tell_once(f"{path} cannot be read ({error}); its logins are not used")
+        _warn_once(f"{path} cannot be read ({error}); its logins are not used")
         return None
 
 
@@ -264,6 +268,7 @@ def _change(url: str, change: Callable[[dict[str, Any], str], None], env: Enviro
 
 
 def _read_to_change(path: Path) -> Any:
+    """Return the content; a damaged file is renamed first, so that the change does not destroy what it held."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -271,7 +276,7 @@ def _read_to_change(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         aside = path.with_name(f"{CREDENTIALS}.damaged")
         os.replace(path, aside)
-        _tell_once(f"{path} is damaged ({error}); it was kept as {aside.name}, and begun anew")
+        _warn_once(f"{path} is damaged ({error}); it was kept as {aside.name}, and begun anew")
         return None
 
 
@@ -282,7 +287,7 @@ def _same(known: str, wanted: str) -> bool:
         return False
 
 
-def _tell_once(text: str) -> None:
-    if text not in _told:
-        _told.add(text)
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
         log.warning("ml-dash: %s", text)

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_BLOCK: Final = 4 << 20
+_BLOCK_BYTES: Final = 4 << 20
 
 
 class Form:
     """The body of a `multipart/form-data` request (RFC 7578): some fields, then a file. To be used in a `with` block.
 
-    It has a length and can be read, which is what HTTP libraries ask of a body that they stream. `broken`: the file
-    became shorter meanwhile.
+    It has `len()` and `read()`, which is all that HTTP libraries need of a body that they stream. `broken` is True once
+    the file was found shorter than its size at the beginning.
     """
 
     def __init__(self, fields: Mapping[str, str], filename: str, media_type: str, file: BinaryIO, size: int) -> None:
@@ -50,7 +50,7 @@ class Form:
 
     @classmethod
     def of_file(cls, path: Path, fields: Mapping[str, str]) -> Form:
-        """The form that adds a file to an experiment; reads it once, for its SHA-256. Raises InvalidInput."""
+        """Return the form that adds a file to an experiment. Reads it once, for its SHA-256. Raises InvalidInput."""
         name = check_filename(path.name)
         try:
             # Looked at first: to open a pipe is to wait for its other end.
@@ -73,8 +73,8 @@ class Form:
         return self._size
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size`; empty at the end. Raises OSError if the file has become shorter."""
-        wanted = _BLOCK if size < 0 else size
+        """Return the next bytes, at most `size`; empty at the end. Raises OSError if the file has become shorter."""
+        wanted = _BLOCK_BYTES if size < 0 else size
         data = self._head.read(wanted)
         if data or not wanted:
             return data
@@ -99,12 +99,12 @@ class Form:
 def _digest(file: BinaryIO) -> tuple[str, int]:
     digest = hashlib.sha256()
     size = 0
-    while block := file.read(_BLOCK):
+    while block := file.read(_BLOCK_BYTES):
         digest.update(block)
         size += len(block)
     return digest.hexdigest(), size
 
 
 def _quoted(text: str) -> str:
-    """A quoted string, as RFC 2183 has it."""
+    """Escape a text for a quoted string (RFC 2183)."""
     return text.replace("\\", "\\\\").replace('"', '\\"')

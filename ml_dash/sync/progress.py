@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("ml_dash")
 
 _LOOK_EVERY_S: Final = 60.0
-_FIRST_NAP_S: Final = 0.005
-_LONGEST_NAP_S: Final = 0.1
-# To look at the state takes longer the more was recorded, and a large file may be waited for.
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.1
+# Reading the state takes longer the more was recorded: while a large file is waited for, it is read once in this time.
 _LIVE_S: Final = 1.0
 # An uploader that was started takes this long at most to take its lock.
 _START_S: Final = 15.0
@@ -48,7 +48,7 @@ _FEW: Final = 100
 
 
 class Sent:
-    """What one writer of this process wrote, on its way to one server."""
+    """The upload of what one writer of this process writes, to one server. Any thread may call."""
 
     def __init__(self, registration: registrations.Registration, located: Located, writer: Writer) -> None:
         self.registration = registration
@@ -61,23 +61,23 @@ class Sent:
 
     @property
     def written(self) -> int:
-        """Events that are in the journal; what still waits in memory for the disk is not."""
+        """Events in the journal, without those that still wait in memory for the disk."""
         writer = self._writer
         return writer.durable_counts()["written"] if writer is not None else self._written
 
     @property
     def waiting(self) -> bool:
-        """Does anything wait in memory for the disk?"""
+        """True if events wait in memory for the disk."""
         writer = self._writer
         return writer is not None and writer.waiting
 
     def end(self) -> None:
-        """The writer has closed: its count stays, it goes."""
+        """Note that the writer has closed: keep its count, and let go of it."""
         self._written, self._writer = self.written, None
 
     def acknowledged(self) -> int:
-        """How many events of this writer the server has, as far as the cursor tells."""
-        # First the count, then the cursor, then the sizes: what is appended meanwhile can only make this too low.
+        """Return how many events of this writer the server has, by the cursor: perhaps too few, never too many."""
+        # Count, cursor and sizes are read in this order: what is appended meanwhile can only make the result too low.
         written = self.written
         cursor = registrations.cursor_of(self.registration)
         return self._acknowledged(cursor, written) if cursor is not None else 0
@@ -98,7 +98,7 @@ class Sent:
         return written
 
     def complete(self) -> bool:
-        """Has the server acknowledged all that this writer wrote, files included?"""
+        """True if the server has acknowledged all that this writer wrote, files included."""
         written = self.written
         cursor = registrations.cursor_of(self.registration)
         if cursor is None or self.waiting or self._acknowledged(cursor, written) < written:
@@ -113,7 +113,7 @@ class Sent:
         return missing.isdisjoint(self._live_blobs(written))
 
     def only_closes(self) -> bool:
-        """Does the server have all but the closing event, and no trouble that keeps it from that?"""
+        """True if only the closing event is not acknowledged, and nothing prevents that."""
         written = self.written
         cursor = registrations.cursor_of(self.registration)
         if self._writer is not None or cursor is None or cursor.trouble is not None or self.hopeless() is not None:
@@ -121,7 +121,7 @@ class Sent:
         return written - self._acknowledged(cursor, written) == 1 and self._has_files(cursor, written)
 
     def _live_blobs(self, written: int) -> frozenset[str]:
-        """The contents that are wanted, as of now or a moment ago."""
+        """Return the contents of current files, at most a second old."""
         now = time.monotonic()
         if self._live is None or self._live[0] != written or now - self._live[1] > _LIVE_S:
             files = view(self.located).state.files.values()
@@ -133,7 +133,7 @@ class Sent:
         return parts is not None and parts[1] == self.id
 
     def hopeless(self) -> str | None:
-        """Why it cannot be acknowledged as things are; None if it can."""
+        """Return why it cannot be acknowledged as things are; None if it can."""
         remote = self.registration.remote
         if not self.registration.is_claimed:
             return f"nobody has claimed it for {remote}; run: ml-dash login {remote}, or ml-dash push"
@@ -152,7 +152,7 @@ class Sent:
 
 
 def _first_unsent(path: Path, acknowledged: int) -> int | None:
-    """The number of the first event in a segment behind byte `acknowledged`; None if there is none."""
+    """Return the number of the first event in a segment behind byte `acknowledged`; None if there is none."""
     if path.stat().st_size <= acknowledged:
         return None
     segment = open_segment(path)
@@ -166,7 +166,7 @@ def _first_unsent(path: Path, acknowledged: int) -> int | None:
     item = next(read(segment, acknowledged), None)
     if item is None or (isinstance(item, Tail) and is_partial(segment, item)):
         return None  # cut off by the disk, or on its way
-    # No frame begins there: damage, or a cursor of something else. What is whole before it counts.
+    # No frame begins there: damage, or a cursor of another file. The whole frames before that byte count.
     last = segment.header.first_seq - 1
     for before in read(segment, segment.first, acknowledged):
         if isinstance(before, Stretch):
@@ -175,7 +175,7 @@ def _first_unsent(path: Path, acknowledged: int) -> int | None:
 
 
 def _number_at(segment: Segment, offset: int) -> int | None:
-    """The number of the frame at `offset`; None if no whole frame is there."""
+    """Return the number of the event whose frame is at `offset`; None if no whole frame is there."""
     with segment.path.open("rb") as file:
         head = read_at(file.fileno(), HEAD.size, offset)
         if len(head) < HEAD.size:
@@ -199,11 +199,14 @@ def _number_at(segment: Segment, offset: int) -> int | None:
 
 @dataclass
 class _Process:
-    """What this process has sent or has to send, and whom it told."""
+    """The uploads of this process, and the servers whose missing login it reported. `_guard` protects `sent`.
+
+    `failed`: a failed registration was logged. `looked`: when an uploader was last looked for (monotonic, seconds).
+    """
 
     pid: int
     sent: deque[Sent]
-    told: set[str]
+    reported: set[str]
     failed: bool = False
     looked: float = 0.0
 
@@ -213,21 +216,21 @@ _process = _Process(os.getpid(), deque(), set())
 
 
 def _here() -> _Process:
-    """In a forked child: nothing of its parent's."""
+    """Return the record of this process: in a forked child a new one, without the uploads of its parent."""
     global _process, _guard
     if _process.pid != os.getpid():
         _guard = threading.Lock()
-        _process = _Process(os.getpid(), deque(), set(_process.told))
+        _process = _Process(os.getpid(), deque(), set(_process.reported))
     return _process
 
 
 def begin(
     located: Located, writer: Writer, settings: Settings, known: list[Sent], *, forked: bool, local: bool, new: bool
 ) -> Sent | None:
-    """Register a journal for upload, start the uploader, and add to `known`, what this run has begun.
+    """Register a journal for upload, start the uploader, and return the upload, added to `known`, those of this run.
 
-    A journal that is not `new` keeps the identity it has. A few files are looked at, one may be written; no network,
-    no waiting. None, and a warning once, where that fails.
+    A journal that is not `new` keeps the identity it has. Reads a few files and may write one; uses no network and
+    does not wait. Returns None if it cannot be registered, with one warning per process.
     """
     here = _here()
     if forked:
@@ -243,7 +246,7 @@ def begin(
                 settings.remote, error,
             )  # fmt: skip
         return None
-    begun = next((one for one in known if one.registration.key == registration.key), None)
+    begun = next((upload for upload in known if upload.registration.key == registration.key), None)
     if begun is not None:
         return begun
     sent = Sent(registration, located, writer)
@@ -257,20 +260,20 @@ def begin(
 
 
 def needs_login(sent: Sent) -> bool:
-    """Is there no login for its server, and was that not said yet?"""
-    one, told = sent.registration, _here().told
-    if one.remote in told or one.has_login():
+    """True, once per server, if there is no login for it."""
+    registration, reported = sent.registration, _here().reported
+    if registration.remote in reported or registration.has_login():
         return False
-    told.add(one.remote)
+    reported.add(registration.remote)
     return True
 
 
 def end(ended: list[Sent]) -> None:
-    """A run has closed."""
-    for one in ended:
-        one.end()
+    """Note that the writers of these uploads have closed."""
+    for upload in ended:
+        upload.end()
     here = _here()
-    # A sweep opens thousands: those that are done are let go of, the oldest first, two for each that ends.
+    # A sweep opens thousands of runs: complete uploads are dropped, the oldest first, two for each that ends.
     for _ in range(2 * len(ended)):
         with _guard:
             oldest = here.sent.popleft() if here.sent else None
@@ -281,49 +284,50 @@ def end(ended: list[Sent]) -> None:
                 here.sent.append(oldest)
 
 
-def _is_complete(one: Sent) -> bool:
+def _is_complete(upload: Sent) -> bool:
     try:
-        return one.complete()
+        return upload.complete()
     except (OSError, JournalError):
         return False
 
 
-def tend(sent: list[Sent], *, local: bool) -> None:
-    """Once a minute: start an uploader if there is none, and now there is a login."""
+def ensure_uploader(sent: list[Sent], *, local: bool) -> None:
+    """Start an uploader, at most once a minute, if none runs and there is a login."""
     here = _here()
     now = time.monotonic()
     if now - here.looked < _LOOK_EVERY_S:
         return
     here.looked = now
-    one = sent[0].registration
-    if not launch.daemon_runs() and one.has_login():
+    if not launch.daemon_runs() and sent[0].registration.has_login():
         launch.start_daemon(alone=local)
 
 
 def of_journal(journal: Path, remote: str) -> list[Sent]:
-    """What this process has written to a journal that goes to a server, as far as it is not known to be there."""
+    """Return this process's uploads of a journal to a server, without those known to be complete."""
     here = _here()
     with _guard:
-        return [one for one in here.sent if one.located.journal == journal and one.registration.remote == remote]
+        uploads = list(here.sent)
+    uploads = [upload for upload in uploads if upload.located.journal == journal]
+    return [upload for upload in uploads if upload.registration.remote == remote]
 
 
 # -- waiting ---------------------------------------------------------------------------------------------------------
 
 
 def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
-    """Wait until all of it is acknowledged: (True, "") then, else False and why not.
+    """Wait until all is acknowledged: return (True, ""), or (False, why not) after `timeout` seconds (None: no limit).
 
-    Ends early where it cannot happen: no login, nobody who uploads, refused for good.
+    Returns early where it cannot happen: no login, no uploader that could be started, refused for good.
     """
     begun = time.monotonic()
-    nap = _FIRST_NAP_S
+    pause = _FIRST_PAUSE_S
     seen_daemon = begun
     while True:
-        sent = [one for one in sent if not _is_complete(one)]
+        sent = [upload for upload in sent if not _is_complete(upload)]
         if not sent:
             return True, ""
-        for one in sent:
-            if (reason := one.hopeless()) is not None:
+        for upload in sent:
+            if (reason := upload.hopeless()) is not None:
                 return False, reason
         now = time.monotonic()
         if launch.daemon_runs():
@@ -335,8 +339,8 @@ def wait(sent: list[Sent], timeout: float | None) -> tuple[bool, str]:
         left = None if timeout is None else timeout - (now - begun)
         if left is not None and left <= 0:
             return False, _still_waiting(sent, timeout)
-        time.sleep(nap if left is None else min(nap, left))
-        nap = min(nap * 1.5, _LONGEST_NAP_S)
+        time.sleep(pause if left is None else min(pause, left))
+        pause = min(pause * 1.5, _LONGEST_PAUSE_S)
 
 
 def _nobody() -> str:
@@ -346,14 +350,15 @@ def _nobody() -> str:
 
 
 def _still_waiting(sent: list[Sent], timeout: float | None) -> str:
-    events = sum(one.written - one.acknowledged() for one in sent)
+    events = sum(upload.written - upload.acknowledged() for upload in sent)
     what = f"{events:,} events" if events else "files"
-    trouble = next((c.trouble for one in sent if (c := registrations.cursor_of(one.registration)) and c.trouble), None)
+    cursors = (registrations.cursor_of(upload.registration) for upload in sent)
+    trouble = next((cursor.trouble for cursor in cursors if cursor is not None and cursor.trouble), None)
     return f"{what} are not acknowledged after {timeout:g} s" + (f": {trouble.text}" if trouble else "")
 
 
-def tell_at_exit(*, quiet: bool) -> str | None:
-    """At the end of the process: wait as asked, and the line to print if something is not sent."""
+def report_at_exit(*, quiet: bool) -> str | None:
+    """Wait, at exit, as `ML_DASH_EXIT_WAIT` asks; return the line to print if something is not sent."""
     here = _here()
     launch.finish_start(_FINISH_START_S)
     with _guard:
@@ -372,39 +377,39 @@ def tell_at_exit(*, quiet: bool) -> str | None:
             if _only_closing(left):
                 return None
     except (OSError, JournalError) as error:
-        log.debug("ml-dash: cannot tell what is sent: %s", error)
+        log.debug("ml-dash: cannot determine what is sent: %s", error)
     return _line(left)
 
 
 def _only_closing(left: list[Sent]) -> bool:
-    """Are closing events all that is not acknowledged? Of thousands of experiments this is not asked."""
-    return len(left) <= _FEW and all(_is_complete(one) or one.only_closes() for one in left)
+    """True if only closing events are not acknowledged. False for more than 100 uploads, which are not read."""
+    return len(left) <= _FEW and all(_is_complete(upload) or upload.only_closes() for upload in left)
 
 
 def _line(left: list[Sent]) -> str | None:
     deadline = time.monotonic() + _COUNT_S
     events = files = looked = 0
     remotes: dict[str, Sent] = {}
-    for one in left:
+    for upload in left:
         if looked and time.monotonic() > deadline:
             break
         looked += 1
         try:
-            unsent = one.written - one.acknowledged()
-            if not unsent and one.complete():
+            unsent = upload.written - upload.acknowledged()
+            if not unsent and upload.complete():
                 continue
         except (OSError, JournalError):
             continue
         events += unsent
         files += not unsent
-        remotes.setdefault(one.registration.remote, one)
+        remotes.setdefault(upload.registration.remote, upload)
     if not remotes:
         return None
     count = f"{events:,} event{'' if events == 1 else 's'}" if events else "files"
     what = ("at least " if looked < len(left) else "") + count
     where = ", ".join(remotes)
     be = "is" if events == 1 else "are"
-    reason = next((reason for one in remotes.values() if (reason := one.hopeless()) is not None), None)
+    reason = next((reason for upload in remotes.values() if (reason := upload.hopeless()) is not None), None)
     if reason is not None:
         return f"ml-dash: {what} {be} not on {where} yet, and kept here: {reason}"
     if launch.in_exec():

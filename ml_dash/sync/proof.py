@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(bytes compared, bytes in all)"""
 
-# How many segments are asked for at once.
+# Segments in one request.
 _AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A segment that is here, or that a base stands for: its first `size` bytes are asked for.
+    """A segment whose first `size` bytes are compared.
 
-    `path` is None, and `sha256` known, where only the base remembers it.
+    If only a base stands for it, `path` is None and `sha256` is the digest that the base recorded.
     """
 
     id: str
@@ -51,9 +51,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a server has of an experiment, shown by digests.
+    """Result of a proof by digests: counts of an experiment here, and (`..._there`) on the server.
 
-    `conflicts` names segments whose bytes differ there; `reasons` says for people why something is missing.
+    `conflicts` names segments whose bytes differ there; `reasons` explains to people why something is missing.
     """
 
     project: str
@@ -75,7 +75,7 @@ class Proof:
 
     @property
     def complete(self) -> bool:
-        """Is all of it there?"""
+        """True if all of it is on the server."""
         return (
             self.events_there == self.events
             and self.files_there == self.files
@@ -86,10 +86,10 @@ class Proof:
 
 
 def prove(located: Located, registration: Registration, link: Link, progress: Progress | None = None) -> Proof:
-    """Compare what is here with what the server has. Changes nothing on either side.
+    """Compare an experiment here with its copy on the server. Changes nothing on either side.
 
-    A run may go on meanwhile: what it adds may count as missing, never as there. Raises RemoteError; JournalError for a
-    base that cannot be read.
+    A run may go on meanwhile: what it adds may be counted as missing, never as present. Raises RemoteError, and
+    JournalError for a base that cannot be read.
     """
     return _Comparison(located, registration, link, progress or (lambda done, total: None)).run()
 
@@ -111,7 +111,7 @@ class _Comparison:
         self.total = 0
 
     def run(self) -> Proof:
-        # The state first: what is appended after it is then only counted as missing.
+        # The state is read first: what is appended later can then only be counted as missing.
         state = view(self.located).state
         self.home = read_identity(self.located.journal).journal.hex()
         base = bases.load(self.located.journal)
@@ -124,7 +124,7 @@ class _Comparison:
             self._compare([part for part in parts if part.journal == journal], known[journal])
         removed = any(found is not None and found["tombstone"] for found in known.values())
         if removed:
-            self.reasons.append("it was removed on the server, which keeps what these writers send out of sight")
+            self.reasons.append("it was removed on the server, which hides what these writers send")
         files = [file for file in state.files.values() if file.live]
         missing = [f"{file.place} ({file.id})" for file in files if not self._has(file, parts, known)]
         self._ask_the_uploader()
@@ -164,8 +164,8 @@ class _Comparison:
     # -- segments ----------------------------------------------------------------------------------------------------
 
     def _parts(self, base: bases.Base | None) -> list[Part]:
-        """Every segment, with as many bytes as are whole frames or damage: not a torn end."""
-        found: dict[str, Part] = {}
+        """Return every segment of the journal, and those that a base stands for."""
+        parts: dict[str, Part] = {}
         for _, path in list_segments(self.located.journal):
             try:
                 segment = open_segment(path)
@@ -178,11 +178,11 @@ class _Comparison:
                 self.reasons.append(f"segment {path.name} cannot be read: {error}")
                 self.missing_events += 1
                 continue
-            found[segment.id] = Part(segment.id, segment.header.journal.hex(), path.name, size, path)
+            parts[segment.id] = Part(segment.id, segment.header.journal.hex(), path.name, size, path)
         for stood in base.segments.values() if base is not None else ():
-            if stood.id not in found:
-                found[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
-        return list(found.values())
+            if stood.id not in parts:
+                parts[stood.id] = Part(stood.id, stood.journal, stood.file, stood.length, None, stood.sha256)
+        return list(parts.values())
 
     def _compare(self, parts: list[Part], known: JournalState | None) -> None:
         for start in range(0, len(parts), _AT_ONCE):
@@ -233,19 +233,19 @@ class _Comparison:
         self.missing_events += self._not_whole_before(part, path, start)
 
     def _first_difference(self, part: Part, path: Path, of: int) -> int:
-        """The first byte that differs, found by asking for digests of ever closer lengths."""
+        """Return the offset of the first byte that differs, by a binary search over digests of prefixes."""
         same, different = 0, of
         while different - same > 1:
             middle = (same + different) // 2
-            found = remote.digests(self.link, part.journal, {part.id: middle}).get(part.id)
-            if found is not None and found["of"] == middle and found["sha256"] == _digest(path, middle):
+            answer = remote.digests(self.link, part.journal, {part.id: middle}).get(part.id)
+            if answer is not None and answer["of"] == middle and answer["sha256"] == _digest(path, middle):
                 same = middle
             else:
                 different = middle
         return same
 
     def _not_there(self, part: Part, start: int) -> None:
-        """Bytes from `start` on are not on the server: equal all the same if they hold nothing to be sent."""
+        """Count bytes from `start` on as missing on the server; as equal if they hold nothing but a torn end."""
         if part.path is None:
             self._advance(part.size)
             self.conflicts.append(part.file)
@@ -262,7 +262,7 @@ class _Comparison:
             self.bytes_there += part.size - start
 
     def _events(self, part: Part, path: Path, start: int) -> tuple[int, bool]:
-        """How many events there are from a byte on, and whether the rest, if any, is an end that a crash cut off."""
+        """Return (events from a byte on, whether all else there, if anything, is a torn end)."""
         events, whole = 0, True
         try:
             segment = open_segment(path)
@@ -286,7 +286,7 @@ class _Comparison:
         return events, whole
 
     def _not_whole_before(self, part: Part, path: Path, different: int) -> int:
-        """How many events are not proven if a byte differs: that of its frame, and all behind it."""
+        """Return how many events are not proven if a byte differs: that of its frame, and all behind it."""
         try:
             segment = open_segment(path)
             if segment is None:
@@ -307,7 +307,7 @@ class _Comparison:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _has(self, file: File, parts: list[Part], known: dict[str, JournalState | None]) -> bool:
-        """Is the content there, or not wanted there any more, since another machine has replaced it? As `gc` asks."""
+        """True if the server holds a content, or does not want it since another machine has replaced it."""
         journal = next((part.journal for part in parts if f"-{file.writer}-" in part.file), self.home)
         there = known.get(journal)
         if remote.holds(self.link, there, file.blob, file.size_bytes):
@@ -325,14 +325,14 @@ class _Comparison:
             self.reasons.append(cursor.trouble.text or cursor.trouble.kind)
 
 
-def _digest(path: Path, size: int, tell: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of the first `size` bytes of a file. Raises EOFError if it is shorter."""
+def _digest(path: Path, size: int, count: Callable[[int], None] | None = None) -> str:
+    """Return the SHA-256 of the first `size` bytes of a file; `count` gets the size of each block. Raises EOFError."""
     digest, rest = hashlib.sha256(), size
     for block in blocks(path, 0, size):
         digest.update(block)
         rest -= len(block)
-        if tell is not None:
-            tell(len(block))
+        if count is not None:
+            count(len(block))
     if rest:
         raise EOFError
     return digest.hexdigest()

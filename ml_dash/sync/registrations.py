@@ -30,10 +30,11 @@ CURSORS: Final = "cursors"
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One journal that goes to one server under one identity, which it keeps for ever.
+    """A journal to be sent to a server under an identity, which stays the same for ever.
 
     The identity is the token whose fingerprint is `login`, else the user named `user`. With neither it is unclaimed:
-    nothing is sent until somebody claims it. `id` is the journal's own, in hex: another one may come to be at its path.
+    nothing is sent until somebody claims it. `id` is the journal's own id, in hex: another
+    journal may later lie at the same path.
     """
 
     journal: str
@@ -44,32 +45,32 @@ class Registration:
 
     @property
     def key(self) -> str:
-        """The name of its files."""
+        """The name of its files in the state folder, without extension."""
         return registration_key(self.journal, self.remote, self.user, self.login)
 
     @property
     def is_claimed(self) -> bool:
-        """Is it bound to an identity?"""
+        """True if it is bound to an identity."""
         return self.user is not None or self.login is not None
 
     def tokens(self, env: Environment | None = None) -> list[str]:
-        """The tokens of its identity, the one to try first in front; none while it is unclaimed."""
+        """Return the tokens of its identity, the one to try first in front; an empty list while it is unclaimed."""
         return login.tokens_for(self.remote, self.user, self.login, env) if self.is_claimed else []
 
     def identity(self, env: Environment | None = None) -> str:
-        """Under which identity it goes, for messages: a token by its last four characters, or a user."""
+        """Return its identity as text for messages: a user, or the last four characters of a token."""
         if self.login is not None:
             token = next(iter(self.tokens(env)), None)
             return f"the token ending in {token[-4:]}" if token is not None else f"the token {self.login}"
         return f"user {self.user}" if self.user is not None else "nobody yet"
 
     def has_login(self, env: Environment | None = None) -> bool:
-        """Is a token of its identity stored here, or can one be signed? Signs nothing."""
+        """True if a token of its identity is stored here, or could be signed. Signs nothing."""
         return self.is_claimed and login.has_login(self.remote, self.user, self.login, env)
 
 
 def registration_key(journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None) -> str:
-    """What names a registration: the same for the same journal, server and identity."""
+    """Return the name of a registration's files: a hash of journal, server and identity. `mark` is a fingerprint."""
     text = f"{os.fspath(journal)}\0{remote}\0{user or ''}" + (f"\0{mark}" if mark else "")
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
@@ -78,21 +79,21 @@ def registration_key(journal: str | os.PathLike[str], remote: str, user: str | N
 
 
 def registered_folder(env: Environment | None = None) -> Path:
-    """Where registrations are; it may not exist."""
+    """Return the folder of registrations; it may not exist."""
     return state_folder(env) / REGISTERED
 
 
 def cursors_folder(env: Environment | None = None) -> Path:
-    """Where the uploader keeps its cursors; it may not exist."""
+    """Return the folder where the uploader keeps its cursors; it may not exist."""
     return state_folder(env) / CURSORS
 
 
 def register(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
-    """Ask for the upload of a journal to `settings.remote` under the identity that the settings name.
+    """Register a journal for upload to `settings.remote` under the identity that the settings name.
 
     A token given in code or by the environment is kept beside the stored logins, and is the only one used for this
     journal. Without token and user name, the journal is bound to whoever is logged in there now; with no login either,
-    it stays unclaimed. Writes nothing where this was asked for before. Raises OSError if the disk refuses.
+    it stays unclaimed. Writes nothing if it is registered already. Raises OSError if the disk refuses.
     """
     assert settings.remote is not None
     wanted = bind(journal, settings.remote, settings.user_name, settings.api_key, env)
@@ -101,34 +102,35 @@ def register(journal: Path, settings: Settings, env: Environment | None = None) 
 
 
 def register_again(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
-    """The registration under which a journal that is continued goes on.
+    """Register a journal that is continued, and return its registration.
 
-    Where the settings name no identity, the one it was registered with stays, unclaimed too: whoever is logged in by
-    now does not take over what was recorded before. Of several, the one of the present login. Raises OSError.
+    Where the settings name no identity, the earlier registration stays, even an unclaimed one: whoever is logged in now
+    does not take over what was recorded before. Of several, the one of the present login is taken. Raises OSError.
     """
-    wanted = asking(journal, settings, env)
+    wanted = registration_for(journal, settings, env)
     write(wanted, env)
     return wanted
 
 
-def asking(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
-    """The identity under which a server is asked about a journal, which need not be here: nothing is registered by it.
+def registration_for(journal: Path, settings: Settings, env: Environment | None = None) -> Registration:
+    """Return the registration under whose identity a server is asked about a journal; nothing is registered.
 
-    The one that the settings name; else the one that the journal is registered with; else whoever is logged in now.
+    The journal need not exist. The identity is the one that the settings name, else the one that the journal is
+    registered with, else whoever is logged in now.
     """
     assert settings.remote is not None
     token, user = settings.api_key, settings.user_name
     if token is None and user is None:
         there = of_journal(journal, by_journal(read_all(env)), env)
-        known = [one for one in there if one.remote == settings.remote]
-        if known:
+        candidates = [registration for registration in there if registration.remote == settings.remote]
+        if candidates:
             present = login.stored(settings.remote, env)
-            return min(known, key=lambda one: (not _is_of(one, present), not one.is_claimed))
+            return min(candidates, key=lambda known: (not _is_of(known, present), not known.is_claimed))
     return bind(journal, settings.remote, user, token, env)
 
 
 def _is_of(registration: Registration, present: login.Login | None) -> bool:
-    """Is it bound to the identity that is logged in now?"""
+    """True if it is bound to the identity of the login `present`."""
     if present is None or present.token is None:
         return False
     if registration.login is not None:
@@ -139,9 +141,9 @@ def _is_of(registration: Registration, present: login.Login | None) -> bool:
 def bind(
     journal: Path, remote: str, user: str | None, token: str | None = None, env: Environment | None = None
 ) -> Registration:
-    """The registration of a journal under the identity of `token`, else `user`, else whoever is logged in there now.
+    """Make a registration under the identity of `token`, else `user`, else whoever is logged in there now.
 
-    Unclaimed where there is none of the three. Nothing is registered yet. Raises OSError where a token cannot be kept.
+    Unclaimed without any of the three. Does not write it. Raises OSError if a token cannot be stored.
     """
     where = os.path.abspath(journal)  # noqa: PTH100 - links stay
     itself = _id_of(journal)
@@ -154,12 +156,12 @@ def bind(
         return Registration(where, remote, None, None, itself)
     if stored.user is not None:
         return Registration(where, remote, stored.user, None, itself)
-    # Nobody asked the server whose token that is. Kept under its fingerprint, it stays the same when the login changes.
+    # The token was stored without asking the server for its user. Under its fingerprint it outlives a change of login.
     return Registration(where, remote, None, login.remember(remote, stored.token, env), itself)
 
 
 def _id_of(journal: Path) -> str | None:
-    """The id of the journal that is at a path now, in hex; None where that cannot be read."""
+    """Return the id, in hex, of the journal that is at a path now; None if it cannot be read."""
     try:
         return read_identity(journal).journal.hex()
     except (OSError, JournalError):
@@ -167,10 +169,10 @@ def _id_of(journal: Path) -> str | None:
 
 
 def is_of(registration: Registration, journal: str | None, env: Environment | None = None) -> bool:
-    """Was it made for the journal of that id, and not for one that was at the path before?
+    """True if a registration was made for the journal of that id, not for one that was at the path before.
 
-    As it is written down now, for it may be made anew meanwhile. One of an older version has no id: its cursor tells,
-    once something was sent. True where nothing tells.
+    Reads it again, since it may have been replaced meanwhile. Registrations of older versions have no id: the cursor
+    has it, once something was sent. True where no id is known.
     """
     written = _registration(_json(registered_folder(env) / f"{registration.key}.json")) or registration
     known = written.id or cursors.journal_of(_cursor_path(registration, env))
@@ -178,7 +180,7 @@ def is_of(registration: Registration, journal: str | None, env: Environment | No
 
 
 def write(registration: Registration, env: Environment | None = None) -> bool:
-    """Write a registration down; False if it was there already. Raises OSError."""
+    """Write the file of a registration; False if it was there already. Raises OSError."""
     folder = registered_folder(env)
     path = folder / f"{registration.key}.json"
     document = {
@@ -187,7 +189,7 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
     }  # fmt: skip
     data = json.dumps(document, indent=1).encode()
     with contextlib.suppress(FileNotFoundError):
-        # Compared, not only looked for: a power cut may have left an empty one.
+        # The content is compared: a power cut may have left an empty file.
         if path.read_bytes() == data:
             return False
     folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -197,44 +199,44 @@ def write(registration: Registration, env: Environment | None = None) -> bool:
 
 
 def read_all(env: Environment | None = None) -> list[Registration]:
-    """Everything that is registered on this host, by journal and server; what cannot be read is left out."""
-    found = []
+    """Return all registrations on this host, sorted by journal and server; unreadable ones are left out."""
+    registrations = []
     with contextlib.suppress(FileNotFoundError):
         for path in registered_folder(env).iterdir():
             registration = _registration(_json(path)) if path.suffix == ".json" else None
             if registration is None:
                 continue
             if registration.key == path.stem:
-                found.append(registration)
+                registrations.append(registration)
             elif path.stem == registration_key(registration.journal, registration.remote, registration.user):
                 # Version 0.1 left the token out of the name.
                 _rename(registration, path.stem, env)
-                found.append(registration)
-    return sorted(found, key=lambda one: (one.journal, one.remote, one.user or ""))
+                registrations.append(registration)
+    return sorted(registrations, key=lambda known: (known.journal, known.remote, known.user or ""))
 
 
 def _rename(registration: Registration, old_key: str, env: Environment | None) -> None:
-    """Give the files of a registration their present name; another process may be doing the same."""
+    """Rename the files of a registration from their old name; another process may be doing the same."""
     for folder in (cursors_folder(env), registered_folder(env)):
         with contextlib.suppress(FileNotFoundError):
             os.replace(folder / f"{old_key}.json", folder / f"{registration.key}.json")
 
 
 def by_journal(known: Iterable[Registration]) -> dict[str, list[Registration]]:
-    """The registrations of each journal, by its path without links: it may have been reached by another one."""
-    found: dict[str, list[Registration]] = {}
-    for one in known:
-        found.setdefault(os.path.realpath(one.journal), []).append(one)
-    return found
+    """Group registrations by the real path of their journal: the recorded one may lead there by links."""
+    grouped: dict[str, list[Registration]] = {}
+    for registration in known:
+        grouped.setdefault(os.path.realpath(registration.journal), []).append(registration)
+    return grouped
 
 
 def of_journal(
     journal: Path, known: Mapping[str, list[Registration]], env: Environment | None = None
 ) -> list[Registration]:
-    """Those of `known` (see `by_journal`) that are the journal's; not those of one that was at its path before."""
+    """Return those of `known` (see `by_journal`) that were made for the journal that is at this path now."""
     there = known.get(os.path.realpath(journal), [])
     itself = _id_of(journal) if there else None
-    return [one for one in there if is_of(one, itself, env)]
+    return [registration for registration in there if is_of(registration, itself, env)]
 
 
 def _registration(content: Any) -> Registration | None:
@@ -246,36 +248,37 @@ def _registration(content: Any) -> Registration | None:
 
 
 def unclaimed(remote: str, env: Environment | None = None) -> list[Registration]:
-    """What was recorded for that server while nobody was logged in there."""
-    return [one for one in read_all(env) if one.remote == remote and not one.is_claimed]
+    """Return the registrations for that server that are bound to no identity yet."""
+    known = read_all(env)
+    return [registration for registration in known if registration.remote == remote and not registration.is_claimed]
 
 
 def claim(registration: Registration, claimed: Registration, env: Environment | None = None) -> Registration:
-    """Put `claimed`, which names an identity, in the place of an unclaimed registration; `claimed`. Raises OSError."""
+    """Replace an unclaimed registration by `claimed`, which names an identity; return `claimed`. Raises OSError."""
     assert claimed.is_claimed
     write(claimed, env)
-    # Only now: a kill between the two leaves both, and the unclaimed one sends nothing.
+    # Written before the old one is removed: a kill in between leaves both, and the unclaimed one sends nothing.
     unregister(registration, env)
     return claimed
 
 
-def meant(target: str, env: Environment | None = None) -> list[Registration]:
-    """The registrations that a text names: a server's URL, `project/name`, or the path of a folder or journal."""
+def matching(target: str, env: Environment | None = None) -> list[Registration]:
+    """Return the registrations that `target` names: a server's URL, `project/name`, or a path of folder or journal."""
     known = read_all(env)
     if "://" in target:
         url = remote_url(target)
-        return [one for one in known if one.remote == url]
+        return [registration for registration in known if registration.remote == url]
     path = os.path.realpath(target)
     return [
-        one
-        for one in known
-        if target == "/".join(Path(one.journal).parts[-3:-1])
-        or path in (os.path.realpath(one.journal), os.path.realpath(Path(one.journal).parent))
+        registration
+        for registration in known
+        if target == "/".join(Path(registration.journal).parts[-3:-1])
+        or path in (os.path.realpath(registration.journal), os.path.realpath(Path(registration.journal).parent))
     ]
 
 
 def unregister(registration: Registration, env: Environment | None = None) -> None:
-    """Ask for it no longer; its cursor goes too. Raises OSError."""
+    """Remove a registration and its cursor. Raises OSError."""
     (registered_folder(env) / f"{registration.key}.json").unlink(missing_ok=True)
     _cursor_path(registration, env).unlink(missing_ok=True)
 
@@ -284,7 +287,7 @@ def unregister(registration: Registration, env: Environment | None = None) -> No
 
 
 def cursor_of(registration: Registration, env: Environment | None = None) -> Cursor | None:
-    """How far the uploader is with a registration; None before it has begun."""
+    """Return the cursor of a registration; None before the uploader has begun."""
     return cursors.load(_cursor_path(registration, env), registration.id)
 
 
@@ -293,7 +296,7 @@ def _cursor_path(registration: Registration, env: Environment | None) -> Path:
 
 
 def _json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or none that can be read now."""
+    """Return the content of a JSON file; None if it is absent or unreadable."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

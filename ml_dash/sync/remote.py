@@ -41,13 +41,15 @@ Token = Callable[[], str | None] | str | None
 Timeout = tuple[float, float]
 
 CONNECT_S: Final = 5.0
+# Between two reads of an answer, not for the whole of it.
 ANSWER_S: Final = 60.0
-_ANSWER_BYTES: Final = 64 << 20
-_COMPRESSED_FROM: Final = 1 << 10
-_SAMPLE: Final = 32 << 10
-_SHOWN: Final = 300
+_MAX_ANSWER_BYTES: Final = 64 << 20
+_COMPRESSED_FROM_BYTES: Final = 1 << 10
+_SAMPLE_BYTES: Final = 32 << 10
+# Of a message from outside, at most so many characters are shown.
+_MAX_SHOWN: Final = 300
 _DOT: Final = "/%2E"
-# An HTTP status that does not mean "no", but "not now".
+# Statuses of HTTP that mean "not now", not "no".
 _LATER: Final = frozenset((408, 425, 429))
 _LONGEST_PAUSE_S: Final = 3600.0
 
@@ -56,7 +58,7 @@ class Link:
     """One server and one login, over connections that are kept open. For one thread at a time."""
 
     def __init__(self, url: str, token: Token, *, timeout_s: Timeout | None = None) -> None:
-        """`token` is a text or what gives one; `timeout_s` are seconds to connect, and between bytes of the answer."""
+        """`token` is a text or a function that returns one; `timeout_s` is (to connect, between two reads)."""
         self.url = url.rstrip("/")
         self._token = token
         self._timeout_s = timeout_s if timeout_s is not None else (CONNECT_S, ANSWER_S)
@@ -73,7 +75,7 @@ class Link:
         from requests.adapters import HTTPAdapter
 
         session = requests.Session()
-        # .netrc must not put a login of its own in the place of ours; a proxy cannot reach this machine's loopback.
+        # A login in .netrc must not replace ours; a proxy cannot reach the loopback interface of this machine.
         session.auth = _no_auth
         if is_loopback(self.url):
             session.trust_env = False
@@ -95,7 +97,9 @@ class Link:
         headers: Mapping[str, str] | None = None,
         stream: bool = False,
     ) -> requests.Response:
-        """The answer to one request, if it is a good one.
+        """Send one request and return its answer, which has a status below 300.
+
+        With `stream` the caller reads and closes it.
 
         Raises Unauthorised (no login, 401, 403), Unreachable (try again, later) or ServerRefused (the server says no).
         """
@@ -129,27 +133,27 @@ class Link:
                 raise
             raise Unreachable(f"{self.url} cannot be reached: {_short(error)}") from error
         except ValueError as error:
-            # No request can be made of that URL or header; urllib3 says so by errors of its own.
+            # URL or headers that urllib3 cannot send: it raises ValueErrors of its own.
             raise Unreachable(f"{self.url} cannot be asked: {_short(error)}") from error
         return response
 
     def ask(self, method: str, path: str, needed: Sequence[str], **how: Any) -> dict[str, Any]:
-        """The JSON object that answers, with the fields that the protocol promises."""
+        """Send one request and return its JSON answer, an object. Raises Unreachable if it lacks a `needed` field."""
         response = self.call(method, path, **how)
         try:
-            found = jsons.loads(response.content)
+            answer = jsons.loads(response.content)
         except ValueError:
-            found = None
-        if not isinstance(found, dict) or not all(name in found for name in needed):
+            answer = None
+        if not isinstance(answer, dict) or not all(name in answer for name in needed):
             raise _strange(self.url, response)
-        return found
+        return answer
 
 
 # -- the sync protocol (docs/protocol.md) -----------------------------------------------------------------------------
 
 
 def journal(link: Link, journal: str) -> JournalState:
-    """What the server has of a journal. Raises ServerRefused with code `unknown` if that is nothing."""
+    """Return what the server has of a journal. Raises ServerRefused with code `unknown` if that is nothing."""
     needed = ("segments", "blobs", "missing", "removed", "tombstone")
     return cast("JournalState", link.ask("GET", journal_path(journal), needed))
 
@@ -164,7 +168,10 @@ def append_segment(
     damaged: Sequence[tuple[int, int]] = (),
     without: Sequence[str] = (),
 ) -> Appended:
-    """Send bytes of a segment; how many of it are durable on the server then."""
+    """Send bytes of a segment from `offset` on; return how many of its bytes are durable on the server then.
+
+    `damaged` are ranges of offsets that hold no whole frame here; `without` names bodies that cannot be sent.
+    """
     params = {"offset": str(offset)}
     if damaged:
         params["damaged"] = ",".join(f"{start}-{end}" for start, end in damaged)
@@ -172,69 +179,69 @@ def append_segment(
         params["without"] = ",".join(without)
     body, headers = _packed(data)
     path = segment_path(journal, file)
-    found = link.ask("POST", path, ("length", "events"), params=params, data=body, headers=headers)
-    if not _is_size(found["length"]):
+    answer = link.ask("POST", path, ("length", "events"), params=params, data=body, headers=headers)
+    if not _is_size(answer["length"]):
         raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
-    return cast("Appended", found)
+    return cast("Appended", answer)
 
 
 def deaths(link: Link, journal: str, notes: Sequence[DeathNote]) -> int:
-    """Tell which writers were found dead; how many of the notes were new to the server."""
-    found = link.ask("POST", f"{journal_path(journal)}/deaths", ("deaths",), json={"deaths": list(notes)})
-    return cast("int", found["deaths"])
+    """Report writers that were found dead; return how many of the notes were new to the server."""
+    answer = link.ask("POST", f"{journal_path(journal)}/deaths", ("deaths",), json={"deaths": list(notes)})
+    return cast("int", answer["deaths"])
 
 
 def blob_state(link: Link, journal: str, name: str) -> BlobState:
-    """How much of a blob the server has."""
+    """Return how many bytes of a blob the server has, and whether it needs more."""
     return cast("BlobState", link.ask("GET", f"{blob_path(journal, name)}/state", ("length", "complete")))
 
 
 def append_blob(
     link: Link, journal: str, name: str, offset: int, size: int, data: bytes | memoryview, *, body: bool = False
 ) -> BlobState:
-    """Send bytes of a blob of `size` bytes; how much of it is durable on the server then."""
+    """Send bytes of a blob of `size` bytes; return how many of them are durable on the server then."""
     params = {"offset": str(offset), "size": str(size), **({"kind": "body"} if body else {})}
     packed, headers = _packed(data)
     path = blob_path(journal, name)
-    found = link.ask("PUT", path, ("length", "complete"), params=params, data=packed, headers=headers)
-    if not _is_size(found["length"]):
+    answer = link.ask("PUT", path, ("length", "complete"), params=params, data=packed, headers=headers)
+    if not _is_size(answer["length"]):
         raise Unreachable(f"{link.url} acknowledged no length; is there a proxy before it?")
-    return cast("BlobState", found)
+    return cast("BlobState", answer)
 
 
 def append_blobs(link: Link, journal: str, items: Sequence[tuple[str, bytes]]) -> set[str]:
-    """Send whole contents of small files, (name, bytes), at most `protocol.MAX_BLOBS`; those that are done then.
+    """Send whole contents of small files, (name, bytes); return the names of those that are complete then.
 
-    Raises ServerRefused (404) if the server is of a version that takes them one by one.
+    At most `protocol.MAX_BLOBS` of them. Raises ServerRefused (404) if the server's version takes them one by one.
     """
     import msgspec
 
     packed, headers = _packed(msgspec.msgpack.encode(list(items)))
-    found = link.ask("POST", f"{journal_path(journal)}/blobs", ("complete",), data=packed, headers=headers)
-    return set(cast("list[str]", found["complete"]))
+    answer = link.ask("POST", f"{journal_path(journal)}/blobs", ("complete",), data=packed, headers=headers)
+    return set(cast("list[str]", answer["complete"]))
 
 
 def digests(link: Link, journal: str, wanted: Mapping[str, int]) -> dict[str, Digest]:
-    """SHA-256 of the first so many bytes of segments, by their ids; segments that the server lacks are left out."""
-    found = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})
-    return cast("dict[str, Digest]", found["segments"])
+    """Return the SHA-256 of the first `wanted[id]` bytes of each segment; those that the server lacks are left out."""
+    answer = link.ask("POST", f"{journal_path(journal)}/digests", ("segments",), json={"segments": dict(wanted)})
+    return cast("dict[str, Digest]", answer["segments"])
 
 
 def find_experiment(link: Link, project: str, name: str) -> FoundExperiment:
-    """An experiment by its names. Raises ServerRefused with code `unknown`."""
+    """Return an experiment by its names. Raises ServerRefused with code `unknown` if there is none."""
     params = {"project": project, "name": name}
     return cast("FoundExperiment", link.ask("GET", f"{PREFIX}/experiments", ("experiment", "journals"), params=params))
 
 
 def order(link: Link, experiment: str, after: int, limit: int) -> OrderPage:
-    """A page of what arrived, in the order of arrival."""
+    """Return a page of merge records and deaths behind arrival `after`, in the order of arrival."""
     params = {"after": str(after), "limit": str(limit)}
     path = f"{PREFIX}/experiments/{experiment}/order"
     return cast("OrderPage", link.ask("GET", path, ("records", "next"), params=params))
 
 
 def segment_bytes(link: Link, segment: str, offset: int, limit: int) -> tuple[bytes, str, str]:
-    """(bytes of a segment from `offset` on, its file name, the id of its journal)."""
+    """Return (at most `limit` bytes of a segment from `offset` on, its file name, the id of its journal)."""
     params = {"offset": str(offset), "limit": str(limit)}
     response = link.call("GET", f"{PREFIX}/segments/{segment}", params=params)
     try:
@@ -244,18 +251,18 @@ def segment_bytes(link: Link, segment: str, offset: int, limit: int) -> tuple[by
 
 
 def base(link: Link, experiment: str) -> bytes:
-    """The state of an experiment, see `journal.base.decode`."""
+    """Return the state of an experiment, encoded as a base (see `journal.base.decode`)."""
     return link.call("GET", f"{PREFIX}/experiments/{experiment}/base").content
 
 
 def blob(link: Link, experiment: str, name: str) -> Iterator[bytes]:
-    """The content of a blob, in blocks of at most 1 MiB. Raises ServerRefused (404) where it is not whole."""
+    """Yield the content of a blob, in blocks of at most 1 MiB. Raises ServerRefused (404) if it is not complete."""
     response = link.call("GET", f"{PREFIX}/experiments/{experiment}/blobs/{quote(name)}", stream=True)
     return _blocks(link.url, response)
 
 
 def has_blob(link: Link, experiment: str, name: str, size: int) -> bool:
-    """Could the whole of a blob be fetched, and has it that size in bytes? One byte of it is."""
+    """True if the whole of a blob, of `size` bytes, could be fetched. Fetches its first byte to find out."""
     path = f"{PREFIX}/experiments/{experiment}/blobs/{quote(name)}"
     try:
         response = link.call("GET", path, headers={"Range": "bytes=0-0"} if size else {})
@@ -269,17 +276,17 @@ def has_blob(link: Link, experiment: str, name: str, size: int) -> bool:
 
 
 def remove(link: Link, experiment: str) -> int:
-    """Put an experiment out of sight on the server; how many writers that silences."""
+    """Hide an experiment on the server; return how many writers that silences."""
     return cast("int", link.ask("DELETE", f"{PREFIX}/experiments/{experiment}", ("writers",))["writers"])
 
 
 def whoami(link: Link) -> dict[str, Any]:
-    """Whose login that is, and what it allows."""
+    """Return the owner of the login, and what it allows."""
     return link.ask("GET", "/whoami", ("userName", "readOnly"))
 
 
 class ServerSource:
-    """A server, as `pull` asks it."""
+    """A server as a `Source` of `pull`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -313,7 +320,7 @@ class ServerSource:
 
 
 class ServerHolder:
-    """A server, as `gc` asks it."""
+    """A server as a `Holder` for `gc`."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -339,7 +346,7 @@ class ServerHolder:
 
 
 def holds(link: Link, known: JournalState | None, name: str, size: int) -> bool:
-    """Does the server hold a content, whole and verified? `known` is what it says of the journal that brought it."""
+    """True if the server holds a content, whole and verified. `known` is its state of the journal that sent it."""
     if known is None:
         return False
     listed = known["blobs"].get(name)
@@ -350,7 +357,7 @@ def holds(link: Link, known: JournalState | None, name: str, size: int) -> bool:
 
 
 def has_let_go(link: Link, known: JournalState | None, journal_id: str, name: str) -> bool:
-    """Does the server not want a content that it does not hold: was the file replaced or deleted on another machine?"""
+    """True if the server does not want a content: the file was replaced or deleted on another machine."""
     if known is None:
         return False
     try:
@@ -372,7 +379,7 @@ def _known(link: Link, journal_id: str) -> JournalState | None:
 
 
 class _Exactly:
-    """Puts back a path that the library has resolved: a metric may be called `..`."""
+    """An authentication hook that restores a path which requests has normalised: a metric may be called `..`."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -388,12 +395,12 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _packed(data: bytes | memoryview) -> tuple[bytes | memoryview, dict[str, str]]:
-    """A body, compressed where that is worth it."""
+    """Return (body, headers), compressed if that saves at least a tenth."""
     headers = {"Content-Type": "application/octet-stream"}
-    if len(data) < _COMPRESSED_FROM:
+    if len(data) < _COMPRESSED_FROM_BYTES:
         return bytes(data), headers
-    sample = data[:_SAMPLE]
-    if len(data) > 2 * _SAMPLE and len(zlib.compress(sample, 1)) > len(sample) * 0.9:
+    sample = data[:_SAMPLE_BYTES]
+    if len(data) > 2 * _SAMPLE_BYTES and len(zlib.compress(sample, 1)) > len(sample) * 0.9:
         # Checkpoints and pictures do not get smaller; finding that out must not cost more than sending them.
         return data, headers
     packed = gzip.compress(data, 1, mtime=0)
@@ -407,19 +414,19 @@ def _is_size(value: Any) -> bool:
 
 
 def _read_whole(url: str, response: requests.Response) -> None:
-    """Read the answer, within bounds. Raises Unreachable for one without end."""
+    """Read the answer into memory. Raises Unreachable if it is larger than 64 MiB."""
     parts, have = [], 0
     with contextlib.closing(response):
         for part in response.iter_content(BLOCK_BYTES):
             have += len(part)
-            if have > _ANSWER_BYTES:
+            if have > _MAX_ANSWER_BYTES:
                 raise Unreachable(f"{url} answers without end")
             parts.append(part)
     response._content = b"".join(parts)
 
 
 def _refuse(url: str, response: requests.Response) -> None:
-    """Raise what an answer other than "done" means."""
+    """Raise the error that an answer with a status of 300 or more stands for."""
     status = response.status_code
     _read_whole(url, response)
     error, extra = _error(response)
@@ -432,7 +439,7 @@ def _refuse(url: str, response: requests.Response) -> None:
             failure.retry_after_s = _pause(response)
             raise failure
         error, extra = {"code": "too_large", "message": "a proxy before the server takes no body of this size"}, {}
-    code, message = str(error.get("code", "")), str(error.get("message", ""))[:_SHOWN]
+    code, message = str(error.get("code", "")), str(error.get("message", ""))[:_MAX_SHOWN]
     if status in (401, 403):
         # The server does not know under which URL it is reached; the hint does.
         said = message.removesuffix("; run: ml-dash login URL")
@@ -446,7 +453,7 @@ def _refuse(url: str, response: requests.Response) -> None:
 
 
 def _error(response: requests.Response) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """What an answer of a server of ours says is wrong; None if it is none."""
+    """Return (`error` of an answer, its other fields); (None, {}) if no ml-dash server has sent it."""
     try:
         body = jsons.loads(response.content)
         error = body.pop("error")
@@ -456,7 +463,7 @@ def _error(response: requests.Response) -> tuple[dict[str, Any] | None, dict[str
 
 
 def _pause(response: requests.Response) -> float | None:
-    """Seconds that `Retry-After` asks to wait, within reason: a number, or a date (RFC 9110)."""
+    """Return the seconds to wait by `Retry-After`, a number or a date (RFC 9110), at most an hour; None without it."""
     text = response.headers.get("Retry-After")
     if text is None:
         return None
@@ -481,10 +488,10 @@ def _strange(url: str, response: requests.Response) -> Unreachable:
 
 
 def _short(error: BaseException) -> str:
-    """What is wrong, without the nested representations that the library adds."""
+    """Return the text of an error, without the nested representations that requests adds."""
     reason: Any = error.args[0] if error.args else error
     reason = getattr(reason, "reason", reason)
-    return str(reason).partition(": ")[2][:_SHOWN] if "object at 0x" in str(reason) else str(reason)[:_SHOWN]
+    return str(reason).partition(": ")[2][:_MAX_SHOWN] if "object at 0x" in str(reason) else str(reason)[:_MAX_SHOWN]
 
 
 def _blocks(url: str, response: requests.Response) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ _WAIT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class RemoveReport:
-    """What was removed, or would be."""
+    """Result of a removal, or of a dry run: folder, journal, and the count and bytes of their files."""
 
     folder: Path
     journal: Path
@@ -41,8 +41,8 @@ def remove(located: Located, *, dry_run: bool = False) -> RemoveReport:
             hint="name that one",
         )
     homes = {home, *([located.folder] if points_back(located.folder, located.journal) else [])}
-    found = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
-    report = RemoveReport(located.folder, located.journal, len(found), sum(map(_size, found)))
+    paths = [Path(base, name) for place in homes for base, _, names in os.walk(place) for name in names]
+    report = RemoveReport(located.folder, located.journal, len(paths), sum(map(_size, paths)))
     _refuse_living(located)
     if dry_run:
         return report
@@ -86,7 +86,7 @@ def _size(path: Path) -> int:
 
 
 def _empty(place: Path) -> None:
-    """Remove all in a folder but a journal, and what is left of one."""
+    """Remove everything in a folder but a journal and the remains of one."""
     for entry in place.iterdir():
         if entry.name.startswith(JOURNAL):
             continue

@@ -364,11 +364,11 @@ def test_another_handle_of_the_same_process_protects_for_all(make: Make, opened:
 def test_a_change_made_before_learning_of_the_protection_is_kept_and_marked(
     make: Make, opened: Experiment, python: Python
 ) -> None:
-    from ml_dash.recording.background import keeper
+    from ml_dash.recording.background import background_projector
 
     opened.parameters().set(before=1)
     # The projecting thread would tell it, if a tick of it came in between.
-    keeper.remove(opened._handle.session.recording())
+    background_projector.remove(opened._handle.session.recording())
     python("""
         from ml_dash import Experiment
         with Experiment("first", "cv", write_protected=True):

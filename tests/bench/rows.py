@@ -243,9 +243,9 @@ def projection_while_training(folder: Path, scale: float) -> Figures:
     for name in ("with", "without"):
         with opened(folder, name) as experiment:
             if name == "without":
-                from ml_dash.recording.background import keeper
+                from ml_dash.recording.background import background_projector
 
-                keeper.remove(experiment._handle.session.recording())
+                background_projector.remove(experiment._handle.session.recording())
             begun, cpu, number = perf_counter(), process_time(), 0
             while (now := perf_counter()) < begun + seconds:
                 for _ in range(20):

@@ -352,8 +352,8 @@ _IDENTITIES: Final = (
     _one(
         "whoever is logged in takes over what is continued",
         "sync/registrations.py",
-        "        if known:\n            present",
-        "        if known is None:\n            present",
+        "        if candidates:\n            present",
+        "        if candidates is None:\n            present",
         ("D20", 6),
     ),
 )

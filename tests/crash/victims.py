@@ -227,7 +227,7 @@ def threads(pipe: int, folder: Path, *, seed: str, workers: int, count: int) -> 
 def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> None:
     """Bring the documented folder up to date, as a reader or `ml-dash` does; with `slices` a few events at a time."""
     from ml_dash.projection.projector import Projector
-    from ml_dash.projection.replay import Enough, Pace
+    from ml_dash.projection.replay import Pace, PassStopped
 
     report = Reporter(pipe)
     report.value("open", os.getpid())
@@ -238,10 +238,10 @@ def project(pipe: int, folder: Path, *, rounds: int = 1, slices: int = 0) -> Non
     def stop() -> None:
         passed[0] += 1
         if passed[0] % 3 == 0:
-            raise Enough
+            raise PassStopped
 
     for _ in range(rounds if slices else 0):
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(PassStopped):
             projector.advance(wait_s=30.0, pace=Pace(slices, stop))
     projector.advance(wait_s=30.0)
     report.value("projected", 1)

@@ -18,7 +18,7 @@ from ml_dash.projection import projector as projectors
 from ml_dash.projection import trust
 from ml_dash.projection.folder import FILES, LOGS, PARAMETERS
 from ml_dash.projection.projector import Projector
-from ml_dash.projection.replay import Enough, Pace
+from ml_dash.projection.replay import Pace, PassStopped
 from ml_dash.reading.view import projected
 from tests.journals import Desk, Pen, Tree, flip
 
@@ -144,11 +144,11 @@ def test_a_pass_that_is_stopped_anywhere_leaves_what_another_can_go_on_from(desk
             def step(left: list[int] = left) -> None:
                 left[0] -= 1
                 if left[0] < 0:
-                    raise Enough
+                    raise PassStopped
 
             try:
                 (worker if rng.random() < 0.6 else projector(desk)).advance(pace=Pace(2, step), complete=False)
-            except Enough:
+            except PassStopped:
                 continue
     desk.catch_up()
     assert [json.loads(line)["index"] for line in desk.lines("metrics/loss/data.jsonl")] == list(range(40))

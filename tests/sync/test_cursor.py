@@ -27,7 +27,7 @@ def filled() -> Cursor:
         {f"{'cd' * 16}:{'ef' * 16}:184"},
         {"three.seg": "refused: not a segment"},
     )
-    cursor.tell("unreachable", "no network")
+    cursor.set_trouble("unreachable", "no network")
     return cursor
 
 
@@ -42,7 +42,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     )  # fmt: skip
     # That of another process, which has it no more once something succeeds here.
     assert found.trouble == cursor.trouble
-    assert found.tell(None)
+    assert found.set_trouble(None)
     assert [entry.name for entry in path.parent.iterdir()] == ["key.json"]
     if os.name == "posix":
         assert path.stat().st_mode & 0o077 == 0
@@ -184,15 +184,15 @@ def test_killed_while_saving(tmp_path: Path, point: str, length: int) -> None:
 
 def test_trouble_is_told_once_and_keeps_its_beginning() -> None:
     cursor = Cursor(JOURNAL)
-    assert not cursor.tell(None)
-    assert cursor.tell("unreachable", "no network")
+    assert not cursor.set_trouble(None)
+    assert cursor.set_trouble("unreachable", "no network")
     assert cursor.trouble is not None
     cursor.trouble = Trouble("unreachable", "no network", 1000.0)
-    assert not cursor.tell("unreachable", "no network")
-    assert cursor.tell("unreachable", "no answer in time")
+    assert not cursor.set_trouble("unreachable", "no network")
+    assert cursor.set_trouble("unreachable", "no answer in time")
     assert cursor.trouble == Trouble("unreachable", "no answer in time", 1000.0)
-    assert cursor.tell("login", "not accepted")
+    assert cursor.set_trouble("login", "not accepted")
     assert cursor.trouble.since is not None
     assert cursor.trouble.since > 1000.0
-    assert cursor.tell(None)
+    assert cursor.set_trouble(None)
     assert cursor.trouble is None

@@ -34,10 +34,10 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_was_told() -> Iterator[None]:
-    login._told.clear()
+def _nothing_was_warned_of() -> Iterator[None]:
+    login._warned.clear()
     yield
-    login._told.clear()
+    login._warned.clear()
 
 
 def test_a_stored_login_is_read_back(env: dict[str, str]) -> None:

@@ -26,7 +26,7 @@ from ml_dash.reading.view import View
 from ml_dash.sync import fetch, gc
 from ml_dash.sync.pull.download import PullReport
 from ml_dash.sync.pull.pull import pull
-from ml_dash.sync.pull.source import Permit, Stopped
+from ml_dash.sync.pull.source import Deadline, Stopped
 from tests.holders import Keeper
 from tests.journals import Desk, Pen, tree
 from tests.machines import USER, Machine
@@ -194,10 +194,10 @@ def test_nothing_of_the_users_is_taken_for_an_empty_place(desk: Desk, keeper: Ke
 def test_who_does_not_wait_any_more_gets_nothing_put_in_place(desk: Desk, keeper: Keeper, place: Located) -> None:
     run(desk)
     keeper.take(desk.journal)
-    permit = Permit()
-    assert permit.stop()
+    deadline = Deadline()
+    assert deadline.expire()
     with pytest.raises(Stopped):
-        bring(keeper, place, permit=permit)
+        bring(keeper, place, deadline=deadline)
     assert not place.journal.exists()
 
 

@@ -434,10 +434,10 @@ def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path
         textwrap.dedent(
             """
             import multiprocessing, sys
-            from ml_dash.sync import register
+            from ml_dash.sync import launch
 
             def child(queue):
-                queue.put(register.start_daemon())
+                queue.put(launch.start_daemon())
 
             if __name__ == "__main__":
                 context = multiprocessing.get_context(sys.argv[1])
@@ -459,7 +459,7 @@ def test_a_child_process_starts_none(run: Run, stand_in: StandIn, tmp_path: Path
 
 @needs_proc
 def test_a_process_that_ends_at_once_has_started_it(run: Run, stand_in: StandIn) -> None:
-    run("from ml_dash.sync import register; register.start_daemon(); register.finish_start(10)")
+    run("from ml_dash.sync import launch; launch.start_daemon(); launch.finish_start(10)")
     assert len(stand_in.wait()) == 1
 
 

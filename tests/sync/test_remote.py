@@ -345,7 +345,7 @@ def test_the_same_answer_whole(double: Double, link: remote.Link) -> None:
 
 
 def test_an_answer_without_end(double: Double, link: remote.Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_ANSWER_BYTES", 3 << 20)
+    monkeypatch.setattr(remote, "_MAX_ANSWER_BYTES", 3 << 20)
     double.says(body=gzip.compress(bytes(100 << 20), 1), Content_Encoding="gzip")
     with pytest.raises(Unreachable, match="without end"):
         link.call("GET", "/")

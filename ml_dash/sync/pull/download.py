@@ -23,14 +23,18 @@ from ...journal.segment import BLOBS, SEGMENTS, list_segments, parse_blob, parse
 from ...reading.located import Located
 from .order import checked
 from .scratch import scratch_in
-from .source import Permit, Progress, Source
+from .source import Deadline, Progress, Source
 
 PAGE_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """What a pull has brought. `missing`: contents that the server does not have yet; `conflicts`: segment → why."""
+    """Result of a pull: what was downloaded.
+
+    `missing` names contents that the server does not have yet; `conflicts` gives, by file name, why a segment was left
+    as it is.
+    """
 
     located: Located
     events: int
@@ -43,16 +47,16 @@ class PullReport:
     conflicts: dict[str, str] = field(default_factory=dict)
 
 
-class Bringer:
-    """What one pull asks a server for, and what has come so far."""
+class Download:
+    """One pull: its requests to the server, and counts of what has come so far."""
 
     def __init__(
-        self, source: Source, located: Located, experiment: str, permit: Permit, progress: Progress | None
+        self, source: Source, located: Located, experiment: str, deadline: Deadline, progress: Progress | None
     ) -> None:
         self.source = source
         self.located = located
         self.experiment = experiment
-        self.permit = permit
+        self.deadline = deadline
         self.progress = progress or (lambda done, total: None)
         self.segments = 0
         self.blobs = 0
@@ -62,7 +66,7 @@ class Bringer:
         self.conflicts: dict[str, str] = {}
 
     def report(self, state: State, *, state_only: bool, new: bool) -> PullReport:
-        """What has come."""
+        """Return the counts so far as a report."""
         return PullReport(
             self.located, state.events, self.segments, self.blobs, self.bytes, state_only, new,
             tuple(sorted(set(self.missing))), dict(sorted(self.conflicts.items())),
@@ -71,7 +75,7 @@ class Bringer:
     # -- what the server says ----------------------------------------------------------------------------------------
 
     def remote_base(self) -> Base:
-        """The server's state of the experiment. Raises Damaged if it is none."""
+        """Download the server's state of the experiment. Raises Damaged for an answer that is no base of it."""
         body = self.source.base(self.experiment)
         self.bytes += len(body)
         try:
@@ -80,11 +84,11 @@ class Bringer:
             raise Damaged(f"{self.source.name} did not answer with a valid base: {error.message}") from None
         if (base.project, base.name) != (self.located.project, self.located.name):
             raise Damaged(f"{self.source.name} answered with the base of {base.project}/{base.name}")
-        # What only this machine could say.
+        # Only this machine knows these.
         return replace(base, order_identity="", order_position=0, folder_path="", kept={})
 
     def records(self) -> Iterator[list[Any]]:
-        """The server's order, page by page."""
+        """Yield the records of the server's order, fetched page by page."""
         after: int | None = 0
         while after is not None:
             page = self.source.order(self.experiment, after, ORDER_PAGE)
@@ -95,7 +99,7 @@ class Bringer:
     # -- segments ----------------------------------------------------------------------------------------------------
 
     def bring_segments(self, totals: dict[str, int], into: Path) -> None:
-        """Put so many bytes of each segment into a journal, checked and synced."""
+        """Download the first `totals[id]` bytes of each segment into a journal, checked and synced."""
         self.total += sum(totals.values())
         brought: dict[str, dict[str, tuple[int, str]]] = {}
         for identity, length in totals.items():
@@ -112,7 +116,7 @@ class Bringer:
                     )
 
     def _bring_segment(self, identity: str, length: int, into: Path) -> tuple[str, str]:
-        """(id of its journal, SHA-256 of what came)."""
+        """Download one segment; return (id of its journal, SHA-256 of the bytes)."""
         digest, offset, file, journal = hashlib.sha256(), 0, "", ""
         temporary = into / SEGMENTS / f".{identity}.tmp"
         with temporary.open("wb") as target:
@@ -129,22 +133,22 @@ class Bringer:
         name = parse_name(file)
         with temporary.open("rb") as source:
             header = decode_header(source.read(1 << 16))[0]
-        known = (header.segment.hex(), header.writer.hex(), header.journal.hex())
-        if name is None or known != (identity, name.writer, journal):
+        identities = (header.segment.hex(), header.writer.hex(), header.journal.hex())
+        if name is None or identities != (identity, name.writer, journal):
             raise Damaged(f"{self.source.name} answered with something that is not segment {identity}")
         os.replace(temporary, into / SEGMENTS / file)
         self.segments += 1
         return journal, digest.hexdigest()
 
     def _count(self, size: int) -> None:
-        self.permit.check()
+        self.deadline.check()
         self.bytes += size
         self.progress(self.bytes, self.total)
 
     # -- blobs -------------------------------------------------------------------------------------------------------
 
     def bring_bodies(self, into: Path) -> None:
-        """Bodies of events that were too long for a frame: without them their events cannot be folded."""
+        """Download the bodies of events that were too long for a frame: without them the events cannot be folded."""
         for _, path in list_segments(into):
             segment = open_segment(path)
             items = read(segment, segment.first) if segment is not None else ()
@@ -155,7 +159,7 @@ class Bringer:
                     self._bring_blob(name, into)
 
     def bring_files(self, state: State, into: Path) -> bool:
-        """The contents of all files that are listed; was there any to bring?"""
+        """Download the contents of current files that are missing in a journal; True if there were any."""
         wanted = {file.blob: file.size_bytes for file in state.files.values() if file.live}
         present = blobs.names(into)
         lacking = [name for name, size in wanted.items() if present.get(name) != size]
@@ -177,9 +181,10 @@ class Bringer:
 def bring_blob(
     source: Source, experiment: str, name: str, journal: Path, count: Callable[[int], None] = lambda size: None
 ) -> Path:
-    """Put a blob into a journal, its digest checked and synced; where it lies.
+    """Download a blob into a journal, checked and synced, and return its path.
 
-    Raises ServerRefused if the server does not have it whole, Damaged if it sends something else.
+    `count` is called with the size of each piece, in bytes. Raises ServerRefused if the server does not have all of
+    the blob, Damaged if the content has another digest.
     """
     parsed = parse_blob(name)
     assert parsed is not None

@@ -21,29 +21,29 @@ from ...journal.reader import Segment, last_frame_end, open_segment
 from ...journal.segment import BASE, BLOBS, CHECKPOINT, SEGMENTS, list_segments, read_identity
 from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.view import look_anew
-from .download import Bringer, PullReport
+from .download import Download, PullReport
 from .order import ends, ends_in, joined, lengths, payload, write_order
-from .scratch import lived_in, scratch_in, sweep
+from .scratch import locked_while_used, scratch_in, sweep
 
 _TRIES: Final = 3
 
 
 class _BaseChanged(Exception):
-    """Another gc or pull was faster."""
+    """Another gc or pull has replaced the base meanwhile."""
 
 
 class Join:
-    """One pull into a journal."""
+    """One pull into a journal that exists. `mark` identifies the base that the decisions rest on."""
 
-    def __init__(self, bringer: Bringer) -> None:
-        self.bringer = bringer
-        self.located = bringer.located
-        self.journal = bringer.located.journal
-        self.server = bringer.source.name
+    def __init__(self, download: Download) -> None:
+        self.download = download
+        self.located = download.located
+        self.journal = download.located.journal
+        self.server = download.source.name
         self.mark = (0, 0)
 
     def bring(self, state_only: bool, files: bool, fill: bool) -> PullReport:
-        """Bring what is missing, put it in place, and fold it."""
+        """Download what is missing, put it in place, and fold it; try again if another gc or pull changes the base."""
         for _ in range(_TRIES - 1):
             with contextlib.suppress(_BaseChanged):
                 return self._bring(state_only, files, fill)
@@ -74,17 +74,17 @@ class Join:
         (scratch / BLOBS).mkdir()
         projector = Projector(self.journal, self.located.folder)
         try:
-            with lived_in(scratch):
+            with locked_while_used(scratch):
                 if state_only:
                     self._renew_base(base, projector)
                 else:
                     if base is not None and fill:
-                        # Only the base says that they are on a server, and it goes.
-                        self.bringer.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
+                        # Only the base records which contents a server alone has, and the base goes.
+                        self.download.bring_files(look_anew(self.journal, self.located.folder).state, self.journal)
                     self._complete(base, trouble, fill, scratch, projector)
-            self.bringer.permit.done()
+            self.download.deadline.mark_placed()
             state = look_anew(self.journal, self.located.folder).state
-            if files and self.bringer.bring_files(state, self.journal):
+            if files and self.download.bring_files(state, self.journal):
                 with projector.having_turn(TURN_WAIT_S) as taken:
                     if not taken:
                         raise StillOpen(f"the folder {self.located.folder} is being written; run: ml-dash rebuild")
@@ -94,28 +94,28 @@ class Join:
                 projector.advance(wait_s=TURN_WAIT_S)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return self.bringer.report(state, state_only=state_only, new=False)
+        return self.download.report(state, state_only=state_only, new=False)
 
     @contextlib.contextmanager
     def _turn(self, projector: Projector) -> Iterator[None]:
-        """To put things in place. Raises _BaseChanged if the base is not the one that was looked at."""
+        """Hold the turn while things are put in place. Raises _BaseChanged if the base is not that of `mark`."""
         with projector.having_turn(TURN_WAIT_S) as taken:
             if not taken:
                 raise StillOpen(f"the folder {self.located.folder} is being written; nothing was put in place")
             if _mark(self.journal / BASE) != self.mark:
                 raise _BaseChanged
-            self.bringer.permit.take()
+            self.download.deadline.begin_placing()
             fail_point("pull-brought")
             yield
 
     def _renew_base(self, old: Base | None, projector: Projector) -> None:
-        """The server's state of now instead of the base that is here."""
+        """Replace the base that is here with the server's present state."""
         if old is not None and old.kept:
             raise InvalidValue(
                 f"{self.located.folder} keeps lines that gc was told to keep; only the whole journal can replace them",
                 hint="pull without --state-only",
             )
-        new = self.bringer.remote_base()
+        new = self.download.remote_base()
         for identity, stood in (old.segments if old is not None else {}).items():
             if identity not in new.segments or new.segments[identity].length < stood.length:
                 raise Damaged(
@@ -131,14 +131,14 @@ class Join:
             projector.begin_at_base()
 
     def _set_base_aside(self) -> None:
-        """A base that cannot be read: what it holds may be of use to somebody all the same."""
+        """Keep a base that cannot be read under another name: some of it may still be recovered."""
         os.link(self.journal / BASE, self.journal / f"{BASE}.damaged.{os.urandom(4).hex()}")
 
     def _complete(
         self, base: Base | None, trouble: JournalError | None, fill: bool, scratch: Path, projector: Projector
     ) -> None:
-        """Bring segments that are missing here; with `fill`, or a useless base, also those that it stands for."""
-        records = list(joined(self.bringer.records()))
+        """Download segments that are missing; with `fill`, or an unreadable base, also those that it stands for."""
+        records = list(joined(self.download.records()))
         totals = lengths(records)
         replaces_base = trouble is not None or (base is not None and fill)
         stood = base.segments if base is not None and not replaces_base else {}
@@ -149,8 +149,8 @@ class Join:
             if (identity not in stood or stood[identity].length < length)
             and (identity not in here or self._may_replace(here[identity], length))
         }
-        self.bringer.bring_segments(wanted, scratch)
-        self.bringer.bring_bodies(scratch)
+        self.download.bring_segments(wanted, scratch)
+        self.download.bring_bodies(scratch)
         if replaces_base:
             self._refuse_loss(base, here, totals)
         if not wanted and not replaces_base and not self._follows_otherwise(records):
@@ -176,13 +176,13 @@ class Join:
             projector.begin_at_base()
 
     def _is_copy(self) -> bool:
-        """Did nobody write to this journal? Then all that it has came from the server, and so does its order."""
+        """True if no segment was written into this journal: all were downloaded, and so was the order."""
         own = read_identity(self.journal).journal
         here = local_segments(self.journal).values()
         return not bases.exists(self.journal) and all(segment.header.journal != own for segment, _ in here)
 
     def _follows_otherwise(self, records: list[list[Any]]) -> bool:
-        """Is this a copy with another order than the server's? A pull that was killed may have left it so."""
+        """True for a copy with another order than the server's: a pull that was killed may leave one."""
         order = Order(self.journal)
         order.open(write=False)
         try:
@@ -197,7 +197,7 @@ class Join:
         return self._is_copy() and list(joined(here)) != records
 
     def _may_replace(self, local: tuple[Segment, int], length: int) -> bool:
-        """Is what is here only the beginning of what the server has, and of a writer that has ended?"""
+        """True if the segment here is a beginning of the server's, and its writer has ended."""
         segment, size = local
         if size >= length:
             return False
@@ -205,19 +205,19 @@ class Join:
             self._leave(segment, "the server has more of it, and its writer may be alive here")
             return False
         end = last_frame_end(segment, size)
-        proof = self.bringer.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
+        proof = self.download.source.digests(segment.header.journal.hex(), {segment.id: end}).get(segment.id)
         if proof is None or (proof["of"], proof["sha256"]) != (end, blobs.digest_of(segment.path, end)):
             self._leave(segment, "other events are in it here than on the server; it was left as it is")
             return False
         return True
 
     def _leave(self, segment: Segment, why: str) -> None:
-        self.bringer.conflicts[segment.path.name] = why
+        self.download.conflicts[segment.path.name] = why
 
     def _refuse_loss(self, base: Base | None, here: dict[str, tuple[Segment, int]], totals: dict[str, int]) -> None:
-        """The base goes only when everything that it stands for is here."""
+        """Raise Damaged unless every segment that the base stands for is here or on the server, in full length."""
         if base is not None:
-            stood = {identity: one.length for identity, one in base.segments.items()}
+            stood = {identity: freed.length for identity, freed in base.segments.items()}
         else:
             stood = ends_in(self.journal)
         for identity, length in stood.items():
@@ -245,7 +245,7 @@ class Join:
         sync_folder(self.journal / SEGMENTS)
 
     def _adopt_order(self, records: list[list[Any]], totals: dict[str, int]) -> None:
-        """The server's order; behind it, in the order they have here, bytes that the server does not have yet."""
+        """Write the server's order, then the bytes that the server does not have yet, in their present order."""
         payloads = list(map(payload, records))
         order = Order(self.journal)
         order.open(write=False)
@@ -261,7 +261,7 @@ class Join:
         write_order(self.journal, identity, payloads)
 
     def _append_order(self, records: list[list[Any]], brought: set[str]) -> None:
-        """Say of what was brought in which order the server merged it."""
+        """Append to `order`, for the segments that were downloaded, the order in which the server merged them."""
         here = local_segments(self.journal)
         writers = {segment.writer for identity, (segment, _) in here.items() if identity in brought}
         order = Order(self.journal)
@@ -282,18 +282,18 @@ class Join:
 
 
 def local_segments(journal: Path) -> dict[str, tuple[Segment, int]]:
-    """Segment id → the segment, and its size in bytes; those whose header cannot be read are left out."""
-    found = {}
+    """Return segment id → (segment, size in bytes); segments whose header cannot be read are left out."""
+    segments = {}
     for _, path in list_segments(journal):
         with contextlib.suppress(OSError, JournalError):
             segment = open_segment(path)
             if segment is not None:
-                found[segment.id] = segment, path.stat().st_size
-    return found
+                segments[segment.id] = segment, path.stat().st_size
+    return segments
 
 
 def _mark(base: Path) -> tuple[int, int]:
-    """What tells this base, good or not, from another one."""
+    """Return size and CRC-32 of a base, readable or not: different for different bases."""
     try:
         content = base.read_bytes()
     except FileNotFoundError:

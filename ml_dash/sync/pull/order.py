@@ -17,7 +17,7 @@ _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def checked(record: Any) -> list[Any]:
-    """A record of a server's order; raises Damaged if it is none."""
+    """Return a record of a server's order, its fields checked. Raises Damaged for anything else."""
     kind, who, third, end = record if isinstance(record, list) and len(record) == 4 else (0, "", 0, 0)
     sound = isinstance(who, str) and _ID.fullmatch(who) is not None and type(end) is int and end >= 0
     if kind == STRETCH:
@@ -30,7 +30,7 @@ def checked(record: Any) -> list[Any]:
 
 
 def joined(records: Iterable[list[Any]]) -> Iterator[list[Any]]:
-    """Stretches that go on where the one before ended are one; uploads come in small pieces."""
+    """Yield the records with adjacent stretches of a segment joined into one: uploads arrive in small pieces."""
     waiting: list[Any] | None = None
     for record in records:
         if waiting is not None and record[:3] == [STRETCH, waiting[1], waiting[3]] and waiting[0] == STRETCH:
@@ -44,7 +44,7 @@ def joined(records: Iterable[list[Any]]) -> Iterator[list[Any]]:
 
 
 def lengths(records: list[list[Any]]) -> dict[str, int]:
-    """Segment id → so many bytes of it the server has merged."""
+    """Return how many bytes of each segment, by its id, the server has merged."""
     totals: dict[str, int] = {}
     for kind, who, _, end in records:
         if kind == STRETCH:
@@ -53,18 +53,20 @@ def lengths(records: list[list[Any]]) -> dict[str, int]:
 
 
 def payload(record: list[Any]) -> bytes:
+    """Encode a record as the payload of a frame of `order`."""
     kind, who, third, end = record
     return stretch_payload(who, third, end) if kind == STRETCH else death_payload(who, third, end)
 
 
 def write_order(journal: Path, identity: OrderHeader, payloads: list[bytes]) -> None:
+    """Replace the `order` of a journal, or create it. Durable on return."""
     header = encode_header(identity)
     crcs = LengthCrcs(int.from_bytes(header[-4:], "little"))
     replace_file(journal / ORDER, header + b"".join(encode_frame(payload, crcs) for payload in payloads), sync=True)
 
 
 def ends(order: Order) -> dict[str, int]:
-    """Segment id → how much of it an order names."""
+    """Return how many bytes of each segment, by its id, an order names."""
     named: dict[str, int] = {}
     for record, _ in order.read(0):
         if isinstance(record, MergeRecord):
@@ -73,6 +75,7 @@ def ends(order: Order) -> dict[str, int]:
 
 
 def ends_in(journal: Path) -> dict[str, int]:
+    """Return `ends` of the order of a journal."""
     order = Order(journal)
     order.open(write=False)
     try:

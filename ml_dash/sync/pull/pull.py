@@ -29,11 +29,11 @@ from ...journal.segment import (
 from ...projection.projector import TURN_WAIT_S, Projector
 from ...reading.located import Located
 from ...reading.view import look_anew
-from .download import Bringer, PullReport
+from .download import Download, PullReport
 from .existing import Join
 from .order import joined, lengths, payload, write_order
-from .scratch import lived_in, scratch_in, sweep
-from .source import Permit, Progress, Source
+from .scratch import locked_while_used, scratch_in, sweep
+from .source import Deadline, Progress, Source
 
 
 def pull(
@@ -43,28 +43,28 @@ def pull(
     state_only: bool = False,
     files: bool | None = None,
     fill: bool = True,
-    permit: Permit | None = None,
+    deadline: Deadline | None = None,
     progress: Progress | None = None,
 ) -> PullReport:
-    """Bring the experiment `located.project`/`located.name` to where `located` says, or what of it is missing there.
+    """Download the experiment `located.project`/`located.name` to where `located` says, or the missing part of it.
 
-    With `state_only` a base stands for all segments; contents of files come only with `files` then. Without `fill`
-    what a base stands for here stays on the server. On return what was brought is durable.
+    With `state_only` a base stands for all segments, and contents of files come only with `files=True`. Without `fill`,
+    segments that a base stands for here stay on the server. Durable on return.
 
     Raises NotFound if the server does not have the experiment, InvalidValue if the state alone is asked for of one
     whose journal is here, RemoteError if the server does not answer or answers something else; nothing changed then.
     """
-    found = source.find(located.project, located.name)
-    if found is None:
+    experiment = source.find(located.project, located.name)
+    if experiment is None:
         raise NotFound(
             f"{source.name} has no experiment {located.project}/{located.name}",
             hint="it may not be sent yet, or belong to another user; see: ml-dash whoami",
         )
-    bringer = Bringer(source, located, found["experiment"], permit or Permit(), progress)
+    download = Download(source, located, experiment["experiment"], deadline or Deadline(), progress)
     with_files = not state_only if files is None else files
     if not (located.journal / SEGMENTS).is_dir():
         with contextlib.suppress(FileExistsError):
-            return _into_nothing(bringer, state_only, with_files)
+            return _into_nothing(download, state_only, with_files)
     identity = read_identity(located.journal)
     if (identity.project, identity.name) != (located.project, located.name):
         raise ForeignFolder(
@@ -72,12 +72,12 @@ def pull(
             f"{located.project}/{located.name}",
             hint="name another place with --path",
         )
-    return Join(bringer).bring(state_only, with_files, fill)
+    return Join(download).bring(state_only, with_files, fill)
 
 
-def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport:
-    """A new journal. Raises FileExistsError if another process has made one meanwhile."""
-    journal, folder = bringer.located.journal, bringer.located.folder
+def _into_nothing(download: Download, state_only: bool, files: bool) -> PullReport:
+    """Pull into a new journal. Raises FileExistsError if another process has created it meanwhile."""
+    journal, folder = download.located.journal, download.located.folder
     home = journal.parent
     try:
         for place in {home, folder}:
@@ -93,9 +93,9 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
     (temporary / SEGMENTS).mkdir(parents=True)
     (temporary / BLOBS).mkdir()
     try:
-        with lived_in(temporary):
-            state = _bring_new(bringer, temporary, state_only, files)
-            bringer.permit.take()
+        with locked_while_used(temporary):
+            state = _bring_new(download, temporary, state_only, files)
+            download.deadline.begin_placing()
             fail_point("pull-brought")
             place_journal(temporary, journal)
             fail_point("pull-placed")
@@ -103,32 +103,32 @@ def _into_nothing(bringer: Bringer, state_only: bool, files: bool) -> PullReport
         shutil.rmtree(temporary, ignore_errors=True)
     for changed in (home, home.parent, home.parent.parent):
         sync_folder(changed)
-    bringer.permit.done()
+    download.deadline.mark_placed()
     if not state_only:
         Projector(journal, folder).advance(wait_s=TURN_WAIT_S)
-    return bringer.report(state, state_only=state_only, new=True)
+    return download.report(state, state_only=state_only, new=True)
 
 
-def _bring_new(bringer: Bringer, into: Path, state_only: bool, files: bool) -> State:
-    """Make a journal, complete and synced; its state."""
-    identity = OrderHeader(os.urandom(16), bringer.located.project, bringer.located.name)
+def _bring_new(download: Download, into: Path, state_only: bool, files: bool) -> State:
+    """Create a journal in `into`, complete and synced, and return its state."""
+    identity = OrderHeader(os.urandom(16), download.located.project, download.located.name)
     records: list[bytes] = []
     if state_only:
-        bases.save(into, identity, bringer.remote_base())
+        bases.save(into, identity, download.remote_base())
     else:
-        records = _bring_all(bringer, into)
+        records = _bring_all(download, into)
     write_order(into, identity, records)
-    state = look_anew(into, bringer.located.folder).state
+    state = look_anew(into, download.located.folder).state
     if files:
-        bringer.bring_files(state, into)
+        download.bring_files(state, into)
     for folder in (into / SEGMENTS, into / BLOBS, into):
         sync_folder(folder)
     return state
 
 
-def _bring_all(bringer: Bringer, into: Path) -> list[bytes]:
-    """All segments and the bodies that belong to them; the records of the server's order."""
-    records = list(joined(bringer.records()))
-    bringer.bring_segments(lengths(records), into)
-    bringer.bring_bodies(into)
+def _bring_all(download: Download, into: Path) -> list[bytes]:
+    """Download all segments and the bodies of their events; return the records of the server's order, encoded."""
+    records = list(joined(download.records()))
+    download.bring_segments(lengths(records), into)
+    download.bring_bodies(into)
     return list(map(payload, records))

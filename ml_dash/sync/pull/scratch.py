@@ -14,20 +14,21 @@ from ...disk.lock import Liveness, Turn, probe
 from ...journal.segment import TURN
 
 TEMPORARY: Final = ".pull-"
+# Without a lock to go by, a temporary folder is abandoned when nothing in it has changed for so long.
 _STALE_S: Final = 3600.0
 
 
 def scratch_in(folder: Path, prefix: str = "") -> Path:
-    """A name for a new one, which `sweep` knows."""
+    """Return a path in `folder` for a new temporary folder or file, of a form that `sweep` recognises."""
     return folder / f"{prefix}{TEMPORARY}{os.urandom(8).hex()}.tmp"
 
 
 @contextlib.contextmanager
-def lived_in(temporary: Path) -> Iterator[None]:
-    """Keep a lock in a folder, so that others see that somebody works there; it may be renamed meanwhile."""
+def locked_while_used(temporary: Path) -> Iterator[None]:
+    """Hold a lock in a temporary folder, so that `sweep` leaves it alone. The folder may be renamed meanwhile."""
     turn = Turn(temporary / TURN)
     if os.name != "nt":
-        # Windows does not rename a folder with an open file in it. There only its age says that nobody is left.
+        # Windows does not rename a folder with an open file in it: there `sweep` goes by the age of the folder alone.
         turn.take()
     try:
         yield
@@ -36,7 +37,7 @@ def lived_in(temporary: Path) -> Iterator[None]:
 
 
 def sweep(*places: Path) -> None:
-    """Remove what pulls have left that were killed."""
+    """Remove the temporary folders and files of pulls that were killed."""
     for left in [left for place in places for left in place.glob(f"*{TEMPORARY}*.tmp")]:
         with contextlib.suppress(OSError):
             lock = left / TURN
@@ -46,7 +47,7 @@ def sweep(*places: Path) -> None:
             if not left.is_dir():
                 left.unlink()
                 continue
-            # By another name first: where locks say nothing, whoever is at work there must not find a part of it.
+            # Renamed before it is removed: where locks do not work, a pull that still uses it must not find half of it.
             doomed = left.with_name(f"{left.name.removesuffix('.tmp')}-.tmp")
             left.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)

@@ -9,74 +9,79 @@ from typing import Protocol
 from ...core.protocol import Digest, FoundExperiment, OrderPage
 
 Progress = Callable[[int, int], None]
+"""(bytes downloaded so far, bytes in all), called after each piece."""
 
 
 class Source(Protocol):
-    """A server, as far as a pull asks it (see docs/protocol.md)."""
+    """A server that a pull downloads from (see docs/protocol.md). Every method may raise RemoteError."""
 
     @property
     def name(self) -> str:
         """The URL of the server."""
 
     def find(self, project: str, name: str) -> FoundExperiment | None:
-        """The experiment; None if the server does not have it."""
+        """Return an experiment by its names; None if the server does not have it."""
 
     def order(self, experiment: str, after: int, limit: int) -> OrderPage:
-        """A page of what arrived, in the order of arrival."""
+        """Return at most `limit` merge records and deaths behind arrival `after` (0: from the first), oldest first."""
 
     def segment(self, segment: str, offset: int, limit: int) -> tuple[bytes, str, str]:
-        """(bytes of a segment from `offset` on, its file name, the id of its journal)."""
+        """Return (at most `limit` bytes of a segment from `offset` on, its file name, the id of its journal)."""
 
     def digests(self, journal: str, wanted: dict[str, int]) -> Mapping[str, Digest]:
-        """Segment id → SHA-256 of its first so many bytes."""
+        """Return the SHA-256 of the first `wanted[id]` bytes of each segment; unknown segments are left out."""
 
     def base(self, experiment: str) -> bytes:
-        """The state of the experiment, see `journal.base.decode`."""
+        """Return the server's state of the experiment, encoded as a base (see `journal.base.decode`)."""
 
     def blob(self, experiment: str, name: str) -> Iterable[bytes]:
-        """The content of a blob. Raises ServerRefused (404) if the server does not have it whole."""
+        """Yield the content of a blob in pieces. Raises ServerRefused (404) if the server does not have all of it."""
 
 
 class Stopped(Exception):
-    """Whoever asked for a pull does not wait for it any more; nothing was put in place."""
+    """The deadline of a pull has expired; nothing was put in place."""
 
 
-class Permit:
-    """May what was brought be put in place? Whoever waits for it may say that it is too late."""
+class Deadline:
+    """The time by which what a pull has downloaded must begin to be put in place, as decided by whoever waits for it.
+
+    Any thread may call. Either `begin_placing` or `expire` succeeds, whichever comes first.
+    """
 
     def __init__(self) -> None:
+        # Guards the decision: `_expired` and `_placing` are never both true.
         self._guard = threading.Lock()
-        self._stopped = False
-        self._taken = False
+        self._expired = False
+        self._placing = False
         self._placed = threading.Event()
 
-    def take(self) -> None:
-        """Raises Stopped if it is too late."""
+    def begin_placing(self) -> None:
+        """Note that the download is being put in place from now on. Raises Stopped if the deadline has expired."""
         with self._guard:
-            if self._stopped:
+            if self._expired:
                 raise Stopped
-            self._taken = True
+            self._placing = True
 
     def check(self) -> None:
-        """Raises Stopped if the pull was given up; called before each request."""
-        if self._stopped:
+        """Raise Stopped if the deadline has expired; called after each piece that was downloaded."""
+        if self._expired:
             raise Stopped
 
-    def done(self) -> None:
+    def mark_placed(self) -> None:
         """Note that all is in place."""
         self._placed.set()
 
     @property
     def placed(self) -> bool:
-        """Is it in place?"""
+        """True once all is in place."""
         return self._placed.is_set()
 
     def wait_placed(self, timeout_s: float) -> bool:
-        """Wait until it is in place."""
+        """Wait until all is in place; False if it is not within `timeout_s` seconds."""
         return self._placed.wait(timeout_s)
 
-    def stop(self) -> bool:
-        """It is too late from now on; False if it was put in place already."""
+    def expire(self) -> bool:
+        """Let the pull put nothing in place from now on; False if it has begun to."""
         with self._guard:
-            self._stopped = not self._taken
-            return self._stopped
+            self._expired = not self._placing
+            return self._expired
