@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from tests.journals import Desk
+    from tests.journals import JournalFixture
 
 settings.register_profile("ml-dash", deadline=None, print_blob=True)
 settings.load_profile("ml-dash")
@@ -149,10 +149,10 @@ def _open_files() -> dict[str, str]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
+def desk(tmp_path: Path) -> Iterator[JournalFixture]:
     """A journal written byte by byte, see `tests.journals`."""
-    from tests.journals import Desk
+    from tests.journals import JournalFixture
 
-    desk = Desk(tmp_path / "store")
+    desk = JournalFixture(tmp_path / "store")
     yield desk
     desk.let_go()

@@ -22,10 +22,10 @@ from ml_dash.reading.view import look_anew
 EXPERIMENT = "17675888590217166603"
 
 
-class Keeper:
+class ServerStub:
     """Keeps segments, blobs and their order of arrival, as a server that has been sent them."""
 
-    name = "http://keeper.test"
+    name = "http://stub.test"
 
     def __init__(self) -> None:
         self.segments: dict[str, bytes] = {}

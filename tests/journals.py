@@ -35,7 +35,7 @@ def tree(folder: Path) -> Tree:
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-class Desk:
+class JournalFixture:
     """One experiment in a store of its own, and the pens that write to it."""
 
     def __init__(self, store: Path, project: str = "cv", name: str = "run") -> None:
@@ -43,16 +43,16 @@ class Desk:
         self.folder = store / project / name
         self.identity = create_journal(self.folder, project, name, sync=False)
         self.journal = self.folder / JOURNAL
-        self.pens: list[Pen] = []
+        self.pens: list[WriterFixture] = []
         self.now_ns = START_NS
 
     @property
     def located(self) -> Located:
         return Located(self.identity.project, self.identity.name, self.folder, self.journal)
 
-    def pen(self, *, opens: bool = True, **opening: Any) -> Pen:
+    def pen(self, *, opens: bool = True, **opening: Any) -> WriterFixture:
         """A writer that lives. Its id counts from 1."""
-        pen = Pen(self, len(self.pens) + 1)
+        pen = WriterFixture(self, len(self.pens) + 1)
         self.pens.append(pen)
         if opens:
             pen.open(**opening)
@@ -94,10 +94,10 @@ class Desk:
             pen.die()
 
 
-class Pen:
+class WriterFixture:
     """A writer of a journal: frames as the format page draws them, and a real lock."""
 
-    def __init__(self, desk: Desk, number: int) -> None:
+    def __init__(self, desk: JournalFixture, number: int) -> None:
         self.desk = desk
         self.id = f"{number:032x}"
         self.seq = 0

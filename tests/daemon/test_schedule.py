@@ -23,11 +23,11 @@ from ml_dash_syncd.ship import Remaining, StepResult
 
 HERE, THERE = "http://127.0.0.1:9", "http://127.0.0.1:10"
 DONE = StepResult(Remaining.NOTHING)
-Step = Callable[["Parcel", Link], StepResult]
+Step = Callable[["ShipmentStub", Link], StepResult]
 UNTIL_S = 10.0
 
 
-class Parcel:
+class ShipmentStub:
     """In the place of a `Shipment`."""
 
     steps: dict[str, Step] = {}  # noqa: RUF012 - replaced for each test
@@ -48,7 +48,7 @@ class Parcel:
     def step(self, link: Link, deadline: float) -> StepResult:
         self.times.append(time.monotonic())
         self.links.append(link)
-        found = Parcel.steps.get(self.name)
+        found = ShipmentStub.steps.get(self.name)
         return DONE if found is None else found(self, link)
 
     def forget(self) -> None:
@@ -58,7 +58,7 @@ class Parcel:
         self.told.append((kind, text))
 
 
-class Desk:
+class ScheduleFixture:
     """A schedule over registrations, turned by the test."""
 
     def __init__(self, folder: Path) -> None:
@@ -76,9 +76,9 @@ class Desk:
     def task(self, name: str) -> Task:
         return next(one for one in self.schedule.tasks.values() if Path(one.registration.journal).name == name)
 
-    def parcel(self, name: str) -> Parcel:
+    def parcel(self, name: str) -> ShipmentStub:
         found: Any = self.task(name).shipment
-        assert isinstance(found, Parcel)
+        assert isinstance(found, ShipmentStub)
         return found
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -93,14 +93,14 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScheduleFixture]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setattr(schedule, "Shipment", Parcel)
+    monkeypatch.setattr(schedule, "Shipment", ShipmentStub)
     monkeypatch.setattr(schedule, "DISCOVER_S", 0.1)
     monkeypatch.setattr(schedule, "IDLE_S", 0.05)
-    monkeypatch.setattr(Parcel, "steps", {})
-    desk = Desk(tmp_path)
+    monkeypatch.setattr(ShipmentStub, "steps", {})
+    desk = ScheduleFixture(tmp_path)
     yield desk
     desk.schedule.stop(0.0)
 
@@ -109,7 +109,7 @@ def failing(error: Callable[[], Exception], times: int = 1 << 30) -> Step:
     """A step that fails so often, then is done."""
     left = [times]
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         if left[0] == 0:
             return DONE
         left[0] -= 1
@@ -124,7 +124,7 @@ def answered() -> Exception:
     return error
 
 
-def test_everything_has_a_turn_and_then_rests(desk: Desk) -> None:
+def test_everything_has_a_turn_and_then_rests(desk: ScheduleFixture) -> None:
     for number in range(20):
         desk.register(f"e{number}")
     desk.begin()
@@ -132,7 +132,7 @@ def test_everything_has_a_turn_and_then_rests(desk: Desk) -> None:
     assert all(len(desk.parcel(f"e{number}").times) == 1 for number in range(20))
 
 
-def test_a_change_is_found_and_sent(desk: Desk) -> None:
+def test_a_change_is_found_and_sent(desk: ScheduleFixture) -> None:
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -140,7 +140,7 @@ def test_a_change_is_found_and_sent(desk: Desk) -> None:
     desk.until(lambda: len(desk.parcel("one").times) == 2)
 
 
-def test_a_new_registration_is_found(desk: Desk) -> None:
+def test_a_new_registration_is_found(desk: ScheduleFixture) -> None:
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -148,7 +148,7 @@ def test_a_new_registration_is_found(desk: Desk) -> None:
     desk.until(lambda: len(desk.schedule.tasks) == 2 and desk.task("two").settled)
 
 
-def test_what_is_written_before_the_end_is_sent(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_before_the_end_is_sent(desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -158,18 +158,18 @@ def test_what_is_written_before_the_end_is_sent(desk: Desk, monkeypatch: pytest.
 
 
 def test_a_development_login_that_is_signed_anew_uses_the_same_connection(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise each second would open one more."""
     signed = iter(range(1000))
     monkeypatch.setattr("ml_dash.sync.login.tokens_for", lambda *_: [f"token-{next(signed)}"])
     left = [50]
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         left[0] -= 1
         return StepResult(Remaining.MORE) if left[0] else DONE
 
-    Parcel.steps["one"] = step
+    ShipmentStub.steps["one"] = step
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -180,9 +180,9 @@ def test_a_development_login_that_is_signed_anew_uses_the_same_connection(
 # -- what fails -------------------------------------------------------------------------------------------------------
 
 
-def test_one_that_fails_does_not_hold_the_others_up(desk: Desk) -> None:
-    Parcel.steps["bad"] = failing(lambda: ServerRefused("no", status=400, code="malformed"))
-    Parcel.steps["worse"] = failing(lambda: ZeroDivisionError())
+def test_one_that_fails_does_not_hold_the_others_up(desk: ScheduleFixture) -> None:
+    ShipmentStub.steps["bad"] = failing(lambda: ServerRefused("no", status=400, code="malformed"))
+    ShipmentStub.steps["worse"] = failing(lambda: ZeroDivisionError())
     for name in ("bad", "worse", "good"):
         desk.register(name)
     desk.begin()
@@ -191,9 +191,11 @@ def test_one_that_fails_does_not_hold_the_others_up(desk: Desk) -> None:
     assert desk.parcel("bad").told[-1] == ("refused", "no")
 
 
-def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_that_fails_waits_whatever_is_written_to_it(
+    desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(backoff.random, "uniform", lambda low, high: high)
-    Parcel.steps["one"] = failing(answered)
+    ShipmentStub.steps["one"] = failing(answered)
     desk.register("one")
     desk.begin()
     desk.until(lambda: len(desk.parcel("one").times) == 1)
@@ -205,18 +207,18 @@ def test_a_journal_that_fails_waits_whatever_is_written_to_it(desk: Desk, monkey
     assert second - first >= backoff.FIRST_S
 
 
-def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
+def test_requests_that_fail_together_are_one_failure(desk: ScheduleFixture) -> None:
     """Else a server that is away for a moment would be given up by four threads at once."""
     together = threading.Barrier(schedule.WORKERS - 1)
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         if len(parcel.times) == 1:
             together.wait(UNTIL_S)
             raise Unreachable("away")
         return DONE
 
     names = [f"e{number}" for number in range(schedule.WORKERS - 1)]
-    Parcel.steps.update(dict.fromkeys(names, step))
+    ShipmentStub.steps.update(dict.fromkeys(names, step))
     for name in names:
         desk.register(name)
     seen = []
@@ -227,12 +229,12 @@ def test_requests_that_fail_together_are_one_failure(desk: Desk) -> None:
     assert desk.schedule.remotes[HERE].failures == 0
 
 
-def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_holds_one_thread(desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is known: the others go on with other servers, and come back when it answers."""
     monkeypatch.setattr(backoff, "FIRST_S", 0.01)
     hanging, go_on, working = threading.Event(), threading.Event(), []
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         working.append(1)
         try:
             if len(working) == 1:
@@ -245,7 +247,7 @@ def test_a_server_that_hangs_holds_one_thread(desk: Desk, monkeypatch: pytest.Mo
 
     most: list[int] = []
     desk.register("h0")
-    Parcel.steps.update({f"h{number}": step for number in range(8)})
+    ShipmentStub.steps.update({f"h{number}": step for number in range(8)})
     desk.begin()
     desk.until(lambda: desk.schedule.remotes.get(HERE) is not None and desk.schedule.remotes[HERE].failures == 1)
     for number in range(1, 8):
@@ -276,18 +278,18 @@ def test_pauses_grow_with_jitter_up_to_a_minute() -> None:
     assert min(waits[10:]) < 20 < 40 < max(waits[10:]), "full jitter: anything up to the longest"
 
 
-def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_login_is_waited_for_and_told_to_all(desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://dash.example.org"
     login.store(url, "old", "alice")
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         token = link._token() if callable(link._token) else link._token
         if token == "old":
             raise Unauthorised("the login is not accepted")
         return DONE
 
     names = [f"e{number}" for number in range(10)]
-    Parcel.steps.update(dict.fromkeys(names, step))
+    ShipmentStub.steps.update(dict.fromkeys(names, step))
     for name in names:
         desk.register(name, url)
     desk.begin()
@@ -300,19 +302,19 @@ def test_a_refused_login_is_waited_for_and_told_to_all(desk: Desk, monkeypatch: 
     assert all(desk.parcel(name).times for name in names)
 
 
-def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: Desk) -> None:
+def test_a_refusal_that_comes_after_a_new_login_holds_nothing_back(desk: ScheduleFixture) -> None:
     url = "http://dash.example.org"
     login.store(url, "old", "alice")
     asked, stored = threading.Event(), threading.Event()
 
-    def step(parcel: Parcel, link: Link) -> StepResult:
+    def step(parcel: ShipmentStub, link: Link) -> StepResult:
         if callable(link._token) and link._token() == "new":
             return DONE
         asked.set()
         assert stored.wait(30)
         raise Unauthorised("the login is not accepted")
 
-    Parcel.steps["one"] = step
+    ShipmentStub.steps["one"] = step
     desk.register("one", url)
     desk.begin()
     desk.until(asked.is_set)
@@ -347,10 +349,10 @@ def test_many_hints_do_not_make_it_look_all_the_time() -> None:
     assert 1 <= discovery.finds - finds <= 6, "a tenth of the time, and one more"
 
 
-def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_pauses_end_when_asked(desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backoff.random, "uniform", lambda low, high: 1000.0)
-    Parcel.steps["one"] = failing(lambda: Unreachable("away"), 1)
-    Parcel.steps["two"] = failing(answered, 1)
+    ShipmentStub.steps["one"] = failing(lambda: Unreachable("away"), 1)
+    ShipmentStub.steps["two"] = failing(answered, 1)
     desk.register("one")
     desk.register("two", THERE)
     desk.begin()
@@ -361,7 +363,9 @@ def test_all_pauses_end_when_asked(desk: Desk, monkeypatch: pytest.MonkeyPatch) 
     assert desk.parcel("one").forgotten == 1
 
 
-def test_a_server_is_asked_anew_now_and_then_and_not_all_the_time(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_anew_now_and_then_and_not_all_the_time(
+    desk: ScheduleFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -373,7 +377,7 @@ def test_a_server_is_asked_anew_now_and_then_and_not_all_the_time(desk: Desk, mo
     assert desk.parcel("one").forgotten == 1
 
 
-def test_a_journal_that_was_removed_is_told_and_comes_back(desk: Desk) -> None:
+def test_a_journal_that_was_removed_is_told_and_comes_back(desk: ScheduleFixture) -> None:
     desk.register("one")
     desk.begin()
     desk.until(lambda: desk.task("one").settled)
@@ -383,18 +387,18 @@ def test_a_journal_that_was_removed_is_told_and_comes_back(desk: Desk) -> None:
     desk.until(lambda: not desk.task("one").trouble and desk.schedule.is_idle())
 
 
-def test_a_server_that_stalls_leaves_threads_for_the_others(desk: Desk) -> None:
+def test_a_server_that_stalls_leaves_threads_for_the_others(desk: ScheduleFixture) -> None:
     """Every step to it hangs until the test is over; those to another server go on."""
     stalled, release = threading.Semaphore(0), threading.Event()
 
-    def hang(parcel: Parcel, link: Link) -> StepResult:
+    def hang(parcel: ShipmentStub, link: Link) -> StepResult:
         stalled.release()
         release.wait(60)
         return DONE
 
     for number in range(8):
         desk.register(f"a{number}", "http://127.0.0.1:1")
-        Parcel.steps[f"a{number}"] = hang
+        ShipmentStub.steps[f"a{number}"] = hang
         desk.register(f"b{number}", "http://127.0.0.1:2")
     try:
         desk.begin()

@@ -29,13 +29,13 @@ from ml_dash.sync.login import development_token
 from ml_dash.sync.registrations import Registration
 from ml_dash_syncd import account, batches, blobs, ship
 from ml_dash_syncd.ship import Remaining, Shipment, StepResult
-from tests.journals import SECOND, Desk, Pen, flip, recorded
+from tests.journals import SECOND, JournalFixture, WriterFixture, flip, recorded
 from tests.running import Server
 
 Answer = Callable[[], dict[str, Any]]
 
 
-class Road(remote.Link):
+class RecordedLink(remote.Link):
     """A link on which a test may meet each request: `meet(method, path, answer, how)` answers in the server's place."""
 
     def __init__(self, url: str, user: str) -> None:
@@ -47,7 +47,7 @@ class Road(remote.Link):
         self.seen.append((method, path))
 
         def answer() -> dict[str, Any]:
-            return super(Road, self).ask(method, path, needed, **how)
+            return super(RecordedLink, self).ask(method, path, needed, **how)
 
         return answer() if self.meet is None else self.meet(method, path, answer, how)
 
@@ -55,10 +55,10 @@ class Road(remote.Link):
         return sum(how == method and part in path for how, path in self.seen)
 
 
-class Way:
+class ShipmentFixture:
     """A desk, the road to the server, and the shipment in between."""
 
-    def __init__(self, desk: Desk, road: Road, cursors: Path) -> None:
+    def __init__(self, desk: JournalFixture, road: RecordedLink, cursors: Path) -> None:
         self.desk, self.road, self.cursors = desk, road, cursors
         self.registration = Registration(str(desk.journal), road.url, "alice")
         self.shipment = Shipment(self.registration, cursors)
@@ -101,7 +101,7 @@ class Way:
         found = remote.digests(self.road, self.id, sizes)
         assert {name: one["sha256"] for name, one in found.items()} == digests
 
-    def has_own(self, pen: Pen) -> None:
+    def has_own(self, pen: WriterFixture) -> None:
         """The same for what one pen has written last."""
         assert self.lengths()[pen.segment.name] == pen.segment.stat().st_size
 
@@ -125,10 +125,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def way(desk: Desk, server: Server, tmp_path: Path) -> Iterator[Way]:
+def way(desk: JournalFixture, server: Server, tmp_path: Path) -> Iterator[ShipmentFixture]:
     """Each test as a user of its own: a namespace that is empty."""
-    road = Road(server.url, hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12])
-    yield Way(desk, road, tmp_path / "cursors")
+    road = RecordedLink(server.url, hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12])
+    yield ShipmentFixture(desk, road, tmp_path / "cursors")
     road.close()
 
 
@@ -141,7 +141,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- what arrives -----------------------------------------------------------------------------------------------------
 
 
-def test_a_closed_journal_is_all_there(way: Way) -> None:
+def test_a_closed_journal_is_all_there(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     for number in range(50):
         pen.log(f"line {number}")
@@ -154,7 +154,7 @@ def test_a_closed_journal_is_all_there(way: Way) -> None:
     assert way.lengths() == {pen.segment.name: pen.segment.stat().st_size}
 
 
-def test_only_what_is_new_is_sent(way: Way) -> None:
+def test_only_what_is_new_is_sent(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     way.drain()
     asked, posted = way.road.count("GET", "/journals/"), way.road.count("POST", "/segments/")
@@ -167,7 +167,7 @@ def test_only_what_is_new_is_sent(way: Way) -> None:
     way.has_all()
 
 
-def test_writers_that_took_turns_arrive_in_their_order(way: Way) -> None:
+def test_writers_that_took_turns_arrive_in_their_order(way: ShipmentFixture) -> None:
     one, two = way.desk.pen(), way.desk.pen()
     for number in range(6):
         (one, two)[number % 2].log(f"{number}")
@@ -177,7 +177,7 @@ def test_writers_that_took_turns_arrive_in_their_order(way: Way) -> None:
                                                               way.desk.lines("logs/logs.jsonl")]  # fmt: skip
 
 
-def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
+def test_half_a_frame_waits_for_its_other_half(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("whole")
     whole = pen.segment.stat().st_size
@@ -192,7 +192,7 @@ def test_half_a_frame_waits_for_its_other_half(way: Way) -> None:
     way.has_all()
 
 
-def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backlog_goes_in_bounded_requests(way: ShipmentFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
     sizes: list[int] = []
@@ -215,7 +215,7 @@ def test_a_backlog_goes_in_bounded_requests(way: Way, monkeypatch: pytest.Monkey
     way.has_all()
 
 
-def test_a_step_ends_at_its_deadline_and_goes_on(way: Way) -> None:
+def test_a_step_ends_at_its_deadline_and_goes_on(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("late")
     assert way.shipment.step(way.road, monotonic()).remaining is Remaining.MORE
@@ -225,7 +225,7 @@ def test_a_step_ends_at_its_deadline_and_goes_on(way: Way) -> None:
     way.has_all()
 
 
-def test_a_writer_that_died_is_told(way: Way) -> None:
+def test_a_writer_that_died_is_told(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("last words")
     way.drain()
@@ -243,7 +243,7 @@ def test_a_writer_that_died_is_told(way: Way) -> None:
 # -- lost answers, lost cursors, other uploaders ----------------------------------------------------------------------
 
 
-def test_a_lost_answer_costs_sending_again_and_doubles_nothing(way: Way) -> None:
+def test_a_lost_answer_costs_sending_again_and_doubles_nothing(way: ShipmentFixture) -> None:
     _written(way, 5)
     lost = []
 
@@ -264,7 +264,7 @@ def test_a_lost_answer_costs_sending_again_and_doubles_nothing(way: Way) -> None
 
 
 @pytest.mark.parametrize("what", ["gone", "empty", "noise", "ahead"])
-def test_a_bad_cursor_skips_nothing(way: Way, what: str) -> None:
+def test_a_bad_cursor_skips_nothing(way: ShipmentFixture, what: str) -> None:
     pen = way.desk.pen()
     pen.log("first")
     way.drain()
@@ -287,7 +287,7 @@ def test_a_bad_cursor_skips_nothing(way: Way, what: str) -> None:
     way.has_all()
 
 
-def test_two_uploaders_of_one_journal(way: Way, server: Server, tmp_path: Path) -> None:
+def test_two_uploaders_of_one_journal(way: ShipmentFixture, server: Server, tmp_path: Path) -> None:
     other = Shipment(way.registration, tmp_path / "others")
     pen = way.desk.pen()
     for number in range(10):
@@ -300,7 +300,7 @@ def test_two_uploaders_of_one_journal(way: Way, server: Server, tmp_path: Path) 
     way.has_all()
 
 
-def test_a_server_that_was_set_back_gets_what_it_lacks(way: Way, tmp_path: Path, server: Server) -> None:
+def test_a_server_that_was_set_back_gets_what_it_lacks(way: ShipmentFixture, tmp_path: Path, server: Server) -> None:
     """Its backup knows the first writer alone: the 409 tells, and all is asked for anew; deaths too."""
     own = Server(tmp_path / "old" / "data")
     own.data.parent.mkdir()
@@ -308,8 +308,8 @@ def test_a_server_that_was_set_back_gets_what_it_lacks(way: Way, tmp_path: Path,
     backup = tmp_path / "backup"
     try:
         way.road.close()
-        road = Road(own.url, "alice")
-        there = Way(way.desk, road, tmp_path / "c")
+        road = RecordedLink(own.url, "alice")
+        there = ShipmentFixture(way.desk, road, tmp_path / "c")
         pen = way.desk.pen()
         pen.log("one")
         there.drain()
@@ -338,7 +338,7 @@ def test_a_server_that_was_set_back_gets_what_it_lacks(way: Way, tmp_path: Path,
         own.end()
 
 
-def test_a_gap_sends_everything_anew(way: Way) -> None:
+def test_a_gap_sends_everything_anew(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("one")
     way.drain()
@@ -358,20 +358,20 @@ def test_a_gap_sends_everything_anew(way: Way) -> None:
     way.has_all()
 
 
-def test_whoever_takes_over_elsewhere_ends_the_run_before(way: Way, tmp_path: Path) -> None:
+def test_whoever_takes_over_elsewhere_ends_the_run_before(way: ShipmentFixture, tmp_path: Path) -> None:
     """The machine of the first writer is lost; its segment was brought here, where another writer goes on."""
     first = way.desk.pen()
     first.log("on the machine that is lost")
     way.drain()
     assert way.status() == "running"
-    here = Desk(tmp_path / "here")
+    here = JournalFixture(tmp_path / "here")
     foreign = here.journal / SEGMENTS / first.segment.name
     foreign.write_bytes(first.segment.read_bytes())
-    pens = Way(here, way.road, tmp_path / "c")
+    pens = ShipmentFixture(here, way.road, tmp_path / "c")
     assert pens.drain() == StepResult(Remaining.NOTHING)
     assert way.status() == "running"
     here.now_ns = way.desk.now_ns + SECOND
-    second = Pen(here, 2)
+    second = WriterFixture(here, 2)
     here.pens.append(second)
     second.open()
     second.log("here")
@@ -388,7 +388,7 @@ def test_whoever_takes_over_elsewhere_ends_the_run_before(way: Way, tmp_path: Pa
 # -- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_too_large_is_sent_in_pieces(way: Way) -> None:
+def test_too_large_is_sent_in_pieces(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     for number in range(200):
         pen.log(f"line {number}")
@@ -406,7 +406,7 @@ def test_too_large_is_sent_in_pieces(way: Way) -> None:
     way.has_all()
 
 
-def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: Way) -> None:
+def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: ShipmentFixture) -> None:
     bad, good = way.desk.pen(), way.desk.pen()
     bad.log("bad")
     good.log("good")
@@ -432,7 +432,7 @@ def test_a_segment_that_is_refused_does_not_hold_up_the_others(way: Way) -> None
     way.has_all()
 
 
-def test_a_conflict_is_parked_and_nothing_is_overwritten(way: Way) -> None:
+def test_a_conflict_is_parked_and_nothing_is_overwritten(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("as it was")
     way.drain()
@@ -450,7 +450,7 @@ def test_a_conflict_is_parked_and_nothing_is_overwritten(way: Way) -> None:
     assert way.messages() == ["as it was"]
 
 
-def test_a_refused_conflict_keeps_the_first(way: Way) -> None:
+def test_a_refused_conflict_keeps_the_first(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("one")
 
@@ -464,7 +464,7 @@ def test_a_refused_conflict_keeps_the_first(way: Way) -> None:
     assert "other bytes" in way.parked()[pen.segment.name]
 
 
-def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: Way) -> None:
+def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("one")
     pen.die()
@@ -485,7 +485,7 @@ def test_a_death_that_is_refused_does_not_hold_up_the_rest(way: Way) -> None:
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
-def _written(way: Way, count: int) -> Pen:
+def _written(way: ShipmentFixture, count: int) -> WriterFixture:
     """A pen that has written log entries, each with its number as the message."""
     pen = way.desk.pen()
     for number in range(count):
@@ -493,12 +493,12 @@ def _written(way: Way, count: int) -> Pen:
     return pen
 
 
-def _damage(pen: Pen, frame: int, byte: int = 10) -> None:
+def _damage(pen: WriterFixture, frame: int, byte: int = 10) -> None:
     start, _ = pen.frames[frame]
     flip(pen.segment, start + byte)
 
 
-def _damaged(way: Way, count: int = 4) -> Pen:
+def _damaged(way: ShipmentFixture, count: int = 4) -> WriterFixture:
     """Entries of one writer, all in the order; the third frame is damaged since."""
     pen = _written(way, count)
     way.desk.catch_up()
@@ -506,7 +506,7 @@ def _damaged(way: Way, count: int = 4) -> Pen:
     return pen
 
 
-def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_believed_only_at_the_second_look(way: ShipmentFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pen = _damaged(way)
     result = way.drain()
     assert result.remaining is Remaining.LATER
@@ -519,7 +519,7 @@ def test_damage_is_believed_only_at_the_second_look(way: Way, monkeypatch: pytes
     way.has_all()
 
 
-def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient: None) -> None:
+def test_damage_that_stays_costs_only_the_frames_it_touches(way: ShipmentFixture, impatient: None) -> None:
     pen = _written(way, 4)
     _damage(pen, 2)
     pen.close()
@@ -529,7 +529,7 @@ def test_damage_that_stays_costs_only_the_frames_it_touches(way: Way, impatient:
     way.has_all()
 
 
-def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: Way, impatient: None) -> None:
+def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: ShipmentFixture, impatient: None) -> None:
     _damaged(way)
     way.drain()
     other = way.desk.pen()
@@ -548,7 +548,7 @@ def test_what_waits_for_a_second_look_outlives_trouble_with_the_network(way: Way
     way.has_all()
 
 
-def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: None) -> None:
+def test_what_waits_for_a_second_look_outlives_a_deadline(way: ShipmentFixture, impatient: None) -> None:
     _damaged(way)
     way.drain()
     way.desk.pen().log("of another writer")
@@ -558,7 +558,7 @@ def test_what_waits_for_a_second_look_outlives_a_deadline(way: Way, impatient: N
     assert sorted(way.messages()) == ["0", "2", "3", "of another writer"]
 
 
-def test_a_death_is_told_after_what_waits_for_a_second_look(way: Way, impatient: None) -> None:
+def test_a_death_is_told_after_what_waits_for_a_second_look(way: ShipmentFixture, impatient: None) -> None:
     pen = _damaged(way)
     pen.die()
     way.drain()
@@ -567,7 +567,9 @@ def test_a_death_is_told_after_what_waits_for_a_second_look(way: Way, impatient:
     assert way.status() == "interrupted"
 
 
-def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_segments_of_a_writer_wait_for_its_earlier_ones(
+    way: ShipmentFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pen = _damaged(way, 3)
     first = pen.segment
     way.drain()
@@ -581,7 +583,7 @@ def test_later_segments_of_a_writer_wait_for_its_earlier_ones(way: Way, monkeypa
     assert way.messages() == ["0", "2", "in the second"]
 
 
-def test_damage_to_a_length_does_not_hide_what_follows(way: Way, impatient: None) -> None:
+def test_damage_to_a_length_does_not_hide_what_follows(way: ShipmentFixture, impatient: None) -> None:
     """The frame seems to go on behind the end of the file."""
     pen = _written(way, 4)
     start, _ = pen.frames[2]
@@ -593,7 +595,7 @@ def test_damage_to_a_length_does_not_hide_what_follows(way: Way, impatient: None
     way.has_all()
 
 
-def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> None:
+def test_damage_to_the_header_and_the_first_frame(way: ShipmentFixture, impatient: None) -> None:
     pen = way.desk.pen()
     pen.log("one")
     flip(pen.segment, 40)
@@ -605,7 +607,7 @@ def test_damage_to_the_header_and_the_first_frame(way: Way, impatient: None) -> 
     way.has_all()
 
 
-def test_damage_larger_than_a_request(way: Way, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_larger_than_a_request(way: ShipmentFixture, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros, as a power cut leaves them."""
     monkeypatch.setattr(account, "BATCH_BYTES", 4096)
     monkeypatch.setattr(way.shipment.account, "batch_bytes", 4096)
@@ -621,7 +623,7 @@ def test_damage_larger_than_a_request(way: Way, impatient: None, monkeypatch: py
     way.has_all()
 
 
-def test_a_frame_that_is_no_event_costs_only_itself(way: Way, impatient: None) -> None:
+def test_a_frame_that_is_no_event_costs_only_itself(way: ShipmentFixture, impatient: None) -> None:
     """Its checksum holds, and its payload is none that anybody can read."""
     pen = way.desk.pen()
     pen.log("before")
@@ -637,7 +639,7 @@ def test_a_frame_that_is_no_event_costs_only_itself(way: Way, impatient: None) -
     way.has_all()
 
 
-def test_a_damaged_header_is_sent_as_that(way: Way, impatient: None) -> None:
+def test_a_damaged_header_is_sent_as_that(way: ShipmentFixture, impatient: None) -> None:
     pen = way.desk.pen()
     pen.log("one")
     flip(pen.segment, 40)
@@ -648,7 +650,7 @@ def test_a_damaged_header_is_sent_as_that(way: Way, impatient: None) -> None:
     way.has_all()
 
 
-def test_bytes_that_order_names_and_that_are_gone_are_told(way: Way, impatient: None) -> None:
+def test_bytes_that_order_names_and_that_are_gone_are_told(way: ShipmentFixture, impatient: None) -> None:
     pen = way.desk.pen()
     pen.log("kept")
     pen.log("lost")
@@ -664,7 +666,7 @@ def test_bytes_that_order_names_and_that_are_gone_are_told(way: Way, impatient: 
     assert way.status() == "interrupted"
 
 
-def test_the_last_frame_damaged_after_it_was_named_is_told(way: Way, impatient: None) -> None:
+def test_the_last_frame_damaged_after_it_was_named_is_told(way: ShipmentFixture, impatient: None) -> None:
     pen = way.desk.pen()
     pen.log("kept")
     pen.log("lost")
@@ -682,7 +684,7 @@ def test_the_last_frame_damaged_after_it_was_named_is_told(way: Way, impatient: 
 # -- contents ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_file_arrives_after_its_event(way: Way) -> None:
+def test_a_file_arrives_after_its_event(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.file(b"weights" * 1000)
     pen.close()
@@ -694,7 +696,7 @@ def test_a_file_arrives_after_its_event(way: Way) -> None:
     assert way.shipment.cursor.blobs == set(there["blobs"])
 
 
-def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_goes_on_where_it_was_cut(way: ShipmentFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "BLOB_BYTES", 1000)
     pen = way.desk.pen()
     pen.file(os.urandom(5500))
@@ -718,22 +720,22 @@ def test_an_upload_goes_on_where_it_was_cut(way: Way, monkeypatch: pytest.Monkey
     assert not way.there()["missing"]
 
 
-def test_a_server_that_died_before_it_looked_at_all_bytes(desk: Desk, tmp_path: Path) -> None:
+def test_a_server_that_died_before_it_looked_at_all_bytes(desk: JournalFixture, tmp_path: Path) -> None:
     dying = Server(tmp_path / "data", {"ML_DASH_FAIL": "blob-staged:1:kill"}).start()
     pen = desk.pen()
     pen.file(os.urandom(3000))
     pen.close()
-    road = Road(dying.url, "alice")
+    road = RecordedLink(dying.url, "alice")
     try:
         with pytest.raises(Unreachable):
-            Way(desk, road, tmp_path / "cursors").drain()
+            ShipmentFixture(desk, road, tmp_path / "cursors").drain()
     finally:
         road.close()
         dying.end()
     server = Server(tmp_path / "data").start()
-    road = Road(server.url, "alice")
+    road = RecordedLink(server.url, "alice")
     try:
-        way = Way(desk, road, tmp_path / "cursors")
+        way = ShipmentFixture(desk, road, tmp_path / "cursors")
         assert way.drain().remaining is Remaining.NOTHING
         assert not way.there()["missing"]
     finally:
@@ -742,7 +744,7 @@ def test_a_server_that_died_before_it_looked_at_all_bytes(desk: Desk, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", ["file", "body"])
-def test_a_server_that_never_has_more_is_left_alone(way: Way, kind: str) -> None:
+def test_a_server_that_never_has_more_is_left_alone(way: ShipmentFixture, kind: str) -> None:
     pen = way.desk.pen()
     if kind == "file":
         pen.file(b"weights")
@@ -757,7 +759,7 @@ def test_a_server_that_never_has_more_is_left_alone(way: Way, kind: str) -> None
         way.drain()
 
 
-def test_frames_that_are_taken_and_not_there_are_no_acknowledgement(way: Way) -> None:
+def test_frames_that_are_taken_and_not_there_are_no_acknowledgement(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.log("one")
 
@@ -772,7 +774,7 @@ def test_frames_that_are_taken_and_not_there_are_no_acknowledgement(way: Way) ->
     assert way.messages() == ["one"]
 
 
-def test_a_server_that_contradicts_itself_is_left_alone(way: Way) -> None:
+def test_a_server_that_contradicts_itself_is_left_alone(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     way.drain()
     pen.log("one")
@@ -790,7 +792,7 @@ def test_a_server_that_contradicts_itself_is_left_alone(way: Way) -> None:
     assert way.messages() == ["one"]
 
 
-def test_an_empty_file(way: Way) -> None:
+def test_an_empty_file(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.file(b"")
     pen.close()
@@ -798,7 +800,7 @@ def test_an_empty_file(way: Way) -> None:
     assert not way.there()["missing"]
 
 
-def test_the_same_content_is_sent_once(way: Way) -> None:
+def test_the_same_content_is_sent_once(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     content = os.urandom(3000)
     pen.file(content, "a.bin")
@@ -809,7 +811,7 @@ def test_the_same_content_is_sent_once(way: Way) -> None:
     assert not way.there()["missing"]
 
 
-def test_a_version_that_was_replaced_is_not_sent(way: Way) -> None:
+def test_a_version_that_was_replaced_is_not_sent(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.file(b"old" * 1000)
     pen.file(b"new" * 1000)
@@ -819,7 +821,7 @@ def test_a_version_that_was_replaced_is_not_sent(way: Way) -> None:
     assert not way.there()["missing"]
 
 
-def test_a_content_that_is_gone_is_told(way: Way) -> None:
+def test_a_content_that_is_gone_is_told(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.file(b"here today")
     [blob] = (way.desk.journal / BLOBS).iterdir()
@@ -831,7 +833,7 @@ def test_a_content_that_is_gone_is_told(way: Way) -> None:
     assert way.messages() == ["goes on"]
 
 
-def test_a_content_that_is_gone_and_deleted_is_no_trouble_any_more(way: Way) -> None:
+def test_a_content_that_is_gone_and_deleted_is_no_trouble_any_more(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     identity = pen.file(b"here today")
     [blob] = (way.desk.journal / BLOBS).iterdir()
@@ -843,7 +845,7 @@ def test_a_content_that_is_gone_and_deleted_is_no_trouble_any_more(way: Way) -> 
     assert not way.parked()
 
 
-def test_a_content_that_was_changed_is_not_sent_as_good(way: Way) -> None:
+def test_a_content_that_was_changed_is_not_sent_as_good(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.file(b"as it was")
     [blob] = (way.desk.journal / BLOBS).iterdir()
@@ -855,7 +857,7 @@ def test_a_content_that_was_changed_is_not_sent_as_good(way: Way) -> None:
     assert way.there()["missing"] == [blob.name]
 
 
-def test_a_long_body_goes_before_its_event(way: Way) -> None:
+def test_a_long_body_goes_before_its_event(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}])
     pen.log("a short one")
@@ -865,7 +867,7 @@ def test_a_long_body_goes_before_its_event(way: Way) -> None:
     way.has_all()
 
 
-def test_a_long_body_that_is_lost_costs_only_its_event(way: Way, impatient: None) -> None:
+def test_a_long_body_that_is_lost_costs_only_its_event(way: ShipmentFixture, impatient: None) -> None:
     pen = way.desk.pen()
     pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}], keeps_blob=False)
     pen.log("a short one")
@@ -877,7 +879,7 @@ def test_a_long_body_that_is_lost_costs_only_its_event(way: Way, impatient: None
     assert "gone from this machine" in why
 
 
-def test_a_long_body_that_arrived_changed_is_sent_again(way: Way) -> None:
+def test_a_long_body_that_arrived_changed_is_sent_again(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     pen.large(ev.LOG, ["info", "a long one", {"text": "x" * 5000}])
     pen.close()
@@ -896,7 +898,7 @@ def test_a_long_body_that_arrived_changed_is_sent_again(way: Way) -> None:
     assert way.messages() == ["a long one"]
 
 
-def test_a_long_body_that_comes_late_is_waited_for(way: Way) -> None:
+def test_a_long_body_that_comes_late_is_waited_for(way: ShipmentFixture) -> None:
     pen = way.desk.pen()
     body = ["info", "a long one", {"text": "x" * 5000}]
     seq = pen.large(ev.LOG, body, keeps_blob=False)
@@ -915,7 +917,7 @@ def test_a_long_body_that_comes_late_is_waited_for(way: Way) -> None:
 
 @pytest.mark.parametrize("point", ["sync-read", "sync-send", "sync-acked", "cursor-before", "cursor-renamed"])
 @pytest.mark.parametrize("nth", [1, 2])
-def test_killed_at_a_step(way: Way, tmp_path: Path, point: str, nth: int) -> None:
+def test_killed_at_a_step(way: ShipmentFixture, tmp_path: Path, point: str, nth: int) -> None:
     one, two = way.desk.pen(), way.desk.pen()
     one.log("0")
     two.log("1")
@@ -937,7 +939,7 @@ def test_killed_at_a_step(way: Way, tmp_path: Path, point: str, nth: int) -> Non
 # -- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _frame(pen: Pen, message: str) -> bytes:
+def _frame(pen: WriterFixture, message: str) -> bytes:
     segment = open_segment(pen.segment)
     assert segment is not None
     payload = msgpack.packb([pen.seq, ev.LOG, pen.desk.tick(), ["info", message, None]])

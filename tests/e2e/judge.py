@@ -21,7 +21,7 @@ from tests.crash.compare import points_of
 from tests.crash.oracle import file_id
 
 from .asking import Address, Client
-from .pens import Pen, Place
+from .pens import Place, WriterFixture
 
 Key = tuple[str, int]
 
@@ -92,7 +92,7 @@ def local_events(*journals: disk.Journal) -> dict[Key, tuple[int, int, Any]]:
     return events
 
 
-def check_pens(journals: Iterable[disk.Journal], pens: Iterable[Pen]) -> list[str]:
+def check_pens(journals: Iterable[disk.Journal], pens: Iterable[WriterFixture]) -> list[str]:
     """Does the disk hold what the pens wrote, and nothing else? Guards the trial itself, and I9."""
     events = local_events(*journals)
     issued = {key: event for pen in pens for key, event in pen.issued.items()}
@@ -232,7 +232,7 @@ def _shown(key: bytes) -> str:
 def judge(
     port: Address,
     places: Iterable[Place | Path],
-    pens: Iterable[Pen] = (),
+    pens: Iterable[WriterFixture] = (),
     *,
     user: str = "alice",
     contents: bool = True,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .asking import Address, Answer, Client
-from .pens import Pen
+from .pens import WriterFixture
 
 NO_ANSWER: Final = (OSError, http.client.HTTPException)
 
@@ -85,7 +85,7 @@ def _once(what: str, found: list[Any], acked: dict[str, Any], sent: dict[str, An
 class Shipper:
     """Sends a pen's segments and blobs over the protocol, a few frames at a time."""
 
-    def __init__(self, pen: Pen, promises: Promises, rng: random.Random) -> None:
+    def __init__(self, pen: WriterFixture, promises: Promises, rng: random.Random) -> None:
         self.pen = pen
         self.promises = promises
         self.rng = rng

@@ -58,7 +58,7 @@ def make_place(store: Path, project: str, name: str, identity: bytes | None = No
     return place
 
 
-class Pen:
+class WriterFixture:
     """One writer: its segments, its lock, and every event it ever issued."""
 
     def __init__(self, place: Place, *, opens: bool = True, locked: bool = True, created_ns: int = 0) -> None:

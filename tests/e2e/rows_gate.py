@@ -21,7 +21,7 @@ from tests.faults.harness import Row, Trial
 from .asking import Address, Answer, Client, claims, jwt
 from .judge import judge
 from .load import Promises, Shipper
-from .pens import Pen
+from .pens import WriterFixture
 from .world import World, site, world
 
 # -- S5 --------------------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def not_let_in(trial: Trial) -> None:
         trial.check(len(token) < 20 or token not in log, "the bad token is in the server's log")
 
 
-def _calls(pen: Pen, experiment: str, data: bytes) -> list[tuple[str, str, bytes | None]]:
+def _calls(pen: WriterFixture, experiment: str, data: bytes) -> list[tuple[str, str, bytes | None]]:
     journal = pen.place.identity.hex()
     base = f"/sync/v1/journals/{journal}"
     blob = f"{'0' * 64}-{'0' * 32}-0"
@@ -355,7 +355,7 @@ def stored_scripts(trial: Trial) -> None:
         name = script.replace("/", "|")[:150]
         place = here.place("run")
         place = type(place)(place.home, f"{here.project} {name}", name, place.identity)
-        pen = Pen(place, locked=False)
+        pen = WriterFixture(place, locked=False)
         pen.log(script, metadata={script: script})
         pen.parameters(**{script: script})
         pen.point(script, value=1.0)
@@ -414,7 +414,7 @@ def other_peoples_things(trial: Trial) -> None:
         experiment, data = state["experiment"], pen.path.read_bytes()
         _reads_nothing(trial, mallory, pen, state, alice.files(experiment))
         # Her own journal under the same id is hers alone.
-        forged = Pen(here.place("forged", pen.place.identity), locked=False)
+        forged = WriterFixture(here.place("forged", pen.place.identity), locked=False)
         forged.log("by mallory")
         forged_data = forged.path.read_bytes()
         mallory.post_segment(pen.place.identity.hex(), forged.path.name, 0, forged_data)
@@ -429,7 +429,9 @@ def other_peoples_things(trial: Trial) -> None:
         trial.fail(*judge(shared.server.port, here.places, here.pens))
 
 
-def _reads_nothing(trial: Trial, mallory: Client, pen: Pen, state: dict[str, Any], files: list[dict[str, Any]]) -> None:
+def _reads_nothing(
+    trial: Trial, mallory: Client, pen: WriterFixture, state: dict[str, Any], files: list[dict[str, Any]]
+) -> None:
     experiment, journal = state["experiment"], pen.place.identity.hex()
     blob = next(pen.place.blobs.iterdir()).name
     paths = [

@@ -15,7 +15,7 @@ from ml_dash.sync import login, registrations
 from tests.faults.harness import Row, Trial
 
 from .asking import Client, claims, jwt
-from .pens import Pen, make_place
+from .pens import WriterFixture, make_place
 from .servers import account, syncd
 from .world import DRAINED, HASTE, Site, World, site, world
 
@@ -150,7 +150,7 @@ def nobody_elses_data(trial: Trial) -> None:
                     )
 
 
-def _recorded(pen: Pen) -> Pen:
+def _recorded(pen: WriterFixture) -> WriterFixture:
     """A whole run with one point."""
     pen.open()
     pen.point(value=1.0)

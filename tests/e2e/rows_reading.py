@@ -17,7 +17,7 @@ from tests.faults.zygote import Victim
 
 from .asking import Client
 from .judge import check_bytes, judge
-from .pens import Pen, Place
+from .pens import Place, WriterFixture
 from .servers import until
 from .verdict import cursor_is_behind, has_all, judged
 from .world import DRAINED, Site, World, Writing, site, world
@@ -129,7 +129,7 @@ def half_frames(trial: Trial) -> None:
         judged(trial, shared.server.port, here)
 
 
-def _frame_of(pen: Pen, trial: Trial) -> bytes:
+def _frame_of(pen: WriterFixture, trial: Trial) -> bytes:
     body = ["info", f"{pen.seq} " + "y" * trial.rng.choice((3, 300, 9000)), None]
     time_ns = pen.tick()
     pen.issued[pen.writer.hex(), pen.seq] = (disk.LOG, time_ns, body)
@@ -170,7 +170,7 @@ def backlog(trial: Trial) -> None:
         judged(trial, shared.server.port, here, contents=LONG not in os.environ)
 
 
-def _sparse_file(pen: Pen, size: int) -> None:
+def _sparse_file(pen: WriterFixture, size: int) -> None:
     import hashlib
 
     sha = hashlib.sha256()
@@ -185,7 +185,7 @@ def _sparse_file(pen: Pen, size: int) -> None:
     pen.write(disk.FILE, body)
 
 
-def _arrived(port: int, pen: Pen) -> bool:
+def _arrived(port: int, pen: WriterFixture) -> bool:
     with Client(port) as client:
         state = client.journal(pen.place.identity.hex())
         return state is not None and state["segments"].get(pen.segment.hex(), {"length": 0})["length"] >= pen.size

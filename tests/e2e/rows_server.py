@@ -12,7 +12,7 @@ from tests.faults.harness import Row, Trial
 from .asking import Address, Client, login
 from .judge import judge
 from .load import Loader, Poster, Promises, Shipper, loading
-from .pens import UNKNOWN_KIND, Pen, make_place
+from .pens import UNKNOWN_KIND, WriterFixture, make_place
 from .servers import Server, serve
 from .world import World, site, world
 
@@ -130,7 +130,7 @@ def _answer_of(connection: socket.socket) -> tuple[int, str]:
 class Bench:
     """One journal on the server, and requests that should not be."""
 
-    def __init__(self, trial: Trial, client: Client, pen: Pen) -> None:
+    def __init__(self, trial: Trial, client: Client, pen: WriterFixture) -> None:
         self.trial, self.client, self.pen = trial, client, pen
         self.ends: list[int] = [pen.size]
         for _ in range(trial.rng.randrange(6, 20)):
@@ -250,7 +250,7 @@ def _gap_in_numbers(b: Bench) -> None:
 
 def _other_header(b: Bench) -> None:
     """The bytes of one segment under the name of another, or of another journal."""
-    other = Pen(b.pen.place, locked=False)
+    other = WriterFixture(b.pen.place, locked=False)
     journal = b.pen.place.identity.hex()
     answer = b.client.post_segment(journal, other.path.name, 0, b.data)
     b.trial.check(400 <= answer.status < 500, f"a segment under another's name: {answer.status} {answer.body[:200]!r}")
@@ -316,7 +316,7 @@ def other_versions(trial: Trial) -> None:
 
 def _newer_format(trial: Trial, client: Client, folder: Any) -> None:
     place = make_place(folder, f"newer-{trial.index}-{trial.rng.random()}", "run")
-    pen = Pen(place, locked=False)
+    pen = WriterFixture(place, locked=False)
     data = bytearray(pen.path.read_bytes())
     pen.die()
     data[8] = 9

@@ -20,7 +20,7 @@ from . import proxy as px
 from .asking import Client, login
 from .judge import judge
 from .load import Promises, Shipper, loading
-from .pens import Pen
+from .pens import WriterFixture
 from .proxy import Fault, Proxy, Request
 from .rows_reading import SOON
 from .servers import Server, serve, until
@@ -298,7 +298,7 @@ class _Chaos:
         self.uploader = self.here.syncd("run", self.link.url, impatient=SOON)
         port = self.server.port
         until(lambda: has_all(port, self.here), 60, what="all events after chaos")
-        by_place: dict[Any, list[Pen]] = {}
+        by_place: dict[Any, list[WriterFixture]] = {}
         for pen in self.here.pens:
             by_place.setdefault(pen.place.journal, []).append(pen)
         for pens in by_place.values():

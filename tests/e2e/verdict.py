@@ -10,14 +10,14 @@ from tests.faults.harness import Trial
 
 from .asking import Address, Client
 from .judge import check_same_as_folder, judge
-from .pens import Pen, Place
+from .pens import Place, WriterFixture
 from .world import Site
 
 
 def judged(trial: Trial, port: Address, *sites: Site, contents: bool = True, folder: bool = False) -> None:
     """Every experiment of these machines, on the server at `port`; with `folder` also its numbering."""
     groups: dict[tuple[str, str], list[Place]] = defaultdict(list)
-    pens: dict[tuple[str, str], list[Pen]] = defaultdict(list)
+    pens: dict[tuple[str, str], list[WriterFixture]] = defaultdict(list)
     for site in sites:
         for place in site.places:
             groups[place.project, place.name].append(place)

@@ -18,7 +18,7 @@ from tests.faults.zygote import Victim, Zygote, warmed
 from . import proxy as px
 from . import reads
 from .asking import Client
-from .pens import Pen, Place, make_place
+from .pens import Place, WriterFixture, make_place
 from .servers import Server, account, serve, syncd
 
 HASTE: Final[dict[str, Any]] = {
@@ -111,7 +111,7 @@ class Site:
     world: World
     name: str = "site"
     user: str = "alice"
-    pens: list[Pen] = field(default_factory=list)
+    pens: list[WriterFixture] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
 
     @property
@@ -142,9 +142,9 @@ class Site:
         self.places.append(made)
         return made
 
-    def pen(self, place: Place | None = None, **options: Any) -> Pen:
+    def pen(self, place: Place | None = None, **options: Any) -> WriterFixture:
         """A writer; in a new journal if none is given."""
-        made = Pen(place or self.place(f"run{len(self.places)}"), **options)
+        made = WriterFixture(place or self.place(f"run{len(self.places)}"), **options)
         self.pens.append(made)
         return made
 
@@ -231,7 +231,9 @@ def site(trial: Trial, name: str = "site", *, user: str = "alice", world: World 
 class Writing:
     """A thread of the harness that lets a pen write at irregular moments: the live writer of a trial."""
 
-    def __init__(self, pen: Pen, rng: Any, *, pause_s: float = 0.002, files: bool = True, pieces: bool = False) -> None:
+    def __init__(
+        self, pen: WriterFixture, rng: Any, *, pause_s: float = 0.002, files: bool = True, pieces: bool = False
+    ) -> None:
         self.pen = pen
         self._rng = rng
         self._pause_s = pause_s

@@ -17,13 +17,13 @@ from ml_dash.errors import Damaged
 from ml_dash.journal.bodies import blobs_of, fetch_body, reference, with_bodies
 from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.journal.segment import BLOBS
-from tests.journals import Desk, Pen
+from tests.journals import JournalFixture, WriterFixture
 
 TEXTS = ["first", "second", "third"]
 
 
 @pytest.fixture
-def pen(desk: Desk) -> Pen:
+def pen(desk: JournalFixture) -> WriterFixture:
     """An opening event, and three whose bodies are blobs."""
     pen = desk.pen()
     for text in TEXTS:
@@ -31,7 +31,7 @@ def pen(desk: Desk) -> Pen:
     return pen
 
 
-def run_of(pen: Pen) -> Stretch:
+def run_of(pen: WriterFixture) -> Stretch:
     segment = open_segment(pen.segment)
     assert segment is not None
     [run] = read(segment, segment.first)
@@ -39,7 +39,7 @@ def run_of(pen: Pen) -> Stretch:
     return run
 
 
-def whole(pen: Pen, **more: Any) -> tuple[list[Stretch], list[tuple[int, type[Exception]]]]:
+def whole(pen: WriterFixture, **more: Any) -> tuple[list[Stretch], list[tuple[int, type[Exception]]]]:
     """The runs with their bodies, and the numbers of the events whose bodies are lost."""
     run, lost = run_of(pen), list[tuple[int, type[Exception]]]()
 
@@ -55,7 +55,7 @@ def texts(runs: list[Stretch]) -> list[str]:
     return [event[3][1] for run in runs for event in run.events if event[1] == ev.LOG]
 
 
-def blob(pen: Pen, number: int) -> Path:
+def blob(pen: WriterFixture, number: int) -> Path:
     """The blob that keeps one of the three bodies."""
     return pen.desk.journal / BLOBS / list(blobs_of(run_of(pen), pen.id))[number][0]
 
@@ -66,7 +66,7 @@ def test_only_what_names_a_blob_is_a_reference() -> None:
         assert reference(other) is None
 
 
-def test_events_get_their_bodies(pen: Pen) -> None:
+def test_events_get_their_bodies(pen: WriterFixture) -> None:
     runs, lost = whole(pen)
     assert texts(runs) == TEXTS
     assert ([(run.start, run.end) for run in runs], lost) == ([(pen.frames[0][0], pen.frames[-1][1])], [])
@@ -83,7 +83,7 @@ def test_events_get_their_bodies(pen: Pen) -> None:
 )
 @pytest.mark.parametrize("number", range(3))
 def test_an_event_whose_body_is_lost_is_left_out(
-    pen: Pen, number: int, spoil: Callable[[Path], Any], error: type[Exception]
+    pen: WriterFixture, number: int, spoil: Callable[[Path], Any], error: type[Exception]
 ) -> None:
     spoil(blob(pen, number))
     runs, lost = whole(pen)
@@ -94,7 +94,7 @@ def test_an_event_whose_body_is_lost_is_left_out(
     assert sum(run.end - run.start for run in runs) == pen.frames[-1][1] - pen.frames[0][0] - (end - start)
 
 
-def test_an_error_that_does_not_say_that_it_is_lost_goes_on(pen: Pen) -> None:
+def test_an_error_that_does_not_say_that_it_is_lost_goes_on(pen: WriterFixture) -> None:
     def fetch(name: str, size: int) -> Any:
         raise PermissionError(13, "not now")
 
@@ -104,7 +104,7 @@ def test_an_error_that_does_not_say_that_it_is_lost_goes_on(pen: Pen) -> None:
         list(with_bodies(run, pen.id, lambda: data, fetch, lambda event, error: None, (FileNotFoundError,)))
 
 
-def test_memory_is_bounded_where_that_is_asked_for(pen: Pen) -> None:
+def test_memory_is_bounded_where_that_is_asked_for(pen: WriterFixture) -> None:
     size = len(msgpack.packb(["info", TEXTS[0], None]))
     runs, _ = whole(pen, at_once=size)
     assert texts(runs) == TEXTS

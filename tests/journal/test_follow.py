@@ -18,16 +18,16 @@ from ml_dash.journal.merge import OrderChanged
 from ml_dash.journal.order import Death, MergeRecord, Order, stretch_payload
 from ml_dash.journal.reader import Gap, Segment, open_segment, read, read_stretches, whole_frames
 from ml_dash.journal.segment import ORDER, SEGMENTS, TURN
-from tests.journals import SECOND, Desk, Pen, flip, recorded
+from tests.journals import SECOND, JournalFixture, WriterFixture, flip, recorded
 
 
-def opened(pen: Pen, path: Path | None = None) -> Segment:
+def opened(pen: WriterFixture, path: Path | None = None) -> Segment:
     found = open_segment(path or pen.segment)
     assert found is not None
     return found
 
 
-def whole(pen: Pen) -> MergeRecord:
+def whole(pen: WriterFixture) -> MergeRecord:
     """All frames of the pen's current segment."""
     segment = opened(pen)
     return MergeRecord(segment.id, segment.first, pen.segment.stat().st_size)
@@ -36,7 +36,7 @@ def whole(pen: Pen) -> MergeRecord:
 # -- naming -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_new_is_named_and_recorded(desk: Desk) -> None:
+def test_what_is_new_is_named_and_recorded(desk: JournalFixture) -> None:
     pen = desk.pen()
     follower = Follower(desk.journal)
     assert list(follower.follow()) == [whole(pen)] == recorded(desk.journal)
@@ -46,7 +46,7 @@ def test_what_is_new_is_named_and_recorded(desk: Desk) -> None:
     assert list(follower.follow()) == [MergeRecord(opened(pen).id, before, pen.segment.stat().st_size)]
 
 
-def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
+def test_what_order_says_comes_as_it_says(desk: JournalFixture) -> None:
     one, two = desk.pen(), desk.pen()
     desk.catch_up()
     for number in range(4):
@@ -63,7 +63,7 @@ def test_what_order_says_comes_as_it_says(desk: Desk) -> None:
     assert recorded(desk.journal) == written
 
 
-def test_whoever_folds_follows_what_was_named_here(desk: Desk) -> None:
+def test_whoever_folds_follows_what_was_named_here(desk: JournalFixture) -> None:
     one, two = desk.pen(), desk.pen()
     follower = Follower(desk.journal)
     for number in range(6):
@@ -75,7 +75,7 @@ def test_whoever_folds_follows_what_was_named_here(desk: Desk) -> None:
     assert [f'"{number}"' in line for number, line in enumerate(desk.lines("logs/logs.jsonl"))] == [True] * 6
 
 
-def test_stretches_that_join_come_as_one(desk: Desk) -> None:
+def test_stretches_that_join_come_as_one(desk: JournalFixture) -> None:
     pen = desk.pen()
     follower = Follower(desk.journal)
     for number in range(5):
@@ -85,7 +85,7 @@ def test_stretches_that_join_come_as_one(desk: Desk) -> None:
     assert list(Follower(desk.journal).follow()) == [whole(pen)]
 
 
-def test_the_beginning_of_a_frame_is_not_named(desk: Desk) -> None:
+def test_the_beginning_of_a_frame_is_not_named(desk: JournalFixture) -> None:
     pen = desk.pen()
     end = pen.segment.stat().st_size
     pen.raw(b"\x40\x00\x00\x00\x12\x34")
@@ -94,7 +94,7 @@ def test_the_beginning_of_a_frame_is_not_named(desk: Desk) -> None:
     assert stretch.end == end
 
 
-def test_an_empty_segment_and_one_without_its_header_yet(desk: Desk) -> None:
+def test_an_empty_segment_and_one_without_its_header_yet(desk: JournalFixture) -> None:
     pen = desk.pen(opens=False)
     follower = Follower(desk.journal)
     assert list(follower.follow()) == []
@@ -107,7 +107,7 @@ def test_an_empty_segment_and_one_without_its_header_yet(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("byte", range(0, 60))
-def test_damage_is_left_out_and_hides_nothing(desk: Desk, byte: int) -> None:
+def test_damage_is_left_out_and_hides_nothing(desk: JournalFixture, byte: int) -> None:
     """Each byte of the frame before the last, its length and checksum too."""
     pen = desk.pen()
     pen.log("before")
@@ -123,7 +123,7 @@ def test_damage_is_left_out_and_hides_nothing(desk: Desk, byte: int) -> None:
     assert Gap(start, end) in list(read(segment, segment.first))
 
 
-def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -> None:
+def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: JournalFixture) -> None:
     bad, good = desk.pen(), desk.pen()
     content = bytearray(bad.segment.read_bytes())
     content[20:60] = bytes(40)
@@ -133,7 +133,7 @@ def test_a_segment_that_cannot_be_read_does_not_hold_up_the_others(desk: Desk) -
     assert bad.segment.name in follower.troubles
 
 
-def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
+def test_what_a_writer_wrote_before_is_waited_for(desk: JournalFixture) -> None:
     """On a network file system a new segment may be seen before the end of the one before it."""
     pen, other = desk.pen(), desk.pen()
     pen.log("seen")
@@ -151,7 +151,7 @@ def test_what_a_writer_wrote_before_is_waited_for(desk: Desk) -> None:
     assert not follower.pending
 
 
-def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
+def test_a_segment_that_cannot_be_read_is_waited_for(desk: JournalFixture) -> None:
     pen = desk.pen()
     first, content = pen.segment, pen.segment.read_bytes()
     first.write_bytes(content[:30] + bytes(40) + content[70:])
@@ -167,7 +167,7 @@ def test_a_segment_that_cannot_be_read_is_waited_for(desk: Desk) -> None:
     assert not follower.troubles
 
 
-def test_what_does_not_come_is_not_waited_for_without_end(desk: Desk) -> None:
+def test_what_does_not_come_is_not_waited_for_without_end(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.log("lost")
     pen.chop(3)
@@ -179,7 +179,7 @@ def test_what_does_not_come_is_not_waited_for_without_end(desk: Desk) -> None:
     assert not follower.pending
 
 
-def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
+def test_a_write_that_was_given_up_is_not_waited_for(desk: JournalFixture) -> None:
     """A full disk tears a frame, and the writer goes on with it in a new segment: nothing is missing."""
     pen = desk.pen()
     pen.raw(b"\x40\x00\x00\x00half")
@@ -193,7 +193,7 @@ def test_a_write_that_was_given_up_is_not_waited_for(desk: Desk) -> None:
 # -- who died ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_death_is_noted_behind_all_that_was_written(desk: Desk) -> None:
+def test_a_death_is_noted_behind_all_that_was_written(desk: JournalFixture) -> None:
     pen = desk.pen()
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -208,18 +208,18 @@ def test_a_death_is_noted_behind_all_that_was_written(desk: Desk) -> None:
     assert desk.record()["status"] == "interrupted"
 
 
-def test_whoever_has_closed_has_not_died(desk: Desk) -> None:
+def test_whoever_has_closed_has_not_died(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.close()
     assert list(Follower(desk.journal).follow()) == [whole(pen)]
 
 
-def test_whoever_has_written_nothing_has_not_died(desk: Desk) -> None:
+def test_whoever_has_written_nothing_has_not_died(desk: JournalFixture) -> None:
     desk.pen(opens=False).die()
     assert list(Follower(desk.journal).follow()) == []
 
 
-def test_a_death_behind_a_segment_that_was_just_begun(desk: Desk) -> None:
+def test_a_death_behind_a_segment_that_was_just_begun(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.roll()
     pen.die()
@@ -229,7 +229,7 @@ def test_a_death_behind_a_segment_that_was_just_begun(desk: Desk) -> None:
     assert list(Follower(desk.journal).follow())[-1] == Death(pen.id)
 
 
-def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: Desk) -> None:
+def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: JournalFixture) -> None:
     """On a network file system a lock may look free although it is not."""
     pen = desk.pen()
     pen.die()
@@ -240,7 +240,7 @@ def test_a_death_that_was_none_is_noted_again_when_it_is_one(desk: Desk) -> None
     assert isinstance(stretch, MergeRecord)
 
 
-def test_who_died_before_a_writer_came_is_noted_before_it(desk: Desk) -> None:
+def test_who_died_before_a_writer_came_is_noted_before_it(desk: JournalFixture) -> None:
     first = desk.pen()
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -256,7 +256,7 @@ def test_deaths_are_the_same_as_whoever_folds_would_note(tmp_path: Path) -> None
     """The same journal twice: one is followed by this, the other folded."""
     notes = []
     for folds in (False, True):
-        desk = Desk(tmp_path / f"{folds}")
+        desk = JournalFixture(tmp_path / f"{folds}")
         try:
             torn, closed, rolled = desk.pen(), desk.pen(), desk.pen()
             torn.raw(b"\x40\x00")
@@ -281,10 +281,10 @@ def test_deaths_are_the_same_as_whoever_folds_would_note(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def brought(desk: Desk, tmp_path: Path) -> Iterator[tuple[Desk, Pen]]:
+def brought(desk: JournalFixture, tmp_path: Path) -> Iterator[tuple[JournalFixture, WriterFixture]]:
     """A journal into which a segment of another one was brought; its writer has not closed."""
-    there = Desk(tmp_path / "there")
-    pen = Pen(there, 7)
+    there = JournalFixture(tmp_path / "there")
+    pen = WriterFixture(there, 7)
     there.pens.append(pen)
     pen.open()
     pen.log("elsewhere")
@@ -294,7 +294,7 @@ def brought(desk: Desk, tmp_path: Path) -> Iterator[tuple[Desk, Pen]]:
     there.let_go()
 
 
-def test_locks_say_nothing_of_writers_elsewhere(brought: tuple[Desk, Pen]) -> None:
+def test_locks_say_nothing_of_writers_elsewhere(brought: tuple[JournalFixture, WriterFixture]) -> None:
     desk, pen = brought
     follower = Follower(desk.journal)
     assert list(follower.follow()) == [whole(pen)]
@@ -302,7 +302,7 @@ def test_locks_say_nothing_of_writers_elsewhere(brought: tuple[Desk, Pen]) -> No
     assert follower.first_of_here() is None
 
 
-def test_a_writer_of_here_takes_over(brought: tuple[Desk, Pen]) -> None:
+def test_a_writer_of_here_takes_over(brought: tuple[JournalFixture, WriterFixture]) -> None:
     desk, pen = brought
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -319,7 +319,7 @@ def test_a_writer_of_here_takes_over(brought: tuple[Desk, Pen]) -> None:
     assert not [record for record in list(again.follow())[3:] if isinstance(record, Death)]
 
 
-def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
+def test_what_a_base_stands_for_is_known(desk: JournalFixture) -> None:
     pen, gone = desk.pen(), "ee" * 16
     segment = opened(pen)
     state = State(project="cv", name="run")
@@ -338,7 +338,7 @@ def test_what_a_base_stands_for_is_known(desk: Desk) -> None:
     assert list(follower.follow()) == [Death(gone), whole(own)]
 
 
-def test_another_base_begins_again(desk: Desk) -> None:
+def test_another_base_begins_again(desk: JournalFixture) -> None:
     pen = desk.pen()
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -348,7 +348,7 @@ def test_another_base_begins_again(desk: Desk) -> None:
         list(follower.follow())
 
 
-def test_a_damaged_base_is_an_error(desk: Desk) -> None:
+def test_a_damaged_base_is_an_error(desk: JournalFixture) -> None:
     desk.pen()
     (desk.journal / "base").write_bytes(b"nonsense")
     with pytest.raises(Damaged):
@@ -358,7 +358,7 @@ def test_a_damaged_base_is_an_error(desk: Desk) -> None:
 # -- order itself -----------------------------------------------------------------------------------------------------
 
 
-def test_another_order_begins_again(desk: Desk) -> None:
+def test_another_order_begins_again(desk: JournalFixture) -> None:
     pen = desk.pen()
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -371,7 +371,7 @@ def test_another_order_begins_again(desk: Desk) -> None:
         list(follower.follow())
 
 
-def test_an_order_that_became_shorter_begins_again(desk: Desk) -> None:
+def test_an_order_that_became_shorter_begins_again(desk: JournalFixture) -> None:
     desk.pen()
     follower = Follower(desk.journal)
     list(follower.follow())
@@ -380,7 +380,7 @@ def test_an_order_that_became_shorter_begins_again(desk: Desk) -> None:
         list(follower.follow())
 
 
-def test_who_has_the_turn_names_what_is_new(desk: Desk) -> None:
+def test_who_has_the_turn_names_what_is_new(desk: JournalFixture) -> None:
     pen = desk.pen()
     turn = Turn(desk.journal / TURN)
     assert turn.take()
@@ -394,7 +394,9 @@ def test_who_has_the_turn_names_what_is_new(desk: Desk) -> None:
     assert not follower.pending
 
 
-def test_where_it_may_not_write_segments_come_by_their_stamps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_may_not_write_segments_come_by_their_stamps(
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = desk.pen(), desk.pen()
     one.die()
 
@@ -412,7 +414,7 @@ def test_where_it_may_not_write_segments_come_by_their_stamps(desk: Desk, monkey
     assert list(follower.follow()) == []
 
 
-def test_records_that_name_what_is_gone(desk: Desk) -> None:
+def test_records_that_name_what_is_gone(desk: JournalFixture) -> None:
     pen = desk.pen()
     order = Order(desk.journal)
     order.open(write=True)
@@ -424,12 +426,12 @@ def test_records_that_name_what_is_gone(desk: Desk) -> None:
     assert follower.segment(opened(pen).id) is not None
 
 
-def test_a_record_written_while_the_rest_is_taken(desk: Desk) -> None:
+def test_a_record_written_while_the_rest_is_taken(desk: JournalFixture) -> None:
     """`follow` gives one at a time; another process appends meanwhile, of a writer that was not there."""
     first = desk.pen()
     follower = Follower(desk.journal)
     running = follower.follow()
-    second: Pen | None = None
+    second: WriterFixture | None = None
     taken = []
     for record in running:
         taken.append(record)
@@ -446,7 +448,7 @@ def test_a_record_written_while_the_rest_is_taken(desk: Desk) -> None:
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
-def test_runs_are_bounded_and_leave_nothing_out(desk: Desk) -> None:
+def test_runs_are_bounded_and_leave_nothing_out(desk: JournalFixture) -> None:
     pen = desk.pen()
     for _ in range(12):
         pen.log("x" * 900_000)
@@ -459,7 +461,7 @@ def test_runs_are_bounded_and_leave_nothing_out(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 40))
-def test_only_whole_frames_count(desk: Desk, cut: int) -> None:
+def test_only_whole_frames_count(desk: JournalFixture, cut: int) -> None:
     pen = desk.pen()
     pen.log("one")
     pen.log("x" * 60)
@@ -468,7 +470,7 @@ def test_only_whole_frames_count(desk: Desk, cut: int) -> None:
     assert whole_frames(data, segment.crcs) == pen.frames[-1][0] - segment.first
 
 
-def test_a_backlog_is_walked_quickly(desk: Desk) -> None:
+def test_a_backlog_is_walked_quickly(desk: JournalFixture) -> None:
     """A million points are 53 MB: walking them is a small part of the seconds that sending them may take."""
     pen = desk.pen()
     pen.point(step=1, loss=0.5)

@@ -20,7 +20,7 @@ from ml_dash.journal.order import Death, MergeRecord, Record
 from ml_dash.journal.segment import ORDER, SEGMENTS, list_segments
 from ml_dash.projection.checkpoint import Checkpoint
 from ml_dash.projection.replay import Replay
-from tests.journals import Desk, Pen, flip, recorded
+from tests.journals import JournalFixture, WriterFixture, flip, recorded
 
 JOURNALS: Final = 60
 
@@ -41,10 +41,10 @@ class Nowhere:
 class Script:
     """Things that happen to a journal, drawn from a seed: the same ones to each desk that it is played on."""
 
-    def __init__(self, seed: str, desk: Desk, *, spoils_order: bool = True) -> None:
+    def __init__(self, seed: str, desk: JournalFixture, *, spoils_order: bool = True) -> None:
         self.rng = random.Random(seed)
         self.desk = desk
-        self.elsewhere: Desk | None = None
+        self.elsewhere: JournalFixture | None = None
         # Bytes of a segment that somebody may have read: nothing happens to these.
         self._read: dict[Path, int] = {}
         self._disk = [self._flip, self._chop, self._remove, self._bring]
@@ -120,8 +120,8 @@ class Script:
     def _bring(self) -> None:
         """Segments of a writer elsewhere come, or grow."""
         if self.elsewhere is None:
-            self.elsewhere = Desk(self.desk.store / "elsewhere")
-            pen = Pen(self.elsewhere, 99)
+            self.elsewhere = JournalFixture(self.desk.store / "elsewhere")
+            pen = WriterFixture(self.elsewhere, 99)
             self.elsewhere.pens.append(pen)
             pen.open()
         [pen] = self.elsewhere.pens
@@ -166,7 +166,7 @@ def led(records: list[Record]) -> list[Any]:
 def scripts(folder: Path, seed: str, **more: Any) -> Iterator[tuple[Script, random.Random]]:
     """Random journals, and what decides about how they are looked at."""
     for number in range(JOURNALS):
-        desk = Desk(folder / f"{number}")
+        desk = JournalFixture(folder / f"{number}")
         script = Script(f"{seed}-{number}", desk, **more)
         try:
             yield script, random.Random(f"{seed}-{number} looks")

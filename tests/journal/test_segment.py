@@ -80,9 +80,9 @@ def test_of_many_that_make_a_journal_at_once_one_does(tmp_path: Path) -> None:
 
 
 def test_whose_a_journal_is_a_segment_tells_where_order_is_lost(tmp_path: Path) -> None:
-    from tests.journals import Desk
+    from tests.journals import JournalFixture
 
-    desk = Desk(tmp_path)
+    desk = JournalFixture(tmp_path)
     desk.pen().die()
     (desk.journal / "order").unlink()
     found = read_identity(desk.journal)

@@ -29,7 +29,7 @@ class Unattended:
         """Nobody is there."""
 
 
-class Desk:
+class WriterFolder:
     """A journal and the writers opened on it."""
 
     def __init__(self, home: Path) -> None:
@@ -55,8 +55,8 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "project" / "name")
+def desk(tmp_path: Path) -> Iterator[WriterFolder]:
+    desk = WriterFolder(tmp_path / "project" / "name")
     yield desk
     for writer in desk.writers:
         writer.abandon()
@@ -75,7 +75,7 @@ def failing(error: int, times: int = 1) -> Any:
     return call
 
 
-def test_events_are_on_disk_when_append_returns(desk: Desk) -> None:
+def test_events_are_on_disk_when_append_returns(desk: WriterFolder) -> None:
     writer = desk.writer()
     assert [writer.append(LOG, ["info", str(n), None]) for n in range(3)] == [0, 1, 2]
     assert [(frame.seq, frame.kind, frame.body) for frame in desk.frames()] == [
@@ -83,14 +83,16 @@ def test_events_are_on_disk_when_append_returns(desk: Desk) -> None:
     ]
 
 
-def test_a_tally_gives_ordinals_of_points_not_numbers_of_events(desk: Desk) -> None:
+def test_a_tally_gives_ordinals_of_points_not_numbers_of_events(desk: WriterFolder) -> None:
     writer, tally = desk.writer(), Tally()
     assert writer.append(POINT, ["loss", {"value": 1}], tally) == 0
     assert writer.append(POINT, ["loss", {"value": 1}], tally, 10) == 1
     assert writer.append(POINT, ["loss", {"value": 1}], tally) == 11
 
 
-def test_times_never_decrease_and_start_above_what_is_there(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_never_decrease_and_start_above_what_is_there(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = desk.writer(floor_ns=5_000_000_000_000_000_000)
     clock = iter([7_000_000_000_000_000_000, 6_000_000_000_000_000_000, 8_000_000_000_000_000_000])
     monkeypatch.setattr(writing, "time_ns", lambda: next(clock))
@@ -101,7 +103,7 @@ def test_times_never_decrease_and_start_above_what_is_there(desk: Desk, monkeypa
 
 
 def test_a_full_segment_is_followed_by_another_with_the_next_number(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "ROLL_BYTES", 400)
     writer = desk.writer()
@@ -113,7 +115,7 @@ def test_a_full_segment_is_followed_by_another_with_the_next_number(
     assert writer.durable_counts()["synced"] == 50
 
 
-def test_a_body_over_one_mebibyte_is_a_blob_that_the_frame_names(desk: Desk) -> None:
+def test_a_body_over_one_mebibyte_is_a_blob_that_the_frame_names(desk: WriterFolder) -> None:
     writer = desk.writer()
     writer.append(LOG, ["info", "x" * 3_000_000, None])
     writer.append(LOG, ["info", "next", None])
@@ -124,14 +126,14 @@ def test_a_body_over_one_mebibyte_is_a_blob_that_the_frame_names(desk: Desk) -> 
 
 
 @pytest.mark.parametrize("body", [2**64, "\ud800", -(2**63) - 1, [object()]])
-def test_what_cannot_be_encoded_is_refused_and_leaves_no_number(desk: Desk, body: Any) -> None:
+def test_what_cannot_be_encoded_is_refused_and_leaves_no_number(desk: WriterFolder, body: Any) -> None:
     writer = desk.writer()
     with pytest.raises(InvalidValue):
         writer.append(LOG, body)
     assert writer.append(LOG, ["info", "good", None]) == 0
 
 
-def test_the_lock_is_held_while_the_writer_lives_and_gone_after_a_clean_close(desk: Desk) -> None:
+def test_the_lock_is_held_while_the_writer_lives_and_gone_after_a_clean_close(desk: WriterFolder) -> None:
     writer = desk.writer()
     (lock,) = (desk.journal / SEGMENTS).glob("*.lock")
     assert probe(lock) is Liveness.ALIVE
@@ -142,7 +144,9 @@ def test_the_lock_is_held_while_the_writer_lives_and_gone_after_a_clean_close(de
         writer.append(LOG, ["info", "late", None])
 
 
-def test_a_short_write_is_finished_before_anything_else_is_written(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_finished_before_anything_else_is_written(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = desk.writer()
     monkeypatch.setattr(writing, "os_write", lambda fd, frame: os.write(fd, frame[:10]))
     assert writer.append(LOG, ["info", "first", None]) == 0
@@ -152,7 +156,9 @@ def test_a_short_write_is_finished_before_anything_else_is_written(desk: Desk, m
     assert desk.segment_count() == 1
 
 
-def test_a_partial_frame_that_cannot_be_finished_ends_its_segment(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partial_frame_that_cannot_be_finished_ends_its_segment(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = desk.writer()
     writer.append(LOG, ["info", "before", None])
     full = failing(errno.ENOSPC, 1000)
@@ -172,7 +178,7 @@ def test_a_partial_frame_that_cannot_be_finished_ends_its_segment(desk: Desk, mo
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE])
 def test_training_goes_on_when_the_disk_refuses_and_nothing_is_lost(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: int, caplog: pytest.LogCaptureFixture
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch, error: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     writer = desk.writer()
     refuse = failing(error, 10_000)
@@ -187,7 +193,7 @@ def test_training_goes_on_when_the_disk_refuses_and_nothing_is_lost(
 
 
 def test_what_memory_cannot_hold_is_counted_told_in_the_journal_and_raised_at_close(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ml_dash.journal.backlog.LIMIT_BYTES", 1000)
     writer = desk.writer()
@@ -209,7 +215,7 @@ def test_what_memory_cannot_hold_is_counted_told_in_the_journal_and_raised_at_cl
 
 @pytest.mark.parametrize("recorded", [True, False])
 def test_what_close_says_of_lost_events_names_no_folder_that_is_not_there(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, recorded: bool
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch, recorded: bool
 ) -> None:
     if not recorded:
         shutil.rmtree(desk.journal.parent)
@@ -227,7 +233,9 @@ def test_what_close_says_of_lost_events_names_no_folder_that_is_not_there(
     assert "no others are on disk" in str(raised.value)
 
 
-def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = desk.writer(strict=True)
     refuse = failing(errno.ENOSPC, 10_000)
     monkeypatch.setattr(writing, "os_write", lambda *a: refuse(os.write, *a))
@@ -245,7 +253,7 @@ def test_strict_raises_at_the_call_and_goes_on_with_a_new_number(desk: Desk, mon
 @pytest.mark.parametrize("append", ["append", "append_apart"])
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
 def test_strict_refuses_once_what_was_cut_short_and_could_not_be_finished(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, append: str, error: int
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch, append: str, error: int
 ) -> None:
     writer = desk.writer(strict=True)
     writer.append(LOG, ["info", "before", None])
@@ -266,7 +274,7 @@ def test_strict_refuses_once_what_was_cut_short_and_could_not_be_finished(
 
 
 def test_after_a_failed_sync_everything_since_the_last_good_one_is_written_again_under_its_numbers(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = desk.writer()
     writer.append(LOG, ["info", "safe", None])
@@ -286,7 +294,7 @@ def test_after_a_failed_sync_everything_since_the_last_good_one_is_written_again
 
 
 def test_an_interrupt_between_write_and_count_never_uses_a_number_twice(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = desk.writer()
 
@@ -302,7 +310,7 @@ def test_an_interrupt_between_write_and_count_never_uses_a_number_twice(
     assert [(frame.seq, frame.body[1]) for frame in desk.frames()] == [(0, "interrupted"), (1, "after")]
 
 
-def test_an_interrupt_before_the_write_leaves_no_gap(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_before_the_write_leaves_no_gap(desk: WriterFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = desk.writer()
 
     def interrupted(fd: int, frame: bytes) -> int:
@@ -317,7 +325,7 @@ def test_an_interrupt_before_the_write_leaves_no_gap(desk: Desk, monkeypatch: py
 
 
 def test_other_threads_go_on_while_one_hangs_in_the_kernel_and_nothing_is_lost(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "PATIENCE_S", 0.05)
     writer = desk.writer()
@@ -344,7 +352,7 @@ def test_other_threads_go_on_while_one_hangs_in_the_kernel_and_nothing_is_lost(
 
 
 def test_a_lock_that_an_interrupt_left_taken_does_not_stop_recording(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "PATIENCE_S", 0.02)
     writer = desk.writer()
@@ -353,7 +361,7 @@ def test_a_lock_that_an_interrupt_left_taken_does_not_stop_recording(
     assert desk.bodies() == [["info", "on", None]]
 
 
-def test_a_removed_folder_is_made_again_and_what_was_not_synced_is_written_there(desk: Desk) -> None:
+def test_a_removed_folder_is_made_again_and_what_was_not_synced_is_written_there(desk: WriterFolder) -> None:
     writer = desk.writer()
     writer.append(LOG, ["info", "kept in memory", None])
     shutil.rmtree(desk.journal.parent)
@@ -364,7 +372,7 @@ def test_a_removed_folder_is_made_again_and_what_was_not_synced_is_written_there
     assert probe(lock) is Liveness.ALIVE
 
 
-def test_a_renamed_folder_is_followed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_folder_is_followed(desk: WriterFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ROLL_BYTES", 300)
     writer = desk.writer()
     writer.append(LOG, ["info", "0", None])
@@ -377,7 +385,7 @@ def test_a_renamed_folder_is_followed(desk: Desk, monkeypatch: pytest.MonkeyPatc
     assert [frame.body[1] for frame in desk.frames()] == [str(number) for number in range(20)]
 
 
-def test_no_symlink_leads_a_writer_out_of_its_folder(desk: Desk, tmp_path: Path) -> None:
+def test_no_symlink_leads_a_writer_out_of_its_folder(desk: WriterFolder, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / SEGMENTS).mkdir(parents=True)
     writer = desk.writer()
@@ -391,7 +399,7 @@ def test_no_symlink_leads_a_writer_out_of_its_folder(desk: Desk, tmp_path: Path)
 
 
 @pytest.mark.parametrize("durability", ["interval", "always", "os"])
-def test_each_level_says_what_it_has_reached(desk: Desk, durability: str) -> None:
+def test_each_level_says_what_it_has_reached(desk: WriterFolder, durability: str) -> None:
     writer = desk.writer(durability)
     writer.append(LOG, ["info", "x", None])
     expected = {"interval": 0, "always": 1, "os": 0}[durability]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ml_dash.core import events as ev
 from ml_dash.reading.read import find, locate
 from ml_dash.sync.remove import remove
-from tests.journals import Desk
+from tests.journals import JournalFixture
 
 TRICKS = [
     "..",
@@ -75,7 +75,7 @@ SHAPED = st.one_of(
 )
 
 
-def outside(desk: Desk) -> set[str]:
+def outside(desk: JournalFixture) -> set[str]:
     return {
         str(path.relative_to(desk.store.parent))
         for path in desk.store.parent.rglob("*")
@@ -88,7 +88,7 @@ def outside(desk: Desk) -> set[str]:
 def test_whatever_a_body_holds_the_folder_is_projected_and_nothing_leaves_it(
     tmp_path_factory: pytest.TempPathFactory, events: list[Any]
 ) -> None:
-    desk = Desk(tmp_path_factory.mktemp("hostile") / "store")
+    desk = JournalFixture(tmp_path_factory.mktemp("hostile") / "store")
     pen = desk.pen()
     for kind, body in events:
         pen.frame(kind, body)
@@ -105,7 +105,7 @@ def test_whatever_a_body_holds_the_folder_is_projected_and_nothing_leaves_it(
 
 
 @pytest.mark.parametrize("depth", [150, 900, 5000])
-def test_what_is_nested_too_deep_costs_only_its_own_event(desk: Desk, depth: int) -> None:
+def test_what_is_nested_too_deep_costs_only_its_own_event(desk: JournalFixture, depth: int) -> None:
     pen = desk.pen()
     pen.payload(b"\x94\x01\x04" + msgpack.packb(desk.tick()) + b"\x81\xa1a" + b"\x91" * depth + b"\x00")
     pen.seq = 2
@@ -118,7 +118,7 @@ def test_what_is_nested_too_deep_costs_only_its_own_event(desk: Desk, depth: int
 @pytest.mark.parametrize(
     "path", ["../../victim", "..", ".", "/tmp", "../cv/run/../../victim", "cv/other", "\0", "../victim/run"]
 )
-def test_a_journal_does_not_choose_where_its_folder_is(desk: Desk, path: str) -> None:
+def test_a_journal_does_not_choose_where_its_folder_is(desk: JournalFixture, path: str) -> None:
     victim = desk.store.parent / "victim"
     (victim / "logs").mkdir(parents=True)
     (victim / "logs" / "precious").write_text("precious")
@@ -132,7 +132,7 @@ def test_a_journal_does_not_choose_where_its_folder_is(desk: Desk, path: str) ->
     assert (victim / "logs" / "precious").read_text() == "precious"
 
 
-def test_a_folder_that_points_to_another_journal_does_not_take_it_along(desk: Desk) -> None:
+def test_a_folder_that_points_to_another_journal_does_not_take_it_along(desk: JournalFixture) -> None:
     """`rm` of a folder that somebody prepared removes no journal that does not know that folder."""
     desk.pen().close()
     desk.catch_up()
@@ -144,7 +144,7 @@ def test_a_folder_that_points_to_another_journal_does_not_take_it_along(desk: De
     assert desk.journal.is_dir()
 
 
-def test_a_link_in_place_of_a_blob_is_not_followed(desk: Desk, tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_blob_is_not_followed(desk: JournalFixture, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"abc")
     pen = desk.pen()
@@ -159,7 +159,7 @@ def test_a_link_in_place_of_a_blob_is_not_followed(desk: Desk, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("part", ["logs", "metrics", "files", "metrics/loss"])
-def test_a_link_in_place_of_a_folder_of_ours_is_not_followed(desk: Desk, tmp_path: Path, part: str) -> None:
+def test_a_link_in_place_of_a_folder_of_ours_is_not_followed(desk: JournalFixture, tmp_path: Path, part: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (desk.folder / part).parent.mkdir(exist_ok=True)
@@ -175,7 +175,7 @@ def test_a_link_in_place_of_a_folder_of_ours_is_not_followed(desk: Desk, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["order", "checkpoint", "segment", "experiment.json"])
-def test_a_pipe_where_a_file_is_expected_hangs_nobody(desk: Desk, name: str) -> None:
+def test_a_pipe_where_a_file_is_expected_hangs_nobody(desk: JournalFixture, name: str) -> None:
     pen = desk.pen()
     pen.log("x")
     pen.close()

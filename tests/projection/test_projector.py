@@ -20,14 +20,14 @@ from ml_dash.projection.folder import FILES, LOGS, PARAMETERS
 from ml_dash.projection.projector import Projector
 from ml_dash.projection.replay import Pace, PassStopped
 from ml_dash.reading.view import projected
-from tests.journals import Desk, Pen, Tree, flip
+from tests.journals import JournalFixture, Tree, WriterFixture, flip
 
 
-def projector(desk: Desk) -> Projector:
+def projector(desk: JournalFixture) -> Projector:
     return Projector(desk.journal, desk.folder)
 
 
-def fill(desk: Desk) -> Pen:
+def fill(desk: JournalFixture) -> WriterFixture:
     """One writer that does everything, and lives."""
     pen = desk.pen(tags=["a"])
     pen.log("hello", metadata={"n": float("nan")})
@@ -45,7 +45,7 @@ def fill(desk: Desk) -> Pen:
     return pen
 
 
-def rebuilt(desk: Desk) -> Tree:
+def rebuilt(desk: JournalFixture) -> Tree:
     """What a rebuild gives; it must be what is there."""
     before = desk.tree()
     desk.rebuild()
@@ -56,7 +56,7 @@ def rebuilt(desk: Desk) -> Tree:
 # -- exact ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_holds_what_was_recorded(desk: Desk) -> None:
+def test_the_folder_holds_what_was_recorded(desk: JournalFixture) -> None:
     fill(desk).close()
     desk.catch_up()
     assert json.loads(desk.lines(LOGS)[0])["message"] == "hello"
@@ -70,7 +70,7 @@ def test_the_folder_holds_what_was_recorded(desk: Desk) -> None:
     rebuilt(desk)
 
 
-def test_every_derived_file_may_be_deleted(desk: Desk) -> None:
+def test_every_derived_file_may_be_deleted(desk: JournalFixture) -> None:
     fill(desk).close()
     desk.catch_up()
     before = desk.tree()
@@ -84,7 +84,7 @@ def test_every_derived_file_may_be_deleted(desk: Desk) -> None:
 @pytest.mark.parametrize(
     "gone", [LOGS, PARAMETERS, EXPERIMENT, FILES, "files", "metrics", "metrics/loss/metadata.json"]
 )
-def test_what_is_deleted_is_made_again_by_the_next_projector(desk: Desk, gone: str) -> None:
+def test_what_is_deleted_is_made_again_by_the_next_projector(desk: JournalFixture, gone: str) -> None:
     fill(desk).close()
     desk.catch_up()
     before = desk.tree()
@@ -94,7 +94,7 @@ def test_what_is_deleted_is_made_again_by_the_next_projector(desk: Desk, gone: s
     assert desk.tree() == before
 
 
-def test_catching_up_event_by_event_gives_what_one_pass_gives(desk: Desk) -> None:
+def test_catching_up_event_by_event_gives_what_one_pass_gives(desk: JournalFixture) -> None:
     pen = fill(desk)
     data = pen.segment.read_bytes()
     ends = [end for _, end in pen.frames]
@@ -108,7 +108,7 @@ def test_catching_up_event_by_event_gives_what_one_pass_gives(desk: Desk) -> Non
     rebuilt(desk)
 
 
-def test_concurrent_writers_keep_the_numbers_that_were_given_first(desk: Desk) -> None:
+def test_concurrent_writers_keep_the_numbers_that_were_given_first(desk: JournalFixture) -> None:
     """Merged as they were met, deaths included; a rebuild follows the record."""
     rng = random.Random(1)
     pens = [desk.pen() for _ in range(4)]
@@ -131,7 +131,7 @@ def test_concurrent_writers_keep_the_numbers_that_were_given_first(desk: Desk) -
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_pass_that_is_stopped_anywhere_leaves_what_another_can_go_on_from(desk: Desk, seed: int) -> None:
+def test_a_pass_that_is_stopped_anywhere_leaves_what_another_can_go_on_from(desk: JournalFixture, seed: int) -> None:
     """A pass ends in the middle of a stretch; other writers go on; the numbers are still those of a rebuild."""
     rng = random.Random(seed)
     pens = [desk.pen() for _ in range(3)]
@@ -156,7 +156,7 @@ def test_a_pass_that_is_stopped_anywhere_leaves_what_another_can_go_on_from(desk
 
 
 def test_a_failure_at_any_write_leaves_what_the_next_pass_can_go_on_from(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(desk).close()
     desk.catch_up()
@@ -188,7 +188,7 @@ def test_a_failure_at_any_write_leaves_what_the_next_pass_can_go_on_from(
     assert failures > 2
 
 
-def test_lines_behind_the_last_one_are_cut_off(desk: Desk) -> None:
+def test_lines_behind_the_last_one_are_cut_off(desk: JournalFixture) -> None:
     fill(desk).close()
     desk.catch_up()
     before = desk.tree()
@@ -198,7 +198,7 @@ def test_lines_behind_the_last_one_are_cut_off(desk: Desk) -> None:
     assert desk.tree() == before
 
 
-def test_a_file_shown_by_a_projector_that_died_and_deleted_since_is_shown_no_more(desk: Desk) -> None:
+def test_a_file_shown_by_a_projector_that_died_and_deleted_since_is_shown_no_more(desk: JournalFixture) -> None:
     pen = desk.pen()
     desk.catch_up()
     saved = (desk.journal / "checkpoint").read_bytes()
@@ -214,7 +214,7 @@ def test_a_file_shown_by_a_projector_that_died_and_deleted_since_is_shown_no_mor
 # -- late, twice, damaged ---------------------------------------------------------------------------------------------
 
 
-def test_frames_that_were_damaged_and_are_mended_fill_their_gap(desk: Desk) -> None:
+def test_frames_that_were_damaged_and_are_mended_fill_their_gap(desk: JournalFixture) -> None:
     pen = desk.pen()
     for number in range(9):
         pen.log(str(number))
@@ -229,7 +229,7 @@ def test_frames_that_were_damaged_and_are_mended_fill_their_gap(desk: Desk) -> N
     rebuilt(desk)
 
 
-def test_an_event_that_stands_in_two_segments_counts_once(desk: Desk) -> None:
+def test_an_event_that_stands_in_two_segments_counts_once(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.point(value=1)
     pen.roll()
@@ -241,7 +241,7 @@ def test_an_event_that_stands_in_two_segments_counts_once(desk: Desk) -> None:
     rebuilt(desk)
 
 
-def test_a_segment_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(desk: Desk) -> None:
+def test_a_segment_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(desk: JournalFixture) -> None:
     broken, whole = desk.pen(), desk.pen()
     broken.segment.write_bytes(b"rubbish" * 100)
     whole.log("whole")
@@ -250,7 +250,7 @@ def test_a_segment_that_cannot_be_read_is_set_aside_and_the_rest_goes_on(desk: D
     assert [json.loads(line)["message"] for line in desk.lines(LOGS)] == ["whole"]
 
 
-def test_an_event_whose_body_is_lost_is_a_gap_that_is_filled_when_it_comes_back(desk: Desk) -> None:
+def test_an_event_whose_body_is_lost_is_a_gap_that_is_filled_when_it_comes_back(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.log("before")
     number = pen.large(ev.LOG, ["info", "large", None])
@@ -269,7 +269,7 @@ def test_an_event_whose_body_is_lost_is_a_gap_that_is_filled_when_it_comes_back(
 
 
 @pytest.mark.parametrize("damage", ["lost", "no header", "cut", "middle"])
-def test_without_a_whole_order_nothing_is_lost_or_doubled(desk: Desk, damage: str) -> None:
+def test_without_a_whole_order_nothing_is_lost_or_doubled(desk: JournalFixture, damage: str) -> None:
     pens = [desk.pen() for _ in range(3)]
     for number in range(30):
         pens[number % 3].point(value=number)
@@ -298,7 +298,7 @@ def test_without_a_whole_order_nothing_is_lost_or_doubled(desk: Desk, damage: st
     rebuilt(desk)
 
 
-def test_a_segment_that_is_shorter_than_it_was_is_folded_again(desk: Desk) -> None:
+def test_a_segment_that_is_shorter_than_it_was_is_folded_again(desk: JournalFixture) -> None:
     pen = desk.pen()
     for number in range(5):
         pen.log(str(number))
@@ -313,7 +313,7 @@ def test_a_segment_that_is_shorter_than_it_was_is_folded_again(desk: Desk) -> No
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_with_any_byte_changed_or_cut_off_is_not_used(desk: Desk) -> None:
+def test_a_checkpoint_with_any_byte_changed_or_cut_off_is_not_used(desk: JournalFixture) -> None:
     fill(desk).close()
     desk.catch_up()
     path = desk.journal / "checkpoint"
@@ -325,11 +325,11 @@ def test_a_checkpoint_with_any_byte_changed_or_cut_off_is_not_used(desk: Desk) -
         assert checkpoints.load(desk.journal) is None
 
 
-def test_the_checkpoint_of_another_journal_is_not_used(desk: Desk) -> None:
+def test_the_checkpoint_of_another_journal_is_not_used(desk: JournalFixture) -> None:
     fill(desk).close()
     desk.catch_up()
     before = desk.tree()
-    other = Desk(desk.store, "cv", "other")
+    other = JournalFixture(desk.store, "cv", "other")
     pen = other.pen()
     for _ in range(5):
         pen.log("other")
@@ -343,7 +343,7 @@ def test_the_checkpoint_of_another_journal_is_not_used(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("field", ["fold_version", "layout_version"])
-def test_a_checkpoint_of_another_version_is_not_used(desk: Desk, field: str) -> None:
+def test_a_checkpoint_of_another_version_is_not_used(desk: JournalFixture, field: str) -> None:
     fill(desk)
     desk.catch_up()
     found = checkpoints.load(desk.journal)
@@ -353,14 +353,14 @@ def test_a_checkpoint_of_another_version_is_not_used(desk: Desk, field: str) -> 
     assert checkpoints.load(desk.journal) is None
 
 
-def crafted(desk: Desk, change: Any) -> None:
+def crafted(desk: JournalFixture, change: Any) -> None:
     found = checkpoints.load(desk.journal)
     assert found is not None
     change(found)
     checkpoints.save(desk.journal, found)
 
 
-def test_a_crafted_checkpoint_leads_nowhere(desk: Desk, tmp_path: Path) -> None:
+def test_a_crafted_checkpoint_leads_nowhere(desk: JournalFixture, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     deep: Any = 1
@@ -404,7 +404,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     "lost", ["nothing", LOGS, "metrics/loss/data.jsonl", PARAMETERS, EXPERIMENT, "segment", "order"]
 )
-def test_after_a_power_cut_what_was_not_on_disk_is_made_again(desk: Desk, reboot: Any, lost: str) -> None:
+def test_after_a_power_cut_what_was_not_on_disk_is_made_again(desk: JournalFixture, reboot: Any, lost: str) -> None:
     """Zeros where there was something; the checkpoint, written later, survived."""
     reboot("first")
     pen = fill(desk)
@@ -421,7 +421,9 @@ def test_after_a_power_cut_what_was_not_on_disk_is_made_again(desk: Desk, reboot
     rebuilt(desk)
 
 
-def test_another_boot_alone_does_not_fold_again(desk: Desk, reboot: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_boot_alone_does_not_fold_again(
+    desk: JournalFixture, reboot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reboot("first")
     fill(desk).close()
     desk.catch_up()
@@ -431,7 +433,7 @@ def test_another_boot_alone_does_not_fold_again(desk: Desk, reboot: Any, monkeyp
     assert desk.view().record()["counts"]["points"] == 10
 
 
-def test_a_boot_that_was_checked_is_not_checked_again(desk: Desk, reboot: Any) -> None:
+def test_a_boot_that_was_checked_is_not_checked_again(desk: JournalFixture, reboot: Any) -> None:
     reboot("first")
     pen = fill(desk)
     desk.catch_up()
@@ -446,12 +448,12 @@ def test_a_boot_that_was_checked_is_not_checked_again(desk: Desk, reboot: Any) -
 # -- blobs ------------------------------------------------------------------------------------------------------------
 
 
-def blobs(desk: Desk) -> int:
+def blobs(desk: JournalFixture) -> int:
     return len(list((desk.journal / "blobs").iterdir()))
 
 
 def test_a_replaced_content_is_released_after_what_replaced_it_is_synced(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log: list[str] = []
     monkeypatch.setattr("ml_dash.projection.replay.data_sync", lambda fd: log.append("segment"))
@@ -468,7 +470,7 @@ def test_a_replaced_content_is_released_after_what_replaced_it_is_synced(
 
 
 def test_versions_are_kept_where_that_is_asked_for_and_a_rebuild_keeps_them(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ML_DASH_KEEP_VERSIONS", "1")
     pen = desk.pen()
@@ -483,7 +485,7 @@ def test_versions_are_kept_where_that_is_asked_for_and_a_rebuild_keeps_them(
     assert blobs(desk) == 2
 
 
-def test_files_are_copied_where_that_is_asked_for(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_copied_where_that_is_asked_for(desk: JournalFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pen = desk.pen()
     pen.file(b"one")
     desk.catch_up()
@@ -497,7 +499,7 @@ def test_files_are_copied_where_that_is_asked_for(desk: Desk, monkeypatch: pytes
 # -- several projectors, readers ---------------------------------------------------------------------------------------
 
 
-def test_two_projectors_in_turns_write_the_same_bytes(desk: Desk) -> None:
+def test_two_projectors_in_turns_write_the_same_bytes(desk: JournalFixture) -> None:
     pen = fill(desk)
     workers = [projector(desk), projector(desk)]
     for number in range(10):
@@ -508,7 +510,7 @@ def test_two_projectors_in_turns_write_the_same_bytes(desk: Desk) -> None:
     rebuilt(desk)
 
 
-def test_where_locks_lie_everybody_follows_one_order(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_locks_lie_everybody_follows_one_order(desk: JournalFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process records what it finds while this one is at work: what was recorded first comes first."""
     monkeypatch.setattr("ml_dash.disk.lock.Turn.take", lambda *_: True)
     pens = [desk.pen(), desk.pen(), desk.pen()]
@@ -536,7 +538,7 @@ def test_where_locks_lie_everybody_follows_one_order(desk: Desk, monkeypatch: py
     rebuilt(desk)
 
 
-def test_while_another_has_the_turn_a_reader_folds_in_memory(desk: Desk) -> None:
+def test_while_another_has_the_turn_a_reader_folds_in_memory(desk: JournalFixture) -> None:
     pen = fill(desk)
     with projector(desk).having_turn(0) as taken:
         assert taken
@@ -545,9 +547,9 @@ def test_while_another_has_the_turn_a_reader_folds_in_memory(desk: Desk) -> None
     pen.close()
 
 
-def test_documents_that_lag_are_finished_by_a_later_pass(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_that_lag_are_finished_by_a_later_pass(desk: JournalFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(projector, "monotonic", lambda: now[0])
+    monkeypatch.setattr(projectors, "monotonic", lambda: now[0])
     pen = desk.pen()
     pen.point(value=1)
     worker = projector(desk)
@@ -568,7 +570,7 @@ def test_documents_that_lag_are_finished_by_a_later_pass(desk: Desk, monkeypatch
 
 
 @pytest.mark.parametrize("harm", ["removed", "cut", "edited", "swapped"])
-def test_a_view_of_an_edited_folder_still_tells_the_truth(desk: Desk, harm: str) -> None:
+def test_a_view_of_an_edited_folder_still_tells_the_truth(desk: JournalFixture, harm: str) -> None:
     pen = desk.pen()
     pen.points(value=list(range(2500)))
     pen.log("hello")
@@ -597,7 +599,7 @@ def test_a_view_of_an_edited_folder_still_tells_the_truth(desk: Desk, harm: str)
 
 @pytest.mark.parametrize("count", [1, 999, 1000, 1001, 1999, 2000, 2001])
 @pytest.mark.parametrize("form", ["single", "batched", "mixed"])
-def test_every_page_is_found_at_once_wherever_it_begins(desk: Desk, count: int, form: str) -> None:
+def test_every_page_is_found_at_once_wherever_it_begins(desk: JournalFixture, count: int, form: str) -> None:
     pen = desk.pen()
     half = {"single": count, "batched": 0, "mixed": count // 2}[form]
     for value in range(half):
@@ -626,7 +628,7 @@ def test_every_page_is_found_at_once_wherever_it_begins(desk: Desk, count: int, 
 
 
 @pytest.mark.parametrize("document", [PARAMETERS, EXPERIMENT, FILES, "metrics/loss/metadata.json"])
-def test_beginning_anew_mends_documents_of_which_no_event_tells(desk: Desk, document: str) -> None:
+def test_beginning_anew_mends_documents_of_which_no_event_tells(desk: JournalFixture, document: str) -> None:
     """What a power cut left: no checkpoint, and a document that is all zeros."""
     desk.pen().point(value=1)
     desk.catch_up()
@@ -638,7 +640,7 @@ def test_beginning_anew_mends_documents_of_which_no_event_tells(desk: Desk, docu
     assert desk.tree() == before
 
 
-def test_a_journal_without_events_gets_no_documents(desk: Desk) -> None:
+def test_a_journal_without_events_gets_no_documents(desk: JournalFixture) -> None:
     desk.pen(opens=False)
     desk.catch_up()
     assert not (desk.folder / EXPERIMENT).exists()

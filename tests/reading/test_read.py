@@ -13,11 +13,11 @@ from ml_dash.errors import InvalidValue, NotFound
 from ml_dash.projection.projector import catch_up
 from ml_dash.reading.located import Located, at
 from ml_dash.reading.read import find, locate, record, view
-from tests.journals import Desk
+from tests.journals import JournalFixture
 
 
-def written(store: Path, project: str = "cv", name: str = "run") -> Desk:
-    desk = Desk(store, project, name)
+def written(store: Path, project: str = "cv", name: str = "run") -> JournalFixture:
+    desk = JournalFixture(store, project, name)
     pen = desk.pen()
     pen.point(value=1)
     pen.close()
@@ -27,7 +27,7 @@ def written(store: Path, project: str = "cv", name: str = "run") -> Desk:
 
 def apart(root: Path, store: Path, *, projected: bool = True) -> Located:
     """An experiment whose documented folder is in `root`, and whose journal is in a store of its own."""
-    desk = Desk(store)
+    desk = JournalFixture(store)
     folder = root / "cv/run"
     pen = desk.pen(opens=False)
     pen.open(folderPath=os.path.relpath(folder, store), journalPath=os.path.relpath(desk.journal, folder))
@@ -155,7 +155,7 @@ def test_without_a_name_it_is_the_latest_written(tmp_path: Path) -> None:
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def folds(monkeypatch: pytest.MonkeyPatch, desk: Desk) -> bool:
+def folds(monkeypatch: pytest.MonkeyPatch, desk: JournalFixture) -> bool:
     """Does `record` look into the journal?"""
     looks: list[Located] = []
     monkeypatch.setattr("ml_dash.reading.read.view", lambda located: looks.append(located) or view(located))
@@ -170,7 +170,9 @@ def test_the_record_of_an_ended_experiment_is_read_from_the_folder(
     assert not folds(monkeypatch, written(tmp_path))
 
 
-def test_so_is_that_of_one_that_was_killed_and_projected_since(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_is_that_of_one_that_was_killed_and_projected_since(
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pen = desk.pen()
     os.utime(pen.segment, ns=(1, 1))
     pen.die()
@@ -184,7 +186,7 @@ def test_so_is_that_of_one_that_was_killed_and_projected_since(desk: Desk, monke
     "what", ["running", "child", "new writer", "unprojected", "gone", "edited", "another's", "not JSON"]
 )
 def test_a_record_that_may_be_old_is_read_from_the_journal(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, what: str
+    desk: JournalFixture, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     pen = desk.pen()
     if what == "child":
@@ -209,7 +211,7 @@ def test_a_record_that_may_be_old_is_read_from_the_journal(
     assert folds(monkeypatch, desk)
 
 
-def test_looking_writes_nothing(desk: Desk) -> None:
+def test_looking_writes_nothing(desk: JournalFixture) -> None:
     desk.pen().log("x")
     before = {path: path.stat().st_mtime_ns for path in desk.store.rglob("*")}
     look = view(desk.located)
@@ -223,7 +225,7 @@ def test_looking_writes_nothing(desk: Desk) -> None:
 # -- views ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_view_reads_the_folder_and_what_is_not_in_it_yet(desk: Desk) -> None:
+def test_a_view_reads_the_folder_and_what_is_not_in_it_yet(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.points(value=list(range(1500)))
     pen.log("projected", level="warn")
@@ -239,7 +241,7 @@ def test_a_view_reads_the_folder_and_what_is_not_in_it_yet(desk: Desk) -> None:
     assert len(list(look.each_point("loss"))) == 2000
 
 
-def test_pages_may_begin_anywhere(desk: Desk) -> None:
+def test_pages_may_begin_anywhere(desk: JournalFixture) -> None:
     desk.pen().points(value=list(range(10)))
     look = desk.view()
     assert [row["index"] for row in look.metric_page("loss", -3, 2)["data"]] == [7, 8]
@@ -252,13 +254,13 @@ def test_pages_may_begin_anywhere(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, 10_001, True, 1.5])
-def test_pages_have_1_to_10000_entries(desk: Desk, limit: int) -> None:
+def test_pages_have_1_to_10000_entries(desk: JournalFixture, limit: int) -> None:
     desk.pen()
     with pytest.raises(InvalidValue, match="limit"):
         desk.view().metric_page("loss", 0, limit)
 
 
-def test_thinning_a_series_keeps_its_extremes(desk: Desk) -> None:
+def test_thinning_a_series_keeps_its_extremes(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.points(value=[0.0] * 500 + [9.0] + [0.0] * 499 + [-9.0, float("nan")], step=[2 * n for n in range(1002)])
     look = desk.view()
@@ -270,7 +272,7 @@ def test_thinning_a_series_keeps_its_extremes(desk: Desk) -> None:
         look.series("loss", "acc")
 
 
-def test_values_come_back_as_they_were(desk: Desk) -> None:
+def test_values_come_back_as_they_were(desk: JournalFixture) -> None:
     values = {
         "nan": float("nan"),
         "inf": float("-inf"),

@@ -13,10 +13,10 @@ import pytest
 
 from ml_dash.core import events as ev
 from ml_dash.reading.verify import DAMAGE, Finding, verify
-from tests.journals import Desk, Pen, flip
+from tests.journals import JournalFixture, WriterFixture, flip
 
 
-def filled(desk: Desk) -> Pen:
+def filled(desk: JournalFixture) -> WriterFixture:
     pen = desk.pen()
     for number in range(10):
         pen.point(value=number)
@@ -26,7 +26,7 @@ def filled(desk: Desk) -> Pen:
     return pen
 
 
-def findings(desk: Desk, kind: str) -> list[Finding]:
+def findings(desk: JournalFixture, kind: str) -> list[Finding]:
     return [finding for finding in desk.verify().findings if finding.kind == kind]
 
 
@@ -34,7 +34,7 @@ def findings(desk: Desk, kind: str) -> list[Finding]:
 
 
 @pytest.mark.parametrize("projected", [True, False])
-def test_a_clean_run_is_whole(desk: Desk, projected: bool) -> None:
+def test_a_clean_run_is_whole(desk: JournalFixture, projected: bool) -> None:
     filled(desk).close()
     if projected:
         desk.catch_up()
@@ -44,7 +44,7 @@ def test_a_clean_run_is_whole(desk: Desk, projected: bool) -> None:
     assert report.bytes == desk.pens[0].segment.stat().st_size
 
 
-def test_a_live_run_is_whole_at_any_moment(desk: Desk) -> None:
+def test_a_live_run_is_whole_at_any_moment(desk: JournalFixture) -> None:
     pens = [desk.pen(), desk.pen()]
     for number in range(12):
         pens[number % 2].point(value=number)
@@ -57,7 +57,7 @@ def test_a_live_run_is_whole_at_any_moment(desk: Desk) -> None:
         assert desk.kinds() == set()
 
 
-def test_a_run_that_crashed_after_it_was_projected_is_whole(desk: Desk) -> None:
+def test_a_run_that_crashed_after_it_was_projected_is_whole(desk: JournalFixture) -> None:
     """Nobody has noted its death yet: what the folder says of the status is no damage."""
     pen = filled(desk)
     desk.catch_up()
@@ -67,7 +67,7 @@ def test_a_run_that_crashed_after_it_was_projected_is_whole(desk: Desk) -> None:
     assert desk.kinds() == set()
 
 
-def test_a_resumed_run_is_whole(desk: Desk) -> None:
+def test_a_resumed_run_is_whole(desk: JournalFixture) -> None:
     filled(desk).die()
     desk.catch_up()
     filled(desk).close()
@@ -76,7 +76,7 @@ def test_a_resumed_run_is_whole(desk: Desk) -> None:
     assert desk.kinds() == {"released"}
 
 
-def test_a_half_projected_folder_is_whole(desk: Desk) -> None:
+def test_a_half_projected_folder_is_whole(desk: JournalFixture) -> None:
     pen = filled(desk)
     desk.catch_up()
     for number in range(5):
@@ -88,7 +88,7 @@ def test_a_half_projected_folder_is_whole(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\x28\x00\x00\x00abc", b"\x28", bytes(5000)])
-def test_a_torn_tail_is_told_and_is_no_damage(desk: Desk, tail: bytes) -> None:
+def test_a_torn_tail_is_told_and_is_no_damage(desk: JournalFixture, tail: bytes) -> None:
     pen = filled(desk)
     pen.raw(tail)
     pen.die()
@@ -97,7 +97,7 @@ def test_a_torn_tail_is_told_and_is_no_damage(desk: Desk, tail: bytes) -> None:
     assert ([finding.kind for finding in report.findings], report.ok) == (["torn"], True)
 
 
-def test_a_header_that_was_never_written_whole_is_torn(desk: Desk) -> None:
+def test_a_header_that_was_never_written_whole_is_torn(desk: JournalFixture) -> None:
     filled(desk).close()
     second = desk.pen(opens=False)
     os.truncate(second.segment, 20)
@@ -105,7 +105,7 @@ def test_a_header_that_was_never_written_whole_is_torn(desk: Desk) -> None:
     assert desk.kinds() == {"torn"}
 
 
-def test_released_contents_are_told_and_are_no_damage(desk: Desk) -> None:
+def test_released_contents_are_told_and_are_no_damage(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.file(b"one")
     pen.delete_file(pen.file(b"two"))
@@ -115,7 +115,7 @@ def test_released_contents_are_told_and_are_no_damage(desk: Desk) -> None:
     assert ([finding.kind for finding in report.findings], report.ok) == (["released"] * 2, True)
 
 
-def test_copied_files_are_whole(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copied_files_are_whole(desk: JournalFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ML_DASH_FILES", "copy")
     filled(desk).close()
     desk.catch_up()
@@ -125,7 +125,7 @@ def test_copied_files_are_whole(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
-def blob(desk: Desk, size: int) -> Path:
+def blob(desk: JournalFixture, size: int) -> Path:
     (found,) = (path for path in (desk.journal / "blobs").iterdir() if path.stat().st_size == size)
     return found
 
@@ -135,7 +135,7 @@ def rewrite(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-Harm = Callable[[Desk, Pen], Any]
+Harm = Callable[[JournalFixture, WriterFixture], Any]
 HARMS: list[tuple[str, set[str], Harm]] = [
     ("a bit in the middle", {"damaged", "gap"}, lambda d, p: p.flip(p.frames[5][0] + 20)),
     ("a bit in the last frame", {"damaged", "projection"}, lambda d, p: p.flip(p.frames[-1][0] + 12)),
@@ -164,7 +164,7 @@ HARMS: list[tuple[str, set[str], Harm]] = [
 
 
 @pytest.mark.parametrize(("kinds", "harm"), [row[1:] for row in HARMS], ids=[row[0] for row in HARMS])
-def test_damage_is_found(desk: Desk, kinds: set[str], harm: Harm) -> None:
+def test_damage_is_found(desk: JournalFixture, kinds: set[str], harm: Harm) -> None:
     pen = filled(desk)
     desk.catch_up()
     pen.log("last")
@@ -179,7 +179,7 @@ def test_damage_is_found(desk: Desk, kinds: set[str], harm: Harm) -> None:
     assert found == kinds or found - {"gap", "projection", "torn"} == kinds - {"gap", "projection", "torn"}
 
 
-def test_a_gap_names_the_numbers_that_are_missing(desk: Desk) -> None:
+def test_a_gap_names_the_numbers_that_are_missing(desk: JournalFixture) -> None:
     pen = filled(desk)
     pen.close()
     for number in (4, 5, 9):
@@ -193,7 +193,7 @@ def test_a_gap_names_the_numbers_that_are_missing(desk: Desk) -> None:
     ]
 
 
-def test_events_that_the_writer_lost_are_told_once(desk: Desk) -> None:
+def test_events_that_the_writer_lost_are_told_once(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.lost(1, 5)
     pen.close()
@@ -201,7 +201,7 @@ def test_events_that_the_writer_lost_are_told_once(desk: Desk) -> None:
     assert (finding.kind, finding.events) == ("lost", 5)
 
 
-def test_events_that_make_no_sense_are_damage(desk: Desk) -> None:
+def test_events_that_make_no_sense_are_damage(desk: JournalFixture) -> None:
     pen = desk.pen()
     pen.frame(ev.PARAMETERS, [1])
     pen.close()
@@ -210,7 +210,7 @@ def test_events_that_make_no_sense_are_damage(desk: Desk) -> None:
     assert (finding.kind, finding.events) == ("damaged", 1)
 
 
-def test_a_journal_of_which_nothing_is_left_is_damaged(desk: Desk) -> None:
+def test_a_journal_of_which_nothing_is_left_is_damaged(desk: JournalFixture) -> None:
     pen = filled(desk)
     pen.die()
     pen.segment.unlink()
@@ -218,7 +218,7 @@ def test_a_journal_of_which_nothing_is_left_is_damaged(desk: Desk) -> None:
     assert desk.verify().damaged
 
 
-def test_verifying_writes_nothing(desk: Desk) -> None:
+def test_verifying_writes_nothing(desk: JournalFixture) -> None:
     filled(desk).die()
     desk.catch_up()
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in desk.store.rglob("*")}
@@ -226,7 +226,7 @@ def test_verifying_writes_nothing(desk: Desk) -> None:
     assert {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in desk.store.rglob("*")} == before
 
 
-def test_progress_ends_with_everything(desk: Desk) -> None:
+def test_progress_ends_with_everything(desk: JournalFixture) -> None:
     filled(desk).close()
     desk.catch_up()
     told: list[tuple[int, int]] = []

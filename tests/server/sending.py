@@ -28,7 +28,7 @@ EXPERIMENT = experiment_id("cv", "run")
 Event = tuple[int, int, int, Any]
 
 
-class Sheet:
+class SegmentBytes:
     """One segment of one writer: its bytes, where its frames end, and the events that are in it."""
 
     def __init__(
@@ -56,13 +56,13 @@ class Sheet:
         self.seq = seq
         self.now = START_NS
 
-    def add(self, kind: int, body: Any, *, seq: int | None = None, at: int | None = None) -> Sheet:
+    def add(self, kind: int, body: Any, *, seq: int | None = None, at: int | None = None) -> SegmentBytes:
         """One event more."""
         self.now += 1_000_000
         event = (self.seq if seq is None else seq, kind, self.now if at is None else at, body)
         return self.put([event])
 
-    def put(self, events: Iterable[Event]) -> Sheet:
+    def put(self, events: Iterable[Event]) -> SegmentBytes:
         """Events as they are."""
         for event in events:
             self.payload(msgpack.packb(event))
@@ -70,29 +70,29 @@ class Sheet:
             self.seq = max(self.seq, event[0] + 1)
         return self
 
-    def payload(self, payload: bytes) -> Sheet:
+    def payload(self, payload: bytes) -> SegmentBytes:
         self.data += encode_frame(payload, self.crcs)
         self.ends.append(len(self.data))
         return self
 
-    def opens(self, **more: Any) -> Sheet:
+    def opens(self, **more: Any) -> SegmentBytes:
         return self.add(ev.OPEN, {"project": "cv", "name": "run", "folderPath": "cv/run", "journalPath": ".j", **more})
 
-    def log(self, message: str = "hello", **metadata: Any) -> Sheet:
+    def log(self, message: str = "hello", **metadata: Any) -> SegmentBytes:
         return self.add(ev.LOG, ["info", message, metadata or None])
 
-    def logs(self, count: int) -> Sheet:
+    def logs(self, count: int) -> SegmentBytes:
         for number in range(count):
             self.log(f"line {number}")
         return self
 
-    def point(self, metric: str = "loss", **fields: Any) -> Sheet:
+    def point(self, metric: str = "loss", **fields: Any) -> SegmentBytes:
         return self.add(ev.POINT, [metric, fields])
 
-    def parameters(self, **values: Any) -> Sheet:
+    def parameters(self, **values: Any) -> SegmentBytes:
         return self.add(ev.PARAMETERS, values)
 
-    def closes(self, status: str = "completed") -> Sheet:
+    def closes(self, status: str = "completed") -> SegmentBytes:
         return self.add(ev.CLOSE, {"status": status})
 
     def adds_file(self, content: bytes, filename: str = "model.pt", prefix: str = "models") -> str:
@@ -106,7 +106,7 @@ class Sheet:
         self.add(ev.FILE, body)
         return name
 
-    def deletes_file(self, blob: str) -> Sheet:
+    def deletes_file(self, blob: str) -> SegmentBytes:
         return self.add(ev.FILE_DELETE, {"id": identity_of(blob)})
 
     def spills(self, kind: int, body: Any, content: bytes | None = None) -> tuple[str, bytes]:
@@ -134,14 +134,14 @@ def identity_of(blob: str) -> str:
     return file_id(bytes.fromhex(writer), int(seq))
 
 
-def send(core: Server, sheet: Sheet, start: int = 0, end: int | None = None, **how: Any) -> Appended:
+def send(core: Server, sheet: SegmentBytes, start: int = 0, end: int | None = None, **how: Any) -> Appended:
     """Bytes [start, end) of a segment."""
     data = how.pop("data", sheet.data)
     return core.append_segment(NS, sheet.journal, sheet.file, start, data[start:end], **how)
 
 
 def send_blob(
-    core: Server, sheet: Sheet, name: str, content: bytes, *, body: bool = False, piece: int = 1 << 20
+    core: Server, sheet: SegmentBytes, name: str, content: bytes, *, body: bool = False, piece: int = 1 << 20
 ) -> Any:
     """The whole of a blob, in pieces."""
     state: Any = None
@@ -164,7 +164,7 @@ def held(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> dict[str, 
     return {"state": canonical(state), "lines": {name: text for name, text in found.items() if text}}
 
 
-def folded(*stretches: tuple[Sheet, Iterable[Event]]) -> dict[str, Any]:
+def folded(*stretches: tuple[SegmentBytes, Iterable[Event]]) -> dict[str, Any]:
     """The same by folding here."""
     state, edits = State(project="cv", name="run"), Edits()
     for sheet, events in stretches:

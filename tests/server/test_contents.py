@@ -12,7 +12,7 @@ import pytest
 
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
-from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, everything, identity_of, send, send_blob
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, assert_refolds, everything, identity_of, send, send_blob
 
 CONTENT = bytes(range(256)) * 11
 
@@ -25,11 +25,13 @@ def core(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def sheet() -> Sheet:
-    return Sheet().opens()
+def sheet() -> SegmentBytes:
+    return SegmentBytes().opens()
 
 
-def put(core: Server, sheet: Sheet, name: str, offset: int, data: bytes, size: int = len(CONTENT)) -> dict[str, object]:
+def put(
+    core: Server, sheet: SegmentBytes, name: str, offset: int, data: bytes, size: int = len(CONTENT)
+) -> dict[str, object]:
     return {**core.append_blob(NS, sheet.journal, name, offset, size, data, body=False)}
 
 
@@ -43,7 +45,7 @@ def content(core: Server, name: str, start: int = 0, end: int | None = None) -> 
     return b"".join(core.open_file(NS, EXPERIMENT, identity_of(name), start, end)[1])
 
 
-def test_a_content_is_pending_until_it_is_whole(core: Server, sheet: Sheet) -> None:
+def test_a_content_is_pending_until_it_is_whole(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     assert core.journal(NS, sheet.journal)["missing"] == [name]
@@ -63,7 +65,7 @@ def test_a_content_is_pending_until_it_is_whole(core: Server, sheet: Sheet) -> N
 
 
 @pytest.mark.parametrize("cut", [1, 7, 256, len(CONTENT) - 1])
-def test_it_goes_on_at_any_byte_also_after_a_start(tmp_path: Path, sheet: Sheet, cut: int) -> None:
+def test_it_goes_on_at_any_byte_also_after_a_start(tmp_path: Path, sheet: SegmentBytes, cut: int) -> None:
     name = sheet.adds_file(CONTENT)
     core = Server(tmp_path / "data")
     send(core, sheet)
@@ -78,7 +80,7 @@ def test_it_goes_on_at_any_byte_also_after_a_start(tmp_path: Path, sheet: Sheet,
     core.close()
 
 
-def test_all_bytes_without_the_verdict_are_verified_by_a_piece_of_nothing(core: Server, sheet: Sheet) -> None:
+def test_all_bytes_without_the_verdict_are_verified_by_a_piece_of_nothing(core: Server, sheet: SegmentBytes) -> None:
     """The server was killed between the last byte and the verdict."""
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
@@ -92,7 +94,7 @@ def test_all_bytes_without_the_verdict_are_verified_by_a_piece_of_nothing(core: 
     assert content(core, name) == CONTENT
 
 
-def test_a_gap_is_refused_with_the_length(core: Server, sheet: Sheet) -> None:
+def test_a_gap_is_refused_with_the_length(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     put(core, sheet, name, 0, CONTENT[:10])
@@ -101,7 +103,7 @@ def test_a_gap_is_refused_with_the_length(core: Server, sheet: Sheet) -> None:
     assert (told.value.code, told.value.extra) == ("gap", {"length": 10})
 
 
-def test_a_wrong_content_is_dropped_and_begins_anew(core: Server, sheet: Sheet) -> None:
+def test_a_wrong_content_is_dropped_and_begins_anew(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     put(core, sheet, name, 0, b"x" * 100)
@@ -111,14 +113,14 @@ def test_a_wrong_content_is_dropped_and_begins_anew(core: Server, sheet: Sheet) 
     assert put(core, sheet, name, 0, CONTENT)["complete"] is True
 
 
-def test_an_empty_file_is_a_file(core: Server, sheet: Sheet) -> None:
+def test_an_empty_file_is_a_file(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(b"")
     send(core, sheet)
     assert put(core, sheet, name, 0, b"", 0)["complete"] is True
     assert content(core, name) == b""
 
 
-def test_what_no_event_names_is_not_taken(core: Server, sheet: Sheet) -> None:
+def test_what_no_event_names_is_not_taken(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     assert code(lambda: put(core, sheet, name, 0, CONTENT)) == "no_event"
     send(core, sheet)
@@ -130,9 +132,9 @@ def test_what_no_event_names_is_not_taken(core: Server, sheet: Sheet) -> None:
     assert list(core.objects.list("")) == []
 
 
-def test_the_same_content_is_linked_and_not_asked_for(core: Server, sheet: Sheet) -> None:
+def test_the_same_content_is_linked_and_not_asked_for(core: Server, sheet: SegmentBytes) -> None:
     first, second = sheet.adds_file(CONTENT, "a.pt"), sheet.adds_file(CONTENT, "b.pt")
-    other = Sheet(2, journal=2, name="other").opens()
+    other = SegmentBytes(2, journal=2, name="other").opens()
     third = other.adds_file(CONTENT)
     send(core, sheet)
     send(core, other)
@@ -146,7 +148,7 @@ def test_the_same_content_is_linked_and_not_asked_for(core: Server, sheet: Sheet
     assert core.blob_state("bob", sheet.journal, second)["complete"] is False
 
 
-def test_a_lost_object_is_asked_for_again_and_never_linked(core: Server, sheet: Sheet) -> None:
+def test_a_lost_object_is_asked_for_again_and_never_linked(core: Server, sheet: SegmentBytes) -> None:
     first = sheet.adds_file(CONTENT, "a.pt")
     send(core, sheet)
     send_blob(core, sheet, first, CONTENT)
@@ -164,7 +166,7 @@ def test_a_lost_object_is_asked_for_again_and_never_linked(core: Server, sheet: 
     assert core.blob_state(NS, sheet.journal, second)["complete"] is True
 
 
-def test_a_cut_object_counts_as_lost(core: Server, sheet: Sheet, tmp_path: Path) -> None:
+def test_a_cut_object_counts_as_lost(core: Server, sheet: SegmentBytes, tmp_path: Path) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     send_blob(core, sheet, name, CONTENT)
@@ -176,7 +178,7 @@ def test_a_cut_object_counts_as_lost(core: Server, sheet: Sheet, tmp_path: Path)
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-def test_what_is_released_goes(core: Server, sheet: Sheet, how: str) -> None:
+def test_what_is_released_goes(core: Server, sheet: SegmentBytes, how: str) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     send_blob(core, sheet, name, CONTENT)
@@ -193,7 +195,7 @@ def test_what_is_released_goes(core: Server, sheet: Sheet, how: str) -> None:
     assert_refolds(core)
 
 
-def test_what_is_released_during_its_upload_is_not_kept(core: Server, sheet: Sheet) -> None:
+def test_what_is_released_during_its_upload_is_not_kept(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     put(core, sheet, name, 0, CONTENT[:100])
@@ -203,7 +205,7 @@ def test_what_is_released_during_its_upload_is_not_kept(core: Server, sheet: She
     assert list(core.staging.iterdir()) == []
 
 
-def test_contents_of_removed_writers_are_not_wanted(core: Server, sheet: Sheet) -> None:
+def test_contents_of_removed_writers_are_not_wanted(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     send_blob(core, sheet, name, CONTENT)
@@ -215,7 +217,7 @@ def test_contents_of_removed_writers_are_not_wanted(core: Server, sheet: Sheet) 
     assert code(lambda: core.open_blob(NS, EXPERIMENT, name, 0, None)) == "unknown"
 
 
-def test_another_namespace_sees_no_content(core: Server, sheet: Sheet) -> None:
+def test_another_namespace_sees_no_content(core: Server, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     send_blob(core, sheet, name, CONTENT)
@@ -224,7 +226,7 @@ def test_another_namespace_sees_no_content(core: Server, sheet: Sheet) -> None:
 
 
 @pytest.mark.parametrize("ns", ["a/b", "..", "a%2Fb", ".", "ü/../x", ""])
-def test_any_namespace_is_one_part_of_a_key(core: Server, tmp_path: Path, sheet: Sheet, ns: str) -> None:
+def test_any_namespace_is_one_part_of_a_key(core: Server, tmp_path: Path, sheet: SegmentBytes, ns: str) -> None:
     name = sheet.adds_file(CONTENT)
     core.append_segment(ns, sheet.journal, sheet.file, 0, sheet.data)
     core.append_blob(ns, sheet.journal, name, 0, len(CONTENT), CONTENT, body=False)
@@ -234,7 +236,7 @@ def test_any_namespace_is_one_part_of_a_key(core: Server, tmp_path: Path, sheet:
     assert {path.split("/")[0] for path in everything(tmp_path)} == {"data"}
 
 
-def test_what_was_left_half_done_is_removed_at_the_start(tmp_path: Path, sheet: Sheet) -> None:
+def test_what_was_left_half_done_is_removed_at_the_start(tmp_path: Path, sheet: SegmentBytes) -> None:
     name = sheet.adds_file(CONTENT)
     core = Server(tmp_path / "data")
     send(core, sheet)
@@ -250,7 +252,7 @@ def test_what_was_left_half_done_is_removed_at_the_start(tmp_path: Path, sheet: 
     core.close()
 
 
-def test_many_small_contents_come_together_and_each_is_judged_by_itself(core: Server, sheet: Sheet) -> None:
+def test_many_small_contents_come_together_and_each_is_judged_by_itself(core: Server, sheet: SegmentBytes) -> None:
     contents = {sheet.adds_file(data := b"%d" % number, filename=f"{number}.bin"): data for number in range(20)}
     changed, *good = contents
     unknown = f"{hashlib.sha256(b'x').hexdigest()}-{sheet.writer}-{999}"
@@ -268,7 +270,7 @@ def test_many_small_contents_come_together_and_each_is_judged_by_itself(core: Se
     assert code(lambda: core.append_blobs(NS, "00" * 16, items)) == "unknown"
 
 
-def test_of_contents_that_come_together_one_that_was_replaced_is_done(core: Server, sheet: Sheet) -> None:
+def test_of_contents_that_come_together_one_that_was_replaced_is_done(core: Server, sheet: SegmentBytes) -> None:
     old, new = sheet.adds_file(b"old"), sheet.adds_file(b"new")
     send(core, sheet)
     done = core.append_blobs(NS, sheet.journal, [(old, b"old"), (new, b"new")])["complete"]

@@ -20,7 +20,7 @@ from tests.core.test_fold import histories
 from tests.server.sending import (
     EXPERIMENT,
     NS,
-    Sheet,
+    SegmentBytes,
     assert_refolds,
     folded,
     forget,
@@ -55,7 +55,7 @@ def order(core: Server, experiment: str = EXPERIMENT) -> list[list[Any]]:
 
 
 def test_a_whole_segment_is_kept_and_folded(core: Server) -> None:
-    sheet = Sheet().opens().log("one").point(value=1.5).closes()
+    sheet = SegmentBytes().opens().log("one").point(value=1.5).closes()
     assert send(core, sheet) == {"length": len(sheet.data), "events": 4, "files": False}
     assert held(core) == folded((sheet, sheet.events))
     state = core.journal(NS, sheet.journal)
@@ -66,7 +66,7 @@ def test_a_whole_segment_is_kept_and_folded(core: Server) -> None:
 
 
 def test_a_header_alone_is_kept_and_shows_no_experiment(core: Server) -> None:
-    sheet = Sheet()
+    sheet = SegmentBytes()
     assert send(core, sheet) == {"length": len(sheet.data), "events": 0, "files": False}
     refused("unknown", lambda: core.experiment(NS, EXPERIMENT))
     assert core.experiments(NS)["total"] == 0
@@ -75,7 +75,7 @@ def test_a_header_alone_is_kept_and_shows_no_experiment(core: Server) -> None:
 
 
 def test_it_goes_on_where_it_is(core: Server) -> None:
-    sheet = Sheet().opens().logs(20)
+    sheet = SegmentBytes().opens().logs(20)
     for start, end in zip([0, *sheet.ends], sheet.ends, strict=False):
         assert send(core, sheet, start, end)["length"] == end
     assert held(core) == folded((sheet, sheet.events))
@@ -84,7 +84,7 @@ def test_it_goes_on_where_it_is(core: Server) -> None:
 
 
 def test_what_is_here_is_passed_over(core: Server) -> None:
-    sheet = Sheet().opens().logs(20)
+    sheet = SegmentBytes().opens().logs(20)
     send(core, sheet, 0, sheet.ends[10])
     before = held(core)
     for start in (0, *sheet.ends[:11]):
@@ -99,7 +99,7 @@ def test_what_is_here_is_passed_over(core: Server) -> None:
 
 
 def test_unknown_kinds_are_kept_and_passed_on(core: Server) -> None:
-    sheet = Sheet().opens().add(250, {"of": "a later version"}).log("after")
+    sheet = SegmentBytes().opens().add(250, {"of": "a later version"}).log("after")
     send(core, sheet)
     assert held(core) == folded((sheet, sheet.events))
     assert core.segment_bytes(NS, sheet.id, 0, 1 << 30)[0] == sheet.data
@@ -108,8 +108,8 @@ def test_unknown_kinds_are_kept_and_passed_on(core: Server) -> None:
 
 def test_a_gap_in_numbers_is_shown_and_filled_later(core: Server) -> None:
     """After a failed sync a writer writes events again to a new segment; the old one may come whole in the end."""
-    first = Sheet(n=0).opens().log("0").log("1").log("2").log("3")
-    second = Sheet(n=1, seq=5).log("4")
+    first = SegmentBytes(n=0).opens().log("0").log("1").log("2").log("3")
+    second = SegmentBytes(n=1, seq=5).log("4")
     send(core, first, 0, first.ends[2])
     send(core, second)
     assert core.experiment(NS, EXPERIMENT)["writers"][0]["missing"] == [[2, 4]]
@@ -121,8 +121,8 @@ def test_a_gap_in_numbers_is_shown_and_filled_later(core: Server) -> None:
 
 
 def test_an_event_in_two_segments_counts_once(core: Server) -> None:
-    first = Sheet(n=0).opens().logs(5)
-    again = Sheet(n=1, seq=3).put(first.events[3:]).log("new")
+    first = SegmentBytes(n=0).opens().logs(5)
+    again = SegmentBytes(n=1, seq=3).put(first.events[3:]).log("new")
     send(core, first)
     send(core, again)
     assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == 7
@@ -131,7 +131,7 @@ def test_an_event_in_two_segments_counts_once(core: Server) -> None:
 
 @pytest.mark.parametrize("time_ns", [0, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -1, -(1 << 63)])
 def test_no_clock_is_a_reason_to_refuse(core: Server, time_ns: int) -> None:
-    sheet = Sheet().opens().add(ev.LOG, ["info", "when?", None], at=time_ns)
+    sheet = SegmentBytes().opens().add(ev.LOG, ["info", "when?", None], at=time_ns)
     send(core, sheet)
     assert core.experiment(NS, EXPERIMENT)["counts"]["logs"] == 1
     assert core.experiments(NS)["total"] == 1
@@ -141,7 +141,8 @@ def test_no_clock_is_a_reason_to_refuse(core: Server, time_ns: int) -> None:
 
 
 def test_two_experiments_and_two_namespaces_stay_apart(core: Server) -> None:
-    one, two = Sheet(1, journal=1).opens().log("one"), Sheet(2, journal=2, name="other").opens().log("two")
+    one = SegmentBytes(1, journal=1).opens().log("one")
+    two = SegmentBytes(2, journal=2, name="other").opens().log("two")
     send(core, one)
     send(core, two)
     core.append_segment("bob", one.journal, one.file, 0, one.data[: one.ends[1]])
@@ -154,7 +155,7 @@ def test_two_experiments_and_two_namespaces_stay_apart(core: Server) -> None:
 
 
 def test_a_gap_in_bytes_is_refused_with_the_length(core: Server) -> None:
-    sheet = Sheet().opens().logs(5)
+    sheet = SegmentBytes().opens().logs(5)
     assert refused("gap", lambda: send(core, sheet, sheet.ends[1])).extra == {"length": 0}
     refused("unknown", lambda: core.journal(NS, sheet.journal))
     send(core, sheet, 0, sheet.ends[2])
@@ -167,7 +168,7 @@ def test_a_gap_in_bytes_is_refused_with_the_length(core: Server) -> None:
 
 @pytest.mark.parametrize("cut", [1, 5, 8, 20])
 def test_a_torn_frame_is_refused_and_nothing_of_the_request_is_kept(core: Server, cut: int) -> None:
-    sheet = Sheet().opens().logs(3)
+    sheet = SegmentBytes().opens().logs(3)
     end = sheet.ends[-2] + cut
     assert refused("torn", lambda: send(core, sheet, 0, end)).extra == {"offset": sheet.ends[-2]}
     refused("unknown", lambda: core.journal(NS, sheet.journal))
@@ -178,12 +179,12 @@ def test_a_torn_frame_is_refused_and_nothing_of_the_request_is_kept(core: Server
 
 @pytest.mark.parametrize("size", [0, 1, 8, 11, 12, 40])
 def test_a_torn_header_is_refused(core: Server, size: int) -> None:
-    sheet = Sheet()
+    sheet = SegmentBytes()
     assert refused("torn", lambda: send(core, sheet, 0, size)).extra == {"offset": 0}
 
 
 def test_a_flipped_bit_is_refused_where_its_frame_begins(core: Server) -> None:
-    sheet = Sheet().opens().logs(5)
+    sheet = SegmentBytes().opens().logs(5)
     for position in range(len(sheet.header), len(sheet.data), 7):
         data = bytearray(sheet.data)
         data[position] ^= 4
@@ -192,7 +193,7 @@ def test_a_flipped_bit_is_refused_where_its_frame_begins(core: Server) -> None:
 
 
 def test_another_frame_is_a_conflict_and_the_first_is_kept(core: Server) -> None:
-    sheet, other = Sheet().opens().log("mine").log("same"), Sheet().opens().log("fake").log("same")
+    sheet, other = SegmentBytes().opens().log("mine").log("same"), SegmentBytes().opens().log("fake").log("same")
     send(core, sheet)
     before = held(core)
     answer = refused("conflict", lambda: send(core, other))
@@ -200,14 +201,14 @@ def test_another_frame_is_a_conflict_and_the_first_is_kept(core: Server) -> None
     assert core.conflicts == 1
     refused("conflict", lambda: send(core, other, sheet.ends[1]))
     # A longer one that agrees only at first brings nothing behind that either.
-    longer = Sheet().opens().log("fake").log("same").log("more")
+    longer = SegmentBytes().opens().log("fake").log("same").log("more")
     refused("conflict", lambda: send(core, longer))
     assert held(core) == before
     assert core.segment_bytes(NS, sheet.id, 0, 1 << 20)[0] == sheet.data
 
 
 def test_rubbish_over_what_is_here_is_torn_and_not_a_conflict(core: Server) -> None:
-    sheet = Sheet().opens().logs(3)
+    sheet = SegmentBytes().opens().logs(3)
     send(core, sheet)
     data = sheet.damaged(sheet.ends[1] + 3, sheet.ends[1] + 9)
     assert refused("torn", lambda: send(core, sheet, data=data)).extra == {"offset": sheet.ends[1]}
@@ -216,7 +217,7 @@ def test_rubbish_over_what_is_here_is_torn_and_not_a_conflict(core: Server) -> N
 
 def test_what_a_client_calls_damaged_says_nothing_against_what_verified(core: Server) -> None:
     """One of two copies of a journal has rotted: its uploader goes on behind the hole."""
-    sheet = Sheet().opens().logs(5)
+    sheet = SegmentBytes().opens().logs(5)
     send(core, sheet, 0, sheet.ends[4])
     gap = (sheet.ends[1], sheet.ends[2])
     answer = send(core, sheet, data=sheet.damaged(*gap), damaged=[gap])
@@ -227,33 +228,35 @@ def test_what_a_client_calls_damaged_says_nothing_against_what_verified(core: Se
 
 @pytest.mark.parametrize("which", ["journal", "writer", "n"])
 def test_a_header_that_names_another_is_refused(core: Server, which: str) -> None:
-    sheet = Sheet(1, 0, journal=1).opens()
-    other = {"journal": Sheet(1, 0, journal=2), "writer": Sheet(2, 0), "n": Sheet(1, 1)}[which]
+    sheet = SegmentBytes(1, 0, journal=1).opens()
+    other = {"journal": SegmentBytes(1, 0, journal=2), "writer": SegmentBytes(2, 0), "n": SegmentBytes(1, 1)}[which]
     refused("malformed", lambda: core.append_segment(NS, sheet.journal, sheet.file, 0, other.data))
     refused("unknown", lambda: core.journal(NS, sheet.journal))
 
 
 def test_a_journal_belongs_to_one_experiment(core: Server) -> None:
-    send(core, Sheet(1).opens())
-    refused("malformed", lambda: send(core, Sheet(2, name="other").opens()))
+    send(core, SegmentBytes(1).opens())
+    refused("malformed", lambda: send(core, SegmentBytes(2, name="other").opens()))
     assert core.experiments(NS)["total"] == 1
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", ".hidden", "a\\b", "x" * 300, "nul\x00l"])
 def test_an_illegal_name_in_a_header_is_refused(core: Server, name: str) -> None:
-    refused("malformed", lambda: send(core, Sheet(name=name).opens()))
-    refused("malformed", lambda: send(core, Sheet(project=name).opens()))
+    refused("malformed", lambda: send(core, SegmentBytes(name=name).opens()))
+    refused("malformed", lambda: send(core, SegmentBytes(project=name).opens()))
 
 
-@pytest.mark.parametrize("file", ["", "x.seg", "../" + Sheet().file, Sheet().file + "\n", Sheet().file.upper()])
+@pytest.mark.parametrize(
+    "file", ["", "x.seg", "../" + SegmentBytes().file, SegmentBytes().file + "\n", SegmentBytes().file.upper()]
+)
 def test_what_is_no_segment_is_refused(core: Server, file: str) -> None:
-    refused("malformed", lambda: core.append_segment(NS, "1" * 32, file, 0, Sheet().data))
+    refused("malformed", lambda: core.append_segment(NS, "1" * 32, file, 0, SegmentBytes().data))
 
 
 def test_a_newer_format_is_refused_in_its_own_words(core: Server) -> None:
     from zlib import crc32
 
-    sheet = Sheet()
+    sheet = SegmentBytes()
     data = bytearray(sheet.header[:-4])
     data[8] = 9
     newer = bytes(data) + crc32(bytes(data)).to_bytes(4, "little")
@@ -261,13 +264,13 @@ def test_a_newer_format_is_refused_in_its_own_words(core: Server) -> None:
 
 
 def test_a_frame_of_another_segment_is_none(core: Server) -> None:
-    sheet, other = Sheet(n=0).opens().log("mine"), Sheet(n=1, seq=2).log("theirs")
+    sheet, other = SegmentBytes(n=0).opens().log("mine"), SegmentBytes(n=1, seq=2).log("theirs")
     data = sheet.data + other.data[other.ends[0] :]
     assert refused("torn", lambda: send(core, sheet, data=data)).extra == {"offset": len(sheet.data)}
 
 
 def test_a_payload_that_is_no_event_is_none(core: Server) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     for payload in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x94\x01\x02\xa1\xff\xc0", b"\x94\x01\x02\x03\xa2\xff\xff"):
         data = sheet.data + encode_frame(payload, sheet.crcs)
         assert refused("torn", lambda data=data: send(core, sheet, data=data)).extra == {"offset": len(sheet.data)}
@@ -277,7 +280,7 @@ def test_a_payload_that_is_no_event_is_none(core: Server) -> None:
 
 
 def test_damage_costs_its_frames_until_bytes_come_that_hold(core: Server) -> None:
-    sheet = Sheet().opens().logs(6)
+    sheet = SegmentBytes().opens().logs(6)
     gap = (sheet.ends[2], sheet.ends[4])
     answer = send(core, sheet, data=sheet.damaged(*gap), damaged=[gap])
     assert answer == {"length": len(sheet.data), "events": 5, "files": False}
@@ -300,7 +303,7 @@ def test_damage_costs_its_frames_until_bytes_come_that_hold(core: Server) -> Non
 
 
 def test_a_hole_is_mended_in_parts(core: Server) -> None:
-    sheet = Sheet().opens().logs(6)
+    sheet = SegmentBytes().opens().logs(6)
     low, middle, high = sheet.ends[2], sheet.ends[3], sheet.ends[5]
     send(core, sheet, data=sheet.damaged(low, high), damaged=[(low, high)])
     send(core, sheet, data=sheet.damaged(middle, high), damaged=[(middle, high)])
@@ -314,7 +317,7 @@ def test_a_hole_is_mended_in_parts(core: Server) -> None:
 
 
 def test_two_holes_of_which_one_is_mended(core: Server) -> None:
-    sheet = Sheet().opens().logs(8)
+    sheet = SegmentBytes().opens().logs(8)
     one, two = (sheet.ends[1], sheet.ends[2]), (sheet.ends[4], sheet.ends[6])
     both = bytearray(sheet.damaged(*one))
     both[two[0] : two[1]] = bytes(two[1] - two[0])
@@ -329,7 +332,7 @@ def test_two_holes_of_which_one_is_mended(core: Server) -> None:
 
 
 def test_a_hole_whose_other_bytes_hold_no_frame_either(core: Server) -> None:
-    sheet = Sheet().opens().logs(4)
+    sheet = SegmentBytes().opens().logs(4)
     gap = (sheet.ends[1], sheet.ends[2])
     send(core, sheet, data=sheet.damaged(*gap), damaged=[gap])
     other = sheet.data[: gap[0]] + b"\xff" * (gap[1] - gap[0]) + sheet.data[gap[1] :]
@@ -344,7 +347,7 @@ def test_a_hole_whose_other_bytes_hold_no_frame_either(core: Server) -> None:
 
 
 def test_damage_and_new_bytes_in_one_request(core: Server) -> None:
-    sheet = Sheet().opens().logs(8)
+    sheet = SegmentBytes().opens().logs(8)
     gap, later = (sheet.ends[1], sheet.ends[2]), (sheet.ends[6], sheet.ends[7])
     send(core, sheet, 0, sheet.ends[4], data=sheet.damaged(*gap), damaged=[gap])
     send(core, sheet, data=sheet.damaged(*later), damaged=[later])
@@ -362,7 +365,7 @@ def test_damage_and_new_bytes_in_one_request(core: Server) -> None:
 
 @pytest.mark.parametrize("marked", ["exactly", "less", "more", "all of it"])
 def test_a_damaged_header_is_mended_and_replaced(core: Server, marked: str) -> None:
-    sheet = Sheet().opens().logs(3)
+    sheet = SegmentBytes().opens().logs(3)
     first, end = sheet.ends[0], sheet.ends[1]
     gap = {"exactly": (0, first), "less": (0, 30), "more": (0, end), "all of it": (0, len(sheet.data))}[marked]
     data = bytearray(sheet.data)
@@ -385,7 +388,7 @@ def test_a_damaged_header_is_mended_and_replaced(core: Server, marked: str) -> N
 
 
 def test_damage_is_known_after_a_start(tmp_path: Path) -> None:
-    sheet = Sheet().opens().logs(6)
+    sheet = SegmentBytes().opens().logs(6)
     gap = (sheet.ends[2], sheet.ends[4])
     core = Server(tmp_path / "data")
     send(core, sheet, data=sheet.damaged(*gap), damaged=[gap])
@@ -401,7 +404,7 @@ def test_damage_is_known_after_a_start(tmp_path: Path) -> None:
 
 
 def test_long_bodies_are_asked_for_first(core: Server) -> None:
-    sheet = Sheet().opens().log("before")
+    sheet = SegmentBytes().opens().log("before")
     name, content = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
     sheet.log("after")
     assert refused("needs_blobs", lambda: send(core, sheet)).extra == {"blobs": [name]}
@@ -413,7 +416,7 @@ def test_long_bodies_are_asked_for_first(core: Server) -> None:
 
 
 def test_a_body_that_is_gone_costs_its_event(core: Server) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     name, _ = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
     sheet.log("after")
     send(core, sheet, without=[name])
@@ -427,7 +430,7 @@ def test_a_body_that_is_gone_costs_its_event(core: Server) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x01", b"\xa2\xff\xff", b"\xdd\xff\xff\xff\xff"])
 def test_a_body_that_is_none_costs_its_event(core: Server, content: bytes) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     name, _ = sheet.spills(ev.LOG, None, content)
     sheet.log("after")
     send_blob(core, sheet, name, content, body=True)
@@ -440,7 +443,7 @@ def test_a_body_that_is_none_costs_its_event(core: Server, content: bytes) -> No
 
 
 def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     name, content = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
     send_blob(core, sheet, name, content, body=True)
     for key in list(core.objects.list("")):
@@ -454,7 +457,7 @@ def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
 
 def test_many_long_bodies_are_folded_a_few_at_a_time(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_dash.server.engine.ingest._BODY_BYTES_AT_ONCE", 9_000)
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     for number in range(12):
         name, content = sheet.spills(ev.LOG, ["info", f"{number}" * 4000, None])
         send_blob(core, sheet, name, content, body=True)
@@ -467,7 +470,7 @@ def test_many_long_bodies_are_folded_a_few_at_a_time(core: Server, monkeypatch: 
 # -- deaths -----------------------------------------------------------------------------------------------------------
 
 
-def note(sheet: Sheet, end: int | None = None) -> dict[str, Any]:
+def note(sheet: SegmentBytes, end: int | None = None) -> dict[str, Any]:
     return {"writer": sheet.writer, "segment": sheet.id, "end": len(sheet.data) if end is None else end}
 
 
@@ -476,7 +479,7 @@ def status(core: Server) -> str:
 
 
 def test_a_death_counts_once_and_is_void_after_a_later_event(core: Server) -> None:
-    sheet = Sheet().opens().log("one")
+    sheet = SegmentBytes().opens().log("one")
     send(core, sheet)
     assert status(core) == "running"
     death = note(sheet)
@@ -497,12 +500,12 @@ def test_a_death_counts_once_and_is_void_after_a_later_event(core: Server) -> No
 
 def test_a_death_that_comes_late_is_void(core: Server) -> None:
     """It was noted of what had been read by then; it arrives behind what the writer wrote since."""
-    sheet = Sheet().opens().log("one").log("two")
+    sheet = SegmentBytes().opens().log("one").log("two")
     send(core, sheet)
     assert core.deaths(NS, sheet.journal, [note(sheet, sheet.ends[2])]) == {"deaths": 0}
     nothing_read = {"writer": sheet.writer, "segment": "0" * 32, "end": 0}
     assert core.deaths(NS, sheet.journal, [nothing_read]) == {"deaths": 0}
-    following = Sheet(n=1, seq=3)
+    following = SegmentBytes(n=1, seq=3)
     send(core, following)
     assert core.deaths(NS, sheet.journal, [note(sheet)]) == {"deaths": 1}
     send(core, following.log("three"), following.ends[0])
@@ -512,13 +515,13 @@ def test_a_death_that_comes_late_is_void(core: Server) -> None:
 
 
 def test_a_death_of_who_is_not_known_here_changes_nothing(core: Server) -> None:
-    sheet, other = Sheet(1).opens(), Sheet(2)
+    sheet, other = SegmentBytes(1).opens(), SegmentBytes(2)
     refused("unknown", lambda: core.deaths(NS, sheet.journal, [note(sheet)]))
     send(core, sheet)
     before = held(core), order(core)
     assert core.deaths(NS, sheet.journal, [note(other)]) == {"deaths": 0}
     # One of another journal of the same experiment, which a pull has brought to that machine.
-    there = Sheet(3, journal=2).opens()
+    there = SegmentBytes(3, journal=2).opens()
     send(core, there)
     core.deaths(NS, sheet.journal, [note(there)])
     assert core.experiment(NS, EXPERIMENT)["writers"][1]["ended"] == "died"
@@ -530,7 +533,7 @@ def test_a_death_of_who_is_not_known_here_changes_nothing(core: Server) -> None:
     "field", [{"writer": "x"}, {"segment": ""}, {"end": -1}, {"end": 1 << 64}, {"writer": "A" * 32}]
 )
 def test_what_is_no_note_is_refused(core: Server, field: dict[str, Any]) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     send(core, sheet)
     refused("malformed", lambda: core.deaths(NS, sheet.journal, [note(sheet), {**note(sheet), **field}]))
     assert status(core) == "running"
@@ -541,7 +544,7 @@ def test_what_is_no_note_is_refused(core: Server, field: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("count", [2, 8, 64])
 def test_the_same_stretch_from_many_at_once_has_one_effect(core: Server, count: int) -> None:
-    sheet = Sheet().opens().logs(30).point(value=1.0)
+    sheet = SegmentBytes().opens().logs(30).point(value=1.0)
     answers: list[Any] = []
     start = threading.Barrier(count)
 
@@ -563,9 +566,9 @@ def test_the_same_stretch_from_many_at_once_has_one_effect(core: Server, count: 
 
 
 def test_writers_at_once_are_all_there_in_the_order_of_arrival(core: Server) -> None:
-    sheets = [Sheet(number).opens().logs(12).point(value=float(number)) for number in range(1, 7)]
+    sheets = [SegmentBytes(number).opens().logs(12).point(value=float(number)) for number in range(1, 7)]
 
-    def post(sheet: Sheet) -> None:
+    def post(sheet: SegmentBytes) -> None:
         for begin, end in zip([0, *sheet.ends], sheet.ends, strict=False):
             send(core, sheet, begin, end)
             send(core, sheet, 0, end)
@@ -599,9 +602,9 @@ def test_any_cutting_folds_like_the_journals_in_that_order(
         half = data.draw(st.integers(0, len(events)))
         # Two segments each; the second repeats some, as after a failed sync. The third writer is on another machine.
         journal = 2 if number == 2 else 1
-        first = Sheet(writer, 0, journal=journal).put(events[:half])
+        first = SegmentBytes(writer, 0, journal=journal).put(events[:half])
         again = data.draw(st.integers(0, half))
-        second = Sheet(writer, 1, journal=journal, seq=again).put(events[again:])
+        second = SegmentBytes(writer, 1, journal=journal, seq=again).put(events[again:])
         sheets[first.file], sheets[second.file] = first, second
     core = Server(tmp_path_factory.mktemp("core"))
     at = dict.fromkeys(sheets, 0)
@@ -667,7 +670,7 @@ class Failing:
     "call", ["claim_stretch", "claim_arrival", "put_blocks", "put_experiment", "put_segment", "experiment", "drop_blob"]
 )
 def test_after_a_failure_everything_is_as_it_was(core: Server, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    sheet = Sheet().opens().logs(5).point(value=1.0)
+    sheet = SegmentBytes().opens().logs(5).point(value=1.0)
     blob = sheet.adds_file(b"weights")
     send(core, sheet)
     send_blob(core, sheet, blob, b"weights")
@@ -689,7 +692,7 @@ def test_after_a_failure_everything_is_as_it_was(core: Server, monkeypatch: pyte
 
 
 def test_a_listener_that_fails_does_not_undo_what_is_committed(core: Server) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     heard: list[int | None] = []
 
     def fails(*_: Any) -> None:
@@ -705,7 +708,7 @@ def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pyte
     monkeypatch.setattr("ml_dash.server.engine.ingest._STATES_CACHED", 5)
     monkeypatch.setattr("ml_dash.server.engine.ingest._OPEN_BLOCKS_CACHED", 3)
     for number in range(12):
-        sheet = Sheet(number, journal=number, name=f"run-{number}").opens()
+        sheet = SegmentBytes(number, journal=number, name=f"run-{number}").opens()
         for metric in range(6):
             sheet.point(f"m{metric}", value=1.0)
         send(core, sheet, 0, sheet.ends[3])
@@ -714,7 +717,7 @@ def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pyte
     assert len(cache) == 5
     assert all(len(cached.open_blocks) <= 3 for cached in cache.values())
     # Those that were forgotten go on all the same.
-    sheet = Sheet(0, journal=0, name="run-0").opens()
+    sheet = SegmentBytes(0, journal=0, name="run-0").opens()
     for metric in range(6):
         sheet.point(f"m{metric}", value=1.0)
     send(core, sheet.point("m0", value=2.0), sheet.ends[-2])

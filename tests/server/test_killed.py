@@ -11,15 +11,25 @@ from pathlib import Path
 import pytest
 
 from ml_dash.server.engine.services import Server
-from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, folded, held, identity_of, send, send_blob
+from tests.server.sending import (
+    EXPERIMENT,
+    NS,
+    SegmentBytes,
+    assert_refolds,
+    folded,
+    held,
+    identity_of,
+    send,
+    send_blob,
+)
 
 STEPS = 12
 CONTENT = b"weights" * 1000
 
 
-def script(number: int) -> tuple[Sheet, str, list[int]]:
+def script(number: int) -> tuple[SegmentBytes, str, list[int]]:
     """A segment, a blob in it, and where its requests end."""
-    sheet = Sheet(number).opens()
+    sheet = SegmentBytes(number).opens()
     name = ""
     for step in range(STEPS):
         sheet.log(f"line {step}").point(value=float(step))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
-from tests.server.sending import EXPERIMENT, NS, Sheet, send
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, send
 
 COUNT = 2345
 
@@ -20,13 +20,13 @@ COUNT = 2345
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("core"))
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     for number in range(COUNT):
         sheet.log(f"Zeile {number} Ärger" if number % 500 == 7 else f"line {number}")
         sheet.point(value=float(number))
     send(server, sheet)
     for number in range(25):
-        other = Sheet(100 + number, journal=100 + number, name=f"n{number:02}", project=f"p{number % 2}").opens()
+        other = SegmentBytes(100 + number, journal=100 + number, name=f"n{number:02}", project=f"p{number % 2}").opens()
         send(server, other)
     yield server
     server.close()
@@ -130,7 +130,7 @@ def test_what_is_not_there_is_unknown(core: Server) -> None:
         lambda: core.logs("bob", EXPERIMENT, 0, 1),
         lambda: core.metric_stats(NS, EXPERIMENT, "nothing"),
         lambda: core.file_record(NS, EXPERIMENT, "1"),
-        lambda: core.segment_bytes("bob", Sheet().id, 0, 1),
+        lambda: core.segment_bytes("bob", SegmentBytes().id, 0, 1),
         lambda: core.order("bob", EXPERIMENT, 0, 1),
     ):
         with pytest.raises(Refused) as told:

@@ -11,13 +11,13 @@ from ml_dash.core import events as ev
 from ml_dash.server.engine.services import Server
 from ml_dash.server.stores import StoreRefused
 from ml_dash.server.stores.sqlite import SqliteDocuments
-from tests.server.sending import EXPERIMENT, NS, Sheet, held, send, send_blob
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, held, send, send_blob
 
 
-def made(path: Path) -> tuple[Server, Sheet, str]:
+def made(path: Path) -> tuple[Server, SegmentBytes, str]:
     """A server with something of everything, and the name of a body."""
     core = Server(path / "data")
-    sheet = Sheet().opens().logs(1200).parameters(lr=0.1)
+    sheet = SegmentBytes().opens().logs(1200).parameters(lr=0.1)
     for number in range(50):
         sheet.point("loss", value=float(number))
     name, content = sheet.spills(ev.LOG, ["info", "x" * 3000, None])
@@ -27,7 +27,7 @@ def made(path: Path) -> tuple[Server, Sheet, str]:
     send(core, sheet, sheet.ends[700])
     send_blob(core, sheet, blob, b"weights")
     core.deaths(NS, sheet.journal, [{"writer": sheet.writer, "segment": sheet.id, "end": len(sheet.data)}])
-    other = Sheet(2, journal=2).opens().log("two").closes()
+    other = SegmentBytes(2, journal=2).opens().log("two").closes()
     send(core, other)
     return core, sheet, name
 

@@ -9,7 +9,7 @@ import pytest
 
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
-from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, folded, held, send, send_blob
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, assert_refolds, folded, held, send, send_blob
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def unknown(call: object) -> None:
 
 
 @pytest.fixture
-def sheet(core: Server) -> Sheet:
+def sheet(core: Server) -> SegmentBytes:
     """One that was sent, and its experiment removed."""
-    sheet = Sheet().opens().log("one").point(value=1.0)
+    sheet = SegmentBytes().opens().log("one").point(value=1.0)
     name = sheet.adds_file(b"weights")
     send(core, sheet)
     send_blob(core, sheet, name, b"weights")
@@ -36,7 +36,7 @@ def sheet(core: Server) -> Sheet:
     return sheet
 
 
-def test_nothing_of_it_is_shown(core: Server, sheet: Sheet) -> None:
+def test_nothing_of_it_is_shown(core: Server, sheet: SegmentBytes) -> None:
     unknown(lambda: core.experiment(NS, EXPERIMENT))
     unknown(lambda: core.logs(NS, EXPERIMENT, 0, 9))
     unknown(lambda: core.find_experiment(NS, "cv", "run"))
@@ -51,11 +51,11 @@ def test_nothing_of_it_is_shown(core: Server, sheet: Sheet) -> None:
     assert (state["tombstone"], state["removed"], state["missing"], state["events"]) == (True, [sheet.writer], [], 0)
 
 
-def test_its_writers_go_on_unseen(core: Server, sheet: Sheet) -> None:
+def test_its_writers_go_on_unseen(core: Server, sheet: SegmentBytes) -> None:
     end = len(sheet.data)
     name = sheet.log("later").adds_file(b"more")
     assert send(core, sheet, end) == {"length": len(sheet.data), "events": 0, "files": False}
-    following = Sheet(n=1, seq=sheet.seq).log("another segment")
+    following = SegmentBytes(n=1, seq=sheet.seq).log("another segment")
     assert send(core, following)["length"] == len(following.data)
     assert send_blob(core, sheet, name, b"more")["complete"]
     death = {"writer": sheet.writer, "segment": sheet.id, "end": len(sheet.data)}
@@ -66,8 +66,8 @@ def test_its_writers_go_on_unseen(core: Server, sheet: Sheet) -> None:
     assert_refolds(core)
 
 
-def test_a_new_opening_begins_at_zero(core: Server, sheet: Sheet) -> None:
-    new = Sheet(2).opens().log("anew")
+def test_a_new_opening_begins_at_zero(core: Server, sheet: SegmentBytes) -> None:
+    new = SegmentBytes(2).opens().log("anew")
     send(core, new)
     assert held(core) == folded((new, new.events))
     assert core.logs(NS, EXPERIMENT, 0, 9)["logs"][0]["sequenceNumber"] == 0
@@ -83,7 +83,7 @@ def test_a_new_opening_begins_at_zero(core: Server, sheet: Sheet) -> None:
     assert_refolds(core)
 
 
-def test_writing_by_rest_begins_at_zero_too(core: Server, sheet: Sheet) -> None:
+def test_writing_by_rest_begins_at_zero_too(core: Server, sheet: SegmentBytes) -> None:
     core.upsert_experiment(NS, "cv", {"name": "run", "description": "anew"})
     assert core.experiment(NS, EXPERIMENT)["counts"]["logs"] == 0
     core.add_logs(NS, EXPERIMENT, [{"message": "hello"}])
@@ -97,12 +97,12 @@ def test_writing_by_rest_begins_at_zero_too(core: Server, sheet: Sheet) -> None:
 def test_who_follows_it_is_told(core: Server) -> None:
     heard: list[int | None] = []
     core.on_change(lambda _ns, _experiment, events: heard.append(events))
-    send(core, Sheet().opens())
+    send(core, SegmentBytes().opens())
     core.remove_experiment(NS, EXPERIMENT)
     assert heard == [1, None]
 
 
 def test_another_namespace_cannot_remove_it(core: Server) -> None:
-    send(core, Sheet().opens())
+    send(core, SegmentBytes().opens())
     unknown(lambda: core.remove_experiment("bob", EXPERIMENT))
     assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == 1

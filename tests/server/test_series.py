@@ -18,8 +18,8 @@ from ml_dash.core import events as ev
 from ml_dash.core.protocol import Refused
 from ml_dash.core.sampling import LINES, PART
 from ml_dash.server.engine.services import Server
-from tests.journals import Desk
-from tests.server.sending import EXPERIMENT, NS, Sheet, forget, send
+from tests.journals import JournalFixture
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, forget, send
 
 COUNT = 3 * LINES + 170
 
@@ -74,7 +74,7 @@ def assert_shows(
 
 def put(core: Server, rows: list[dict[str, Any]], cuts: list[int]) -> None:
     """The rows as points, in batches and single ones, in several requests."""
-    sheet, sent = Sheet().opens(), 0
+    sheet, sent = SegmentBytes().opens(), 0
     for begin, end in zip([0, *cuts], [*cuts, len(rows)], strict=True):
         if end - begin > 3:
             sheet.add(ev.ROWS, ["loss", rows[begin:end]])
@@ -184,7 +184,7 @@ def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monke
 @pytest.mark.parametrize("first", [{"value": math.nan}, {}, {"note": "no number"}])
 def test_points_without_a_number_count_in_their_block(core: Server, first: dict[str, Any]) -> None:
     """Also when the server was started again between them: a loss may be NaN from the first step on."""
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     rows = [first] * (PART + 3) + [{"value": float(i)} for i in range(PART)]
     for row in rows:
         begin = len(sheet.data) if sheet.events[1:] else 0
@@ -221,7 +221,7 @@ def test_a_plot_here_and_a_chart_there_show_the_same(
     """Also where lines are long and blocks short, and where rewinds have superseded a part."""
     rng = random.Random(seed)
     monkeypatch.setattr("ml_dash.server.engine.blocks._FULL_BYTES", 6_000 if long else 1 << 20)
-    desk = Desk(tmp_path_factory.mktemp("desk"))
+    desk = JournalFixture(tmp_path_factory.mktemp("desk"))
     core = Server(tmp_path_factory.mktemp("core"))
     pen, step, sent = desk.pen(), 0, 0
     fields = {"value": noisy(seed, count), "acc": noisy(seed + 1, count)}

@@ -16,7 +16,7 @@ from ml_dash.core.protocol import Refused
 from ml_dash.errors import InvalidInput, WriteProtected
 from ml_dash.server.engine.services import Server
 from ml_dash.server.stores import StoreTrouble
-from tests.server.sending import EXPERIMENT, NS, Sheet, assert_refolds, held, send
+from tests.server.sending import EXPERIMENT, NS, SegmentBytes, assert_refolds, held, send
 from tests.server.test_ingest import Failing
 
 
@@ -121,7 +121,7 @@ def test_what_nobody_writes_to_any_more_is_interrupted_and_goes_on_with_the_next
 
 
 def test_programs_that_record_by_themselves_decide_their_status(core: Server) -> None:
-    send(core, Sheet().opens())
+    send(core, SegmentBytes().opens())
     core.upsert_experiment(NS, "cv", {"name": "run", "status": "failed"})
     assert status(core) == "running"
     assert core.end_quiet(time_ns()) == 0
@@ -224,7 +224,7 @@ def test_what_is_not_there_cannot_be_written_to(core: Server) -> None:
 
 
 def test_a_value_set_here_wins_over_a_clock_that_is_ahead(core: Server) -> None:
-    sheet = Sheet().opens()
+    sheet = SegmentBytes().opens()
     sheet.now += 10**18
     send(core, sheet.parameters(lr=0.1))
     assert core.set_parameters(NS, EXPERIMENT, {"lr": 0.2})["data"] == {"lr": 0.2}

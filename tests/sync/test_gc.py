@@ -22,15 +22,15 @@ from ml_dash.projection.folder import LOGS
 from ml_dash.reading.located import Located
 from ml_dash.reading.read import view
 from ml_dash.sync import gc, remote
-from tests.holders import Keeper
-from tests.journals import Desk, Pen, flip
+from tests.holders import ServerStub
+from tests.journals import JournalFixture, WriterFixture, flip
 from tests.machines import Machine
 from tests.running import Server
 
 LOSS = "metrics/loss/data.jsonl"
 
 
-def run(desk: Desk, points: int = 5, *, close: bool = True, **opening: object) -> Pen:
+def run(desk: JournalFixture, points: int = 5, *, close: bool = True, **opening: object) -> WriterFixture:
     """One writer with a bit of everything."""
     pen = desk.pen(**opening)
     pen.parameters(rate=0.1, **{f"of_{pen.id[-2:]}": pen.id})
@@ -44,11 +44,11 @@ def run(desk: Desk, points: int = 5, *, close: bool = True, **opening: object) -
 
 
 @pytest.fixture
-def keeper(desk: Desk) -> Keeper:
-    return Keeper()
+def stub(desk: JournalFixture) -> ServerStub:
+    return ServerStub()
 
 
-def facts(desk: Desk) -> dict[str, object]:
+def facts(desk: JournalFixture) -> dict[str, object]:
     """What must be the same with a base and without."""
     look = desk.view()
     return {
@@ -64,25 +64,25 @@ def facts(desk: Desk) -> dict[str, object]:
     }
 
 
-def segments(desk: Desk) -> list[Path]:
+def segments(desk: JournalFixture) -> list[Path]:
     return [path for _, path in list_segments(desk.journal)]
 
 
-def indices(desk: Desk) -> list[int]:
+def indices(desk: JournalFixture) -> list[int]:
     return [json.loads(line)["index"] for line in desk.lines(LOSS)]
 
 
 # -- what goes, and what stays ----------------------------------------------------------------------------------------
 
 
-def test_what_is_proven_goes_and_nothing_that_is_known_changes(desk: Desk, keeper: Keeper) -> None:
+def test_what_is_proven_goes_and_nothing_that_is_known_changes(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk), run(desk)
     desk.catch_up()
     before = facts(desk)
-    keeper.take(desk.journal)
-    report = gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    report = gc.collect(desk.located, [stub])
     assert (report.segments, report.blobs, report.kept) == (2, 2, {})
-    assert report.bytes == sum(map(len, keeper.segments.values())) + sum(keeper.blobs.values())
+    assert report.bytes == sum(map(len, stub.segments.values())) + sum(stub.blobs.values())
     assert segments(desk) == []
     assert list((desk.journal / BLOBS).iterdir()) == []
     assert list((desk.journal / SEGMENTS).iterdir()) == []
@@ -92,10 +92,10 @@ def test_what_is_proven_goes_and_nothing_that_is_known_changes(desk: Desk, keepe
     assert not (desk.folder / "files/models/01.bin").exists()
 
 
-def test_numbering_goes_on_behind_the_base(desk: Desk, keeper: Keeper) -> None:
+def test_numbering_goes_on_behind_the_base(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    gc.collect(desk.located, [stub])
     run(desk, 3)
     desk.catch_up()
     assert indices(desk) == [5, 6, 7]
@@ -106,9 +106,9 @@ def test_numbering_goes_on_behind_the_base(desk: Desk, keeper: Keeper) -> None:
     assert desk.verify().ok
 
 
-def test_nothing_goes_that_was_not_sent(desk: Desk, keeper: Keeper) -> None:
+def test_nothing_goes_that_was_not_sent(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    report = gc.collect(desk.located, [keeper])
+    report = gc.collect(desk.located, [stub])
     assert (report.segments, report.blobs) == (0, 0)
     assert list(report.kept.values()) == [
         f"not every server has the content {next((desk.journal / BLOBS).iterdir()).name} of its writer"
@@ -116,65 +116,65 @@ def test_nothing_goes_that_was_not_sent(desk: Desk, keeper: Keeper) -> None:
     assert not bases.exists(desk.journal)
 
 
-def test_a_segment_of_which_the_server_has_a_part_stays(desk: Desk, keeper: Keeper) -> None:
+def test_a_segment_of_which_the_server_has_a_part_stays(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk)
-    keeper.take(desk.journal)
-    identity = next(iter(keeper.segments))
-    keeper.segments[identity] = keeper.segments[identity][: pen.frames[-1][0]]
-    report = gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    identity = next(iter(stub.segments))
+    stub.segments[identity] = stub.segments[identity][: pen.frames[-1][0]]
+    report = gc.collect(desk.located, [stub])
     assert report.segments == 0
     assert "has" in report.kept[pen.segment.name]
     assert pen.segment.exists()
 
 
-def test_a_segment_of_which_the_server_holds_other_bytes_stays(desk: Desk, keeper: Keeper) -> None:
+def test_a_segment_of_which_the_server_holds_other_bytes_stays(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk)
-    keeper.take(desk.journal)
-    identity, data = next(iter(keeper.segments.items()))
-    keeper.segments[identity] = data[:-1] + bytes([data[-1] ^ 1])
-    report = gc.collect(desk.located, [keeper])
-    assert report.kept == {pen.segment.name: "http://keeper.test holds other bytes; see ml-dash verify"}
+    stub.take(desk.journal)
+    identity, data = next(iter(stub.segments.items()))
+    stub.segments[identity] = data[:-1] + bytes([data[-1] ^ 1])
+    report = gc.collect(desk.located, [stub])
+    assert report.kept == {pen.segment.name: "http://stub.test holds other bytes; see ml-dash verify"}
     assert pen.segment.exists()
 
 
-def test_what_was_removed_on_the_server_stays_here(desk: Desk, keeper: Keeper) -> None:
+def test_what_was_removed_on_the_server_stays_here(desk: JournalFixture, stub: ServerStub) -> None:
     """It holds the bytes, but gives them back to nobody."""
     pen = run(desk)
-    keeper.take(desk.journal)
-    keeper.silenced = {pen.id}
-    report = gc.collect(desk.located, [keeper])
-    assert report.kept == {pen.segment.name: "it was removed on http://keeper.test, which shows it to nobody"}
+    stub.take(desk.journal)
+    stub.silenced = {pen.id}
+    report = gc.collect(desk.located, [stub])
+    assert report.kept == {pen.segment.name: "it was removed on http://stub.test, which shows it to nobody"}
     assert (report.segments, report.blobs) == (0, 0)
     assert pen.segment.exists()
 
 
-def test_all_servers_must_hold_it(desk: Desk, keeper: Keeper) -> None:
+def test_all_servers_must_hold_it(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    assert gc.collect(desk.located, [keeper, Keeper()]).segments == 0
-    assert gc.collect(desk.located, [keeper, keeper]).segments == 1
+    stub.take(desk.journal)
+    assert gc.collect(desk.located, [stub, ServerStub()]).segments == 0
+    assert gc.collect(desk.located, [stub, stub]).segments == 1
 
 
-def test_segments_of_a_writer_whose_content_is_not_there_stay(desk: Desk, keeper: Keeper) -> None:
+def test_segments_of_a_writer_whose_content_is_not_there_stay(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk), run(desk)
-    keeper.take(desk.journal)
-    second = sorted(keeper.blobs, key=lambda name: name.split("-")[1])[1]
-    del keeper.blobs[second]
-    report = gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    second = sorted(stub.blobs, key=lambda name: name.split("-")[1])[1]
+    del stub.blobs[second]
+    report = gc.collect(desk.located, [stub])
     assert (report.segments, report.blobs) == (1, 1)
     assert (desk.journal / BLOBS / second).exists()
     assert (desk.folder / "files/models/02.bin").exists()
     assert desk.verify().ok
 
 
-def test_a_living_writer_keeps_what_is_its_own_and_what_came_after(desk: Desk, keeper: Keeper) -> None:
+def test_a_living_writer_keeps_what_is_its_own_and_what_came_after(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
     living = run(desk, close=False)
     desk.catch_up()
     last = run(desk)
     desk.catch_up()
-    keeper.take(desk.journal)
-    report = gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    report = gc.collect(desk.located, [stub])
     assert report.segments == 1
     assert segments(desk) == [living.segment, last.segment]
     assert report.kept == {
@@ -188,7 +188,7 @@ def test_a_living_writer_keeps_what_is_its_own_and_what_came_after(desk: Desk, k
     assert desk.verify().ok
 
 
-def test_interleaved_writers_go_together_or_not_at_all(desk: Desk, keeper: Keeper) -> None:
+def test_interleaved_writers_go_together_or_not_at_all(desk: JournalFixture, stub: ServerStub) -> None:
     first, second = run(desk, 2, close=False), run(desk, 2, close=False)
     desk.catch_up()
     first.point(value=1)
@@ -196,58 +196,58 @@ def test_interleaved_writers_go_together_or_not_at_all(desk: Desk, keeper: Keepe
     second.point(value=1)
     desk.catch_up()
     first.close()
-    keeper.take(desk.journal)
-    assert gc.collect(desk.located, [keeper]).segments == 0
+    stub.take(desk.journal)
+    assert gc.collect(desk.located, [stub]).segments == 0
     second.close()
-    keeper.take(desk.journal)
-    assert gc.collect(desk.located, [keeper]).segments == 2
+    stub.take(desk.journal)
+    assert gc.collect(desk.located, [stub]).segments == 2
 
 
-def test_a_dead_writers_torn_end_does_not_keep_its_segment(desk: Desk, keeper: Keeper) -> None:
+def test_a_dead_writers_torn_end_does_not_keep_its_segment(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk, close=False)
     desk.catch_up()
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     pen.raw(b"\x40\x00\x00\x00\x01\x02")
     pen.die()
-    assert gc.collect(desk.located, [keeper]).segments == 1
+    assert gc.collect(desk.located, [stub]).segments == 1
     assert desk.record()["status"] == "interrupted"
     assert list((desk.journal / SEGMENTS).iterdir()) == []
 
 
-def test_what_is_behind_the_last_frame_and_no_torn_end_keeps_it(desk: Desk, keeper: Keeper) -> None:
+def test_what_is_behind_the_last_frame_and_no_torn_end_keeps_it(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     pen.raw(b"\xff" * 4096)
-    assert gc.collect(desk.located, [keeper]).kept == {
+    assert gc.collect(desk.located, [stub]).kept == {
         pen.segment.name: "not all of it could be read; see ml-dash verify"
     }
 
 
-def test_only_what_ended_long_enough_ago_goes(desk: Desk, keeper: Keeper) -> None:
+def test_only_what_ended_long_enough_ago_goes(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
     between = desk.tick()
     second = run(desk)
-    keeper.take(desk.journal)
-    report = gc.collect(desk.located, [keeper], ended_before_ns=between)
+    stub.take(desk.journal)
+    report = gc.collect(desk.located, [stub], ended_before_ns=between)
     assert report.segments == 1
     assert report.kept == {second.segment.name: "its writer ended too recently"}
 
 
-def test_a_large_body_goes_with_its_segment_and_only_if_it_is_there(desk: Desk, keeper: Keeper) -> None:
+def test_a_large_body_goes_with_its_segment_and_only_if_it_is_there(desk: JournalFixture, stub: ServerStub) -> None:
     from ml_dash.core import events as ev
 
     pen = desk.pen()
     pen.large(ev.PARAMETERS, {"large": "x" * 1000})
     pen.close()
-    keeper.take(desk.journal, blobs=False)
-    assert gc.collect(desk.located, [keeper]).segments == 0
-    keeper.take(desk.journal)
-    assert gc.collect(desk.located, [keeper]).blobs == 1
+    stub.take(desk.journal, blobs=False)
+    assert gc.collect(desk.located, [stub]).segments == 0
+    stub.take(desk.journal)
+    assert gc.collect(desk.located, [stub]).blobs == 1
     assert desk.view().parameters() == {"large": "x" * 1000}
 
 
 def test_replaced_content_that_was_kept_but_never_sent_holds_nothing_up(
-    desk: Desk, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    desk: JournalFixture, stub: ServerStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ML_DASH_KEEP_VERSIONS", "1")
     pen = desk.pen()
@@ -255,42 +255,42 @@ def test_replaced_content_that_was_kept_but_never_sent_holds_nothing_up(
     pen.file(b"two")
     pen.close()
     desk.catch_up()
-    keeper.take(desk.journal)
-    old = min(keeper.blobs, key=lambda name: int(name.rpartition("-")[2]))
-    del keeper.blobs[old]
-    assert gc.collect(desk.located, [keeper]).segments == 1
+    stub.take(desk.journal)
+    old = min(stub.blobs, key=lambda name: int(name.rpartition("-")[2]))
+    del stub.blobs[old]
+    assert gc.collect(desk.located, [stub]).segments == 1
     assert [path.name for path in (desk.journal / BLOBS).iterdir()] == [old]
 
 
-def test_dry_run_says_what_would_go_and_removes_nothing(desk: Desk, keeper: Keeper) -> None:
+def test_dry_run_says_what_would_go_and_removes_nothing(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
     desk.catch_up()
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     before = {path: path.stat().st_mtime_ns for path in desk.folder.rglob("*") if path.is_file()}
-    planned = gc.collect(desk.located, [keeper], dry_run=True)
+    planned = gc.collect(desk.located, [stub], dry_run=True)
     assert {path: path.stat().st_mtime_ns for path in desk.folder.rglob("*") if path.is_file()} == before
-    assert gc.collect(desk.located, [keeper]) == planned
+    assert gc.collect(desk.located, [stub]) == planned
 
 
-def test_a_server_that_does_not_answer_costs_nothing(desk: Desk, keeper: Keeper) -> None:
+def test_a_server_that_does_not_answer_costs_nothing(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    keeper.away = True
+    stub.take(desk.journal)
+    stub.away = True
     with pytest.raises(Unreachable):
-        gc.collect(desk.located, [keeper])
+        gc.collect(desk.located, [stub])
     assert len(segments(desk)) == 1
     assert not bases.exists(desk.journal)
 
 
 def test_it_keeps_out_of_the_way_of_another_projector(
-    desk: Desk, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+    desk: JournalFixture, stub: ServerStub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(desk)
     monkeypatch.setattr(gc, "TURN_WAIT_S", 0.01)
     turn = Turn(desk.journal / TURN)
     assert turn.take()
     with pytest.raises(StillOpen, match="nothing was freed"):
-        gc.collect(desk.located, [keeper])
+        gc.collect(desk.located, [stub])
     turn.give_back()
 
 
@@ -298,14 +298,14 @@ def test_it_keeps_out_of_the_way_of_another_projector(
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_newer_base_includes_the_one_before(desk: Desk, keeper: Keeper, keep: bool) -> None:
+def test_a_newer_base_includes_the_one_before(desk: JournalFixture, stub: ServerStub, keep: bool) -> None:
     for number in range(3):
         run(desk, 2)
         desk.catch_up()
         before = facts(desk)
-        keeper.take(desk.journal)
-        assert gc.collect(desk.located, [keeper], keep_projection=keep).segments == 1
-        assert gc.collect(desk.located, [keeper], keep_projection=keep).segments == 0
+        stub.take(desk.journal)
+        assert gc.collect(desk.located, [stub], keep_projection=keep).segments == 1
+        assert gc.collect(desk.located, [stub], keep_projection=keep).segments == 0
         assert facts(desk) == before
         base = bases.load(desk.journal)
         assert base is not None
@@ -314,12 +314,12 @@ def test_a_newer_base_includes_the_one_before(desk: Desk, keeper: Keeper, keep: 
     assert indices(desk) == (list(range(6)) if keep else [])
 
 
-def test_the_projection_can_be_kept_and_is_never_lost(desk: Desk, keeper: Keeper) -> None:
+def test_the_projection_can_be_kept_and_is_never_lost(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk, 1500), run(desk, 3)
     desk.catch_up()
     tree = desk.tree()
-    keeper.take(desk.journal)
-    report = gc.collect(desk.located, [keeper], keep_projection=True)
+    stub.take(desk.journal)
+    report = gc.collect(desk.located, [stub], keep_projection=True)
     assert report.blobs == 0
     assert desk.tree() == tree
     desk.rebuild()
@@ -335,25 +335,25 @@ def test_the_projection_can_be_kept_and_is_never_lost(desk: Desk, keeper: Keeper
     assert desk.verify().ok
 
 
-def test_the_projection_may_go_later(desk: Desk, keeper: Keeper) -> None:
+def test_the_projection_may_go_later(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    gc.collect(desk.located, [keeper], keep_projection=True)
+    stub.take(desk.journal)
+    gc.collect(desk.located, [stub], keep_projection=True)
     assert indices(desk) == list(range(5))
-    gc.collect(desk.located, [keeper])
+    gc.collect(desk.located, [stub])
     assert indices(desk) == []
     assert list((desk.journal / BLOBS).iterdir()) == []
     assert desk.verify().ok
 
 
-def test_the_base_may_stand_before_lines_that_stay(desk: Desk, keeper: Keeper) -> None:
+def test_the_base_may_stand_before_lines_that_stay(desk: JournalFixture, stub: ServerStub) -> None:
     """Kept lines are those up to the base; the others are made again."""
     run(desk, 1100)
     living = run(desk, 1100, close=False)
     desk.catch_up()
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     tree = desk.tree()
-    assert gc.collect(desk.located, [keeper], keep_projection=True).segments == 1
+    assert gc.collect(desk.located, [stub], keep_projection=True).segments == 1
     assert desk.tree() == tree
     base = bases.load(desk.journal)
     assert base is not None
@@ -370,21 +370,23 @@ import sys
 from pathlib import Path
 from ml_dash.reading import read
 from ml_dash.sync import gc
-from tests.holders import Keeper
+from tests.holders import ServerStub
 located = read.locate(sys.argv[1])
-keeper = Keeper()
-keeper.take(located.journal)
-gc.collect(located, [keeper], keep_projection=sys.argv[2] == "keep")
+stub = ServerStub()
+stub.take(located.journal)
+gc.collect(located, [stub], keep_projection=sys.argv[2] == "keep")
 """
 
 
 @pytest.mark.parametrize("keep", ["keep", "free"])
 @pytest.mark.parametrize("point", ["base-before:1", "gc-base:1", "gc-removed:1", "gc-removed:2", "checkpoint-before:1"])
-def test_killed_anywhere_it_leaves_a_journal_that_goes_on(desk: Desk, keeper: Keeper, point: str, keep: str) -> None:
+def test_killed_anywhere_it_leaves_a_journal_that_goes_on(
+    desk: JournalFixture, stub: ServerStub, point: str, keep: str
+) -> None:
     run(desk), run(desk), run(desk)
     desk.catch_up()
     before, lines = facts(desk), desk.lines(LOGS)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     # One checkpoint is written before the base and one behind it.
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(desk.folder), keep],
@@ -400,9 +402,9 @@ def test_killed_anywhere_it_leaves_a_journal_that_goes_on(desk: Desk, keeper: Ke
     if keep == "keep":
         assert indices(desk) == list(range(17))
         assert desk.lines(LOGS)[:15] == lines
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     before = facts(desk)
-    gc.collect(desk.located, [keeper], keep_projection=keep == "keep")
+    gc.collect(desk.located, [stub], keep_projection=keep == "keep")
     assert facts(desk) == before
     assert segments(desk) == []
     assert indices(desk) == (list(range(17)) if keep == "keep" else [])
@@ -424,9 +426,9 @@ def test_an_experiment_goes_on_after_it(tmp_path: Path) -> None:
 
     train(0)
     located = Located("cv", "run", tmp_path / "cv/run", tmp_path / "cv/run/.journal")
-    keeper = Keeper()
-    keeper.take(located.journal)
-    assert gc.collect(located, [keeper]).segments == 1
+    stub = ServerStub()
+    stub.take(located.journal)
+    assert gc.collect(located, [stub]).segments == 1
     with Experiment("run", "cv", local_path=str(tmp_path), resume="must") as experiment:
         assert experiment.resumed
         assert experiment.parameters().get() == {"first": 0}
@@ -435,8 +437,8 @@ def test_an_experiment_goes_on_after_it(tmp_path: Path) -> None:
         page = experiment.metric("loss").read()
         assert [point["index"] for point in page["data"]] == [10]
         assert (page["startIndex"], page["endIndex"]) == (10, 10)
-    keeper.take(located.journal)
-    gc.collect(located, [keeper])
+    stub.take(located.journal)
+    gc.collect(located, [stub])
     train(11)
     look = view(located)
     assert look.state.logs == 20
@@ -448,27 +450,27 @@ def test_an_experiment_goes_on_after_it(tmp_path: Path) -> None:
 def test_an_experiment_that_is_open_stays_whole(tmp_path: Path) -> None:
     """In the same process, and while it goes on."""
     located = Located("cv", "run", tmp_path / "cv/run", tmp_path / "cv/run/.journal")
-    keeper = Keeper()
+    stub = ServerStub()
     with Experiment("run", "cv", local_path=str(tmp_path)) as experiment:
         experiment.metric("loss").append(value=0)
     with Experiment("run", "cv", local_path=str(tmp_path)) as experiment:
         experiment.metric("loss").append(value=1)
         experiment.metric("loss").read()
-        keeper.take(located.journal)
-        assert gc.collect(located, [keeper]).segments == 1
+        stub.take(located.journal)
+        assert gc.collect(located, [stub]).segments == 1
         experiment.metric("loss").append(value=2)
         assert [point["index"] for point in experiment.metric("loss").read()["data"]] == [1, 2]
     assert [point["index"] for point in view(located).metric_page("loss")["data"]] == [1, 2]
 
 
-def test_damage_in_what_was_freed_is_no_matter_of_this_machine(desk: Desk, keeper: Keeper) -> None:
+def test_damage_in_what_was_freed_is_no_matter_of_this_machine(desk: JournalFixture, stub: ServerStub) -> None:
     """A gap that both have is in the base, too."""
     pen = run(desk)
     flip(pen.segment, pen.frames[4][0] + 12)
     desk.catch_up()
     before = facts(desk)
-    keeper.take(desk.journal)
-    assert gc.collect(desk.located, [keeper]).segments == 1
+    stub.take(desk.journal)
+    assert gc.collect(desk.located, [stub]).segments == 1
     assert facts(desk) == before
     assert "gap" in desk.kinds()
 

@@ -27,8 +27,8 @@ from ml_dash.sync import fetch, gc
 from ml_dash.sync.pull.download import PullReport
 from ml_dash.sync.pull.pull import pull
 from ml_dash.sync.pull.source import Deadline, Stopped
-from tests.holders import Keeper
-from tests.journals import Desk, Pen, tree
+from tests.holders import ServerStub
+from tests.journals import JournalFixture, WriterFixture, tree
 from tests.machines import USER, Machine
 from tests.sync.test_gc import run
 
@@ -36,8 +36,8 @@ LOSS = "metrics/loss/data.jsonl"
 
 
 @pytest.fixture
-def keeper() -> Keeper:
-    return Keeper()
+def stub() -> ServerStub:
+    return ServerStub()
 
 
 @pytest.fixture
@@ -60,8 +60,8 @@ def facts(look: View) -> dict[str, object]:
     }
 
 
-def bring(keeper: Keeper, place: Located, **how: object) -> PullReport:
-    return pull(keeper, place, **how)  # type: ignore[arg-type]
+def bring(stub: ServerStub, place: Located, **how: object) -> PullReport:
+    return pull(stub, place, **how)  # type: ignore[arg-type]
 
 
 def journal_tree(journal: Path) -> dict[str, bytes]:
@@ -71,18 +71,18 @@ def journal_tree(journal: Path) -> dict[str, bytes]:
 # -- into nothing -----------------------------------------------------------------------------------------------------
 
 
-def test_everything_comes_with_its_numbers_and_files(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_everything_comes_with_its_numbers_and_files(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     first, second = run(desk, 3, close=False), run(desk, 3, close=False)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     first.point(value=1)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     second.point(value=2)
     second.close()
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     first.point(value=3)
     first.close()
-    keeper.take(desk.journal)
-    report = bring(keeper, place)
+    stub.take(desk.journal)
+    report = bring(stub, place)
     assert (report.segments, report.blobs, report.missing, report.conflicts, report.new) == (2, 2, (), {}, True)
     assert tree(place.folder) == desk.tree()
     assert facts(view(place)) == facts(desk.view())
@@ -93,10 +93,10 @@ def test_everything_comes_with_its_numbers_and_files(desk: Desk, keeper: Keeper,
     assert [path.name for path in place.folder.glob(".journal*")] == [JOURNAL]
 
 
-def test_the_state_alone_stands_on_a_base(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_the_state_alone_stands_on_a_base(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk), run(desk)
-    keeper.take(desk.journal)
-    report = bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    report = bring(stub, place, state_only=True)
     assert (report.segments, report.blobs, report.state_only) == (0, 0, True)
     assert list_segments(place.journal) == []
     assert facts(view(place)) == facts(desk.view())
@@ -106,18 +106,18 @@ def test_the_state_alone_stands_on_a_base(desk: Desk, keeper: Keeper, place: Loc
     assert view(place).metric_page("loss")["data"] == []
 
 
-def test_the_state_may_come_with_the_files(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_the_state_may_come_with_the_files(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    assert bring(keeper, place, state_only=True, files=True).blobs == 1
+    stub.take(desk.journal)
+    assert bring(stub, place, state_only=True, files=True).blobs == 1
     catch_up(place)
     assert (place.folder / "files/models/01.bin").read_bytes() == (b"%032x" % 1)
 
 
-def test_files_may_stay_there(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_files_may_stay_there(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    assert bring(keeper, place, files=False).blobs == 0
+    stub.take(desk.journal)
+    assert bring(stub, place, files=False).blobs == 0
     assert list((place.journal / BLOBS).iterdir()) == []
     report = verify(place)
     assert report.ok
@@ -125,29 +125,31 @@ def test_files_may_stay_there(desk: Desk, keeper: Keeper, place: Located) -> Non
     assert (place.folder / LOSS).read_bytes() == (desk.folder / LOSS).read_bytes()
 
 
-def test_bodies_that_were_too_long_for_a_frame_always_come(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_bodies_that_were_too_long_for_a_frame_always_come(
+    desk: JournalFixture, stub: ServerStub, place: Located
+) -> None:
     from ml_dash.core import events as ev
 
     pen = desk.pen()
     pen.large(ev.PARAMETERS, {"large": "x" * 1000})
     pen.close()
-    keeper.take(desk.journal)
-    bring(keeper, place, files=False)
+    stub.take(desk.journal)
+    bring(stub, place, files=False)
     assert view(place).parameters() == {"large": "x" * 1000}
     assert verify(place).ok
 
 
-def test_content_that_the_server_does_not_have_is_told(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_content_that_the_server_does_not_have_is_told(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal, blobs=False)
-    report = bring(keeper, place)
+    stub.take(desk.journal, blobs=False)
+    report = bring(stub, place)
     assert report.missing == tuple(path.name for path in (desk.journal / BLOBS).iterdir())
     assert facts(view(place)) == facts(desk.view())
 
 
-def test_what_the_server_does_not_have_cannot_be_pulled(keeper: Keeper, place: Located) -> None:
-    with pytest.raises(NotFound, match=r"http://keeper\.test has no experiment cv/run"):
-        bring(keeper, place)
+def test_what_the_server_does_not_have_cannot_be_pulled(stub: ServerStub, place: Located) -> None:
+    with pytest.raises(NotFound, match=r"http://stub\.test has no experiment cv/run"):
+        bring(stub, place)
     assert not place.folder.exists()
 
 
@@ -155,58 +157,64 @@ def test_what_the_server_does_not_have_cannot_be_pulled(keeper: Keeper, place: L
     ("flipped", "state_only"), [("segment", False), ("base", True), ("blob", False), ("blob", True)]
 )
 def test_what_comes_otherwise_than_it_was_sent_is_refused(
-    desk: Desk, keeper: Keeper, place: Located, flipped: str, state_only: bool
+    desk: JournalFixture, stub: ServerStub, place: Located, flipped: str, state_only: bool
 ) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    keeper.flip = flipped
+    stub.take(desk.journal)
+    stub.flip = flipped
     if flipped == "base":
-        keeper.base = lambda experiment: b"\xc1" + bases.encode(keeper.folded())  # type: ignore[method-assign]
+        stub.base = lambda experiment: b"\xc1" + bases.encode(stub.folded())  # type: ignore[method-assign]
     with pytest.raises(MLDashError):
-        bring(keeper, place, state_only=state_only, files=True)
+        bring(stub, place, state_only=state_only, files=True)
     assert not place.journal.exists()
     assert list(place.journal.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("answers", range(6))
-def test_cut_off_anywhere_it_leaves_nothing(desk: Desk, keeper: Keeper, place: Located, answers: int) -> None:
+def test_cut_off_anywhere_it_leaves_nothing(
+    desk: JournalFixture, stub: ServerStub, place: Located, answers: int
+) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    keeper.answers_left = answers
+    stub.take(desk.journal)
+    stub.answers_left = answers
     with pytest.raises(Unreachable):
-        bring(keeper, place)
+        bring(stub, place)
     assert not place.journal.exists()
-    keeper.answers_left = -1
-    bring(keeper, place)
+    stub.answers_left = -1
+    bring(stub, place)
     assert facts(view(place)) == facts(desk.view())
 
 
-def test_nothing_of_the_users_is_taken_for_an_empty_place(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_nothing_of_the_users_is_taken_for_an_empty_place(
+    desk: JournalFixture, stub: ServerStub, place: Located
+) -> None:
     run(desk)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     place.folder.mkdir(parents=True)
     (place.folder / "thesis.txt").write_text("mine")
     with pytest.raises(ForeignFolder, match=r"thesis\.txt"):
-        bring(keeper, place)
+        bring(stub, place)
     assert [path.name for path in place.folder.iterdir()] == ["thesis.txt"]
 
 
-def test_who_does_not_wait_any_more_gets_nothing_put_in_place(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_who_does_not_wait_any_more_gets_nothing_put_in_place(
+    desk: JournalFixture, stub: ServerStub, place: Located
+) -> None:
     run(desk)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     deadline = Deadline()
     assert deadline.expire()
     with pytest.raises(Stopped):
-        bring(keeper, place, deadline=deadline)
+        bring(stub, place, deadline=deadline)
     assert not place.journal.exists()
 
 
 # -- a run goes on there ----------------------------------------------------------------------------------------------
 
 
-def go_on(place: Located, tmp: Path) -> Desk:
+def go_on(place: Located, tmp: Path) -> JournalFixture:
     """A writer's desk at the place that was pulled to."""
-    desk = Desk.__new__(Desk)
+    desk = JournalFixture.__new__(JournalFixture)
     desk.store, desk.folder, desk.journal = place.folder.parents[1], place.folder, place.journal
     desk.identity = read_identity(place.journal)
     desk.pens = [object()] * 100  # type: ignore[list-item]
@@ -216,12 +224,12 @@ def go_on(place: Located, tmp: Path) -> Desk:
 
 @pytest.mark.parametrize("state_only", [False, True])
 def test_a_run_that_was_killed_goes_on_with_its_numbers(
-    desk: Desk, keeper: Keeper, place: Located, tmp_path: Path, state_only: bool
+    desk: JournalFixture, stub: ServerStub, place: Located, tmp_path: Path, state_only: bool
 ) -> None:
     """The server never says that a writer died; who goes on elsewhere says so."""
     killed = run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=state_only)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=state_only)
     catch_up(place)
     assert view(place).record()["status"] == "running"
     there = go_on(place, tmp_path)
@@ -232,20 +240,20 @@ def test_a_run_that_was_killed_goes_on_with_its_numbers(
     assert indices == ([5, 6] if state_only else list(range(7)))
     assert view(place).record()["status"] == "completed"
     assert verify(place).ok
-    keeper.take(place.journal)
-    assert keeper.folded().state.points == 7
+    stub.take(place.journal)
+    assert stub.folded().state.points == 7
     # It was alive after all: its next event says so, there and here.
     killed.point(value=9)
-    keeper.take(desk.journal)
-    bring(keeper, place, fill=False)
+    stub.take(desk.journal)
+    bring(stub, place, fill=False)
     assert view(place).state.points == 8
     assert view(place).record()["status"] == "running"
 
 
-def test_a_copy_alone_says_nothing_of_writers_elsewhere(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_a_copy_alone_says_nothing_of_writers_elsewhere(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     size = (place.journal / ORDER).stat().st_size
     catch_up(place)
     assert (place.journal / ORDER).stat().st_size == size
@@ -254,78 +262,80 @@ def test_a_copy_alone_says_nothing_of_writers_elsewhere(desk: Desk, keeper: Keep
 # -- into a copy that is here -----------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_comes_and_the_rest_stays(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_what_is_missing_comes_and_the_rest_stays(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     before = journal_tree(place.journal)
-    assert bring(keeper, place).bytes == 0
+    assert bring(stub, place).bytes == 0
     assert journal_tree(place.journal) == before
     run(desk, 2)
-    keeper.take(desk.journal)
-    report = bring(keeper, place)
+    stub.take(desk.journal)
+    report = bring(stub, place)
     assert (report.segments, report.blobs, report.new) == (1, 1, False)
     assert facts(view(place)) == facts(desk.view())
     assert tree(place.folder) == desk.tree()
     assert verify(place).ok
 
 
-def test_a_segment_that_has_grown_there_is_replaced_whole(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_a_segment_that_has_grown_there_is_replaced_whole(
+    desk: JournalFixture, stub: ServerStub, place: Located
+) -> None:
     pen = run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     pen.point(value=1)
     pen.close()
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     assert facts(view(place)) == facts(desk.view())
     assert tree(place.folder) == desk.tree()
 
 
-def test_other_events_in_a_segment_here_are_left_alone(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_other_events_in_a_segment_here_are_left_alone(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     pen = run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     copy = list_segments(place.journal)[0][1]
     data = copy.read_bytes()
     copy.chmod(0o644)
     copy.write_bytes(data[: pen.frames[-2][0]])
-    damaged = keeper.segments[next(iter(keeper.segments))]
-    keeper.segments[next(iter(keeper.segments))] = damaged[:200] + bytes([damaged[200] ^ 1]) + damaged[201:]
-    report = bring(keeper, place)
+    damaged = stub.segments[next(iter(stub.segments))]
+    stub.segments[next(iter(stub.segments))] = damaged[:200] + bytes([damaged[200] ^ 1]) + damaged[201:]
+    report = bring(stub, place)
     assert list(report.conflicts) == [copy.name]
     assert copy.read_bytes() == data[: pen.frames[-2][0]]
 
 
-def test_the_end_that_a_power_cut_took_comes_back(desk: Desk, keeper: Keeper) -> None:
+def test_the_end_that_a_power_cut_took_comes_back(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     before = facts(desk.view())
     pen.chop(pen.segment.stat().st_size - pen.frames[-3][0] - 5)
-    bring(keeper, desk.located)
+    bring(stub, desk.located)
     assert facts(desk.view()) == before
     assert desk.verify().ok
 
 
-def test_a_living_writers_segment_is_never_touched(desk: Desk, keeper: Keeper) -> None:
+def test_a_living_writers_segment_is_never_touched(desk: JournalFixture, stub: ServerStub) -> None:
     pen = run(desk, close=False)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     pen.chop(3)
     data = pen.segment.read_bytes()
-    report = bring(keeper, desk.located)
+    report = bring(stub, desk.located)
     assert list(report.conflicts) == [pen.segment.name]
     assert pen.segment.read_bytes() == data
 
 
-def test_what_gc_has_freed_comes_back(desk: Desk, keeper: Keeper) -> None:
+def test_what_gc_has_freed_comes_back(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk), run(desk)
     desk.catch_up()
     before, shown = desk.tree(), facts(desk.view())
-    keeper.take(desk.journal)
-    gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    gc.collect(desk.located, [stub])
     run(desk, 2)
     desk.catch_up()
-    report = bring(keeper, desk.located)
+    report = bring(stub, desk.located)
     assert report.segments == 2
     assert not bases.exists(desk.journal)
     assert facts(desk.view())["points"] == 12
@@ -338,132 +348,134 @@ def test_what_gc_has_freed_comes_back(desk: Desk, keeper: Keeper) -> None:
 
 
 @pytest.mark.parametrize("state_only", [False, True])
-def test_a_damaged_base_is_mended_by_a_pull(desk: Desk, keeper: Keeper, state_only: bool) -> None:
+def test_a_damaged_base_is_mended_by_a_pull(desk: JournalFixture, stub: ServerStub, state_only: bool) -> None:
     run(desk), run(desk)
     before = facts(desk.view())
-    keeper.take(desk.journal)
-    gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    gc.collect(desk.located, [stub])
     base = desk.journal / BASE
     content = base.read_bytes()
     base.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(Damaged, match="ml-dash pull"):
         desk.view()
-    bring(keeper, desk.located, state_only=state_only)
+    bring(stub, desk.located, state_only=state_only)
     assert bases.exists(desk.journal) is state_only
     assert facts(desk.view()) == before
     assert len(list(desk.journal.glob("base.damaged.*"))) == 1
     assert desk.verify().ok
 
 
-def test_the_base_stays_where_the_server_holds_less(desk: Desk, keeper: Keeper) -> None:
+def test_the_base_stays_where_the_server_holds_less(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk), run(desk)
-    keeper.take(desk.journal)
-    gc.collect(desk.located, [keeper])
+    stub.take(desk.journal)
+    gc.collect(desk.located, [stub])
     before = (desk.journal / BASE).read_bytes()
-    keeper.records.pop()
-    lost = keeper.segments.popitem()[0]
-    del keeper.files[lost]
+    stub.records.pop()
+    lost = stub.segments.popitem()[0]
+    del stub.files[lost]
     for state_only in (False, True):
         with pytest.raises(Damaged):
-            bring(keeper, desk.located, state_only=state_only)
+            bring(stub, desk.located, state_only=state_only)
     assert (desk.journal / BASE).read_bytes() == before
     assert desk.verify().ok
 
 
-def test_the_state_alone_is_no_substitute_for_a_journal(desk: Desk, keeper: Keeper) -> None:
+def test_the_state_alone_is_no_substitute_for_a_journal(desk: JournalFixture, stub: ServerStub) -> None:
     run(desk)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     with pytest.raises(InvalidValue, match="pull without --state-only"):
-        bring(keeper, desk.located, state_only=True)
+        bring(stub, desk.located, state_only=True)
 
 
-def test_the_state_of_now_takes_the_place_of_an_older_one(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_the_state_of_now_takes_the_place_of_an_older_one(
+    desk: JournalFixture, stub: ServerStub, place: Located
+) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     run(desk)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     assert facts(view(place)) == facts(desk.view())
     assert verify(place).ok
 
 
-def test_what_came_after_the_state_can_be_brought_alone(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_what_came_after_the_state_can_be_brought_alone(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     run(desk, 2)
-    keeper.take(desk.journal)
-    assert bring(keeper, place, fill=False).segments == 1
+    stub.take(desk.journal)
+    assert bring(stub, place, fill=False).segments == 1
     assert facts(view(place)) == facts(desk.view())
     assert [point["index"] for point in view(place).metric_page("loss")["data"]] == [5, 6]
 
 
 def test_gc_frees_what_has_grown_since_the_base_and_what_the_base_has_outgrown(
-    desk: Desk, keeper: Keeper, place: Located
+    desk: JournalFixture, stub: ServerStub, place: Located
 ) -> None:
     living = run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     living.point(value=1)
-    keeper.take(desk.journal)
-    bring(keeper, place, fill=False)
+    stub.take(desk.journal)
+    bring(stub, place, fill=False)
     assert len(list_segments(place.journal)) == 1
     # The base now stands for more than the copy has.
     living.point(value=2)
     living.close()
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     assert verify(place).ok
     assert facts(view(place)) == facts(desk.view())
-    identity = next(iter(keeper.segments))
-    whole = keeper.segments[identity]
-    keeper.segments[identity] = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
-    assert list(gc.collect(place, [keeper]).kept.values()) == [
-        "http://keeper.test holds other bytes; see ml-dash verify"
+    identity = next(iter(stub.segments))
+    whole = stub.segments[identity]
+    stub.segments[identity] = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
+    assert list(gc.collect(place, [stub]).kept.values()) == [
+        "http://stub.test holds other bytes; see ml-dash verify"
     ]
-    keeper.segments[identity] = whole
-    assert gc.collect(place, [keeper]).segments == 1
+    stub.segments[identity] = whole
+    assert gc.collect(place, [stub]).segments == 1
     assert facts(view(place)) == facts(desk.view())
     # And one that has grown behind the base.
     other = run(desk, close=False)
-    keeper.take(desk.journal)
-    bring(keeper, place, state_only=True)
+    stub.take(desk.journal)
+    bring(stub, place, state_only=True)
     other.point(value=3)
     other.close()
-    keeper.take(desk.journal)
-    bring(keeper, place, fill=False)
-    assert gc.collect(place, [keeper]).segments == 1
+    stub.take(desk.journal)
+    bring(stub, place, fill=False)
+    assert gc.collect(place, [stub]).segments == 1
     assert list_segments(place.journal) == []
     assert facts(view(place)) == facts(desk.view())
     assert verify(place).ok
 
 
-def test_a_journal_of_another_experiment_is_refused(desk: Desk, keeper: Keeper, place: Located) -> None:
+def test_a_journal_of_another_experiment_is_refused(desk: JournalFixture, stub: ServerStub, place: Located) -> None:
     run(desk)
-    keeper.take(desk.journal)
-    other = Desk(place.folder.parents[1], name="other")
+    stub.take(desk.journal)
+    other = JournalFixture(place.folder.parents[1], name="other")
     shutil.copytree(other.journal, place.journal)
     with pytest.raises(ForeignFolder, match="holds experiment cv/other"):
-        bring(keeper, place)
+        bring(stub, place)
 
 
-def test_two_journals_become_one_copy(desk: Desk, keeper: Keeper, place: Located, tmp_path: Path) -> None:
-    second = Desk(tmp_path / "second")
-    second.pens = [Pen.__new__(Pen)] * 10
+def test_two_journals_become_one_copy(desk: JournalFixture, stub: ServerStub, place: Located, tmp_path: Path) -> None:
+    second = JournalFixture(tmp_path / "second")
+    second.pens = [WriterFixture.__new__(WriterFixture)] * 10
     for pen in second.pens:
         pen._lock = -1
     second.now_ns += 50_000_000_000
     run(desk, 2)
-    keeper.take(desk.journal)
+    stub.take(desk.journal)
     run(second, 2)
-    keeper.take(second.journal)
+    stub.take(second.journal)
     run(desk, 2)
-    keeper.take(desk.journal)
-    bring(keeper, place)
+    stub.take(desk.journal)
+    bring(stub, place)
     assert view(place).state.points == 6
-    assert len(set(keeper.files.values())) == 3
-    base = keeper.folded()
+    assert len(set(stub.files.values())) == 3
+    base = stub.folded()
     assert view(place).state.parameters == base.state.parameters
     assert verify(place).ok
 

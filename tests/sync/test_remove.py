@@ -9,10 +9,10 @@ import pytest
 from ml_dash.errors import StillOpen
 from ml_dash.reading.read import find, locate
 from ml_dash.sync.remove import remove
-from tests.journals import Desk
+from tests.journals import JournalFixture
 
 
-def written(desk: Desk) -> Desk:
+def written(desk: JournalFixture) -> JournalFixture:
     pen = desk.pen()
     pen.log("x")
     pen.file(b"content")
@@ -21,9 +21,9 @@ def written(desk: Desk) -> Desk:
     return desk
 
 
-def test_journal_and_folder_go_and_the_project_with_its_last_experiment(desk: Desk) -> None:
+def test_journal_and_folder_go_and_the_project_with_its_last_experiment(desk: JournalFixture) -> None:
     written(desk)
-    other = written(Desk(desk.store, "cv", "other"))
+    other = written(JournalFixture(desk.store, "cv", "other"))
     report = remove(desk.located)
     assert (report.folder, report.journal, report.files > 5, report.bytes > 500) == (
         desk.folder,
@@ -38,7 +38,7 @@ def test_journal_and_folder_go_and_the_project_with_its_last_experiment(desk: De
     assert desk.store.exists()
 
 
-def test_a_dry_run_says_the_same_and_removes_nothing(desk: Desk) -> None:
+def test_a_dry_run_says_the_same_and_removes_nothing(desk: JournalFixture) -> None:
     written(desk)
     before = desk.tree()
     report = remove(desk.located, dry_run=True)
@@ -47,7 +47,7 @@ def test_a_dry_run_says_the_same_and_removes_nothing(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_living_writer_keeps_its_experiment(desk: Desk, dry_run: bool) -> None:
+def test_a_living_writer_keeps_its_experiment(desk: JournalFixture, dry_run: bool) -> None:
     pen = desk.pen()
     desk.catch_up()
     before = desk.tree()
@@ -59,7 +59,7 @@ def test_a_living_writer_keeps_its_experiment(desk: Desk, dry_run: bool) -> None
     assert not desk.folder.exists()
 
 
-def test_a_folder_apart_from_its_store_goes_too(desk: Desk) -> None:
+def test_a_folder_apart_from_its_store_goes_too(desk: JournalFixture) -> None:
     root = desk.store.parent
     pen = desk.pen(opens=False)
     pen.open(folderPath="../cv/run", journalPath="../../store/cv/run/.journal")
@@ -74,7 +74,7 @@ def test_a_folder_apart_from_its_store_goes_too(desk: Desk) -> None:
     assert not (desk.store / "cv").exists()
 
 
-def test_what_is_cut_short_can_be_removed_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_cut_short_can_be_removed_again(desk: JournalFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     written(desk)
     real = Path.rename
 
@@ -90,7 +90,7 @@ def test_what_is_cut_short_can_be_removed_again(desk: Desk, monkeypatch: pytest.
     assert not desk.folder.exists()
 
 
-def test_links_are_removed_and_not_followed(desk: Desk, tmp_path: Path) -> None:
+def test_links_are_removed_and_not_followed(desk: JournalFixture, tmp_path: Path) -> None:
     written(desk)
     precious = tmp_path / "precious"
     precious.mkdir()
