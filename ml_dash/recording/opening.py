@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import filelock  # noqa: F401 - its hooks at a fork come before ours
+
 from ..core import events
 from ..core.frames import OrderHeader
 from ..core.names import check_name
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     from ..core.state import State
 
 log = logging.getLogger("ml_dash")
+
+# After the import of filelock: hooks before a fork run in the reverse order of their registration.
+process.let_forks_wait()
 
 # At opening, a longer unprojected tail of the journal is not folded.
 _TAIL_TO_FOLD_BYTES: Final = 2 << 20

@@ -36,6 +36,16 @@ def loading() -> Iterator[None]:
         yield
 
 
+def let_forks_wait() -> None:
+    """Let forks wait, from now on, while modules are loaded. To be called once, after filelock was imported.
+
+    Hooks before a fork run in the reverse order of their registration, so ours runs before filelock's. Otherwise the
+    fork would hold filelock's lock and wait for the thread that loads, which may wait for that lock in turn.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
+
+
 def _before_fork() -> None:
     global _held
     _held = _load_lock.acquire(timeout=_PATIENCE_S)
@@ -60,4 +70,4 @@ def _at_exit() -> None:
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(after_in_child=_after_in_child)

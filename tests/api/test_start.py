@@ -141,6 +141,7 @@ def test_a_fork_waits_until_what_is_being_loaded_is_there(python: Python, tmp_pa
 import os, signal, sys, threading
 sys.path.insert(0, {str(tmp_path)!r})
 import hub
+import ml_dash.recording.opening
 from ml_dash.recording.process import loading
 
 def load():

@@ -234,10 +234,21 @@ def test_what_was_seen_changes_nothing_when_it_comes_again(data: st.DataObject) 
     assert lines(edits) == written
 
 
+def _opened_once(events: list[tuple[int, int, int, Any]]) -> list[tuple[int, int, int, Any]]:
+    """Events of one writer, numbered anew, without openings and ends after the first: no writer writes two.
+
+    Of two in a damaged journal the first to arrive counts, so the order of arrival would matter.
+    """
+    kinds = [kind for _, kind, *_ in events]
+    once = (ev.OPEN, ev.CLOSE)
+    kept = [event for place, event in enumerate(events) if event[1] not in once or event[1] not in kinds[:place]]
+    return [(number, *event[1:]) for number, event in enumerate(kept)]
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_registers_and_the_set_of_events_do_not_depend_on_the_order_of_arrival(data: st.DataObject) -> None:
-    history = data.draw(histories(3))
+    history = {writer: _opened_once(events) for writer, events in data.draw(histories(3)).items()}
     stretches = data.draw(cut(history))
     outcomes = []
     for arrival in (stretches, data.draw(st.permutations(stretches))):
