@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_dash")
 
-# Behind the import of filelock.
+# After the import of filelock: hooks before a fork run in the reverse order of their registration.
 process.let_forks_wait()
 
 # At opening, a longer unprojected tail of the journal is not folded.

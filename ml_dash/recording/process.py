@@ -37,10 +37,10 @@ def loading() -> Iterator[None]:
 
 
 def let_forks_wait() -> None:
-    """From now on a fork waits while modules are loaded. Call it once, when filelock is loaded.
+    """Let forks wait, from now on, while modules are loaded. To be called once, after filelock was imported.
 
-    The hooks before a fork are called the last one first: if filelock's had taken its lock before, a thread that loads
-    and collects garbage meanwhile could wait for that lock, and the fork for the thread.
+    Hooks before a fork run in the reverse order of their registration, so ours runs before filelock's. Otherwise the
+    fork would hold filelock's lock and wait for the thread that loads, which may wait for that lock in turn.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
