@@ -225,8 +225,8 @@ def _decide_status(state: State) -> None:
         state.status = RUNNING
     elif any(writer.ended == "failed" for writer in writers):
         state.status = "failed"
-    # None: found dead, without a closing event.
     elif any(writer.ended in (None, "interrupted") for writer in writers):
+        # None: found dead, without a closing event.
         state.status = "interrupted"
     else:
         state.status = "completed"

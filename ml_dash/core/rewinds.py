@@ -21,10 +21,9 @@ Old spans are longer, so that a metric of n points has about 4 log2(n / 1000) of
 The work has three steps, and each may be repeated:
 
 1. `note` adds a rewind to the state. `count_points` adds points, and marks metrics whose new points an earlier rewind
-may
-   hit: points may arrive late.
-2. `settle` decides from which time each rewind counts, and marks the metrics that this concerns. 3. `recount`, once a
-sink has the lines, counts the marked metrics anew. A crash before it does no harm: a checkpoint is
+   may hit: points may arrive late.
+2. `settle` decides from which time each rewind counts, and marks the metrics that this concerns.
+3. `recount`, once a sink has the lines, counts the marked metrics anew. A crash before it does no harm: a checkpoint is
    taken after it, and without one the events are folded again.
 
 Nothing is removed by a rewind: points keep their indices, and `superseded` says which do not count.
@@ -82,7 +81,7 @@ def count_points(
     uniform = True
     while position < count:
         begun = metric.spans[-1].end if metric.spans else 0
-        # `max`: a state of an older version may have more points after its last span than a span holds.
+        # `max`: a piece is never empty, or this would not end.
         end = min(count, position + max(1, SPAN - (metric.count - begun)))
         if position or end < count:
             piece = rows[position:end]
@@ -398,7 +397,7 @@ class Judge:
         steps: list[int | float | None] = [*steps_of(rows, columns)]
         if len(steps) < len(rows):
             steps = list(map(step_of, rows))
-        # No rewind lies between the earliest and the latest of them, so one step decides for all. Nearly always so.
+        # No rewind lies between the earliest and the latest of them, so one step decides for all.
         if first == last:
             limit = self._steps[first]
             return [step is None or step < limit for step in steps]

@@ -197,7 +197,7 @@ class Degraded:
         if file.fd < 0 or file.size >= ROLL_BYTES:
             file.retire()
             file.start(int(msgpack.unpackb(payload)[0]))
-        # It waited whole, because no blob could be stored either.
+        # It waited whole: no blob is stored while the disk refuses.
         if len(payload) > MAX_PAYLOAD:
             payload = file.spill(*msgpack.unpackb(payload))
         file.put(payload)

@@ -114,8 +114,8 @@ class Order:
         try:
             self._fd = os.open(self.path, flags)
             self._read_header()
-        # A newer format is not caught: it is no damage, and nothing is begun anew over it.
         except (FileNotFoundError, Damaged):
+            # A newer format is not caught: it is no damage, and nothing is begun anew over it.
             self.close()
             if not write:
                 return

@@ -131,8 +131,8 @@ def open_segment(path: Path) -> Segment | None:
             start += file.read(size - len(start))
     try:
         header, first, crc = decode_header(start)
-    # Its checksum holds, so it is newer and not damaged: nothing is mended, and no frame is guessed at.
     except NewerFormat as error:
+        # Its checksum holds, so it is newer and not damaged: nothing is mended, and no frame is guessed at.
         raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
     except Damaged as error:
         return _mended(path, name, size, error)
