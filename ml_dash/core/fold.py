@@ -183,6 +183,8 @@ def _void_death(state: State, writer: WriterState) -> None:
     state.alive.append(writer.id)
     writer.uncounted = True
     for metric in state.metrics.values():
+        # Its count of points would begin at 0 again, and these entries would give wrong indices together with later
+        # ones.
         metric.runs = [run for run in metric.runs if run[0] != writer.id]
     if not writer.child and writer.id not in state.session:
         state.session.append(writer.id)
@@ -214,7 +216,16 @@ def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
 
 
 def _decide_status(state: State) -> None:
-    """Decide the status by the writers of the session: running, else failed, else interrupted, else completed."""
+    """Decide the status by the writers of the session: running, else failed, else interrupted, else completed.
+
+        one of them is alive               running
+        else one has failed                failed
+        else one was killed                interrupted (it said so, or left no closing event)
+        else                               completed
+
+    A job that starts again after its writers have ended begins a new session: what became of them does not count any
+    more.
+    """
     writers = [state.writers[writer] for writer in state.session]
     if not writers:
         # Only children, as where all came by REST: the one that ended last decides.
@@ -240,6 +251,7 @@ _NOT_OF_THE_WRITER: Final = frozenset((
 
 
 def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold an opening: where the writer runs, what was given, and that it is one of those that decide the status."""
     state, writer = work.state, work.writer
     body = ev.mapping(body)
     project, name = ev.text(body["project"]), ev.text(body["name"])
@@ -248,6 +260,7 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
     # A writer opens once. A second opening under its id is damage or forgery.
     if writer.place is not None:
         raise Malformed
+    # From here on nothing raises: all that may be wrong was looked at above.
     writer.child = body.get("child") is True
     writer.place = {key: value for key, value in body.items() if key not in _NOT_OF_THE_WRITER}
     # The first one counts: a journal belongs to one experiment.
@@ -265,6 +278,7 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a closing event: how the run ended. A second one is malformed."""
     writer, body = work.writer, ev.mapping(body)
     error = body.get("error")
     # A writer ends once; `dead` does not matter, because the closing event may be read after an observer found the lock
@@ -279,6 +293,7 @@ def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of the experiment's own registers."""
     body = ev.mapping(body)
     _offer(work.state, ev.changes(body, "description", "tags", "folder", "metadata"), stamp)
     _protect(work.state, body, stamp)
@@ -291,6 +306,7 @@ def _protect(state: State, body: dict[str, Any], stamp: StampTuple) -> None:
 
 
 def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a report of lost events: numbers that nobody needs to wait for, and how many they were."""
     writer, body = work.writer, ev.mapping(body)
     count = ev.natural(body["count"])
     unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
@@ -320,6 +336,8 @@ def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of parameters. Each is a register of its own, so writers that set different keys do not collide.
+    """
     registers = work.state.parameters
     for key, value in ev.mapping(body).items():
         register = registers.get(key)
@@ -410,7 +428,11 @@ class _Batch:
         return metric
 
     def _note_index(self, metric: Metric, start: int, count: int) -> None:
-        """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`)."""
+        """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`).
+
+        A brings 5 points, B brings 2, A brings 3 more: the runs are (A, 0, 0), (B, 0, 5), (A, 5, 7). So the point of A
+        with the ordinal 6 has the index 7 + 6 - 5 = 8.
+        """
         writer = self.writer.id
         tally = metric.tallies.get(writer, 0)
         if not metric.runs or metric.runs[-1][0] != writer:
@@ -466,6 +488,7 @@ def _ragged_rows(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of a metric's own registers; the metric may have no points yet."""
     name, given = body
     check_metric_name(name)
     given = ev.changes(ev.mapping(given), "description", "tags", "metadata")
@@ -477,6 +500,7 @@ def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _rewind(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a rewind. Only noted here: what it does is decided after the stretch, by `rewinds.settle`."""
     body = ev.mapping(body)
     step, names = ev.step(body["step"]), body.get("metrics")
     if names is not None:
@@ -494,6 +518,7 @@ def _rewind(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold an added file, and the changes of it that came before it."""
     state, body = work.state, ev.mapping(body)
     time_ns, writer, number = stamp
     given = ev.changes(body, "description", "tags", "metadata")
@@ -553,6 +578,7 @@ def _end_file(work: _Batch, file: File, *, replaced_ns: int = 0, deleted_ns: int
 
 
 def _file_update(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of a file's registers; they count also if the file was deleted or replaced since."""
     body = ev.mapping(body)
     given = ev.changes(body, "description", "tags", "metadata")
     file = _file_of(work, ev.FILE_UPDATE, body, stamp)
@@ -561,6 +587,7 @@ def _file_update(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _file_delete(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold the deletion of a file: it is listed no longer, and its content is released."""
     file = _file_of(work, ev.FILE_DELETE, ev.mapping(body), stamp)
     if file is not None:
         _end_file(work, file, deleted_ns=stamp[0])
@@ -579,6 +606,7 @@ def _file_of(work: _Batch, kind: int, body: dict[str, Any], stamp: StampTuple) -
 
 
 # POINT is not here: `fold` handles it itself.
+# handler(work, body, stamp): checks the body, raises one of _ERRORS if it has the wrong shape, else changes the state.
 _HANDLERS: Final[dict[int, Callable[[_Batch, Any, StampTuple], None]]] = {
     ev.OPEN: _open,
     ev.CLOSE: _close,

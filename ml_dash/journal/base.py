@@ -4,11 +4,12 @@ header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | 
 
 The checksum covers the length and the body and starts from the header's. A base must not be deleted: what it stands for
 is on the server only. So a base that cannot be read is an error wherever the journal is read, and no reader continues
-as if there were none. docs/format.md draws the same bytes.
+as if there were none.
 
 Two things make one. `gc` removes segments that a server has proven to hold, and `pull` may bring an experiment's state
-without its events. Both write the base first, synced, and remove or leave out what it stands for afterwards. A crash in
-between leaves segments that are also in the base: their first `length` bytes count as folded, so nothing is doubled.
+without its events. `gc` writes the base, synced, before it removes anything; a journal that is brought appears whole,
+with its base. A crash of `gc` in between leaves segments that are also in the base: their first `length` bytes count as
+folded, so nothing is doubled.
 
     without    fold(all segments)                       = state
     with       fold(base.state, what is not in it)      = the same state
@@ -157,9 +158,7 @@ def save(journal: Path, identity: OrderHeader, base: Base) -> None:
 
 
 def _crc(head: bytes, body: bytes) -> int:
-    """Return the checksum of a body: with its length, continued from the header's, which is in the last four bytes of
-    `head`.
-    """
+    """Return the checksum of a body and its length, continued from the header's: the last four bytes of `head`."""
     return crc32(body, crc32(len(body).to_bytes(8, "little"), int.from_bytes(head[-4:], "little")))
 
 

@@ -272,9 +272,7 @@ class SegmentFolder:
             os.close(fd)
 
     def _raise_fd(self, fd: int) -> int:
-        """Return a copy of a descriptor with a number from 64 on, and close the one given; that one if it cannot be
-        copied.
-        """
+        """Replace a descriptor by a copy with a number from 64 on; return it, or the old one if that cannot be done."""
         try:
             import fcntl
         except ImportError:
