@@ -19,6 +19,12 @@ small integers; a reader passes on kinds it does not know. Bodies are plain msgp
 | `UPDATE`      | map of the `description`, `tags`, `folder`, `metadata` that were given      |
 | `LOST`        | map: `count` of events, `reason`; the numbers `from`..`to` stay unused      |
 | `REWIND`      | map: `step`, and `metrics` (a list of names) where not all are meant        |
+
+Bodies are kept for ever, and are read by programs of other versions. So kinds and keys are never used again for
+something else; a new meaning gets a new kind or a new key, and who does not know it passes it on.
+
+In maps an absent key means *leave as it is*, nil means *no value*. The functions in the second half check what comes
+from disk: they raise Malformed, and the fold counts that.
 """
 
 from __future__ import annotations
@@ -91,6 +97,7 @@ def opening(
     or unpickled in another process) has a `parent` writer and never decides the status.
     """
     body: Given = {"project": project, "name": name, "folderPath": folder_path, **place, **given}
+    # Only what says something: an opening event is read at every start.
     optional = {"writeProtected": protected or None, "remote": remote, "userName": user_name, "parent": parent}
     body.update({key: value for key, value in optional.items() if value is not None})
     if child:
@@ -132,6 +139,7 @@ def blob_name(digest: str, writer: str, seq: int) -> str:
 
 # -- reading: bodies come from disk, and a checksum does not say that they make sense ---------------------------------
 
+# Values nest in each other; a forged body could do so thousands of times.
 MAX_DEPTH: Final = 100
 """Deeper values cannot have been recorded (`values.MAX_DEPTH` is less), and would exhaust the stack."""
 
@@ -148,12 +156,14 @@ def plain(value: Any, depth: int = MAX_DEPTH) -> bool:
 
     None, bool, int, float, text, bytes, or lists and mappings of them.
     """
+    # Exact types: subclasses cannot come out of msgpack.
     kind = type(value)
     if kind in _LEAVES:
         return True
     if not depth:
         return False
     if kind is list:
+        # One set of types first: a list of a million numbers is checked in C.
         return all_leaves(value) or all(plain(item, depth - 1) for item in value)
     if kind is dict:
         items = value.values()
@@ -182,6 +192,7 @@ def text(value: Any) -> str:
 
 def natural(value: Any) -> int:
     """Return the value if it is an integer from 0 to 2**63 - 1. Raises Malformed."""
+    # An exact type, since True is an int as well.
     if type(value) is not int or not 0 <= value <= limits.INT64_MAX:
         raise Malformed
     return value
@@ -201,8 +212,10 @@ def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
         if value is None:
             continue
         if key == "tags":
+            # Tags are a list of texts.
             if type(value) is not list or not set(map(type, value)) <= _TEXT:
                 raise Malformed
         elif type(value) is not (dict if key == "metadata" else str):
+            # Metadata is a mapping; all others are texts.
             raise Malformed
     return given

@@ -4,6 +4,23 @@ The folder, the server's tables and the readers in memory all fold with this cod
 lines, but for each writer the ranges of numbers that were seen: an event may come any number of times and counts once.
 Of a register (a parameter, metadata, the file at a path) the greatest stamp wins, whatever the order of arrival. Series
 (logs, points) are numbered in the order of folding. Folding a stretch at once or in parts gives the same state.
+
+A state changes in place; what a sink (the folder, the server's tables) has to do about it is added to `Edits`. Nothing
+here depends on a clock, a machine or a file, so the same events in the same order give the same state and the same
+bytes everywhere, and a state that was lost is made again by folding from the start.
+
+What each part of a state depends on:
+
+    registers, files     only on which events were folded, not on their order
+    numbers of lines     on the order of folding, which `order` records
+    superseded points    only on the times of points and rewinds (see `rewinds`)
+
+Bodies come from disk or from a network, and a checksum does not say that they make sense. So a handler checks all of a
+body before it changes anything: an event that is malformed counts as one, and leaves no half of it behind.
+
+An event mostly costs a comparison of its number and one look-up; points are collected and counted by column. Memory
+grows with writers, metrics, parameters, files and gaps in the numbers, never with points. One thread folds a state at a
+time.
 """
 
 from __future__ import annotations
@@ -39,8 +56,11 @@ from .statistics import Columns, Rows, all_plain, columns_of
 
 __all__ = ["FOLD_VERSION", "Edits", "State", "fold", "fold_death", "index_of"]
 
+# What a body of the wrong shape makes a handler raise. Any other exception is a mistake in this code, and is not
+# hidden.
 _ERRORS: Final = (TypeError, ValueError, LookupError, ArithmeticError)
 _TEXT: Final = {str}
+# A time in ns later than any that an event can have.
 _NEVER: Final = 1 << 64
 
 # -- the fold ---------------------------------------------------------------------------------------------------------
@@ -56,18 +76,23 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
     if writer is None:
         writer = state.writers[writer_id] = WriterState(writer_id)
         state.alive.append(writer_id)
+    # A death is void once an event of that writer comes that is new; one that was seen before proves nothing.
     if writer.dead:
         batch = list(batch)
         if any(writer.is_new(event[0]) for event in batch):
             _void_death(state, writer)
     work = _Batch(state, writer, edits)
     rows = work.rows
+    # Numbers [first, expected) were folded here and are not in `seen` yet: in the usual case, where numbers follow each
+    # other, the ranges are changed once for a stretch and not for each event.
     expected = first = writer.seen[-1][1] if writer.seen else 0
     folded, first_ns, last_ns = 0, _NEVER, -_NEVER
     for number, kind, time_ns, body in batch:
+        # The end of the last range that was seen, so this number is new.
         if number == expected:
             expected += 1
         else:
+            # A gap, or an event that comes again: note what came so far, and let the ranges decide.
             _extend(writer, first, expected)
             admitted = writer.admit(number)
             expected = first = writer.seen[-1][1] if writer.seen else 0
@@ -79,6 +104,7 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
         if time_ns < first_ns:
             first_ns = time_ns
         try:
+            # The most frequent kind by far, without a call. Its values are checked by column, in `flush`.
             if kind == ev.POINT:
                 name, data = body
                 if type(data) is not dict:
@@ -89,16 +115,23 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
             else:
                 handler = _HANDLERS.get(kind)
                 if handler is None:
+                    # Of a newer version. It was counted as seen, and another version of the fold begins anew, so it is
+                    # not lost.
                     state.unknown += 1
                 else:
+                    # Handlers ask when the writer began, and this event may be the first one.
                     work.first_ns = first_ns
                     handler(work, body, (time_ns, writer_id, number))
         except _ERRORS:
             state.malformed += 1
+    # Metric by metric. Points of one metric are in their order, and how those of several lay between each other changes
+    # nothing.
     for name in list(rows):
+        # Single points of this metric came before these.
         work.flush(name)
     _extend(writer, first, expected)
     if folded:
+        # After all events of the stretch: whether a rewind counts from an earlier one depends on when writers ran.
         before_ns = writer.last_ns
         _note_progress(state, writer, folded, first_ns, last_ns)
         if state.rewinds and (work.rewound or rewinds.may_settle(state, writer, before_ns)):
@@ -107,7 +140,10 @@ def fold(state: State, writer_id: str, batch: Iterable[Event], edits: Edits) -> 
 
 
 def _extend(writer: WriterState, first: int, expected: int) -> None:
-    """Add numbers [first, expected), which follow the last range seen."""
+    """Add numbers [first, expected), which follow the last range seen.
+
+    Numbers that join the last range lengthen it. Without any range these are the first numbers of the writer.
+    """
     if expected == first:
         return
     if writer.seen:
@@ -117,6 +153,7 @@ def _extend(writer: WriterState, first: int, expected: int) -> None:
 
 
 def _note_progress(state: State, writer: WriterState, folded: int, first_ns: int, last_ns: int) -> None:
+    """Count the folded events, and take their times into those of the writer and of the experiment."""
     state.events += folded
     writer.first_ns = min(writer.first_ns or first_ns, first_ns)
     writer.last_ns = max(writer.last_ns, last_ns)
@@ -138,11 +175,16 @@ def fold_death(state: State, writer_id: str, edits: Edits) -> None:
 
 
 def _void_death(state: State, writer: WriterState) -> None:
-    """Undo the death of a writer: an event of it came later, so the observer was wrong."""
+    """Undo the death of a writer: an event of it came later, so the observer was wrong.
+
+    Its tallies were dropped at its death, so its ordinals cannot be told from here on: see `WriterState.uncounted`.
+    """
     writer.dead = False
     state.alive.append(writer.id)
     writer.uncounted = True
     for metric in state.metrics.values():
+        # Its count of points would begin at 0 again, and these entries would give wrong indices together with later
+        # ones.
         metric.runs = [run for run in metric.runs if run[0] != writer.id]
     if not writer.child and writer.id not in state.session:
         state.session.append(writer.id)
@@ -154,15 +196,19 @@ def _retire(state: State, writer: WriterState, began_ns: int) -> None:
     if writer.id in state.alive:
         state.alive.remove(writer.id)
     for metric in state.metrics.values():
+        # It appends no more, so nobody asks for the index of one of its points. Tallies of ended writers would add up
+        # for ever.
         metric.tallies.pop(writer.id, None)
     if writer.place is None and writer.id not in state.session:
         # Its opening event is lost; it counts like any other writer.
         _join_session(state, writer, began_ns)
+    # A child has no say, unless there are only children.
     if not writer.child or not state.session:
         _decide_status(state)
 
 
 def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
+    """Add a writer to those that decide the status; they begin anew with it if the experiment was not running."""
     if state.status != RUNNING:
         # Writers that still wrote when this one began ran beside it, however early their end was read.
         state.session = [other for other in state.session if state.writers[other].last_ns > began_ns]
@@ -170,6 +216,16 @@ def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
 
 
 def _decide_status(state: State) -> None:
+    """Decide the status by the writers of the session: running, else failed, else interrupted, else completed.
+
+        one of them is alive               running
+        else one has failed                failed
+        else one was killed                interrupted (it said so, or left no closing event)
+        else                               completed
+
+    A job that starts again after its writers have ended begins a new session: what became of them does not count any
+    more.
+    """
     writers = [state.writers[writer] for writer in state.session]
     if not writers:
         # Only children, as where all came by REST: the one that ended last decides.
@@ -181,11 +237,13 @@ def _decide_status(state: State) -> None:
     elif any(writer.ended == "failed" for writer in writers):
         state.status = "failed"
     elif any(writer.ended in (None, "interrupted") for writer in writers):
+        # None: found dead, without a closing event.
         state.status = "interrupted"
     else:
         state.status = "completed"
 
 
+# Keys of an opening event that are about the experiment; all others say where the writer runs.
 _NOT_OF_THE_WRITER: Final = frozenset((
     "id", "project", "name", "description", "tags", "folder", "metadata", "folderPath", "journalPath", "writeProtected",
     "child",
@@ -193,15 +251,19 @@ _NOT_OF_THE_WRITER: Final = frozenset((
 
 
 def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold an opening: where the writer runs, what was given, and that it is one of those that decide the status."""
     state, writer = work.state, work.writer
     body = ev.mapping(body)
     project, name = ev.text(body["project"]), ev.text(body["name"])
     given = ev.changes(body, "description", "tags", "folder", "metadata")
     journal_path = ev.text(body["journalPath"]) if "journalPath" in body else None
+    # A writer opens once. A second opening under its id is damage or forgery.
     if writer.place is not None:
         raise Malformed
+    # From here on nothing raises: all that may be wrong was looked at above.
     writer.child = body.get("child") is True
     writer.place = {key: value for key, value in body.items() if key not in _NOT_OF_THE_WRITER}
+    # The first one counts: a journal belongs to one experiment.
     state.project, state.name = state.project or project, state.name or name
     _offer(state, given, stamp)
     if journal_path is not None and not writer.child:
@@ -216,36 +278,45 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a closing event: how the run ended. A second one is malformed."""
     writer, body = work.writer, ev.mapping(body)
     error = body.get("error")
+    # A writer ends once; `dead` does not matter, because the closing event may be read after an observer found the lock
+    # free.
     if body["status"] not in ev.ENDINGS or writer.ended is not None:
         raise Malformed
     writer.error = None if error is None else ev.mapping(error)
     writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
+    # Before `_retire`, which drops the tallies that counting these points would need.
     work.flush_all()
     _retire(work.state, writer, work.began_ns)
 
 
 def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of the experiment's own registers."""
     body = ev.mapping(body)
     _offer(work.state, ev.changes(body, "description", "tags", "folder", "metadata"), stamp)
     _protect(work.state, body, stamp)
 
 
 def _protect(state: State, body: dict[str, Any], stamp: StampTuple) -> None:
+    """Note since when the experiment is write-protected: the least stamp, whatever the order of arrival."""
     if body.get("writeProtected") is True:
         state.protected = min(state.protected or stamp, stamp)
 
 
 def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a report of lost events: numbers that nobody needs to wait for, and how many they were."""
     writer, body = work.writer, ev.mapping(body)
     count = ev.natural(body["count"])
     unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
+    # Counts are read from disk, and a sum of them must still fit where states are stored.
     writer.lost = min(writer.lost + count, INT64_MAX)
     writer.unused += unused
 
 
 def _offer(target: State | Metric | File, given: dict[str, Any], stamp: StampTuple) -> None:
+    """Offer the given values to the registers of these names."""
     for key, value in given.items():
         getattr(target, key).offer(value, stamp)
 
@@ -254,6 +325,7 @@ def _offer(target: State | Metric | File, given: dict[str, Any], stamp: StampTup
 
 
 def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Number a log entry. A text or mapping of the wrong type raises before the entry is counted."""
     if type(body) is not list:
         raise Malformed
     level, message, metadata = body
@@ -264,6 +336,8 @@ def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of parameters. Each is a register of its own, so writers that set different keys do not collide.
+    """
     registers = work.state.parameters
     for key, value in ev.mapping(body).items():
         register = registers.get(key)
@@ -277,7 +351,12 @@ def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 class _Batch:
-    """One stretch of one writer while it is folded. Single points wait in `rows` to be counted column by column."""
+    """One stretch of one writer while it is folded. Single points wait in `rows` to be counted column by column.
+
+    Counting by column is what makes folding fast: `min`, `max` and the sum of a list of a thousand numbers run in C. So
+    single points are not counted one by one. They must be counted before anything that depends on how many there are:
+    other points of the metric, its closing, a rewind.
+    """
 
     __slots__ = ("edits", "first_ns", "rewound", "rows", "state", "writer")
 
@@ -285,6 +364,7 @@ class _Batch:
         self.state = state
         self.writer = writer
         self.edits = edits
+        # Metric → fields and times (ns) of its waiting points.
         self.rows: dict[str, tuple[Rows, list[int]]] = {}
         self.first_ns = _NEVER
         self.rewound = False
@@ -311,6 +391,7 @@ class _Batch:
         if name not in self.rows:
             return
         rows, times = self.rows.pop(name)
+        # One check for all. If it fails, at least one point is malformed, and each is looked at by itself.
         columns = columns_of(rows)
         if columns is None:
             kept = [(row, time) for row, time in zip(rows, times, strict=True) if _is_point(row)]
@@ -325,6 +406,7 @@ class _Batch:
         first_ns, last_ns = (times, times) if isinstance(times, int) else (min(times), max(times))
         metric = self.metric(name, first_ns)
         metric.first_ns = min(metric.first_ns or first_ns, first_ns)
+        # The index of the first point. `count_points` changes `metric.count`.
         start, count = metric.count, len(rows)
         if not self.writer.uncounted:
             self._note_index(metric, start, count)
@@ -332,6 +414,7 @@ class _Batch:
         metric.updated_ns = max(metric.updated_ns, last_ns)
         self.state.points += count
         rewinds.count_points(self.state, metric, rows, times, columns, self.edits)
+        # The rows themselves, not copies: the sink writes them and drops them.
         self.edits.points.setdefault(name, []).append(Block(start, rows, times))
         self.edits.metrics.add(name)
 
@@ -340,23 +423,32 @@ class _Batch:
         metric = self.state.metrics.get(name)
         if metric is None:
             metric = self.state.metrics[name] = Metric(name, time_ns)
+        # Stretches of several writers come in any order of time.
         metric.created_ns = min(metric.created_ns, time_ns)
         return metric
 
     def _note_index(self, metric: Metric, start: int, count: int) -> None:
-        """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`)."""
+        """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`).
+
+        A brings 5 points, B brings 2, A brings 3 more: the runs are (A, 0, 0), (B, 0, 5), (A, 5, 7). So the point of A
+        with the ordinal 6 has the index 7 + 6 - 5 = 8.
+        """
         writer = self.writer.id
         tally = metric.tallies.get(writer, 0)
         if not metric.runs or metric.runs[-1][0] != writer:
+            # Only where writers alternate is there a new entry: one writer alone has one, however many points it
+            # brings.
             metric.runs = [*metric.runs[1 - RUNS_KEPT :], (writer, tally, start)]
         metric.tallies[writer] = tally + count
 
 
 def _is_point(row: dict[Any, Any]) -> bool:
+    """True if the fields of a point are values that a caller can have recorded, under text."""
     return set(map(type, row)) <= _TEXT and all(map(ev.plain, row.values()))
 
 
 def _points(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a batch of points with the same fields, given as columns."""
     name, fields, columns = body
     check_metric_name(name)
     if type(fields) is not list or type(columns) is not list or set(map(type, fields)) != _TEXT:
@@ -383,6 +475,7 @@ def _rows(fields: Sequence[str], columns: Sequence[list[Any]]) -> Rows:
 
 
 def _ragged_rows(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a batch of points whose fields vary: they wait as single points do, all with the time of the event."""
     name, rows = body
     check_metric_name(name)
     if type(rows) is not list or not rows:
@@ -395,6 +488,7 @@ def _ragged_rows(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of a metric's own registers; the metric may have no points yet."""
     name, given = body
     check_metric_name(name)
     given = ev.changes(ev.mapping(given), "description", "tags", "metadata")
@@ -406,12 +500,15 @@ def _metric(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _rewind(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold a rewind. Only noted here: what it does is decided after the stretch, by `rewinds.settle`."""
     body = ev.mapping(body)
     step, names = ev.step(body["step"]), body.get("metrics")
     if names is not None:
         if type(names) is not list or not names:
             raise Malformed
         names = sorted(set(map(check_metric_name, names)))
+    # `count_points` marks points that a rewind may hit, by the rewinds that it knows then; those before it are found by
+    # `settle`.
     work.flush_all()
     rewinds.note(work.state, Rewind(stamp[0], stamp[1], step, names))
     work.rewound = True
@@ -421,10 +518,12 @@ def _rewind(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold an added file, and the changes of it that came before it."""
     state, body = work.state, ev.mapping(body)
     time_ns, writer, number = stamp
     given = ev.changes(body, "description", "tags", "metadata")
     checksum = ev.text(body["checksum"])
+    # It becomes part of a file name.
     if len(checksum) != 64 or set(checksum) - set("0123456789abcdef"):
         raise Malformed
     added = File(
@@ -442,7 +541,9 @@ def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
     )
     _offer(added, given, stamp)
     state.files[added.id] = added
+    # All checks are done: from here on nothing raises.
     _take_place(work, added)
+    # Changes that came before the file, as from another machine whose segments arrived first.
     for kind, later, change in state.early.pop(added.id, []):
         (_file_delete if kind == ev.FILE_DELETE else _file_update)(work, change, later)
     work.edits.moved.append(added.id)
@@ -450,7 +551,11 @@ def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _take_place(work: _Batch, added: File) -> None:
-    """Insert a file among those of its path, by stamps: each is replaced by the next one."""
+    """Insert a file among those of its path, by stamps: each is replaced by the next one.
+
+    A file that arrives late does not replace a newer one: it is replaced by it, at the time at which that one was
+    added.
+    """
     files = work.state.files
     same_place = work.state.places.setdefault(added.place, [])
     position = bisect_right(same_place, added.stamp, key=lambda file: files[file].stamp)
@@ -462,15 +567,18 @@ def _take_place(work: _Batch, added: File) -> None:
 
 
 def _end_file(work: _Batch, file: File, *, replaced_ns: int = 0, deleted_ns: int = 0) -> None:
+    # The first end releases its content; a later event about it must not release it again.
     if file.live:
         work.edits.released.append(file.blob)
     file.replaced_ns = replaced_ns or file.replaced_ns
+    # The earliest deletion counts, whichever comes first. Zero means: none.
     file.deleted_ns = min(file.deleted_ns or deleted_ns, deleted_ns or file.deleted_ns)
     work.edits.moved.append(file.id)
     work.edits.files = True
 
 
 def _file_update(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold new values of a file's registers; they count also if the file was deleted or replaced since."""
     body = ev.mapping(body)
     given = ev.changes(body, "description", "tags", "metadata")
     file = _file_of(work, ev.FILE_UPDATE, body, stamp)
@@ -479,6 +587,7 @@ def _file_update(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _file_delete(work: _Batch, body: Any, stamp: StampTuple) -> None:
+    """Fold the deletion of a file: it is listed no longer, and its content is released."""
     file = _file_of(work, ev.FILE_DELETE, ev.mapping(body), stamp)
     if file is not None:
         _end_file(work, file, deleted_ns=stamp[0])
@@ -486,6 +595,7 @@ def _file_delete(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 def _file_of(work: _Batch, kind: int, body: dict[str, Any], stamp: StampTuple) -> File | None:
     """Return the file that a change is about; None if it has not come yet: the change then waits for it."""
+    # Bodies were checked by the callers, so a change that waits is never malformed.
     file = work.state.files.get(ev.text(body["id"]))
     if file is None:
         work.state.early.setdefault(body["id"], []).append((kind, stamp, body))
@@ -495,6 +605,8 @@ def _file_of(work: _Batch, kind: int, body: dict[str, Any], stamp: StampTuple) -
     return file
 
 
+# POINT is not here: `fold` handles it itself.
+# handler(work, body, stamp): checks the body, raises one of _ERRORS if it has the wrong shape, else changes the state.
 _HANDLERS: Final[dict[int, Callable[[_Batch, Any, StampTuple], None]]] = {
     ev.OPEN: _open,
     ev.CLOSE: _close,

@@ -8,6 +8,17 @@ A segment is a header followed by frames. All integers are little-endian.
 A frame's CRC covers its length and its payload and starts from the header's CRC, so that a frame of one segment is
 never taken for a frame of another. CRC-32 is the one of zlib (ISO 3309); it does not detect deliberate forgery.
 docs/format.md draws the same bytes, with an example that a test decodes.
+
+Why a CRC and not only a length: after a crash a file system may show zeros, old content, or blocks of another file. Why
+it covers the length: a changed length would otherwise make the reader take the wrong bytes for a frame, and miss the
+next.
+
+Reading has two ways. `walk` takes frames one behind the other, as long as they hold. Where one does not, `find_frame`
+looks for the next place at which one does; what lies between is damaged. Both are linear in what they read, apart from
+places that look like a frame and are none.
+
+Pure functions on bytes: nothing here opens a file, and any thread may be in it. The same layout serves segments,
+`order` and the base, each with a magic of its own, so that none is taken for another.
 """
 
 from __future__ import annotations
@@ -22,13 +33,16 @@ import msgpack
 
 from ..errors import Damaged, NewerFormat
 
+# A byte beyond ASCII and a line feed: a file that was copied as text is noticed at once.
 MAGIC: Final = b"\x89MLDASH\n"
 ORDER_MAGIC: Final = b"\x89MLDORD\n"
 BASE_MAGIC: Final = b"\x89MLDBAS\n"
 VERSION: Final = 1
 MAX_PAYLOAD: Final = 1 << 20
 """Bytes of the largest payload. A `write` of this size was never torn by SIGKILL; most of 10 MiB were."""
+# Of a frame: length of the payload, checksum.
 HEAD: Final = struct.Struct("<II")
+# Of a header: magic, version, length of the body.
 PREFIX: Final = struct.Struct("<8sHH")
 CRC: Final = struct.Struct("<I")
 SPILLED: Final = 1
@@ -40,6 +54,8 @@ assert PREFIX.size == 12
 
 # A frame begins with a length of at most 1 MiB and, after its CRC, an array of four. One compiled look-ahead finds
 # every such place; the CRC decides.
+# In little-endian bytes: the third byte of a length of at most 1 MiB is at most 0x10, the fourth is 0; 0x94 begins an
+# array of four. Look-ahead, so that candidates may overlap.
 CANDIDATE: Final = re.compile(rb"(?s)(?=..[\x00-\x10]\x00....\x94)")
 
 
@@ -72,7 +88,10 @@ class OrderHeader(NamedTuple):
 
 
 class LengthCrcs(dict[int, int]):
-    """length → CRC of its four bytes, continued from the header's CRC; filled as lengths appear."""
+    """length → CRC of its four bytes, continued from the header's CRC; filled as lengths appear.
+
+    `crc32(payload, crcs[length])` is then the checksum of a frame. Most events of a run have one of a few lengths.
+    """
 
     def __init__(self, header_crc: int) -> None:
         super().__init__()
@@ -102,6 +121,10 @@ def header_size(start: bytes) -> int:
 
 
 def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], int, int]:
+    """Return (fields, size in bytes, CRC) of a header with that magic, with at least `count` fields.
+
+    Raises Damaged, NewerFormat.
+    """
     size = header_size(start)
     if not size or len(start) < size:
         raise Damaged(f"the header is cut off after {len(start)} bytes")
@@ -122,6 +145,7 @@ def _header_fields(start: bytes, magic: bytes, count: int) -> tuple[list[Any], i
         fields = msgpack.unpackb(start[PREFIX.size : PREFIX.size + length])
     except (ValueError, msgpack.UnpackException) as error:
         raise Damaged(f"the header is not msgpack: {error}") from None
+    # More fields are no error: later versions may append some.
     if not isinstance(fields, list) or len(fields) < count:
         raise Damaged("the header does not hold the fields of its format")
     return fields, size, crc
@@ -147,6 +171,7 @@ def decode_order_header(start: bytes, magic: bytes = ORDER_MAGIC) -> tuple[Order
 
 
 def _check_types(ids: list[Any], numbers: list[Any], texts: list[Any]) -> None:
+    """Raise Damaged if the fields of a header are not of their types: a checksum can also be right by forgery."""
     good = (
         all(isinstance(value, bytes) and len(value) == 16 for value in ids)
         and all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in numbers)
@@ -159,6 +184,7 @@ def _check_types(ids: list[Any], numbers: list[Any], texts: list[Any]) -> None:
 def encode_frame(payload: bytes, crcs: LengthCrcs) -> bytes:
     """Encode the frame that holds `payload` (at most 1 MiB)."""
     length = len(payload)
+    # Callers store longer bodies as blobs. Readers would take such a frame for damage.
     assert length <= MAX_PAYLOAD
     return HEAD.pack(length, crc32(payload, crcs[length])) + payload
 
@@ -169,11 +195,13 @@ def walk(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode, payloads: 
     It stops before a frame that is not whole, and before a payload for which `decode` raises ValueError.
     """
     size, position = len(buffer), start
+    # Local names: this loop runs once for each event that is ever read.
     unpack, append, head, largest = HEAD.unpack_from, payloads.append, HEAD.size, MAX_PAYLOAD
     try:
         while position + head <= size:
             length, crc = unpack(buffer, position)
             end = position + head + length
+            # Too long, or not whole in this buffer: the caller decides which.
             if length > largest or end > size:
                 break
             payload = buffer[position + head : end]
@@ -192,6 +220,7 @@ def might_grow(buffer: bytes, position: int) -> bool:
     if rest < HEAD.size:
         return True
     length = int(HEAD.unpack_from(buffer, position)[0])
+    # A frame that is all there and does not hold is damaged, and no further bytes will make it hold.
     return length <= MAX_PAYLOAD and rest < HEAD.size + length
 
 
@@ -205,6 +234,7 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
         if length > MAX_PAYLOAD or end > size:
             continue
         payload = buffer[position + HEAD.size : end]
+        # Not by `crcs[length]`: lengths that chance put there would fill that dictionary.
         if crc32(payload, crc32(length.to_bytes(4, "little"), crcs.header_crc)) != crc:
             continue
         if _decodes(payload, decode):
@@ -213,6 +243,7 @@ def find_frame(buffer: bytes, start: int, crcs: LengthCrcs, decode: Decode) -> i
 
 
 def _decodes(payload: bytes, decode: Decode) -> bool:
+    """True if a payload decodes: CRC-32 alone would let one in four billion candidates pass."""
     try:
         decode(payload)
     except (ValueError, RecursionError):

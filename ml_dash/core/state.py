@@ -1,4 +1,12 @@
-"""The state of an experiment after folding its events, and the edits handed to a sink."""
+"""The state of an experiment after folding its events, and the edits handed to a sink.
+
+A state is stored in checkpoints and bases, and by servers, under the names of these fields. Whoever renames a field, or
+lets it mean something else, has to raise FOLD_VERSION. Ids of writers are in hex, times in ns since the epoch, and a
+time of 0 means *none*. `fold` and `rewinds` change a state; everything else reads it.
+
+Its size does not depend on the number of points or log lines. It grows with writers, metrics and their fields,
+parameters and files, and with the gaps in the numbers of events.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +20,10 @@ from .ranges import Range
 FOLD_VERSION: Final = 2
 """Grows when the fold gives the same events another state: states of older versions are then made again."""
 RUNNING: Final = "running"
+# Indices are asked for soon after a point was appended, and each run is stored with every checkpoint.
 RUNS_KEPT: Final = 64
 """Entries of `Metric.runs` that are kept."""
+# Numbers of events are below this, so that the end of a range fits into 64 bits as well.
 _NUMBERS: Final = 1 << 63
 
 StampTuple = tuple[int, str, int]
@@ -22,7 +32,10 @@ BEFORE_ALL: Final[StampTuple] = (-1, "", -1)
 
 @dataclass(slots=True)
 class Register:
-    """A value of which only the one with the greatest stamp counts."""
+    """A value of which only the one with the greatest stamp counts.
+
+    Two events never have the same stamp, so the result does not depend on which value was offered first.
+    """
 
     value: Any = None
     stamp: StampTuple = BEFORE_ALL
@@ -43,6 +56,7 @@ class Series:
     min: float | int | None = None
     max: float | int | None = None
     total: float = 0.0
+    # Values that are neither NaN nor left out otherwise: the mean is `total / counted`.
     counted: int = 0
 
 
@@ -103,6 +117,7 @@ class Metric:
     metadata: Register = field(default_factory=Register)
     series: dict[str, Series] = field(default_factory=dict)
     # (writer, ordinal, index): where a writer's consecutive points begin. Newest last, at most RUNS_KEPT of them.
+    # By these an index that a caller asks for is found from the writer's own count of its points (its ordinals).
     runs: list[tuple[str, int, int]] = field(default_factory=list)
     # Writer that has not ended → how many points it brought.
     tallies: dict[str, int] = field(default_factory=dict)
@@ -162,11 +177,15 @@ class WriterState:
     """One writer: where it runs, how it ended, and which of its event numbers were seen."""
 
     id: str
+    # Ranges [start, end), sorted. Kept for ever: an event may be sent again after years. One range, if nothing is
+    # missing.
     seen: list[Range] = field(default_factory=list)
     first_ns: int = 0
     last_ns: int = 0
+    # What the opening event says of where it runs; None until that is read.
     place: dict[str, Any] | None = None
     child: bool = False
+    # The status in its closing event; None until that is read.
     ended: str | None = None
     ended_ns: int = 0
     error: dict[str, Any] | None = None
@@ -174,6 +193,7 @@ class WriterState:
     # It was wrongly taken for dead, and its tallies were dropped then: no indices are noted for it any more.
     uncounted: bool = False
     lost: int = 0
+    # Numbers that no event will have, by `LOST` events.
     unused: list[Range] = field(default_factory=list)
 
     @property
@@ -195,6 +215,7 @@ class WriterState:
 
     def is_new(self, number: int) -> bool:
         """True if an event may have this number and it was not seen yet."""
+        # The index of the first range that begins after the number: only the one before it can hold it.
         after = bisect_right(self.seen, (number, _NUMBERS))
         return 0 <= number < _NUMBERS - 1 and not (after and number < self.seen[after - 1][1])
 
@@ -206,6 +227,7 @@ class WriterState:
         after = bisect_right(seen, (number, _NUMBERS))
         joins_last = after > 0 and seen[after - 1][1] == number
         joins_next = after < len(seen) and seen[after][0] == number + 1
+        # It may lengthen the range before, the one after, or close the gap between both.
         start = seen[after - 1][0] if joins_last else number
         end = seen[after][1] if joins_next else number + 1
         seen[after - joins_last : after + joins_next] = [(start, end)]
@@ -229,6 +251,7 @@ class State:
     session: list[str] = field(default_factory=list)
     # The writers that are neither closed nor found dead.
     alive: list[str] = field(default_factory=list)
+    # The least stamp of an event that protects parameters and files from changes.
     protected: StampTuple | None = None
     description: Register = field(default_factory=Register)
     tags: Register = field(default_factory=Register)
@@ -275,6 +298,9 @@ class Edits:
 
     `metrics`, `parameters`, `files` and `experiment` mark documents that are older than the state; `released` are blobs
     that are not needed any more.
+
+    A sink applies them after each stretch or after many: marks add up, and documents are written from the state as it
+    is then. If it is killed in between, they are made again by folding from its checkpoint.
     """
 
     logs: list[LogLine] = field(default_factory=list)
@@ -297,6 +323,7 @@ class Edits:
 
 def index_of(metric: Metric, writer_id: str, ordinal: int) -> int | None:
     """Return the index of a writer's `ordinal`-th point of a metric; None if that is not known any more."""
+    # The newest first: within one run, ordinals and indices grow together.
     for writer, first_ordinal, first_index in reversed(metric.runs):
         if writer == writer_id and first_ordinal <= ordinal:
             return first_index + ordinal - first_ordinal

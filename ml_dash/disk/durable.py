@@ -1,4 +1,17 @@
-"""The safe file operations: append, sync, replace atomically, sync the folder."""
+"""The safe file operations: append, sync, replace atomically, sync the folder.
+
+What the operating system promises, and what it does not:
+
+- `write` gives bytes to the kernel: they survive this process, not a power cut. It may take only a part.
+- `fsync` of a file says nothing of its name, which is an entry of a folder: that has to be synced as well.
+- After a failed sync the kernel drops the error, and the pages count as clean: the next sync succeeds and means
+  nothing. So nothing here tries a sync again.
+- `rename` replaces a file as a whole, for every reader. After a power cut the new name may stand for a file without
+  content, unless the content was synced before.
+
+Functions on paths and descriptors: no state but counters for tests, no locks, any thread. They raise OSError as it is;
+whether an error may pass (STORAGE_TROUBLE) is for callers to decide.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +31,11 @@ Write = Callable[[int, bytes, int], int]
 BLOCK_BYTES: Final = 1 << 20
 """What is read at once of a file, or of an answer, that may be long."""
 
+# Errors of a disk, mount or folder that may pass: full, removed, read-only, unmounted, denied, out of descriptors.
+# Others, such as EINVAL, are mistakes of a program.
 STORAGE_TROUBLE: Final = frozenset(
     code
+    # By name: not every system has each of them.
     for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EROFS", "ESTALE", "EACCES", "EPERM", "ENOENT", "ENOTDIR", "EBADF",
                  "EAGAIN", "EINTR", "ENODEV", "ENXIO", "ETIMEDOUT", "EMFILE", "ENFILE", "ENOLCK", "ELOOP", "ENOMEM",
                  "ENOTCONN", "EREMOTEIO")
@@ -37,6 +53,7 @@ def is_gone(path: Path) -> bool:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        # Not `exists()`: that says False also for some errors which only mean that nobody can tell.
         return True
     except OSError:
         return False
@@ -55,6 +72,7 @@ def fail_point(name: str) -> None:
     if _hits[name] == int(nth):
         import signal
 
+        # SIGKILL: no `finally`, no exit function, no flush runs, as with the OOM killer.
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -89,6 +107,7 @@ def sync_folder(path: Path | str | int) -> None:
     if isinstance(path, int):
         os.fsync(path)
         return
+    # Windows cannot open a folder for this.
     if os.name == "nt":
         return
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -107,6 +126,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int | None = None) -> N
 
     Raises OSError.
     """
+    # A view: cutting off what was written copies nothing.
     rest = memoryview(data)
     if offset is not None and not hasattr(os, "pwrite"):
         os.lseek(fd, offset, os.SEEK_SET)
@@ -125,20 +145,26 @@ def replace_file(
 
     With `private` nobody else may read it (mode 0600), not even for a moment. The new content is first written to
     `scratch` (default: beside `path`), which a crash may leave behind.
+
+    A crash before the rename leaves the old file and perhaps a temporary one; after it, the new file. Without `sync` a
+    power cut may leave an empty one, so that is for what can be made again.
     """
     # Threads of one process may replace the same file.
     temporary = scratch or path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | (os.O_EXCL if private else os.O_TRUNC) | getattr(os, "O_CLOEXEC", 0)
+    # The mode is given at creation: a later chmod would leave a moment in which others may read.
     fd = os.open(temporary, flags, 0o600 if private else 0o666)
     try:
         try:
             write_all(fd, data)
+            # Content before name.
             if sync:
                 os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)
     except BaseException as error:
+        # Also an interrupt: no temporary file is to stay.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if scratch is None or not isinstance(error, OSError) or error.errno != errno.EXDEV:
@@ -156,6 +182,7 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.read(fd, size)
     data = os.pread(fd, size, offset)
+    # `pread` may return less than asked for, after a signal or on a network file system; only nothing means the end.
     while len(data) < size:
         more = os.pread(fd, size - len(data), offset + len(data))
         if not more:
@@ -196,12 +223,14 @@ def on_local_disk(path: Path) -> bool:
     """True if a folder is on a file system that is known to be local."""
     if not sys.platform.startswith("linux"):
         return False
+    # By the device number, not by the longest mount path: bind mounts and links make paths ambiguous.
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
             fields = line.split(" ")
             if fields[2] == wanted:
+                # A line has optional fields up to a single "-"; the type follows it.
                 kind = fields[fields.index("-") + 1]
                 return kind in _LOCAL_FILE_SYSTEMS
     return False
@@ -216,6 +245,7 @@ def keeping_write() -> Write:
     import ctypes
     import platform
 
+    # PyDLL keeps the interpreter's lock during a call; CDLL releases it, as `os.write` does.
     function: Any = ctypes.PyDLL(None).write
     if platform.machine() not in ("x86_64", "aarch64", "arm64"):
         # Elsewhere an untyped int may not fill a size_t's register; the declared types cost 0.3 µs.

@@ -1,4 +1,20 @@
-"""A file lock held for the life of a process, and a probe for the life of its holder."""
+"""A file lock held for the life of a process, and a probe for the life of its holder.
+
+Two locks, both of the kernel, so that they end with the process that holds them, however it ends:
+
+    segments/<created>-<writer>.lock    held by a writer from before its first event: free means closed or dead
+    turn.lock                           held for one pass by whoever merges, projects, or changes a journal
+
+The writer's lock is not for exclusion: nobody else ever takes it for long. It is a sign of life that needs no clock, no
+process numbers (another host or container has its own) and no heartbeat.
+
+Some file systems have no locks. Then a writer's life is UNKNOWN, and every process gets the turn: that may cost work
+twice, and numbers of writers that ran side by side may differ after a rebuild. Where locks are accepted and do nothing,
+a living writer looks gone, until its next event makes that void. No event depends on a lock.
+
+`flock` belongs to an open file, not to a process. A forked child shares it by its copy of the descriptor: closing that
+copy leaves the parent's lock alone, unlocking it would not.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +30,7 @@ if TYPE_CHECKING:
 
 
 # Errors of file systems that have no locks, or have lost them.
+# EIO: a lock manager that does not answer. EINVAL: a file system that does not know the call.
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL)
 
 
@@ -33,11 +50,15 @@ def hold(path: Path) -> BaseFileLock | None:
     """
     import filelock
 
+    # Not thread-local: the thread that opens is not always the one that closes. No soft lock: that is a file, which a
+    # killed process leaves behind for ever.
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         # A process that probes may hold it shared for some microseconds.
         lock.acquire(timeout=2.0, poll_interval=0.001)
     except filelock.Timeout:
+        # Nobody holds this lock but this writer, whose id is random. So locks do not work as they should: go on
+        # without.
         return None
     except NotImplementedError:
         return None
@@ -55,23 +76,27 @@ def probe(path: Path) -> Liveness:
     except ImportError:
         return _probe_by_taking(path)
     try:
+        # Read-only, so that somebody who may not write here can ask as well.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return Liveness.GONE
     except OSError:
         return Liveness.UNKNOWN
     try:
+        # Shared: two processes that ask at the same time do not take each other for the writer.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return Liveness.ALIVE
     except OSError:
         return Liveness.UNKNOWN
     finally:
+        # Releases the shared lock. The writer's own `hold` waits for such a moment.
         os.close(fd)
     return Liveness.GONE
 
 
 def _probe_by_taking(path: Path) -> Liveness:
+    """The same where there is no `flock`: try to take the lock, and give it back."""
     import filelock
 
     if not path.exists():
@@ -89,6 +114,8 @@ class Turn:
     """The lock on a journal for the process that merges and projects it, for one pass.
 
     If locks do not work, every process gets the turn. Lines are written by offset, so that costs work but no data.
+
+    An instance is for one thread at a time; the lock keeps out other instances, also those of the same process.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,6 +125,7 @@ class Turn:
     def take(self, wait_s: float = 0.0) -> bool:
         """Take the turn; False if that takes longer than `wait_s` seconds. Raises OSError."""
         deadline = time.monotonic() + wait_s
+        # Seconds; doubled up to 20 ms. Polled, because a blocking `flock` cannot be given a time limit.
         pause = 0.0005
         while not self._try():
             if time.monotonic() >= deadline:
@@ -107,6 +135,7 @@ class Turn:
         return True
 
     def _try(self) -> bool:
+        """Open the lock file and try once; False if somebody else has the turn. Raises OSError."""
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
             import fcntl
@@ -119,6 +148,7 @@ class Turn:
             os.close(fd)
             return False
         except OSError as error:
+            # Otherwise go on as if the turn were taken: see the class.
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
@@ -140,6 +170,7 @@ class Turn:
 
 
 def _unlock(fd: int) -> None:
+    """Release the lock itself, whoever still has a copy of the descriptor."""
     try:
         import fcntl
     except ImportError:
@@ -152,6 +183,7 @@ def _unlock(fd: int) -> None:
 
 
 def _take_on_windows(fd: int, turn: Turn) -> bool:
+    """Lock the first byte of the file; on a system without that call either, the turn is free for all."""
     try:
         import msvcrt
     except ImportError:

@@ -1,10 +1,21 @@
-"""The backlog of a degraded writer: events in memory until the disk accepts them, and a count of those lost."""
+"""The backlog of a degraded writer: events in memory until the disk accepts them, and a count of those lost.
+
+    payloads    numbered events in the order of their numbers, packed: what the disk refused or could not sync
+    aside       calls that found a thread hanging inside: not numbered yet
+    holes       numbers that no event will have, because memory was full or strict mode refused
+
+Each of `payloads` and `aside` has a limit of LIMIT_BYTES. Beyond it an event that comes is lost, not one that waits.
+Every loss is counted at once and reported in a LOST event later, once.
+
+Memory only: nothing here touches a file, and a process that ends takes all of it along.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any, Final
 
+# Bytes: some minutes of a busy run, and small beside what a training process needs.
 LIMIT_BYTES: Final = 64 << 20
 
 
@@ -21,12 +32,15 @@ class Backlog:
 
     def __init__(self) -> None:
         self.payloads: deque[bytes] = deque()
+        # Any thread appends, the one inside takes: a deque does each in one step.
         self.aside: deque[Aside] = deque()
+        # Events lost so far, reported or not; calls that strict mode refused; numbers that no event will have.
         self.lost = 0
         self.refused = 0
         self.holes = 0
         self._bytes = 0
         self._aside_bytes = 0
+        # Losses since the last LOST event, and the first and last of their numbers (-1: none had one).
         self._unreported = 0
         self._from = self._to = -1
 
@@ -57,6 +71,7 @@ class Backlog:
 
     def push_front(self, payloads: list[bytes]) -> None:
         """Put payloads before all others: they were written once, but the sync of them failed."""
+        # `extendleft` turns its argument round. No limit: these events were acknowledged as written.
         self.payloads.extendleft(reversed(payloads))
         self._bytes += sum(map(len, payloads))
 
@@ -75,6 +90,7 @@ class Backlog:
     def take_aside(self) -> Aside:
         """Remove and return the oldest event set aside."""
         call = self.aside.popleft()
+        # Not counted down one by one: sizes are not kept. The limit is for a hanging thread, and that has come out.
         if not self.aside:
             self._aside_bytes = 0
         return call
@@ -92,6 +108,8 @@ class Backlog:
     def _hole(self, seq: int) -> None:
         self.holes += 1
         self._unreported += 1
+        # One range for all losses since the last report. Numbers in between may have events after all: readers go by
+        # what they see.
         if self._from < 0:
             self._from = seq
         self._to = seq

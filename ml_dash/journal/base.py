@@ -4,7 +4,19 @@ header (as that of `order`, with a magic of its own) | length u64 | crc32 u32 | 
 
 The checksum covers the length and the body and starts from the header's. A base must not be deleted: what it stands for
 is on the server only. So a base that cannot be read is an error wherever the journal is read, and no reader continues
-as if there were none. docs/format.md draws the same bytes.
+as if there were none.
+
+Two things make one. `gc` removes segments that a server has proven to hold, and `pull` may bring an experiment's state
+without its events. `gc` writes the base, synced, before it removes anything; a journal that is brought appears whole,
+with its base. A crash of `gc` in between leaves segments that are also in the base: their first `length` bytes count as
+folded, so nothing is doubled.
+
+    without    fold(all segments)                       = state
+    with       fold(base.state, what is not in it)      = the same state
+
+A base is replaced as a whole, by a rename, so readers see the old one or the new one. A reader notes its identity, and
+starts over when it has changed. It is read whole: it holds a state, and a mark for every 1,000 lines that stay, but no
+points.
 """
 
 from __future__ import annotations
@@ -24,6 +36,7 @@ from ..disk.durable import fail_point, replace_file
 from ..errors import Damaged, JournalError, NewerFormat
 from .segment import BASE, parse_name
 
+# Length and checksum of the body.
 _HEAD: Final = struct.Struct("<QI")
 ADVICE: Final = "the server has all that it stands for: run ml-dash pull for this experiment, or restore the file"
 
@@ -82,6 +95,7 @@ class Base:
     fold_version: int = FOLD_VERSION
 
 
+# Decodes the same bytes as `Base`, and leaves the state as it is in them.
 class _Envelope(msgspec.Struct):
     """The fold's version, read before the state: a state of another version means something else."""
 
@@ -101,6 +115,7 @@ def encode(base: Base) -> bytes:
 
 def decode(body: bytes) -> Base:
     """Decode the body of a base. Raises Damaged if it is not one, NewerFormat if a newer fold made it."""
+    # The version first: a newer state may not even decode as ours, and that is no damage.
     try:
         version = _envelope.decode(body).fold_version
     except (ValueError, RecursionError) as error:
@@ -114,15 +129,18 @@ def decode(body: bytes) -> Base:
         base = _decoder.decode(body)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
+    # Not folded again, as a checkpoint would be: the events are not here. So older states must be brought up to date.
     if version < FOLD_VERSION:
         upgrade(base.state)
         base = replace(base, fold_version=FOLD_VERSION)
+    # The body may come from a server, and these names become paths.
     if not all(_holds(identity, freed) for identity, freed in base.segments.items()):
         raise Damaged("it names segments that are not possible", hint=ADVICE)
     return base
 
 
 def _holds(identity: str, freed: FreedSegment) -> bool:
+    """True if a freed segment is listed under its own id, and its file has a segment's name and its writer's."""
     name = parse_name(freed.file)
     return name is not None and name.writer == freed.writer and freed.id == identity and freed.length >= 0
 
@@ -133,12 +151,14 @@ def _holds(identity: str, freed: FreedSegment) -> bool:
 def save(journal: Path, identity: OrderHeader, base: Base) -> None:
     """Store a base in a journal, replacing an older one; on return it survives a power cut. Raises OSError."""
     fail_point("base-before")
+    # The nonce is of `order`; a base of the same content has the same bytes.
     head = encode_header(identity._replace(nonce=b""), BASE_MAGIC)
     body = encode(base)
     replace_file(journal / BASE, head + _HEAD.pack(len(body), _crc(head, body)) + body, sync=True)
 
 
 def _crc(head: bytes, body: bytes) -> int:
+    """Return the checksum of a body and its length, continued from the header's: the last four bytes of `head`."""
     return crc32(body, crc32(len(body).to_bytes(8, "little"), int.from_bytes(head[-4:], "little")))
 
 
@@ -176,12 +196,15 @@ def identity_of(journal: Path) -> str:
 
 
 def _identity(body: bytes) -> str:
+    """Return what `identity_of` returns, from a body: its checksum and its length."""
     return f"{crc32(body):08x}{len(body):x}"
 
 
 def _checked_body(journal: Path) -> bytes | None:
+    """Return the body of a journal's base, checked; None if there is no base. Raises Damaged, NewerFormat, OSError."""
     path = journal / BASE
     try:
+        # A link or a folder in its place is damage. *No base* would make readers forget what it stood for.
         if path.is_symlink() or not path.is_file():
             if path.is_symlink() or path.exists():
                 raise Damaged(f"{path} is not a regular file", hint=ADVICE)
@@ -199,6 +222,7 @@ def _checked_body(journal: Path) -> bytes | None:
         raise Damaged(f"{path} is cut off after {len(content)} bytes", hint=ADVICE)
     length, crc = _HEAD.unpack_from(rest)
     body = rest[_HEAD.size :]
+    # Longer is damage as well: a base is never appended to.
     if len(body) != length:
         raise Damaged(f"{path} holds {len(body)} bytes of a base of {length}", hint=ADVICE)
     expected = _crc(head, body)

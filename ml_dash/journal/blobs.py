@@ -2,6 +2,20 @@
 
 A blob is copied once (as a reflink where the file system can), hashed as it is stored, synced, and only then given its
 name. The user's own file is never hard-linked: a later edit of it would change what was recorded.
+
+The steps of an added file, and what a crash after each leaves:
+
+    copy to .<writer>-<random>.tmp     a temporary file, removed by `sweep` once its writer is gone
+    fsync of the copy                  the same
+    rename to its name                 a blob that no event names: it takes room, and is never shown
+    fsync of blobs/                    the same, and the name survives a power cut
+    frame of the event                 the file is added
+
+The number of the event is in the name, so that each event has a file of its own: releasing one never takes the content
+of another one, also if both are equal.
+
+Memory is bounded by a block or two, whatever the size of the file. `store` may run in many threads at once; `publish`
+runs inside the writer, and so does no more than a rename and the sync of a folder.
 """
 
 from __future__ import annotations
@@ -23,6 +37,7 @@ from ..disk.durable import blocks, fail_point, sync_folder
 from ..errors import InvalidValue
 from .segment import BLOBS, parse_blob
 
+# Bytes copied by one call, and the size up to which a second thread is not worth its start.
 _BLOCK_BYTES: Final = 4 << 20
 _HASH_BLOCK_BYTES: Final = 256 << 10
 
@@ -42,10 +57,12 @@ def store(source: Path, journal: Path, writer: str = "") -> Stored:
     Raises InvalidValue if it is not a regular file or over 5 GB; OSError if the disk refuses. Nothing is left then.
     """
     fail_point("blob-temp")
+    # O_NONBLOCK: opening a pipe would otherwise wait for somebody who writes to it. Regular files take no notice.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     reading = _open_source(source, flags)
     temporary = journal / BLOBS / f".{writer}-{os.urandom(8).hex()}.tmp"
     try:
+        # Of the open file: the path may name another one by now.
         status = os.fstat(reading)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidValue(f"file {str(source)!r} is not a regular file; add regular files only")
@@ -63,6 +80,10 @@ def store(source: Path, journal: Path, writer: str = "") -> Stored:
 
 
 def _open_source(source: Path, flags: int) -> int:
+    """Open the user's file.
+
+    Raises InvalidValue: one that cannot be read is a wrong argument, not a trouble of our disk.
+    """
     try:
         return os.open(source, flags)
     except FileNotFoundError:
@@ -72,11 +93,16 @@ def _open_source(source: Path, flags: int) -> int:
 
 
 def _copy_to(reading: int, temporary: Path) -> tuple[str, int]:
+    """Copy an open file to a new one, hashed and synced; return (SHA-256 in hex, size in bytes).
+
+    Raises OSError, InvalidValue.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     writing = os.open(temporary, flags, 0o644)
     try:
         result = _Copy(reading, writing).run()
         if hasattr(os, "fchmod"):
+            # Read-only: the same content is hard-linked into `files/`, where users might edit it.
             os.fchmod(writing, 0o444)
         return result
     finally:
@@ -101,6 +127,7 @@ class _Copy:
 
     def run(self) -> tuple[str, int]:
         """Copy, hash and sync; return (SHA-256 in hex, size in bytes). Raises OSError, InvalidValue."""
+        # Copying and hashing side by side pays for large files. A small one is hashed from the block in hand.
         if os.fstat(self._reading).st_size <= _BLOCK_BYTES or not hasattr(os, "preadv"):
             self._copy_and_hash()
             os.fsync(self._writing)
@@ -111,6 +138,7 @@ class _Copy:
             try:
                 self._copy()
             finally:
+                # Also after an error: the hashing thread waits for this, and is joined below.
                 self._report(self._stored, done=True)
             os.fsync(self._writing)
         finally:
@@ -120,6 +148,7 @@ class _Copy:
         return self._digest.hexdigest(), self._stored
 
     def _copy_and_hash(self) -> None:
+        """Copy and hash in this thread, block by block; what is hashed is what was written."""
         while block := os.read(self._reading, _BLOCK_BYTES):
             self._check_size(self._stored + len(block))
             self._digest.update(block)
@@ -135,13 +164,17 @@ class _Copy:
     def _copy(self) -> None:
         in_kernel = hasattr(os, "copy_file_range")
         while True:
+            # In each round: a file may grow while it is copied, without end.
             self._check_size(self._stored)
             if in_kernel:
                 try:
+                    # Copies in the kernel, or shares the blocks where the file system can (reflink): then nothing is
+                    # copied at all.
                     count = os.copy_file_range(self._reading, self._writing, _BLOCK_BYTES)
                 except OSError as error:
                     if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
                         raise
+                    # Nothing was copied by this call: go on at the same position, by hand.
                     in_kernel = False
                     continue
             else:
@@ -155,11 +188,13 @@ class _Copy:
             self._report(self._stored + count, done=False)
 
     def _report(self, stored: int, *, done: bool) -> None:
+        """Tell the hashing thread how much is stored."""
         with self._progress:
             self._stored, self._done = stored, done
             self._progress.notify()
 
     def _hash(self) -> None:
+        """Hash what is stored, as it comes, until the copy is done. An error is kept for the copying thread."""
         # Blocks small enough to stay in the processor's cache between reading and hashing.
         view = memoryview(bytearray(_HASH_BLOCK_BYTES))
         hashed = 0
@@ -168,6 +203,7 @@ class _Copy:
                 with self._progress:
                     while not self._done and self._stored == hashed:
                         self._progress.wait()
+                    # Read under the lock, used outside: it only grows.
                     stored = self._stored
                 if stored == hashed:
                     return
@@ -217,11 +253,16 @@ def sweep(journal: Path, lives: Callable[[str], bool]) -> None:
     """Remove incomplete copies of writers that are dead; `lives(writer)` says which are not."""
     for path in (journal / BLOBS).glob(".*.tmp"):
         writer = path.name[1:].partition("-")[0]
+        # Other temporary files are not ours to judge.
         if len(writer) == 32 and not lives(writer):
             path.unlink(missing_ok=True)
 
 
 def release(journal: Path, name: str) -> None:
-    """Remove the blob of a file that was replaced or deleted, if it is there."""
+    """Remove the blob of a file that was replaced or deleted, if it is there.
+
+    The caller has synced the event that replaces or deletes the file: else a power cut could leave the file without
+    content.
+    """
     with contextlib.suppress(FileNotFoundError):
         (journal / BLOBS / name).unlink()

@@ -2,6 +2,15 @@
 
 The frame then holds a SHA-256 and a size. The blob's name is that SHA-256, the event's writer and its number, here as
 on a server.
+
+A frame holds at most 1 MiB, because larger writes are torn by a kill. A longer body, a batch of many points for
+example, is written to a blob, synced, before the frame that names it. Readers put it back here, so that nobody above
+sees a difference.
+
+    frame    [seq, kind, time, ext 1: SHA-256, size]  ──▶  blobs/<sha256>-<writer>-<seq>  ──▶  body
+
+A blob may be missing: not arrived yet, on a server, or lost. Then the event cannot be folded, and must not count as
+seen. So its frame is left out, its bytes stay a hole, and a later reading finds it again.
 """
 
 from __future__ import annotations
@@ -27,6 +36,8 @@ Fetch = Callable[[str, int], Any]
 
 def reference(body: Any) -> tuple[bytes, int] | None:
     """Return (SHA-256, size in bytes) of the blob that holds a body; None if the frame itself holds it."""
+    # An exact type, not isinstance: asked of every event. Other extension types are no reference; the fold finds them
+    # malformed.
     if type(body) is not msgspec.msgpack.Ext or body.code != SPILLED or len(data := bytes(body.data)) != SPILL.size:
         return None
     digest, size = SPILL.unpack(data)
@@ -56,9 +67,11 @@ def with_bodies(
     `frames` returns the bytes of the stretch, `fetch` a body. A body is lost if `fetch` raises one of `lost_if`; then
     `lost` is called. With `at_once` (bytes) a part ends once its bodies are larger than that.
     """
+    # The usual case, at the price of one set of types for the whole stretch.
     if not _has_any(stretch):
         yield stretch
         return
+    # Only now: the events alone do not say where each frame begins, its bytes do.
     data = frames()
     begun = position = stretch.start
     events: list[Event] = []
@@ -72,9 +85,11 @@ def with_bodies(
             lost(event, error)
             if events:
                 yield Stretch(begun, position, events)
+            # The next part begins behind the frame that is left out.
             begun, events, held = behind, [], 0
         else:
             events.append((event[0], event[1], event[2], body))
+            # Events that the frame itself holds are bounded by the size of the stretch.
             held += 0 if blob is None else blob[1]
         position = behind
         if at_once is not None and held > at_once:
@@ -87,6 +102,7 @@ def with_bodies(
 def fetch_body(journal: Path, name: str, size: int) -> Any:
     """Return the body in a blob of a journal, its digest checked. Raises OSError, Damaged or ValueError."""
     path = journal / BLOBS / name
+    # Before reading: a file of another size is wrong, and may be far too large for memory.
     if path.stat().st_size != size:
         raise Damaged(f"blob {name} has {path.stat().st_size} bytes, recorded were {size}")
     content = path.read_bytes()
@@ -97,13 +113,16 @@ def fetch_body(journal: Path, name: str, size: int) -> Any:
 
 def decode(content: bytes) -> Any:
     """Decode the content of a blob into a body. Raises ValueError."""
+    # Keys of any type, as in frames: what is not text is found by the fold, and counted as malformed.
     return msgpack.unpackb(content, strict_map_key=False)
 
 
 def _has_any(stretch: Stretch) -> bool:
+    """True if a body of the stretch is an extension, and so perhaps a reference."""
     return msgspec.msgpack.Ext in set(map(type, map(itemgetter(3), stretch.events)))
 
 
 def _blob_of(event: Event, writer: str) -> tuple[str, int] | None:
+    """Return (name, size in bytes) of the blob that holds an event's body; None if its frame does."""
     stored = reference(event[3])
     return None if stored is None else (blob_name(stored[0].hex(), writer, event[0]), stored[1])

@@ -3,6 +3,19 @@
 `journal.merge` says what comes next; this adds what that leaves to its reader. Frames are checked but not decoded, and
 a writer has closed if its last event says so. A segment also waits for earlier ones of its writer that are missing: a
 server wants the events of one writer in their order, while a fold takes them in any order.
+
+A server gets bytes, not events, and it gets them in the order in which they are named, so that its numbers are the same
+as here. `follow` yields records; whoever sends reads the bytes of each from its segment.
+
+    named by `order`      yielded as it stands there
+    not named yet         with the turn: recorded, then yielded
+                          the turn is taken: `pending`; who has it names it soon
+                          may not write here: assumed, yielded, nothing recorded
+
+What was yielded is covered here, in memory only. A daemon that starts again begins at the base, or at nothing: how far
+a journal was sent is in its cursor, and known to the server.
+
+Damage between stretches is not yielded. It is sent, marked as such, by the daemon, which reads it a second time first.
 """
 
 from __future__ import annotations
@@ -24,7 +37,9 @@ from .segment import TURN, list_segments, read_identity
 
 log = logging.getLogger("ml_dash")
 
+# Seconds to wait for the turn. A projector holds it for a pass; there will be another opportunity soon.
 _TURN_S: Final = 0.05
+# Seconds that later segments of a writer wait for a missing one: on a network file system names may come in any order.
 PATIENCE_S: Final = 60.0
 
 
@@ -49,7 +64,10 @@ class Follower:
         state = self._base.state if self._base is not None else None
         if self._base is not None:
             self._at.stood = {segment: freed.length for segment, freed in self._base.segments.items()}
+            # What the base stands for was proven to be on the server, so it is never sent again.
             self._at.covered = {segment: [(0, length)] for segment, length in self._at.stood.items()}
+        # Not strict: a segment that has become shorter here, after a power cut, is no reason to send it again. The
+        # server has more.
         self._merger = Merger(journal, self._at, self, strict=False)
         # Writers of which something is named, or that the base knows; and those of them that have neither closed nor
         # been found dead so far, in the order in which they came.
@@ -103,6 +121,7 @@ class Follower:
 
     def _new(self) -> Iterator[Record]:
         self.pending = False
+        # The cheap question first: most journals have no base.
         if bases.exists(self.path) and bases.identity_of(self.path) != self._at.base:
             # A new base: segments were freed since.
             raise OrderChanged(self.path)
@@ -112,21 +131,25 @@ class Follower:
             yield from self._taken(self._merger.recorded(order))
         finally:
             order.close()
+        # Looks, and records nothing: taking the turn costs a lock, and mostly there is nothing new.
         if next(self._merger.new(None, thorough=True), None) is not None:
             yield from self._named()
 
     def _taken(self, items: Iterable[Item]) -> Iterator[Record]:
+        """Yield the records of these items, each noted as taken first."""
         for record, segment, _ in items:
             self._take(record, segment)
             yield record
 
     def _take(self, record: Record, segment: Segment | None) -> None:
+        """Note a record as taken: how far its segment is named, and that its writer was met."""
         if isinstance(record, Death):
             self._running.pop(record.writer, None)
             return
         covered = self._at.covered.get(record.segment, [(0, 0)])
         if record.end <= covered[-1][1]:
             return
+        # From 0: holes before are damage, which is sent with what is behind it. The merger is not to find them again.
         self._at.covered[record.segment] = [(0, record.end)]
         if segment is None:
             # It is gone, or came after the segments were listed.
@@ -143,12 +166,14 @@ class Follower:
                 self.pending = True
                 return
         except OSError:
+            # A journal of which this process may only read: no lock file can be made.
             self.read_only = True
             yield from self._taken(self._merger.new(None, thorough=True))
             return
         try:
             records = self._named_in_turn()
         finally:
+            # Before yielding: sending may take minutes, and projectors wait for the turn.
             turn.give_back()
         yield from records
 
@@ -172,6 +197,7 @@ class Follower:
 
     def read(self, segment: Segment, start: int, end: int) -> Iterator[Stretch]:
         """Yield the stretches of whole frames, without their events, which are not needed for sending."""
+        # 0.4 µs for a frame, because it is not decoded.
         for begin, behind in read_stretches(segment, start, end):
             yield Stretch(begin, behind, [])
 
@@ -205,20 +231,24 @@ class Follower:
         except (OSError, Damaged) as error:
             log.debug("%s: cannot tell how writer %s ended: %s", self.path, writer, error)
             return True
+        # It has closed, and is not dead: not running either, from now on.
         if any(end is not None and end[1] == CLOSE for end in ends):
             self._running.pop(writer, None)
             return True
+        # Nothing of it can be read here, so nothing says that it did not close.
         return not newest
 
     def waits(self, segment: Segment) -> bool:
         """True if earlier events of its writer are missing, for at most `patience_s`: they may be on their way."""
         file = segment.path.name
+        # Something of it was named already: waiting would keep no order any more.
         if self._at.behind(segment) > segment.first or not self._misses(segment):
             self._waiting.pop(file, None)
             return False
         since = self._waiting.setdefault(file, monotonic())
         if monotonic() - since >= self._patience_s:
             return False
+        # The caller comes again soon, and not only when a file changes.
         self.pending = True
         return True
 
@@ -232,6 +262,7 @@ class Follower:
                 last = last_event(opened, self._at.behind(opened))
             except (OSError, Damaged):
                 return True
+            # From one segment to the next before it, until one holds an event that was named.
             expected = opened.header.first_seq if last is None else last[0] + 1
             if expected < segment.header.first_seq:
                 return not self._was_freed(segment.name.writer)

@@ -8,6 +8,35 @@ The two kinds of `Reader` differ in what they know, not in the rule. One folds e
 which frames it can use; the other only walks over frames. So the rule is one class, which asks its reader. Between one
 item and the next, the reader marks the bytes that it has taken as covered; bytes that it could not use are found again
 later.
+
+The problem: log numbers and indices of points are positions in one sequence, but several writers append at the same
+time, and two readers see their segments at different lengths. So the first reader that takes a stretch writes down that
+it comes next, and all others follow. An example, with the header of A ending at byte 84:
+
+    order        A [84, 900) | B [90, 310) | A [900, 1400)
+    segment A    header | 84 ... 900 | 900 ... 1400 | 1400 ... 1700
+    covered A    [84, 1400)                           [1400, 1700) is a hole, so `new` names it
+
+What holds:
+
+- With the turn, a stretch or a death is in `order` before it is yielded. A process that is killed in between leaves a
+  record that the next reader follows: the same numbers come out.
+- `Position` moves past a record when the next one is asked for, so after a crash a record may be met twice. Bytes that
+  are covered are passed over, and the fold ignores events that it has seen.
+- Stretches of a segment come in the order of the file, also if the record that named one of them is damaged. Damage
+  itself is never named: a hole stays, is read again when somebody asks for everything, and is reported.
+- A writer is declared dead only if its lock was found free and, after that, nothing of it was left to read: else a
+  writer that closes while we look would be taken for interrupted.
+- Before the first stretch of a new writer, the deaths so far are recorded: the run of those writers was over before
+  this one began, and the status depends on that order.
+
+`order` is appended to, and not synced here. A power cut may shorten it; a position beyond its end is then of no use,
+and its reader gets OrderChanged and starts over. A segment that cannot be read is noted in `troubles`, and the others
+go on.
+
+A pass costs one listing of `segments/` and one `lstat` for each segment that is not idle, and reads what is new. Memory
+holds the ranges of each segment, not events: stretches are yielded one by one. One thread uses a merger. Passing an
+`order` to `new` is only for the process that has the turn.
 """
 
 from __future__ import annotations
@@ -31,7 +60,10 @@ from .segment import SEGMENTS, SegmentName, list_segments, lock_name, parse_name
 log = logging.getLogger("ml_dash")
 
 # Joined stretches stay below this, so that a reader can bound its memory.
+# Bytes. Fewer, longer items cost less for each event.
 _JOINED_BYTES: Final = 8 << 20
+# Seconds between listings of all segments. In between, those of ended writers are not looked at: a folder may hold
+# thousands of them after many preemptions, and a `stat` on a network file system takes a round trip.
 _ALL_EVERY_S: Final = 30.0
 
 Item = tuple[Record, Segment | None, Stretch | None]
@@ -44,7 +76,12 @@ class OrderChanged(Exception):
 
 @dataclass(slots=True)
 class Position:
-    """How far a reader has followed a journal."""
+    """How far a reader has followed a journal.
+
+    It is kept in a checkpoint by those who fold, and only in memory by those who send. All of it is a hint that can be
+    checked: with `strict`, a file that is shorter than what stands here means that the position is of another journal,
+    or of the time before a power cut.
+    """
 
     # Identity of the base from which this began (see `journal.base.identity_of`); empty if there was none.
     base: str = ""
@@ -107,12 +144,16 @@ class Merger:
         self._by_id: dict[str, Segment] = {}
         self._by_file: dict[str, Segment] = {}
         # Writer → its segments that were listed, by their numbers.
+        # Filled by `_candidates`, so it knows no more than the last listing did; `_is_gone` looks for a later segment
+        # itself.
         self._own: dict[str, dict[int, SegmentName]] = {}
         # Segment ids that `order` names and that no segment here has: looked up once in a pass.
         self._missing: set[str] = set()
         self._named: dict[str, list[Range]] | None = None
         # Segment file name → its size when something was left at its end that is not a whole frame.
         self._left: dict[str, int] = {}
+        # Names of segment files without news whose writer has ended; dropped every _ALL_EVERY_S, as are the segments in
+        # `_own`.
         self._idle: set[str] = set()
         self._look_at_all = 0.0
         self._warned: set[str] = set()
@@ -131,6 +172,8 @@ class Merger:
             return
         self.at.order_identity = self.at.order_identity or order.identity
         size = _size(order.path)
+        # `order` was begun anew after its header was damaged, or a power cut took its end. Records after this position
+        # would not follow what was taken before it.
         if order.identity != self.at.order_identity or (size is not None and size < self.at.order_position):
             raise OrderChanged(order.path)
         records = order.read(self.at.order_position)
@@ -139,13 +182,18 @@ class Merger:
                 yield record, None, None
             elif not self._is_covered(record):
                 segment = self._segment_of(record.segment)
+                # A segment that is not here is yielded all the same, with None: the reader has to know that a stretch
+                # is missing.
                 if segment is not None:
                     yield from self._overlooked(order, segment, record.start)
                 yield record, segment, None
+            # After the yield: the generator comes here only when the reader has taken the item and asks for the next.
             self.at.order_position = behind
 
     def _is_covered(self, record: MergeRecord) -> bool:
         """True if all of it was taken already; also if a base stands for its segment."""
+        # `holes` of an empty or reversed range are none, so without the comparison a nonsense record would count as
+        # covered.
         covered = self.at.covered.get(record.segment, [])
         return bool(covered) and record.start < record.end and not any(holes(covered, record.start, record.end))
 
@@ -156,6 +204,8 @@ class Merger:
         """
         before = self.at.behind(segment)
         if before < start:
+            # What another record names comes at its own place, perhaps later in `order`. Only what none names comes
+            # here.
             for hole in holes(self._named_in(order, segment.id), before, start):
                 for stretch in self.unread(segment, *hole):
                     yield MergeRecord(segment.id, stretch.start, stretch.end), segment, stretch
@@ -190,14 +240,20 @@ class Merger:
         """
         for name, path in self._candidates(thorough):
             size, settled = _size(path), self.at.settled.get(path.name)
+            # Segments only grow. This one is shorter, or gone, so what was folded from it is not on disk any more.
             if self._strict and settled is not None and (size or 0) < settled:
                 raise OrderChanged(path)
+            # All of it was read when it had this size. The usual case in a pass without news: no file is opened.
             if size is None or settled == size:
                 self._skip(name, path)
                 continue
+            # Something at its end is no frame, nothing came since, and nobody is there who could write more: torn, or
+            # damaged. Reading it again would give the same.
             if not thorough and self._left.get(path.name) == size and not self._may_grow(name.writer):
                 self._skip(name, path)
                 continue
+            # A header that is not complete yet, or damaged, counts as left over: `_left` keeps the next pass from
+            # opening it again once its writer is gone.
             segment = self.open(path)
             if segment is None:
                 self._left[path.name] = size
@@ -214,6 +270,8 @@ class Merger:
             if self._strict and not self.at.settled.keys() <= {path.name for _, path in segments}:
                 raise OrderChanged(self.journal)
         else:
+            # `listdir`, not `list_segments`: this runs twice a second, and types and sizes of files come from `_size`
+            # anyway.
             parsed = [(parse_name(text), text) for text in os.listdir(self._folder) if text not in self._idle]
             segments = sorted((name, self._folder / text) for name, text in parsed if name is not None)
         for name, _ in segments:
@@ -234,13 +292,19 @@ class Merger:
         return self._reader.is_running(writer) is not False
 
     def _of_segment(self, segment: Segment, size: int, order: Order | None, thorough: bool) -> Iterator[Item]:
+        """Yield what is new in one segment of `size` bytes, and note whether anything in it was left out."""
         at, file = self.at, segment.path.name
+        # It is freed, and not removed yet: the base holds all that is in it. `_left`, so that its writer can be found
+        # dead.
         if size <= at.stood.get(segment.id, 0):
             self._left[file] = size
             return
         covered = at.covered.get(segment.id, [])
+        # The events at its end were folded, and a power cut has taken them from the disk since.
         if self._strict and covered and covered[-1][1] > size:
             raise OrderChanged(segment.path)
+        # The last hole is mostly the end of the file. Those before it are damage, or events whose blobs are not here:
+        # read again only with `thorough`.
         unread = list(holes(covered, segment.first, size))
         if thorough:
             self.troubles.pop(file, None)
@@ -248,18 +312,22 @@ class Merger:
         for start, end in unread if thorough else unread[-1:]:
             for item in self._items(segment, start, end):
                 if isinstance(item, Stretch):
+                    # Neither settled nor left: the next pass looks at this segment again.
                     if self._reader.waits(segment):
                         return
                     yield from self._name(segment, item, order)
                 elif isinstance(item, Tail) and item.end == size and is_partial(segment, item):
                     # The beginning of a frame: nothing is missed until more bytes come.
                     torn = item.start
+        # The reader has marked as covered what it took of the stretches above. A hole is damage, or an event whose blob
+        # is not here: this segment is not settled, and a thorough pass tries again.
         if any(holes(at.covered.get(segment.id, []), segment.first, torn)):
             self._left[file] = size
         else:
             at.settled[file] = size
 
     def _name(self, segment: Segment, stretch: Stretch, order: Order | None) -> Iterator[Item]:
+        """Record a stretch in `order`, and yield it; if `order` says something else comes first, yield that instead."""
         if self._reader.is_running(segment.writer) is None:
             # A new writer: first note who died before it came, because their runs are over. If it is a writer of this
             # journal, also those of other journals: it takes over from them.
@@ -268,10 +336,15 @@ class Merger:
         if order is None:
             yield record, segment, stretch
             return
+        # A part of it may have been taken since it was read: following `recorded` after a lost race does that.
         missing = list(holes(self.at.covered.get(segment.id, []), stretch.start, stretch.end))
         if not missing:
             return
+        # From here on the record counts for everybody. If this process is killed before the yield, the next reader
+        # finds it.
         behind = self._write(order, stretch_payload(segment.id, stretch.start, stretch.end))
+        # The frames in hand are more than what is missing, or not what comes next. `recorded` goes through `order`,
+        # with this record in it, and its reader reads what is missing then.
         if behind is None or missing != [(stretch.start, stretch.end)]:
             yield from self.recorded(order)
             return
@@ -314,6 +387,8 @@ class Merger:
         own = self._own.get(writer)
         if not own:
             # None of its segments is here: a base stands for them, or somebody has removed them.
+            # With a base, its segments were freed or not brought, and its lock may be on another machine: not knowing
+            # is not dead.
             gone = everywhere or not (self.at.base or self._reader.may_have_closed(writer, []))
             return Death(writer) if gone else None
         if not self._is_gone(own):
@@ -321,10 +396,12 @@ class Merger:
         # A writer may have begun another segment and written nothing to it yet: so look at the last two.
         newest = [self.open(self._path(own[n])) for n in sorted(own)[-2:]]
         last = newest[-1]
+        # A lock of another journal is not beside its segment here, so that none is found proves nothing.
         if last is not None and not (everywhere or self.is_of_here(last)):
             return None
         if self._reader.may_have_closed(writer, [segment for segment in newest if segment is not None]):
             return None
+        # Its last segment has no readable header, so how far it was read cannot be said.
         if last is None:
             return Death(writer)
         covered = self.at.covered.get(last.id)
@@ -333,13 +410,16 @@ class Merger:
     def _is_gone(self, own: dict[int, SegmentName]) -> bool:
         """True if the lock of the writer of these segments is free and all in them was read."""
         last = own[max(own)]
+        # UNKNOWN is not enough: where locks do not work, no writer is declared dead for its lock.
         if probe(self._folder / lock_name(last.created_ns, last.writer)) is not Liveness.GONE:
             return False
         # Between our reading and our probing it may have written more, begun another segment, and closed.
+        # A writer that has let its lock go writes no more, so sizes that are compared after the probe are final.
         following = self._path(SegmentName(last.created_ns, last.writer, last.n + 1))
         return not following.exists() and all(map(self._is_read, own.values()))
 
     def _is_read(self, name: SegmentName) -> bool:
+        """True if a segment was read to its present end, or is not here. Bytes that cannot be used count as read."""
         size = _size(self._path(name))
         return size is None or size in (self.at.settled.get(str(name)), self._left.get(str(name)))
 
@@ -372,6 +452,7 @@ class Merger:
         return self._by_id.get(identity)
 
     def _segment_of(self, identity: str) -> Segment | None:
+        """As `segment`, with a memory of what was not found in this pass."""
         segment = None if identity in self._missing else self.segment(identity)
         if segment is None:
             self._missing.add(identity)
@@ -414,6 +495,8 @@ class Merger:
 
 def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]]:
     """Yield records with their offsets; adjacent stretches of a segment become one, with the last offset."""
+    # One record is held back until the next one shows that it does not continue it. A projector names what came in half
+    # a second, so a long run has many small records that adjoin.
     waiting: Record | None = None
     behind = 0
     for record, offset in records:
@@ -429,12 +512,14 @@ def joined(records: Iterable[tuple[Record, int]]) -> Iterator[tuple[Record, int]
 
 
 def _goes_on(first: MergeRecord, second: MergeRecord) -> bool:
+    """True if two records name adjacent bytes of one segment, and together are not too long."""
     return first.segment == second.segment and first.end == second.start and second.end - first.start <= _JOINED_BYTES
 
 
 def _size(path: Path) -> int | None:
     """Return the size of a regular file; None if it is gone, or is something that must not be opened."""
     try:
+        # Not `stat`: a link, a pipe or a device in the place of a segment could hang or show what is not ours.
         status = path.lstat()
     except FileNotFoundError:
         return None

@@ -3,6 +3,21 @@
 Only a scan of checked frames says what a segment holds. At its end anything odd means "not yet": a frame may be on its
 way. It is damage only once a later frame verifies. Damage costs the frames that it touches: the reader continues at the
 next offset at which length, checksum and number are right.
+
+What is at a position, and what the reader makes of it:
+
+    frames that hold            Stretch
+    bytes, then a frame         Gap: damage; what is behind it counts
+    bytes, then the end         Tail: a frame on its way, or torn, or damage at the very end; nobody can tell yet
+
+The three cover every byte from the start of the reading to its end, in order, without overlap, unless the file is cut
+meanwhile. Reading changes nothing: what looks torn may be a file system that shows the size before the bytes.
+
+A frame is found by its checksum, which starts from the header's: so bytes of another segment that turn up in this one
+are not taken for frames. Time is linear in the bytes read, except where damage holds many places that look like a
+frame. Memory, besides the events of one chunk, is bounded by a chunk, or by two of the largest frames while searching.
+
+Functions, no state: any number of threads and processes may read a segment while its writer appends.
 """
 
 from __future__ import annotations
@@ -35,12 +50,18 @@ from ..errors import Damaged, NewerFormat
 from .mend import mend_header
 from .segment import SegmentName, list_segments, parse_name
 
+# Bytes read at once: enough to make calls rare, and little enough that decoding a chunk does not hold others up for
+# long.
 CHUNK_BYTES: Final = 512 << 10
 _WALK_BYTES: Final = 4 << 20
+# Bytes before the end in which the last frame is looked for first.
 _TAIL_BYTES: Final = 64 << 10
 _LARGEST_FRAME_BYTES: Final = HEAD.size + MAX_PAYLOAD
+# Bytes; real headers have about 500 at most (two names of at most 200 bytes each).
 _LARGEST_HEADER_BYTES: Final = 8 << 10
 
+# The types are checked while decoding: a payload that is not (int, int, int, anything) is no frame, whatever its
+# checksum.
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
 
 
@@ -102,6 +123,7 @@ def open_segment(path: Path) -> Segment | None:
     name = parse_name(path.name)
     if name is None:
         raise Damaged(f"{path.name} is not the name of a segment")
+    # Nearly always one read. A size that is nonsense costs at most 64 KiB: it has two bytes.
     with path.open("rb") as file:
         start = file.read(4096)
         size = header_size(start)
@@ -110,6 +132,7 @@ def open_segment(path: Path) -> Segment | None:
     try:
         header, first, crc = decode_header(start)
     except NewerFormat as error:
+        # Its checksum holds, so it is newer and not damaged: nothing is mended, and no frame is guessed at.
         raise NewerFormat(f"segment {path.name}: {error.message}", hint=error.hint) from None
     except Damaged as error:
         return _mended(path, name, size, error)
@@ -117,7 +140,9 @@ def open_segment(path: Path) -> Segment | None:
 
 
 def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment | None:
+    """Return a segment with its header mended; None if it is not complete. Raises Damaged, OSError."""
     with path.open("rb") as file:
+        # With the first frame, whose checksum proves which header is the right one.
         start = file.read(_LARGEST_HEADER_BYTES + _LARGEST_FRAME_BYTES)
     mended = mend_header(start)
     if mended is not None:
@@ -138,11 +163,13 @@ def read(
     """
     with segment.path.open("rb") as file:
         fd = file.fileno()
+        # Fixed at the beginning. What a living writer appends meanwhile is for the next reading.
         size = os.fstat(fd).st_size if end is None else min(os.fstat(fd).st_size, end)
         buffer, base, position = b"", start, start
         while position < size:
             offset = position - base
             events: list[Event] = []
+            # All whole frames in the buffer, as one stretch: few items, however many events.
             stop = walk(buffer, offset, segment.crcs, decode_event, events)
             if stop > offset:
                 yield Stretch(position, base + stop, events)
@@ -151,6 +178,8 @@ def read(
             left, reach = len(buffer) - offset, min(size - position, _LARGEST_FRAME_BYTES)
             if left < reach:
                 # A frame may go on after this buffer: read a chunk from its start, then as far as a frame can reach.
+                # Read the whole of a largest frame only where a chunk was not enough: most frames have some fifty
+                # bytes.
                 wanted = min(size - position, chunk)
                 longer = read_at(fd, wanted if left < wanted else reach, position)
                 if len(longer) <= left:
@@ -158,6 +187,8 @@ def read(
                     return
                 buffer, base = longer, position
                 continue
+            # As much as any frame can have is in the buffer, and it does not hold: it is none. Search from the next
+            # byte.
             offset = find_frame(buffer, offset + 1, segment.crcs, decode_event)
             following = base + offset if offset >= 0 else _search(fd, segment, base + len(buffer), position, size)
             if following < 0:
@@ -173,6 +204,7 @@ def _search(fd: int, segment: Segment, searched: int, position: int, size: int) 
     Buffers overlap by one frame's largest size, so that no frame is missed between two of them.
     """
     base = max(position + 1, searched - _LARGEST_FRAME_BYTES + 1)
+    # Damage may be longer than any buffer. Each round reads two frames' worth, and goes back by less than one.
     while searched < size:
         buffer = read_at(fd, min(2 * _LARGEST_FRAME_BYTES, size - base), base)
         at = find_frame(buffer, 0, segment.crcs, decode_event)
@@ -203,12 +235,14 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
     `known` maps segment file names to sizes that a checkpoint covers. Of other segments only the last frames are read:
     a writer's times never decrease.
     """
+    # A new writer starts after this time: see `Writer`. Only the last segment of each writer is looked at.
     newest = 0
     latest: dict[str, tuple[SegmentName, Path]] = {}
     for name, path in list_segments(journal):
         if name.writer not in latest or name > latest[name.writer][0]:
             latest[name.writer] = (name, path)
     for name, path in latest.values():
+        # The name alone, where the file cannot be read: no event in it is earlier.
         newest = max(newest, min(name.created_ns, LATEST_NS))
         try:
             if path.stat().st_size != known.get(path.name, -1):
@@ -220,6 +254,7 @@ def newest_time_ns(journal: Path, known: dict[str, int]) -> int:
 
 
 def _last_time_ns(path: Path) -> int:
+    """Return the time of the last event in a segment; 0 if there is none. Raises OSError, Damaged."""
     segment = open_segment(path)
     if segment is None:
         return 0
@@ -239,6 +274,8 @@ def last_frame_end(segment: Segment, size: int) -> int:
 
 def _at_end(segment: Segment, size: int) -> tuple[list[Event], int]:
     """Return the last events in the first `size` bytes of a segment (at least one, if any), and the offset behind."""
+    # From the end backwards: 64 KiB, 512 KiB, 4 MiB. The last of these holds at least one of the largest frames, unless
+    # the end is damaged.
     window = _TAIL_BYTES
     with segment.path.open("rb") as file:
         while True:
@@ -250,6 +287,7 @@ def _at_end(segment: Segment, size: int) -> tuple[list[Event], int]:
 
 
 def _frames_within(buffer: bytes, crcs: LengthCrcs) -> tuple[list[Event], int]:
+    """Return the events of whole frames anywhere in a buffer, and the offset behind the last one."""
     found: list[Event] = []
     position = end = 0
     while (position := find_frame(buffer, position, crcs, decode_event)) >= 0:
@@ -270,6 +308,8 @@ def read_stretches(segment: Segment, start: int, end: int | None = None) -> Iter
         fd = file.fileno()
         size = os.fstat(fd).st_size if end is None else min(end, os.fstat(fd).st_size)
         while position < size:
+            # A frame that is cut off by the end of this buffer comes at the start of the next one, since 4 MiB hold any
+            # frame.
             stop = position + whole_frames(read_at(fd, min(_WALK_BYTES, size - position), position), segment.crcs)
             if stop > position:
                 yield position, stop
@@ -287,6 +327,7 @@ def read_stretches(segment: Segment, start: int, end: int | None = None) -> Iter
 def whole_frames(buffer: bytes | memoryview, crcs: LengthCrcs) -> int:
     """Return how many bytes at the start of `buffer` are whole frames, each checked."""
     size, position = len(buffer), 0
+    # Slices of a view copy nothing. Local names save a look-up each, in what runs for every frame that is sent.
     view = memoryview(buffer)
     unpack, head, largest = HEAD.unpack_from, HEAD.size, MAX_PAYLOAD
     while position + head <= size:

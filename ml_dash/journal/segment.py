@@ -1,4 +1,14 @@
-"""Names and places of a journal's files, and the creation of a journal."""
+"""Names and places of a journal's files, and the creation of a journal.
+
+The layout of a journal's folder is in docs/format.md. Three rules make it safe without locks:
+
+- Whatever must appear whole is made under a temporary name and renamed: a journal, `order`, a blob.
+- A segment is created exclusively, and by its writer alone: its name holds the writer's random id.
+- Names are for finding and sorting. Who a segment belongs to, and in which journal, its header says.
+
+Segments sort by the creation of their writer, then by writer, then by number: the order in which they are merged where
+`order` says nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +33,8 @@ TURN: Final = "turn.lock"
 EXPERIMENT: Final = "experiment.json"
 """In the documented folder: the file that points back to the journal."""
 
+# Bytes after which a writer begins a new segment: what `gc` can free at once, and what a damaged header can cost at
+# most.
 ROLL_BYTES: Final = 64 << 20
 
 _NAME: Final = re.compile(r"(\d{20})-([0-9a-f]{32})-(\d{6})\.seg")
@@ -67,6 +79,7 @@ def list_segments(journal: Path) -> list[tuple[SegmentName, Path]]:
     folder = journal / SEGMENTS
     try:
         with os.scandir(folder) as entries:
+            # Links are not followed: they could lead to what is not ours.
             names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
     except FileNotFoundError:
         return []
@@ -83,6 +96,7 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
     home.mkdir(parents=True, exist_ok=True)
     header = OrderHeader(os.urandom(16), project, name)
     temporary = home / f"{JOURNAL}.{os.urandom(6).hex()}.tmp"
+    # All of it is made aside. A crash before the rename leaves a folder that nobody takes for a journal.
     (temporary / SEGMENTS).mkdir(parents=True)
     (temporary / BLOBS).mkdir()
     replace_file(temporary / ORDER, encode_header(header), sync=sync)
@@ -96,6 +110,8 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
             raise
         return read_identity(journal)
     if sync:
+        # What is in the journal, then its name, and those of the folders of the experiment and of the project, which
+        # may be new.
         for folder in (journal, home, home.parent, home.parent.parent):
             sync_folder(folder)
     return header
@@ -104,6 +120,8 @@ def create_journal(home: Path, project: str, name: str, *, sync: bool) -> OrderH
 def place_journal(temporary: Path, journal: Path) -> None:
     """Give a journal that is complete its name. Raises FileExistsError if another process has made one there."""
     try:
+        # Refused if a folder with something in it is there; so of two processes one wins, and the other takes its
+        # journal.
         os.rename(temporary, journal)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EACCES, errno.EISDIR) and journal.is_dir():
@@ -155,6 +173,7 @@ def read_identity(journal: Path) -> OrderHeader:
     except (OSError, Damaged) as error:
         # `pull` may have brought segments of another journal of this experiment. A base always belongs to this
         # journal, so it is asked first.
+        # A damaged base is reported by who reads it; here another file may still say the name.
         with contextlib.suppress(OSError, Damaged), (journal / BASE).open("rb") as file:
             return decode_order_header(file.read(1 << 16), BASE_MAGIC)[0]
         for _, path in list_segments(journal):
@@ -188,6 +207,7 @@ class SegmentFolder:
 
     def open(self) -> None:
         """Open the folder. Raises OSError if it does not exist, or is a symbolic link."""
+        # Windows: paths are used instead.
         if os.open not in os.supports_dir_fd:
             return
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -202,9 +222,11 @@ class SegmentFolder:
 
         True if it was opened.
         """
+        # Zero links: the folder was removed, and whatever is created in it through this descriptor would be lost.
         if self._fd >= 0 and os.fstat(self._fd).st_nlink > 0:
             return False
         self.close()
+        # `mkdir` would follow such a link, and put the journal where it leads.
         for path in (self.journal.parent, self.journal):
             if path.is_symlink():
                 raise OSError(errno.ELOOP, f"{path} was replaced by a symbolic link")
@@ -218,6 +240,7 @@ class SegmentFolder:
 
     def create(self, name: SegmentName) -> int:
         """Create a segment and return its descriptor, open for append. Raises OSError, also if the file exists."""
+        # O_EXCL: never another's file. O_APPEND: frames go to the end, wherever the position is.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
         for extra in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):
             flags |= getattr(os, extra, 0)
@@ -249,6 +272,7 @@ class SegmentFolder:
             os.close(fd)
 
     def _raise_fd(self, fd: int) -> int:
+        """Replace a descriptor by a copy with a number from 64 on; return it, or the old one if that cannot be done."""
         try:
             import fcntl
         except ImportError:

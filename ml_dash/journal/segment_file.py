@@ -1,6 +1,25 @@
 """The current segment of a writer: its next number, its descriptor, and the frames not yet synced.
 
 Nothing is ever written behind a partial frame: that frame is finished, or its segment is retired and a new one begun.
+
+What a crash leaves, step by step, and what readers make of it:
+
+    segment created         an empty file: a segment without a header, passed over
+    header written          a segment without events
+    frame partly written    a torn tail; the call had not returned
+    frame written           an event, counted or not
+    segment retired         two segments; numbers go on in the second
+
+A segment ends at 64 MiB, or after any error: what the kernel did with the bytes of a failed call is not known, and a
+frame behind a partial one would look like damage. So the file is only ever in one of two states: `fd` is open and
+`size` is what it should be, or there is no current segment and the next call begins one. `in_doubt` marks the moments
+in between.
+
+Numbers belong to the writer and not to a segment. The same event may stand in two segments, under the same number:
+after a failed sync its frame is written again, with another checksum, since that continues from the header's.
+
+This module has no lock of its own; `writer` lets one thread in. Descriptors of retired segments are closed by the
+thread that syncs.
 """
 
 from __future__ import annotations
@@ -71,7 +90,9 @@ class SegmentFile:
     )
 
     def __init__(self, folder: SegmentFolder, created_ns: int, *, keep: bool) -> None:
+        # Held open by a descriptor, so that a folder that is renamed during a run is still the one that we write to.
         self.folder = folder
+        # Are the names of all segments, and of the folders above them, durable? False after each new segment.
         self.folders_synced = False
         self.id = os.urandom(16).hex()
         self.created_ns = created_ns
@@ -81,11 +102,13 @@ class SegmentFile:
         self.pack = packer(load=False)
         self._lock: BaseFileLock | None = None
         self._keep = keep
+        # The number of the next segment.
         self._n = 0
         self.fd = -1
         self.size = 0
         # While `size` is below this, `append` writes and checks nothing else. -1: the next call checks everything.
         self.limit = -1
+        # Checksums of the lengths seen so far, continued from the header's: the same few lengths come again and again.
         self.crcs = LengthCrcs(0)
         # A frame is being written and not counted yet: after an interrupt only the file's size says how much is there.
         self.in_doubt = False
@@ -101,6 +124,8 @@ class SegmentFile:
 
         Lines show microseconds, and rewinds compare the times in lines.
         """
+        # To the microsecond above: rounding down could give the time of an event before. It may be up to 1 µs ahead of
+        # the clock, and then later events take this time until the clock has passed it.
         self.last_ns = (max(time_ns(), self.last_ns) // 1000 + 1) * 1000
         return self.last_ns
 
@@ -108,11 +133,16 @@ class SegmentFile:
 
     def hold_lock(self) -> None:
         """Take the writer's lock, held from before its first event to its end. Raises OSError."""
+        # None also where the file system has no locks: each recovery then tries again.
         if self._lock is None:
             self._lock = hold(self.folder.journal / SEGMENTS / lock_name(self.created_ns, self.id))
 
     def ensure_folder(self) -> None:
-        """Make the folder again if it was removed, and hold the lock. Raises OSError."""
+        """Make the folder again if it was removed, and hold the lock. Raises OSError.
+
+        Somebody may remove a whole experiment while it is recorded. Its earlier events are gone then; what is recorded
+        from now on is kept.
+        """
         if self.folder.ensure():
             # The lock file was removed with the old folder, so the lock means nothing: take one in the new folder.
             lock, self._lock = self._lock, None
@@ -152,6 +182,7 @@ class SegmentFile:
     def start(self, first_seq: int) -> None:
         """Begin the next segment. Raises OSError, and there is no current one then."""
         fail_point("segment-create")
+        # Counted even if the rest fails: the file may exist, and is never opened again.
         n, self._n = self._n, self._n + 1
         fd = self.folder.create(SegmentName(self.created_ns, self.id, n))
         identity = self.folder.identity
@@ -161,6 +192,7 @@ class SegmentFile:
         )  # fmt: skip
         try:
             done = 0
+            # Nothing was counted yet, so a part of a header does no harm: readers pass over that file.
             while done < len(header):
                 done += os.write(fd, header[done:])
         except OSError:
@@ -171,6 +203,7 @@ class SegmentFile:
         self.size = len(header)
         self.crcs = LengthCrcs(int.from_bytes(header[-4:], "little"))
         self.limit = -1
+        # A file whose name is not on disk is lost in a power cut, however well its content was synced.
         self.folders_synced = False
 
     def roll(self) -> None:
@@ -183,6 +216,7 @@ class SegmentFile:
         """End the current segment. It stays open until it is synced."""
         if self.fd < 0:
             return
+        # With the frames since the last sync, which are written again if the sync of this segment fails.
         if self._keep:
             self.retired.append(Retired(self.fd, self.unsynced))
             self.drop_unsynced()
@@ -195,6 +229,8 @@ class SegmentFile:
     def resolve_doubt(self) -> None:
         """Find out after an interrupt how much of a frame was written; retire the segment unless it is nothing."""
         self.in_doubt = False
+        # Only this writer appends to the file, so its size tells what became of the frame. Nothing written: nothing
+        # happened.
         if self.fd >= 0 and os.fstat(self.fd).st_size != self.size:
             # The frame may be whole, so its number counts as used. It may be partial, so nothing may follow it.
             self.seq += 1
@@ -204,6 +240,7 @@ class SegmentFile:
 
     def put(self, payload: bytes) -> None:
         """Write one frame whole; if that fails, retire the segment and raise OSError."""
+        # Made here, not earlier: the checksum depends on the segment in which the frame comes to stand.
         frame = encode_frame(payload, self.crcs)
         done = 0
         try:
@@ -219,12 +256,18 @@ class SegmentFile:
         """Write the rest of `frame`, of which a write failed or was short, and count it.
 
         If that fails as well, retire the segment and raise OSError.
+
+        The size of the file says how much is there, because the call that wrote it may have been interrupted before it
+        could tell.
         """
         self.in_doubt = False
         try:
             written = os.fstat(self.fd).st_size - self.size
+            # A short write is no error: a disk that is just full, or a signal. The next call tells which.
             while 0 <= written < len(frame):
                 written += os.write(self.fd, memoryview(frame)[written:])
+            # Longer, or shorter than before the write: somebody else writes to our file, or has cut it. EIO is
+            # STORAGE_TROUBLE.
             if written != len(frame):
                 raise OSError(errno.EIO, f"the segment is {written - len(frame)} bytes longer than it should be")
         except OSError as error:
@@ -236,7 +279,12 @@ class SegmentFile:
         self.unsynced += frame
 
     def spill(self, seq: int, kind: int, now: int, body: Any) -> bytes:
-        """Store a body over 1 MiB as a blob, synced; return the payload of an event that names it. Raises OSError."""
+        """Store a body over 1 MiB as a blob, synced; return the payload of an event that names it. Raises OSError.
+
+        The steps keep an event from naming a blob that is not there: content, sync, name, sync of the folder, and only
+        then the caller writes the frame. A crash in between leaves a temporary file, or a blob that no event names.
+        """
+        # Loaded here: few runs have such a body, and each start would pay for it.
         from hashlib import sha256
 
         content = self.pack(body)

@@ -1,4 +1,18 @@
-"""The one thread of a process that syncs its writers and retries refused writes."""
+"""The one thread of a process that syncs its writers and retries refused writes.
+
+`append` only tells the kernel. What makes an event survive a power cut is this thread: it calls `fdatasync` for each
+writer within a second, so that no call has to wait for a disk. For writers that are degraded it tries again to write
+what waits.
+
+It sleeps until a writer wakes it or something is due. `wake` is called by training loops, so it never waits for a lock:
+if another call is starting the thread just now, that one does the work.
+
+If the process is killed, what it wrote is with the kernel, which brings it to the disk by itself. If the thread cannot
+be started, `close` syncs. A forked child begins without thread and writers, as threads do not live through a fork.
+
+Locks: `_guard` is not held while a writer is served, and `wake`, which is called inside a writer, only tries it. So no
+thread waits for `_guard` while it is inside a writer.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +24,7 @@ from typing import Final
 
 from .writer import Writer
 
+# Seconds from the first event that is not synced to its sync: with the sync itself, a second is promised.
 SYNC_AFTER_S: Final = 0.8
 
 log = logging.getLogger("ml_dash")
@@ -23,9 +38,12 @@ class Syncer:
 
     def __init__(self) -> None:
         self._writers: set[Writer] = set()
+        # Set to end the thread's pause. Each thread has its own, so that one that is ending cannot use up a wake of the
+        # next.
         self._event = threading.Event()
         self._thread: threading.Thread | None = None
         self._guard = threading.Lock()
+        # True from `open` until the projecting thread calls `start` (see `hold_back`).
         self._held_back = False
 
     def hold_back(self) -> None:
@@ -42,6 +60,7 @@ class Syncer:
         """Serve a writer from now on."""
         with self._guard:
             self._writers.add(writer)
+        # Whatever the writer asked for before it was added woke nobody.
         if writer.dirty_since or writer.retry_at:
             self.wake()
 
@@ -49,11 +68,13 @@ class Syncer:
         """Stop serving a writer. After the last one, end the thread, and wait up to 5 s for it."""
         with self._guard:
             self._writers.discard(writer)
+            # The thread sees that it is not `_thread` any more, and ends. A writer that is added now gets a new one.
             thread = None if self._writers else self._thread
             if not self._writers:
                 self._thread = None
         if thread is not None:
             self._event.set()
+            # A thread cannot wait for itself.
             if thread is not threading.current_thread():
                 thread.join(5.0)
 
@@ -68,6 +89,7 @@ class Syncer:
         if not self._guard.acquire(blocking=False):
             return
         try:
+            # Another call may have started it since, or the last writer may be gone.
             if self._thread is None and self._writers:
                 self._event = threading.Event()
                 thread = threading.Thread(target=self._run, args=(self._event,), name="ml-dash-sync", daemon=True)
@@ -80,6 +102,7 @@ class Syncer:
             self._guard.release()
 
     def _run(self, event: threading.Event) -> None:
+        """Serve the writers until there are none, or another thread has taken over."""
         pid = os.getpid()
         while self._thread is None or self._thread is threading.current_thread():
             with self._guard:
@@ -88,6 +111,7 @@ class Syncer:
                 return
             pause = min((self._serve(writer) for writer in writers), default=60.0)
             event.wait(pause)
+            # Before serving, not after: a wake that comes while writers are served must end the next pause.
             event.clear()
 
     def _serve(self, writer: Writer) -> float:
@@ -97,8 +121,10 @@ class Syncer:
         if writer.retry_at:
             if now >= writer.retry_at:
                 writer.retry()
+            # At least 10 ms, so that a disk that refuses at once is not asked in a tight loop.
             due = max(0.01, (writer.retry_at or now + 60.0) - now)
         if writer.dirty_since and writer.durability == "interval":
+            # Urgent: 4 MiB were written before the last sync was due.
             wait = 0.0 if writer.urgent else writer.dirty_since + SYNC_AFTER_S - now
             if wait > 0:
                 return min(due, wait)
@@ -107,6 +133,7 @@ class Syncer:
         return due
 
     def _sync(self, writer: Writer) -> None:
+        """Sync a writer; an error is logged and tried again, so that the other writers are served."""
         try:
             writer.sync()
         except OSError as error:

@@ -7,6 +7,29 @@ When the disk refuses, the writer is *degraded*: events are accepted into memory
 segment once the disk accepts them. Nothing is ever written behind a partial frame. A descriptor whose fdatasync failed
 is not used again, and its unsynced frames are written to a new segment: Linux marks the pages clean after the failure,
 so a second fdatasync would succeed and prove nothing.
+
+The way of an event, and what a crash leaves at each point:
+
+    get inside      another thread is inside: wait in turns; if it hangs, set the event aside (memory)
+    number, time    nothing
+    pack, frame     nothing
+    write(2)        a torn frame, which readers pass over; its call had not returned
+    return          the event, unless the machine loses power
+    fdatasync       the event, whatever happens (within a second, or after 4 MiB)
+
+What holds:
+
+- A number is used once, and is used up as soon as its frame may be on disk, even if that is not known.
+- A writer's times never decrease. They begin after the newest time in the journal (`floor_ns`), so that what is set
+  later wins over what was set earlier, also if the clock of this machine is behind.
+- Frames of one writer are on disk in the order of their numbers, and nothing is written to an old segment again.
+- No call waits for another process or a network. It may wait for the kernel, in its own write.
+
+Events that wait in memory are bounded (see `backlog`). What does not fit is counted, and told in a `lost` event and at
+`close`.
+
+`segment_file` holds numbers and descriptors, `degraded` what happens when the disk refuses, `backlog` the events in
+memory, `syncer` the thread that calls `sync` and `retry`. This module decides who may touch them, and when.
 """
 
 from __future__ import annotations
@@ -35,10 +58,12 @@ from .segment_file import Retired, SegmentFile, close_quietly, packer
 
 log = logging.getLogger("ml_dash")
 
+# Bytes after which `append` looks at everything again (`_gate`), and has a sync made at once if one is still due.
 SYNC_BYTES: Final = 4 << 20
 UNSYNCED_BYTES: Final = 64 << 20
 PATIENCE_S: Final = 1.0
 """How long a call waits for the thread inside before it takes it for hanging in the kernel."""
+# How often a call gives other threads a turn before it blocks. Each costs a microsecond or less if nobody else runs.
 _YIELDS: Final = 16
 
 _T = TypeVar("_T")
@@ -87,6 +112,7 @@ class Writer:
     def __init__(
         self, journal: Path, identity: OrderHeader, syncer: Wakes, *, durability: str, strict: bool, floor_ns: int
     ) -> None:
+        # `created_ns` is part of each segment's name, and the first event is not earlier: names sort as the events do.
         file = SegmentFile(SegmentFolder(journal, identity), max(time_ns(), floor_ns + 1), keep=durability != "os")
         self._file = file
         self._trouble = Degraded(file, syncer, strict=strict)
@@ -104,9 +130,13 @@ class Writer:
         # The write to use once threads contend for this writer; None where a write may hang (see `keeping_write`).
         self.when_contended: Write | None = None
         self._syncer = syncer
+        # The write that `append` uses; None: `os.write`.
         self._keeping_write: Write | None = _failing_write() if _fails_at_write() else None
         self._new_lock()
+        # True while a thread is between `_acquire` and `_release`. Only `_wait_for_turn` reads it without being inside.
         self._inside = False
+        # A thread hung inside when last waited for: later calls do not wait a second each, but set their events aside
+        # at once.
         self._stuck = False
         self._gone = False
         # Segments whose sync failed and whose frames could not be written again yet.
@@ -114,10 +144,13 @@ class Writer:
         self._synced = 0
         self._sync_turn = threading.Lock()
         try:
+            # The lock before the first segment: a segment without a lock would be a dead writer's, and might be
+            # recorded as such.
             file.folder.open()
             file.hold_lock()
             file.start(0)
         except OSError as error:
+            # Trouble that does not pass, or a caller that wants to know at once.
             if error.errno not in STORAGE_TROUBLE or strict:
                 file.let_go()
                 raise refusal(journal, "could not start a journal segment", error) from error
@@ -131,6 +164,10 @@ class Writer:
         Returns its sequence number, or, with a `tally`, the ordinal of the first of its `count` points; None if the
         event could not be numbered yet, or was lost (see `degraded`). Raises InvalidValue for what cannot be encoded,
         WriterGone after `close`, StorageError in strict mode; nothing is recorded then. Any thread.
+
+        This is the hot path, about 3 µs, and so it is one long function: no context manager, no call that is not
+        needed, and one comparison (`size >= limit`) for all that happens rarely. Whoever wants a look from `_gate` sets
+        `limit` to -1.
         """
         file = self._file
         if not self._acquire(False) and not self._wait_for_turn():
@@ -138,8 +175,10 @@ class Writer:
             return None
         self._inside = True
         try:
+            # False almost always. Numbers, segment and lock are in order then, and there is room.
             if file.size >= file.limit and self._gate():
                 return self._trouble.accept(kind, body, tally, count)
+            # The clock may be set back, by hand or by NTP. A time may repeat; the number tells the two events apart.
             now = time_ns()
             if now < file.last_ns:
                 now = file.last_ns
@@ -148,11 +187,15 @@ class Writer:
             seq = file.seq
             payload = file.pack((seq, kind, now, body))
             length = len(payload)
+            # The body is in a blob, synced, before the frame names it. An OSError here leaves no frame: the whole event
+            # waits then.
             if length > MAX_PAYLOAD:
                 payload = file.spill(seq, kind, now, body)
                 length = len(payload)
+            # As `encode_frame`, without the call. One buffer, one write: two writes could be torn apart by a kill.
             frame = HEAD.pack(length, crc32(payload, file.crcs[length])) + payload
             length += 8
+            # From here to `in_doubt = False` only the size of the file tells whether the frame is there.
             file.in_doubt = True
             # `os.write` releases the interpreter's lock, the other function does not: see `use_write`.
             write = self._keeping_write
@@ -176,6 +219,7 @@ class Writer:
         except OSError as error:
             if error.errno not in STORAGE_TROUBLE:
                 raise
+            # It was the write that failed, not the storing of a blob: finish the frame, or leave the segment.
             if file.in_doubt:
                 return self._finish(frame, payload, tally, count)
             return self._trouble.give_up(payload, error, tally, count)
@@ -197,20 +241,25 @@ class Writer:
         """
         if self._gone:
             raise WriterGone
+        # Order matters: first what is certain about the file, then events that were called for earlier, then this one.
         file, trouble = self._file, self._trouble
         if file.in_doubt:
             file.resolve_doubt()
+        # Calls that could not get in while a thread hung. They came before this event, so they get numbers before it.
         if trouble.backlog.aside:
             self._stuck = False
             trouble.number_aside()
             if trouble.reason is None and not self._write_waiting():
                 return True
+        # `fd` is below 0 if `resolve_doubt` has retired the segment.
         if trouble.reason is None and (file.size >= ROLL_BYTES or file.fd < 0):
             try:
                 file.roll()
             except OSError as error:
                 trouble.begin(error)
         if trouble.reason is not None:
+            # Not tried again here: a training loop must not pay for a disk that takes seconds to refuse. The syncer
+            # does, at `retry_at`. Strict callers want to know now.
             if not self.strict:
                 return True
             if not self._write_waiting():
@@ -218,8 +267,10 @@ class Writer:
                     f"{self.journal} cannot be written ({trouble.reason}); this event was not recorded",
                     hint="earlier events are kept; free space or mend the disk, then call again",
                 )
+        # Nothing to check for the next 4 MiB, or up to the roll.
         file.limit = min(ROLL_BYTES, file.size + SYNC_BYTES)
         if self.durability != "os":
+            # 4 MiB came and the sync of what was before them is still due: do not wait out the 0.8 s.
             self.urgent = self.dirty_since > 0
             self.dirty_since = self.dirty_since or monotonic()
             self._syncer.wake()
@@ -240,9 +291,11 @@ class Writer:
         try:
             if file.size >= file.limit and self._gate():
                 return self._trouble.accept(kind, body, None, 1)
+            # `time_apart` moves `last_ns`, so that events after this one are not earlier either.
             payload = file.pack((file.seq, kind, file.time_apart(), body))
             if len(payload) > MAX_PAYLOAD:
                 payload = file.spill(*msgpack.unpackb(payload))
+            # `_finish` writes all of it: nothing is there yet, and it begins where the file ends.
             file.in_doubt = True
             return self._finish(encode_frame(payload, file.crcs), payload, None, 1)
         finally:
@@ -264,7 +317,10 @@ class Writer:
                     hint="free space or mend the disk, then call again",
                 )
             seq = file.seq
+            # Inside, because the blob's name holds the number: nobody else may take it meanwhile. The content was
+            # copied and hashed before, outside; this is a rename and the sync of a folder.
             placed = place(seq)
+            # A crash here leaves a blob that no event names, and no event that names a missing blob.
             fail_point("blob-event")
             now = file.last_ns = max(time_ns(), file.last_ns)
             payload = file.pack((seq, kind, now, body))
@@ -279,6 +335,7 @@ class Writer:
     # -- in and out of the critical section --------------------------------------------------------------------------
 
     def _new_lock(self) -> None:
+        """Make a new lock and keep its bound methods: `append` saves two look-ups by it."""
         lock = threading.Lock()
         self._acquire = lock.acquire
         self._release = lock.release
@@ -297,6 +354,7 @@ class Writer:
             sleep(0)
             if self._acquire(False):
                 return True
+        # Two rounds: the first may end just when one thread leaves and another has not set `_inside` yet.
         for _ in range(2):
             acquire = self._acquire
             if acquire(timeout=PATIENCE_S):
@@ -305,11 +363,13 @@ class Writer:
                 self._stuck = True
                 return False
         # Nobody is inside, yet the lock is taken: an interrupt came between taking it and `_inside = True`.
+        # Another thread may have replaced the lock already; a third one would then let two threads inside.
         if acquire == self._acquire:
             self._new_lock()
         return self._acquire(timeout=PATIENCE_S)
 
     def _enter(self, wait_s: float) -> bool:
+        """Get inside within `wait_s` seconds; False if a thread seems to hang there. Every True needs a `_leave`."""
         if not self._acquire(timeout=wait_s):
             return False
         self._inside = True
@@ -357,6 +417,7 @@ class Writer:
         return counted(tally, count, file.seq - 1)
 
     def _write_waiting(self) -> bool:
+        """Write what waits; afterwards calls wait for their turn again, since whoever hung has come out. Inside."""
         written = self._trouble.write_waiting()
         if written:
             self._stuck = False
@@ -365,6 +426,7 @@ class Writer:
     def recover(self) -> bool:
         """Try to write the waiting events to a new segment; True if none is left. Any thread."""
         if not self._enter(PATIENCE_S):
+            # A thread hangs inside: look again soon, without a limit to how often.
             self._trouble.retry_at = monotonic() + FIRST_RETRY_S
             return False
         try:
@@ -372,6 +434,7 @@ class Writer:
                 return True
             if self._file.in_doubt:
                 self._file.resolve_doubt()
+            # Before writing: their numbers are behind those of the events that wait already.
             self._trouble.number_aside()
             return self._write_waiting()
         finally:
@@ -379,6 +442,7 @@ class Writer:
 
     def retry(self) -> None:
         """Try once more to write the waiting events. For the syncer, at `retry_at`."""
+        # First, so that an attempt that fails can set the next time.
         self._trouble.retry_at = 0.0
         self.recover()
 
@@ -393,6 +457,8 @@ class Writer:
 
         After a failure the frames are written again to a new segment, which a later call syncs.
         """
+        # Another sync hangs, or is slow. 30 s is far beyond a sync that works; `close` and "always" must come back in
+        # the end.
         if not self._sync_turn.acquire(timeout=30.0):
             return False
         try:
@@ -401,21 +467,34 @@ class Writer:
             self._sync_turn.release()
 
     def _sync_in_turn(self) -> bool:
+        """Sync what is written, with `_sync_turn` held; return as `sync` does.
+
+        What happens where, and afterwards:
+
+          inside     take descriptor, unsynced frames and retired segments; begin a new, empty `unsynced`
+          outside    fdatasync (may take seconds; calls go on appending to the same descriptor)
+          good       the taken frames are dropped, and counted as synced
+          failed     they are written again to a new segment, before all that waits
+        """
         if not self._enter(PATIENCE_S):
             return False
         try:
             file = self._file
             if file.in_doubt:
                 file.resolve_doubt()
+            # Taken away from the file, so that only this thread closes these descriptors.
             retired, file.retired = file.retired, []
             fd, unsynced, written = file.fd, file.unsynced, self._written()
             file.drop_unsynced()
+            # Whatever comes from now on makes it dirty again: `limit` sends the next call through `_gate`, which notes
+            # the time.
             self.dirty_since = 0.0
             self.urgent = False
             file.limit = -1
         finally:
             self._leave()
         fail_point("sync-before")
+        # Their sync has failed before, and syncing the same descriptor again would prove nothing.
         unproven, self._unproven = self._unproven, []
         for segment in unproven:
             self._write_again(segment.fd, segment.unsynced, OSError(errno.EIO, "an earlier sync failed"))
@@ -423,15 +502,22 @@ class Writer:
         # A retired segment without unsynced frames was synced to its end before.
         for segment in retired:
             good = (not segment.unsynced or self._sync_one(segment.fd, segment.unsynced)) and good
+            # If the sync failed, `_write_again` has put the frames elsewhere, so nothing needs this descriptor.
             close_quietly(segment.fd)
         if fd >= 0 and unsynced:
             good = self._sync_one(fd, unsynced) and good
         fail_point("sync-after")
+        # `written` was counted inside, with the frames that were taken. `max`: after a failure it may be less than
+        # before.
         if good:
             self._synced = max(self._synced, written)
         return good
 
     def _sync_one(self, fd: int, unsynced: bytearray) -> bool:
+        """Sync one descriptor and, where that is due, the names of new segments; False if that failed. Not inside.
+
+        A file whose name is not durable is lost in a power cut with all that was synced in it, so both belong together.
+        """
         file = self._file
         try:
             data_sync(fd)
@@ -439,6 +525,8 @@ class Writer:
                 # Set the mark first: a segment that begins during the sync clears it, and its name is synced next time.
                 file.folders_synced = True
                 file.folder.sync()
+            # Somebody removed the folder while we wrote: the sync of a file without a name is a success that means
+            # nothing.
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, "the segment was removed")
         except OSError as failure:
@@ -461,12 +549,17 @@ class Writer:
                 "ml-dash: could not sync %s: %s. Its last %d bytes are written again to a new segment.",
                 self.journal, failure.strerror or failure, len(unsynced) + len(file.unsynced),
             )  # fmt: skip
+            # The failed descriptor may be the current one: go on in a new segment. If it is, `retire` has just put it,
+            # with the frames since this sync began, at the end of `retired`; these frames are not proven either.
             file.retire()
             if file.retired and file.retired[-1].fd == fd:
                 unsynced = unsynced + file.retired.pop().unsynced
                 close_quietly(fd)
+            # The payloads without their frames: checksums depend on the segment. Readers know an event by writer and
+            # number, so that it may stand in two segments and counts once.
             self._trouble.backlog.push_front([bytes(payload) for payload in _payloads(unsynced)])
             file.folders_synced = False
+            # If the disk refuses this as well, the writer is degraded now, and the syncer tries again.
             if self._write_waiting():
                 self.dirty_since = monotonic()
                 self._syncer.wake()
@@ -476,10 +569,15 @@ class Writer:
     def _written(self) -> int:
         """The number of events that are in a segment, synced or not."""
         backlog = self._trouble.backlog
+        # All numbers that were given out, without those of waiting events and those that no event will have.
         return self._file.seq - len(backlog.payloads) - backlog.holes
 
     def durable_counts(self) -> dict[str, int]:
-        """Return how many events of this writer are accepted, written, synced and lost, under these keys."""
+        """Return how many events of this writer are accepted, written, synced and lost, under these keys.
+
+        Not inside: the counts are read one after the other while other threads append, so they may be some events
+        apart.
+        """
         backlog = self._trouble.backlog
         written = self._written()
         return {
@@ -505,13 +603,18 @@ class Writer:
         """Write the closing event, sync, release the lock. Raises StorageError if events were lost.
 
         Later calls raise WriterGone.
+
+        A crash before the closing event leaves a run that the next reader finds dead, and so interrupted. A crash after
+        it, and before the lock file is removed, leaves a closed run: readers ask for the event before the lock.
         """
         try:
             # Recover before the closing event, so that strict mode does not refuse it; and again after it.
             if self.waiting:
                 self.recover()
+            # Another thread has closed it meanwhile.
             with contextlib.suppress(WriterGone):
                 self.append(events.CLOSE, body)
+            # The last chance for what waits: after this the process may end. Room may come from what can be made again.
             if self.waiting and not self.recover() and self._trouble.is_full and self.make_room():
                 self.recover()
             # After a sync that failed, the frames are in a new segment, which needs a sync of its own.
@@ -533,8 +636,13 @@ class Writer:
             log.warning("ml-dash: %s is written but could not be synced; a power cut may take its end.", self.journal)
 
     def _end(self) -> None:
+        """Release everything, whoever hangs.
+
+        The locks are taken in the other order than `sync` takes them, so each has a time limit.
+        """
         entered = self._enter(PATIENCE_S)
         turn = self._sync_turn.acquire(timeout=PATIENCE_S)
+        # Even without being inside: `_gate` of the next call sees it, through `limit`.
         self._gone = True
         self._file.limit = -1
         # If a thread hangs in a kernel call, leave its descriptors open: their numbers could be reused under it.
@@ -547,11 +655,13 @@ class Writer:
 
     def abandon(self) -> None:
         """Close this process's copies of the descriptors, in a forked child: all else is the parent's."""
+        # The fork may have come while a thread of the parent held these locks. That thread does not exist here.
         self._new_lock()
         self._sync_turn = threading.Lock()
         self._gone = True
         self._inside = False
         self._file.limit = -1
+        # The parent writes its waiting events itself: written here as well, they would stand under two writers.
         self._trouble.backlog.clear()
         self._file.abandon()
 
@@ -602,6 +712,7 @@ def open_writer(
 
 
 def _payloads(frames: bytearray) -> Iterator[bytearray]:
+    """Yield the payloads of whole frames, one after the other. Lengths are trusted: these bytes come from memory."""
     position = 0
     while position < len(frames):
         length, _ = HEAD.unpack_from(frames, position)
@@ -610,6 +721,7 @@ def _payloads(frames: bytearray) -> Iterator[bytearray]:
 
 
 def _fails_at_write() -> bool:
+    """True if a crash test wants to be killed at a write: then only the one with fail points is used."""
     return os.environ.get("ML_DASH_FAIL", "").startswith("frame-write")
 
 
@@ -626,6 +738,7 @@ def _failing_write() -> Write:
 
 
 def _cut(body: Any) -> str:
+    """Return a text for an error message: the beginning of what could not be recorded."""
     try:
         text = repr(body)
     except (RecursionError, ValueError):
