@@ -336,8 +336,7 @@ def _log(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 
 def _parameters(work: _Batch, body: Any, stamp: StampTuple) -> None:
-    """Fold new values of parameters. Each is a register of its own, so writers that set different keys do not collide.
-    """
+    """Fold new values of parameters. Each is a register, so writers that set different keys do not collide."""
     registers = work.state.parameters
     for key, value in ev.mapping(body).items():
         register = registers.get(key)

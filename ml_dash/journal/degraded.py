@@ -8,7 +8,7 @@ same and waits in memory, and the call returns. From then on:
     syncer ── retry ──▶ write_waiting ──▶ a new segment ──▶ a LOST event, if any were lost ──▶ not degraded
 
 Attempts follow after 0.1 s, 0.2 s, and so on up to every 5 s, in the thread of the syncer. Events are written in the
-order of their numbers, each leaves memory only once its frame is whole in a segment, and new ones go behind them, so
+order in which they wait, each leaves memory only once its frame is whole in a segment, and new ones go behind them, so
 that the order of a writer's events on disk is that of its calls. A crash during all this loses what is in memory: that
 is what the warning says.
 

@@ -19,10 +19,11 @@ The way of an event, and what a crash leaves at each point:
 
 What holds:
 
-- A number is used once, and is used up as soon as its frame may be on disk, even if that is not known.
+- A number is used once, and is used up as soon as a whole frame with it may be on disk, even if that is not known.
 - A writer's times never decrease. They begin after the newest time in the journal (`floor_ns`), so that what is set
   later wins over what was set earlier, also if the clock of this machine is behind.
-- Frames of one writer are on disk in the order of their numbers, and nothing is written to an old segment again.
+- Frames are first written in the order of their numbers; those whose sync failed stand once more in a later segment.
+  Nothing is written to an old segment again.
 - No call waits for another process or a network. It may wait for the kernel, in its own write.
 
 Events that wait in memory are bounded (see `backlog`). What does not fit is counted, and told in a `lost` event and at
@@ -63,7 +64,7 @@ SYNC_BYTES: Final = 4 << 20
 UNSYNCED_BYTES: Final = 64 << 20
 PATIENCE_S: Final = 1.0
 """How long a call waits for the thread inside before it takes it for hanging in the kernel."""
-# How often a call gives other threads a turn before it blocks. Each costs a microsecond or less if nobody else runs.
+# How often a call gives other threads a turn before it blocks (see `_wait_for_turn`).
 _YIELDS: Final = 16
 
 _T = TypeVar("_T")
