@@ -213,9 +213,15 @@ class Degraded:
             return
         if file.fd < 0:
             file.start(file.seq)
-        file.put(file.pack((file.seq, events.LOST, max(time_ns(), file.last_ns), body)))
-        # After `put`: if that fails, no whole frame was written, so the number is still free and the loss not reported.
+        payload = file.pack((file.seq, events.LOST, max(time_ns(), file.last_ns), body))
+        # Before `put`: after an interrupt the frame may be whole, and no other event may have its number.
         file.seq += 1
+        try:
+            file.put(payload)
+        except OSError:
+            # No whole frame was written: the number is free, and the loss not reported.
+            file.seq -= 1
+            raise
         self.backlog.mark_reported()
 
 

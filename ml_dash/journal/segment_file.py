@@ -54,11 +54,13 @@ class Retired:
     `unsynced` holds its frames since the last sync, to be written again if this one fails.
     """
 
-    __slots__ = ("fd", "unsynced")
+    __slots__ = ("fd", "forgotten", "unsynced")
 
     def __init__(self, fd: int, unsynced: bytearray) -> None:
         self.fd = fd
         self.unsynced = unsynced
+        # True if memory had no room for all of `unsynced`: it is to be synced, but cannot be written again.
+        self.forgotten = False
 
 
 class SegmentFile:
@@ -118,6 +120,20 @@ class SegmentFile:
     def drop_unsynced(self) -> None:
         """Keep frames from here on only: a sync covers those before, or their retired segment holds them."""
         self.unsynced = bytearray() if self._keep else _Discarding()
+
+    def unsynced_bytes(self) -> int:
+        """Return the bytes of frames that are in memory in case a sync fails, in this segment and in retired ones.
+
+        Without those that a sync has taken that is under way.
+        """
+        return len(self.unsynced) + sum(len(segment.unsynced) for segment in self.retired)
+
+    def forget_unsynced(self) -> None:
+        """Give the memory of unsynced frames back. Their segments are still synced, but not written again."""
+        for segment in self.retired:
+            segment.forgotten = segment.forgotten or bool(segment.unsynced)
+            segment.unsynced = bytearray()
+        self.drop_unsynced()
 
     def time_apart(self) -> int:
         """Return a time (ns) at least a microsecond after all events so far, and take it as the last event's.
@@ -195,7 +211,7 @@ class SegmentFile:
             # Nothing was counted yet, so a part of a header does no harm: readers pass over that file.
             while done < len(header):
                 done += os.write(fd, header[done:])
-        except OSError:
+        except BaseException:
             close_quietly(fd)
             raise
         fail_point("header-written")
@@ -246,11 +262,12 @@ class SegmentFile:
         try:
             while done < len(frame):
                 done += os.write(self.fd, memoryview(frame)[done:])
-        except OSError:
+            self.size += done
+            self.unsynced += frame
+        except BaseException:
+            # Also for an interrupt: a part of the frame may be there, and nothing may stand behind a part.
             self.retire()
             raise
-        self.size += done
-        self.unsynced += frame
 
     def finish(self, frame: bytes) -> None:
         """Write the rest of `frame`, of which a write failed or was short, and count it.

@@ -62,6 +62,8 @@ log = logging.getLogger("ml_dash")
 # Bytes after which `append` looks at everything again (`_gate`), and has a sync made at once if one is still due.
 SYNC_BYTES: Final = 4 << 20
 UNSYNCED_BYTES: Final = 64 << 20
+# What msgpack and msgspec raise for a body that they cannot encode.
+_NOT_ENCODABLE: Final = (OverflowError, UnicodeEncodeError, TypeError, RecursionError)
 PATIENCE_S: Final = 1.0
 """How long a call waits for the thread inside before it takes it for hanging in the kernel."""
 # How often a call gives other threads a turn before it blocks (see `_wait_for_turn`).
@@ -172,7 +174,10 @@ class Writer:
         """
         file = self._file
         if not self._acquire(False) and not self._wait_for_turn():
-            self._trouble.set_aside(kind, body, tally, count)
+            try:
+                self._trouble.set_aside(kind, body, tally, count)
+            except _NOT_ENCODABLE as error:
+                raise InvalidValue(f"cannot record {_cut(body)}: {error}") from error
             return None
         self._inside = True
         try:
@@ -212,7 +217,7 @@ class Writer:
             ordinal = tally.total
             tally.total = ordinal + count
             return ordinal
-        except (OverflowError, UnicodeEncodeError, TypeError, RecursionError) as error:
+        except _NOT_ENCODABLE as error:
             raise InvalidValue(f"cannot record {_cut(body)}: {error}") from error
         except StorageError:
             # Strict mode has refused the event already, and counted that.
@@ -275,9 +280,9 @@ class Writer:
             self.urgent = self.dirty_since > 0
             self.dirty_since = self.dirty_since or monotonic()
             self._syncer.wake()
-            if len(file.unsynced) > UNSYNCED_BYTES:
+            if file.unsynced_bytes() > UNSYNCED_BYTES:
                 # fdatasync hangs, and memory is bounded: if it fails in the end, these frames are not written again.
-                file.drop_unsynced()
+                file.forget_unsynced()
         return False
 
     def append_apart(self, kind: int, body: Any) -> int | None:
@@ -500,9 +505,10 @@ class Writer:
         for segment in unproven:
             self._write_again(segment.fd, segment.unsynced, OSError(errno.EIO, "an earlier sync failed"))
         good = not unproven
-        # A retired segment without unsynced frames was synced to its end before.
+        # A retired segment without unsynced frames was synced to its end before, unless they were forgotten.
         for segment in retired:
-            good = (not segment.unsynced or self._sync_one(segment.fd, segment.unsynced)) and good
+            due = segment.unsynced or segment.forgotten
+            good = (not due or self._sync_one(segment.fd, segment.unsynced)) and good
             # If the sync failed, `_write_again` has put the frames elsewhere, so nothing needs this descriptor.
             close_quietly(segment.fd)
         if fd >= 0 and unsynced:

@@ -404,3 +404,107 @@ def test_each_level_says_what_it_has_reached(desk: WriterFolder, durability: str
     writer.append(LOG, ["info", "x", None])
     expected = {"interval": 0, "always": 1, "os": 0}[durability]
     assert writer.durable_counts() == {"accepted": 1, "written": 1, "synced": expected, "lost": 0}
+
+
+# -- what an interrupt or a hanging disk must not do ------------------------------------------------------------------
+
+
+def _interrupt_write(monkeypatch: pytest.MonkeyPatch, nth: int, share: float) -> None:
+    """The n-th write outside of `append` gets so far, and a KeyboardInterrupt comes."""
+    real, left = os.write, [nth]
+
+    def interrupted(fd: int, data: Any) -> int:
+        left[0] -= 1
+        if left[0]:
+            return real(fd, data)
+        monkeypatch.undo()
+        real(fd, data[: int(len(data) * share)])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment_file.os, "write", interrupted)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("nth", [1, 2, 4], ids=["header", "first event", "third event"])
+def test_an_interrupt_while_waiting_events_are_written_loses_and_doubles_nothing(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch, nth: int, share: float
+) -> None:
+    writer = desk.writer()
+    refuse = failing(errno.ENOSPC, 1000)
+    monkeypatch.setattr(writing, "os_write", lambda *a: refuse(os.write, *a))
+    monkeypatch.setattr(segment_file.os, "write", lambda *a: refuse(os.pwrite, *a))
+    for number in range(5):
+        writer.append(LOG, ["info", str(number), None])
+    monkeypatch.undo()
+    _interrupt_write(monkeypatch, nth, share)
+    with pytest.raises(KeyboardInterrupt):
+        writer.recover()
+    writer.recover()
+    writer.append(LOG, ["info", "after", None])
+    known = {frame.seq: frame.body[1] for frame in desk.frames()}
+    assert known == {0: "0", 1: "1", 2: "2", 3: "3", 4: "4", 5: "after"}
+    # Twice on disk is allowed, with equal content: readers know an event by its number.
+    assert all(frame.body[1] == known[frame.seq] for frame in desk.frames())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_an_interrupt_while_a_loss_is_reported_leaves_its_number_to_no_other_event(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    writer = desk.writer()
+    writer.append(LOG, ["info", "before", None])
+    writer.count_lost()
+    _interrupt_write(monkeypatch, 1, share)
+    with pytest.raises(KeyboardInterrupt):
+        writer.recover()
+    writer.append(LOG, ["info", "after", None])
+    by_number: dict[int, set[int]] = {}
+    for frame in desk.frames():
+        by_number.setdefault(frame.seq, set()).add(frame.kind)
+    assert all(len(kinds) == 1 for kinds in by_number.values()), by_number
+
+
+def test_a_body_that_cannot_be_encoded_is_refused_also_while_a_thread_hangs(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "PATIENCE_S", 0.02)
+    writer = desk.writer()
+    assert writer._acquire(False)
+    writer._inside = True
+    with pytest.raises(InvalidValue, match="cannot record"):
+        writer.append(LOG, ["info", 2**64, None])
+    writer._inside = False
+    writer._release()
+    assert writer.append(LOG, ["info", "good", None]) == 0
+
+
+def test_memory_is_bounded_while_a_sync_hangs_and_all_is_synced_afterwards(
+    desk: WriterFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 64 << 10
+    monkeypatch.setattr(writing, "ROLL_BYTES", 16 << 10)
+    monkeypatch.setattr(writing, "SYNC_BYTES", 4 << 10)
+    monkeypatch.setattr(writing, "UNSYNCED_BYTES", limit)
+    writer = desk.writer()
+    hangs, answers, synced = threading.Event(), threading.Event(), []
+    real = writing.data_sync
+
+    def hanging(fd: int) -> None:
+        hangs.set()
+        assert answers.wait(30)
+        real(fd)
+        synced.append(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr(writing, "data_sync", hanging)
+    writer.append(LOG, ["info", "first", None])
+    syncing = threading.Thread(target=writer.sync)
+    syncing.start()
+    assert hangs.wait(30)
+    for number in range(400):
+        writer.append(LOG, ["info", f"{number}" + "x" * 1000, None])
+        assert writer._file.unsynced_bytes() <= limit + (16 << 10)
+    answers.set()
+    syncing.join(30)
+    assert writer.sync()
+    assert set(synced) == {path.stat().st_ino for _, path in list_segments(desk.journal)}
+    assert writer.durable_counts() == {"accepted": 401, "written": 401, "synced": 401, "lost": 0}
