@@ -17,7 +17,7 @@ from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import InvalidValue, StorageError
 from ml_dash.journal import segment_file
 from ml_dash.journal import writer as writing
-from ml_dash.journal.reader import Frame, scan
+from ml_dash.journal.reader import Frame, Gap, scan
 from ml_dash.journal.segment import BLOBS, JOURNAL, SEGMENTS, create_journal, list_segments
 from ml_dash.journal.writer import Tally, Writer, WriterGone, open_writer
 
@@ -445,6 +445,8 @@ def test_an_interrupt_while_waiting_events_are_written_loses_and_doubles_nothing
     assert known == {0: "0", 1: "1", 2: "2", 3: "3", 4: "4", 5: "after"}
     # Twice on disk is allowed, with equal content: readers know an event by its number.
     assert all(frame.body[1] == known[frame.seq] for frame in desk.frames())
+    items = [item for _, path in list_segments(desk.journal) for item in scan(path)]
+    assert not [item for item in items if isinstance(item, Gap)]
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
