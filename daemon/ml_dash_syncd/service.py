@@ -39,7 +39,7 @@ from .task_states import TaskState
 from .waking import Bell
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    pass
 
 log = logging.getLogger("ml_dash.syncd")
 
@@ -107,7 +107,7 @@ def daemon_lock() -> Iterator[bool]:
     """
     path = launch.lock_path()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held: BaseFileLock | None = lock.hold(path)
+    held = lock.hold(path)
     try:
         yield held is not None or lock.probe(path) is not lock.Liveness.ALIVE
     finally:

@@ -14,6 +14,9 @@ a living writer looks gone, until its next event makes that void. No event depen
 
 `flock` belongs to an open file, not to a process. A forked child shares it by its copy of the descriptor: closing that
 copy leaves the parent's lock alone, unlocking it would not.
+
+`flock` is called here, not by filelock, where the system has it: that library takes the same lock, and half as long to
+load as a start of Python. It serves where a start does not count (the server), and on Windows.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 # Errors of file systems that have no locks, or have lost them.
 # EIO: a lock manager that does not answer. EINVAL: a file system that does not know the call.
 _NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EIO, errno.EINVAL)
+# Seconds that `hold` waits for probes of others to pass.
+_HOLD_WAIT_S: Final = 2.0
 
 
 class Liveness(Enum):
@@ -42,31 +47,84 @@ class Liveness(Enum):
     UNKNOWN = "unknown"
 
 
-def hold(path: Path) -> BaseFileLock | None:
+class HeldLock:
+    """A lock that this process holds until `release`, or until it ends.
+
+    The kernel's `flock`, as filelock takes it; by filelock itself where there is no `flock`.
+    """
+
+    __slots__ = ("_fd", "_other", "path")
+
+    def __init__(self, path: Path, fd: int, other: BaseFileLock | None = None) -> None:
+        self.path = path
+        self._fd = fd
+        self._other = other
+
+    def release(self) -> None:
+        """Let go of the lock. Raises OSError."""
+        if self._other is not None:
+            self._other.release()
+        if self._fd >= 0:
+            # Closing alone would not do while a child that was just forked still has a copy of the descriptor.
+            try:
+                _unlock(self._fd)
+            finally:
+                self.drop()
+
+    def drop(self) -> None:
+        """Close the descriptor, in a forked child: unlocking its copy would unlock the parent's lock."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def hold(path: Path) -> HeldLock | None:
     """Take the lock that a writer holds as long as it lives; None if this file system has no locks.
 
-    A forked child does not inherit it: filelock closes its copy of the descriptor. Raises OSError for any other error.
-    `filelock` is imported here, at the first open(): that takes longer than importing the rest of the library.
+    A child that is forked must `drop` its copy. Raises OSError for any other error.
     """
+    try:
+        import fcntl
+    except ImportError:
+        return _hold_by_filelock(path)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    deadline = time.monotonic() + _HOLD_WAIT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # A process that probes may hold it shared for some microseconds. If it takes longer, locks do not work
+                # as they should: nobody else takes this one, since the writer's id is random. Go on without.
+                if time.monotonic() >= deadline:
+                    os.close(fd)
+                    return None
+                time.sleep(0.001)
+            else:
+                return HeldLock(path, fd)
+    except OSError as error:
+        os.close(fd)
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+
+
+def _hold_by_filelock(path: Path) -> HeldLock | None:
+    """Take the lock where there is no `flock` (Windows)."""
     import filelock
 
     # Not thread-local: the thread that opens is not always the one that closes. No soft lock: that is a file, which a
     # killed process leaves behind for ever.
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
-        # A process that probes may hold it shared for some microseconds.
-        lock.acquire(timeout=2.0, poll_interval=0.001)
-    except filelock.Timeout:
-        # Nobody holds this lock but this writer, whose id is random. So locks do not work as they should: go on
-        # without.
-        return None
-    except NotImplementedError:
+        lock.acquire(timeout=_HOLD_WAIT_S, poll_interval=0.001)
+    except (filelock.Timeout, NotImplementedError):
         return None
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None
         raise
-    return lock
+    return HeldLock(path, -1, lock)
 
 
 def probe(path: Path) -> Liveness:

@@ -30,7 +30,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +38,11 @@ import msgpack
 from ..core import events
 from ..core.frames import Header, LengthCrcs, encode_frame, encode_header, spilled
 from ..disk.durable import STORAGE_TROUBLE, fail_point, sync_folder
-from ..disk.lock import hold
+from ..disk.lock import HeldLock, hold
 from .segment import BLOBS, SEGMENTS, SegmentFolder, SegmentName, lock_name
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    pass
 
 log = logging.getLogger("ml_dash")
 
@@ -102,7 +101,7 @@ class SegmentFile:
         self.last_ns = created_ns
         self.seq = 0
         self.pack = packer(load=False)
-        self._lock: BaseFileLock | None = None
+        self._lock: HeldLock | None = None
         self._keep = keep
         # The number of the next segment.
         self._n = 0
@@ -174,15 +173,16 @@ class SegmentFile:
         if lock is not None:
             # An absent lock file means a clean end. No other process takes this lock, so unlinking it is not a race.
             with contextlib.suppress(OSError):
-                Path(lock.lock_file).unlink(missing_ok=True)
+                lock.path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 lock.release()
 
     def abandon(self) -> None:
         """Close this process's copies of the descriptors. In a forked child: all else is the parent's."""
         self._close()
-        # filelock has closed the child's copy of the lock; releasing it would release the parent's.
-        self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.drop()
 
     def _close(self) -> None:
         for segment in self.retired:

@@ -10,8 +10,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import filelock  # noqa: F401 - its hooks at a fork come before ours
-
 from ..core import events
 from ..core.frames import OrderHeader
 from ..core.names import check_name
@@ -46,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ml_dash")
 
-# After the import of filelock: hooks before a fork run in the reverse order of their registration.
+# After the import of logging: see there.
 process.let_forks_wait()
 
 # At opening, a longer unprojected tail of the journal is not folded.

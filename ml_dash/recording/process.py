@@ -37,10 +37,10 @@ def loading() -> Iterator[None]:
 
 
 def let_forks_wait() -> None:
-    """Let forks wait, from now on, while modules are loaded. To be called once, after filelock was imported.
+    """Let forks wait, from now on, while modules are loaded. To be called once, after logging was imported.
 
-    Hooks before a fork run in the reverse order of their registration, so ours runs before filelock's. Otherwise the
-    fork would hold filelock's lock and wait for the thread that loads, which may wait for that lock in turn.
+    Hooks before a fork run in the reverse order of their registration, so ours runs before that of logging. Otherwise
+    the fork would hold the lock of logging and wait for the thread that loads, which waits for that lock in turn.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=_before_fork, after_in_parent=_after_in_parent)
