@@ -176,7 +176,7 @@ def sync_fails_once(trial: Trial) -> None:
             count=nth + 15,
             resumes=0,
             files=False,
-            settle=True,
+            settle=nth if durability == "interval" else 1,
             program=shim.program(root, rule, log=trial.folder / "log"),
         )
         ended(trial, listener, victim)

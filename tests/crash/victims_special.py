@@ -71,11 +71,12 @@ def recorded(
     count: int,
     resumes: int,
     files: bool = True,
-    settle: bool = False,
+    settle: int = 0,
 ) -> None:
     """Calls under the shim's record, with marks that say how many of them were said to be synced.
 
-    The experiment is opened anew `resumes` times in between. With `settle` the end waits until all is synced.
+    The experiment is opened anew `resumes` times in between. With `settle`, so many calls wait until all is synced, and
+    so does the end.
     """
     rng = random.Random(seed)
     # Half of the time bodies over 3,000 bytes become blobs.
@@ -88,22 +89,32 @@ def recorded(
         caller = Caller(target, report, rng, sources=sources, big=6_000)
         # What `durable_state` counts of this writer beside the calls: its opening event.
         before, own = done, 1
-        for _ in range(count):
+        if durability == "interval" and rng.random() < 0.9:
+            # The thread that syncs starts some time after `open`: these few calls could all come before.
+            _wait_until_synced(target)
+        settled = set(rng.sample(range(count), min(settle, count)))
+        for number in range(count):
             caller.any()
             done += 1
-            if rng.random() < 0.3:
+            if number in settled:
+                _wait_until_synced(target)
+            elif rng.random() < 0.3:
                 _wait_for_some_sync(target, rng)
             shim.mark(str(before + max(0, target.durable_state()["synced"] - own)))
         if settle:
-            deadline = time.monotonic() + 20
-            while target.durable_state()["synced"] < target.durable_state()["accepted"]:
-                if time.monotonic() > deadline:
-                    raise TimeoutError("not synced within 20 s")
-                time.sleep(0.001)
+            _wait_until_synced(target)
             shim.mark(str(done))
         target.close()
         shim.mark(str(done))
     report.value("closed", 1)
+
+
+def _wait_until_synced(target: Experiment) -> None:
+    deadline = time.monotonic() + 20
+    while target.durable_state()["synced"] < target.durable_state()["accepted"]:
+        if time.monotonic() > deadline:
+            raise TimeoutError("not synced within 20 s")
+        time.sleep(0.001)
 
 
 def _wait_for_some_sync(target: Experiment, rng: random.Random) -> None:
