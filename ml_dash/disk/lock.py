@@ -178,7 +178,7 @@ class Turn:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = -1
+        self._held: HeldLock | None = None
 
     def take(self, wait_s: float = 0.0) -> bool:
         """Take the turn; False if that takes longer than `wait_s` seconds. Raises OSError."""
@@ -198,8 +198,11 @@ class Turn:
         try:
             import fcntl
         except ImportError:
-            self._fd = fd
-            return _take_on_windows(fd, self)
+            if not _take_on_windows(fd):
+                os.close(fd)
+                return False
+            self._held = HeldLock(self.path, fd)
+            return True
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -210,21 +213,20 @@ class Turn:
             if error.errno not in _NO_LOCKS:
                 os.close(fd)
                 raise
-        self._fd = fd
+        self._held = HeldLock(self.path, fd)
         return True
 
     def give_back(self) -> None:
         """Give the turn back."""
-        if self._fd >= 0:
-            # Closing alone would not do while a child that was just forked still has a copy of the descriptor.
-            _unlock(self._fd)
-        self.drop()
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
     def drop(self) -> None:
-        """Close the descriptor, in a forked child: unlocking its copy would unlock the parent's turn."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Close the descriptor, in a forked child: the turn is the parent's."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.drop()
 
 
 def _unlock(fd: int) -> None:
@@ -240,8 +242,8 @@ def _unlock(fd: int) -> None:
             raise
 
 
-def _take_on_windows(fd: int, turn: Turn) -> bool:
-    """Lock the first byte of the file; on a system without that call either, the turn is free for all."""
+def _take_on_windows(fd: int) -> bool:
+    """Lock the first byte of the file; False if it is locked. Without that call too, the turn is free for all."""
     try:
         import msvcrt
     except ImportError:
@@ -250,7 +252,5 @@ def _take_on_windows(fd: int, turn: Turn) -> bool:
     try:
         locking.locking(fd, locking.LK_NBLCK, 1)
     except OSError:
-        os.close(fd)
-        turn._fd = -1
         return False
     return True

@@ -339,22 +339,27 @@ def _send_from(machines: int, folder: Path, server: Server) -> list[int]:
     return [process.wait(_DRAIN_S) for process in running]
 
 
-@row("≤ 3 ms each")
+@row("≤ 3 ms each; twice as many: growth ≤ 1.2")
 def small_files(folder: Path, scale: float) -> Figures:
     """Files of 1 KB, recorded before the uploader begins, until the server has them all."""
     count = int(1_000 * scale)
     sources = folder / "sources"
     sources.mkdir()
-    for number in range(count):
+    for number in range(2 * count):
         (sources / f"{number}.bin").write_bytes(os.urandom(1024))
-    with opened(folder, None, "files") as experiment:
-        for number in range(count):
-            experiment.file(str(sources / f"{number}.bin"), prefix="/many")
-    with serving(folder) as server:
+
+    def ms_each(server: Server, first: int) -> float:
+        with opened(folder, None, "files") as experiment:
+            for number in range(first, first + count):
+                experiment.file(str(sources / f"{number}.bin"), prefix="/many")
         begun = perf_counter()
         subprocess.run([sys.executable, "-m", "ml_dash_syncd", "once", *_store(folder, server)], check=True)
-        seconds = perf_counter() - begun
+        spent = perf_counter() - begun
         listed = server.get(f"/experiments/{experiment_id('bench', 'files')}/files")["files"]
         assert not any(file.get("pending") for file in listed)
-        assert len(listed) == count
-    return {"ms each": seconds / count * 1000, "files": count, "s": seconds}
+        assert len(listed) == first + count
+        return spent / count * 1000
+
+    with serving(folder) as server:
+        few, many = ms_each(server, 0), ms_each(server, count)
+    return {"ms each, first half": few, "ms each, second half": many, "growth": many / few}
