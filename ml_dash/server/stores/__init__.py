@@ -1,88 +1,96 @@
-"""The two store interfaces of the server: documents (folded rows and raw bytes) and objects (contents of files).
+"""The store interfaces of the server: documents (what is folded, and raw bytes) and objects (contents of files).
 
 One module per technology implements a seam; `tests/contracts` holds the suite that each has to pass. Nothing above
 knows which one is in use.
 
-Documents are small, are searched, and change in transactions; objects are large, are read by key, and never change.
-The two are apart because they may be in different places, and because no transaction covers both. So the order of
-writing carries the guarantee: an object is durable before the row that names it, and a row is gone before its object
-is deleted. What a crash leaves in between is an object without a row, which is only garbage.
+Documents are small and searched; objects are large, read by key, and never change. The two are apart because they may
+be in different places, and because no transaction covers both. So the order of writing carries the guarantee: an
+object is durable before the row that names it, and a row is gone before its object is deleted. What a crash leaves in
+between is an object without a row, which is only garbage.
 
-Uniqueness does not rest on a transaction either, but on two claims, each an insert under an id that is computed and
-not chosen:
+Among the documents nothing rests on a transaction over several rows either. The contents of an experiment are pages,
+each inserted once under an id of its own and never changed; the newest *head* of the experiment names the root page,
+and so all of them:
 
-    claim_stretch   (namespace, segment, start)       the same bytes are stored once
-    claim_arrival   (namespace, experiment, number)   one order of folding, whichever process folds
+    lease     insert (experiment, epoch), first wins      who folds next; taken over when it was unchanged for LEASE_S
+    pages     insert, under ids that hold version and epoch: nobody sees them yet
+    head      insert (experiment, version), first wins    from here on readers see them; all is durable
+    after     pages that only older heads name, and those heads, are deleted
 
-`sqlite` and `disk` implement them for one machine.
+A crash before the head leaves pages that nobody names, and a lease that runs out. Two servers that fold one experiment
+at once cannot both insert the next version, whatever their clocks say. What has to be unique beyond one experiment
+(which experiment a journal belongs to, which journal a segment) is a *claim*: a row that is inserted once, first wins,
+and never changed.
+
+`sqlite` and `disk` implement them for one machine, `mongo` and `s3` for many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from ...core.ranges import Range
 from ...errors import MLDashError, StorageError
+
+LEASE_S: Final = 15.0
+"""A lease whose experiment has not changed for this long, by the clock of whoever waits, may be taken over."""
 
 
 class StoreRefused(MLDashError):
-    """The data folder cannot be used as it is: damaged, of a newer version, or in use by another server."""
+    """The stores cannot be used as they are: damaged, of a newer version, or in use by another server."""
 
 
 class StoreTrouble(StorageError):
-    """The disk or the database refused, for now; nothing was acknowledged."""
+    """The disk, the database or the bucket refused, for now; nothing was acknowledged."""
 
 
-class Claimed(Exception):
-    """An insert under an id that is taken: another transaction was first. This one is rolled back."""
+class Busy(Exception):
+    """Another server is folding this experiment; it is worth trying again in a moment."""
+
+
+class Stale(Exception):
+    """The experiment has a newer head than the one that this commit continues: nothing of the commit is visible."""
+
+
+class Vanished(Exception):
+    """A page is not here any more, because a newer head replaced it: begin again in a new view."""
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentRow:
-    """A segment as far as it is here: `length` bytes are durable and folded.
+class JournalClaim:
+    """Which experiment a journal belongs to, for ever. `id` is 32 hex digits, `experiment` the id of the experiment."""
 
-    `first` is the offset of the first frame, `crc` that of the header, with which checksums of frames begin. `damaged`
-    are ranges of bytes that never verified.
+    id: str
+    experiment: str
+    project: str
+    name: str
 
-    `file` is the name of the segment's file, `journal` and `id` are 32 hex digits, `experiment` is the id of the
-    experiment.
-    """
+
+@dataclass(frozen=True, slots=True)
+class SegmentClaim:
+    """Which journal and file a segment belongs to, for ever. `id`, `journal` and `writer` are 32 hex digits."""
 
     id: str
     journal: str
     file: str
     writer: str
     experiment: str
-    length: int = 0
-    first: int = 0
-    crc: int = 0
-    damaged: tuple[Range, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class JournalRow:
-    """A journal of an experiment; `removed`: the experiment was removed, and later events of its writers are hidden."""
-
-    id: str
-    experiment: str
-    project: str
-    name: str
-    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentRow:
-    """An experiment as lists show it, and its folded state (encoded).
+    """The head of an experiment: where its contents begin, and what lists show of it.
 
-    `version` is the number of the next arrival, and grows with every change. Times are in ns since the epoch;
-    `heard_ns` is the server's own time at which something last arrived. `summary` holds `counts` and `endedAt`.
+    `version` grows by one with every commit, `epoch` with every lease. `root` names the root of its pages (empty:
+    none), `state` is the part of the folded state that is not in pages, and `arrivals` the number of the next arrival.
+    `fold_version` says which version of the code made them. Times are in ns since the epoch; `heard_ns` is the
+    server's own time at which something last arrived.
 
-    `project`, `name`, `status`, `folder`, `tags`, `description` and `summary` are copies of what the state says, so
-    that lists need not decode it. `fold_version` says which version of the code made state and blocks.
+    `project`, `name`, `status`, `folder`, `tags`, `description` and `summary` (`counts` and `endedAt`) are copies of
+    what the state says, so that lists need not decode it.
     """
 
     id: str
@@ -99,8 +107,9 @@ class ExperimentRow:
     tags: tuple[str, ...] = ()
     description: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
-    # Writers that had a part in it when it was removed: whatever they still send is stored and hidden.
-    removed_writers: tuple[str, ...] = ()
+    root: bytes = b""
+    epoch: int = 0
+    arrivals: int = 0
 
     @property
     def events(self) -> int:
@@ -112,35 +121,34 @@ class ExperimentRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
-    """The n-th thing that was folded into an experiment: a stretch of a segment, or the death of a writer.
+class Lease:
+    """The right to commit the next version of an experiment. `row` is its head, None before the first commit."""
 
-    Of a stretch (kind 1), `who` is the segment and [start, end) its bytes. Of a death (kind 2), `who` is the writer,
-    and `segment` and `end` say how far it had been read when it was found dead.
-    """
+    ns: str
+    experiment: str
+    epoch: int
+    row: ExperimentRow | None
 
-    n: int
-    kind: int
-    who: str
-    start: int
-    end: int
-    segment: str = ""
+    @property
+    def version(self) -> int:
+        """The version that the commit under this lease has."""
+        return self.row.version + 1 if self.row is not None else 1
+
+
+Page = tuple[str, bytes]
+"""(id, content). Ids hold the version and epoch that wrote the page, so none is ever written twice."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Consecutive lines of one series of lines (`logs`, or `points/<metric>`), the first with number `first`.
+class Commit:
+    """All that one change of an experiment writes: `pages` first, then the head, `row`.
 
-    `summary` and `parts` are encoded summaries for down-sampling. `packed`: it is full, and never changes.
+    `superseded` are ids of pages that only older heads name.
     """
 
-    series: str
-    first: int
-    count: int
-    packed: bool
-    lines: bytes
-    summary: bytes
-    parts: bytes = b""
+    row: ExperimentRow
+    pages: Sequence[Page] = ()
+    superseded: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,18 +220,31 @@ def searched_text(row: ExperimentRow) -> str:
     return "\n".join((f"{row.project}/{row.name}", row.description, *row.tags)).casefold()
 
 
-class Read(Protocol):
-    """A consistent snapshot of the documents. `ns` is a namespace.
+class View(Protocol):
+    """A look at the documents. `ns` is a namespace.
 
-    Iterators that it returns may be used only within it. Methods that look up one row return None if there is none.
-    Each raises StoreTrouble if the database refuses.
+    Where the store has snapshots it is one: steady until it ends. Elsewhere each row is the newest one, and a page that
+    a newer head has replaced raises Vanished. Methods that look up one row return None if there is none. Each raises
+    StoreTrouble if the database refuses.
     """
 
     def experiment(self, ns: str, experiment: str) -> ExperimentRow | None:
-        """Return an experiment by its id, with its state; also one without events."""
+        """Return the newest head of an experiment; also one without events."""
+
+    def pages(self, ns: str, experiment: str, ids: Sequence[str]) -> dict[str, bytes]:
+        """Return pages of an experiment by their ids. Raises Vanished if one is not here."""
+
+    def journal(self, ns: str, journal: str) -> JournalClaim | None:
+        """Return to which experiment a journal belongs, by the journal's id (hex)."""
+
+    def segment(self, ns: str, segment: str) -> SegmentClaim | None:
+        """Return to which journal a segment belongs, by the segment's id (hex)."""
 
     def experiments(self, ns: str, wanted: Filter, limit: int, after: Place | None) -> list[ExperimentRow]:
-        """Return at most `limit` experiments after a place, with empty states. Those without events are left out."""
+        """Return at most `limit` experiments after a place, states and roots empty. Those without events are left out.
+
+        Right after a commit a list may show the experiment as it was before, never for longer than the commit takes.
+        """
 
     def count(self, ns: str, wanted: Filter) -> int:
         """Return how many experiments a filter lists on all pages together."""
@@ -237,43 +258,11 @@ class Read(Protocol):
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
         """Return (namespace, id) of running experiments of which nothing arrived since."""
 
-    def journal(self, ns: str, journal: str) -> JournalRow | None:
-        """Return a journal by its id (hex)."""
+    def all_experiments(self, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str]]:
+        """Return at most `limit` (namespace, id) of all experiments, also empty ones, sorted, behind `after`."""
 
-    def journals(self, ns: str, experiment: str) -> list[JournalRow]:
-        """Return the journals of an experiment, by id, removed ones too."""
-
-    def segment(self, ns: str, segment: str) -> SegmentRow | None:
-        """Return a segment by its id (hex)."""
-
-    def segment_by_file(self, ns: str, journal: str, file: str) -> SegmentRow | None:
-        """Return a segment by its journal and the name of its file."""
-
-    def segments(self, ns: str, journal: str) -> list[SegmentRow]:
-        """Return the segments of a journal, by the names of their files: those of one writer in their order."""
-
-    def bytes_of(self, ns: str, segment: str, start: int, end: int) -> Iterator[bytes]:
-        """Yield the raw bytes [start, end) of a segment in pieces; fewer if fewer are here."""
-
-    def arrivals(self, ns: str, experiment: str, after: int, limit: int) -> list[Arrival]:
-        """Return at most `limit` arrivals from number `after` on, which is included, in their order."""
-
-    def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
-        """True if exactly this death was recorded before."""
-
-    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
-        """Yield the blocks of a series that hold any of the lines [first, end), in their order."""
-
-    def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
-        """Return the newest block of a series."""
-
-    def summaries(
-        self, ns: str, experiment: str, series: str, first: int, end: int, *, parts: bool = False
-    ) -> list[tuple[int, int, bytes]]:
-        """Return (first, count, summary) of the blocks that hold any of the lines [first, end).
-
-        With `parts`, the third is the summaries of their parts. Lines are not read.
-        """
+    def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return (version, number of events) of experiments given as (namespace, id); unknown ones are left out."""
 
     def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None:
         """Return a complete blob by its name; `experiment` is empty for bodies of events."""
@@ -290,76 +279,60 @@ class Read(Protocol):
     def tokens(self) -> list[TokenRow]:
         """Return all tokens, oldest first."""
 
-    def setting(self, name: str) -> str | None:
-        """Return a setting."""
-
-
-class Write(Read, Protocol):
-    """One transaction: all of it is durable when the block ends, or none of it is stored.
-
-    A `put_...` replaces the row of the same key. Reads see what the transaction has written.
-    """
-
-    def claim_stretch(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        """Store raw bytes of a segment under the id (ns, segment, start). Raises Claimed if that is taken.
-
-        The caller passes the segment's present length as `start`: so two transactions cannot both continue it.
-        """
-
-    def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        """Replace stored bytes that never verified by verified ones, of the same length, from `start` on."""
-
-    def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
-        """Record what was folded as number `arrival.n`. Raises Claimed if that is taken.
-
-        So of two processes that fold into one experiment at once, one is refused and starts again.
-        """
-
-    def put_segment(self, ns: str, row: SegmentRow) -> None:
-        """Store a segment; of one that is there, only `length` and `damaged` change.
-
-        Raises Claimed if another has its file.
-        """
-
-    def put_journal(self, ns: str, row: JournalRow) -> None:
-        """Store a journal."""
-
-    def put_experiment(self, ns: str, row: ExperimentRow) -> None:
-        """Store an experiment; lists show it once it has events."""
-
-    def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
-        """Store blocks, each under (series, first)."""
-
-    def drop_blocks(self, ns: str, experiment: str) -> None:
-        """Delete all blocks of an experiment."""
-
-    def put_blob(self, ns: str, row: BlobRow) -> None:
-        """Store a complete blob."""
-
-    def drop_blob(self, ns: str, experiment: str, name: str) -> None:
-        """Delete the row of a blob, if it is there; its object is the caller's to delete, after the commit."""
-
-    def put_token(self, row: TokenRow) -> None:
-        """Store a token; of one that is there, only `expires_ns` and `revoked_ns` change.
-
-        Raises Claimed if another has its digest.
-        """
-
-    def put_setting(self, name: str, value: str) -> None:
-        """Store a setting."""
-
 
 class Documents(Protocol):
-    """The documents of a server. Any thread may call; one writes at a time."""
+    """The documents of a server. Any thread may call, and any number of processes may use the same place.
 
-    def read(self) -> AbstractContextManager[Read]:
-        """Open a snapshot. It does not wait for a writer. Raises StoreTrouble."""
+    All that a method has stored is durable when it returns. Each raises StoreTrouble if the database refuses; what a
+    commit wrote is then visible or not, which the next lease shows.
+    """
 
-    def write(self) -> AbstractContextManager[Write]:
-        """Open a transaction, after those of other threads; committed, and synced, when the block ends.
+    def view(self) -> AbstractContextManager[View]:
+        """Open a look. It does not wait for a writer. Raises StoreTrouble."""
 
-        An exception within the block rolls it back. Raises Claimed, StoreTrouble; nothing is stored then.
+    def lease(self, ns: str, experiment: str) -> Lease:
+        """Return the right to commit the next version, or raise Busy if another process has it.
+
+        Within this process the caller sees to it that one thread at a time asks for an experiment. A lease ends by
+        `commit`, by `release`, or when another process takes it over: after LEASE_S in which the experiment has not
+        changed, as it was seen from there. Clocks of machines are not compared.
         """
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back, with nothing committed. Never raises: one that stays runs out."""
+
+    def commit(self, lease: Lease, commit: Commit) -> None:
+        """Store a version of an experiment, of which all is visible or nothing; its row has the lease's version.
+
+        Raises Stale if that version is taken: another process has taken over, and nothing of this is visible.
+        """
+
+    def claim_journal(self, ns: str, claim: JournalClaim) -> JournalClaim:
+        """Store the claim unless there is one for this journal; return the one that is stored."""
+
+    def claim_segment(self, ns: str, claim: SegmentClaim) -> SegmentClaim:
+        """Store the claim unless there is one for this segment; return the one that is stored."""
+
+    def put_blobs(self, ns: str, rows: Sequence[BlobRow]) -> None:
+        """Store complete blobs; each replaces the row of its name."""
+
+    def drop_blobs(self, ns: str, experiment: str, names: Iterable[str]) -> None:
+        """Delete rows of blobs that are there; their objects are the caller's to delete, afterwards."""
+
+    def put_token(self, row: TokenRow) -> None:
+        """Store a token; of one that is there, only `expires_ns` and `revoked_ns` change."""
+
+    def mend(self) -> int:
+        """Repair what crashes have left: lists that show an older head, old heads. Return how many things it was."""
+
+    def page_ids(self, ns: str, experiment: str) -> Iterator[str]:
+        """Yield the ids of all pages of an experiment, also of those that no head names."""
+
+    def drop_pages(self, ns: str, experiment: str, ids: Sequence[str]) -> None:
+        """Delete pages of which the caller knows that no head names them, nor will."""
+
+    def facts(self) -> Mapping[str, str]:
+        """Return what `server check` shows of the database, in plain words: its kind, version, place."""
 
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""

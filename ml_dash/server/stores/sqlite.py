@@ -6,58 +6,61 @@ writer, nor a writer a reader. A kill leaves complete transactions and perhaps t
 passes over when it opens the file.
 
     writer    one connection, one thread at a time (`_turn`); BEGIN IMMEDIATE keeps other processes out
+    leases    another one, also under `_turn`, which does not sync: a lease that a power cut takes away is given anew
     readers   up to _READERS_KEPT idle connections; each used by one thread at a time, within one BEGIN ... ROLLBACK
 
-What must not happen twice is claimed by a unique index (`stretches_id`, the primary key of `arrivals`): a second
-insert raises Claimed, whoever makes it. That is why the indexes are checked at the start.
+A commit is one transaction here, though the seam does not ask for that: pages, head, and the deletion of what is
+superseded. It looks first whether the lease still holds. What must not happen twice is refused by a primary key,
+whoever tries it; that is why tables and indexes are checked at the start.
 
-Large columns (`content`, `lines`) are in tables with rowids, and found by a unique index beside: in a table WITHOUT
-ROWID they would be part of the index's pages, and each search would read past them. `listed` repeats the few columns
-of `experiments` that lists need, for the same reason: `experiments` has the folded states.
+Large columns (`content`) are in tables with rowids, and found by a unique index beside: in a table WITHOUT ROWID they
+would be part of the index's pages, and each search would read past them. `listed` repeats the few columns of `heads`
+that lists need, for the same reason.
 
-Results may be large, so keys are read first and contents in pieces of about _PIECE_BYTES.
-
-    experiments   folded state, and what lists show of it      listed      the columns by which lists are searched
-    journals      which experiment each belongs to             segments    length, header, what never verified
-    stretches     raw bytes, as they came                      arrivals    in which order they were folded
-    blocks        folded lines and their summaries             blobs       contents that are complete
-    tokens        by their SHA-256                             settings    name and value
+    heads      the newest version of each experiment           listed     the columns by which lists are searched
+    pages      contents of experiments, each written once      leases     who folds next
+    journals   which experiment each belongs to                segments   which journal each belongs to
+    blobs      contents that are complete                      tokens     by their SHA-256
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sqlite3
 import threading
-import zlib
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
 from ...core.limits import INT64_MAX
-from ...core.ranges import Range
-from ...disk.durable import sync_folder
+from ...disk.durable import fail_point, sync_folder
 from . import (
-    Arrival,
+    LEASE_S,
     BlobRow,
-    Block,
-    Claimed,
+    Busy,
+    Commit,
     ExperimentRow,
     Filter,
-    JournalRow,
+    JournalClaim,
+    Lease,
     Place,
-    SegmentRow,
+    SegmentClaim,
+    Stale,
     StoreRefused,
     StoreTrouble,
     TokenRow,
+    Vanished,
     points_of,
     searched_text,
 )
 
-_VERSION: Final = 1
+log = logging.getLogger("ml_dash.server")
+_VERSION: Final = 2
 # How long a statement waits for a lock of another process (`ml-dash server token`, a backup) before it is an error.
 _BUSY_S: Final = 10.0
 # A larger file is not checked at the start: that would read all of it.
@@ -66,16 +69,15 @@ _CHECKED_BYTES: Final = 1 << 28
 _READERS_KEPT: Final = 8
 _READER_CACHE_KIB: Final = 2_000
 _WRITER_CACHE_KIB: Final = 16_000
-_PIECE_BYTES: Final = 1 << 20
-_KEYS_AT_ONCE: Final = 1000
+_KEYS_AT_ONCE: Final = 500
 # A long reader keeps the WAL from being used again from its start, and it grows. After that it is cut to this size.
 _WAL_KEPT_BYTES: Final = 64 << 20
 # Numbers are signed and of 64 bits. Times are ns since the epoch; `ns` is a namespace. Every key of what a user has
 # begins with it, so that no query can leave it.
 _TABLES: Final = """
-CREATE TABLE experiments(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
+CREATE TABLE heads(ns TEXT, id TEXT, project TEXT, name TEXT, version INTEGER, fold_version INTEGER, state BLOB,
   status TEXT, created INTEGER, updated INTEGER, heard INTEGER, folder TEXT, tags TEXT, description TEXT, summary TEXT,
-  removed TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+  root BLOB, epoch INTEGER, arrivals INTEGER, PRIMARY KEY(ns, id)) WITHOUT ROWID;
 CREATE TABLE listed(ns TEXT, id TEXT, project TEXT, name TEXT, status TEXT, created INTEGER, updated INTEGER,
   points INTEGER, folder TEXT, tags TEXT, searched TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
 CREATE INDEX listed_updated ON listed(ns, updated, id);
@@ -83,27 +85,18 @@ CREATE INDEX listed_project ON listed(ns, project, updated, id);
 CREATE INDEX listed_created ON listed(ns, created, id);
 CREATE INDEX listed_name ON listed(ns, name, id);
 CREATE INDEX listed_points ON listed(ns, points, id);
-CREATE TABLE journals(ns TEXT, id TEXT, experiment TEXT, project TEXT, name TEXT, removed INTEGER,
+CREATE TABLE leases(ns TEXT, experiment TEXT, epoch INTEGER, PRIMARY KEY(ns, experiment)) WITHOUT ROWID;
+CREATE TABLE pages(ns TEXT, experiment TEXT, id TEXT, content BLOB);
+CREATE UNIQUE INDEX pages_id ON pages(ns, experiment, id);
+CREATE TABLE journals(ns TEXT, id TEXT, experiment TEXT, project TEXT, name TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
+CREATE TABLE segments(ns TEXT, id TEXT, journal TEXT, file TEXT, writer TEXT, experiment TEXT,
   PRIMARY KEY(ns, id)) WITHOUT ROWID;
-CREATE INDEX journals_experiment ON journals(ns, experiment);
-CREATE TABLE segments(ns TEXT, id TEXT, journal TEXT, file TEXT, writer TEXT, experiment TEXT, length INTEGER,
-  first INTEGER, crc INTEGER, damaged TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
-CREATE UNIQUE INDEX segments_file ON segments(ns, journal, file);
-CREATE TABLE stretches(ns TEXT, segment TEXT, start INTEGER, length INTEGER, content BLOB);
-CREATE UNIQUE INDEX stretches_id ON stretches(ns, segment, start);
-CREATE TABLE arrivals(ns TEXT, experiment TEXT, n INTEGER, kind INTEGER, who TEXT, start INTEGER, "end" INTEGER,
-  segment TEXT, PRIMARY KEY(ns, experiment, n)) WITHOUT ROWID;
-CREATE INDEX arrivals_deaths ON arrivals(ns, experiment, who) WHERE kind=2;
-CREATE TABLE blocks(ns TEXT, experiment TEXT, series TEXT, first INTEGER, count INTEGER, packed INTEGER, lines BLOB,
-  summary BLOB, parts BLOB);
-CREATE UNIQUE INDEX blocks_id ON blocks(ns, experiment, series, first);
 CREATE TABLE blobs(ns TEXT, experiment TEXT, name TEXT, digest TEXT, size INTEGER, key TEXT,
   PRIMARY KEY(ns, experiment, name)) WITHOUT ROWID;
 CREATE INDEX blobs_digest ON blobs(ns, digest);
 CREATE TABLE tokens(id TEXT PRIMARY KEY, digest TEXT, user TEXT, read_only INTEGER, read_all INTEGER, created INTEGER,
   expires INTEGER, revoked INTEGER) WITHOUT ROWID;
 CREATE UNIQUE INDEX tokens_digest ON tokens(digest);
-CREATE TABLE settings(name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 """
 # A place is (value, id) of the last row that was shown. Each has an index in the same order, so a page costs what it
 # shows, wherever it is in the list.
@@ -119,7 +112,7 @@ _SORTS: Final = {
 class SqliteDocuments:
     """`Documents` in the SQLite file `path`. Raises StoreRefused if it is damaged, or of another version.
 
-    `_turn` admits one writing thread and protects `_writer`; `_guard` protects `_readers`. Only `close` takes both,
+    `_turn` admits one writing thread and protects `_writer`, `_leases` and `_seen`; `_guard` protects `_readers`. Only `close` takes both,
     `_turn` first, and sets `_closed` under both.
     """
 
@@ -129,6 +122,9 @@ class SqliteDocuments:
         self._turn = threading.Lock()
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
+        self._leases: sqlite3.Connection | None = None
+        # (namespace, experiment) → ((version, epoch) under which another process holds it, since when by our clock).
+        self._seen: dict[tuple[str, str], tuple[tuple[int, int], float]] = {}
         self._closed = False
         self._prepare()
 
@@ -225,18 +221,19 @@ class SqliteDocuments:
             self._closed = True
             readers, self._readers = self._readers, []
             writer, self._writer = self._writer, None
-        for connection in (*readers, writer):
+            leases, self._leases = self._leases, None
+        for connection in (*readers, writer, leases):
             _close(connection)
 
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""
-        with self.read() as tx:
-            tx.setting("")
+        with self.view() as view:
+            view.all_experiments(None, 1)
 
     # -- transactions ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def read(self) -> Iterator[_Transaction]:
+    def view(self) -> Iterator[_View]:
         """Open a consistent snapshot. Raises StoreTrouble."""
         with _trouble():
             connection = self._take_reader()
@@ -245,7 +242,7 @@ class SqliteDocuments:
             with _trouble():
                 # The snapshot is that of the first statement after this.
                 connection.execute("BEGIN")
-                yield _Transaction(connection)
+                yield _View(connection)
         except StoreTrouble:
             good = False
             raise
@@ -275,14 +272,14 @@ class SqliteDocuments:
         _close(connection)
 
     @contextlib.contextmanager
-    def write(self) -> Iterator[_Transaction]:
-        """Open a transaction: durable when the block has ended without an exception. Raises Claimed, StoreTrouble."""
+    def _writing(self) -> Iterator[_View]:
+        """Open a transaction: durable when the block has ended without an exception. Raises StoreTrouble."""
         with self._turn:
             with _trouble():
                 connection = self._begin()
             try:
                 with _trouble():
-                    yield _Transaction(connection)
+                    yield _View(connection)
                     connection.execute("COMMIT")
             except BaseException as error:
                 self._undo(connection, keep=not isinstance(error, StoreTrouble))
@@ -314,6 +311,126 @@ class SqliteDocuments:
             self._writer = None
             _close(connection)
 
+    # -- leases and commits ------------------------------------------------------------------------------------------
+
+    def lease(self, ns: str, experiment: str) -> Lease:
+        """Return the right to commit the next version. Raises Busy, StoreTrouble."""
+        with self._turn, _trouble():
+            leases = self._lease_connection()
+            leases.execute("BEGIN IMMEDIATE")
+            try:
+                view = _View(leases)
+                version, epoch, leased = view.epochs(ns, experiment)
+                if leased > epoch:
+                    self._wait_for(ns, experiment, (version, leased))
+                lease = Lease(ns, experiment, max(epoch, leased) + 1, view.experiment(ns, experiment))
+                view.put_lease(ns, experiment, lease.epoch)
+                leases.execute("COMMIT")
+            finally:
+                if leases.in_transaction:
+                    leases.execute("ROLLBACK")
+        self._seen.pop((ns, experiment), None)
+        return lease
+
+    def _wait_for(self, ns: str, experiment: str, holds: tuple[int, int]) -> None:
+        """Raise Busy unless an experiment has stood still under that (version, epoch) for LEASE_S. Holds `_turn`."""
+        now = time.monotonic()
+        known, since = self._seen.setdefault((ns, experiment), (holds, now))
+        if known != holds:
+            self._seen[ns, experiment] = holds, now
+            since = now
+        if now - since < LEASE_S:
+            raise Busy(f"another process is changing experiment {experiment}")
+
+    def _lease_connection(self) -> sqlite3.Connection:
+        """Return the connection that writes leases, which does not sync. Holds `_turn`."""
+        if self._closed:
+            raise StoreTrouble("the server is stopping")
+        if self._leases is None:
+            self._leases = self._connect(_READER_CACHE_KIB)
+            self._leases.execute("PRAGMA synchronous=OFF")
+        return self._leases
+
+    def release(self, lease: Lease) -> None:
+        """Give a lease back, with nothing committed."""
+        try:
+            with self._turn, _trouble():
+                # Only this one: another process may have taken over since.
+                self._lease_connection().execute(
+                    "DELETE FROM leases WHERE ns=? AND experiment=? AND epoch=?",
+                    (lease.ns, lease.experiment, lease.epoch),
+                )
+        except StoreTrouble as error:
+            log.info("a lease could not be given back, and runs out: %s", error)
+
+    def commit(self, lease: Lease, commit: Commit) -> None:
+        """Store a version of an experiment, in one transaction. Raises Stale, StoreTrouble."""
+        assert commit.row.version == lease.version
+        assert commit.row.epoch == lease.epoch
+        ns, experiment = lease.ns, lease.experiment
+        with self._writing() as tx:
+            version, _, leased = tx.epochs(ns, experiment)
+            if leased != lease.epoch or version != lease.version - 1:
+                raise Stale(f"experiment {experiment} was changed by another process")
+            tx.put_pages(ns, experiment, commit.pages)
+            tx.drop_pages(ns, experiment, commit.superseded)
+            tx.put_head(ns, commit.row)
+            fail_point("ingest-before-commit")
+        fail_point("ingest-after-commit")
+
+    # -- single rows -------------------------------------------------------------------------------------------------
+
+    def claim_journal(self, ns: str, claim: JournalClaim) -> JournalClaim:
+        """Store the claim unless there is one; return the one that is stored."""
+        with self._writing() as tx:
+            tx.put_journal(ns, claim)
+            return tx.journal(ns, claim.id) or claim
+
+    def claim_segment(self, ns: str, claim: SegmentClaim) -> SegmentClaim:
+        """Store the claim unless there is one; return the one that is stored."""
+        with self._writing() as tx:
+            tx.put_segment(ns, claim)
+            return tx.segment(ns, claim.id) or claim
+
+    def put_blobs(self, ns: str, rows: Sequence[BlobRow]) -> None:
+        """Store complete blobs."""
+        with self._writing() as tx:
+            tx.put_blobs(ns, rows)
+
+    def drop_blobs(self, ns: str, experiment: str, names: Iterable[str]) -> None:
+        """Delete rows of blobs."""
+        with self._writing() as tx:
+            tx.drop_blobs(ns, experiment, names)
+
+    def put_token(self, row: TokenRow) -> None:
+        """Store a token."""
+        with self._writing() as tx:
+            tx.put_token(row)
+
+    def mend(self) -> int:
+        """Return 0: transactions leave nothing to mend."""
+        return 0
+
+    def page_ids(self, ns: str, experiment: str) -> Iterator[str]:
+        """Yield the ids of all pages of an experiment, sorted."""
+        last = ""
+        while True:
+            with self.view() as view:
+                ids = view.page_ids(ns, experiment, last, _KEYS_AT_ONCE)
+            yield from ids
+            if len(ids) < _KEYS_AT_ONCE:
+                return
+            last = ids[-1]
+
+    def drop_pages(self, ns: str, experiment: str, ids: Sequence[str]) -> None:
+        """Delete pages that no head names."""
+        with self._writing() as tx:
+            tx.drop_pages(ns, experiment, ids)
+
+    def facts(self) -> Mapping[str, str]:
+        """Return kind, version and place of the database."""
+        return {"kind": "SQLite", "version": sqlite3.sqlite_version, "place": str(self.path)}
+
 
 def _close(connection: sqlite3.Connection | None) -> None:
     """Close a connection, whatever state it is in."""
@@ -331,21 +448,19 @@ def _schema(connection: sqlite3.Connection) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _trouble() -> Iterator[None]:
-    """Turn errors of SQLite into Claimed (a unique index refused) and StoreTrouble (everything else)."""
+    """Turn errors of SQLite into StoreTrouble."""
     try:
         yield
-    except sqlite3.IntegrityError as error:
-        raise Claimed(str(error)) from error
     except sqlite3.Error as error:
         hint = "nothing was acknowledged; free space or mend the disk"
         raise StoreTrouble(f"the database refused: {error}", hint=hint) from error
 
 
-class _Transaction:
-    """`Read` and `Write` on one connection, within one transaction.
+class _View:
+    """`View` on one connection, within one transaction.
 
-    The methods have their contracts in `Read` and `Write`. Values above 2^63 - 1 are cut to that, because SQLite has
-    no greater integers: as the bound of a search it means the same, as a time it still comes last.
+    The methods have their contracts in `View`. Values above 2^63 - 1 are cut to that, because SQLite has no greater
+    integers: as the bound of a search it means the same, as a time it still comes last.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -358,8 +473,18 @@ class _Transaction:
     # -- experiments -------------------------------------------------------------------------------------------------
 
     def experiment(self, ns: str, experiment: str) -> ExperimentRow | None:
-        row = self._one(f"SELECT {_EXPERIMENT} FROM experiments WHERE ns=? AND id=?", (ns, experiment))
+        row = self._one(f"SELECT {_HEAD} FROM heads WHERE ns=? AND id=?", (ns, experiment))
         return _experiment(row) if row is not None else None
+
+    def pages(self, ns: str, experiment: str, ids: Sequence[str]) -> dict[str, bytes]:
+        found: dict[str, bytes] = {}
+        for start in range(0, len(ids), _KEYS_AT_ONCE):
+            part = ids[start : start + _KEYS_AT_ONCE]
+            sql = f"SELECT id, content FROM pages WHERE ns=? AND experiment=? AND id IN ({_marks(len(part))})"
+            found.update(self._all(sql, (ns, experiment, *part)))
+        if len(found) < len(set(ids)):
+            raise Vanished(f"{len(set(ids)) - len(found)} pages of experiment {experiment}")
+        return found
 
     def experiments(self, ns: str, wanted: Filter, limit: int, after: Place | None) -> list[ExperimentRow]:
         where, values = _where(ns, wanted)
@@ -367,11 +492,11 @@ class _Transaction:
         if after is not None:
             where, values = f"{where} AND {behind}", (*values, *after)
         # Lists do not need the states, which are the largest part of a row: an empty one takes their place.
-        columns = ", ".join("x''" if name == "state" else f"e.{name}" for name in _EXPERIMENT.split(", "))
+        columns = ", ".join("x''" if name in ("state", "root") else f"h.{name}" for name in _HEAD.split(", "))
         sql = (
             # CROSS JOIN keeps SQLite from changing the order of the two, and with it that of the rows.
             f"SELECT {columns} FROM (SELECT ns AS n, id AS i FROM listed WHERE {where} ORDER BY {order} LIMIT ?) "
-            "CROSS JOIN experiments e ON e.ns=n AND e.id=i"
+            "CROSS JOIN heads h ON h.ns=n AND h.id=i"
         )
         return [_experiment(row) for row in self._all(sql, (*values, limit)).fetchall()]
 
@@ -386,177 +511,32 @@ class _Transaction:
         return [dict(zip(("project", "experiments", "created_ns", "updated_ns"), row, strict=True)) for row in rows]
 
     def stale(self, fold_version: int) -> list[tuple[str, str]]:
-        return list(self._all("SELECT ns, id FROM experiments WHERE fold_version<>?", (fold_version,)))
+        return list(self._all("SELECT ns, id FROM heads WHERE fold_version<>?", (fold_version,)))
 
     def quiet(self, before_ns: int) -> list[tuple[str, str]]:
-        rows = self._all("SELECT ns, id FROM experiments WHERE status='running' AND heard<?", (before_ns,))
-        return list(rows)
+        return list(self._all("SELECT ns, id FROM heads WHERE status='running' AND heard<?", (before_ns,)))
 
-    def put_experiment(self, ns: str, row: ExperimentRow) -> None:
-        tags = json.dumps(row.tags)
-        values = (
-            ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status,
-            min(row.created_ns, INT64_MAX), min(row.updated_ns, INT64_MAX), row.heard_ns, row.folder, tags,
-            row.description, json.dumps(row.summary), json.dumps(row.removed_writers),
-        )  # fmt: skip
-        self._all(f"INSERT OR REPLACE INTO experiments(ns, {_EXPERIMENT}) VALUES({_marks(16)})", values)
-        # An experiment of which only removed writers sent anything is not listed.
-        if not row.events:
-            self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
-            return
-        listed = (
-            ns, row.id, row.project, row.name, row.status, min(row.created_ns, INT64_MAX),
-            min(row.updated_ns, INT64_MAX), min(points_of(row), INT64_MAX), row.folder, tags, searched_text(row),
-        )  # fmt: skip
-        self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
+    def all_experiments(self, after: tuple[str, str] | None, limit: int) -> list[tuple[str, str]]:
+        sql = "SELECT ns, id FROM heads WHERE (ns, id) > (?, ?) ORDER BY ns, id LIMIT ?"
+        return self._all(sql, (*(after or ("", "")), limit)).fetchall()
 
-    # -- journals, segments, stretches -------------------------------------------------------------------------------
+    def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
+        found = {}
+        for key in keys:
+            row = self._one("SELECT version, summary FROM heads WHERE ns=? AND id=?", key)
+            if row is not None:
+                found[key] = row[0], int(json.loads(row[1]).get("counts", {}).get("events", 0))
+        return found
 
-    def journal(self, ns: str, journal: str) -> JournalRow | None:
+    # -- claims, blobs, tokens ---------------------------------------------------------------------------------------
+
+    def journal(self, ns: str, journal: str) -> JournalClaim | None:
         row = self._one(f"SELECT {_JOURNAL} FROM journals WHERE ns=? AND id=?", (ns, journal))
-        return _journal(row) if row is not None else None
+        return JournalClaim(*row) if row is not None else None
 
-    def journals(self, ns: str, experiment: str) -> list[JournalRow]:
-        sql = f"SELECT {_JOURNAL} FROM journals WHERE ns=? AND experiment=? ORDER BY id"
-        return list(map(_journal, self._all(sql, (ns, experiment))))
-
-    def put_journal(self, ns: str, row: JournalRow) -> None:
-        values = (ns, row.id, row.experiment, row.project, row.name, int(row.removed))
-        self._all(f"INSERT OR REPLACE INTO journals VALUES({_marks(6)})", values)
-
-    def segment(self, ns: str, segment: str) -> SegmentRow | None:
+    def segment(self, ns: str, segment: str) -> SegmentClaim | None:
         row = self._one(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND id=?", (ns, segment))
-        return _segment(row) if row is not None else None
-
-    def segment_by_file(self, ns: str, journal: str, file: str) -> SegmentRow | None:
-        row = self._one(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND journal=? AND file=?", (ns, journal, file))
-        return _segment(row) if row is not None else None
-
-    def segments(self, ns: str, journal: str) -> list[SegmentRow]:
-        rows = self._all(f"SELECT {_SEGMENT} FROM segments WHERE ns=? AND journal=? ORDER BY file", (ns, journal))
-        return list(map(_segment, rows))
-
-    def put_segment(self, ns: str, row: SegmentRow) -> None:
-        values = (
-            ns, row.id, row.journal, row.file, row.writer, row.experiment, row.length, row.first, row.crc,
-            json.dumps(row.damaged),
-        )  # fmt: skip
-        self._all(
-            # What the header says is stored once, with the first bytes.
-            f"INSERT INTO segments VALUES({_marks(10)}) ON CONFLICT(ns, id) DO UPDATE SET length=excluded.length, "
-            "damaged=excluded.damaged",
-            values,
-        )
-
-    def claim_stretch(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        self._all("INSERT INTO stretches VALUES(?,?,?,?,?)", (ns, segment, start, len(content), content))
-
-    def replace_bytes(self, ns: str, segment: str, start: int, content: bytes) -> None:
-        end = start + len(content)
-        # A range that is mended may lie in several stretches; each keeps its length.
-        for first, old in list(self._stretches(ns, segment, start, end)):
-            low, high = max(first, start), min(first + len(old), end)
-            new = old[: low - first] + content[low - start : high - start] + old[high - first :]
-            self._all("UPDATE stretches SET content=? WHERE ns=? AND segment=? AND start=?", (new, ns, segment, first))
-
-    def _stretches(self, ns: str, segment: str, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (start, bytes) of the stretches that hold any of the bytes [start, end).
-
-        No statement stays open between two of them, so that the caller may write.
-        """
-        # The stretch that holds `start` begins at or before it.
-        sql = "SELECT max(start) FROM stretches WHERE ns=? AND segment=? AND start<=?"
-        found = self._one(sql, (ns, segment, min(start, INT64_MAX)))[0]
-        low = found if found is not None else start
-        while low < end:
-            keys = self._all(
-                "SELECT start, length FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<? ORDER BY start "
-                "LIMIT ?",
-                (ns, segment, low, min(end, INT64_MAX), _KEYS_AT_ONCE),
-            ).fetchall()
-            for group in _in_pieces(keys):
-                yield from self._all(
-                    "SELECT start, content FROM stretches WHERE ns=? AND segment=? AND start>=? AND start<=? "
-                    "ORDER BY start",
-                    (ns, segment, group[0], group[-1]),
-                ).fetchall()
-            if len(keys) < _KEYS_AT_ONCE:
-                return
-            low = keys[-1][0] + 1
-
-    def bytes_of(self, ns: str, segment: str, start: int, end: int) -> Iterator[bytes]:
-        for first, content in self._stretches(ns, segment, start, end):
-            piece = content[max(0, start - first) : end - first]
-            if piece:
-                yield piece
-
-    # -- what arrived, and lines -------------------------------------------------------------------------------------
-
-    def arrivals(self, ns: str, experiment: str, after: int, limit: int) -> list[Arrival]:
-        rows = self._all(
-            'SELECT n, kind, who, start, "end", segment FROM arrivals WHERE ns=? AND experiment=? AND n>=? '
-            "ORDER BY n LIMIT ?",
-            (ns, experiment, min(after, INT64_MAX), limit),
-        )
-        return [Arrival(*row) for row in rows.fetchall()]
-
-    def has_death(self, ns: str, experiment: str, who: str, segment: str, end: int) -> bool:
-        sql = 'SELECT 1 FROM arrivals WHERE ns=? AND experiment=? AND kind=2 AND who=? AND segment=? AND "end"=?'
-        return self._one(sql, (ns, experiment, who, segment, min(end, INT64_MAX))) is not None
-
-    def claim_arrival(self, ns: str, experiment: str, arrival: Arrival) -> None:
-        values = (ns, experiment, arrival.n, arrival.kind, arrival.who, arrival.start, arrival.end, arrival.segment)
-        self._all(f"INSERT INTO arrivals VALUES({_marks(8)})", values)
-
-    def blocks(self, ns: str, experiment: str, series: str, first: int, end: int) -> Iterator[Block]:
-        keys = self._all(
-            "SELECT first FROM blocks WHERE ns=? AND experiment=? AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
-        ).fetchall()
-        # One row at a time: a block may have a megabyte of lines, and the caller may need only the first.
-        for (key,) in keys:
-            yield _block(self._one(f"SELECT {_BLOCK} FROM blocks {_OF_BLOCK}", (ns, experiment, series, key)))
-
-    def _first_block(self, ns: str, experiment: str, series: str, line: int) -> int:
-        """Return the number of the first line of the block that holds `line`."""
-        nearest = self._one(
-            "SELECT max(first) FROM blocks WHERE ns=? AND experiment=? AND series=? AND first<=?",
-            (ns, experiment, series, min(line, INT64_MAX)),
-        )[0]
-        return nearest if nearest is not None else 0
-
-    def last_block(self, ns: str, experiment: str, series: str) -> Block | None:
-        row = self._one(
-            f"SELECT {_BLOCK} FROM blocks WHERE ns=? AND experiment=? AND series=? ORDER BY first DESC LIMIT 1",
-            (ns, experiment, series),
-        )
-        return _block(row) if row is not None else None
-
-    def summaries(
-        self, ns: str, experiment: str, series: str, first: int, end: int, *, parts: bool = False
-    ) -> list[tuple[int, int, bytes]]:
-        return self._all(
-            f"SELECT first, count, {'parts' if parts else 'summary'} FROM blocks WHERE ns=? AND experiment=? "
-            "AND series=? AND first>=? AND first<? ORDER BY first",
-            (ns, experiment, series, self._first_block(ns, experiment, series, first), min(end, INT64_MAX)),
-        ).fetchall()
-
-    def put_blocks(self, ns: str, experiment: str, blocks: Iterable[Block]) -> None:
-        self._many(
-            f"INSERT INTO blocks VALUES({_marks(9)}) ON CONFLICT(ns, experiment, series, first) DO UPDATE SET "
-            "count=excluded.count, packed=excluded.packed, lines=excluded.lines, summary=excluded.summary, "
-            "parts=excluded.parts",
-            (
-                (ns, experiment, block.series, block.first, block.count, block.packed, _lines(block), block.summary,
-                 block.parts)
-                for block in blocks
-            ),
-        )  # fmt: skip
-
-    def drop_blocks(self, ns: str, experiment: str) -> None:
-        self._all("DELETE FROM blocks WHERE ns=? AND experiment=?", (ns, experiment))
-
-    # -- blobs, tokens, settings -------------------------------------------------------------------------------------
+        return SegmentClaim(*row) if row is not None else None
 
     def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None:
         row = self._one(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND experiment=? AND name=?", (ns, experiment, name))
@@ -571,13 +551,6 @@ class _Transaction:
         rows = self._all(f"SELECT {_BLOB} FROM blobs WHERE ns=? AND digest=? AND size=? LIMIT 8", (ns, digest, size))
         return [BlobRow(*row) for row in rows.fetchall()]
 
-    def put_blob(self, ns: str, row: BlobRow) -> None:
-        values = (ns, row.experiment, row.name, row.digest, row.size, row.key)
-        self._all(f"INSERT OR REPLACE INTO blobs VALUES({_marks(6)})", values)
-
-    def drop_blob(self, ns: str, experiment: str, name: str) -> None:
-        self._all("DELETE FROM blobs WHERE ns=? AND experiment=? AND name=?", (ns, experiment, name))
-
     def token(self, digest: str) -> TokenRow | None:
         row = self._one(f"SELECT {_TOKEN} FROM tokens WHERE digest=?", (digest,))
         return _token(row) if row is not None else None
@@ -585,7 +558,68 @@ class _Transaction:
     def tokens(self) -> list[TokenRow]:
         return list(map(_token, self._all(f"SELECT {_TOKEN} FROM tokens ORDER BY created, id")))
 
+    # -- what the documents write, within a transaction --------------------------------------------------------------
+
+    def put_head(self, ns: str, row: ExperimentRow) -> None:
+        """Store the newest version of an experiment, and what lists show of it."""
+        tags = json.dumps(row.tags)
+        values = (
+            ns, row.id, row.project, row.name, row.version, row.fold_version, row.state, row.status,
+            min(row.created_ns, INT64_MAX), min(row.updated_ns, INT64_MAX), row.heard_ns, row.folder, tags,
+            row.description, json.dumps(row.summary), row.root, row.epoch, row.arrivals,
+        )  # fmt: skip
+        self._all(f"INSERT OR REPLACE INTO heads(ns, {_HEAD}) VALUES({_marks(18)})", values)
+        # An experiment of which only removed writers sent anything is not listed.
+        if not row.events:
+            self._all("DELETE FROM listed WHERE ns=? AND id=?", (ns, row.id))
+            return
+        listed = (
+            ns, row.id, row.project, row.name, row.status, min(row.created_ns, INT64_MAX),
+            min(row.updated_ns, INT64_MAX), min(points_of(row), INT64_MAX), row.folder, tags, searched_text(row),
+        )  # fmt: skip
+        self._all(f"INSERT OR REPLACE INTO listed VALUES({_marks(11)})", listed)
+
+    def put_pages(self, ns: str, experiment: str, pages: Iterable[tuple[str, bytes]]) -> None:
+        """Insert pages."""
+        self._many("INSERT INTO pages VALUES(?,?,?,?)", ((ns, experiment, *page) for page in pages))
+
+    def drop_pages(self, ns: str, experiment: str, ids: Iterable[str]) -> None:
+        """Delete pages."""
+        sql = "DELETE FROM pages WHERE ns=? AND experiment=? AND id=?"
+        self._many(sql, ((ns, experiment, page) for page in ids))
+
+    def epochs(self, ns: str, experiment: str) -> tuple[int, int, int]:
+        """Return (version, epoch) of the head, 0 without one, and the epoch of the newest lease."""
+        head = self._one("SELECT version, epoch FROM heads WHERE ns=? AND id=?", (ns, experiment)) or (0, 0)
+        lease = self._one("SELECT epoch FROM leases WHERE ns=? AND experiment=?", (ns, experiment)) or (0,)
+        return head[0], head[1], lease[0]
+
+    def put_lease(self, ns: str, experiment: str, epoch: int) -> None:
+        """Store the newest lease."""
+        self._all("INSERT OR REPLACE INTO leases VALUES(?,?,?)", (ns, experiment, epoch))
+
+    def put_blobs(self, ns: str, rows: Iterable[BlobRow]) -> None:
+        """Store rows of blobs."""
+        values = ((ns, row.experiment, row.name, row.digest, row.size, row.key) for row in rows)
+        self._many(f"INSERT OR REPLACE INTO blobs VALUES({_marks(6)})", values)
+
+    def drop_blobs(self, ns: str, experiment: str, names: Iterable[str]) -> None:
+        """Delete rows of blobs."""
+        sql = "DELETE FROM blobs WHERE ns=? AND experiment=? AND name=?"
+        self._many(sql, ((ns, experiment, name) for name in names))
+
+    def put_journal(self, ns: str, claim: JournalClaim) -> None:
+        """Store a claim, unless there is one."""
+        values = (ns, claim.id, claim.experiment, claim.project, claim.name)
+        self._all(f"INSERT OR IGNORE INTO journals VALUES({_marks(5)})", values)
+
+    def put_segment(self, ns: str, claim: SegmentClaim) -> None:
+        """Store a claim, unless there is one."""
+        values = (ns, claim.id, claim.journal, claim.file, claim.writer, claim.experiment)
+        self._all(f"INSERT OR IGNORE INTO segments VALUES({_marks(6)})", values)
+
     def put_token(self, row: TokenRow) -> None:
+        """Store a token; of one that is there, only its end changes."""
         values = (
             row.id, row.digest, row.user, int(row.read_only), int(row.read_all), row.created_ns, row.expires_ns,
             row.revoked_ns,
@@ -596,23 +630,19 @@ class _Transaction:
             values,
         )
 
-    def setting(self, name: str) -> str | None:
-        row = self._one("SELECT value FROM settings WHERE name=?", (name,))
-        return row[0] if row is not None else None
-
-    def put_setting(self, name: str, value: str) -> None:
-        self._all("INSERT OR REPLACE INTO settings VALUES(?,?)", (name, value))
+    def page_ids(self, ns: str, experiment: str, after: str, limit: int) -> list[str]:
+        """Return at most `limit` ids of pages behind `after`, sorted."""
+        sql = "SELECT id FROM pages WHERE ns=? AND experiment=? AND id>? ORDER BY id LIMIT ?"
+        return [row[0] for row in self._all(sql, (ns, experiment, after, limit))]
 
 
-_EXPERIMENT: Final = (
+_HEAD: Final = (
     "id, project, name, version, fold_version, state, status, created, updated, heard, folder, tags, description, "
-    "summary, removed"
+    "summary, root, epoch, arrivals"
 )
-_JOURNAL: Final = "id, experiment, project, name, removed"
-_SEGMENT: Final = "id, journal, file, writer, experiment, length, first, crc, damaged"
+_JOURNAL: Final = "id, experiment, project, name"
+_SEGMENT: Final = "id, journal, file, writer, experiment"
 _BLOB: Final = "name, digest, size, key, experiment"
-_BLOCK: Final = "series, first, count, packed, lines, summary, parts"
-_OF_BLOCK: Final = "WHERE ns=? AND experiment=? AND series=? AND first=?"
 _TOKEN: Final = "id, digest, user, read_only, read_all, created, expires, revoked"
 
 
@@ -641,45 +671,9 @@ def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
 
 
 def _experiment(row: tuple[Any, ...]) -> ExperimentRow:
-    """Return an experiment from the columns in `_EXPERIMENT`."""
-    tags, summary, removed = json.loads(row[11]), json.loads(row[13]), json.loads(row[14])
-    values: Any = (*row[:11], tuple(tags), row[12], summary, tuple(removed))
+    """Return an experiment from the columns in `_HEAD`."""
+    values: Any = (*row[:11], tuple(json.loads(row[11])), row[12], json.loads(row[13]), *row[14:])
     return ExperimentRow(*values)
-
-
-def _journal(row: tuple[Any, ...]) -> JournalRow:
-    return JournalRow(row[0], row[1], row[2], row[3], bool(row[4]))
-
-
-def _segment(row: tuple[Any, ...]) -> SegmentRow:
-    """Return a segment from the columns in `_SEGMENT`."""
-    damaged: list[Range] = [(low, high) for low, high in json.loads(row[8])]
-    values: Any = (*row[:8], tuple(damaged))
-    return SegmentRow(*values)
-
-
-def _lines(block: Block) -> bytes:
-    """Return the lines as they are stored: compressed once the block is full, since an open one is rewritten often."""
-    return zlib.compress(block.lines, 1) if block.packed else block.lines
-
-
-def _block(row: tuple[Any, ...]) -> Block:
-    lines = zlib.decompress(row[4]) if row[3] else row[4]
-    return Block(row[0], row[1], row[2], bool(row[3]), lines, row[5], row[6])
-
-
-def _in_pieces(keys: list[tuple[int, int]]) -> Iterator[list[int]]:
-    """Yield groups of starts of stretches that are read together: about 1 MiB, or one stretch."""
-    group: list[int] = []
-    size = 0
-    for start, length in keys:
-        if group and size + length > _PIECE_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(start)
-        size += length
-    if group:
-        yield group
 
 
 def _token(row: tuple[Any, ...]) -> TokenRow:
