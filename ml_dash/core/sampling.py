@@ -1,7 +1,7 @@
 """Down-sampling of a metric: some points of each of its series, minima and maxima kept, the same here and on a server.
 
 The range of indices is cut into equal parts. Of each part the least and the greatest value are kept, of the whole the
-first and the last point. Where parts are long, points count by stretches of 50 or 1,000 indices, so that a server can
+first and the last point. Where parts are long, points count by stretches of 50 to 100,000 indices, so that a server can
 take stored summaries of these: a stretch belongs to the part in which it begins. NaN is left out.
 
 An example: [0, 100,000) with 1,000 points asked for gives 500 parts of 200 indices. Stretches of 50 lie within them, so
@@ -29,6 +29,9 @@ PART: Final = 50
 
 LINES: Final = 1000
 """Indices of a long stretch."""
+
+UNITS: Final = (1, PART, LINES, 10_000, 100_000)
+"""Indices of a stretch, each a multiple of the one before: so 10^8 points are a few summaries for each part."""
 
 # (index, x, value) of the first, least, greatest and last point of a field, and how many there are.
 # One point of a field.
@@ -96,8 +99,8 @@ class Sampling:
         # Field → part → summary.
         self._found: dict[str, dict[int, Found]] = {}
         # The longest stretch that is not longer than a part.
-        self.unit = next((unit for unit in (LINES, PART) if self._size >= unit * self._parts), 1)
-        """Indices of a stretch: 1, 50 or 1,000."""
+        self.unit = next(unit for unit in reversed(UNITS) if self._size >= unit * self._parts)
+        """Indices of a stretch: one of `UNITS`."""
 
     def add_rows(self, rows: Rows, first: int) -> None:
         """Add consecutive points, the first of them with that index."""

@@ -50,7 +50,7 @@ from ...core.frames import HEAD, Event, Header, LengthCrcs, decode_header, walk
 from ...core.names import check_name, experiment_id
 from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, TORN, UNAVAILABLE, UNKNOWN, Appended, Refused
 from ...core.ranges import Range, holes, overlapping
-from ...core.records import experiment_document
+from ...core.records import ended_at, experiment_counts, status_of
 from ...core.rewinds import recount
 from ...core.state import Edits, State
 from ...disk.durable import fail_point
@@ -214,20 +214,19 @@ class Ingest:
                 keys.append(blob.key)
                 tx.drop_blob(ns, cached.row.id, name)
         self.apply(tx, ns, cached, edits)
-        document = experiment_document(state)
         cached.row = replace(
             cached.row,
             fold_version=TABLES_VERSION,
             state=encode_state(state),
             project=state.project,
             name=state.name,
-            status=document["status"],
+            status=status_of(state),
             created_ns=state.created_ns,
             updated_ns=state.updated_ns,
             folder=state.folder.value or "",
             tags=tuple(state.tags.value or ()),
             description=state.description.value or "",
-            summary={"counts": document["counts"], "endedAt": document["endedAt"]},
+            summary={"counts": experiment_counts(state), "endedAt": ended_at(state)},
         )
         tx.put_experiment(ns, cached.row)
         return keys

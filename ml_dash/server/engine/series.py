@@ -1,9 +1,10 @@
 """Down-sample a metric from stored blocks: what `core.sampling` shows of its points, with few blocks opened.
 
-A request for about n points of [start, end) takes a unit: one point, a part of 50, or a block of 1,000
-(`Sampling.unit`). Of each unit only the summary is read, so a million points cost a thousand rows of summaries and no
-lines. Lines are opened where a summary does not say enough: at the two ends of the range, and where points are left
-out (superseded by a rewind), because a least value may belong to a point that is not current.
+A request for about n points of [start, end) takes a unit (`Sampling.unit`): one point, a part of 50, a block of 1,000,
+or several blocks. Only summaries of parts or blocks are read, so a million points cost a thousand rows of summaries and
+no lines; those of one unit are joined by `Sampling`, which knows where units begin. Lines are opened where a summary
+does not say enough: at the two ends of the range, and where points are left out (superseded by a rewind), because a
+least value may belong to a point that is not current.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def sample(
         for low, high in holes(without, start, end):
             add_lines(low, high)
     else:
-        for low, high, summary in _summaries(tx, ns, experiment, series, start, end, sampling.unit):
+        for low, high, summary in _summaries(tx, ns, experiment, series, start, end, whole=sampling.unit >= LINES):
             wanted = list(holes(without, max(low, start), min(high, end)))
             if wanted == [(low, high)]:
                 sampling.add(low, summary)
@@ -60,15 +61,15 @@ def sample(
 
 
 def _summaries(
-    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, unit: int
+    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, *, whole: bool
 ) -> Iterator[tuple[int, int, Extremes]]:
-    """Yield (first index, index behind the last, summary) of the stored ranges that hold [start, end), in order."""
-    whole = unit == LINES
+    """Yield (first index, index behind the last, summary) of the blocks or parts that hold [start, end), in order."""
     for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
         # Parts have no index of their own: each begins where the one before has ended.
         low = first
         for summary in [extremes_of(stored)] if whole else parts_of(stored):
-            high = min(low - low % unit + unit, first + count)
+            # Also a block ends at a multiple of its length, so neither reaches into another unit.
+            high = first + count if whole else min(low - low % PART + PART, first + count)
             if low < end and high > start:
                 yield low, high, summary
             low = high
