@@ -23,9 +23,7 @@ from ml_dash.cli.codes import FAILURE
 @click.option("--dev", is_flag=True, help="Accept the development login, user_name= alone; on loopback only.")
 @click.option("--open", "opens", is_flag=True, help="With --dev: open the page in a browser, logged in.")
 @click.pass_context
-def command(
-    ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool, opens: bool
-) -> None:
+def command(ctx: click.Context, data: Path | None, host: str | None, port: int | None, dev: bool, opens: bool) -> None:
     """Collect what many machines record, and answer questions about it.
 
     It prints on stdout where it listens. After SIGTERM, requests under way are completed.
@@ -149,7 +147,7 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
 def _existing(data: Path) -> Path:
     """Return the data folder; raise NotFound if it is not one. Listing tokens must not create a database somewhere."""
     from ml_dash.errors import NotFound
-    from ml_dash.server.engine.tokens import DATABASE
+    from ml_dash.server.stores.wiring import DATABASE
 
     if not (data / DATABASE).is_file():
         raise NotFound(f"there is no server's data in {data}", hint="name its folder with --data")

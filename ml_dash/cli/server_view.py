@@ -35,9 +35,7 @@ class ServerView:
         """Number of points of a metric, and the statistics of each series."""
         return self._client.stats(self._id, name)
 
-    def metric_page(
-        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
-    ) -> PointPage:
+    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True) -> PointPage:
         """Up to `limit` points from `start_index` on; a negative start counts from the end."""
         return self._client.points(self._id, name, start_index, limit, superseded=superseded)
 

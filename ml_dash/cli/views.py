@@ -42,9 +42,7 @@ class ExperimentView(Protocol):
         """Number of points of a metric, and the statistics of each series. Raises NotFound."""
         ...
 
-    def metric_page(
-        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
-    ) -> PointPage:
+    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True) -> PointPage:
         """Up to `limit` points from `start_index` on, without `superseded` only current ones. Raises NotFound."""
         ...
 

@@ -233,9 +233,7 @@ class View:
         """Return summaries of all metrics, sorted by name."""
         return [metric_summary(self.state, metric) for _, metric in sorted(self.state.metrics.items())]
 
-    def metric_page(
-        self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True
-    ) -> PointPage:
+    def metric_page(self, name: str, start_index: int = 0, limit: int = 1000, *, superseded: bool = True) -> PointPage:
         """Return a page of points of a metric, or of the metric that has such a series; empty for an unknown one.
 
         Without `superseded`, only points that are current.

@@ -21,7 +21,7 @@ from ml_dash.core.records import series_name
 from ml_dash.core.sampling import LINES, PART, Sampling
 from ml_dash.core.state import Block as Points
 from ml_dash.core.state import Edits
-from ml_dash.server.engine.blocks import OpenBlock, add, series_of
+from ml_dash.server.engine.blocks import OpenBlock, add, series_of, store_open
 from ml_dash.server.engine.series import sample
 from ml_dash.server.engine.services import Server
 from tests.journals import JournalFixture
@@ -173,8 +173,11 @@ def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monke
     rng = random.Random(5)
     rows = [{"value": rng.random(), "note": "x" * rng.randrange(300)} for _ in range(COUNT)]
     put(core, rows, sorted(rng.sample(range(1, COUNT), 90)))
-    with core.documents.read() as tx:
-        sizes = [count for _, count, _ in tx.summaries(NS, EXPERIMENT, "points/loss", 0, COUNT)]
+    with core.documents.view() as view:
+        row = view.experiment(NS, EXPERIMENT)
+        assert row is not None
+        contents = core._ingest.reader.contents(view, NS, row)
+        sizes = [entry.count for entry in contents.blocks("points/loss", 0, COUNT)]
     assert sum(sizes) == COUNT
     assert len(sizes) > 10
     for points in (2, 10, 100, 1000):
@@ -299,17 +302,18 @@ def test_charts_of_a_hundred_million_points_are_those_of_a_plot_here(
     without = list(holes(windows, 0, end + 5000))
     for low in [rng.randrange(*window) for window in windows[::2]]:
         without = union(without, low, low + rng.randrange(1, 300))
-    with core.documents.write() as tx:
+    with core._ingest.changing(NS, EXPERIMENT, "cv", "run") as change:
         for low, high in windows:
             values, others = noisy(rng.randrange(1 << 32), high - low), noisy(rng.randrange(1 << 32), high - low)
             pairs = enumerate(zip(values, others, strict=True), low)
             rows = [{"value": value, "acc": other, "step": index} for index, (value, other) in pairs]
             edits = Edits(points={"loss": [Points(low, rows, 1)]})
-            tx.put_blocks(NS, EXPERIMENT, add(tx, NS, EXPERIMENT, edits, {series_of("loss"): OpenBlock(low)}))
+            change.open_blocks = {series_of("loss"): OpenBlock(low)}
+            add(change.draft, edits, change.open_blocks)
+            store_open(change.draft, change.open_blocks)
             for first, stop in holes(without, max(low, start), min(high, end)):
                 here.add_rows(rows[first - low : stop - low], first)
-    with core.documents.read() as tx:
         how = {"start": start, "end": end, "points": points, "field": None, "without": without}
-        there = sample(tx, NS, EXPERIMENT, "loss", **how)  # type: ignore[arg-type]
+        there = sample(change.draft, "loss", **how)  # type: ignore[arg-type]
     core.close()
     assert repr(there) == repr({series_name("loss", name): shown for name, shown in here.series().items()})

@@ -4,36 +4,35 @@ A block ends where a thousand of indices ends, and earlier if its lines are long
 for each part of it that lies between two multiples of 50.
 
     index      0 .. 999      1000 .. 1999      2000 .. 2311
-    row        full          full              open: rewritten with each request, until it is full
+    page       full          full              open: made anew with each request, until it is full
     lines      zlib          zlib              as they are
-    summary    least, greatest, first and last value of each field, with their indices
-    parts      the same for 50 points each: 20 parts in a row that holds 1,000
+    summary    least, greatest, first and last value of each field, with their indices; in the tree
+    parts      the same for 50 points each: 20 parts in a block of 1,000; in the page
 
 Why a thousand: a row and an index entry for each point cost ten times as much. Why they end at multiples of a
 thousand, and parts at multiples of 50: then down-sampling may put whole blocks, or whole parts, together.
 
 The open block is in memory with its experiment, so that a request of one point appends to it without reading it. It
-is stored in the same transaction as what it was made from. A full block is never written again; rewinds change which
+is stored in the same commit as what it was made from. A full block is never written again; rewinds change which
 points count, and not the lines.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from ...core.rewinds import History, Past
 from ...core.sampling import LINES, PART, Extremes, extend, extremes
-from ...core.state import FOLD_VERSION, Edits
 from ...core.state import Block as Points
+from ...core.state import Edits
 from ...projection.lines import joined as joined_blocks
 from ...projection.lines import log_lines, point_lines, read_points
-from ..stores import Block, Read
-
-TABLES_VERSION: Final = 100 * FOLD_VERSION + 1
-"""Version of the code that makes rows and blocks: those of another version are folded anew."""
+from .contents import BlockEntry, Contents, Draft
 
 LOGS: Final = "logs"
 # Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
@@ -42,6 +41,7 @@ _FULL_BYTES: Final = 1 << 20
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
 _part_decoder: Final = msgspec.msgpack.Decoder(list[Extremes])
+_page: Final = msgspec.msgpack.Decoder(tuple[bool, bytes, bytes])
 
 
 def series_of(metric: str) -> str:
@@ -59,13 +59,30 @@ def parts_of(parts: bytes) -> list[Extremes]:
     return _part_decoder.decode(parts) if parts else []
 
 
-class OpenBlock:
-    """The newest block of a series, to which lines are still added. Touched only while writing (`Ingest.writing`).
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive lines of a series, from number `first` on; `parts` are encoded summaries of its parts."""
 
-    Summaries are of all points, also superseded ones; who reads leaves those out.
+    first: int
+    count: int
+    lines: bytes
+    parts: bytes
+
+
+def blocks_of(contents: Contents, series: str, start: int, end: int) -> Iterator[Block]:
+    """Yield the blocks of a series that hold any of the lines [start, end), in their order, one in memory at a time."""
+    for entry in contents.blocks(series, start, end):
+        packed, lines, parts = _page.decode(contents.pages_of([entry.page])[entry.page])
+        yield Block(entry.first, entry.count, zlib.decompress(lines) if packed else lines, parts)
+
+
+class OpenBlock:
+    """The newest block of a series, to which lines are still added. Touched only under the experiment's lease.
+
+    Summaries are of all points, also superseded ones; who reads leaves those out. `page` is where it is stored.
     """
 
-    __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
+    __slots__ = ("changed", "count", "extremes", "first", "full", "lines", "page", "parts")
 
     def __init__(self, first: int) -> None:
         self.first = first
@@ -74,13 +91,20 @@ class OpenBlock:
         self.lines = bytearray()
         self.extremes: Extremes = {}
         self.parts: list[Extremes] = []
+        self.page = ""
+        # It differs from what the page holds.
+        self.changed = False
 
     @classmethod
-    def stored(cls, row: Block) -> OpenBlock:
-        """Return the open block that a stored row holds."""
-        block = cls(row.first)
-        block.count, block.full, block.lines = row.count, row.packed, bytearray(row.lines)
-        block.extremes, block.parts = extremes_of(row.summary), parts_of(row.parts)
+    def stored(cls, draft: Draft, series: str) -> OpenBlock:
+        """Return the newest block that is stored; an empty one if there is none."""
+        entry = draft.last_block(series)
+        if entry is None:
+            return cls(0)
+        block = cls(entry.first)
+        stored = next(blocks_of(draft, series, entry.first, entry.first + 1))
+        block.count, block.full, block.lines, block.page = entry.count, entry.full, bytearray(stored.lines), entry.page
+        block.extremes, block.parts = extremes_of(entry.summary), parts_of(stored.parts)
         return block
 
     @property
@@ -95,6 +119,7 @@ class OpenBlock:
         """
         self.lines += lines
         self.count += count
+        self.changed = True
         # The next block begins behind this one, wherever that is, and ends at the same multiple of a thousand as this
         # one would have.
         self.full = not self.room or len(self.lines) >= _FULL_BYTES
@@ -113,62 +138,69 @@ class OpenBlock:
             extend(self.extremes, found)
             position += len(rows)
 
-    def row(self, series: str) -> Block:
-        """Return the row to store."""
+    def store(self, draft: Draft, series: str) -> None:
+        """Store it in a page of its own, in place of the one that it had."""
+        if self.page:
+            draft.drop_page(self.page)
         summary = _encoder.encode(self.extremes) if self.extremes else b""
         parts = _encoder.encode(self.parts) if self.parts else b""
-        return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
+        # Compressed once it is full, since an open one is made anew often.
+        lines = zlib.compress(self.lines, 1) if self.full else bytes(self.lines)
+        self.page = draft.page(_encoder.encode((self.full, lines, parts)))
+        draft.put_block(series, BlockEntry(self.first, self.count, self.full, self.page, summary))
+        self.changed = False
 
 
 OpenBlocks = dict[str, OpenBlock]
 
 
-def open_block_of(tx: Read, ns: str, experiment: str, series: str, open_blocks: OpenBlocks) -> OpenBlock:
+def open_block_of(draft: Draft, series: str, open_blocks: OpenBlocks) -> OpenBlock:
     """Return the newest block of a series: from memory, from the store, or a new one."""
     block = open_blocks.get(series)
     if block is None:
-        row = tx.last_block(ns, experiment, series)
-        block = open_blocks[series] = OpenBlock(0) if row is None else OpenBlock.stored(row)
+        block = open_blocks[series] = OpenBlock.stored(draft, series)
     return block
 
 
-def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlocks) -> list[Block]:
-    """Add the lines of `edits` to the blocks of their series; return the rows to store. The edits are cleared."""
-    changed: list[Block] = []
+def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> None:
+    """Add the lines of `edits` to the blocks of their series, and store full blocks. The edits are cleared.
+
+    `store_open` stores the others.
+    """
     if edits.logs:
-        block, position = open_block_of(tx, ns, experiment, LOGS, open_blocks), 0
+        block, position = open_block_of(draft, LOGS, open_blocks), 0
         while position < len(edits.logs):
-            block = _room(LOGS, block, open_blocks)
+            block = _room(draft, LOGS, block, open_blocks)
             part = edits.logs[position : position + block.room]
             block.add(log_lines(part), len(part))
             position += len(part)
-            if block.full:
-                changed.append(block.row(LOGS))
-        if not block.full:
-            changed.append(block.row(LOGS))
     for metric, blocks in edits.points.items():
         series = series_of(metric)
-        block = open_block_of(tx, ns, experiment, series, open_blocks)
+        block = open_block_of(draft, series, open_blocks)
         for points in _joined(blocks):
             position = 0
             while position < len(points.rows):
-                block = _room(series, block, open_blocks)
+                block = _room(draft, series, block, open_blocks)
                 piece = _slice(points, position, position + block.room)
                 block.summarise(piece)
                 block.add(point_lines(piece), len(piece.rows))
                 position += len(piece.rows)
-                if block.full:
-                    changed.append(block.row(series))
-        if not block.full:
-            changed.append(block.row(series))
     edits.clear()
-    return changed
 
 
-def _room(series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
+def store_open(draft: Draft, open_blocks: OpenBlocks) -> None:
+    """Store the blocks that have changed."""
+    for series, block in open_blocks.items():
+        if block.changed:
+            block.store(draft, series)
+
+
+def _room(draft: Draft, series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
     """Return the block itself, or, if it is full, a new one behind it, which takes its place in memory."""
     if not block.full:
         return block
+    if block.changed:
+        block.store(draft, series)
     new = open_blocks[series] = OpenBlock(block.first + block.count)
     return new
 
@@ -197,11 +229,11 @@ def _slice(points: Points, start: int, end: int) -> Points:
     return Points(points.start + start, points.rows[start:end], times)
 
 
-def history(tx: Read, ns: str, experiment: str) -> History:
+def history(contents: Contents) -> History:
     """Return the function by which the fold reads stored points again after a rewind."""
 
     def points(metric: str, start: int, end: int) -> Iterator[Past]:
-        for block in tx.blocks(ns, experiment, series_of(metric), start, end):
+        for block in blocks_of(contents, series_of(metric), start, end):
             first, lines = block.first, block.lines
             if first < start or first + block.count > end:
                 low, high = max(start, first), min(end, first + block.count)

@@ -16,14 +16,12 @@ from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...core.sampling import LINES, PART, Extremes, Sampling
 from ...projection.lines import read_point
-from ..stores import Read
-from .blocks import extremes_of, parts_of, series_of
+from .blocks import blocks_of, extremes_of, parts_of, series_of
+from .contents import Contents
 
 
 def sample(
-    tx: Read,
-    ns: str,
-    experiment: str,
+    contents: Contents,
     metric: str,
     *,
     start: int,
@@ -39,7 +37,7 @@ def sample(
     sampling = Sampling(start, end, points, field)
 
     def add_lines(low: int, high: int) -> None:
-        for block in tx.blocks(ns, experiment, series, low, high):
+        for block in blocks_of(contents, series, low, high):
             first, stop = max(low, block.first), min(high, block.first + block.count)
             lines = block.lines.splitlines()[first - block.first : stop - block.first]
             sampling.add_rows([read_point(line)["data"] for line in lines], first)
@@ -49,7 +47,7 @@ def sample(
         for low, high in holes(without, start, end):
             add_lines(low, high)
     else:
-        for low, high, summary in _summaries(tx, ns, experiment, series, start, end, whole=sampling.unit >= LINES):
+        for low, high, summary in _summaries(contents, series, start, end, whole=sampling.unit >= LINES):
             wanted = list(holes(without, max(low, start), min(high, end)))
             if wanted == [(low, high)]:
                 sampling.add(low, summary)
@@ -61,15 +59,20 @@ def sample(
 
 
 def _summaries(
-    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, *, whole: bool
+    contents: Contents, series: str, start: int, end: int, *, whole: bool
 ) -> Iterator[tuple[int, int, Extremes]]:
     """Yield (first index, index behind the last, summary) of the blocks or parts that hold [start, end), in order."""
-    for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
+    if whole:
+        for entry in contents.blocks(series, start, end):
+            if entry.first + entry.count > start:
+                # It ends at a multiple of its length, so it does not reach into another unit.
+                yield entry.first, entry.first + entry.count, extremes_of(entry.summary)
+        return
+    for block in blocks_of(contents, series, start, end):
         # Parts have no index of their own: each begins where the one before has ended.
-        low = first
-        for summary in [extremes_of(stored)] if whole else parts_of(stored):
-            # Also a block ends at a multiple of its length, so neither reaches into another unit.
-            high = first + count if whole else min(low - low % PART + PART, first + count)
+        low = block.first
+        for summary in parts_of(block.parts):
+            high = min(low - low % PART + PART, block.first + block.count)
             if low < end and high > start:
                 yield low, high, summary
             low = high

@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...core.protocol import UNKNOWN, Appended, BlobState, Refused
 from ...core.ranges import Range
-from ...disk.durable import sync_folder
-from ..stores import Documents, Objects, StoreRefused, StoreTrouble
-from ..stores.disk import DiskObjects
-from ..stores.sqlite import SqliteDocuments
+from ..stores import Documents, Objects, StoreRefused, Stores, StoreTrouble
+from ..stores.wiring import make_data, open_stores
 from .ingest import Changed, Ingest
 from .journals import Journals
 from .queries import Query
 from .refold import refold_all
 from .server_writer import ServerWriter
-from .tokens import DATABASE, Tokens, make_data, open_tokens
+from .tokens import Tokens, open_tokens
 from .uploads import Uploads
 from .writes import Writes
 
@@ -40,27 +38,23 @@ class Server:
     StoreTrouble or OSError when the disk refuses; nothing is changed then.
     """
 
-    def __init__(self, data: Path, *, documents: Documents | None = None, objects: Objects | None = None) -> None:
+    def __init__(self, data: Path, *, stores: Stores | None = None) -> None:
         """Open the data folder, creating it if needed. Raises StoreRefused if it is in use, damaged or newer."""
         make_data(data)
-        sync_folder(data.parent)
         self._lock = _lock(data)
         try:
-            self.documents = documents if documents is not None else SqliteDocuments(data / DATABASE)
-            self.objects = objects if objects is not None else DiskObjects(data / "objects")
-            self._guard = threading.Lock()
-            self._listeners: list[Changed] = []
-            ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
-            uploads = self._uploads = Uploads(ingest, self.objects, data / "staging")
-            self.staging = uploads.staging
-            refolded = refold_all(ingest)
+            self.stores = stores if stores is not None else open_stores(data, alone=True)
         except BaseException:
-            if hasattr(self, "documents"):
-                self.documents.close()
             _release(self._lock)
             raise
-        if refolded:
-            log.info("folded %d experiments anew", refolded)
+        self.documents, self.objects = self.stores.documents, self.stores.objects
+        self._guard = threading.Lock()
+        self._listeners: list[Changed] = []
+        ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
+        uploads = self._uploads = Uploads(ingest, self.stores)
+        self.staging = data / "staging"
+        self.staging.mkdir(parents=True, exist_ok=True)
+        uploads.sweep()
 
         journals = Journals(ingest, self.documents, self.objects)
         self.journal = journals.journal
@@ -72,7 +66,7 @@ class Server:
         self.remove_experiment = journals.remove_experiment
         self.open_blob = uploads.open
 
-        query = self._query = Query(self.documents)
+        query = self._query = Query(self.documents, ingest.reader)
         self.projects = query.projects
         self.experiments = query.experiments
         self.experiment = query.experiment
@@ -87,7 +81,7 @@ class Server:
 
         writer = ServerWriter(ingest)
         self.end_quiet = writer.end_quiet
-        writes = Writes(writer, self.objects)
+        writes = Writes(writer, self.documents, self.objects)
         self.upsert_experiment = writes.upsert_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters
@@ -104,8 +98,15 @@ class Server:
 
     def close(self) -> None:
         """Close the stores and unlock the data folder. No other call may be running."""
-        self.documents.close()
+        self.stores.close()
         _release(self._lock)
+
+    def bring_up_to_date(self) -> int:
+        """Fold anew what another version of this code has made; return how many experiments. May take long.
+
+        Raises StoreRefused if stored bytes are damaged.
+        """
+        return refold_all(self._ingest)
 
     # -- replication -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sqlite3
 import time
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -28,7 +27,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, UNAVAILABLE, UNKNOWN, Refused
-from ...errors import InvalidInput, NotFound, UnsupportedType, WriteProtected
+from ...errors import InvalidInput, MLDashError, NotFound, UnsupportedType, WriteProtected
 from ..engine.services import Server
 from ..settings import ServerSettings
 from . import routes_about, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
@@ -116,11 +115,19 @@ class App:
                 if message["type"] == "lifespan.startup":
                     self.services.hub.start()
                     beside.start_soon(self._end_quiet)
+                    beside.start_soon(self._bring_up_to_date)
                     await send({"type": "lifespan.startup.complete"})
                 else:
                     beside.cancel_scope.cancel()
                     await send({"type": "lifespan.shutdown.complete"})
                     return
+
+    async def _bring_up_to_date(self) -> None:
+        """Fold anew what another version of this code has made, beside the requests."""
+        try:
+            await anyio.to_thread.run_sync(self.services.core.bring_up_to_date, abandon_on_cancel=True)
+        except (Refused, MLDashError, OSError) as error:
+            log.error("experiments could not be brought up to date: %s", error)
 
     async def _end_quiet(self) -> None:
         """Every QUIET_EVERY_S: end experiments to which only REST clients wrote, the last of them QUIET_NS ago."""
@@ -248,7 +255,7 @@ def _refused(error: Exception) -> Refused:
             return Refused(400, MALFORMED, str(error))
         # 503 and not 500: an uploader then keeps everything and tries again, where it would set the segment aside
         # otherwise.
-        case OSError() | sqlite3.Error() | MemoryError():
+        case OSError() | MemoryError():
             text = "the server cannot store or read now; this request was not carried out, send it again"
             return Refused(503, UNAVAILABLE, text, retry_after_s=RETRY_S)
     return Refused(500, "internal", "the server failed at this request; its log says why")

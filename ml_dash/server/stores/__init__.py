@@ -350,14 +350,17 @@ class Objects(Protocol):
     def put(self, key: str, path: Path) -> None:
         """Move the file at `path` here; durable on return. Replaces what the key had."""
 
-    def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """Move many files here, given as (key, path); durable on return. Replaces what the keys had."""
+    def put_contents(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Store many contents, given as (key, bytes); durable on return. Replaces what the keys had."""
 
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Return the bytes [start, end) in pieces. Raises FileNotFoundError, at the call and not at the first piece."""
 
     def size(self, key: str) -> int | None:
         """Return the size in bytes; None if there is no such object."""
+
+    def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those of the objects that are here."""
 
     def copy(self, source: str, target: str) -> None:
         """Store the content of `source` under `target` as well; replaces what is there. Raises FileNotFoundError."""
@@ -370,3 +373,49 @@ class Objects(Protocol):
 
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""
+
+
+class Gap(Exception):
+    """A piece that does not continue what is here: only `length` bytes are."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+
+class Uploads(Protocol):
+    """Contents that arrive piece by piece; any server takes any piece. Each method raises StoreTrouble.
+
+    `name` is made of hex digits and dashes, at most 200 characters.
+    """
+
+    def length(self, name: str) -> int:
+        """Return how many bytes are here and durable; 0 if it is not known."""
+
+    def append(self, name: str, offset: int, data: bytes) -> int:
+        """Store a piece, durable on return; return the length then. Bytes before the length are ignored. Raises Gap."""
+
+    def finish(self, name: str, size: int, digest: str, key: str) -> bool:
+        """Make the object `key` of all `size` bytes if their SHA-256 is `digest` (hex); else drop them: False.
+
+        May be repeated after a crash at any step, also once the object is there.
+        """
+
+    def drop(self, name: str) -> None:
+        """Forget an upload, if there is one."""
+
+    def sweep(self, before_s: float) -> int:
+        """Forget uploads that nobody has continued since that time (seconds since the epoch); return how many."""
+
+
+@dataclass(frozen=True)
+class Stores:
+    """All that a server stores things in."""
+
+    documents: Documents
+    objects: Objects
+    uploads: Uploads
+
+    def close(self) -> None:
+        """Close the documents."""
+        self.documents.close()

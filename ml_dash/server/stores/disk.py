@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
+from zlib import crc32
 
-from ...disk.durable import read_at, sync_folder
-from . import StoreTrouble
+from ...disk.durable import data_sync, read_at, sync_folder, write_all
+from . import Gap, StoreTrouble
 
 Result = TypeVar("Result")
 
@@ -43,6 +46,7 @@ _LONGEST: Final = 200  # characters of a file name
 _TRIES: Final = 20
 # Threads that sync: they wait for the disk, which serves many syncs in about the time of one.
 _SYNCED_AT_ONCE: Final = 32
+_LOCKS: Final = 256
 # A file that is being copied; a crash may leave it. No part of a key becomes such a name.
 _TEMPORARY: Final = ".tmp-"
 
@@ -81,13 +85,19 @@ class DiskObjects:
         with _trouble():
             self._placed(target, place, source=path)
 
-    def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """Move many files here, synced in parallel: many syncs at once take the disk little longer than one."""
-        placed = [(self._path(key), path) for key, path in items]
+    def put_contents(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Store many contents, synced in parallel: many syncs at once take the disk little longer than one."""
+        placed = [(self._path(key), content) for key, content in items]
         with _trouble():
             folders = set[Path]()
-            for target, path in placed:
-                folders |= self._moved(target, path)
+            for target, content in placed:
+                temporary = self.folder / (_TEMPORARY + os.urandom(8).hex())
+                try:
+                    temporary.write_bytes(content)
+                    folders |= self._moved(target, temporary)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
             with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
                 # Here the names come before the content, which is allowed because nothing names these objects before
                 # this call has returned. The results are read so that an error in a thread is raised.
@@ -162,6 +172,11 @@ class DiskObjects:
                 return _unless_missing(path, path.stat).st_size
             except FileNotFoundError:
                 return None
+
+    def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those that are here."""
+        sizes = ((key, self.size(key)) for key in keys)
+        return {key: size for key, size in sizes if size is not None}
 
     def delete(self, key: str) -> None:
         """Delete an object, and the folders that are empty then."""
@@ -299,3 +314,85 @@ def _trouble() -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreTrouble(f"the folder of objects refused: {error}", hint="nothing was acknowledged") from error
+
+
+class DiskUploads:
+    """`Uploads` in a folder: one part file each. Pieces of one upload are taken one at a time."""
+
+    def __init__(self, folder: Path, objects: DiskObjects) -> None:
+        self.folder = folder
+        self._objects = objects
+        folder.mkdir(parents=True, exist_ok=True)
+        # Parts that were acknowledged must be found after a power cut, so the folder's own entry must be on disk.
+        sync_folder(folder.parent)
+        # An upload that is being verified holds up others that share its lock; with this many locks that is rare.
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def _part(self, name: str) -> Path:
+        return self.folder / f"{name}.part"
+
+    def _lock_of(self, name: str) -> threading.Lock:
+        return self._locks[crc32(name.encode()) % _LOCKS]
+
+    def length(self, name: str) -> int:
+        """Return how many bytes are here."""
+        with _trouble():
+            try:
+                return self._part(name).stat().st_size
+            except FileNotFoundError:
+                return 0
+
+    def append(self, name: str, offset: int, data: bytes) -> int:
+        """Append what is new of a piece, synced; return the length then. Raises Gap.
+
+        Bytes before the length are not compared: the digest of the whole decides.
+        """
+        with self._lock_of(name), _trouble():
+            fd = os.open(self._part(name), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+            try:
+                length = os.fstat(fd).st_size
+                if offset > length:
+                    raise Gap(length)
+                fresh = data[length - offset :]
+                if fresh:
+                    write_all(fd, fresh, length)
+                    data_sync(fd)
+                # The first piece made the file: its entry must be on disk as well.
+                if not length:
+                    sync_folder(self.folder)
+                return max(length, offset + len(data))
+            finally:
+                os.close(fd)
+
+    def finish(self, name: str, size: int, digest: str, key: str) -> bool:
+        """Make an object of a whole upload whose bytes are right; else drop it: False."""
+        part = self._part(name)
+        with self._lock_of(name), _trouble():
+            if not part.exists():
+                # A crash came after the object was made, or another request was first.
+                return self._objects.size(key) == size
+            # Reads all of it again, from the file and not from memory: so it is what is stored that is checked.
+            actual = hashlib.sha256()
+            with part.open("rb") as file:
+                while piece := file.read(_PIECE_BYTES):
+                    actual.update(piece)
+            if part.stat().st_size != size or actual.hexdigest() != digest:
+                part.unlink()
+                return False
+            self._objects.put(key, part)
+            return True
+
+    def drop(self, name: str) -> None:
+        """Forget an upload."""
+        with self._lock_of(name), _trouble():
+            self._part(name).unlink(missing_ok=True)
+
+    def sweep(self, before_s: float) -> int:
+        """Forget uploads that nobody has continued since then, and what a crash has left of others."""
+        count = 0
+        with _trouble():
+            for path in self.folder.iterdir():
+                if path.suffix != ".part" or path.stat().st_mtime < before_s:
+                    path.unlink(missing_ok=True)
+                    count += 1
+        return count

@@ -112,11 +112,12 @@ _SORTS: Final = {
 class SqliteDocuments:
     """`Documents` in the SQLite file `path`. Raises StoreRefused if it is damaged, or of another version.
 
-    `_turn` admits one writing thread and protects `_writer`, `_leases` and `_seen`; `_guard` protects `_readers`. Only `close` takes both,
-    `_turn` first, and sets `_closed` under both.
+    `_turn` admits one writing thread and protects `_writer`, `_leases` and `_seen`; `_guard` protects `_readers`. Only
+    `close` takes both, `_turn` first, and sets `_closed` under both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, alone: bool = False) -> None:
+        """Open or make the file; `alone`: no other process folds here, so leases that are in it are left over."""
         self.path = path
         self._guard = threading.Lock()
         self._turn = threading.Lock()
@@ -127,6 +128,9 @@ class SqliteDocuments:
         self._seen: dict[tuple[str, str], tuple[tuple[int, int], float]] = {}
         self._closed = False
         self._prepare()
+        if alone:
+            with self._writing() as tx:
+                tx.drop_leases()
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -597,6 +601,10 @@ class _View:
     def put_lease(self, ns: str, experiment: str, epoch: int) -> None:
         """Store the newest lease."""
         self._all("INSERT OR REPLACE INTO leases VALUES(?,?,?)", (ns, experiment, epoch))
+
+    def drop_leases(self) -> None:
+        """Delete all leases that no commit has ended."""
+        self._all("DELETE FROM leases")
 
     def put_blobs(self, ns: str, rows: Iterable[BlobRow]) -> None:
         """Store rows of blobs."""
