@@ -814,8 +814,9 @@ def test_the_metric_that_is_meant_is_the_one_that_a_walk_over_all_series_finds(
     state = State()
     for metric, names in fields_of.items():
         state.metrics[metric] = Metric(metric, 1, series={field: Series(count=1) for field in names})
-    asked = {name, *(series_name(metric, field) for metric, names in fields_of.items() for field in names)}
-    for one in asked:
+    # With a dot also for the field `value`, which is not shown so.
+    asked = {name, *(f"{metric}.{field}" for metric, names in fields_of.items() for field in names)}
+    for one in asked | set(fields_of):
         assert metric_meant(state, one) == max(walked(state, one), key=len, default=one)
 
 
