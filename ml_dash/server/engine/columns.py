@@ -1,0 +1,301 @@
+"""Points of a metric by column: a block of up to a thousand, and ten such blocks in one object.
+
+A block is written as a whole, and read field by field: who needs one field unpacks that alone.
+
+    head      msgpack: [count, time, names, shapes, [code of each part], [length of each part]]
+    parts     the times, if each point has its own; the shape of each row, if there are several; a column per name
+
+`packing` says how head and parts are put together, and what a part is. A shape is the fields of a row in their order.
+Nearly always all rows have the same one, and `shapes` is empty; else it lists, for each, positions in `names`, and a
+column holds only the values of the rows that have it. Rows of more shapes, or more names than a table can gain from,
+stand as msgpack in one part: `names` is nil then. Otherwise a thousand rows that have nothing in common would cost a
+thousand columns each time.
+
+    chunk     magic: 4 bytes     number of blocks: 4 bytes     (length, CRC-32) of each: 8 bytes     the blocks
+
+A chunk is what object storage gets. The offset and the length of a block in it are known when it is made, so that a
+request for a range of bytes brings one block.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from struct import Struct
+from typing import Any, Final, cast
+
+import msgspec
+
+from ...core import sampling
+from ...core.sampling import Extremes, Spot
+from ...core.state import Block
+from ...core.statistics import NO_SERIES, NUMBERS, Columns, Rows
+from ...errors import Damaged
+from ...projection.lines import point_lines
+from .packing import framed, pack, unframed, unpack
+
+FORMAT: Final = 1
+
+_CHUNK: Final = Struct("<4sI")
+_ENTRY: Final = Struct("<II")
+_MAGIC: Final = b"mdc1"
+assert (_CHUNK.size, _ENTRY.size) == (8, 8)
+
+# Beyond these a table has no more use: see above.
+_MOST_SHAPES: Final = 256
+_NAMES_PER_ROW: Final = 4
+_FEW_NAMES: Final = 64
+
+
+class _Head(msgspec.Struct, array_like=True):
+    count: int
+    time: int | None
+    names: list[str] | None
+    shapes: list[list[int]]
+    codes: list[int]
+    lengths: list[int]
+
+
+_decode: Final = msgspec.msgpack.Decoder(_Head).decode
+
+
+def encode(rows: Rows, times: list[int] | int, *, deflate: bool = False) -> bytes:
+    """Encode consecutive points and their times in ns (one for all, or one each).
+
+    `deflate` is for what is not written again: fewer bytes, which take longer.
+    """
+    names, shapes, columns = _table(rows)
+    time = times if isinstance(times, int) else None
+    if not isinstance(times, int):
+        columns.insert(0, times)
+    parts = [pack(column, deflate=deflate) for column in columns]
+    head = _Head(len(rows), time, names, shapes, [code for code, _ in parts], [len(data) for _, data in parts])
+    return framed(FORMAT, head, [data for _, data in parts])
+
+
+def _table(rows: Rows) -> tuple[list[str] | None, list[list[int]], list[list[Any]]]:
+    """Return (names, shapes, columns) of rows; the shape of each row is the first column if there are several."""
+    names = list(rows[0]) if rows else []
+    # Flat, in C. No row has a name twice; so if all names one after the other are those of the first row again and
+    # again, then each row has them, in that order.
+    few = len(names) <= _most_names(rows)
+    if few and list(chain.from_iterable(rows)) == names * len(rows):
+        flat = list(chain.from_iterable(map(dict.values, rows)))
+        return names, [], [flat[place :: len(names)] for place in range(len(names))]
+    number_of: dict[tuple[str, ...], int] = {}
+    numbers = [number_of.setdefault(shape, len(number_of)) for shape in map(tuple, rows)]
+    place_of: dict[str, int] = {}
+    shapes = [[place_of.setdefault(name, len(place_of)) for name in shape] for shape in number_of]
+    if len(shapes) > _MOST_SHAPES or len(place_of) > _most_names(rows):
+        return None, [], [cast("list[Any]", rows)]
+    columns: list[list[Any]] = [[] for _ in place_of]
+    for row in rows:
+        for name, value in row.items():
+            columns[place_of[name]].append(value)
+    return list(place_of), shapes, [numbers, *columns]
+
+
+def _most_names(rows: Rows) -> int:
+    """Return the number of names up to which rows become columns."""
+    return max(_FEW_NAMES, _NAMES_PER_ROW * len(rows))
+
+
+def decode(data: bytes) -> Points:
+    """Return the points of an encoded block; columns are unpacked when they are asked for.
+
+    Raises NewerFormat for a format that this program does not know, Damaged for what is no block.
+    """
+    head, parts = unframed(data, FORMAT, "a block of points")
+    try:
+        return Points(_decode(head), parts)
+    except msgspec.DecodeError as error:
+        raise Damaged(f"the head of a block of points, {len(data):,} bytes, cannot be read: {error}") from None
+
+
+class Points:
+    """Consecutive points, read by column. What it returns is kept and must not be changed."""
+
+    def __init__(self, head: _Head, data: memoryview) -> None:
+        self.count = head.count
+        """The number of points."""
+        names = head.names or []
+        special = (head.time is None) + (bool(head.shapes) or head.names is None)
+        fitting = len(head.codes) == len(head.lengths) == special + len(names)
+        if not fitting or sum(head.lengths) != len(data) or min(head.lengths, default=0) < 0 or head.count < 0:
+            raise Damaged(f"a block of points is {len(data):,} bytes long, and its head describes other parts")
+        self._head = head
+        self._data = data
+        self._place_of = {name: place for place, name in enumerate(names, special)}
+        # Part → its values.
+        self._unpacked: dict[int, list[Any]] = {}
+        # Field → the rows that have it.
+        self._having: dict[str, list[int]] = {}
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of all fields, in the order in which they first occur."""
+        if self._head.names is None:
+            return list(dict.fromkeys(chain.from_iterable(self.rows())))
+        return self._head.names
+
+    @property
+    def times(self) -> list[int] | int:
+        """The times in ns: one for all points, or one each."""
+        return self._part(0, self.count) if self._head.time is None else self._head.time
+
+    def column(self, field: str) -> tuple[list[Any], list[int] | None]:
+        """Return the values of a field, and which points have it: their places, None if all do.
+
+        A field that no point has gives two empty lists.
+        """
+        if self._head.names is None:
+            found = [(place, row[field]) for place, row in enumerate(self.rows()) if field in row]
+            return [value for _, value in found], [place for place, _ in found]
+        part = self._place_of.get(field)
+        if part is None:
+            return [], []
+        places = self._places(field)
+        return self._part(part, self.count if places is None else len(places)), places
+
+    def columns(self) -> Columns:
+        """Return the values of each field, of those points that have it: as `core.statistics.columns_of`."""
+        return {name: self.column(name)[0] for name in self.fields}
+
+    def rows(self, start: int = 0, stop: int | None = None) -> Rows:
+        """Return the points [start, stop) as they were encoded."""
+        stop = self.count if stop is None else min(stop, self.count)
+        names, shapes = self._head.names, self._head.shapes
+        if names is None:
+            return self._part(self._special - 1, self.count)[start:stop]
+        if not names:
+            return [{} for _ in range(start, stop)]
+        if not shapes:
+            columns = [self._part(part, self.count)[start:stop] for part in self._place_of.values()]
+            return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        found: Rows = []
+        rest = []
+        for name in names:
+            values, places = self.column(name)
+            rest.append(iter(values if not places else values[bisect_left(places, start) :]))
+        for number in self._numbers[start:stop]:
+            found.append({names[place]: next(rest[place]) for place in shapes[number]})
+        return found
+
+    def lines(self, first: int, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the points [start, stop) as lines of `data.jsonl`; `first` is the index of point 0 of the block."""
+        times = self.times
+        return point_lines(
+            Block(first + start, self.rows(start, stop), times if isinstance(times, int) else times[start:stop])
+        )
+
+    def extremes(self, first: int, start: int = 0, stop: int | None = None, field: str | None = None) -> Extremes:
+        """Return the summary of the points [start, stop), field by field or of one field, as `core.sampling.extremes`.
+
+        `first` is the index of point 0 of the block.
+        """
+        stop = self.count if stop is None else min(stop, self.count)
+        if self._head.names is None:
+            return sampling.extremes(self.rows(start, stop), first + start, field)
+        found: Extremes = {}
+        for name in self._place_of if field is None else (field,):
+            if field is None and name in NO_SERIES:
+                continue
+            values, places = self.column(name)
+            low, high = (start, stop) if places is None else (bisect_left(places, start), bisect_left(places, stop))
+            values = values[low:high]
+            # Which of all points each value belongs to; a range where no value is left out.
+            at: Sequence[int] = range(low, high) if places is None else places[low:high]
+            if not all_numbers(values):
+                kept = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
+                values, at = [values[i] for i in kept], [at[i] for i in kept]
+            if not values:
+                continue
+            chosen = (0, values.index(min(values)), values.index(max(values)), len(values) - 1)
+            spots = [self._spot(first, at[i], values[i]) for i in chosen]
+            found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
+        return found
+
+    def _spot(self, first: int, place: int, value: Any) -> Spot:
+        return first + place, sampling.x_of(self._step_fields(place), first + place), value
+
+    def _step_fields(self, place: int) -> dict[str, Any]:
+        """Return of one point what it may be drawn at."""
+        row = {}
+        for name in ("step", "epoch"):
+            values, places = self.column(name)
+            at = place if places is None else bisect_left(places, place)
+            if places is None or (at < len(places) and places[at] == place):
+                row[name] = values[at]
+        return row
+
+    @property
+    def _special(self) -> int:
+        """The number of parts before the columns."""
+        return len(self._head.codes) - len(self._place_of)
+
+    @property
+    def _numbers(self) -> list[int]:
+        """The number of each row's shape."""
+        return self._part(self._special - 1, self.count)
+
+    def _places(self, field: str) -> list[int] | None:
+        """Return which points have a field of the table; None if all do."""
+        if not self._head.shapes:
+            return None
+        places = self._having.get(field)
+        if places is None:
+            position = self._place_of[field] - self._special
+            having = {number for number, shape in enumerate(self._head.shapes) if position in shape}
+            places = [place for place, number in enumerate(self._numbers) if number in having]
+            self._having[field] = places
+        return places
+
+    def _part(self, part: int, count: int) -> list[Any]:
+        values = self._unpacked.get(part)
+        if values is None:
+            begin = sum(self._head.lengths[:part])
+            data = self._data[begin : begin + self._head.lengths[part]]
+            values = self._unpacked[part] = unpack(self._head.codes[part], data, count)
+        return values
+
+
+def all_numbers(values: list[Any]) -> bool:
+    """True if all values are int or float, and surely none is NaN."""
+    if not set(map(type, values)) <= NUMBERS:
+        return False
+    # A sum is NaN if one of the values is, and also for infinities of both signs.
+    total = sum(values)
+    return bool(total == total)
+
+
+def encode_chunk(blocks: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return encoded blocks as one object, and (offset, length) of each in it."""
+    blocks = list(blocks)
+    offset = _CHUNK.size + _ENTRY.size * len(blocks)
+    pieces, ranges = [_CHUNK.pack(_MAGIC, len(blocks))], []
+    for block in blocks:
+        pieces.append(_ENTRY.pack(len(block), zlib.crc32(block)))
+        ranges.append((offset, len(block)))
+        offset += len(block)
+    return b"".join([*pieces, *blocks]), ranges
+
+
+def decode_chunk(data: bytes) -> list[bytes]:
+    """Return the encoded blocks of a chunk. Raises Damaged if a length or a checksum does not hold."""
+    view = memoryview(data)
+    if len(data) < _CHUNK.size or data[:4] != _MAGIC:
+        raise Damaged(f"an object of {len(data):,} bytes is no chunk of points: it begins with {data[:4]!r}")
+    count = _CHUNK.unpack_from(data)[1]
+    offset = _CHUNK.size + _ENTRY.size * count
+    if len(data) < offset:
+        raise Damaged(f"a chunk of {count:,} blocks of points is cut off after {len(data):,} bytes")
+    blocks = []
+    for number, (length, checksum) in enumerate(_ENTRY.iter_unpack(view[_CHUNK.size : offset])):
+        block = bytes(view[offset : offset + length])
+        if len(block) != length or zlib.crc32(block) != checksum:
+            raise Damaged(f"block {number} of a chunk of points, {length:,} bytes at byte {offset:,}, is damaged")
+        blocks.append(block)
+        offset += length
+    return blocks
