@@ -22,7 +22,7 @@ COUNT = 1000
 
 
 def points(fields: int, seed: int) -> tuple[list[dict[str, Any]], list[int]]:
-    """A thousand points of random doubles, the second field a step, and their times: 10 ms apart, and a little noise."""
+    """A thousand points of random doubles, the second field a step, and their times: 10 ms apart, with noise."""
     rng = random.Random(seed)
     names = ["value", "step", *(f"layer{number}/grad_norm" for number in range(2, fields))][:fields]
     rows = [

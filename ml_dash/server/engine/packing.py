@@ -11,7 +11,7 @@ A packed list is a code and bytes. The code says which of these it is:
 
 Packed lists stand one behind the other, after a head that says what they are:
 
-    format: 1 byte    length of the head: 4 bytes, little-endian    head: msgpack    packed lists
+    format: 1 byte    CRC-32 of the rest: 4 bytes    length of the head: 4 bytes    head: msgpack    packed lists
 
 Arrays are little-endian. Of values that lie near each other the upper bytes are nearly equal and the lower ones are
 noise. So before an array is deflated its bytes are sorted by their place in the value, and each place gets a Huffman
@@ -49,8 +49,9 @@ _FLOAT: Final[set[type]] = {float}
 _INT: Final[set[type]] = {int}
 _FIRST: Final = struct.Struct("<q")
 _START: Final = struct.Struct("<BI")
+_LENGTH: Final = struct.Struct("<I")
 _BIG_ENDIAN: Final = sys.byteorder == "big"
-assert (_FIRST.size, _START.size) == (8, 5)
+assert (_FIRST.size, _START.size, _LENGTH.size) == (8, 5, 4)
 assert array("d").itemsize == 8
 assert [array(kind).itemsize for kind in _INT_TYPES] == [1, 2, 4, 8]
 
@@ -81,12 +82,16 @@ def _pack_ints(values: list[int], deflate: bool) -> tuple[int, bytes] | None:
     width = _width(low, high)
     if width is None:
         return None
-    if width and len(values) > 1:
+    count = len(values)
+    if width and count > 1:
         steps = list(map(sub, values[1:], values))
         least, most = min(steps), max(steps)
         narrow = _width(least, most)
-        # Of the same width: what varies less deflates better.
-        if narrow is not None and (narrow, most - least) < (width, high - low):
+        if narrow is not None and (
+            _FIRST.size + (count - 1 << narrow) < count << width
+            # Of the same width: what varies less deflates better.
+            or (deflate and narrow <= width and most - least < high - low and count > 8)
+        ):
             return _finished(STEPS, narrow, _FIRST.pack(values[0]), array(_INT_TYPES[narrow], steps), deflate)
     return _finished(INTS, width, b"", array(_INT_TYPES[width], values), deflate)
 
@@ -172,18 +177,19 @@ def _inflated(data: bytes | memoryview, size: int | None = None) -> bytes:
 def framed(version: int, head: Any, parts: list[bytes]) -> bytes:
     """Return packed lists behind a head, which says what they are."""
     encoded = _encode(head)
-    return b"".join([_START.pack(version, len(encoded)), encoded, *parts])
+    body = b"".join([_LENGTH.pack(len(encoded)), encoded, *parts])
+    return _START.pack(version, zlib.crc32(body)) + body
 
 
 def unframed(data: bytes, version: int, what: str) -> tuple[memoryview, memoryview]:
     """Return (head, packed lists) of what `framed` made; `what` is for messages.
 
-    Raises NewerFormat if the version is another one, Damaged if the data ends too early.
+    Raises NewerFormat if the version is another one, Damaged if the checksum does not hold.
     """
     if data and data[0] != version:
         raise NewerFormat(f"{what} has format {data[0]}, this ml-dash reads {version}", hint="upgrade ml-dash here")
-    view = memoryview(data)
-    end = _START.size + _START.unpack_from(data)[1] if len(data) >= _START.size else _START.size
-    if len(data) < end:
-        raise Damaged(f"{what} ends after {len(data):,} bytes, before its head does")
-    return view[_START.size : end], view[end:]
+    body = memoryview(data)[_START.size :]
+    if len(body) < _LENGTH.size or _START.unpack_from(data)[1] != zlib.crc32(body):
+        raise Damaged(f"{what}, {len(data):,} bytes, is damaged: its checksum does not hold")
+    end = _LENGTH.size + _LENGTH.unpack_from(body)[0]
+    return body[_LENGTH.size : end], body[end:]
