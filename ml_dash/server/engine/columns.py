@@ -33,7 +33,7 @@ from ...core.state import Block
 from ...core.statistics import NO_SERIES, NUMBERS, Columns, Rows
 from ...errors import Damaged
 from ...projection.lines import point_lines
-from .packing import framed, pack, unframed, unpack
+from .packing import framed, most_names, pack, unframed, unpack
 
 FORMAT: Final = 1
 
@@ -42,10 +42,8 @@ _LENGTH: Final = Struct("<I")
 _MAGIC: Final = b"mdc1"
 assert (_CHUNK.size, _LENGTH.size) == (8, 4)
 
-# Beyond these a table has no more use: see above.
+# Of more shapes, a table has no more use: see above.
 _MOST_SHAPES: Final = 256
-_NAMES_PER_ROW: Final = 4
-_FEW_NAMES: Final = 64
 
 
 class _Head(msgspec.Struct, array_like=True):
@@ -80,25 +78,20 @@ def _table(rows: Rows) -> tuple[list[str] | None, list[list[int]], list[list[Any
     names = list(rows[0]) if rows else []
     # Flat, in C. No row has a name twice; so if all names one after the other are those of the first row again and
     # again, then each row has them, in that order.
-    few = len(names) <= _most_names(rows)
+    few = len(names) <= most_names(len(rows))
     if few and list(chain.from_iterable(rows)) == names * len(rows):
         return names, [], [[row[name] for row in rows] for name in names]
     number_of: dict[tuple[str, ...], int] = {}
     numbers = [number_of.setdefault(shape, len(number_of)) for shape in map(tuple, rows)]
     place_of: dict[str, int] = {}
     shapes = [[place_of.setdefault(name, len(place_of)) for name in shape] for shape in number_of]
-    if len(shapes) > _MOST_SHAPES or len(place_of) > _most_names(rows):
+    if len(shapes) > _MOST_SHAPES or len(place_of) > most_names(len(rows)):
         return None, [], [cast("list[Any]", rows)]
     columns: list[list[Any]] = [[] for _ in place_of]
     for row in rows:
         for name, value in row.items():
             columns[place_of[name]].append(value)
     return list(place_of), shapes, [numbers, *columns]
-
-
-def _most_names(rows: Rows) -> int:
-    """Return the number of names up to which rows become columns."""
-    return max(_FEW_NAMES, _NAMES_PER_ROW * len(rows))
 
 
 def decode(data: bytes) -> Points:

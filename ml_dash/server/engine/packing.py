@@ -59,6 +59,11 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(list[Any]).decode
 
 
+def most_names(rows: int) -> int:
+    """Return up to how many names so many rows become columns: each column costs as much as several values."""
+    return max(64, 4 * rows)
+
+
 def pack(values: list[Any], *, deflate: bool = False) -> tuple[int, bytes]:
     """Return (code, bytes) of plain values (see `core.values`); `deflate` takes longer and gives fewer bytes."""
     kinds = set(map(type, values))
@@ -70,9 +75,9 @@ def pack(values: list[Any], *, deflate: bool = False) -> tuple[int, bytes]:
             return packed
     data = _encode(values)
     if deflate:
-        deflated = _deflate(data, 1, 9)
-        if len(deflated) < len(data):
-            return VALUES | _DEFLATED, deflated
+        smaller = deflated(data)
+        if len(smaller) < len(data):
+            return VALUES | _DEFLATED, smaller
     return VALUES, data
 
 
@@ -108,21 +113,24 @@ def _finished(kind: int, width: int, first: bytes, numbers: array[Any], deflate:
         numbers.byteswap()
     code, data = kind | width << _WIDTH, numbers.tobytes()
     if deflate:
-        deflated = _deflate(data, 1 << width, 1)
-        if len(deflated) < len(data):
-            return code | _DEFLATED, first + deflated
+        smaller = _by_place(data, 1 << width)
+        if len(smaller) < len(data):
+            return code | _DEFLATED, first + smaller
     return code, first + data
 
 
-def _deflate(data: bytes, width: int, level: int) -> bytes:
+def deflated(data: bytes) -> bytes:
+    """Return bytes deflated, with neither header nor checksum: both stand elsewhere."""
+    packer = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return packer.compress(data) + packer.flush()
+
+
+def _by_place(data: bytes, width: int) -> bytes:
     """Return the bytes of values of `width` bytes, sorted by their place in the value and deflated."""
-    if width == 1:
-        packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS)
-        return packer.compress(data) + packer.flush()
-    packer = zlib.compressobj(level, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_FILTERED)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_FILTERED)
     # A block for each place: its bytes are unlike those of the others.
-    deflated = [packer.compress(data[place::width]) + packer.flush(zlib.Z_BLOCK) for place in range(width)]
-    return b"".join(deflated) + packer.flush()
+    pieces = [packer.compress(data[place::width]) + packer.flush(zlib.Z_BLOCK) for place in range(width)]
+    return b"".join(pieces) + packer.flush()
 
 
 def unpack(code: int, data: bytes | memoryview, count: int) -> list[Any]:
@@ -130,7 +138,7 @@ def unpack(code: int, data: bytes | memoryview, count: int) -> list[Any]:
     kind, width = code & _KIND, code >> _WIDTH & 0b11
     try:
         if kind == VALUES:
-            values = _decode(_inflated(data) if code & _DEFLATED else data)
+            values = _decode(inflated(data) if code & _DEFLATED else data)
         elif kind == STEPS:
             rest = _numbers(_INT_TYPES[width], data[_FIRST.size :], code, count - 1)
             values = list(accumulate(rest, initial=_FIRST.unpack_from(data)[0]))
@@ -147,7 +155,7 @@ def _numbers(kind: Literal["d"] | IntType, data: bytes | memoryview, code: int, 
     numbers: array[Any] = array(kind)
     width = numbers.itemsize
     if code & _DEFLATED:
-        data = _inflated(data, count * width)
+        data = inflated(data, count * width)
         if width > 1 and len(data) == count * width:
             data = _by_value(data, width)
     numbers.frombytes(data)
@@ -165,7 +173,7 @@ def _by_value(data: bytes, width: int) -> bytes:
     return bytes(sorted_back)
 
 
-def _inflated(data: bytes | memoryview, size: int | None = None) -> bytes:
+def inflated(data: bytes | memoryview, size: int | None = None) -> bytes:
     """Inflate bytes; with `size`, never more than one byte beyond it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflated = inflater.decompress(data) if size is None else inflater.decompress(data, size + 1)
