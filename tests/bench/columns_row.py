@@ -13,7 +13,7 @@ from typing import Any
 from ml_dash.core.sampling import PART, extremes
 from ml_dash.core.state import Block
 from ml_dash.projection.lines import point_lines, read_points
-from ml_dash.server.engine.columns import decode, encode, encode_chunk
+from ml_dash.server.engine.columns import Table, decode, encode, encode_chunk
 from ml_dash.server.engine.summaries import decode_summaries, encode_summaries
 
 from .rows import Figures, row
@@ -53,12 +53,15 @@ def columns(folder: Path, scale: float) -> Figures:
         open_, full = encode(rows, times), encode(rows, times, deflate=True)
         summaries = encode_summaries(parts(rows, 0), deflate=True)
         assert decode(full).lines(0) == lines
+        table = Table()
+        table.add(rows[: COUNT // 2], times[: COUNT // 2])
         work: dict[str, Callable[[], object]] = {
             "JSON encode µs": lambda rows=rows, times=times: point_lines(Block(0, rows, times)),
             "JSON deflate µs": lambda lines=lines: zlib.compress(lines, 1),
             "JSON decode µs": lambda lines=lines: read_points(lines, 0),
             "encode µs": lambda rows=rows, times=times: encode(rows, times),
             "encode and deflate µs": lambda rows=rows, times=times: encode(rows, times, deflate=True),
+            "one more and encode µs": lambda table=table, rows=rows, times=times: one_more(table, rows, times),
             "rows µs": lambda full=full: decode(full).rows(),
             "one column µs": lambda full=full: decode(full).column("value"),
             "lines µs": lambda full=full: decode(full).lines(0),
@@ -85,6 +88,13 @@ def columns(folder: Path, scale: float) -> Figures:
     figures["1,000 summaries: encode ms"] = best_us(lambda: encode_summaries(many, deflate=True), rounds) / 1000
     figures["1,000 summaries: decode ms"] = best_us(lambda: decode_summaries(packed), rounds) / 1000
     return figures
+
+
+def one_more(table: Table, rows: list[dict[str, Any]], times: list[int]) -> bytes:
+    """Add a point to a table, as a request of one point does, and encode it."""
+    place = table.count % COUNT
+    table.add(rows[place : place + 1], times[place : place + 1])
+    return table.encode()
 
 
 def parts(rows: list[dict[str, Any]], first: int) -> list[Any]:

@@ -19,11 +19,12 @@ request for a range of bytes brings one block, which has its own checksum.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from struct import Struct
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -33,7 +34,7 @@ from ...core.state import Block
 from ...core.statistics import NO_SERIES, NUMBERS, Columns, Rows
 from ...errors import Damaged
 from ...projection.lines import point_lines
-from .packing import framed, most_names, pack, unframed, unpack
+from .packing import Column, extended, framed, most_names, pack_column, unframed, unpack
 
 FORMAT: Final = 1
 
@@ -59,39 +60,117 @@ _decode: Final = msgspec.msgpack.Decoder(_Head).decode
 
 
 def encode(rows: Rows, times: list[int] | int, *, deflate: bool = False) -> bytes:
-    """Encode consecutive points and their times in ns (one for all, or one each).
+    """Encode consecutive points and their times in ns (one for all, or one each); `deflate` as in `Table.encode`."""
+    table = Table()
+    table.add(rows, times)
+    return table.encode(deflate=deflate)
 
-    `deflate` is for what is not written again: fewer bytes, which take longer.
+
+class Table:
+    """Consecutive points to which more are added. An integer takes 8 bytes meanwhile, so that adding costs what is new.
+
+    One thread at a time. Rows that make no table are kept as they are, and must not be changed by who gave them.
     """
-    assert isinstance(times, int) or len(times) == len(rows)
-    names, shapes, columns = _table(rows)
-    time = times if isinstance(times, int) else None
-    if not isinstance(times, int):
-        columns.insert(0, times)
-    parts = [pack(column, deflate=deflate) for column in columns]
-    head = _Head(len(rows), time, names, shapes, [code for code, _ in parts], [len(data) for _, data in parts])
-    return framed(FORMAT, head, [data for _, data in parts])
+
+    def __init__(self) -> None:
+        self.count = 0
+        """The number of points."""
+        self._times: int | Column = []
+        # Shape → its number, name → its place; the number of each row's shape, and a column per name.
+        self._shapes: dict[tuple[str, ...], int] = {}
+        self._names: dict[str, int] = {}
+        self._numbers = array("H")
+        self._columns: list[Column] = []
+        # All rows, once they make no table.
+        self._rows: Rows | None = None
+
+    @classmethod
+    def of(cls, points: Points) -> Table:
+        """Return a table of points that were encoded, to add more."""
+        table = cls()
+        if points.count:
+            table.add(points.rows(), points.times)
+        return table
+
+    def add(self, rows: Rows, times: list[int] | int) -> None:
+        """Add points that follow, and their times in ns: one for all, or one each."""
+        assert isinstance(times, int) or len(times) == len(rows)
+        if not rows:
+            return
+        self._add_times(times, len(rows))
+        self.count += len(rows)
+        if self._rows is not None:
+            self._rows += rows
+            return
+        shapes, columns = _columns(rows)
+        for shape in dict.fromkeys(shapes):
+            self._add_shape(shape)
+        if len(self._shapes) > _MOST_SHAPES or len(self._names) > most_names(self.count):
+            self._rows = self._kept_rows() + rows
+            return
+        self._numbers.extend(map(self._shapes.__getitem__, shapes))
+        for name, values in columns.items():
+            place = self._names[name]
+            self._columns[place] = extended(self._columns[place], values)
+
+    def _add_times(self, times: list[int] | int, count: int) -> None:
+        if not self.count:
+            self._times = times if isinstance(times, int) else extended([], times)
+            return
+        if isinstance(times, int) and times == self._times:
+            return
+        if isinstance(self._times, int):
+            self._times = extended([], [self._times] * self.count)
+        self._times = extended(self._times, [times] * count if isinstance(times, int) else times)
+
+    def _add_shape(self, shape: tuple[str, ...]) -> None:
+        if shape in self._shapes:
+            return
+        self._shapes[shape] = len(self._shapes)
+        for name in shape:
+            if name not in self._names:
+                self._names[name] = len(self._names)
+                self._columns.append([])
+
+    def _kept_rows(self) -> Rows:
+        """Return the rows that are in columns."""
+        shapes = list(self._shapes)
+        rest = dict(zip(self._names, map(iter, self._columns), strict=True))
+        return [{name: next(rest[name]) for name in shapes[number]} for number in self._numbers]
+
+    def encode(self, *, deflate: bool = False) -> bytes:
+        """Return the points as bytes; `deflate` is for what is not written again: fewer bytes, which take longer."""
+        times = self._times
+        columns: list[Column] = [] if isinstance(times, int) else [times]
+        names, shapes = None, []
+        if self._rows is not None:
+            columns.append(self._rows)
+        else:
+            names = list(self._names)
+            # One shape is that of all rows, and its names are all names, in their order.
+            if len(self._shapes) > 1:
+                shapes = [[self._names[name] for name in shape] for shape in self._shapes]
+                columns.append(self._numbers.tolist())
+            columns += self._columns
+        parts = [pack_column(column, deflate=deflate) for column in columns]
+        time = times if isinstance(times, int) else None
+        head = _Head(self.count, time, names, shapes, [code for code, _ in parts], [len(data) for _, data in parts])
+        return framed(FORMAT, head, [data for _, data in parts])
 
 
-def _table(rows: Rows) -> tuple[list[str] | None, list[list[int]], list[list[Any]]]:
-    """Return (names, shapes, columns) of rows; the shape of each row is the first column if there are several."""
-    names = list(rows[0]) if rows else []
-    # Flat, in C. No row has a name twice; so if all names one after the other are those of the first row again and
-    # again, then each row has them, in that order.
-    few = len(names) <= most_names(len(rows))
-    if few and list(chain.from_iterable(rows)) == names * len(rows):
-        return names, [], [[row[name] for row in rows] for name in names]
-    number_of: dict[tuple[str, ...], int] = {}
-    numbers = [number_of.setdefault(shape, len(number_of)) for shape in map(tuple, rows)]
-    place_of: dict[str, int] = {}
-    shapes = [[place_of.setdefault(name, len(place_of)) for name in shape] for shape in number_of]
-    if len(shapes) > _MOST_SHAPES or len(place_of) > most_names(len(rows)):
-        return None, [], [cast("list[Any]", rows)]
-    columns: list[list[Any]] = [[] for _ in place_of]
+def _columns(rows: Rows) -> tuple[list[tuple[str, ...]], Columns]:
+    """Return the shape of each row, and the values of each field, of those rows that have it."""
+    names = list(rows[0])
+    # In C. No row has a name twice; so if all names one after the other are those of the first row again and again,
+    # then each row has them, in that order.
+    if list(chain.from_iterable(rows)) == names * len(rows):
+        return [tuple(names)] * len(rows), {name: [row[name] for row in rows] for name in names}
+    shapes = list(map(tuple, rows))
+    columns: Columns = {}
     for row in rows:
         for name, value in row.items():
-            columns[place_of[name]].append(value)
-    return list(place_of), shapes, [numbers, *columns]
+            columns.setdefault(name, []).append(value)
+    return shapes, columns
 
 
 def decode(data: bytes) -> Points:

@@ -27,7 +27,7 @@ import zlib
 from array import array
 from itertools import accumulate
 from operator import sub
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -41,6 +41,10 @@ STEPS: Final = 3
 _KIND: Final = 0b111
 _WIDTH: Final = 3
 _DEFLATED: Final = 1 << 5
+
+# As text: arrays have no parameters at run time before Python 3.12.
+Column: TypeAlias = "list[Any] | array[Any]"
+"""Values to which more are added: an array of doubles or of integers of 8 bytes while all are such, else a list."""
 
 IntType = Literal["b", "h", "i", "q"]
 _INT_TYPES: Final[tuple[IntType, ...]] = ("b", "h", "i", "q")
@@ -79,6 +83,35 @@ def pack(values: list[Any], *, deflate: bool = False) -> tuple[int, bytes]:
         if len(smaller) < len(data):
             return VALUES | _DEFLATED, smaller
     return VALUES, data
+
+
+def pack_column(column: Column, *, deflate: bool = False) -> tuple[int, bytes]:
+    """Return (code, bytes) of a column; without `deflate` that takes hardly longer than to copy it."""
+    if deflate or isinstance(column, list):
+        return pack(list(column), deflate=deflate)
+    # Swapping bytes happens in place.
+    return _finished(FLOATS if column.typecode == "d" else INTS, 3, b"", array(column.typecode, column), False)
+
+
+def extended(column: Column, values: list[Any]) -> Column:
+    """Return a column with some values added: the same one if these are of its type, else another one."""
+    kinds = set(map(type, values))
+    kind: Literal["d", "q"] | None = "d" if kinds == _FLOAT else "q" if kinds == _INT else None
+    if kind is not None and (not column or (isinstance(column, array) and column.typecode == kind)):
+        try:
+            more: array[Any] | None = array(kind, values)
+        except OverflowError:
+            # An integer needs more than 8 bytes.
+            more = None
+        if more is not None and isinstance(column, array):
+            column.extend(more)
+            return column
+        if more is not None:
+            return more
+    if not isinstance(column, list):
+        column = column.tolist()
+    column += values
+    return column
 
 
 def _pack_ints(values: list[int], deflate: bool) -> tuple[int, bytes] | None:
@@ -176,10 +209,10 @@ def _by_value(data: bytes, width: int) -> bytes:
 def inflated(data: bytes | memoryview, size: int | None = None) -> bytes:
     """Inflate bytes; with `size`, never more than one byte beyond it."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(data) if size is None else inflater.decompress(data, size + 1)
-    if not inflater.eof and (size is None or len(inflated) != size or inflater.decompress(inflater.unconsumed_tail, 1)):
-        raise ValueError("they end too early, or too late")
-    return inflated
+    data = inflater.decompress(data) if size is None else inflater.decompress(data, size + 1)
+    if not inflater.eof:
+        raise ValueError("the deflated bytes end too early, or are of more values")
+    return data
 
 
 def framed(version: int, head: Any, parts: list[bytes]) -> bytes:
