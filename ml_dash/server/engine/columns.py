@@ -34,7 +34,7 @@ from ...core.state import Block
 from ...core.statistics import NO_SERIES, NUMBERS, Columns, Rows
 from ...errors import Damaged
 from ...projection.lines import point_lines
-from .packing import Column, extended, framed, most_names, pack_column, unframed, unpack
+from .packing import Column, are_numbers, extended, framed, most_names, pack_column, unframed, unpack
 
 FORMAT: Final = 1
 
@@ -108,7 +108,8 @@ class Table:
         if len(self._shapes) > _MOST_SHAPES or len(self._names) > most_names(self.count):
             self._rows = self._kept_rows() + rows
             return
-        self._numbers.extend(map(self._shapes.__getitem__, shapes))
+        numbers = array("H", [self._shapes[shape] for shape in shapes])
+        self._numbers += numbers if len(shapes) > 1 else numbers * len(rows)
         for name, values in columns.items():
             place = self._names[name]
             self._columns[place] = extended(self._columns[place], values)
@@ -159,12 +160,12 @@ class Table:
 
 
 def _columns(rows: Rows) -> tuple[list[tuple[str, ...]], Columns]:
-    """Return the shape of each row, and the values of each field, of those rows that have it."""
+    """Return the shapes (of each row, or one for all), and the values of each field, of those rows that have it."""
     names = list(rows[0])
     # In C. No row has a name twice; so if all names one after the other are those of the first row again and again,
     # then each row has them, in that order.
     if list(chain.from_iterable(rows)) == names * len(rows):
-        return [tuple(names)] * len(rows), {name: [row[name] for row in rows] for name in names}
+        return [tuple(names)], {name: [row[name] for row in rows] for name in names}
     shapes = list(map(tuple, rows))
     columns: Columns = {}
     for row in rows:
@@ -280,7 +281,7 @@ class Points:
             values = values[low:high]
             # Which of all points each value belongs to; a range where no value is left out.
             at: Sequence[int] = range(low, high) if places is None else places[low:high]
-            if not all_numbers(values):
+            if not self._all_numbers(name, values):
                 kept = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
                 values, at = [values[i] for i in kept], [at[i] for i in kept]
             if not values:
@@ -289,6 +290,15 @@ class Points:
             spots = [self._spot(first, at[i], values[i]) for i in chosen]
             found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
         return found
+
+    def _all_numbers(self, field: str, values: list[Any]) -> bool:
+        """Return True if some values of a field are int or float, and surely none is NaN."""
+        part = self._place_of.get(field)
+        if part is None or (not are_numbers(self._head.codes[part]) and not set(map(type, values)) <= NUMBERS):
+            return False
+        # A sum is NaN if one of the values is, and also for infinities of both signs.
+        total = sum(values)
+        return bool(total == total)
 
     def _spot(self, first: int, place: int, value: Any) -> Spot:
         return first + place, sampling.x_of(self._step_fields(place), first + place), value
@@ -332,15 +342,6 @@ class Points:
             data = self._data[begin : begin + self._head.lengths[part]]
             values = self._unpacked[part] = unpack(self._head.codes[part], data, count)
         return values
-
-
-def all_numbers(values: list[Any]) -> bool:
-    """True if all values are int or float, and surely none is NaN."""
-    if not set(map(type, values)) <= NUMBERS:
-        return False
-    # A sum is NaN if one of the values is, and also for infinities of both signs.
-    total = sum(values)
-    return bool(total == total)
 
 
 def encode_chunk(blocks: Iterable[bytes]) -> tuple[bytes, list[tuple[int, int]]]:

@@ -166,6 +166,11 @@ def _by_place(data: bytes, width: int) -> bytes:
     return b"".join(pieces) + packer.flush()
 
 
+def are_numbers(code: int) -> bool:
+    """Return True if a packed list holds only int, or only float; False says nothing."""
+    return code & _KIND != VALUES
+
+
 def unpack(code: int, data: bytes | memoryview, count: int) -> list[Any]:
     """Return the `count` values of (code, bytes). Raises Damaged if they are not what `pack` made of so many values."""
     kind, width = code & _KIND, code >> _WIDTH & 0b11
