@@ -296,9 +296,7 @@ class Points:
         part = self._place_of.get(field)
         if part is None or (not are_numbers(self._head.codes[part]) and not set(map(type, values)) <= NUMBERS):
             return False
-        # A sum is NaN if one of the values is, and also for infinities of both signs.
-        total = sum(values)
-        return bool(total == total)
+        return not sampling.may_hold_nan(values)
 
     def _spot(self, first: int, place: int, value: Any) -> Spot:
         return first + place, sampling.x_of(self._step_fields(place), first + place), value
