@@ -22,7 +22,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from struct import Struct
 from typing import Any, Final
 
@@ -199,6 +199,7 @@ class Points:
             raise Damaged(f"a block of points is {len(data):,} bytes long, and its head describes other parts")
         self._head = head
         self._data = data
+        self._begins = list(accumulate(head.lengths, initial=0))
         self._place_of = {name: place for place, name in enumerate(names, special)}
         # Part → its values.
         self._unpacked: dict[int, list[Any]] = {}
@@ -336,8 +337,7 @@ class Points:
     def _part(self, part: int, count: int) -> list[Any]:
         values = self._unpacked.get(part)
         if values is None:
-            begin = sum(self._head.lengths[:part])
-            data = self._data[begin : begin + self._head.lengths[part]]
+            data = self._data[self._begins[part] : self._begins[part + 1]]
             values = self._unpacked[part] = unpack(self._head.codes[part], data, count)
         return values
 

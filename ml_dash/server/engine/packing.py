@@ -103,11 +103,11 @@ def extended(column: Column, values: list[Any]) -> Column:
         except OverflowError:
             # An integer needs more than 8 bytes.
             more = None
-        if more is not None and isinstance(column, array):
+        if more is not None:
+            if not isinstance(column, array):
+                return more
             column.extend(more)
             return column
-        if more is not None:
-            return more
     if not isinstance(column, list):
         column = column.tolist()
     column += values
