@@ -14,9 +14,10 @@ Packed lists stand one behind the other, after a head that says what they are:
     format: 1 byte    CRC-32 of the rest: 4 bytes    length of the head: 4 bytes    head: msgpack    packed lists
 
 Arrays are little-endian. Of values that lie near each other the upper bytes are nearly equal and the lower ones are
-noise. So before an array is deflated its bytes are sorted by their place in the value; each place gets a Huffman code of
-its own, or stays as it is. Measured on random doubles of one exponent: 7.6 bytes become 6.8, on doubles that were floats
-of 32 bits: 3.9 become 3.0. Zstandard is four times as fast, its output is no smaller, and its package takes 24 MB.
+noise. So before an array is deflated its bytes are sorted by their place in the value; each place gets a Huffman code
+of its own, or stays as it is. Measured on random doubles of one exponent: 7.6 bytes become 6.8, on doubles that were
+floats of 32 bits: 3.9 become 3.0. Zstandard is four times as fast, its output is no smaller, and its package takes
+24 MB.
 """
 
 from __future__ import annotations
