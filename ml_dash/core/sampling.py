@@ -54,7 +54,7 @@ def extremes(rows: Rows, start: int, field: str | None = None) -> Extremes:
         values = [row.get(name) for row in rows]
         places: list[int] | None = None
         # NaN is the value that does not equal itself. It is left out, as are texts and what a point does not have.
-        if not set(map(type, values)) <= NUMBERS or values != values or any(value != value for value in values):
+        if not set(map(type, values)) <= NUMBERS or may_hold_nan(values):
             places = [i for i, value in enumerate(values) if type(value) in NUMBERS and value == value]
             values = [values[i] for i in places]
             if not values:
@@ -68,6 +68,13 @@ def extremes(rows: Rows, start: int, field: str | None = None) -> Extremes:
             spots.append((start + place, x_of(rows[place], start + place), values[choice]))
         found[name] = (len(values), spots[0], spots[1], spots[2], spots[3])
     return found
+
+
+def may_hold_nan(numbers: list[Any]) -> bool:
+    """True if one of these numbers is NaN, and also if there are infinities of both signs."""
+    # A sum takes a tenth of the time of a look at each.
+    total = sum(numbers)
+    return bool(total != total)
 
 
 def joined(a: Found, b: Found) -> Found:
