@@ -285,6 +285,24 @@ class Contents:
             return None
         return BlockEntry(int(found[0].rpartition("\x00")[2], 16), *_block.decode(found[1]))
 
+    # -- all that it names -------------------------------------------------------------------------------------------
+
+    def pages(self) -> Iterator[str]:
+        """Yield the ids of all pages that this version names."""
+        yield from self.tree.pages()
+        for _, value in self.tree.items("raw\x00", "raw" + _END):
+            if page := _raw.decode(value)[1]:
+                yield page
+        for _, value in self.tree.items("block\x00", "block" + _END):
+            if page := _block.decode(value)[2]:
+                yield page
+
+    def objects(self) -> Iterator[str]:
+        """Yield the keys of all objects that this version names, apart from those of blobs; some more than once."""
+        for _, value in self.tree.items("raw\x00", "raw" + _END):
+            if key := _raw.decode(value)[2]:
+                yield key
+
 
 class Draft(Contents):
     """The next version of an experiment, while it is being made: contents to which things are added.

@@ -146,6 +146,18 @@ class Tree:
             for child in children:
                 yield from self._items(loaded[child] if isinstance(child, str) else child, start, end)
 
+    def pages(self) -> Iterator[str]:
+        """Yield the ids of all pages of a map that was not changed since it was opened."""
+        level = [self._root] if isinstance(self._root, str) else []
+        while level:
+            yield from level
+            # All of a level are of one kind.
+            below: list[str] = []
+            for first in range(0, len(level), _AHEAD):
+                nodes = self._load(level[first : first + _AHEAD])
+                below += [child for node in nodes.values() if not node.leaf for child in node.values]
+            level = below
+
     def last(self, start: str, end: str) -> tuple[str, bytes] | None:
         """Return the greatest key with start <= key < end, and its value."""
         return self._last(self._root, start, end)
