@@ -20,6 +20,7 @@ Cost: linear in the points read, once; memory grows with the number of parts and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from .statistics import NO_SERIES, NUMBERS, Rows, step_of
@@ -111,11 +112,15 @@ class Sampling:
 
     def add_rows(self, rows: Rows, first: int) -> None:
         """Add consecutive points, the first of them with that index."""
-        position, end = first, first + len(rows)
-        while position < end:
-            stop = min(end, self._behind(position))
-            self.add(position, extremes(rows[position - first : stop - first], position, self._field))
-            position = stop
+        for low, high in self.pieces(first, first + len(rows)):
+            self.add(low, extremes(rows[low - first : high - first], low, self._field))
+
+    def pieces(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield [first, end) in pieces that lie in one stretch each: `add` takes the summary of one."""
+        while first < end:
+            stop = min(end, self._behind(first))
+            yield first, stop
+            first = stop
 
     def add(self, first: int, summary: Extremes) -> None:
         """Add the summary of points that lie in one stretch, the first of them with that index or a later one."""

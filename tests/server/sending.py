@@ -159,9 +159,11 @@ def held(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> dict[str, 
         assert row is not None
         contents = core._ingest.reader.contents(view, ns, row)
         state = whole_state(contents.state())
-        found = {"logs": b"".join(block.lines for block in blocks_of(contents, "logs", 0, 1 << 60))}
+        found = {"logs": b"".join(block.lines(0, 1 << 60) for block in blocks_of(contents, "logs", 0, 1 << 60))}
         for metric in state.metrics:
-            found[metric] = b"".join(block.lines for block in blocks_of(contents, f"points/{metric}", 0, 1 << 60))
+            found[metric] = b"".join(
+                block.lines(0, 1 << 60) for block in blocks_of(contents, f"points/{metric}", 0, 1 << 60)
+            )
     return {"state": canonical(state), "lines": {name: text for name, text in found.items() if text}}
 
 

@@ -7,7 +7,9 @@
     arrival   number             what was folded
     death     writer, segment, end                        this death was recorded before
     removed   writer             its events are stored and hidden
-    block     series, first      count, whether it is full, its page, its summary
+    block     series, first      count, whether it is full, its page, its summary; of a chunk also its object
+    level     series, first      summary of the 100,000 lines from there on
+    archived  series             how many of its first lines are in chunks
     metric, file, writer, place, early, parameter         parts of the folded state, see `parts`
 
 Parts of a key are joined by NUL, which no name contains; numbers are 16 hex digits, so that they sort.
@@ -26,7 +28,7 @@ from ...core.limits import INT64_MAX
 from ...core.protocol import UNAVAILABLE, Refused
 from ...core.ranges import Range
 from ...core.state import FOLD_VERSION, State
-from ..stores import ExperimentRow, Objects, Vanished, View
+from ..stores import ExperimentRow, Objects, StoreTrouble, Vanished, View
 from .parts import drop_parts, open_state
 from .tree import Node, NodeCache, Tree
 
@@ -34,7 +36,7 @@ from .tree import Node, NodeCache, Tree
 _CACHE_BYTES: Final = 24 << 20
 _PIECE_BYTES: Final = 1 << 20
 _LOOKS: Final = 10
-TABLES_VERSION: Final = 100 * FOLD_VERSION + 2
+TABLES_VERSION: Final = 100 * FOLD_VERSION + 3
 """Version of the code that makes states and blocks: those of another version are folded anew."""
 _encode: Final = msgspec.msgpack.Encoder().encode
 _END: Final = "\x01"
@@ -95,7 +97,7 @@ class Arrival:
 class BlockEntry:
     """Where a block is: `count` lines of a series from number `first` on, in a page; `summary` as `blocks` encodes it.
 
-    `full`: no line is added to it any more.
+    `full`: no line is added to it any more. Of a chunk, `chunk` is the id of its object, and `page` holds its index.
     """
 
     first: int
@@ -103,19 +105,20 @@ class BlockEntry:
     full: bool
     page: str
     summary: bytes
+    chunk: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RawEntry:
     """Where raw bytes of a segment are: `length` of them from `start` on.
 
-    In a page; or, if `page` is empty, in the object `key`, from `offset` on.
+    In a page; or, if `page` is empty, in the object of the id `object`, from `offset` on.
     """
 
     start: int
     length: int
     page: str
-    key: str = ""
+    object: str = ""
     offset: int = 0
 
 
@@ -132,7 +135,9 @@ _segment: Final = msgspec.msgpack.Decoder(_Segment)
 _journal: Final = msgspec.msgpack.Decoder(tuple[str, str, bool])
 _raw: Final = msgspec.msgpack.Decoder(tuple[int, str, str, int])
 _arrival: Final = msgspec.msgpack.Decoder(tuple[int, str, int, int, str])
-_block: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, bytes])
+_block: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, bytes, str])
+_level: Final = msgspec.msgpack.Decoder(tuple[int, bytes])
+_number: Final = msgspec.msgpack.Decoder(int)
 
 
 class Reader:
@@ -250,7 +255,16 @@ class Contents:
                     yield pages[entry.page][low - entry.start : high - entry.start]
                 else:
                     at = entry.offset - entry.start
-                    yield from self._reader.objects.open(entry.key, low + at, high + at)
+                    yield from self.object(entry.object, low + at, high + at)
+
+    def object(self, identity: str, start: int, end: int) -> Iterator[bytes]:
+        """Return the bytes [start, end) of an object of the experiment in pieces. Raises StoreTrouble if it is lost."""
+        key = object_key(self.ns, self.row.id, identity)
+        try:
+            return self._reader.objects.open(key, start, end)
+        except FileNotFoundError:
+            hint = "restore the objects from a backup; ml-dash server scrub says what is lost"
+            raise StoreTrouble(f"the object {key} is not in the store", hint=hint) from None
 
     def pages_of(self, ids: Sequence[str]) -> dict[str, bytes]:
         """Return pages by their ids. Raises Vanished."""
@@ -285,6 +299,28 @@ class Contents:
             return None
         return BlockEntry(int(found[0].rpartition("\x00")[2], 16), *_block.decode(found[1]))
 
+    def levels(self, series: str, first: int, end: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield (first line, count, summary) of ranges of 100,000 lines that begin in [first, end), in their order."""
+        prefix = f"level\x00{series}\x00"
+        for key, value in self.tree.items(prefix + number(first), prefix + number(end)):
+            yield (int(key[len(prefix) :], 16), *_level.decode(value))
+
+    def archived(self, series: str) -> int:
+        """Return how many of the first lines of a series are in chunks."""
+        value = self.tree.get(f"archived\x00{series}")
+        return _number.decode(value) if value is not None else 0
+
+    def all_series(self) -> Iterator[str]:
+        """Yield all series that have a block, sorted."""
+        key = "block\x00"
+        while True:
+            found = next(self.tree.items(key, "block" + _END), None)
+            if found is None:
+                return
+            series = found[0].split("\x00")[1]
+            yield series
+            key = f"block\x00{series}{_END}"
+
     # -- all that it names -------------------------------------------------------------------------------------------
 
     def pages(self) -> Iterator[str]:
@@ -300,8 +336,11 @@ class Contents:
     def objects(self) -> Iterator[str]:
         """Yield the keys of all objects that this version names, apart from those of blobs; some more than once."""
         for _, value in self.tree.items("raw\x00", "raw" + _END):
-            if key := _raw.decode(value)[2]:
-                yield key
+            if identity := _raw.decode(value)[2]:
+                yield object_key(self.ns, self.row.id, identity)
+        for _, value in self.tree.items("block\x00", "block" + _END):
+            if identity := _block.decode(value)[4]:
+                yield object_key(self.ns, self.row.id, identity)
 
 
 class Draft(Contents):
@@ -363,7 +402,7 @@ class Draft(Contents):
 
     def put_raw_entry(self, segment: str, entry: RawEntry) -> None:
         """Note where raw bytes of a segment are."""
-        value = _encode((entry.length, entry.page, entry.key, entry.offset))
+        value = _encode((entry.length, entry.page, entry.object, entry.offset))
         self.tree.put(f"raw\x00{segment}\x00{number(entry.start)}", value)
 
     def replace_bytes(self, segment: str, start: int, content: bytes) -> None:
@@ -395,8 +434,26 @@ class Draft(Contents):
 
     def put_block(self, series: str, entry: BlockEntry) -> None:
         """Note where a block is."""
-        value = _encode((entry.count, entry.full, entry.page, entry.summary))
+        value = _encode((entry.count, entry.full, entry.page, entry.summary, entry.chunk))
         self.tree.put(f"block\x00{series}\x00{number(entry.first)}", value)
+
+    def put_chunk(self, series: str, entry: BlockEntry, blocks: Sequence[BlockEntry]) -> None:
+        """Note where a chunk is, in place of the blocks that are in it."""
+        for block in blocks:
+            self.tree.delete(f"block\x00{series}\x00{number(block.first)}")
+            self.drop_page(block.page)
+        self.put_block(series, entry)
+        self.tree.put(f"archived\x00{series}", _encode(entry.first + entry.count))
+
+    def put_level(self, series: str, first: int, count: int, summary: bytes) -> None:
+        """Store the summary of 100,000 lines."""
+        self.tree.put(f"level\x00{series}\x00{number(first)}", _encode((count, summary)))
+
+    def drop_raw(self, segment: str, entry: RawEntry) -> None:
+        """Delete the note of where raw bytes are, which are stored elsewhere as well."""
+        self.tree.delete(f"raw\x00{segment}\x00{number(entry.start)}")
+        if entry.page:
+            self.drop_page(entry.page)
 
     def drop_state(self) -> None:
         """Delete all parts of the folded state."""
@@ -409,7 +466,8 @@ class Draft(Contents):
             page = _block.decode(value)[2]
             if page:
                 self.drop_page(page)
-        self.tree.drop("block\x00", "block" + _END)
+        for kind in ("block", "level", "archived"):
+            self.tree.drop(kind + "\x00", kind + _END)
 
 
 def _groups(entries: Iterator[RawEntry]) -> Iterator[list[RawEntry]]:
@@ -424,6 +482,16 @@ def _groups(entries: Iterator[RawEntry]) -> Iterator[list[RawEntry]]:
         size += entry.length
     if group:
         yield group
+
+
+def object_key(ns: str, experiment: str, identity: str) -> str:
+    """Return the key of an object that holds contents of an experiment."""
+    return f"contents/{one_part(ns)}/{experiment}/{identity}"
+
+
+def one_part(ns: str) -> str:
+    """Return a namespace as one part of a key, whatever the user is called."""
+    return ns.replace("%", "%25").replace("/", "%2F") or "%"
 
 
 def number(value: int) -> str:

@@ -161,7 +161,7 @@ class Change:
             recount(self.state, self.edits, history(self.draft))
         if (
             len(self.open_blocks) > _OPEN_BLOCKS_CACHED
-            or sum(len(block.lines) for block in self.open_blocks.values()) > _OPEN_BLOCK_BYTES_CACHED
+            or sum(block.size for block in self.open_blocks.values()) > _OPEN_BLOCK_BYTES_CACHED
         ):
             # They are read again when they are needed.
             store_open(self.draft, self.open_blocks)

@@ -362,8 +362,7 @@ def _lines(contents: Contents, series: str, start: int, stop: int) -> Iterator[b
     if start >= stop:
         return
     for block in blocks_of(contents, series, start, stop):
-        lines = block.lines.splitlines()
-        yield from lines[max(0, start - block.first) : stop - block.first]
+        yield from block.lines(start, stop).splitlines()
 
 
 def _bulk(contents: Contents, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:

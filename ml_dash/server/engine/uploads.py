@@ -38,7 +38,7 @@ from ...core.state import File, State
 from ...disk.durable import fail_point
 from ...journal.segment import parse_blob
 from ..stores import BlobRow, Gap, JournalClaim, Stores, View
-from .contents import Contents, steady
+from .contents import Contents, one_part, steady
 from .ingest import Ingest
 
 _STAGED_S: Final = 30 * 86_400
@@ -47,17 +47,12 @@ _STAGED_S: Final = 30 * 86_400
 
 def file_key(ns: str, project: str, experiment: str, identity: str, filename: str) -> str:
     """Return the key of the object that holds a file's content."""
-    return f"files/{_one_part(ns)}/{project}/{experiment}/{identity}/{filename}"
+    return f"files/{one_part(ns)}/{project}/{experiment}/{identity}/{filename}"
 
 
 def body_key(ns: str, name: str) -> str:
     """Return the key of the object that holds an event's body."""
-    return f"bodies/{_one_part(ns)}/{name}"
-
-
-def _one_part(ns: str) -> str:
-    """Return a namespace as one part of a key, whatever the user is called."""
-    return ns.replace("%", "%25").replace("/", "%2F") or "%"
+    return f"bodies/{one_part(ns)}/{name}"
 
 
 class Uploads:
