@@ -164,8 +164,10 @@ class Query:
     @steady
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
-        with self._looking(ns, experiment) as (_, state):
-            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
+        with self._looking(ns, experiment) as (contents, state):
+            name = metric_meant(state, metric)
+            stats: dict[str, Any] = {**metric_stats(state, _metric(state, name))}
+            return stats | tiers(contents, name, stats["totalDataPoints"])
 
     @steady
     def metric_page(
@@ -291,6 +293,13 @@ class Query:
                 raise Refused(404, UNKNOWN, "there is no such experiment")
             contents = self._reader.contents(view, ns, row)
             yield contents, contents.state()
+
+
+def tiers(contents: Contents, metric: str, count: int) -> dict[str, int]:
+    """Return how many of a metric's points are in chunks, how many are not, and the number of chunks."""
+    series = series_of(metric)
+    chunks = [entry.count for entry in contents.blocks(series, 0, contents.archived(series)) if entry.chunk]
+    return {"bufferedDataPoints": count - sum(chunks), "chunkedDataPoints": sum(chunks), "totalChunks": len(chunks)}
 
 
 def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:

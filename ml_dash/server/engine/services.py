@@ -13,6 +13,7 @@ from ...core.protocol import UNKNOWN, Appended, BlobState, Refused
 from ...core.ranges import Range
 from ..stores import Documents, Objects, StoreRefused, Stores, StoreTrouble
 from ..stores.wiring import make_data, open_stores
+from .archive import Archiver
 from .ingest import Changed, Ingest
 from .journals import Journals
 from .queries import Query
@@ -52,6 +53,8 @@ class Server:
         self._listeners: list[Changed] = []
         ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
         uploads = self._uploads = Uploads(ingest, self.stores)
+        self.archiver = Archiver(ingest)
+        ingest.archiver = self.archiver.notice
         self.staging = data / "staging"
         self.staging.mkdir(parents=True, exist_ok=True)
         uploads.sweep()
@@ -98,6 +101,7 @@ class Server:
 
     def close(self) -> None:
         """Close the stores and unlock the data folder. No other call may be running."""
+        self.archiver.close()
         self.stores.close()
         _release(self._lock)
 
