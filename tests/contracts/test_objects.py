@@ -15,17 +15,14 @@ from hypothesis import strategies as st
 
 from ml_dash.server.stores import Objects, StoreTrouble
 from ml_dash.server.stores.disk import DiskObjects
-
-MADE: list[Callable[[Path], Objects]] = [lambda path: DiskObjects(path / "objects")]
-"""Each makes the objects of a new server in a folder. Another technology joins by a line here."""
+from tests.contracts.places import Place
 
 KEY = "files/alice/cv/4711/12/model.pt"
 
 
-@pytest.fixture(params=MADE, ids=["disk"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    made: Objects = request.param(tmp_path)
-    return made
+@pytest.fixture
+def objects(place: Place) -> Objects:
+    return place.objects()
 
 
 @pytest.fixture
@@ -197,18 +194,14 @@ _part = st.text(st.characters(exclude_characters="/"), min_size=1, max_size=90) 
 _keys = st.lists(st.lists(_part, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6, unique=True)
 
 
-@pytest.mark.parametrize("made", MADE, ids=["disk"])
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(keys=_keys)
-def test_different_keys_are_different_objects(
-    made: Callable[[Path], Objects], tmp_path_factory: pytest.TempPathFactory, keys: list[str]
-) -> None:
+def test_different_keys_are_different_objects(place: Place, tmp_path: Path, keys: list[str]) -> None:
     # One that is a folder of another cannot be both in every technology; names of the server never are.
     keys = [key for key in keys if not any(other.startswith(key + "/") for other in keys)]
-    folder = tmp_path_factory.mktemp("keys")
-    objects = made(folder)
+    objects = place.elsewhere()
     for number, key in enumerate(keys):
-        path = folder / "staged"
+        path = tmp_path / "staged"
         path.write_bytes(str(number).encode())
         objects.put(key, path)
     assert sorted(objects.list("")) == sorted(keys)

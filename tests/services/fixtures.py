@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,15 @@ def mongo_database(mongo_service: Service) -> tuple[str, str]:
     return running.mongodb_uri(mongo_service), f"test_{uuid.uuid4().hex}"
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3_service: Service) -> Iterator[Any]:
+    """A client of the S3 service with the rights of its owner."""
+    client = running.s3_client(s3_service)
+    yield client
+    client.close()
+
+
 @pytest.fixture
-def s3_bucket(s3_service: Service) -> str:
+def s3_bucket(s3_client: Any) -> str:
     """The name of an empty bucket."""
-    return running.bucket(s3_service)
+    return running.bucket(s3_client)
