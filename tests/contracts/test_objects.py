@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,39 @@ def test_many_are_put_together(objects: Objects, staged: Any) -> None:
     assert content(objects, KEY) == b"after"
     assert not any(path.exists() for path in paths.values())
     objects.put_many([])
+
+
+def test_of_one_key_put_twice_together_the_last_counts(objects: Objects, staged: Any) -> None:
+    paths = [staged(b"%d" % number) for number in range(8)]
+    objects.put_many([(KEY, path) for path in paths])
+    assert content(objects, KEY) == b"7"
+    assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("whole", [b"", b"weights", bytes(9 << 20)], ids=len)
+def test_what_is_in_memory_is_stored(objects: Objects, whole: bytes) -> None:
+    objects.put_bytes(KEY, b"before")
+    objects.put_bytes(KEY, whole)
+    assert content(objects, KEY) == whole
+
+
+def test_a_copy_is_an_object_of_its_own(objects: Objects) -> None:
+    objects.put_bytes("a", b"weights")
+    objects.put_bytes("b/c", b"before")
+    objects.copy("a", "b/c")
+    objects.copy("a", "a")
+    objects.delete("a")
+    assert content(objects, "b/c") == b"weights"
+
+
+def test_two_servers_see_the_same_objects(place: Place) -> None:
+    one, other = place.objects(), place.objects()
+    one.put_bytes(KEY, b"weights")
+    assert content(other, KEY) == b"weights"
+    other.put_bytes(KEY, b"new")
+    assert content(one, KEY) == b"new"
+    one.delete(KEY)
+    assert other.size(KEY) is None
 
 
 def test_an_empty_content_is_a_content(objects: Objects, staged: Any) -> None:
@@ -215,6 +249,47 @@ def test_listing_is_by_the_beginning_of_the_key(objects: Objects, staged: Any) -
     assert sorted(objects.list("files/alice/")) == ["files/alice/1", "files/alice/2"]
     assert sorted(objects.list("files/al")) == ["files/al", "files/alice/1", "files/alice/2"]
     assert list(objects.list("other")) == []
+
+
+def test_entries_have_size_and_time(objects: Objects, staged: Any) -> None:
+    begun_ns = time.time_ns()
+    path = staged(b"weights")
+    os.utime(path, (1, 1))  # it may have waited for days, but as an object it is new
+    objects.put("a/put", path)
+    objects.put_many([("a/many", staged(b"123"))])
+    objects.put_bytes("a/bytes", b"")
+    objects.copy("a/put", "a/copy")
+    objects.put_bytes("b", b"x")
+    found = {key: (size, changed_ns) for key, size, changed_ns in objects.entries("a/")}
+    assert {key: size for key, (size, _) in found.items()} == {"a/put": 7, "a/many": 3, "a/bytes": 0, "a/copy": 7}
+    # Times of S3 are in seconds.
+    assert all(begun_ns - 1e9 <= changed_ns <= time.time_ns() + 1e9 for _, changed_ns in found.values())
+
+
+def test_many_are_deleted_together(objects: Objects) -> None:
+    keys = [f"files/{number % 5}/{number}" for number in range(30)]
+    for key in keys:
+        objects.put_bytes(key, b"x")
+    objects.delete_many([*keys[3:], *keys[3:], "files/never/there"])
+    assert sorted(objects.list("")) == sorted(keys[:3])
+    objects.delete_many([])
+
+
+LONG = "files/" + "/".join(["\u00e9" * 127, "\u4e2d" * 85, "%" * 100, "x" * 255, "\U0001f600" * 30]) + "/"
+
+
+def test_keys_that_are_too_long_for_a_name_come_back_from_lists(objects: Objects) -> None:
+    keys = [f"{LONG}{number}.pt" for number in range(3)] + [LONG + "\ud800" * 99, LONG[:-1] + "y"]
+    for key in keys:
+        objects.put_bytes(key, key.encode("utf-8", "surrogatepass"))
+    for key in keys:
+        assert content(objects, key) == key.encode("utf-8", "surrogatepass")
+    for prefix in ("", "files/", "files/\u00e9\u00e9", LONG, LONG + "1", LONG[:-1] + "y", LONG + "\ud800"):
+        assert sorted(objects.list(prefix)) == sorted(key for key in keys if key.startswith(prefix)), prefix
+    objects.copy(keys[0], LONG + "copy")
+    assert content(objects, LONG + "copy") == content(objects, keys[0])
+    objects.delete_many([*keys, LONG + "copy"])
+    assert list(objects.entries("")) == []
 
 
 # -- trouble ----------------------------------------------------------------------------------------------------------
