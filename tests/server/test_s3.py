@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml_dash.server.stores import StoreTrouble, s3, s3_keys
+from ml_dash.server.stores import Gap, StoreTrouble, s3, s3_keys
 from ml_dash.server.stores.disk import DiskObjects
 from ml_dash.server.stores.s3 import S3Objects
-from ml_dash.server.stores.s3_uploads import PART_BYTES
+from ml_dash.server.stores.s3_uploads import PART_BYTES, S3Uploads
 from tests.contracts.places import S3Place, s3_place
 from tests.e2e.proxy import ANSWER, CUT_RESPONSE, Fault, Proxy, Script, answer
 from tests.services import Service, running
@@ -250,7 +252,13 @@ def test_a_service_that_stays_busy_is_trouble(proxied: tuple[Proxy, S3Place]) ->
     assert there.size(KEY) is None
 
 
-@pytest.mark.parametrize("lost", ["?uploads", "partNumber=1", "uploadId=", "?delete", "0008388608-", "files/x"])
+LOST = [
+    r"POST .*\?uploads", r"PUT .*partNumber=1", r"POST .*uploadId=", r"POST .*\?delete", r"PUT .*/0000008388608-",
+    r"PUT .*/files/x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", LOST)
 def test_an_upload_is_finished_though_an_answer_gets_lost(
     place: S3Place, objects: S3Objects, proxied: tuple[Proxy, S3Place], lost: str
 ) -> None:
@@ -259,11 +267,69 @@ def test_an_upload_is_finished_though_an_answer_gets_lost(
     whole, uploads = os.urandom(PART_BYTES + 5), through.uploads()
     script = Script(
         [Fault(CUT_RESPONSE, at=10)],
-        matches=lambda request: request.method in ("PUT", "POST") and lost in request.target,
+        matches=lambda request: re.match(lost, f"{request.method} {request.target}") is not None,
     )
     proxy.plan = script
     assert uploads.append("ab", 0, whole) == len(whole)
-    assert uploads.finish("ab", len(whole), hashlib.sha256(whole).hexdigest(), "files/x")
+    assert finished(uploads, whole)
     assert script.left == 0
+    assert b"".join(objects.open("files/x")) == whole
+    assert place.left() == []
+
+
+# -- two servers, one upload ------------------------------------------------------------------------------------------
+
+
+def finished(uploads: S3Uploads, whole: bytes) -> bool:
+    return uploads.finish("ab", len(whole), hashlib.sha256(whole).hexdigest(), "files/x")
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_of_two_that_were_begun_the_one_with_more_parts_goes_on(
+    place: S3Place, objects: S3Objects, longer: int
+) -> None:
+    whole, uploads = os.urandom(2 * PART_BYTES + 5), place.uploads()
+    what = {"Bucket": place.settings.bucket, "Key": "uploads/ab/whole"}
+    both = sorted(place.client.create_multipart_upload(**what)["UploadId"] for _ in range(2))
+    assert uploads.length("ab") == 0
+    place.client.upload_part(**what, UploadId=both[longer], PartNumber=1, Body=whole[:PART_BYTES])
+    assert uploads.length("ab") == PART_BYTES
+    assert uploads.append("ab", PART_BYTES, whole[PART_BYTES:]) == len(whole)
+    assert finished(uploads, whole)
+    assert b"".join(objects.open("files/x")) == whole
+    assert place.left() == []
+
+
+def test_dropped_by_another_server_meanwhile_it_begins_anew(place: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, one, other = os.urandom(2 * PART_BYTES), place.uploads(), place.uploads()
+    one.append("ab", 0, whole[:PART_BYTES])
+    put_part = one._put_part
+
+    def dropped_first(*arguments: Any) -> str:
+        other.drop("ab")
+        return put_part(*arguments)
+
+    monkeypatch.setattr(one, "_put_part", dropped_first)
+    with pytest.raises(Gap) as gap:
+        one.append("ab", PART_BYTES, whole[PART_BYTES:])
+    assert gap.value.length == 0
+    assert place.left() == []
+
+
+@pytest.mark.parametrize("step", ["_complete", "copy_name"])
+def test_finished_by_another_server_meanwhile_it_is_finished(
+    place: S3Place, objects: S3Objects, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    whole, one, other = os.urandom(PART_BYTES + 5), place.uploads(), place.uploads()
+    one.append("ab", 0, whole)
+    owner: Any = one if step == "_complete" else one._objects
+    go_on = getattr(owner, step)
+
+    def after_the_other(*arguments: Any) -> None:
+        assert finished(other, whole)
+        go_on(*arguments)
+
+    monkeypatch.setattr(owner, step, after_the_other)
+    assert finished(one, whole)
     assert b"".join(objects.open("files/x")) == whole
     assert place.left() == []
