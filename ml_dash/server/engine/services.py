@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.protocol import UNKNOWN, Appended, BlobState, Refused
@@ -55,8 +56,9 @@ class Server:
         uploads = self._uploads = Uploads(ingest, self.stores)
         self.archiver = Archiver(ingest)
         ingest.archiver = self.archiver.notice
-        self.staging = data / "staging"
+        self.staging = data / "incoming"
         self.staging.mkdir(parents=True, exist_ok=True)
+        _drop_old(self.staging)
         uploads.sweep()
 
         journals = Journals(ingest, self.documents, self.objects)
@@ -198,6 +200,13 @@ def _state_of(store: Documents | Objects) -> str:
     except StoreTrouble as error:
         return f"unavailable: {error}"
     return "connected"
+
+
+def _drop_old(staging: Path) -> None:
+    """Remove files that arrived by REST when a server was killed: none takes a day to arrive."""
+    for path in staging.iterdir():
+        if path.stat().st_mtime < time() - 86_400:
+            path.unlink(missing_ok=True)
 
 
 def _lock(data: Path) -> BaseFileLock:

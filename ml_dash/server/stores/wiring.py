@@ -8,7 +8,8 @@ from typing import Final
 
 from ...disk.durable import sync_folder
 from . import StoreRefused, Stores
-from .disk import DiskObjects, DiskUploads
+from .disk import DiskObjects
+from .disk_uploads import DiskUploads
 from .sqlite import SqliteDocuments
 
 DATABASE: Final = "server.sqlite"
