@@ -24,6 +24,10 @@ def open_documents(kind: str, where: str) -> Documents:
         from ml_dash.server.stores.sqlite import SqliteDocuments
 
         return SqliteDocuments(Path(where))
+    if kind == "mongo":
+        from ml_dash.server.stores.mongo import MongoDocuments
+
+        return MongoDocuments(*where.split())
     raise ValueError(kind)
 
 
@@ -33,6 +37,10 @@ def module_of(kind: str) -> ModuleType:
         from ml_dash.server.stores import sqlite
 
         return sqlite
+    if kind == "mongo":
+        from ml_dash.server.stores import mongo
+
+        return mongo
     raise ValueError(kind)
 
 
