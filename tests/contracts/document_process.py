@@ -43,11 +43,11 @@ def count(documents: Documents, times: str) -> None:
     """Add one to the number in the state, so many times."""
     print("ready", flush=True)
     sys.stdin.readline()
-    count_up(documents, int(times))
+    count_up(documents, int(times), said=True)
 
 
-def count_up(documents: Documents, times: int) -> None:
-    """Add one to the number in the state and in the page that the root names, so many times."""
+def count_up(documents: Documents, times: int, *, said: bool = False) -> None:
+    """Add one to the number in the state and in the page that the root names, so many times, and say each if asked."""
     done = 0
     while done < times:
         try:
@@ -64,6 +64,8 @@ def count_up(documents: Documents, times: int) -> None:
         row = experiment(version=lease.version, epoch=lease.epoch, state=b"%d" % (number + 1), root=page.encode())
         documents.commit(lease, Commit(row, [(page, b"%d" % (number + 1))], (old,) if old else ()))
         done += 1
+        if said:
+            print(number + 1, flush=True)
 
 
 def put_many(documents: Documents, start: str, end: str) -> None:

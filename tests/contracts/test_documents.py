@@ -6,7 +6,10 @@ none.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -437,6 +440,42 @@ def test_a_server_killed_at_any_step_has_changed_all_or_nothing(place: Place, cl
     assert sorted(documents.page_ids(NS, ID)) == named(documents)
     assert documents.mend() == next_one.mend() == 0
     assert whole(place.open()) == after
+
+
+def test_servers_killed_at_any_moment_lose_nothing_that_was_acknowledged(
+    place: Place, clock: Clock, rng: random.Random
+) -> None:
+    documents = place.open()
+    count_up(documents, 1)
+    counted = 1
+    for _ in range(6):
+        with place.start("count", "1000") as process:
+            assert process.stdout is not None
+            assert process.stdin is not None
+            assert process.stdout.readline() == "ready\n"
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            for _ in range(rng.randrange(1, 6)):
+                counted = int(process.stdout.readline())
+            threading.Event().wait(rng.random() * 0.03)  # somewhere within the next commit
+            process.kill()
+            counted = max([counted, *map(int, re.findall(r"(\d+)\n", process.stdout.read()))])
+        row = head(documents)
+        assert row is not None
+        # The last one may have been stored, and its answer lost.
+        assert int(row.state) in (counted, counted + 1)
+        assert pages(documents, row.root.decode()) == [row.state]
+        counted = int(row.state)
+        with contextlib.suppress(Busy):
+            documents.release(documents.lease(NS, ID))
+        clock.forward(LEASE_S + 1)
+        documents.mend()
+        documents.release(documents.lease(NS, ID))
+        assert [row.version for row in listed(documents)] == [v.version for v in [head(documents)] if v is not None]
+    count_up(documents, 1)
+    row = head(documents)
+    assert row is not None
+    assert int(row.state) == counted + 1
 
 
 def test_the_first_commit_killed_leaves_nothing_to_see(place: Place, clock: Clock) -> None:

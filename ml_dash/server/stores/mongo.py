@@ -535,6 +535,8 @@ class MongoDocuments:
             fence["_id"] = _id(*key, fence["version"])
             if self._put_once(self.heads, fence)["nonce"] == fence["nonce"]:
                 self._remember(key, fence, begun)
+                if row is not None:
+                    self._list(fence)
                 return fence, row and replace(row, version=fence["version"], epoch=held)
 
     def release(self, lease: Lease) -> None:
@@ -573,11 +575,7 @@ class MongoDocuments:
         fail_point("commit-head")
         self._remember(key, head, begun)
         self._free_known.put(key, lease.epoch, begun)
-        try:
-            with self._asked():
-                self._list(head)
-        except StoreTrouble as error:
-            log.warning("experiment %s is stored, but lists show it as it was until they are mended: %s", key[1], error)
+        self._list(head)
         fail_point("commit-listed")
         large = lease.row is not None and len(lease.row.state) > _EMPTIED_BYTES
         old = _id(*key, lease.version - 1) if large else ""
@@ -618,16 +616,24 @@ class MongoDocuments:
             raise stale
 
     def _list(self, head: Document) -> None:
-        """Replace what lists show of an experiment, unless that is newer."""
+        """Replace what lists show of an experiment, unless that is newer. What does not succeed is left to `mend`."""
         row = _row({**head, "state": b""})
         shown = {name: value for name, value in head.items() if name not in _NOT_LISTED}
         shown.update(
             _id=_id(head["ns"], head["experiment"]), shown=row.events > 0, points=min(points_of(row), INT64_MAX),
             searched=searched_text(row),
         )  # fmt: skip
-        # With a newer one, nothing matches, and what is then inserted has its id.
-        with contextlib.suppress(DuplicateKeyError):
-            self.experiments.replace_one({"_id": shown["_id"], "version": {"$lt": row.version}}, shown, upsert=True)
+        older = {"_id": shown["_id"], "version": {"$lt": row.version}}
+        try:
+            with self._asked():
+                # With a newer one nothing matches, and what is inserted instead has its id. So it has if the first one
+                # was inserted at the same moment: that one matches the second time.
+                for _ in range(2):
+                    with contextlib.suppress(DuplicateKeyError):
+                        self.experiments.replace_one(older, shown, upsert=True)
+                        break
+        except StoreTrouble as error:
+            log.warning("experiment %s is stored, but lists show it as it was until they are mended: %s", row.id, error)
 
     # -- what was superseded -----------------------------------------------------------------------------------------
 
