@@ -22,7 +22,29 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 _UNITS_S: Final = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _UNITS_BYTES: Final = {"": 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+
+VARIABLES: Final = frozenset(
+    (
+        DATA_VARIABLE, "PORT", "JWT_SECRET", "JWT_EXPIRATION", "CORS_ORIGIN", "MAX_FILE_SIZE", "LOG_LEVEL",
+        "LIMIT_REQUESTS", "LIMIT_BYTES", "LIMIT_STREAMS", "LIMIT_OPEN",
+        "LIMIT_TOKEN_REQUESTS", "LIMIT_TOKEN_BYTES", "LIMIT_TOKEN_STREAMS", "LIMIT_TOKEN_OPEN",
+        "MONGODB_URI", "S3_BUCKET", "S3_ENDPOINT", "S3_REGION", "S3_FORCE_PATH_STYLE", "S3_ACCESS_KEY", "S3_SECRET_KEY",
+        "S3_PUBLIC_URL",
+    )
+)  # fmt: skip
+"""All environment variables of a server."""
+
 _LATER: Final = ("MONGODB_URI", "S3_ENDPOINT", "S3_BUCKET", "S3_ACCESS_KEY", "S3_SECRET_KEY")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one user, or one token, may take of one server process; 0 is no limit."""
+
+    requests_per_s: int = 500
+    bytes_per_s: int = 200 << 20
+    streams: int = 200
+    open: int = 500
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,8 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     max_file_size: int = 5 << 30
     log_level: str = "info"
+    user_limits: Limits = Limits()
+    token_limits: Limits = Limits()
 
     @property
     def is_loopback(self) -> bool:
@@ -64,6 +88,7 @@ def server_settings(
         if environment.get(name):
             hint = f"unset {name}: files and SQLite in --data are what this version uses"
             raise InvalidValue(f"{name} is set, but MongoDB and S3 come later", hint=hint)
+    user_limits = limits(environment, "LIMIT", Limits())
     settings = ServerSettings(
         data=Path(os.path.abspath(data or environment.get(DATA_VARIABLE) or default_data(environment))),  # noqa: PTH100
         host=host or "127.0.0.1",
@@ -74,6 +99,8 @@ def server_settings(
         cors_origins=_origins(environment.get("CORS_ORIGIN", "")),
         max_file_size=size_bytes(environment.get("MAX_FILE_SIZE") or "5GB", "MAX_FILE_SIZE"),
         log_level=_level(environment.get("LOG_LEVEL") or "info"),
+        user_limits=user_limits,
+        token_limits=limits(environment, "LIMIT_TOKEN", user_limits),
     )
     check_data(settings.data)
     if dev and not settings.is_loopback:
@@ -155,6 +182,32 @@ def size_bytes(text: str, label: str) -> int:
     if match is None or unit not in _UNITS_BYTES or int(match[1]) == 0:
         raise InvalidValue(f"{label} is {text[:40]!a}", hint="write it like 5GB or 500MB")
     return int(match[1]) * _UNITS_BYTES[unit]
+
+
+def limits(environment: Mapping[str, str], prefix: str, default: Limits) -> Limits:
+    """Return the limits from the variables that begin with `prefix`. Raises `InvalidValue` that names the wrong one."""
+    return Limits(
+        requests_per_s=_number(environment, f"{prefix}_REQUESTS", default.requests_per_s),
+        bytes_per_s=_bytes_or_none(environment, f"{prefix}_BYTES", default.bytes_per_s),
+        streams=_number(environment, f"{prefix}_STREAMS", default.streams),
+        open=_number(environment, f"{prefix}_OPEN", default.open),
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InvalidValue(f"{name} is {text[:40]!a}", hint="set it to a whole number; 0 is no limit")
+    return int(text)
+
+
+def _bytes_or_none(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip()
+    if text == "0":
+        return 0
+    return size_bytes(text, name) if text else default
 
 
 def _port(environment: Mapping[str, str]) -> int:
