@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from ml_dash import Experiment, RemoteClient
+from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import BUSY
-from ml_dash.errors import InvalidValue
+from ml_dash.errors import InvalidValue, NotFound, Unreachable
+from ml_dash.server.engine.services import open_tokens
 from ml_dash.server.http.limits import BURST_S, LONGEST_WAIT_S, Admission, Limited, Limiter
 from ml_dash.server.settings import VARIABLES, Limits, server_settings
 from ml_dash.sync.login import development_token
-from tests.running import Server
+from tests.running import Server, uploader
 from tests.server.conftest import Web
 
 NONE = Limits(0, 0, 0, 0)
@@ -185,6 +189,53 @@ def test_a_limit_that_is_none_is_refused(tmp_path: Path, name: str, text: str) -
         server_settings(data=tmp_path, env={name: text})
 
 
+# -- the uploader ----------------------------------------------------------------------------------------------------
+
+
+def test_a_real_uploader_waits_as_it_is_told_and_everything_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight experiments need more requests than the burst of two a second has; nothing is lost or doubled."""
+    for name in ("CONFIG", "STATE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
+    with open_tokens(tmp_path / "data") as tokens:
+        _, token = tokens.create_token("eve", read_only=True, read_all=True)
+    with limited(tmp_path, LIMIT_REQUESTS="2", LIMIT_BYTES="1MB") as (server, _):
+        for number in range(8):
+            run = Experiment(f"run {number}", "p", local_path=tmp_path / "store", remote=server.url, user_name="carol")
+            with run.open() as experiment:
+                for step in range(100):
+                    experiment.metric("loss").append(value=float(step))
+                (tmp_path / "weights.bin").write_bytes(os.urandom(100_000 + number))
+                experiment.file(tmp_path / "weights.bin")
+        # Who looks does it with a name of their own: looking costs, too.
+        with uploader(), RemoteClient(server.url, api_key=token, namespace="carol") as watcher:
+            deadline = time.monotonic() + 90
+            for number in range(8):
+                identity = experiment_id("p", f"run {number}")
+                while not _is_whole(watcher, identity, 100_000 + number):
+                    assert time.monotonic() < deadline
+                    threading.Event().wait(1.0)
+        bob = Web(server.url, development_token("bob"))
+        with bob.session:
+            refusals = re.search(r'ml_dash_limited_total\{limit="requests"\} (\S+)', bob.ask("GET", "/metrics").text)
+        assert refusals is not None
+        assert float(refusals[1]) >= 1
+
+
+def _is_whole(watcher: RemoteClient, identity: str, size: int) -> bool:
+    """True once the 100 points and the file of an experiment are there, each once."""
+    try:
+        points, files = watcher.points(identity, "loss")["data"], watcher.files(identity)
+    except (NotFound, Unreachable):
+        return False
+    if len(points) < 100 or not files or files[0].get("pending"):
+        return False
+    assert [point["data"]["value"] for point in points] == [float(step) for step in range(100)]
+    assert [file["sizeBytes"] for file in files] == [size]
+    return True
+
+
 # -- over HTTP --------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +249,14 @@ def limited(folder: Path, **variables: str) -> Iterator[tuple[Server, Web]]:
             yield server, web
     finally:
         server.end()
+
+
+@contextmanager
+def following(web: Web, path: str) -> Iterator[Iterator[bytes]]:
+    """The bytes of a stream. It ends with its iterator, so keep that."""
+    with web.session.get(web.url + path, stream=True, timeout=20) as stream:
+        assert stream.status_code == 200
+        yield stream.iter_content(1)
 
 
 def test_too_many_requests_are_refused_in_the_form_of_all_errors(tmp_path: Path) -> None:
@@ -222,14 +281,13 @@ def test_too_many_requests_are_refused_in_the_form_of_all_errors(tmp_path: Path)
 def test_a_live_reader_too_many_is_refused_and_a_place_becomes_free(tmp_path: Path) -> None:
     with limited(tmp_path, LIMIT_STREAMS="2") as (server, web), ExitStack() as readers:
         path = f"/experiments/{web.experiment('followed')}/events"
-        headers = dict(web.session.headers)
-        for _ in range(2):
-            stream = readers.enter_context(web.session.get(server.url + path, stream=True, timeout=20))
-            assert stream.status_code == 200
-            next(stream.iter_lines())
-        other = Web(server.url, str(headers["Authorization"])[7:])
+        kept = [readers.enter_context(following(web, path)) for _ in range(2)]
+        for stream in kept:
+            next(stream)
+        other = Web(server.url, development_token("alice"))
         with other.session:
-            assert other.ask("GET", path, 429).headers["Retry-After"] == "30"
+            with other.session.get(server.url + path, stream=True, timeout=20) as answer:
+                assert (answer.status_code, answer.headers["Retry-After"]) == (429, "30")
             readers.close()
             deadline = time.monotonic() + 20
             while (answer := other.session.get(server.url + path, stream=True, timeout=20)).status_code == 429:
@@ -253,8 +311,8 @@ def test_a_large_upload_is_slowed_down_and_arrives_whole(tmp_path: Path) -> None
 def test_one_that_is_refused_may_still_send_its_body(tmp_path: Path) -> None:
     with limited(tmp_path, LIMIT_OPEN="1") as (server, web):
         path = f"/experiments/{web.experiment('open')}"
-        with web.session.get(f"{server.url}{path}/events", stream=True, timeout=20) as stream:
-            next(stream.iter_lines())
+        with following(web, f"{path}/events") as events:
+            next(events)
             host, _, port = server.url.rpartition("/")[2].rpartition(":")
             connection = http.client.HTTPConnection(host, int(port), timeout=20)
             body = b'{"data": {"x": "' + b"x" * (4 << 20) + b'"}}'

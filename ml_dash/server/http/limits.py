@@ -158,9 +158,13 @@ class Limiter:
         Raises Limited, which says what is too much and when to come again. A refused request counts for nothing.
         """
         now = self._clock()
+        keys = ("user", user), ("token", token)
+        if any(key not in self._shares for key in keys):
+            # Before one of these is made: a new one is idle too, until it is admitted.
+            self._drop_idle(now)
         shares = [
-            self._share(("user", user), f"user {user}", self._user, now),
-            self._share(("token", token), f"one token of user {user}", self._token, now),
+            self._share(keys[0], f"user {user}", self._user, now),
+            self._share(keys[1], f"one token of user {user}", self._token, now),
         ]
         for share in shares:
             share.check(now)
@@ -169,17 +173,16 @@ class Limiter:
     def _share(self, key: tuple[str, str], whose: str, limits: Limits, now: float) -> _Share:
         share = self._shares.get(key)
         if share is None:
-            self._drop_idle(now)
             share = self._shares[key] = _Share(whose, limits, now)
         self._shares.move_to_end(key)
         return share
 
     def _drop_idle(self, now: float) -> None:
-        """Look at the two shares that were used the longest ago, and drop those that are idle.
+        """Look at the four shares that were used the longest ago, and drop those that are idle.
 
-        Two for each new one, so that their number falls again after a rush; those that are in use go to the end.
+        Twice as many as may be made next, so that their number falls again after a rush; those in use go to the end.
         """
-        for _ in range(min(2, len(self._shares))):
+        for _ in range(min(4, len(self._shares))):
             key, share = next(iter(self._shares.items()))
             if share.is_idle(now):
                 del self._shares[key]
