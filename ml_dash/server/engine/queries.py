@@ -133,7 +133,9 @@ class Query:
             if level is None and q is None:
                 entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
-            entries, position = _search(tx, ns, experiment, start, total, limit, _matching(level, q))
+            stop = min(total, start + _SEARCHED)
+            lines = _lines(tx, ns, experiment, LOGS, start, stop)
+            entries, position = _search(lines, max(start, stop), limit, _matching(level, q))
         page = log_page(entries, start, more=position < total)
         return {**page, "endIndex": position - 1}
 
@@ -340,26 +342,6 @@ def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: in
         yield from lines[max(0, start - block.first) : stop - block.first]
 
 
-def _search(
-    tx: Read, ns: str, experiment: str, start: int, total: int, limit: int, wanted: Callable[[LogEntry], bool]
-) -> tuple[list[LogEntry], int]:
-    """Return log entries that are wanted, and the number behind the last one that was examined: go on there."""
-    entries: list[LogEntry] = []
-    size = 0
-    stop = min(total, start + _SEARCHED)
-    deadline = time.monotonic() + _SEARCH_S
-    for line in _lines(tx, ns, experiment, LOGS, start, stop):
-        entry = _entry(line)
-        if wanted(entry):
-            if size and size + len(line) > _PAGE_BYTES:
-                return entries, entry["sequenceNumber"]
-            entries.append(entry)
-            size += len(line)
-        if len(entries) == limit or time.monotonic() >= deadline:
-            return entries, entry["sequenceNumber"] + 1
-    return entries, max(start, stop)
-
-
 def _bulk(tx: Read, ns: str, experiment: str, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:
     """Yield (index, line) of the points in some ranges that lie near each other, read together."""
     start, stop = ranges[0][0], ranges[-1][1]
@@ -404,3 +386,25 @@ def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:
         return (level is None or entry["level"] == level) and text in entry["message"].casefold()
 
     return matches
+
+
+def _search(
+    lines: Iterable[bytes], end: int, limit: int, wanted: Callable[[LogEntry], bool]
+) -> tuple[list[LogEntry], int]:
+    """Return log entries that are wanted, and the number behind the last one that was examined: go on there.
+
+    `end` is the number behind the last of `lines`.
+    """
+    entries: list[LogEntry] = []
+    size = 0
+    deadline = time.monotonic() + _SEARCH_S
+    for line in lines:
+        entry = _entry(line)
+        if wanted(entry):
+            if size and size + len(line) > _PAGE_BYTES:
+                return entries, entry["sequenceNumber"]
+            entries.append(entry)
+            size += len(line)
+        if len(entries) == limit or time.monotonic() >= deadline:
+            return entries, entry["sequenceNumber"] + 1
+    return entries, end
