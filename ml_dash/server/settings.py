@@ -46,6 +46,28 @@ class S3Settings:
     public_url: str | None = None
 
 
+VARIABLES: Final = frozenset(
+    (
+        DATA_VARIABLE, "PORT", "JWT_SECRET", "JWT_EXPIRATION", "CORS_ORIGIN", "MAX_FILE_SIZE", "LOG_LEVEL",
+        "LIMIT_REQUESTS", "LIMIT_BYTES", "LIMIT_STREAMS", "LIMIT_OPEN",
+        "LIMIT_TOKEN_REQUESTS", "LIMIT_TOKEN_BYTES", "LIMIT_TOKEN_STREAMS", "LIMIT_TOKEN_OPEN",
+        "MONGODB_URI", "S3_BUCKET", "S3_ENDPOINT", "S3_REGION", "S3_FORCE_PATH_STYLE", "S3_ACCESS_KEY", "S3_SECRET_KEY",
+        "S3_PUBLIC_URL",
+    )
+)  # fmt: skip
+"""All environment variables of a server."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one user, or one token, may take of one server process; 0 is no limit."""
+
+    requests_per_s: int = 500
+    bytes_per_s: int = 200 << 20
+    streams: int = 200
+    open: int = 500
+
+
 @dataclass(frozen=True)
 class ServerSettings:
     """Checked settings of one server process; `repr` shows no secret."""
@@ -61,6 +83,8 @@ class ServerSettings:
     log_level: str = "info"
     mongodb_uri: str | None = field(default=None, repr=False)
     s3: S3Settings | None = None
+    user_limits: Limits = Limits()
+    token_limits: Limits = Limits()
 
     @property
     def is_loopback(self) -> bool:
@@ -83,6 +107,7 @@ def server_settings(
 ) -> ServerSettings:
     """Return the settings from options and environment; options win. Raises `InvalidValue` that names the wrong one."""
     environment = os.environ if env is None else env
+    user_limits = limits(environment, "LIMIT", Limits())
     settings = ServerSettings(
         data=Path(os.path.abspath(data or environment.get(DATA_VARIABLE) or default_data(environment))),  # noqa: PTH100
         host=host or "127.0.0.1",
@@ -95,6 +120,8 @@ def server_settings(
         log_level=_level(environment.get("LOG_LEVEL") or "info"),
         mongodb_uri=_mongodb_uri(environment),
         s3=s3_settings(environment),
+        user_limits=user_limits,
+        token_limits=limits(environment, "LIMIT_TOKEN", user_limits),
     )
     check_data(settings.data)
     if dev and not settings.is_loopback:
@@ -208,6 +235,32 @@ def size_bytes(text: str, label: str) -> int:
     if match is None or unit not in _UNITS_BYTES or int(match[1]) == 0:
         raise InvalidValue(f"{label} is {text[:40]!a}", hint="write it like 5GB or 500MB")
     return int(match[1]) * _UNITS_BYTES[unit]
+
+
+def limits(environment: Mapping[str, str], prefix: str, default: Limits) -> Limits:
+    """Return the limits from the variables that begin with `prefix`. Raises `InvalidValue` that names the wrong one."""
+    return Limits(
+        requests_per_s=_number(environment, f"{prefix}_REQUESTS", default.requests_per_s),
+        bytes_per_s=_bytes_or_none(environment, f"{prefix}_BYTES", default.bytes_per_s),
+        streams=_number(environment, f"{prefix}_STREAMS", default.streams),
+        open=_number(environment, f"{prefix}_OPEN", default.open),
+    )
+
+
+def _number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InvalidValue(f"{name} is {text[:40]!a}", hint="set it to a whole number; 0 is no limit")
+    return int(text)
+
+
+def _bytes_or_none(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, "").strip()
+    if text == "0":
+        return 0
+    return size_bytes(text, name) if text else default
 
 
 def _port(environment: Mapping[str, str]) -> int:

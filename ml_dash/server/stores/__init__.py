@@ -440,11 +440,12 @@ class Uploads(Protocol):
 
 @dataclass(frozen=True)
 class Stores:
-    """All that a server stores things in."""
+    """All that a server stores things in; `shared`: other servers may use the same documents at the same time."""
 
     documents: Documents
     objects: Objects
     uploads: Uploads
+    shared: bool = False
 
     def close(self) -> None:
         """Close the documents."""

@@ -212,7 +212,8 @@ class S3Objects:
         """Return the sizes in bytes of those that are here: by a list where they are many below one prefix."""
         if len(keys) > _LISTED_FROM:
             wanted = set(keys)
-            prefix = os.path.commonprefix(list(wanted))
+            # Character by character: cut back to whole parts below.
+            prefix = os.path.commonprefix(list(wanted))  # noqa: RUF071
             return {key: size for key, size, _ in self.entries(prefix[: prefix.rfind("/") + 1]) if key in wanted}
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = list(zip(keys, threads.map(self.size, keys), strict=True))
