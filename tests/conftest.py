@@ -85,7 +85,7 @@ def _own_environment(
     """No setting, login or scheduler variable of whoever runs the tests reaches the code under test."""
     for name in list(os.environ):
         ours = name.startswith("ML_DASH_") and not name.startswith("ML_DASH_TEST_")
-        if ours or name in _SCHEDULER or name.startswith("SLURM_"):
+        if ours or name in (*_SCHEDULER, "MONGODB_URI") or name.startswith(("SLURM_", "S3_")):
             monkeypatch.delenv(name)
     # A test that wants the uploader started in the background says so, and ends it.
     monkeypatch.setenv("ML_DASH_AUTOSYNC", "0")
