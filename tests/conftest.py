@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.services.fixtures import mongo_database, mongo_service, s3_bucket, s3_client, s3_service  # noqa: F401
+from tests.services.fixtures import (  # noqa: F401
+    mongo_database,
+    mongo_service,
+    s3_bucket,
+    s3_client,
+    s3_service,
+    told_once,
+)
 
 if TYPE_CHECKING:
     from tests.journals import JournalFixture
@@ -53,6 +60,7 @@ def pytest_report_header() -> str:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test wrote may hold characters that are no Unicode; the way to the process that reports takes none."""
     report = yield
+    told_once(report)
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
 

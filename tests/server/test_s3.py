@@ -230,7 +230,8 @@ def test_reading_goes_on_where_a_connection_broke(objects: S3Objects, proxied: t
 def test_reading_does_not_go_on_in_another_content(objects: S3Objects, proxied: tuple[Proxy, S3Place]) -> None:
     proxy, through = proxied
     objects.put_bytes(KEY, bytes(5 << 20))
-    faults(proxy, "GET", Fault(CUT_RESPONSE, at=3_000_000))
+    # Not by a reset, which may take away what has arrived, and so come before the first piece.
+    faults(proxy, "GET", Fault(CUT_RESPONSE, at=3_000_000, reset=False))
     reading = through.objects().open(KEY)
     next(reading)
     objects.put_bytes(KEY, b"\1" * (5 << 20))
@@ -241,9 +242,9 @@ def test_reading_does_not_go_on_in_another_content(objects: S3Objects, proxied: 
 def test_reading_that_never_gets_on_is_given_up(objects: S3Objects, proxied: tuple[Proxy, S3Place]) -> None:
     proxy, through = proxied
     objects.put_bytes(KEY, bytes(5 << 20))
+    faults(proxy, "GET", Fault(CUT_RESPONSE, at=3_000_000, reset=False), *[Fault(CUT_RESPONSE, at=0)] * 100)
     reading = through.objects().open(KEY)
-    faults(proxy, "GET", *[Fault(CUT_RESPONSE, at=0)] * 100)
-    proxy.cut()
+    assert next(reading) == bytes(1 << 20)
     with pytest.raises(StoreTrouble):
         list(reading)
 
