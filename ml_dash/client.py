@@ -372,7 +372,8 @@ class RemoteClient:
             if start < 0 or (end is not None and end <= start):
                 raise InvalidValue(f"bytes [{start}, {end}) are none", hint="give 0 <= start < end")
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        response = self._call("GET", f"{_file(experiment_id, file_id)}/download", headers=headers, stream=True)
+        path = f"{_file(experiment_id, file_id)}/download"
+        response = self._call("GET", path, headers=headers, stream=True, linked=True)
         return _blocks(response)
 
     def download_file(self, experiment_id: str, file_id: str, dest_path: PathText | None = None) -> str:
@@ -476,7 +477,9 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
         try:
             yield from response.iter_content(BLOCK_BYTES)
         except (RequestException, OSError) as error:
-            raise Unreachable(f"the connection broke while {response.url} was read: {error}") from error
+            # The query of a link is a secret.
+            address = response.url.partition("?")[0]
+            raise Unreachable(f"the connection broke while {address} was read: {type(error).__name__}") from error
 
 
 def _news(response: requests.Response, link: Link) -> Iterator[int]:

@@ -12,7 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ..core.protocol import (
     PREFIX,
@@ -64,24 +64,19 @@ class Link:
         self._token = token
         self._timeout_s = timeout_s if timeout_s is not None else (CONNECT_S, ANSWER_S)
         self._session: requests.Session | None = None
+        self._store_session: requests.Session | None = None
 
     def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        for session in (self._session, self._store_session):
+            if session is not None:
+                session.close()
+        self._session = self._store_session = None
 
     def _open(self) -> requests.Session:
-        import requests
         from requests.adapters import HTTPAdapter
 
-        session = requests.Session()
-        # A login in .netrc must not replace ours; a proxy cannot reach the loopback interface of this machine.
-        session.auth = _no_auth
-        if is_loopback(self.url):
-            session.trust_env = False
-            # That also takes away the user's own certificates, which a proxy with TLS on this machine may need.
-            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        session = _plain_session(self.url)
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=4, max_retries=0)
         session.mount("http://", adapter)
         session.mount("https://", adapter)
@@ -99,10 +94,12 @@ class Link:
         data: Any = None,
         headers: Mapping[str, str] | None = None,
         stream: bool = False,
+        linked: bool = False,
     ) -> requests.Response:
         """Send one request and return its answer, which has a status below 300.
 
-        With `stream` the caller reads and closes it.
+        With `stream` the caller reads and closes it. With `linked` the server may name another address for a content;
+        it is asked for there, without the login.
 
         Raises Unauthorised (no login, 401, 403), Unreachable (try again, later) or ServerRefused (the server says no).
         """
@@ -123,6 +120,8 @@ class Link:
                 timeout=self._timeout_s, allow_redirects=False,
                 auth=_Exactly(self.url + path) if _DOT in path else None,
             )  # fmt: skip
+            if linked and response.status_code == 307 and PROTOCOL_HEADER in response.headers:
+                return self._linked(response, headers or {})
             if response.status_code >= 300:
                 _refuse(self.url, response)
             if PROTOCOL_HEADER not in response.headers:
@@ -139,6 +138,37 @@ class Link:
             # URL or headers that urllib3 cannot send: it raises ValueErrors of its own.
             raise Unreachable(f"{self.url} cannot be asked: {_short(error)}") from error
         return response
+
+    def _linked(self, response: requests.Response, headers: Mapping[str, str]) -> requests.Response:
+        """Return the answer of the object store that the server names. Raises Unreachable.
+
+        The address is a secret for some minutes, so that no message shows more of it than the host.
+        """
+        import requests
+
+        response.close()
+        address = response.headers.get("Location", "")
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Unreachable(f"{self.url} names no address for the content")
+        store = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        if self._store_session is None:
+            # A session of its own: nothing of ours goes there, no login, no cookie.
+            self._store_session = _plain_session(store)
+        try:
+            answer = self._store_session.get(
+                address, headers={"Accept-Encoding": "identity", **headers}, stream=True, timeout=self._timeout_s,
+                allow_redirects=False,
+            )  # fmt: skip
+        except (requests.RequestException, OSError, ValueError) as error:
+            hint = "the server's owner has set S3_PUBLIC_URL to this address; it must be reachable from here"
+            raise Unreachable(f"{store}, where {self.url} has its files, cannot be reached", hint=hint) from error
+        if answer.status_code not in (200, 206):
+            answer.close()
+            failure = Unreachable(f"{store}, where {self.url} has its files, answered {answer.status_code}")
+            failure.retry_after_s = _pause(answer)
+            raise failure
+        return answer
 
     def ask(self, method: str, path: str, needed: Sequence[str], **how: Any) -> dict[str, Any]:
         """Send one request and return its JSON answer, an object. Raises Unreachable if it lacks a `needed` field."""
@@ -391,6 +421,20 @@ class _Exactly:
         _, mark, query = (request.url or "").partition("?")
         request.url = self._url + mark + query
         return request
+
+
+def _plain_session(url: str) -> requests.Session:
+    """Return a session for this server that takes no login from elsewhere."""
+    import requests
+
+    session = requests.Session()
+    # A login in .netrc must not replace ours; a proxy cannot reach the loopback interface of this machine.
+    session.auth = _no_auth
+    if is_loopback(url):
+        session.trust_env = False
+        # That also takes away the user's own certificates, which a proxy with TLS on this machine may need.
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    return session
 
 
 def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:

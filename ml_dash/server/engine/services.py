@@ -178,6 +178,14 @@ class Server:
         pieces, size = self._uploads.open(ns, experiment, self._query.blob_of(ns, experiment, file_id), start, end)
         return record, pieces, size
 
+    def link_file(self, ns: str, experiment: str, record: dict[str, Any], seconds: int) -> str | None:
+        """Return a URL at which anybody may download a file for so many seconds; None if the object store has none.
+
+        Raises Refused (404).
+        """
+        name = self._query.blob_of(ns, experiment, record["id"])
+        return self._uploads.link(ns, experiment, name, record["filename"], seconds)
+
     # -- changes and health ------------------------------------------------------------------------------------------
 
     def on_change(self, callback: Changed) -> None:

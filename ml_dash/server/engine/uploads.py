@@ -236,16 +236,25 @@ class Uploads:
 
     def open(self, ns: str, experiment: str, name: str, start: int, end: int | None) -> tuple[Iterator[bytes], int]:
         """Return the bytes [start, end) of a complete blob in pieces, and its size. Raises Refused (404)."""
+        row = self._complete(ns, experiment, name)
+        try:
+            return self._objects.open(row.key, start, end), row.size
+        except FileNotFoundError:
+            raise Refused(404, UNKNOWN, "this content was lost here; the uploader sends it again") from None
+
+    def link(self, ns: str, experiment: str, name: str, filename: str, seconds: int) -> str | None:
+        """Return a URL of a complete blob for so many seconds; None if the store has none. Raises Refused (404)."""
+        return self._objects.presigned(self._complete(ns, experiment, name).key, filename, seconds)
+
+    def _complete(self, ns: str, experiment: str, name: str) -> BlobRow:
+        """Return the row of a complete blob. Raises Refused (404)."""
         with self._documents.view() as view:
             row = view.blob(ns, experiment, name)
             if row is None and view.experiment(ns, experiment) is not None:
                 row = view.blob(ns, "", name)
         if row is None:
             raise Refused(404, UNKNOWN, "this content is not here")
-        try:
-            return self._objects.open(row.key, start, end), row.size
-        except FileNotFoundError:
-            raise Refused(404, UNKNOWN, "this content was lost here; the uploader sends it again") from None
+        return row
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,12 @@ from .calls import Call
 Opened = tuple[Iterator[bytes], int]
 """(blocks to send, size of the whole content in bytes)."""
 
+Link = Callable[[], "str | None"]
+"""link(): the URL at which the object store gives the content to anybody; None if it has none."""
+
+LINKED_FROM_BYTES: Final = 64 << 10
+"""Smaller contents are passed on: they are here sooner than a second connection is made."""
+
 INERT: Final = {
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -34,10 +40,12 @@ async def download(
     checksum: str,
     filename: str,
     content_type: str = "application/octet-stream",
+    link: Link | None = None,
 ) -> Response:
     """Answer with the content from `open_at(start, end)`, or the range that the request asks for.
 
-    200, 206 for a range, 304 if the client has it, 416 for a range outside. `checksum` becomes the ETag.
+    200, 206 for a range, 304 if the client has it, 416 for a range outside. `checksum` becomes the ETag. With `link`,
+    a GET of a large content is sent there (307), and takes its range along.
     """
     tag = f'"{checksum}"'
     # Opening reads nothing. It gives the size, without which the requested range is not known.
@@ -56,6 +64,11 @@ async def download(
     part = _part(call, size, tag)
     if part is None:
         return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
+    if link is not None and size >= LINKED_FROM_BYTES and _may_be_sent_elsewhere(call):
+        location = await call.read(link)
+        if location is not None:
+            headers = {"Location": location, "Cache-Control": "no-store", **INERT}
+            return Response(status_code=307, headers=headers)
     start, end, status = part
     headers["Content-Length"] = str(end - start)
     if status == 206:
@@ -64,6 +77,11 @@ async def download(
         return Response(status_code=status, headers=headers)
     blocks, _ = await call.read(open_at, start, end)
     return StreamingResponse(_streamed(call, blocks), status, headers)
+
+
+def _may_be_sent_elsewhere(call: Call) -> bool:
+    """True for a GET, unless a script of a page asks: it may read of another site only what that site allows."""
+    return call.request.method == "GET" and call.request.headers.get("sec-fetch-mode") in (None, "navigate", "no-cors")
 
 
 async def _streamed(call: Call, blocks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -141,6 +141,8 @@ def _operation(route: Route) -> dict[str, Any]:
     if name == "follow_link":
         page = {"text/html": {"schema": {"type": "string"}}}
         operation["responses"]["401"] = {"description": "The link was used, or is of another server.", "content": page}
+    if name == "download_file":
+        operation["responses"]["307"] = {"description": "To the object store, by a link that is good for some minutes."}
     body = _body(name)
     if body is not None:
         operation["requestBody"] = body

@@ -28,6 +28,8 @@ _FIELDS: Final = frozenset(("prefix", "checksum", "sizeBytes", "description", "t
 # What the form around the file may add.
 _OVERHEAD_BYTES: Final = 1 << 20
 _SYNC_EVERY_BYTES: Final = 64 << 20
+# How long a link to the object store is good: to begin a download, which may then take any time.
+_LINK_S: Final = 300
 
 
 class FileChange(TypedDict, total=False):
@@ -112,7 +114,7 @@ async def delete_file(call: Call) -> Response:
 
 
 async def download_file(call: Call) -> Response:
-    """The content of a file, whole or by range."""
+    """The content of a file, whole or by range; a large one may be sent to the object store (307)."""
     experiment, identity = call.experiment(), call.file()
     record = await call.read(call.core.file_record, call.namespace, experiment, identity)
 
@@ -121,7 +123,12 @@ async def download_file(call: Call) -> Response:
         return blocks, size
 
     return await download(
-        call, open_at, checksum=record["checksum"], filename=record["filename"], content_type=record["contentType"]
+        call,
+        open_at,
+        checksum=record["checksum"],
+        filename=record["filename"],
+        content_type=record["contentType"],
+        link=lambda: call.core.link_file(call.namespace, experiment, record, _LINK_S),
     )
 
 
