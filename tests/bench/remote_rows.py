@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter, sleep
@@ -31,10 +31,13 @@ _DRAIN_S = 600.0
 class Server:
     """A server process on a free port."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         command = [sys.executable, "-m", "ml_dash", "server", "--dev", "--port", "0", "--data", str(folder / "data")]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if found := re.search(r"http://[\w.]+:\d+", line):
@@ -65,12 +68,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def serving(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """A server, with folders of its own for configuration and state."""
     os.environ.update(
         XDG_CONFIG_HOME=str(folder / "config"), XDG_STATE_HOME=str(folder / "state"), ML_DASH_AUTOSYNC="0"
     )
-    server = Server(folder)
+    server = Server(folder, environment)
     try:
         yield server
     finally:
