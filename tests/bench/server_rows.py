@@ -74,7 +74,7 @@ def server_backlog(folder: Path, scale: float) -> Figures:
                 }
                 for name, used in each.cpu_s().items():
                     figures[f"{each.kind} CPU s, {name}"] = used - services[name]
-                _until(lambda server=server: _chunks(server, "bench") == count // 10_000, 0.1)
+                _until(lambda server=server: _chunks(server, "bench") == count // 10_000, 1.0)
                 figures[f"{each.kind} s until archived"] = perf_counter() - begun
                 figures[f"{each.kind} CPU s, server, until archived"] = cpu_s(server.process.pid) - before
                 for name, used in each.cpu_s().items():

@@ -26,7 +26,7 @@ from ...core.protocol import Refused
 from ...core.sampling import LINES, Extremes, extend
 from ...disk.durable import fail_point
 from ..stores import StoreTrouble, Vanished
-from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_of, extremes_of, summary_of
+from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_of, extremes_of, summary_of, with_pages
 from .columns import encode_chunk
 from .contents import BlockEntry, Contents, Draft, RawEntry, object_key
 from .ingest import Change, Ingest
@@ -146,8 +146,8 @@ def _chunk(contents: Contents, series: str, blocks: tuple[BlockEntry, ...]) -> _
     """Return the chunk of some blocks; None if it would be too large."""
     found: list[Block] = []
     size = 0
-    for entry in blocks:
-        found.append(block_of(contents, series, entry))
+    for entry, page in with_pages(contents, blocks):
+        found.append(block_of(series, entry, page))
         size += len(found[-1].data)
         if size > _CHUNK_BYTES:
             return None

@@ -21,8 +21,9 @@ multiple of 10,000 are moved to a chunk (`archive`). Rewinds change which points
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -42,6 +43,11 @@ LOGS: Final = "logs"
 CHUNK_BLOCKS: Final = 10
 """Blocks of a chunk."""
 
+# Pages that are read at once: full blocks have 20 KB, those of long lines 1 MiB.
+_AHEAD: Final = 16
+# Of a chunk, blocks are read together up to this size.
+_TOGETHER_BYTES: Final = 1 << 20
+_Place = tuple[int, int, int, int]
 # Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
 
@@ -105,27 +111,50 @@ class ChunkIndex:
         return _encoder.encode((self.entries, self.blocks, self.parts))
 
 
-def index_of(contents: Contents, entry: BlockEntry) -> ChunkIndex:
-    """Return what is in a chunk."""
-    return ChunkIndex(*_index.decode(contents.pages_of([entry.page])[entry.page]))
+def with_pages(contents: Contents, entries: Iterable[BlockEntry]) -> Iterator[tuple[BlockEntry, bytes]]:
+    """Yield entries with their pages, of which a few are read at once: a page may be a round trip away."""
+    rest = iter(entries)
+    while some := list(islice(rest, _AHEAD)):
+        pages = contents.pages_of([entry.page for entry in some])
+        for entry in some:
+            yield entry, pages.pop(entry.page)
 
 
-def block_of(contents: Contents, series: str, entry: BlockEntry) -> Block:
+def index_of(page: bytes) -> ChunkIndex:
+    """Return what is in a chunk, by its page."""
+    return ChunkIndex(*_index.decode(page))
+
+
+def block_of(series: str, entry: BlockEntry, page: bytes) -> Block:
     """Return a block that is in a page."""
-    _, data, parts = _page.decode(contents.pages_of([entry.page])[entry.page])
+    _, data, parts = _page.decode(page)
     return Block(series, entry.first, entry.count, data, parts)
 
 
 def blocks_of(contents: Contents, series: str, start: int, end: int) -> Iterator[Block]:
-    """Yield the blocks of a series that hold any of the lines [start, end), in their order, one in memory at a time."""
-    for entry in contents.blocks(series, start, end):
+    """Yield the blocks of a series that hold any of the lines [start, end), in their order, few in memory at a time."""
+    for entry, page in with_pages(contents, contents.blocks(series, start, end)):
         if not entry.chunk:
-            yield block_of(contents, series, entry)
+            yield block_of(series, entry, page)
             continue
-        for first, count, offset, length in index_of(contents, entry).entries:
-            if first < end and first + count > start:
-                data = b"".join(contents.object(entry.chunk, offset, offset + length))
-                yield Block(series, first, count, data, b"")
+        wanted = [each for each in index_of(page).entries if each[0] < end and each[0] + each[1] > start]
+        for group in _near(wanted):
+            begin, behind = group[0][2], group[-1][2] + group[-1][3]
+            content = b"".join(contents.object(entry.chunk, begin, behind))
+            for first, count, offset, length in group:
+                yield Block(series, first, count, content[offset - begin : offset - begin + length], b"")
+
+
+def _near(blocks: Iterable[_Place]) -> Iterator[list[_Place]]:
+    """Yield blocks of a chunk that are read together: neighbours, about _TOGETHER_BYTES."""
+    group: list[_Place] = []
+    for block in blocks:
+        if group and block[2] + block[3] - group[0][2] > _TOGETHER_BYTES:
+            yield group
+            group = []
+        group.append(block)
+    if group:
+        yield group
 
 
 class OpenBlock:
@@ -158,7 +187,7 @@ class OpenBlock:
         if entry is None or entry.full:
             return cls(0 if entry is None else entry.first + entry.count)
         block = cls(entry.first)
-        found = block_of(draft, series, entry)
+        found = block_of(series, entry, draft.pages_of([entry.page])[entry.page])
         block.count, block.page = entry.count, entry.page
         if series == LOGS:
             block.lines += zlib.decompress(found.data)

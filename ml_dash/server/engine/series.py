@@ -17,12 +17,13 @@ may belong to a point that is not current.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...core.sampling import LINES, PART, Extremes, Sampling
-from .blocks import CHUNK_BLOCKS, ChunkIndex, block_of, blocks_of, extremes_of, index_of, series_of
+from .blocks import CHUNK_BLOCKS, ChunkIndex, block_of, blocks_of, extremes_of, index_of, series_of, with_pages
 from .contents import BlockEntry, Contents
 from .summaries import decode_summaries
 
@@ -94,27 +95,30 @@ def _summaries(contents: Contents, series: str, start: int, end: int, unit: int,
 
 def _below(contents: Contents, series: str, start: int, end: int, unit: int, whole: _Whole) -> Iterator[_Summary]:
     """Yield summaries of chunks, of blocks, or of parts."""
-    for entry in contents.blocks(series, start, end) if start < end else ():
-        behind = entry.first + entry.count
-        if behind <= start:
+
+    def says_enough(entry: BlockEntry) -> bool:
+        """True if the summary in the tree will do; else those in its page are needed."""
+        return unit >= _CHUNK and whole(entry.first, entry.first + entry.count) if entry.chunk else unit >= LINES
+
+    entries = contents.blocks(series, start, end) if start < end else iter(())
+    for enough, group in groupby((entry for entry in entries if entry.first + entry.count > start), says_enough):
+        if enough:
+            for entry in group:
+                # It ends at a multiple of its length, so it does not reach into another unit.
+                yield entry.first, entry.first + entry.count, extremes_of(entry.summary)
             continue
-        if entry.chunk and not (unit >= _CHUNK and whole(entry.first, behind)):
-            index = index_of(contents, entry)
-            found = _of_blocks(index) if unit >= LINES else _of_parts(index.entries, index.parts)
-            yield from (summary for summary in found if summary[0] < end and summary[1] > start)
-        elif unit >= LINES:
-            # It ends at a multiple of its length, so it does not reach into another unit.
-            yield entry.first, behind, extremes_of(entry.summary)
-        else:
-            yield from _of_block(contents, series, entry, start, end)
+        for entry, page in with_pages(contents, group):
+            for summary in _of_page(series, entry, page, unit):
+                if summary[0] < end and summary[1] > start:
+                    yield summary
 
 
-def _of_block(contents: Contents, series: str, entry: BlockEntry, start: int, end: int) -> Iterator[_Summary]:
-    """Yield the summaries of the parts of a block that is in a page."""
-    parts = block_of(contents, series, entry).parts
-    for summary in _of_parts([(entry.first, entry.count, 0, 0)], parts):
-        if summary[0] < end and summary[1] > start:
-            yield summary
+def _of_page(series: str, entry: BlockEntry, page: bytes, unit: int) -> Iterator[_Summary]:
+    """Return the summaries in a page: of the blocks of a chunk, or of the parts of a chunk or a block."""
+    if not entry.chunk:
+        return _of_parts([(entry.first, entry.count, 0, 0)], block_of(series, entry, page).parts)
+    index = index_of(page)
+    return _of_blocks(index) if unit >= LINES else _of_parts(index.entries, index.parts)
 
 
 def _of_blocks(index: ChunkIndex) -> Iterator[_Summary]:
