@@ -16,7 +16,13 @@ CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") 
 NAMES: Final = ("ferretdb", "versitygw")
 
 _FERRETDB: Final = Path(__file__).with_name("ferretdb")
+_FERRETDB_MODULE: Final = "github.com/FerretDB/FerretDB"
 _VERSITYGW: Final = "github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+# This version indexes `_id` by one expression and searches by another, so that SQLite reads a whole collection for each
+# document. It is built with the first one in both places, as any MongoDB finds a document by its `_id`.
+_ID_FILE: Final = "internal/backends/sqlite/metadata/metadata.go"
+_ID_SEARCHED: Final = "DefaultColumn + \"->'$._id'\""
+_ID_INDEXED: Final = "DefaultColumn + \"->'_id'\""
 # Seconds for one program, with all it downloads, on a busy machine.
 _BUILD_S: Final = 1200.0
 
@@ -46,7 +52,7 @@ def _version(name: str) -> str:
     if name == "versitygw":
         return _VERSITYGW.rpartition("@")[2]
     sources = b"".join(Path(_FERRETDB, file).read_bytes() for file in ("go.mod", "go.sum", "main.go"))
-    return hashlib.sha256(sources).hexdigest()[:16]
+    return hashlib.sha256(sources + _ID_INDEXED.encode()).hexdigest()[:16]
 
 
 def _build(go: str, name: str, target: Path) -> None:
@@ -58,16 +64,44 @@ def _build(go: str, name: str, target: Path) -> None:
     if name == "versitygw":
         command, folder = [go, "install", "-trimpath", _VERSITYGW], scratch
     else:
-        command, folder = [go, "build", "-trimpath", "-o", str(scratch / name), "."], _FERRETDB
+        modules = f"-modfile={scratch / 'go.mod'}"
+        command, folder = [go, "build", "-trimpath", modules, "-o", str(scratch / name), "."], _FERRETDB
     try:
-        made = subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_BUILD_S, check=False
-        )
-        if made.returncode:
-            raise Unavailable(f"{name} could not be built: {made.stderr.strip()[-500:]}")
+        if name == "ferretdb":
+            _modules(go, environment, scratch)
+        _ran(name, command, folder, environment)
         # By rename: a program that is there is whole.
         os.replace(scratch / name, target)
     except subprocess.TimeoutExpired:
         raise Unavailable(f"{name} was not built within {_BUILD_S:.0f} s") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _modules(go: str, environment: dict[str, str], scratch: Path) -> None:
+    """Write a `go.mod` that names a copy of FerretDB with `_ID_FILE` mended. Raises Unavailable."""
+    _ran("ferretdb", [go, "mod", "download"], _FERRETDB, environment)
+    module = [go, "list", "-m", "-f", "{{.Dir}}", _FERRETDB_MODULE]
+    original = _ran("ferretdb", module, _FERRETDB, environment).strip()
+    copy = shutil.copytree(original, scratch / "source", copy_function=shutil.copyfile)
+    for path in (copy, *copy.rglob("*")):
+        if path.is_dir():
+            # Go's own copy is read-only, and this one is to be removed again.
+            path.chmod(0o700)
+    mended = copy / _ID_FILE
+    source = mended.read_text()
+    assert _ID_SEARCHED in source, f"{_ID_FILE} of this version is another"
+    mended.write_text(source.replace(_ID_SEARCHED, _ID_INDEXED))
+    modules = Path(_FERRETDB, "go.mod").read_text()
+    (scratch / "go.mod").write_text(f"{modules}\nreplace {_FERRETDB_MODULE} => {copy}\n")
+    shutil.copy(_FERRETDB / "go.sum", scratch / "go.sum")
+
+
+def _ran(name: str, command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """Return what a command has printed. Raises Unavailable if it fails."""
+    made = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_BUILD_S, check=False
+    )
+    if made.returncode:
+        raise Unavailable(f"{name} could not be built: {made.stderr.strip()[-500:]}")
+    return made.stdout
