@@ -32,7 +32,6 @@ from .remote_rows import serving
 from .rows import Figures, row
 
 _BATCH: Final = 20
-_PIECE_BYTES: Final = 4 << 20
 
 
 @contextlib.contextmanager
@@ -43,9 +42,8 @@ def _engine(each: Stores) -> Iterator[Server]:
 
 
 def _send(core: Server, sheet: SegmentBytes, start: int = 0) -> int:
-    """Send what a segment has from `start` on, in pieces; return where it ends."""
-    for low in range(start, len(sheet.data), _PIECE_BYTES):
-        core.append_segment(NS, sheet.journal, sheet.file, low, sheet.data[low : low + _PIECE_BYTES])
+    """Send what a segment has from `start` on; return where it ends."""
+    core.append_segment(NS, sheet.journal, sheet.file, start, sheet.data[start:])
     return len(sheet.data)
 
 
@@ -308,7 +306,8 @@ def _fill(core: Server, number: int, count: int) -> None:
     rows = [{"value": rng.random(), "step": index} for index in range(CHUNK_LINES)]
     data = [encode(rows[low : low + LINES], low + 1, deflate=True) for low in range(0, CHUNK_LINES, LINES)]
     content, places = encode_chunk(data)
-    parts = [extremes(rows[low : low + PART], low) for low in range(0, CHUNK_LINES, PART)]
+    # Those of the first chunk stand in all: no chart of this row is so fine that it reads them.
+    parts = encode_summaries([extremes(rows[i : i + PART], i) for i in range(0, CHUNK_LINES, PART)], deflate=True)
     each = [extremes(rows[low : low + LINES], low) for low in range(0, CHUNK_LINES, LINES)]
     chunk = os.urandom(8).hex()
     experiment = experiment_id("cv", name)
@@ -331,7 +330,7 @@ def _fill(core: Server, number: int, count: int) -> None:
 
 
 def _put_chunk(
-    change: Change, first: int, places: list[tuple[int, int]], parts: list[Extremes], each: list[Extremes], chunk: str
+    change: Change, first: int, places: list[tuple[int, int]], parts: bytes, each: list[Extremes], chunk: str
 ) -> Extremes:
     """Note a chunk from `first` on; return the summary of it."""
     blocks = [_moved(summary, first) for summary in each]
@@ -341,7 +340,7 @@ def _put_chunk(
     index = ChunkIndex(
         [(first + number * LINES, LINES, *places[number]) for number in range(CHUNK_BLOCKS)],
         encode_summaries(blocks, deflate=True),
-        encode_summaries([_moved(summary, first) for summary in parts], deflate=True),
+        parts,
     )
     page = change.draft.page(index.encoded())
     entry = BlockEntry(first, CHUNK_LINES, True, page, summary_of(whole), chunk)
