@@ -184,8 +184,11 @@ class Change:
         """Note that something has arrived just now."""
         self.draft.row = replace(self.row, heard_ns=time_ns())
 
-    def commit(self) -> None:
-        """Make all that has changed visible and durable. Ends the lease. Raises Stale, StoreTrouble."""
+    def commit(self, *, finished: bool = True) -> None:
+        """Make all that has changed visible and durable. Ends the lease. Raises Stale, StoreTrouble.
+
+        Not `finished`: the experiment is being folded anew, and stays out of date; lists go on to show it as before.
+        """
         assert self.lease is not None
         self.failed = True
         self.apply()
@@ -200,21 +203,22 @@ class Change:
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
         core = close_state(state)
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
-        row = replace(
-            self.row,
-            fold_version=TABLES_VERSION,
-            state=core,
-            root=root.encode(),
-            project=state.project,
-            name=state.name,
-            status=state.status if state.events else "interrupted",
-            created_ns=state.created_ns,
-            updated_ns=state.updated_ns,
-            folder=state.folder.value or "",
-            tags=tuple(state.tags.value or ()),
-            description=state.description.value or "",
-            summary=summary,
-        )
+        row = replace(self.row, root=root.encode())
+        if finished:
+            row = replace(
+                row,
+                fold_version=TABLES_VERSION,
+                state=core,
+                project=state.project,
+                name=state.name,
+                status=state.status if state.events else "interrupted",
+                created_ns=state.created_ns,
+                updated_ns=state.updated_ns,
+                folder=state.folder.value or "",
+                tags=tuple(state.tags.value or ()),
+                description=state.description.value or "",
+                summary=summary,
+            )
         pages = [*self.draft.new.items(), *pages_of(nodes)]
         self._documents.commit(self.lease, Commit(row, pages, superseded))
         self._reader.cache.add(self.ns, row.id, nodes)

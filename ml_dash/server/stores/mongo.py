@@ -70,6 +70,7 @@ from . import (
     Filter,
     JournalClaim,
     Lease,
+    Older,
     Page,
     Place,
     SegmentClaim,
@@ -673,6 +674,10 @@ class MongoDocuments:
         for start in range(0, len(owned), _KEYS_AT_ONCE):
             wanted = {"$in": owned[start : start + _KEYS_AT_ONCE]}
             self.parts.delete_many({"ns": key[0], "experiment": key[1], "owner": wanted})
+
+    def older(self, ns: str, experiment: str) -> Older | None:
+        """Return None: this is the first layout."""
+        return None
 
     def mend(self) -> int:
         """Repair lists, and delete heads, leases and parts that were superseded long ago."""
