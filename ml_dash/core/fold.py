@@ -38,6 +38,7 @@ from .names import check_filename, check_metric_name, check_prefix, file_id
 from .ranges import Range
 from .state import (
     FOLD_VERSION,
+    NOBODY,
     RUNNING,
     RUNS_KEPT,
     Block,
@@ -177,15 +178,18 @@ def fold_death(state: State, writer_id: str, edits: Edits) -> None:
 def _void_death(state: State, writer: WriterState) -> None:
     """Undo the death of a writer: an event of it came later, so the observer was wrong.
 
-    Its tallies were dropped at its death, so its ordinals cannot be told from here on: see `WriterState.uncounted`.
+    Its tallies may have been dropped since, so its ordinals cannot be told from here on: see `WriterState.uncounted`.
     """
     writer.dead = False
     state.alive.append(writer.id)
     writer.uncounted = True
     for metric in state.metrics.values():
-        # Its count of points would begin at 0 again, and these entries would give wrong indices together with later
-        # ones.
+        # Its count of points would begin at 0 again where it was dropped, and these entries would give wrong indices
+        # together with later ones.
+        metric.tallies.pop(writer.id, None)
         metric.runs = [run for run in metric.runs if run[0] != writer.id]
+    if state.last_ended == writer.id:
+        state.last_ended = last_ended(state)
     if not writer.child and writer.id not in state.session:
         state.session.append(writer.id)
     _decide_status(state)
@@ -195,16 +199,32 @@ def _retire(state: State, writer: WriterState, began_ns: int) -> None:
     """Take a writer that has closed or was found dead out of the running ones, and decide the status."""
     if writer.id in state.alive:
         state.alive.remove(writer.id)
-    for metric in state.metrics.values():
-        # It appends no more, so nobody asks for the index of one of its points. Tallies of ended writers would add up
-        # for ever.
-        metric.tallies.pop(writer.id, None)
+    # Its tallies are dropped by each metric when its next points come: an end must not cost all metrics.
+    state.ends += 1
+    _note_end(state, writer)
     if writer.place is None and writer.id not in state.session:
         # Its opening event is lost; it counts like any other writer.
         _join_session(state, writer, began_ns)
     # A child has no say, unless there are only children.
     if not writer.child or not state.session:
         _decide_status(state)
+
+
+def _note_end(state: State, writer: WriterState) -> None:
+    """Note a writer that is not alive as the one that ended last, if it is."""
+    if writer.place is not None and (not state.last_ended or _end(writer) > _end(state.writers[state.last_ended])):
+        state.last_ended = writer.id
+
+
+def last_ended(state: State) -> str:
+    """Find the writer for `State.last_ended` among all writers; empty if there is none."""
+    ended = (writer for writer in state.writers.values() if writer.place is not None and not writer.alive)
+    last = max(ended, key=_end, default=None)
+    return "" if last is None else last.id
+
+
+def _end(writer: WriterState) -> tuple[int, str]:
+    return writer.end_ns, writer.id
 
 
 def _join_session(state: State, writer: WriterState, began_ns: int) -> None:
@@ -228,10 +248,9 @@ def _decide_status(state: State) -> None:
     """
     writers = [state.writers[writer] for writer in state.session]
     if not writers:
-        # Only children, as where all came by REST: the one that ended last decides.
-        children = [writer for writer in state.writers.values() if writer.place is not None]
-        writers = [writer for writer in children if writer.alive] or children
-        writers = [max(writers, key=lambda writer: (writer.ended_ns or writer.last_ns, writer.id))] if writers else []
+        # Only children, as where all came by REST: one that is alive, else the one that ended last.
+        alive = [writer for writer in map(state.writers.__getitem__, state.alive) if writer.place is not None]
+        writers = alive or [state.writers[writer] for writer in [state.last_ended] if writer]
     if not writers or any(writer.alive for writer in writers):
         state.status = RUNNING
     elif any(writer.ended == "failed" for writer in writers):
@@ -274,6 +293,8 @@ def _open(work: _Batch, body: Any, stamp: StampTuple) -> None:
         state.session.remove(writer.id)
     elif not writer.child and writer.id not in state.session:
         _join_session(state, writer, work.began_ns)
+    if not writer.alive:
+        _note_end(state, writer)
     _decide_status(state)
 
 
@@ -286,9 +307,9 @@ def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
     if body["status"] not in ev.ENDINGS or writer.ended is not None:
         raise Malformed
     writer.error = None if error is None else ev.mapping(error)
-    writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
-    # Before `_retire`, which drops the tallies that counting these points would need.
+    # Before the writer has ended: no indices are noted for one that has.
     work.flush_all()
+    writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
     _retire(work.state, writer, work.began_ns)
 
 
@@ -312,6 +333,7 @@ def _lost(work: _Batch, body: Any, stamp: StampTuple) -> None:
     unused: list[Range] = [(ev.natural(body["from"]), ev.natural(body["to"]) + 1)] if "from" in body else []
     # Counts are read from disk, and a sum of them must still fit where states are stored.
     writer.lost = min(writer.lost + count, INT64_MAX)
+    work.state.lost = min(work.state.lost + count, INT64_MAX)
     writer.unused += unused
 
 
@@ -407,8 +429,9 @@ class _Batch:
         metric.first_ns = min(metric.first_ns or first_ns, first_ns)
         # The index of the first point. `count_points` changes `metric.count`.
         start, count = metric.count, len(rows)
-        if not self.writer.uncounted:
-            self._note_index(metric, start, count)
+        if metric.ends != self.state.ends:
+            self._drop_ended(metric)
+        self._note_index(metric, start, count)
         metric.last_ns = max(metric.last_ns, last_ns)
         metric.updated_ns = max(metric.updated_ns, last_ns)
         self.state.points += count
@@ -426,19 +449,29 @@ class _Batch:
         metric.created_ns = min(metric.created_ns, time_ns)
         return metric
 
+    def _drop_ended(self, metric: Metric) -> None:
+        """Drop the tallies of writers that have ended: they append no more, and would add up for ever."""
+        writers = self.state.writers
+        metric.tallies = {writer: tally for writer, tally in metric.tallies.items() if writers[writer].alive}
+        metric.ends = self.state.ends
+
     def _note_index(self, metric: Metric, start: int, count: int) -> None:
         """Note at which index the writer's points begin, if another writer's came before (see `Metric.runs`).
 
         A brings 5 points, B brings 2, A brings 3 more: the runs are (A, 0, 0), (B, 0, 5), (A, 5, 7). So the point of A
         with the ordinal 6 has the index 7 + 6 - 5 = 8.
         """
-        writer = self.writer.id
+        # Points of a writer that has ended fill a gap, so their ordinals are not known. They end the run of another
+        # writer all the same.
+        counts = self.writer.alive and not self.writer.uncounted
+        writer = self.writer.id if counts else NOBODY
         tally = metric.tallies.get(writer, 0)
         if not metric.runs or metric.runs[-1][0] != writer:
             # Only where writers alternate is there a new entry: one writer alone has one, however many points it
             # brings.
             metric.runs = [*metric.runs[1 - RUNS_KEPT :], (writer, tally, start)]
-        metric.tallies[writer] = tally + count
+        if counts:
+            metric.tallies[writer] = tally + count
 
 
 def _is_point(row: dict[Any, Any]) -> bool:
@@ -540,6 +573,7 @@ def _file(work: _Batch, body: Any, stamp: StampTuple) -> None:
     )
     _offer(added, given, stamp)
     state.files[added.id] = added
+    state.live_files += 1
     # All checks are done: from here on nothing raises.
     _take_place(work, added)
     # Changes that came before the file, as from another machine whose segments arrived first.
@@ -566,12 +600,15 @@ def _take_place(work: _Batch, added: File) -> None:
 
 
 def _end_file(work: _Batch, file: File, *, replaced_ns: int = 0, deleted_ns: int = 0) -> None:
+    was_live = file.live
     # The first end releases its content; a later event about it must not release it again.
-    if file.live:
+    if was_live:
         work.edits.released.append(file.blob)
     file.replaced_ns = replaced_ns or file.replaced_ns
     # The earliest deletion counts, whichever comes first. Zero means: none.
     file.deleted_ns = min(file.deleted_ns or deleted_ns, deleted_ns or file.deleted_ns)
+    # Not by the call alone: an end at time 0 is none.
+    work.state.live_files -= was_live and not file.live
     work.edits.moved.append(file.id)
     work.edits.files = True
 

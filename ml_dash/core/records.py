@@ -5,7 +5,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from typing import Any, TypedDict
 
-from .limits import CHUNK_SIZE, INT64_MAX
+from .limits import CHUNK_SIZE
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
@@ -227,12 +227,20 @@ def series_name(metric: str, field: str) -> str:
 
 
 def metric_meant(state: State, name: str) -> str:
-    """The metric that is meant: the one of that name, else the one with a series that is shown under it."""
+    """The metric that is meant: the one of that name, else the one with a series that is shown under it.
+
+    Of several such metrics the one with the longest name. Costs a look-up for each dot in the name.
+    """
     if name in state.metrics:
         return name
-    for metric, known in state.metrics.items():
-        if any(series_name(metric, field) == name for field in known.series):
+    dot = name.rfind(".")
+    while dot > 0:
+        # Names and fields may have dots of their own, so each dot may be the one between them (see `series_name`).
+        metric, field = name[:dot], name[dot + 1 :]
+        known = state.metrics.get(metric)
+        if known is not None and field in known.series and field != "value":
             return metric
+        dot = name.rfind(".", 0, dot)
     return name
 
 
@@ -381,11 +389,37 @@ def writer_record(writer: WriterState) -> dict[str, Any]:
     return record
 
 
+def experiment_counts(state: State) -> dict[str, int]:
+    """Return the `counts` of `experiment.json`: a few look-ups, whatever the size of the experiment."""
+    return {
+        "events": state.events,
+        "logs": state.logs,
+        "points": state.points,
+        "metrics": len(state.metrics),
+        "parameters": len(state.parameters),
+        "files": state.live_files,
+        "lost": state.lost,
+    }
+
+
+def status_of(state: State) -> str:
+    """Return the status as shown: `interrupted` while there is no event."""
+    return state.status if state.events else "interrupted"
+
+
+def ended_at(state: State) -> str | None:
+    """Return when the writers that decide the status had all ended; None while the experiment is running."""
+    if state.status == RUNNING:
+        return None
+    # Without a session there are only children: the one that ended last decides.
+    ids = state.session or [writer for writer in [state.last_ended] if writer]
+    return _time(max((state.writers[writer].end_ns for writer in ids), default=0))
+
+
 def experiment_document(state: State) -> ExperimentRecord:
     """Return the content of `experiment.json`. All of it comes from events and from what `order` records."""
     writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
     session = [state.writers[writer] for writer in state.session or state.writers]
-    ended = max((writer.ended_ns or writer.last_ns for writer in session), default=0)
     error = next((writer.error for writer in reversed(session) if writer.error), None)
     document: ExperimentRecord = {
         "id": experiment_id(state.project, state.name),
@@ -396,20 +430,12 @@ def experiment_document(state: State) -> ExperimentRecord:
         "folder": state.folder.value,
         "metadata": _readable(state.metadata.value),
         "writeProtected": state.protected is not None,
-        "status": state.status if state.events else "interrupted",
+        "status": status_of(state),
         "createdAt": _time(state.created_ns),
         "updatedAt": _time(state.updated_ns),
-        "endedAt": _time(ended) if state.status != RUNNING else None,
+        "endedAt": ended_at(state),
         "error": error if state.status == "failed" else None,
-        "counts": {
-            "events": state.events,
-            "logs": state.logs,
-            "points": state.points,
-            "metrics": len(state.metrics),
-            "parameters": len(state.parameters),
-            "files": sum(file.live for file in state.files.values()),
-            "lost": min(sum(writer.lost for writer in writers), INT64_MAX),
-        },
+        "counts": experiment_counts(state),
         "journal": state.journal_path.value,
         "writers": [writer_record(writer) for writer in writers],
     }

@@ -39,7 +39,7 @@ from itertools import compress, groupby
 from typing import Final
 
 from .ranges import Range
-from .state import FOLD_VERSION, Edits, Metric, Reach, Rewind, Series, Span, State, WriterState
+from .state import Edits, Metric, Reach, Rewind, Series, Span, State, WriterState
 from .statistics import Columns, Rows, columns_of, count_columns, step_of, steps_of
 from .times import parse_time, utc_text
 
@@ -412,9 +412,8 @@ class Judge:
 # -- states of older versions -----------------------------------------------------------------------------------------
 
 
-def upgrade(state: State) -> None:
-    """Upgrade a state of version 1, which knows only the number of points: any rewind may hit them."""
+def add_spans(state: State) -> None:
+    """Give the metrics of a state of version 1, which knows only their number of points, a span: any rewind may hit."""
     for metric in state.metrics.values():
         if metric.count and not metric.spans:
             metric.spans = [Span(metric.count, _unknown(), _copied(metric.series))]
-    state.version = FOLD_VERSION

@@ -1,8 +1,9 @@
 """The state of an experiment after folding its events, and the edits handed to a sink.
 
 A state is stored in checkpoints and bases, and by servers, under the names of these fields. Whoever renames a field, or
-lets it mean something else, has to raise FOLD_VERSION. Ids of writers are in hex, times in ns since the epoch, and a
-time of 0 means *none*. `fold` and `rewinds` change a state; everything else reads it.
+lets it mean something else, has to raise FOLD_VERSION, and to say in `upgrade` how an older state gets it. Ids of
+writers are in hex, times in ns since the epoch, and a time of 0 means *none*. `fold` and `rewinds` change a state;
+everything else reads it.
 
 Its size does not depend on the number of points or log lines. It grows with writers, metrics and their fields,
 parameters and files, and with the gaps in the numbers of events.
@@ -17,12 +18,14 @@ from typing import Any, Final
 from . import events as ev
 from .ranges import Range
 
-FOLD_VERSION: Final = 2
+FOLD_VERSION: Final = 3
 """Grows when the fold gives the same events another state: states of older versions are then made again."""
 RUNNING: Final = "running"
 # Indices are asked for soon after a point was appended, and each run is stored with every checkpoint.
 RUNS_KEPT: Final = 64
 """Entries of `Metric.runs` that are kept."""
+NOBODY: Final = ""
+"""The writer of a run whose points cannot be found by ordinals."""
 # Numbers of events are below this, so that the end of a range fits into 64 bits as well.
 _NUMBERS: Final = 1 << 63
 
@@ -117,10 +120,13 @@ class Metric:
     metadata: Register = field(default_factory=Register)
     series: dict[str, Series] = field(default_factory=dict)
     # (writer, ordinal, index): where a writer's consecutive points begin. Newest last, at most RUNS_KEPT of them.
-    # By these an index that a caller asks for is found from the writer's own count of its points (its ordinals).
+    # By these an index that a caller asks for is found from the writer's own count of its points (its ordinals); a run
+    # of NOBODY is of points whose ordinals are not known.
     runs: list[tuple[str, int, int]] = field(default_factory=list)
-    # Writer that has not ended → how many points it brought.
+    # Writer → how many points it brought. Those that have ended are dropped when the next points come, and only if a
+    # writer has ended since: `ends` is what `State.ends` was when they were dropped last.
     tallies: dict[str, int] = field(default_factory=dict)
+    ends: int = 0
     # The points, in spans that are longer the older they are; and the reach of the points after the last span.
     spans: list[Span] = field(default_factory=list)
     reach: Reach = field(default_factory=Reach)
@@ -190,7 +196,7 @@ class WriterState:
     ended_ns: int = 0
     error: dict[str, Any] | None = None
     dead: bool = False
-    # It was wrongly taken for dead, and its tallies were dropped then: no indices are noted for it any more.
+    # It was wrongly taken for dead, and its tallies may have been dropped: no indices are noted for it any more.
     uncounted: bool = False
     lost: int = 0
     # Numbers that no event will have, by `LOST` events.
@@ -200,6 +206,11 @@ class WriterState:
     def alive(self) -> bool:
         """True if it has neither closed nor been found dead."""
         return self.ended is None and not self.dead
+
+    @property
+    def end_ns(self) -> int:
+        """The time of its closing event; of its last event if it has none."""
+        return self.ended_ns or self.last_ns
 
     def gaps(self) -> list[Range]:
         """Return the ranges of numbers that are missing before the last one seen and that no `LOST` event explains."""
@@ -251,6 +262,10 @@ class State:
     session: list[str] = field(default_factory=list)
     # The writers that are neither closed nor found dead.
     alive: list[str] = field(default_factory=list)
+    # How many times a writer has closed or was found dead.
+    ends: int = 0
+    # Of the writers with an opening event that are not alive, the one that ended last.
+    last_ended: str = ""
     # The least stamp of an event that protects parameters and files from changes.
     protected: StampTuple | None = None
     description: Register = field(default_factory=Register)
@@ -261,8 +276,12 @@ class State:
     parameters: dict[str, Register] = field(default_factory=dict)
     logs: int = 0
     points: int = 0
+    # Events that writers reported as lost; at most INT64_MAX.
+    lost: int = 0
     metrics: dict[str, Metric] = field(default_factory=dict)
     files: dict[str, File] = field(default_factory=dict)
+    # How many of `files` are listed.
+    live_files: int = 0
     # Place → ids of the files added there, sorted by their stamps.
     places: dict[str, list[str]] = field(default_factory=dict)
     # File id → changes that came before the file: (kind, stamp, body).

@@ -365,5 +365,3 @@ def _described(value: object) -> str:
     except Exception:  # noqa: BLE001 - the value's own code; that it has no text must not stop the program
         return f"<{type(value).__name__}: unprintable>"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")[:MAX_TEXT]
-
-

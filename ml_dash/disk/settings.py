@@ -215,5 +215,3 @@ def _working_directory(path: str, label: str) -> str:
 def is_token(text: str) -> bool:
     """Can this be a token: ASCII that stands in one line of a header, without spaces?"""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text
-
-

@@ -30,8 +30,8 @@ from zlib import crc32
 import msgspec
 
 from ..core.frames import BASE_MAGIC, OrderHeader, decode_order_header, encode_header, header_size
-from ..core.rewinds import upgrade
 from ..core.state import FOLD_VERSION, State
+from ..core.upgrade import upgrade
 from ..disk.durable import fail_point, replace_file
 from ..errors import Damaged, JournalError, NewerFormat
 from .segment import BASE, parse_name
@@ -131,7 +131,7 @@ def decode(body: bytes) -> Base:
         raise Damaged(f"not a valid base: {error}", hint=ADVICE) from None
     # Not folded again, as a checkpoint would be: the events are not here. So older states must be brought up to date.
     if version < FOLD_VERSION:
-        upgrade(base.state)
+        upgrade(base.state, version)
         base = replace(base, fold_version=FOLD_VERSION)
     # The body may come from a server, and these names become paths.
     if not all(_holds(identity, freed) for identity, freed in base.segments.items()):

@@ -12,9 +12,12 @@ encoded again with care. A false alarm costs time, never correctness.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any, Final, cast
 
 import msgspec
+from msgspec.structs import asdict
 
 from ..core.json_values import from_json, texts_like_numbers, to_json
 from ..core.records import LogEntry, Point
@@ -28,21 +31,23 @@ _NUMBER_NAMES: Final = (b'NaN"', b'Infinity"')
 _SUSPECT: Final = (b"null", *_NUMBER_NAMES)
 
 
+class _PointLine(msgspec.Struct, gc=False):
+    # A struct is made and encoded in half the time of a dict.
+    index: int
+    data: dict[str, Any]
+    createdAt: str  # noqa: N815 - as the lines have it
+
+
 def point_lines(block: Block) -> bytes:
     """Encode consecutive points as lines of `data.jsonl`."""
-    start, rows, times = block.start, block.rows, block.times
+    rows, times = block.rows, block.times
+    assert isinstance(times, int) or len(times) == len(rows)
     # All points of a batch have one time; its text is made once.
-    if isinstance(times, int):
-        text = utc_text(times)
-        lines = [{"index": index, "data": row, "createdAt": text} for index, row in enumerate(rows, start)]
-    else:
-        lines = [
-            {"index": index, "data": row, "createdAt": text}
-            for index, (row, text) in enumerate(zip(rows, map(utc_text, times), strict=True), start)
-        ]
+    texts = repeat(utc_text(times)) if isinstance(times, int) else map(utc_text, times)
+    lines = list(map(_PointLine, range(block.start, block.start + len(rows)), rows, texts))
     encoded = _encoder.encode_lines(lines)
     if any(suspect in encoded for suspect in _SUSPECT):
-        return _careful(lines, "data")
+        return _careful(map(asdict, lines), "data")
     return encoded
 
 
@@ -74,7 +79,7 @@ def log_lines(entries: list[LogLine]) -> bytes:
     return _careful(lines, "metadata")
 
 
-def _careful(lines: list[dict[str, Any]], key: str) -> bytes:
+def _careful(lines: Iterable[dict[str, Any]], key: str) -> bytes:
     """Encode lines as strict JSON: NaN and infinities as texts; `text` names real texts that look like those.
 
     Log entries always go this way: their metadata may hold anything, and there are few of them.

@@ -28,7 +28,6 @@ from .folder import LOGS, Folder
 log = logging.getLogger("ml_dash")
 
 
-
 def begin(journal: Path, folder: Path | None = None) -> Checkpoint:
     """Return the position from which a journal is folded anew: nothing, or its base.
 

@@ -239,9 +239,9 @@ class _Collection:
     def _prefix(self, candidates: list[_Candidate]) -> tuple[int, list[_Candidate]]:
         """Return (end, candidates) of the longest prefix of `order` that names only candidates, each of them whole.
 
-    `end` is a byte offset in `order`. Only a prefix can be replaced by a base: numbers of entries and points are
-    positions in this sequence.
-    """
+        `end` is a byte offset in `order`. Only a prefix can be replaced by a base: numbers of entries and points are
+        positions in this sequence.
+        """
         allowed = {candidate.id: candidate for candidate in candidates}
         based = self.base.segments if self.base is not None else {}
         start = begin(self.journal).order_position

@@ -133,9 +133,7 @@ os.setuid(65534)
 
 
 @pytest.mark.skipif("__import__('os').getuid() != 0", reason="only the superuser can become somebody else")
-def test_a_place_that_may_not_be_written_is_told_at_open(
-    python: Python, tmp_path: Path, runs: Path
-) -> None:
+def test_a_place_that_may_not_be_written_is_told_at_open(python: Python, tmp_path: Path, runs: Path) -> None:
     for folder in (tmp_path, *list(tmp_path.parents)[:-2]):
         folder.chmod(0o755)
     script = (

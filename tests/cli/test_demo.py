@@ -208,9 +208,7 @@ def test_the_count_tells_what_was_written_beyond_what_was_acknowledged(
     assert steps.count(read.view(located), [reported]) == steps.Count(acknowledged=6, recovered=6, beyond=1)
 
 
-def test_the_count_notices_what_is_there_twice(
-    recorded: tuple[Located, steps.Acknowledged], tmp_path: Path
-) -> None:
+def test_the_count_notices_what_is_there_twice(recorded: tuple[Located, steps.Acknowledged], tmp_path: Path) -> None:
     located, reported = recorded
     with Experiment("short", "demo", local_path=tmp_path) as experiment:
         for point in reported.points["loss"][:2]:

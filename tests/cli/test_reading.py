@@ -255,9 +255,7 @@ def _with_two_series() -> None:
         experiment.metric("val").append(loss=1.0, epoch=2)
 
 
-def test_a_series_is_taken_wherever_a_metric_is(
-    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_series_is_taken_wherever_a_metric_is(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     _with_two_series()
     assert "val.acc" in shell.ok("metrics", "cv/first", "val.acc").out

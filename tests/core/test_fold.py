@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,19 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_dash.core import events as ev
-from ml_dash.core.fold import fold, fold_death
+from ml_dash.core.fold import fold, fold_death, last_ended
+from ml_dash.core.limits import INT64_MAX
 from ml_dash.core.names import file_id
 from ml_dash.core.records import (
+    ended_at,
+    experiment_counts,
     experiment_document,
     file_record,
     files_document,
     live_files,
     metric_document,
+    metric_meant,
     metric_stats,
     parameters_document,
+    series_name,
+    status_of,
 )
 from ml_dash.core.shown import Shown, shown_paths
-from ml_dash.core.state import RUNS_KEPT, Edits, State, WriterState, index_of
+from ml_dash.core.state import FOLD_VERSION, RUNS_KEPT, Edits, Metric, Series, State, WriterState, index_of
+from ml_dash.core.upgrade import upgrade
 from ml_dash.projection.lines import log_lines, point_lines
 
 A, B, C = "aa" * 16, "bb" * 16, "cc" * 16
@@ -220,6 +228,62 @@ def test_a_stretch_gives_the_same_whole_or_in_parts(data: st.DataObject) -> None
     assert lines(edits) == lines(whole_edits)
 
 
+@st.composite
+def meetings(draw: st.DrawFn) -> list[tuple[str, list[Any] | None]]:
+    """Stretches of three writers in any order; in between some are found dead (None), rightly or not."""
+    stretches: list[tuple[str, list[Any] | None]] = list(draw(cut(draw(histories(3)))))
+    for writer in draw(st.lists(st.sampled_from([A, B, C]), max_size=3)):
+        stretches.insert(draw(st.integers(0, len(stretches))), (writer, None))
+    return draw(st.permutations(stretches)) if draw(st.booleans()) else stretches
+
+
+def met(meeting: list[tuple[str, list[Any] | None]]) -> Iterator[State]:
+    """The one state after each stretch and each death."""
+    state, edits = State(), Edits()
+    for writer, batch in meeting:
+        if batch is None:
+            fold_death(state, writer, edits)
+        elif batch:
+            fold(state, writer, copy.deepcopy(batch), edits)
+        yield state
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_stretch_in_parts_gives_the_same_also_where_writers_end_between(data: st.DataObject) -> None:
+    meeting = data.draw(meetings())
+    parts: list[tuple[str, list[Any] | None]] = []
+    for writer, batch in meeting:
+        parts += [(writer, batch)] if batch is None else data.draw(cut({writer: batch}))
+    (*_, whole), (*_, state) = [State(), *met(meeting)], [State(), *met(parts)]
+    assert canonical(state) == canonical(whole)
+
+
+@settings(max_examples=200)
+@given(meetings())
+def test_what_is_counted_at_each_change_is_what_a_walk_over_all_finds(meeting: list[Any]) -> None:
+    for state in met(meeting):
+        assert state.live_files == len(live_files(state))
+        assert state.lost == sum(writer.lost for writer in state.writers.values())
+        assert state.last_ended == last_ended(state)
+        document = experiment_document(state)
+        assert (experiment_counts(state), status_of(state)) == (document["counts"], document["status"])
+        assert ended_at(state) == document["endedAt"]
+
+
+@settings(max_examples=100)
+@given(meetings())
+def test_tallies_are_those_of_writers_that_live_once_points_come(meeting: list[Any]) -> None:
+    before: dict[str, int] = {}
+    for state in met(meeting):
+        for name, metric in state.metrics.items():
+            if metric.count != before.get(name, 0):
+                # The writer of these points may have closed in the same stretch.
+                gone = [writer for writer in metric.tallies if not state.writers[writer].alive]
+                assert len(gone) <= (metric.ends != state.ends)
+        before = {name: metric.count for name, metric in state.metrics.items()}
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_what_was_seen_changes_nothing_when_it_comes_again(data: st.DataObject) -> None:
@@ -354,6 +418,13 @@ def test_numbers_that_the_writer_lost_are_no_gap() -> None:
     )
     assert folder.state.writers[A].gaps() == [(3, 4)]
     assert folder.state.writers[A].lost == 3
+
+
+def test_a_sum_of_losses_stays_within_64_bits() -> None:
+    folder = Folder()
+    for writer in (A, B, C):
+        folder.fold(writer, (ev.LOST, {"count": 2**62}), (ev.LOST, {"count": 1}))
+    assert folder.state.lost == experiment_document(folder.state)["counts"]["lost"] == INT64_MAX
 
 
 def test_many_scattered_numbers_take_no_quadratic_time() -> None:
@@ -494,6 +565,17 @@ def test_an_interrupted_run_ended_with_its_last_event() -> None:
     assert document["writers"][0]["endedAt"] is None
 
 
+def test_of_children_alone_the_one_that_ended_last_decides() -> None:
+    folder = Folder().opens(A, B, child=True).closes(A, "failed").closes(B)
+    assert (folder.state.status, folder.state.last_ended) == ("completed", B)
+    assert experiment_document(folder.state)["endedAt"] == experiment_document(folder.state)["updatedAt"]
+    folder.opens(C, child=True)
+    assert (folder.state.status, ended_at(folder.state)) == ("running", None)
+    assert folder.dies(C).state.status == "interrupted"
+    assert folder.fold(C, (ev.LOG, ["info", "alive", None])).state.status == "running"
+    assert folder.state.last_ended == B
+
+
 def test_an_experiment_without_events_is_interrupted_and_has_no_times() -> None:
     document = experiment_document(State())
     assert (document["status"], document["createdAt"], document["updatedAt"], document["endedAt"]) == (
@@ -568,6 +650,11 @@ def test_what_a_writer_says_of_itself_does_not_hide_what_is_known_of_it() -> Non
 
 def point(**data: Any) -> tuple[int, Any]:
     return ev.POINT, ["loss", data]
+
+
+def at(time_ns: int, event: tuple[int, Any]) -> tuple[int, int, Any]:
+    kind, body = event
+    return kind, time_ns, body
 
 
 def test_points_of_every_form_are_numbered_in_their_order() -> None:
@@ -666,10 +753,79 @@ def test_after_a_void_death_note_no_index_is_guessed() -> None:
     assert [index_of(folder.state.metrics["loss"], A, ordinal) for ordinal in range(3)] == [None, None, None]
 
 
-def test_a_closed_writer_leaves_no_count_behind() -> None:
-    folder = Folder().opens(A, B).fold(A, point(value=0)).fold(B, point(value=0)).closes(A).dies(B)
-    assert folder.state.metrics["loss"].tallies == {}
-    assert folder.state.alive == []
+def test_a_writer_that_ended_leaves_no_count_behind_where_points_come_after_it() -> None:
+    folder = Folder().opens(A, B, C).fold(A, point(value=0)).fold(B, point(value=0)).closes(A).dies(B)
+    assert folder.state.alive == [C]
+    folder.fold(C, point(value=0))
+    assert folder.state.metrics["loss"].tallies == {C: 1}
+
+
+def test_the_end_of_a_writer_touches_no_metric() -> None:
+    """They may be a hundred thousand, each stored by itself."""
+    folder = Folder().opens(A, B).fold(A, *[(ev.POINT, [f"m{n}", {"value": n}]) for n in range(50)])
+    before = canonical(folder.state.metrics)
+    folder.closes(A).dies(B)
+    assert canonical(folder.state.metrics) == before
+
+
+def test_points_of_a_writer_that_has_ended_change_nothing_about_the_indices_of_others() -> None:
+    """Its last ones may arrive late, into a gap."""
+    folder = Folder().opens(A, B).fold(B, point(value=0))
+    folder.raw(A, (5, ev.CLOSE, 3000, CLOSED)).raw(A, (2, *at(2000, point(value=1))), (3, *at(2001, point(value=2))))
+    folder.fold(B, point(value=3), point(value=4))
+    metric = folder.state.metrics["loss"]
+    assert [index_of(metric, B, ordinal) for ordinal in range(3)] == [0, 3, 4]
+    assert (index_of(metric, A, 0), metric.tallies) == (None, {B: 3})
+
+
+def test_points_of_a_writer_wrongly_taken_for_dead_change_nothing_about_the_indices_of_others() -> None:
+    folder = Folder().opens(A, B).fold(A, point(value=0)).dies(A).fold(B, point(value=1))
+    folder.fold(A, point(value=2)).fold(B, point(value=3))
+    assert [index_of(folder.state.metrics["loss"], B, ordinal) for ordinal in range(2)] == [1, 3]
+
+
+def test_a_writer_wrongly_taken_for_dead_has_no_count_where_no_points_came_since() -> None:
+    folder = Folder().opens(A, B).fold(A, point(value=0), (ev.POINT, ["acc", {"value": 0}])).dies(A)
+    folder.fold(B, point(value=1)).fold(A, (ev.LOG, ["info", "alive", None]))
+    assert [metric.tallies for metric in folder.state.metrics.values()] == [{B: 1}, {}]
+
+
+# -- names of metrics and series --------------------------------------------------------------------------------------
+
+PARTS = st.lists(st.sampled_from(["a", "b", "value", ""]), min_size=1, max_size=4).map(".".join)
+
+
+def walked(state: State, name: str) -> list[str]:
+    """The metrics that may be meant, found by looking at all series of all."""
+    if name in state.metrics:
+        return [name]
+    return [
+        metric
+        for metric, known in state.metrics.items()
+        if any(series_name(metric, field) == name for field in known.series)
+    ]
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(PARTS.filter(bool), st.lists(PARTS, max_size=3), max_size=5), PARTS)
+def test_the_metric_that_is_meant_is_the_one_that_a_walk_over_all_series_finds(
+    fields_of: dict[str, list[str]], name: str
+) -> None:
+    state = State()
+    for metric, names in fields_of.items():
+        state.metrics[metric] = Metric(metric, 1, series={field: Series(count=1) for field in names})
+    # With a dot also for the field `value`, which is not shown so.
+    asked = {name, *(f"{metric}.{field}" for metric, names in fields_of.items() for field in names)}
+    for one in asked | set(fields_of):
+        assert metric_meant(state, one) == max(walked(state, one), key=len, default=one)
+
+
+def test_of_two_metrics_with_a_series_of_that_name_the_longer_name_is_meant_whatever_came_first() -> None:
+    """The order in which metrics come depends on how stretches were cut."""
+    events = [(ev.POINT, ["a", {"b.c": 1}]), (ev.POINTS, ["a.b", ["c"], [[2]]])]
+    whole, parts = Folder().fold(A, *events), Folder().fold(A, events[0]).fold(A, events[1])
+    assert list(whole.state.metrics) != list(parts.state.metrics)
+    assert metric_meant(whole.state, "a.b.c") == metric_meant(parts.state, "a.b.c") == "a.b"
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -876,6 +1032,20 @@ def test_a_body_that_makes_no_sense_is_counted_and_changes_nothing_else(kind: in
     after.writers[A].seen, after.writers[A].last_ns = [(0, 3)], 1003
     assert canonical(after) == before
     assert experiment_document(folder.state)["malformedEvents"] == 1
+
+
+# -- states of older versions -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(meetings())
+def test_a_state_of_version_2_gets_the_counts_that_it_lacks(meeting: list[Any]) -> None:
+    (*_, state) = [State(), *met(meeting)]
+    older = copy.deepcopy(state)
+    older.live_files, older.lost, older.last_ended, older.version = 0, 0, "", 2
+    upgrade(older, 2)
+    assert older.version == FOLD_VERSION
+    assert canonical(older) == canonical(state)
 
 
 def test_kinds_of_a_later_version_are_passed_over() -> None:

@@ -7,16 +7,19 @@ import json
 import shutil
 from pathlib import Path
 
+import msgpack
 import pytest
 
 from ml_dash import Experiment
 from ml_dash.journal.reader import Frame, scan
-from ml_dash.projection.projector import rebuild
+from ml_dash.projection import checkpoint
+from ml_dash.projection.projector import catch_up, rebuild
 from ml_dash.reading.located import Located
 from ml_dash.reading.read import locate, view
 from ml_dash.reading.verify import verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+COUNTS = {"events": 14, "logs": 1, "points": 1301, "metrics": 1, "parameters": 1, "files": 2, "lost": 3}
 VERSIONS = sorted(path.name for path in GOLDEN.iterdir() if (path / "journal").is_dir())
 
 
@@ -83,6 +86,41 @@ def test_it_can_be_continued(located: Located) -> None:
         assert experiment.log().read(start_index=-1)["logs"][0]["message"] == "the last words"
         assert [file["filename"] for file in experiment.file().list()] == ["model.bin"]
     assert experiment.status == "completed"
+
+
+def test_a_base_of_the_second_fold_gets_the_counts_that_it_lacks(tmp_path: Path) -> None:
+    journal = tmp_path / "store" / "golden" / "run" / ".journal"
+    for name in ("segments", "blobs"):
+        (journal / name).mkdir(parents=True)
+    for name in ("base", "order"):
+        shutil.copyfile(GOLDEN / "base2" / name, journal / name)
+    record = view(locate("golden/run", tmp_path / "store")).record()
+    assert record["counts"] == COUNTS
+    assert (record["status"], record["error"]) == ("failed", {"type": "E", "message": "m", "traceback": "t"})
+    with Experiment("run", "golden", local_path=tmp_path / "store", resume_step=1100) as experiment:
+        experiment.metric("loss").append(value=1, step=1100)
+        stats = experiment.metric("loss").stats()
+        # It knows steps: the points behind its last span are not here, and those before it stay certain.
+        assert (stats["superseded"], stats["supersededElsewhere"]) == ([], True)
+        experiment.file(file_id=experiment.file().list()[0]["id"]).delete()
+    record = view(locate("golden/run", tmp_path / "store")).record()
+    assert (record["counts"]["files"], record["counts"]["lost"], record["status"]) == (1, 3, "completed")
+
+
+def test_a_checkpoint_of_the_second_fold_is_made_again_from_the_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "store" / "golden" / "run" / ".journal"
+    shutil.copytree(GOLDEN / "checkpoint2", journal, copy_function=shutil.copyfile)
+    # It is sound: only its version speaks against it.
+    stored = msgpack.unpackb((journal / "checkpoint").read_bytes()[12:], strict_map_key=False)
+    assert (stored["fold_version"], stored["state"]["points"], "live_files" in stored["state"]) == (2, 1301, False)
+    assert checkpoint.load(journal) is None
+    located = locate("golden/run", tmp_path / "store")
+    catch_up(located)
+    made = checkpoint.load(journal)
+    assert made is not None
+    assert (made.fold_version, made.state.version, made.state.live_files, made.state.lost) == (3, 3, 2, 3)
+    assert json.loads((located.folder / "experiment.json").read_text(encoding="utf-8"))["counts"] == COUNTS
+    assert {finding.kind for finding in verify(located).findings} == {"lost", "released"}
 
 
 def test_a_base_of_the_first_fold_is_read_and_gone_back_behind(tmp_path: Path) -> None:

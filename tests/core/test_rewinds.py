@@ -19,6 +19,7 @@ from ml_dash.core.records import metric_stats
 from ml_dash.core.rewinds import Elsewhere, recount
 from ml_dash.core.state import Edits, Metric, Reach, State
 from ml_dash.core.times import utc_text
+from ml_dash.core.upgrade import upgrade
 from ml_dash.projection.checkpoint import Layout
 from ml_dash.projection.folder import Folder
 from ml_dash.projection.lines import read_point
@@ -346,7 +347,7 @@ def test_a_state_of_version_1_is_read_again_from_its_beginning() -> None:
     state = folded([(WRITERS[0], [points(0, 1000, 0, 2500)])], sink)
     expected = canonical(state.metrics["loss"].series)
     state.metrics["loss"].spans, state.metrics["loss"].reach = [], Reach()
-    rewinds.upgrade(state)
+    upgrade(state, 1)
     assert [span.end for span in state.metrics["loss"].spans] == [2500]
     edits = Edits()
     fold(state, WRITERS[0], [(1, ev.REWIND, 2000, {"step": 2000})], edits)

@@ -254,9 +254,7 @@ def test_a_folder_of_registrations_that_cannot_be_read_leaves_what_is_known(monk
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_hint_is_for_all_who_watch_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool
-) -> None:
+def test_a_hint_is_for_all_who_watch_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shared: bool) -> None:
     """A journal that goes to two servers is watched for both."""
     told: queue.Queue[str] = queue.Queue()
     hints = watch.Hints(told.put)

@@ -17,7 +17,8 @@ from ml_dash.core.names import experiment_id, file_id
 from ml_dash.core.protocol import Appended
 from ml_dash.core.state import Edits, State
 from ml_dash.journal.segment import SegmentName
-from ml_dash.server.engine.ingest import decode_state
+from ml_dash.server.engine.blocks import blocks_of
+from ml_dash.server.engine.parts import whole_state
 from ml_dash.server.engine.refold import refold
 from ml_dash.server.engine.services import Server
 from tests.core.test_fold import canonical, lines
@@ -153,14 +154,16 @@ def send_blob(
 
 def held(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> dict[str, Any]:
     """All that the server has folded of an experiment, from its documents."""
-    with core.documents.read() as tx:
-        row = tx.experiment(ns, experiment)
+    with core.documents.view() as view:
+        row = view.experiment(ns, experiment)
         assert row is not None
-        state = decode_state(row)
-        found = {"logs": b"".join(block.lines for block in tx.blocks(ns, experiment, "logs", 0, 1 << 60))}
+        contents = core._ingest.reader.contents(view, ns, row)
+        state = whole_state(contents.state())
+        found = {"logs": b"".join(block.lines(0, 1 << 60) for block in blocks_of(contents, "logs", 0, 1 << 60))}
         for metric in state.metrics:
-            series = f"points/{metric}"
-            found[metric] = b"".join(block.lines for block in tx.blocks(ns, experiment, series, 0, 1 << 60))
+            found[metric] = b"".join(
+                block.lines(0, 1 << 60) for block in blocks_of(contents, f"points/{metric}", 0, 1 << 60)
+            )
     return {"state": canonical(state), "lines": {name: text for name, text in found.items() if text}}
 
 

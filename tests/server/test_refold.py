@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 
 from ml_dash.core import events as ev
 from ml_dash.server.engine.services import Server
-from ml_dash.server.stores import StoreRefused
+from ml_dash.server.stores import Commit, StoreRefused
 from ml_dash.server.stores.sqlite import SqliteDocuments
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, held, send, send_blob
+from tests.server.test_contents import code
 
 
 def made(path: Path) -> tuple[Server, SegmentBytes, str]:
@@ -35,12 +37,20 @@ def made(path: Path) -> tuple[Server, SegmentBytes, str]:
 def spoil(path: Path) -> None:
     """As an older version of the fold has left it: its own state, its own lines."""
     documents = SqliteDocuments(path / "data" / "server.sqlite")
-    with documents.write() as tx:
-        row = tx.experiment(NS, EXPERIMENT)
-        assert row is not None
-        tx.put_experiment(NS, replace(row, fold_version=0, state=b"of long ago"))
-        tx.drop_blocks(NS, EXPERIMENT)
+    lease = documents.lease(NS, EXPERIMENT)
+    assert lease.row is not None
+    row = replace(lease.row, version=lease.version, epoch=lease.epoch, fold_version=0, state=b"of long ago")
+    documents.commit(lease, Commit(row))
     documents.close()
+
+
+def begun(path: Path) -> Server:
+    """A server that is up to date."""
+    core = Server(path / "data")
+    assert code(lambda: core.experiment(NS, EXPERIMENT)) == "unavailable"
+    assert core.bring_up_to_date() == 1
+    assert core.bring_up_to_date() == 0
+    return core
 
 
 def test_a_start_makes_everything_again(tmp_path: Path) -> None:
@@ -48,7 +58,7 @@ def test_a_start_makes_everything_again(tmp_path: Path) -> None:
     before = held(core), core.experiment(NS, EXPERIMENT), core.order(NS, EXPERIMENT, 0, 99), core.experiments(NS)
     core.close()
     spoil(tmp_path)
-    core = Server(tmp_path / "data")
+    core = begun(tmp_path)
     after = held(core), core.experiment(NS, EXPERIMENT), core.order(NS, EXPERIMENT, 0, 99), core.experiments(NS)
     assert after == before
     # And goes on from there.
@@ -65,7 +75,7 @@ def test_a_body_that_was_lost_since_costs_its_event_and_not_the_start(tmp_path: 
         core.objects.delete(key)
     core.close()
     spoil(tmp_path)
-    core = Server(tmp_path / "data")
+    core = begun(tmp_path)
     assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == events - 1
     core.close()
 
@@ -73,14 +83,20 @@ def test_a_body_that_was_lost_since_costs_its_event_and_not_the_start(tmp_path: 
 def test_bytes_that_do_not_hold_are_refused_loudly_and_nothing_is_changed(tmp_path: Path) -> None:
     core, sheet, _ = made(tmp_path)
     core.close()
-    documents = SqliteDocuments(tmp_path / "data" / "server.sqlite")
-    with documents.write() as tx:
-        tx.replace_bytes(NS, sheet.id, sheet.ends[5] + 9, b"\xff\xff")
-    documents.close()
     spoil(tmp_path)
+    with sqlite3.connect(tmp_path / "data" / "server.sqlite") as database:
+        held = database.execute("SELECT id, content FROM pages").fetchall()
+        (page,) = [(page, content) for page, content in held if sheet.data[: sheet.ends[700]] == content]
+        content = bytearray(page[1])
+        content[sheet.ends[5] + 9 : sheet.ends[5] + 11] = b"\xff\xff"
+        database.execute("UPDATE pages SET content=? WHERE id=?", (bytes(content), page[0]))
+    database.close()
+    core = Server(tmp_path / "data")
     for _ in range(2):
         with pytest.raises(StoreRefused, match=f"does not hold at byte {sheet.ends[5]}"):
-            Server(tmp_path / "data")
+            core.bring_up_to_date()
+        assert code(lambda: core.experiment(NS, EXPERIMENT)) == "unavailable"
+    core.close()
 
 
 def test_a_second_server_on_one_folder_is_refused(tmp_path: Path) -> None:

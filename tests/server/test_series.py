@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from ml_dash.core import events as ev
 from ml_dash.core.protocol import Refused
-from ml_dash.core.sampling import LINES, PART
+from ml_dash.core.ranges import holes, union
+from ml_dash.core.records import series_name
+from ml_dash.core.sampling import LINES, PART, Sampling
+from ml_dash.core.state import Block as Points
+from ml_dash.core.state import Edits
+from ml_dash.server.engine.blocks import OpenBlock, add, series_of, store_open
+from ml_dash.server.engine.series import sample
 from ml_dash.server.engine.services import Server
 from tests.journals import JournalFixture
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, forget, send
@@ -167,8 +173,11 @@ def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monke
     rng = random.Random(5)
     rows = [{"value": rng.random(), "note": "x" * rng.randrange(300)} for _ in range(COUNT)]
     put(core, rows, sorted(rng.sample(range(1, COUNT), 90)))
-    with core.documents.read() as tx:
-        sizes = [count for _, count, _ in tx.summaries(NS, EXPERIMENT, "points/loss", 0, COUNT)]
+    with core.documents.view() as view:
+        row = view.experiment(NS, EXPERIMENT)
+        assert row is not None
+        contents = core._ingest.reader.contents(view, NS, row)
+        sizes = [entry.count for entry in contents.blocks("points/loss", 0, COUNT)]
     assert sum(sizes) == COUNT
     assert len(sizes) > 10
     for points in (2, 10, 100, 1000):
@@ -254,3 +263,57 @@ def test_a_plot_here_and_a_chart_there_show_the_same(
         assert here == [(float(x), float(y)) for x, y in zip(shown["x"], shown["value"], strict=True)]
     desk.let_go()
     core.close()
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+@given(
+    seed=st.integers(0, 1 << 32),
+    unit=st.sampled_from([LINES, 10_000, 100_000]),
+    points=st.sampled_from([1, 2, 7, 100, 1000]),
+    long=st.booleans(),
+)
+def test_charts_of_a_hundred_million_points_are_those_of_a_plot_here(
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    unit: int,
+    points: int,
+    long: bool,
+) -> None:
+    """All but a few windows of the points are superseded: only what lies in these is stored, and read."""
+    rng = random.Random(seed)
+    monkeypatch.setattr("ml_dash.server.engine.blocks._FULL_BYTES", 6_000 if long else 1 << 20)
+    size = max(1, points // 2) * unit + rng.randrange(9 * unit)
+    start = rng.randrange(2 * unit)
+    end = start + size
+    # At the ends of the range, across the ends of units, and anywhere. None touches another.
+    around = [start, end, *(unit * rng.randrange(start // unit + 1, end // unit + 1) for _ in range(2))]
+    around += [rng.randrange(start, end) for _ in range(2)]
+    windows: list[tuple[int, int]] = []
+    for low in sorted(max(0, place - rng.randrange(1500)) for place in around):
+        if not windows or low > windows[-1][1]:
+            windows.append((low, low + rng.randrange(1, 2800)))
+    core = Server(tmp_path_factory.mktemp("core"))
+    here = Sampling(start, end, points)
+    assert here.unit >= unit
+    # Within the windows some points are superseded as well.
+    without = list(holes(windows, 0, end + 5000))
+    for low in [rng.randrange(*window) for window in windows[::2]]:
+        without = union(without, low, low + rng.randrange(1, 300))
+    with core._ingest.changing(NS, EXPERIMENT, "cv", "run") as change:
+        for low, high in windows:
+            values, others = noisy(rng.randrange(1 << 32), high - low), noisy(rng.randrange(1 << 32), high - low)
+            pairs = enumerate(zip(values, others, strict=True), low)
+            rows = [{"value": value, "acc": other, "step": index} for index, (value, other) in pairs]
+            edits = Edits(points={"loss": [Points(low, rows, 1)]})
+            change.open_blocks = {series_of("loss"): OpenBlock(low)}
+            add(change.draft, edits, change.open_blocks)
+            store_open(change.draft, change.open_blocks)
+            for first, stop in holes(without, max(low, start), min(high, end)):
+                here.add_rows(rows[first - low : stop - low], first)
+        how = {"start": start, "end": end, "points": points, "field": None, "without": without}
+        there = sample(change.draft, "loss", **how)  # type: ignore[arg-type]
+    core.close()
+    assert repr(there) == repr({series_name("loss", name): shown for name, shown in here.series().items()})

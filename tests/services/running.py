@@ -142,12 +142,10 @@ def s3_client(service: Service) -> Any:
     )  # fmt: skip
 
 
-def bucket(service: Service) -> str:
+def bucket(client: Any) -> str:
     """Make a bucket; return its name."""
     name = f"test-{uuid.uuid4().hex}"
-    client = s3_client(service)
     client.create_bucket(Bucket=name)
-    client.close()
     return name
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from tests.services import Service, mongo, s3
 from tests.services.fixtures import started
-from tests.services.running import bucket, mongodb_uri, s3_client
+from tests.services.running import bucket, mongodb_uri
+from tests.services.running import s3_client as new_client
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,22 +47,21 @@ def test_documents_are_stored_and_an_id_is_taken_once(database: Any) -> None:
     assert database.rows.find_one({"_id": "a"})["n"] == 1
 
 
-def test_objects_are_stored(s3_service: Service, s3_bucket: str) -> None:
-    client = s3_client(s3_service)
-    client.put_object(Bucket=s3_bucket, Key="a/b", Body=b"weights")
-    assert client.get_object(Bucket=s3_bucket, Key="a/b")["Body"].read() == b"weights"
-    client.close()
+def test_objects_are_stored(s3_client: Any, s3_bucket: str) -> None:
+    s3_client.put_object(Bucket=s3_bucket, Key="a/b", Body=b"weights")
+    assert s3_client.get_object(Bucket=s3_bucket, Key="a/b")["Body"].read() == b"weights"
 
 
 def _written(service: Service) -> Callable[[], object]:
     """Write something; return how to read it again."""
     if service.name == "versitygw":
-        client, name = s3_client(service), bucket(service)
+        client = new_client(service)
+        name = bucket(client)
         client.put_object(Bucket=name, Key="k", Body=b"v")
         client.close()
 
         def object_there() -> object:
-            client = s3_client(service)
+            client = new_client(service)
             with client.get_object(Bucket=name, Key="k")["Body"] as body:
                 return body.read()
 

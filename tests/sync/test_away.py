@@ -38,9 +38,7 @@ with Experiment("model", "e2e", local_path="runs", resume_from_remote=sys.argv[1
     assert "freed" in first.dash("gc", "--synced", "e2e/model")
 
 
-def test_what_was_freed_is_an_error_that_says_how_to_read_it(
-    first: Machine, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_was_freed_is_an_error_that_says_how_to_read_it(first: Machine, caplog: pytest.LogCaptureFixture) -> None:
     first.train("freed", 5)
     first.sync()
     before = {

@@ -574,9 +574,12 @@ def test_a_server_that_holds_other_bytes_frees_nothing(tmp_path: Path) -> None:
 
 
 def _damage_last_stretch(connection: sqlite3.Connection) -> None:
-    row, content = connection.execute("SELECT rowid, content FROM stretches ORDER BY start DESC LIMIT 1").fetchone()
+    """Change a byte near the end of the longest page, which holds raw bytes of a segment."""
+    row, content = connection.execute(
+        "SELECT rowid, content FROM pages WHERE instr(content, CAST('other' AS BLOB)) ORDER BY length(content) DESC"
+    ).fetchone()
     changed = bytes(content[:-3]) + bytes([content[-3] ^ 1]) + bytes(content[-2:])
-    connection.execute("UPDATE stretches SET content=? WHERE rowid=?", (changed, row))
+    connection.execute("UPDATE pages SET content=? WHERE rowid=?", (changed, row))
 
 
 def test_an_experiment_that_was_removed_there_is_not_freed(machine: Machine) -> None:

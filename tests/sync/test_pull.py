@@ -431,9 +431,7 @@ def test_gc_frees_what_has_grown_since_the_base_and_what_the_base_has_outgrown(
     identity = next(iter(stub.segments))
     whole = stub.segments[identity]
     stub.segments[identity] = whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]
-    assert list(gc.collect(place, [stub]).kept.values()) == [
-        "http://stub.test holds other bytes; see ml-dash verify"
-    ]
+    assert list(gc.collect(place, [stub]).kept.values()) == ["http://stub.test holds other bytes; see ml-dash verify"]
     stub.segments[identity] = whole
     assert gc.collect(place, [stub]).segments == 1
     assert facts(view(place)) == facts(desk.view())

@@ -272,7 +272,12 @@ def test_a_registration_of_version_0_1_keeps_its_token_and_its_cursor(tmp_path: 
         (
             registrations.cursors_folder(env),
             {
-                "version": 1, "journal": "ab" * 16, "segments": {"a.seg": 7}, "blobs": [], "deaths": [], "parked": {},
+                "version": 1,
+                "journal": "ab" * 16,
+                "segments": {"a.seg": 7},
+                "blobs": [],
+                "deaths": [],
+                "parked": {},
                 "trouble": None,
             },
         ),

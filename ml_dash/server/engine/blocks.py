@@ -1,47 +1,54 @@
-"""Folded lines in blocks of 1,000: JSON lines ready to send, and summaries of points for down-sampling.
+"""Folded lines in blocks of 1,000: points by column, log entries as JSON lines, and summaries for down-sampling.
 
 A block ends where a thousand of indices ends, and earlier if its lines are long. It has a summary of the whole, and one
 for each part of it that lies between two multiples of 50.
 
-    index      0 .. 999      1000 .. 1999      2000 .. 2311
-    row        full          full              open: rewritten with each request, until it is full
-    lines      zlib          zlib              as they are
-    summary    least, greatest, first and last value of each field, with their indices
-    parts      the same for 50 points each: 20 parts in a row that holds 1,000
+    index      0 .. 9999         10000 .. 10999    11000 .. 11999    12000 .. 12311
+               a chunk           full              full              open: made anew with each request, until full
+    lines      in an object      in a page         in a page         in a page
+    summary    in the tree: least, greatest, first and last value of each field, with their indices
+    blocks     index page        the same for each thousand of a chunk
+    parts      index page        in the page       the same for 50 points each: 20 parts in a block of 1,000
 
 Why a thousand: a row and an index entry for each point cost ten times as much. Why they end at multiples of a
 thousand, and parts at multiples of 50: then down-sampling may put whole blocks, or whole parts, together.
 
 The open block is in memory with its experiment, so that a request of one point appends to it without reading it. It
-is stored in the same transaction as what it was made from. A full block is never written again; rewinds change which
-points count, and not the lines.
+is stored in the same commit as what it was made from. A full block is never written again; ten of them that fill a
+multiple of 10,000 are moved to a chunk (`archive`). Rewinds change which points count, and not the lines.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from ...core.rewinds import History, Past
 from ...core.sampling import LINES, PART, Extremes, extend, extremes
-from ...core.state import FOLD_VERSION, Edits
-from ...core.state import Block as Points
+from ...core.state import Block as NewPoints
+from ...core.state import Edits, LogLine
+from ...core.times import utc_text
 from ...projection.lines import joined as joined_blocks
-from ...projection.lines import log_lines, point_lines, read_points
-from ..stores import Block, Read
-
-TABLES_VERSION: Final = 100 * FOLD_VERSION + 1
-"""Version of the code that makes rows and blocks: those of another version are folded anew."""
+from ...projection.lines import log_lines
+from .columns import Points, Table, decode
+from .contents import BlockEntry, Contents, Draft
+from .summaries import decode_summaries, encode_summaries
 
 LOGS: Final = "logs"
+CHUNK_BLOCKS: Final = 10
+"""Blocks of a chunk."""
+
 # Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
-_part_decoder: Final = msgspec.msgpack.Decoder(list[Extremes])
+_page: Final = msgspec.msgpack.Decoder(tuple[bool, bytes, bytes])
+_index: Final = msgspec.msgpack.Decoder(tuple[list[tuple[int, int, int, int]], bytes, bytes])
 
 
 def series_of(metric: str) -> str:
@@ -50,37 +57,116 @@ def series_of(metric: str) -> str:
 
 
 def extremes_of(summary: bytes) -> Extremes:
-    """Decode the summary of a block: the summary of each field, by its name."""
+    """Decode the summary of a block or chunk: the summary of each field, by its name."""
     return _decoder.decode(summary) if summary else {}
 
 
-def parts_of(parts: bytes) -> list[Extremes]:
-    """Decode the summaries of a block's parts, in their order."""
-    return _part_decoder.decode(parts) if parts else []
+def summary_of(found: Extremes) -> bytes:
+    """Encode the summary of a block or chunk."""
+    return _encoder.encode(found) if found else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Consecutive lines of a series, from number `first` on, encoded; `parts` are encoded summaries of its parts."""
+
+    series: str
+    first: int
+    count: int
+    data: bytes
+    parts: bytes
+
+    def points(self) -> Points:
+        """Return the points of a block of a metric."""
+        return decode(self.data)
+
+    def lines(self, start: int, stop: int) -> bytes:
+        """Return the lines with numbers [start, stop) that the block has."""
+        low, high = max(0, start - self.first), max(0, min(self.count, stop - self.first))
+        if self.series != LOGS:
+            return self.points().lines(self.first, low, high)
+        lines = zlib.decompress(self.data)
+        return lines if high - low == self.count else b"".join(lines.splitlines(keepends=True)[low:high])
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkIndex:
+    """What is in a chunk: (first line, count, offset, length in bytes) of each block, and encoded summaries.
+
+    `blocks` are those of the blocks, `parts` those of the parts of all of them.
+    """
+
+    entries: list[tuple[int, int, int, int]]
+    blocks: bytes
+    parts: bytes
+
+    def encoded(self) -> bytes:
+        """Return the content of the index page."""
+        return _encoder.encode((self.entries, self.blocks, self.parts))
+
+
+def index_of(contents: Contents, entry: BlockEntry) -> ChunkIndex:
+    """Return what is in a chunk."""
+    return ChunkIndex(*_index.decode(contents.pages_of([entry.page])[entry.page]))
+
+
+def block_of(contents: Contents, series: str, entry: BlockEntry) -> Block:
+    """Return a block that is in a page."""
+    _, data, parts = _page.decode(contents.pages_of([entry.page])[entry.page])
+    return Block(series, entry.first, entry.count, data, parts)
+
+
+def blocks_of(contents: Contents, series: str, start: int, end: int) -> Iterator[Block]:
+    """Yield the blocks of a series that hold any of the lines [start, end), in their order, one in memory at a time."""
+    for entry in contents.blocks(series, start, end):
+        if not entry.chunk:
+            yield block_of(contents, series, entry)
+            continue
+        for first, count, offset, length in index_of(contents, entry).entries:
+            if first < end and first + count > start:
+                data = b"".join(contents.object(entry.chunk, offset, offset + length))
+                yield Block(series, first, count, data, b"")
 
 
 class OpenBlock:
-    """The newest block of a series, to which lines are still added. Touched only while writing (`Ingest.writing`).
+    """The newest block of a series, to which lines are still added. Touched only under the experiment's lease.
 
-    Summaries are of all points, also superseded ones; who reads leaves those out.
+    Summaries are of all points, also superseded ones; who reads leaves those out. `page` is where it is stored.
     """
 
-    __slots__ = ("count", "extremes", "first", "full", "lines", "parts")
+    __slots__ = ("changed", "count", "extremes", "first", "full", "lines", "page", "parts", "size", "table")
 
     def __init__(self, first: int) -> None:
         self.first = first
         self.count = 0
         self.full = False
+        # Points are in the table, log entries in the lines.
+        self.table = Table()
         self.lines = bytearray()
         self.extremes: Extremes = {}
         self.parts: list[Extremes] = []
+        self.page = ""
+        # About how many bytes it has.
+        self.size = 0
+        # It differs from what the page holds.
+        self.changed = False
 
     @classmethod
-    def stored(cls, row: Block) -> OpenBlock:
-        """Return the open block that a stored row holds."""
-        block = cls(row.first)
-        block.count, block.full, block.lines = row.count, row.packed, bytearray(row.lines)
-        block.extremes, block.parts = extremes_of(row.summary), parts_of(row.parts)
+    def stored(cls, draft: Draft, series: str) -> OpenBlock:
+        """Return the newest block that is stored; an empty one if there is none, or if that is full."""
+        entry = draft.last_block(series)
+        if entry is None or entry.full:
+            return cls(0 if entry is None else entry.first + entry.count)
+        block = cls(entry.first)
+        found = block_of(draft, series, entry)
+        block.count, block.page = entry.count, entry.page
+        if series == LOGS:
+            block.lines += zlib.decompress(found.data)
+            block.size = len(block.lines)
+        else:
+            block.table = Table.of(found.points())
+            block.size = len(found.data)
+            block.extremes, block.parts = extremes_of(entry.summary), decode_summaries(found.parts)
         return block
 
     @property
@@ -88,19 +174,14 @@ class OpenBlock:
         """The number of short lines that still fit."""
         return LINES - self.first % LINES - self.count
 
-    def add(self, lines: bytes, count: int) -> None:
-        """Append `count` lines.
-
-        Call `summarise` first where they are points: it counts from the lines that are there.
-        """
+    def add_logs(self, entries: list[LogLine]) -> None:
+        """Append log entries."""
+        lines = log_lines(entries)
         self.lines += lines
-        self.count += count
-        # The next block begins behind this one, wherever that is, and ends at the same multiple of a thousand as this
-        # one would have.
-        self.full = not self.room or len(self.lines) >= _FULL_BYTES
+        self._added(len(entries), len(lines))
 
-    def summarise(self, points: Points) -> None:
-        """Extend the summaries by points whose lines are added next."""
+    def add_points(self, points: NewPoints) -> None:
+        """Append points, and extend the summaries by them."""
         position = 0
         while position < len(points.rows):
             # A part ends at a multiple of PART of the index, and not after PART points: a block may begin anywhere.
@@ -112,70 +193,97 @@ class OpenBlock:
             extend(self.parts[-1], found)
             extend(self.extremes, found)
             position += len(rows)
+        self.table.add(points.rows, points.times)
+        self._added(len(points.rows), len(_encoder.encode(points.rows)))
 
-    def row(self, series: str) -> Block:
-        """Return the row to store."""
-        summary = _encoder.encode(self.extremes) if self.extremes else b""
-        parts = _encoder.encode(self.parts) if self.parts else b""
-        return Block(series, self.first, self.count, self.full, bytes(self.lines), summary, parts)
+    def _added(self, count: int, size: int) -> None:
+        self.count += count
+        self.size += size
+        self.changed = True
+        # The next block begins behind this one, wherever that is, and ends at the same multiple of a thousand as this
+        # one would have.
+        self.full = not self.room or self.size >= _FULL_BYTES
+
+    def store(self, draft: Draft, series: str) -> None:
+        """Store it in a page of its own, in place of the one that it had."""
+        if self.page:
+            draft.drop_page(self.page)
+        # More is spent on bytes once it is full: an open one is made anew often.
+        if series == LOGS:
+            data, parts = zlib.compress(self.lines, 6 if self.full else 1), b""
+        else:
+            data = self.table.encode(deflate=self.full)
+            parts = encode_summaries(self.parts, deflate=self.full)
+        self.page = draft.page(_encoder.encode((series == LOGS, data, parts)))
+        draft.put_block(series, BlockEntry(self.first, self.count, self.full, self.page, summary_of(self.extremes)))
+        self.changed = False
 
 
 OpenBlocks = dict[str, OpenBlock]
 
 
-def open_block_of(tx: Read, ns: str, experiment: str, series: str, open_blocks: OpenBlocks) -> OpenBlock:
+def open_block_of(draft: Draft, series: str, open_blocks: OpenBlocks) -> OpenBlock:
     """Return the newest block of a series: from memory, from the store, or a new one."""
     block = open_blocks.get(series)
     if block is None:
-        row = tx.last_block(ns, experiment, series)
-        block = open_blocks[series] = OpenBlock(0) if row is None else OpenBlock.stored(row)
+        block = open_blocks[series] = OpenBlock.stored(draft, series)
     return block
 
 
-def add(tx: Read, ns: str, experiment: str, edits: Edits, open_blocks: OpenBlocks) -> list[Block]:
-    """Add the lines of `edits` to the blocks of their series; return the rows to store. The edits are cleared."""
-    changed: list[Block] = []
+def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> set[str]:
+    """Add the lines of `edits` to the blocks of their series, and store full blocks. The edits are cleared.
+
+    `store_open` stores the others. Returns the series of which a range is full that makes a chunk.
+    """
+    filled: set[str] = set()
     if edits.logs:
-        block, position = open_block_of(tx, ns, experiment, LOGS, open_blocks), 0
+        block, position = open_block_of(draft, LOGS, open_blocks), 0
         while position < len(edits.logs):
-            block = _room(LOGS, block, open_blocks)
+            block = _room(draft, LOGS, block, open_blocks)
             part = edits.logs[position : position + block.room]
-            block.add(log_lines(part), len(part))
+            block.add_logs(part)
             position += len(part)
-            if block.full:
-                changed.append(block.row(LOGS))
-        if not block.full:
-            changed.append(block.row(LOGS))
+            _note_filled(LOGS, block, filled)
     for metric, blocks in edits.points.items():
         series = series_of(metric)
-        block = open_block_of(tx, ns, experiment, series, open_blocks)
+        block = open_block_of(draft, series, open_blocks)
         for points in _joined(blocks):
             position = 0
             while position < len(points.rows):
-                block = _room(series, block, open_blocks)
+                block = _room(draft, series, block, open_blocks)
                 piece = _slice(points, position, position + block.room)
-                block.summarise(piece)
-                block.add(point_lines(piece), len(piece.rows))
+                block.add_points(piece)
                 position += len(piece.rows)
-                if block.full:
-                    changed.append(block.row(series))
-        if not block.full:
-            changed.append(block.row(series))
+                _note_filled(series, block, filled)
     edits.clear()
-    return changed
+    return filled
 
 
-def _room(series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
+def _note_filled(series: str, block: OpenBlock, filled: set[str]) -> None:
+    if block.full and (block.first + block.count) % (CHUNK_BLOCKS * LINES) == 0:
+        filled.add(series)
+
+
+def store_open(draft: Draft, open_blocks: OpenBlocks) -> None:
+    """Store the blocks that have changed."""
+    for series, block in open_blocks.items():
+        if block.changed:
+            block.store(draft, series)
+
+
+def _room(draft: Draft, series: str, block: OpenBlock, open_blocks: OpenBlocks) -> OpenBlock:
     """Return the block itself, or, if it is full, a new one behind it, which takes its place in memory."""
     if not block.full:
         return block
+    if block.changed:
+        block.store(draft, series)
     new = open_blocks[series] = OpenBlock(block.first + block.count)
     return new
 
 
-def _joined(parts: list[Points]) -> Iterator[Points]:
+def _joined(parts: list[NewPoints]) -> Iterator[NewPoints]:
     """Join points that came one by one or a few at a time: encoding them together is cheaper."""
-    waiting: list[Points] = []
+    waiting: list[NewPoints] = []
     for part in parts:
         # A batch with one time is encoded fast as it is; joining would give each of its points a time of its own.
         if isinstance(part.times, int) and len(part.rows) >= LINES // 10:
@@ -189,23 +297,23 @@ def _joined(parts: list[Points]) -> Iterator[Points]:
         yield joined_blocks(waiting)
 
 
-def _slice(points: Points, start: int, end: int) -> Points:
+def _slice(points: NewPoints, start: int, end: int) -> NewPoints:
     """Return points [start, end) of a batch, counted within it."""
     if start == 0 and end >= len(points.rows):
         return points
     times = points.times if isinstance(points.times, int) else points.times[start:end]
-    return Points(points.start + start, points.rows[start:end], times)
+    return NewPoints(points.start + start, points.rows[start:end], times)
 
 
-def history(tx: Read, ns: str, experiment: str) -> History:
+def history(contents: Contents) -> History:
     """Return the function by which the fold reads stored points again after a rewind."""
 
     def points(metric: str, start: int, end: int) -> Iterator[Past]:
-        for block in tx.blocks(ns, experiment, series_of(metric), start, end):
-            first, lines = block.first, block.lines
-            if first < start or first + block.count > end:
-                low, high = max(start, first), min(end, first + block.count)
-                lines, first = b"\n".join(lines.splitlines()[low - first : high - first]), low
-            yield read_points(lines, first)
+        for block in blocks_of(contents, series_of(metric), start, end):
+            low, high = max(0, start - block.first), min(block.count, end - block.first)
+            found = block.points()
+            times = found.times
+            texts = [utc_text(times)] * (high - low) if isinstance(times, int) else map(utc_text, times[low:high])
+            yield found.rows(low, high), list(texts)
 
     return points

@@ -1,16 +1,17 @@
-"""Queries: lists, documents, pages of lines, down-sampled series; each from one consistent snapshot.
+"""Queries: lists, documents, pages of lines, down-sampled series; each from one version of an experiment.
 
-Readers never wait for a writer, and see either all of a commit or nothing of it. The database has one row for each
-thousand lines; so a page costs the blocks that it touches, and is made of the stored lines as they are, without
-decoding them (`metric_page`).
+Readers never wait for a writer, and see either all of a commit or nothing of it. There is one page of the database for
+each thousand lines; so a page of an answer costs the blocks that it touches, and is made of the stored lines as they
+are, without decoding them (`metric_page`).
 
-Limits keep one request from taking all memory: _PAGE_BYTES of lines in an answer, and _SCANNED_AT_ONCE log entries
-for each look at the database while filtering. A page that ends early says so (`hasMore`).
+Limits keep one request from taking all memory, or a thread for minutes: _PAGE_BYTES of lines in an answer, and
+_SEARCHED log entries or _SEARCH_S in a search. A page that ends early says so (`hasMore`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, cast
 
@@ -38,31 +39,34 @@ from ...core.sampling import LINES
 from ...core.state import File, Metric, State
 from ...core.times import utc_text
 from ...projection.lines import read_log
-from ..stores import Documents, ExperimentRow, Filter, Place, Read, place_of
-from .blocks import LOGS, series_of
-from .ingest import decode_state
+from ..stores import BlobRow, Documents, ExperimentRow, Filter, Place, place_of
+from .blocks import LOGS, blocks_of, series_of
+from .contents import Contents, Reader, steady
 from .series import sample
 
 _T = TypeVar("_T")
 # Most bytes of lines in one answer. Few answers come near it: a line may have a megabyte, but has a hundred bytes as
 # a rule.
 _PAGE_BYTES: Final = 32 << 20
-# Log entries that are read in one go while filtering, so that a search that finds nothing does not hold all of them.
-_SCANNED_AT_ONCE: Final = 20 * LINES
+# How many log entries one request may examine while filtering, and for how long: a text that is not there must not keep
+# a thread busy for as long as the log is.
+_SEARCHED: Final = 200 * LINES
+_SEARCH_S: Final = 2.0
 
 
 class Query:
     """Answers to readers. `ns` is a namespace, `experiment` an id. Any thread may call; raises Refused (404, 400)."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, reader: Reader) -> None:
         self._documents = documents
+        self._reader = reader
 
     # -- lists and documents -----------------------------------------------------------------------------------------
 
     def projects(self, ns: str) -> list[dict[str, Any]]:
         """Return the projects, by name, with the number of their experiments."""
-        with self._documents.read() as tx:
-            rows = tx.projects(ns)
+        with self._documents.view() as view:
+            rows = view.projects(ns)
         return [
             {
                 "name": row["project"],
@@ -89,10 +93,10 @@ class Query:
         """Return {"experiments": a page, "total", "next": what to give as `after` for the next page, or None}."""
         wanted = Filter(project=project, status=status, tag=tag, folder=folder, text=q, sort=sort)
         place = None if after is None else _read_place(after, sort)
-        with self._documents.read() as tx:
+        with self._documents.view() as view:
             # One more than asked for shows whether there is a next page.
-            rows = tx.experiments(ns, wanted, limit + 1, place)
-            total = tx.count(ns, wanted)
+            rows = view.experiments(ns, wanted, limit + 1, place)
+            total = view.count(ns, wanted)
         shown = rows[:limit]
         more = len(rows) > limit and bool(shown)
         return {
@@ -101,66 +105,62 @@ class Query:
             "next": _place_text(place_of(shown[-1], sort)) if more else None,
         }
 
+    @steady
     def experiment(self, ns: str, experiment: str) -> dict[str, Any]:
         """Return the mapping of `experiment.json`, and `heardAt`: when the server last received something of it."""
-        with self._looking(ns, experiment) as (_, row, state):
+        with self._looking(ns, experiment) as (contents, state):
             document: dict[str, Any] = {**experiment_document(state)}
         document |= _text(document["metadata"])
-        document["heardAt"] = utc_text(row.heard_ns)
+        document["heardAt"] = utc_text(contents.row.heard_ns)
         return document
 
+    @steady
     def get_parameters(self, ns: str, experiment: str) -> dict[str, Any]:
         """Return the parameters, flat, and the times of the first and last change; `version` grows by each."""
-        with self._looking(ns, experiment) as (_, row, state):
-            return parameters_answer(experiment, state, row.version)
+        with self._looking(ns, experiment) as (contents, state):
+            return parameters_answer(experiment, state, contents.row.version)
 
     # -- logs --------------------------------------------------------------------------------------------------------
 
+    @steady
     def logs(
         self, ns: str, experiment: str, start: int, limit: int, level: str | None = None, q: str | None = None
     ) -> dict[str, Any]:
         """Return a page of log entries from number `start` (negative: from the end), of a level or holding a text.
 
-        With a filter, `endIndex` is the last number that was examined: continue from `endIndex + 1` while `hasMore`.
+        With a filter, `endIndex` is the last number that was examined, and a page may be empty with more to come:
+        continue from `endIndex + 1` while `hasMore`.
         """
-        with self._looking(ns, experiment) as (tx, _, state):
+        with self._looking(ns, experiment) as (contents, state):
             total = state.logs
             start, stop = bounds(start, limit, total)
             if level is None and q is None:
-                entries = [_entry(line) for line in _bounded(_lines(tx, ns, experiment, LOGS, start, stop), len)]
+                entries = [_entry(line) for line in _bounded(_lines(contents, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
-            wanted = _matching(level, q)
-            # `position` is the number behind the last entry that was examined, whether it matched or not: the next
-            # page goes on there.
-            entries, position = [], start
-            while position < total and len(entries) < limit:
-                upto = min(total, position + _SCANNED_AT_ONCE)
-                for line in _lines(tx, ns, experiment, LOGS, position, upto):
-                    entry = _entry(line)
-                    position = entry["sequenceNumber"] + 1
-                    if wanted(entry):
-                        entries.append(entry)
-                        if len(entries) == limit:
-                            break
-                # No entry in this range ended the page, so all of it was examined.
-                else:
-                    position = upto
+            stop = min(total, start + _SEARCHED)
+            lines = _lines(contents, LOGS, start, stop)
+            entries, position = _search(lines, max(start, stop), limit, _matching(level, q))
         page = log_page(entries, start, more=position < total)
         return {**page, "endIndex": position - 1}
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
+    @steady
     def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
         """Return all metrics, by name, with the statistics of each series."""
-        with self._looking(ns, experiment) as (_, _, state):
+        with self._looking(ns, experiment) as (_, state):
             metrics = sorted(state.metrics.items())
             return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in metrics]
 
+    @steady
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
-        with self._looking(ns, experiment) as (_, _, state):
-            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
+        with self._looking(ns, experiment) as (contents, state):
+            name = metric_meant(state, metric)
+            stats: dict[str, Any] = {**metric_stats(state, _metric(state, name))}
+            return stats | tiers(contents, name, stats["totalDataPoints"])
 
+    @steady
     def metric_page(
         self, ns: str, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True
     ) -> bytes:
@@ -168,7 +168,7 @@ class Query:
 
         Without `superseded`, only current points are counted and returned.
         """
-        with self._looking(ns, experiment) as (tx, _, state):
+        with self._looking(ns, experiment) as (contents, state):
             metric = metric_meant(state, metric)
             known = state.metrics.get(metric)
             total = known.count if known is not None else 0
@@ -176,7 +176,7 @@ class Query:
             current = list(holes(known.superseded if known is not None and not superseded else (), 0, total))
             chosen = page_of(current, start, limit)
             # Ranges that lie within a thousand indices share their blocks, so they are read together.
-            pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(tx, ns, experiment, metric, window))
+            pairs = (pair for window in windows(chosen, LINES) for pair in _bulk(contents, metric, window))
             indices, lines = _unzipped(_bounded(pairs, lambda pair: len(pair[1])))
         # A start that was counted from the end becomes the index that it stands for. `total` is that of this page.
         start = start if start >= 0 else indices[0] if indices else 0
@@ -191,6 +191,7 @@ class Query:
         # The stored lines are JSON already: they are joined, and the other fields follow without their opening brace.
         return b'{"data":[' + b",".join(lines) + b"]," + msgspec.json.encode(tail)[1:]
 
+    @steady
     def series(
         self,
         ns: str,
@@ -207,7 +208,7 @@ class Query:
 
         Of points with indices [start, end); superseded ones are left out unless `superseded`.
         """
-        with self._looking(ns, experiment) as (tx, _, state):
+        with self._looking(ns, experiment) as (contents, state):
             name = metric_meant(state, metric)
             # Readers may name a series, `metric.field`: then its field is meant.
             if name != metric and field is None:
@@ -222,9 +223,7 @@ class Query:
             low = min(low, folded.count)
             high = max(low, min(high, folded.count))
             without = () if superseded else folded.superseded
-            sampled = sample(
-                tx, ns, experiment, metric, start=low, end=high, points=points, field=field, without=without
-            )
+            sampled = sample(contents, metric, start=low, end=high, points=points, field=field, without=without)
         answer = {
             "metricId": metric_id(experiment, metric),
             "name": metric,
@@ -238,26 +237,33 @@ class Query:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
+    @steady
     def list_files(
         self, ns: str, experiment: str, prefix: str = "", tags: list[str] | None = None
     ) -> list[dict[str, Any]]:
         """Return the records of listed files, oldest first; `pending` is true where the content has not arrived yet."""
-        with self._looking(ns, experiment) as (tx, _, state):
-            here = {row.name for row in tx.blobs(ns, experiment)}
+        with self._looking(ns, experiment) as (_, state):
+            here = {row.name for row in self._blobs(ns, experiment)}
             return [file_answer(state, file, here) for file in live_files(state, check_prefix(prefix), tags)]
 
+    @steady
     def file_record(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
         """Return the record of one file, also of a deleted one."""
-        with self._looking(ns, experiment) as (tx, _, state):
+        with self._looking(ns, experiment) as (_, state):
             file = state.files.get(file_id)
             if file is None:
                 raise Refused(404, UNKNOWN, "there is no such file")
-            here = {file.blob} if tx.blob(ns, experiment, file.blob) is not None else set()
-            return file_answer(state, file, here)
+            record = file_answer(state, file, {file.blob})
+            if file.live:
+                with self._documents.view() as view:
+                    here = view.blob(ns, experiment, file.blob) is not None
+                record = record if here else file_answer(state, file, set())
+            return record
 
+    @steady
     def blob_of(self, ns: str, experiment: str, file_id: str) -> str:
         """Return the name of the blob that holds a file's content."""
-        with self._looking(ns, experiment) as (_, _, state):
+        with self._looking(ns, experiment) as (_, state):
             file = state.files.get(file_id)
             if file is None:
                 raise Refused(404, UNKNOWN, "there is no such file")
@@ -265,17 +271,26 @@ class Query:
 
     # -- how it is done ----------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def _looking(self, ns: str, experiment: str) -> Iterator[tuple[Read, ExperimentRow, State]]:
-        """Open a snapshot, and give the experiment's row and state in it.
+    def _blobs(self, ns: str, experiment: str) -> list[BlobRow]:
+        with self._documents.view() as view:
+            return view.blobs(ns, experiment)
 
-        Raises Refused (404) if readers may not see it.
-        """
-        with self._documents.read() as tx:
-            row = tx.experiment(ns, experiment)
+    @contextlib.contextmanager
+    def _looking(self, ns: str, experiment: str) -> Iterator[tuple[Contents, State]]:
+        """Give the contents of an experiment and its state. Raises Refused (404) if readers may not see it."""
+        with self._documents.view() as view:
+            row = view.experiment(ns, experiment)
             if row is None or not row.events:
                 raise Refused(404, UNKNOWN, "there is no such experiment")
-            yield tx, row, decode_state(row)
+            contents = self._reader.contents(view, ns, row)
+            yield contents, contents.state()
+
+
+def tiers(contents: Contents, metric: str, count: int) -> dict[str, int]:
+    """Return how many of a metric's points are in chunks, how many are not, and the number of chunks."""
+    series = series_of(metric)
+    chunks = [entry.count for entry in contents.blocks(series, 0, contents.archived(series)) if entry.chunk]
+    return {"bufferedDataPoints": count - sum(chunks), "chunkedDataPoints": sum(chunks), "totalChunks": len(chunks)}
 
 
 def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
@@ -342,19 +357,18 @@ def _metric(state: State, name: str) -> Metric:
     return metric
 
 
-def _lines(tx: Read, ns: str, experiment: str, series: str, start: int, stop: int) -> Iterator[bytes]:
+def _lines(contents: Contents, series: str, start: int, stop: int) -> Iterator[bytes]:
     """Yield lines [start, stop) of the logs or of a metric."""
     if start >= stop:
         return
-    for block in tx.blocks(ns, experiment, series, start, stop):
-        lines = block.lines.splitlines()
-        yield from lines[max(0, start - block.first) : stop - block.first]
+    for block in blocks_of(contents, series, start, stop):
+        yield from block.lines(start, stop).splitlines()
 
 
-def _bulk(tx: Read, ns: str, experiment: str, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:
+def _bulk(contents: Contents, metric: str, ranges: list[Range]) -> Iterator[tuple[int, bytes]]:
     """Yield (index, line) of the points in some ranges that lie near each other, read together."""
     start, stop = ranges[0][0], ranges[-1][1]
-    lines = list(_lines(tx, ns, experiment, series_of(metric), start, stop))
+    lines = list(_lines(contents, series_of(metric), start, stop))
     for low, high in ranges:
         yield from zip(range(low, high), lines[low - start : high - start], strict=True)
 
@@ -395,3 +409,25 @@ def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:
         return (level is None or entry["level"] == level) and text in entry["message"].casefold()
 
     return matches
+
+
+def _search(
+    lines: Iterable[bytes], end: int, limit: int, wanted: Callable[[LogEntry], bool]
+) -> tuple[list[LogEntry], int]:
+    """Return log entries that are wanted, and the number behind the last one that was examined: go on there.
+
+    `end` is the number behind the last of `lines`.
+    """
+    entries: list[LogEntry] = []
+    size = 0
+    deadline = time.monotonic() + _SEARCH_S
+    for line in lines:
+        entry = _entry(line)
+        if wanted(entry):
+            if size and size + len(line) > _PAGE_BYTES:
+                return entries, entry["sequenceNumber"]
+            entries.append(entry)
+            size += len(line)
+        if len(entries) == limit or time.monotonic() >= deadline:
+            return entries, entry["sequenceNumber"] + 1
+    return entries, end

@@ -1,28 +1,42 @@
 """Down-sample a metric from stored blocks: what `core.sampling` shows of its points, with few blocks opened.
 
-A request for about n points of [start, end) takes a unit: one point, a part of 50, or a block of 1,000
-(`Sampling.unit`). Of each unit only the summary is read, so a million points cost a thousand rows of summaries and no
-lines. Lines are opened where a summary does not say enough: at the two ends of the range, and where points are left
-out (superseded by a rewind), because a least value may belong to a point that is not current.
+A request for about n points of [start, end) takes a unit: one point, or a stretch of 50, 1,000, 10,000 or 100,000
+(`Sampling.unit`). Summaries of stretches are stored as a pyramid, so of each stretch only the summary is read: ten
+million points cost a thousand summaries and no lines, and so do a hundred million.
+
+    100,000    level       in the tree         made once ten chunks are full
+     10,000    chunk       in the tree
+      1,000    block       in the tree, or in the index page of its chunk
+         50    part        in the page of its block, or in that index page
+
+What lies above the newest full stretch of a unit is read from the one below. Lines are opened where a summary does not
+say enough: at the two ends of the range, and where points are left out (superseded by a rewind), because a least value
+may belong to a point that is not current.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...core.sampling import LINES, PART, Extremes, Sampling
-from ...projection.lines import read_point
-from ..stores import Read
-from .blocks import extremes_of, parts_of, series_of
+from .blocks import CHUNK_BLOCKS, ChunkIndex, block_of, blocks_of, extremes_of, index_of, series_of
+from .contents import BlockEntry, Contents
+from .summaries import decode_summaries
+
+_CHUNK = CHUNK_BLOCKS * LINES
+LEVEL = 10 * _CHUNK
+"""Lines of the highest stretches."""
+
+_Whole = Callable[[int, int], bool]
+"""whole(low, high): all points of [low, high) are wanted."""
+_Summary = tuple[int, int, Extremes]
 
 
 def sample(
-    tx: Read,
-    ns: str,
-    experiment: str,
+    contents: Contents,
     metric: str,
     *,
     start: int,
@@ -36,39 +50,86 @@ def sample(
     Indices in the ranges `without` are left out.
     """
     sampling = Sampling(start, end, points, field)
+    series = series_of(metric)
+
+    def wanted(low: int, high: int) -> list[Range]:
+        return list(holes(without, max(low, start), min(high, end)))
 
     def add_lines(low: int, high: int) -> None:
-        for block in tx.blocks(ns, experiment, series, low, high):
-            first, stop = max(low, block.first), min(high, block.first + block.count)
-            lines = block.lines.splitlines()[first - block.first : stop - block.first]
-            sampling.add_rows([read_point(line)["data"] for line in lines], first)
+        for block in blocks_of(contents, series, low, high):
+            found = block.points()
+            for first, stop in sampling.pieces(max(low, block.first), min(high, block.first + block.count)):
+                sampling.add(first, found.extremes(block.first, first - block.first, stop - block.first, field))
 
-    series = series_of(metric)
     if sampling.unit < PART:
-        for low, high in holes(without, start, end):
+        for low, high in wanted(start, end):
             add_lines(low, high)
     else:
-        for low, high, summary in _summaries(tx, ns, experiment, series, start, end, sampling.unit):
-            wanted = list(holes(without, max(low, start), min(high, end)))
-            if wanted == [(low, high)]:
+        whole: _Whole = lambda low, high: wanted(low, high) == [(low, high)]  # noqa: E731 - two words for the reader
+        for low, high, summary in _summaries(contents, series, start, end, sampling.unit, whole):
+            parts = wanted(low, high)
+            if parts == [(low, high)]:
                 sampling.add(low, summary)
             else:
                 # At the ends of the range, or beside what is left out: only a part of it counts.
-                for part in wanted:
+                for part in parts:
                     add_lines(*part)
     return {series_name(metric, name): shown for name, shown in sampling.series().items()}
 
 
-def _summaries(
-    tx: Read, ns: str, experiment: str, series: str, start: int, end: int, unit: int
-) -> Iterator[tuple[int, int, Extremes]]:
-    """Yield (first index, index behind the last, summary) of the stored ranges that hold [start, end), in order."""
-    whole = unit == LINES
-    for first, count, stored in tx.summaries(ns, experiment, series, start, end, parts=not whole):
+def _summaries(contents: Contents, series: str, start: int, end: int, unit: int, whole: _Whole) -> Iterator[_Summary]:
+    """Yield (first index, index behind the last, summary) of stretches that hold [start, end), in order.
+
+    Those of `unit` where they are stored and wholly wanted; else shorter ones.
+    """
+    position = start
+    if unit >= LEVEL:
+        for first, count, summary in contents.levels(series, start, end):
+            if whole(first, first + count):
+                yield from _below(contents, series, position, first, unit, whole)
+                yield first, first + count, extremes_of(summary)
+                position = first + count
+    yield from _below(contents, series, position, end, unit, whole)
+
+
+def _below(contents: Contents, series: str, start: int, end: int, unit: int, whole: _Whole) -> Iterator[_Summary]:
+    """Yield summaries of chunks, of blocks, or of parts."""
+    for entry in contents.blocks(series, start, end) if start < end else ():
+        behind = entry.first + entry.count
+        if behind <= start:
+            continue
+        if entry.chunk and not (unit >= _CHUNK and whole(entry.first, behind)):
+            index = index_of(contents, entry)
+            found = _of_blocks(index) if unit >= LINES else _of_parts(index.entries, index.parts)
+            yield from (summary for summary in found if summary[0] < end and summary[1] > start)
+        elif unit >= LINES:
+            # It ends at a multiple of its length, so it does not reach into another unit.
+            yield entry.first, behind, extremes_of(entry.summary)
+        else:
+            yield from _of_block(contents, series, entry, start, end)
+
+
+def _of_block(contents: Contents, series: str, entry: BlockEntry, start: int, end: int) -> Iterator[_Summary]:
+    """Yield the summaries of the parts of a block that is in a page."""
+    parts = block_of(contents, series, entry).parts
+    for summary in _of_parts([(entry.first, entry.count, 0, 0)], parts):
+        if summary[0] < end and summary[1] > start:
+            yield summary
+
+
+def _of_blocks(index: ChunkIndex) -> Iterator[_Summary]:
+    """Yield the summaries of the blocks of a chunk."""
+    for (first, count, _, _), summary in zip(index.entries, decode_summaries(index.blocks), strict=True):
+        yield first, first + count, summary
+
+
+def _of_parts(blocks: Sequence[tuple[int, int, int, int]], parts: bytes) -> Iterator[_Summary]:
+    """Yield the summaries of the parts of blocks, given as (first line, count, ...)."""
+    summaries = iter(decode_summaries(parts))
+    for first, count, _, _ in blocks:
         # Parts have no index of their own: each begins where the one before has ended.
         low = first
-        for summary in [extremes_of(stored)] if whole else parts_of(stored):
-            high = min(low - low % unit + unit, first + count)
-            if low < end and high > start:
-                yield low, high, summary
+        while low < first + count:
+            high = min(low - low % PART + PART, first + count)
+            yield low, high, next(summaries)
             low = high

@@ -9,8 +9,9 @@ knows what its end is; then a new journal, writer and segment begin, and the old
 reason a segment is taken out of `_segments` before it is used, and comes back only after success, or after an error
 of which it is known that it changed nothing.
 
-`make` runs within the transaction, with the state as it is then: it may check something and base its events on that,
-without another request in between.
+`make` runs under the lease of the experiment, with the state as it is then: it may check something and base its events
+on that, without another request in between. Another server that writes to the same experiment begins a journal, writer
+and segment of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import time_ns
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -29,13 +30,17 @@ from ...core.fold import fold_death
 from ...core.frames import MAX_PAYLOAD, Header, LengthCrcs, encode_frame, encode_header
 from ...core.limits import LATEST_NS
 from ...core.names import check_metric_name, check_name, experiment_id
-from ...core.protocol import UNKNOWN, Refused
-from ...core.state import Edits, State
+from ...core.protocol import Refused
+from ...core.state import State
 from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
-from ..stores import Write
-from .ingest import DEATH, CachedExperiment, Ingest
+from ..stores import BlobRow, ExperimentRow, JournalClaim, View
+from .contents import TABLES_VERSION
+from .ingest import DEATH, Change, Ingest
+from .journals import known
+
+Answer = TypeVar("Answer")
 
 New = tuple[int, Any, int | None]
 """(kind, body, time in ns or None for now)."""
@@ -73,7 +78,8 @@ class OpenSegment:
 class ServerWriter:
     """Writer of events that arrive without a journal, by REST. Any thread may call.
 
-    Lock order: `_guard` (the open segments), then `Ingest.writing` (its turn), then the lock of the store.
+    An open segment belongs to whoever has the lease of its experiment (`Ingest.changing`); `_guard` protects the
+    mapping alone.
     """
 
     def __init__(self, ingest: Ingest) -> None:
@@ -87,64 +93,69 @@ class ServerWriter:
         project: str,
         name: str,
         make: Callable[[State, str, int], Iterable[New]],
+        answer: Callable[[Change], Answer],
         *,
-        before: Callable[[Write, State, str, int], None] | None = None,
         ends: str | None = None,
-    ) -> CachedExperiment:
-        """Store and fold the events that `make(state, writer, next number)` returns; return the experiment after them.
+        blob: Callable[[str, int], BlobRow] | None = None,
+    ) -> Answer:
+        """Store and fold the events that `make(state, writer, next number)` returns.
 
-        The events are durable on return. `before` runs in the same transaction, ahead of them. With `ends`, the writer
-        closes after them in that status. Raises what `make` raises, Refused or StoreTrouble; nothing is changed then.
+        Return `answer(change)`, made of the experiment as it is right after them, before any other request changes it.
+        The events are durable on return. With `ends`, the writer closes after them in that status. `blob(writer, next
+        number)` is stored before the event that names it. Raises what `make` raises, Refused or StoreTrouble; nothing
+        is changed then.
         """
         identity = experiment_id(project, name)
-        with self._guard:
-            segment = self._segments.pop((ns, identity), None)
+        key = (ns, identity)
+        with self._ingest.changing(ns, identity, project, name) as change:
+            segment = self._taken(key)
             # None: the first write since the start, after an error of storage, or after many other experiments.
-            if segment is None or segment.length > ROLL_BYTES:
+            if (
+                segment is None
+                or segment.length > ROLL_BYTES
+                # The experiment was removed since, and with it all that this writer may still send.
+                or change.draft.is_removed(segment.writer.hex())
+            ):
                 segment = _new_segment(project, name)
             try:
-                with self._ingest.writing() as tx:
-                    cached = self._ingest.cached(tx, ns, identity, project, name)
-                    if segment.writer.hex() in cached.row.removed_writers:
-                        # The experiment was removed since, and with it all that this writer may still send.
-                        segment = _new_segment(project, name)
-                    new: list[New] = []
-                    if segment.seq == 0:
-                        new.append((ev.OPEN, _opening(project, name), None))
-                    writer = segment.writer.hex()
-                    # `make` needs the number: the id of a file comes from the writer and number of its event.
-                    first = segment.seq + len(new)
-                    if before is not None:
-                        before(tx, cached.state, writer, first)
-                    new += make(cached.state, writer, first)
-                    if ends is not None:
-                        new.append((ev.CLOSE, {"status": ends}, None))
-                    data, last_ns = _frames(segment, new, cached.state.updated_ns)
-                    length, _, released = self._ingest.take(
-                        tx, ns, segment.journal.hex(), segment.name, segment.length, data
-                    )
+                new: list[New] = []
+                if segment.seq == 0:
+                    new.append((ev.OPEN, _opening(project, name), None))
+                writer = segment.writer.hex()
+                # `make` needs the number: the id of a file comes from the writer and number of its event.
+                first = segment.seq + len(new)
+                new += make(change.state, writer, first)
+                if ends is not None:
+                    new.append((ev.CLOSE, {"status": ends}, None))
+                data, last_ns = _frames(segment, new, change.state.updated_ns)
+                if blob is not None:
+                    self._ingest.documents.put_blobs(ns, [blob(writer, first)])
+                claim = JournalClaim(segment.journal.hex(), identity, project, name)
+                length = self._ingest.take(change, claim, segment.name, segment.length, data, [])
+                change.commit()
             except (Refused, InvalidInput, WriteProtected):
-                # The request was at fault, not the storage: the segment on disk is as it was, and can be continued.
+                # The request was at fault, not the storage: the segment as it is stored can be continued.
                 if segment.seq:
-                    self._remember((ns, identity), segment)
+                    self._remember(key, segment)
                 raise
             # Only after the commit: the fields always say what is stored.
             segment.seq += len(new)
             segment.length, segment.last_ns = length, last_ns
             if ends is None:
-                self._remember((ns, identity), segment)
-        self._ingest.notify(ns, cached, released)
+                self._remember(key, segment)
+            answered = answer(change)
+        self._ingest.notify(change)
         if ends is not None:
             self._end_writers(ns, identity)
-        return cached
+        return answered
 
     def end_quiet(self, before_ns: int) -> int:
         """End experiments that were written by REST only, and last before `before_ns`; return how many.
 
         A client that writes by REST may never say that it has ended. If it writes again, the experiment runs again.
         """
-        with self._ingest.documents.read() as tx:
-            quiet = tx.quiet(before_ns)
+        with self._ingest.documents.view() as view:
+            quiet = view.quiet(before_ns)
         return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
     def _end_writers(self, ns: str, experiment: str, before_ns: int = LATEST_NS) -> bool:
@@ -155,41 +166,56 @@ class ServerWriter:
         They are found by their place: opening events of this server say so. Several may be alive, since each restart
         begins another.
         """
-        with self._guard, self._ingest.writing() as tx:
-            row = tx.experiment(ns, experiment)
-            # Asked once more, now that nobody else writes.
-            if row is None or row.heard_ns >= before_ns:
+        with self._ingest.documents.view() as view:
+            row = view.experiment(ns, experiment)
+            if row is None or row.heard_ns >= before_ns or not self._own(view, ns, row, before_ns):
                 return False
-            cached = self._ingest.cached(tx, ns, experiment)
-            segment = self._segments.get((ns, experiment)) if before_ns == LATEST_NS else None
-            own = [
-                writer
-                for writer in cached.state.alive
-                if (cached.state.writers[writer].place or {}).get("server") is True
-                and (segment is None or segment.writer.hex() != writer)
-            ]
-            edits = Edits()
+        with self._ingest.changing(ns, experiment) as change:
+            # Asked once more, now that nobody else writes.
+            if change.stored.heard_ns >= before_ns:
+                return False
+            own = self._own_writers(ns, experiment, change.state, before_ns)
             for writer in own:
-                fold_death(cached.state, writer, edits)
-                self._ingest.arrive(tx, ns, cached, DEATH, writer, 0, 0)
+                fold_death(change.state, writer, change.edits)
+                change.arrive(DEATH, writer, 0, 0)
             if own:
-                self._ingest.store(tx, ns, cached, edits)
+                change.commit()
         if own:
-            self._ingest.notify(ns, cached)
+            self._ingest.notify(change)
         return bool(own)
 
+    def _own(self, view: View, ns: str, row: ExperimentRow, before_ns: int) -> bool:
+        """True if writers of this server in an experiment have not closed, as far as a look shows."""
+        if row.fold_version != TABLES_VERSION:
+            return False
+        state = self._ingest.reader.contents(view, ns, row).state()
+        return bool(self._own_writers(ns, row.id, state, before_ns))
+
+    def _own_writers(self, ns: str, experiment: str, state: State, before_ns: int) -> list[str]:
+        segment = self._segments.get((ns, experiment)) if before_ns == LATEST_NS else None
+        return [
+            writer
+            for writer in state.alive
+            if (state.writers[writer].place or {}).get("server") is True
+            and (segment is None or segment.writer.hex() != writer)
+        ]
+
+    def _taken(self, key: tuple[str, str]) -> OpenSegment | None:
+        """Take out the segment of an experiment, if there is one."""
+        with self._guard:
+            return self._segments.pop(key, None)
+
     def _remember(self, key: tuple[str, str], segment: OpenSegment) -> None:
-        """Keep a segment to go on with; with too many, drop the one kept for longest. Holds `_guard`."""
-        self._segments[key] = segment
-        if len(self._segments) > _SEGMENTS_REMEMBERED:
-            del self._segments[next(iter(self._segments))]
+        """Keep a segment to go on with; with too many, drop the one kept for longest."""
+        with self._guard:
+            self._segments[key] = segment
+            if len(self._segments) > _SEGMENTS_REMEMBERED:
+                del self._segments[next(iter(self._segments))]
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
         """Return (project, name) of an experiment. Raises Refused (404) if it is not here."""
-        with self._ingest.documents.read() as tx:
-            row = tx.experiment(ns, experiment)
-        if row is None or not row.events:
-            raise Refused(404, UNKNOWN, "there is no such experiment")
+        with self._ingest.documents.view() as view:
+            row = known(view, ns, experiment)
         return row.project, row.name
 
 

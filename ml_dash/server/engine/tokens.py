@@ -15,15 +15,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from time import time_ns
 from typing import Any, Final
 
 from ...errors import InvalidValue
-from ..stores import Documents, StoreRefused, TokenRow
-from ..stores.sqlite import SqliteDocuments
+from ..settings import ServerSettings
+from ..stores import Documents, TokenRow
+from ..stores.wiring import make_data, open_stores
 
-DATABASE: Final = "server.sqlite"
 # So that people, and programs that search for secrets, recognise a token.
 PREFIX: Final = "mld_"
 
@@ -45,8 +44,7 @@ class Tokens:
             raise InvalidValue(f"user is {user!r}", hint="use the name that the user has as user_name=")
         text = PREFIX + secrets.token_urlsafe(32)
         row = TokenRow(os.urandom(6).hex(), _digest(text), user, read_only, read_all, time_ns(), expires_ns or 0, 0)
-        with self._documents.write() as tx:
-            tx.put_token(row)
+        self._documents.put_token(row)
         return row.id, text
 
     def find_token(self, text: str) -> dict[str, Any] | None:
@@ -54,53 +52,41 @@ class Tokens:
 
         It is looked up by its SHA-256, so the time that this takes says nothing about existing tokens.
         """
-        with self._documents.read() as tx:
-            row = tx.token(_digest(text))
+        with self._documents.view() as view:
+            row = view.token(_digest(text))
         if row is None or row.revoked_ns or (row.expires_ns and row.expires_ns <= time_ns()):
             return None
         return _shown(row)
 
     def list_tokens(self) -> list[dict[str, Any]]:
         """Return all tokens ever made, oldest first, without their texts."""
-        with self._documents.read() as tx:
-            return [{**_shown(row), "created_ns": row.created_ns, "revoked_ns": row.revoked_ns} for row in tx.tokens()]
+        with self._documents.view() as view:
+            return [
+                {**_shown(row), "created_ns": row.created_ns, "revoked_ns": row.revoked_ns} for row in view.tokens()
+            ]
 
     def revoke_token(self, identity: str) -> bool:
         """Revoke a token, from now on; return False if there is no such token."""
-        with self._documents.write() as tx:
-            row = next((row for row in tx.tokens() if row.id == identity), None)
-            # The first time counts: revoking it again changes nothing.
-            if row is not None and not row.revoked_ns:
-                tx.put_token(replace(row, revoked_ns=time_ns()))
+        with self._documents.view() as view:
+            row = next((row for row in view.tokens() if row.id == identity), None)
+        # The first time counts: revoking it again changes nothing.
+        if row is not None and not row.revoked_ns:
+            self._documents.put_token(replace(row, revoked_ns=time_ns()))
         return row is not None
 
 
-def make_data(data: Path) -> None:
-    """Make the data folder if it is not there. Raises StoreRefused where that cannot be, or it may not be written."""
-    try:
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        hint = "name another with --data, in a place where this user may write"
-        raise StoreRefused(f"the data folder {data} cannot be made: {error.strerror or error}", hint=hint) from error
-    if not os.access(data, os.W_OK | os.X_OK):
-        raise StoreRefused(
-            f"the data folder {data} may not be written by this user",
-            hint="run this as the server's user, or name another with --data",
-        )
-
-
 @contextlib.contextmanager
-def open_tokens(data: Path) -> Iterator[Tokens]:
-    """Open the tokens of a data folder, with or without a running server.
+def open_tokens(settings: ServerSettings) -> Iterator[Tokens]:
+    """Open the tokens of a server, with or without it running.
 
     Raises StoreRefused, StoreTrouble, OSError.
     """
-    make_data(data)
-    documents = SqliteDocuments(data / DATABASE)
+    make_data(settings.data)
+    stores = open_stores(settings)
     try:
-        yield Tokens(documents)
+        yield Tokens(stores.documents)
     finally:
-        documents.close()
+        stores.close()
 
 
 def _digest(text: str) -> str:

@@ -10,6 +10,8 @@ request are folded together, and last.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -18,15 +20,17 @@ from ...core import events as ev
 from ...core.limits import CHUNK_SIZE
 from ...core.names import check_filename, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
-from ...core.records import buffered, experiment_document, metric_id_of
+from ...core.records import experiment_document, metric_id_of
 from ...core.state import RUNNING, State
 from ...core.times import parse_time, utc_text
-from ...errors import InvalidValue
+from ...disk.durable import fail_point
+from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...log import LogLevel
-from ..stores import BlobRow, Objects, Write
-from .ingest import CachedExperiment
+from ..stores import BlobRow, Documents, Objects, StoreTrouble
+from .blocks import series_of
+from .ingest import Change
 from .queries import file_answer, parameters_answer
-from .server_writer import New, ServerWriter, points_events, refuse_protected
+from .server_writer import Answer, New, ServerWriter, points_events, refuse_protected
 from .uploads import file_key
 
 
@@ -36,8 +40,9 @@ class Writes:
     Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
     """
 
-    def __init__(self, writer: ServerWriter, objects: Objects) -> None:
+    def __init__(self, writer: ServerWriter, documents: Documents, objects: Objects) -> None:
         self._writer = writer
+        self._documents = documents
         self._objects = objects
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -47,21 +52,23 @@ class Writes:
         """
         # False for writeProtected says nothing: a protection cannot be taken back.
         apart = ("name", "status")
-        change = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
-        events: list[New] = [(ev.UPDATE, change, None)] if change else []
+        given = {key: value for key, value in body.items() if key not in apart and (key != "writeProtected" or value)}
+        events: list[New] = [(ev.UPDATE, given, None)] if given else []
         status = body.get("status", RUNNING)
         ends = None if status == RUNNING else status
-        cached = self._writer.write(ns, project, body["name"], lambda *_: events, ends=ends)
-        document = experiment_document(cached.state)
-        return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
+
+        def answer(change: Change) -> dict[str, Any]:
+            document = experiment_document(change.state)
+            return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
+
+        return self._writer.write(ns, project, body["name"], lambda *_: events, answer, ends=ends)
 
     # -- logs and parameters -----------------------------------------------------------------------------------------
 
     def add_logs(self, ns: str, experiment: str, logs: list[dict[str, Any]]) -> dict[str, Any]:
         """Add log entries; return their numbers. Each has its own timestamp, or the present time."""
         entries = [_log_event(number, entry) for number, entry in enumerate(logs)]
-        cached = self._write(ns, experiment, lambda *_: entries)
-        end = cached.state.logs
+        end = self._write(ns, experiment, lambda *_: entries, lambda change: change.state.logs)
         return {
             "created": len(entries),
             "startSequence": end - len(entries),
@@ -76,8 +83,10 @@ class Writes:
             refuse_protected(state)
             return [(ev.PARAMETERS, data, None)] if data else []
 
-        cached = self._write(ns, experiment, make)
-        return parameters_answer(experiment, cached.state, cached.row.version)
+        def answer(change: Change) -> dict[str, Any]:
+            return parameters_answer(experiment, change.state, change.stored.version)
+
+        return self._write(ns, experiment, make, answer)
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
@@ -101,16 +110,19 @@ class Writes:
         # The metric's event goes before its points.
         if given:
             events.insert(0, (ev.METRIC, [metric, given], None))
-        cached = self._write(ns, experiment, lambda *_: events)
-        count = cached.state.metrics[metric].count
-        return {
-            "metricId": metric_id_of(cached.state, metric),
-            "startIndex": count - len(rows),
-            "endIndex": count - 1,
-            "count": len(rows),
-            "bufferedDataPoints": buffered(count),
-            "chunkSize": CHUNK_SIZE,
-        }
+
+        def answer(change: Change) -> dict[str, Any]:
+            count = change.state.metrics[metric].count
+            return {
+                "metricId": metric_id_of(change.state, metric),
+                "startIndex": count - len(rows),
+                "endIndex": count - 1,
+                "count": len(rows),
+                "bufferedDataPoints": count - change.draft.archived(series_of(metric)),
+                "chunkSize": CHUNK_SIZE,
+            }
+
+        return self._write(ns, experiment, lambda *_: events, answer)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -129,29 +141,36 @@ class Writes:
             given=ev.given(**{key: fields.get(key) for key in ("description", "tags", "metadata")}),
         )
         project, name = self._writer.known(ns, experiment)
-        placed: list[tuple[str, str]] = []
+        # The object first, then its row, then the event. The id of a file is made of the writer and number of its
+        # event, which is not known before; so a random part takes its place in the key.
+        key = file_key(ns, project, experiment, os.urandom(8).hex(), filename)
+        self._objects.put(key, staged)
+        fail_point("file-stored")
+        named: list[BlobRow] = []
+        ids: list[str] = []
 
-        def store(tx: Write, state: State, writer: str, first: int) -> None:
+        def make(state: State, writer: str, first: int) -> list[New]:
             refuse_protected(state)
-            identity = file_id(bytes.fromhex(writer), first)
-            blob = ev.blob_name(fields["checksum"], writer, first)
-            key = file_key(ns, project, experiment, identity, filename)
-            # The object first, then its row and event in one transaction. The id of a file is made of the writer and
-            # number of its event, so the key is known only here, within the transaction.
-            self._objects.put(key, staged)
-            placed.append((identity, key))
-            tx.put_blob(ns, BlobRow(blob, fields["checksum"], fields["sizeBytes"], key, experiment))
+            ids.append(file_id(bytes.fromhex(writer), first))
+            return [(ev.FILE, body, None)]
+
+        def blob(writer: str, first: int) -> BlobRow:
+            name = ev.blob_name(fields["checksum"], writer, first)
+            named.append(BlobRow(name, fields["checksum"], fields["sizeBytes"], key, experiment))
+            return named[0]
+
+        def answer(change: Change) -> dict[str, Any]:
+            file = change.state.files[ids[0]]
+            return file_answer(change.state, file, {file.blob})
 
         try:
-            cached = self._writer.write(ns, project, name, lambda *_: [(ev.FILE, body, None)], before=store)
-        except BaseException:
-            # The transaction was rolled back, so no row names the object.
-            for _, key in placed:
+            return self._writer.write(ns, project, name, make, answer, blob=blob)
+        except (Refused, InvalidInput, WriteProtected, StoreTrouble) as error:
+            # No event names it, unless the storage failed in the commit: then nobody knows, and the sweep decides.
+            if not named or not isinstance(error, StoreTrouble):
+                self._documents.drop_blobs(ns, experiment, [row.name for row in named])
                 self._objects.delete(key)
             raise
-        # `store` ran exactly once, since the transaction has committed.
-        file = cached.state.files[placed[0][0]]
-        return file_answer(cached.state, file, {file.blob})
 
     def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change description, tags or metadata of a file; return its record. What is not given stays."""
@@ -161,9 +180,11 @@ class Writes:
             _live_file(state, file_id)
             return [(ev.FILE_UPDATE, {"id": file_id, **changes}, None)] if changes else []
 
-        cached = self._write(ns, experiment, make)
-        file = cached.state.files[file_id]
-        return file_answer(cached.state, file, {file.blob})
+        def answer(change: Change) -> dict[str, Any]:
+            file = change.state.files[file_id]
+            return file_answer(change.state, file, {file.blob})
+
+        return self._write(ns, experiment, make, answer)
 
     def delete_file(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
         """Delete a file and release its content; return {"id", "deletedAt"}."""
@@ -173,10 +194,12 @@ class Writes:
             _live_file(state, file_id)
             return [(ev.FILE_DELETE, {"id": file_id}, None)]
 
-        cached = self._write(ns, experiment, make)
-        return {"id": file_id, "deletedAt": utc_text(cached.state.files[file_id].deleted_ns)}
+        def answer(change: Change) -> dict[str, Any]:
+            return {"id": file_id, "deletedAt": utc_text(change.state.files[file_id].deleted_ns)}
 
-    def _write(self, ns: str, experiment: str, make: Any) -> CachedExperiment:
+        return self._write(ns, experiment, make, answer)
+
+    def _write(self, ns: str, experiment: str, make: Any, answer: Callable[[Change], Answer]) -> Answer:
         """Write to an experiment that is here, given by its id. Raises Refused (404) for others.
 
         The names are looked up first, because the id of an experiment is computed from them and a new segment's
@@ -184,7 +207,7 @@ class Writes:
         """
         project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
-        return self._writer.write(ns, project, name, make)
+        return self._writer.write(ns, project, name, make, answer)
 
 
 def _live_file(state: State, file_id: str) -> None:

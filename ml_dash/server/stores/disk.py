@@ -19,14 +19,14 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
-from ...disk.durable import read_at, sync_folder
-from . import StoreTrouble
+from ...disk.durable import read_at, sync_folder, write_all
+from . import Entry, StoreTrouble
 
 Result = TypeVar("Result")
 
@@ -68,6 +68,8 @@ class DiskObjects:
 
         def place() -> None:
             try:
+                # It may have waited for long; whoever looks for objects that no row names must not take it for old.
+                os.utime(path)
                 # Content first: a name that survives a power cut must not lead to an empty file.
                 _sync(path)
                 os.replace(path, target)
@@ -81,13 +83,19 @@ class DiskObjects:
         with _trouble():
             self._placed(target, place, source=path)
 
-    def put_many(self, items: Sequence[tuple[str, Path]]) -> None:
-        """Move many files here, synced in parallel: many syncs at once take the disk little longer than one."""
-        placed = [(self._path(key), path) for key, path in items]
+    def put_contents(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Store many contents, synced in parallel: many syncs at once take the disk little longer than one."""
+        placed = [(self._path(key), content) for key, content in items]
         with _trouble():
             folders = set[Path]()
-            for target, path in placed:
-                folders |= self._moved(target, path)
+            for target, content in placed:
+                temporary = self.folder / (_TEMPORARY + os.urandom(8).hex())
+                try:
+                    temporary.write_bytes(content)
+                    folders |= self._moved(target, temporary)
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
             with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
                 # Here the names come before the content, which is allowed because nothing names these objects before
                 # this call has returned. The results are read so that an error in a thread is raised.
@@ -96,6 +104,17 @@ class DiskObjects:
                 for _ in threads.map(sync_folder, folders):
                     pass
 
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Store a content that is in memory; durable on return. Replaces what is there. Raises StoreTrouble."""
+        target = self._path(key)
+
+        def place() -> None:
+            _write_file(target, content)
+
+        with _trouble():
+            # Only a folder that was taken away is a reason to try again, so anything that stays serves as the source.
+            self._placed(target, place, source=self.folder)
+
     def _moved(self, target: Path, path: Path) -> set[Path]:
         """Move a file to its place; return the folders that got a new entry, to be synced."""
         entries = {target.parent}
@@ -103,6 +122,7 @@ class DiskObjects:
             try:
                 entries |= _holders_of_new(target.parent, self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                os.utime(path)
                 shutil.move(path, target)
                 break
             except (FileNotFoundError, FileExistsError):
@@ -124,6 +144,8 @@ class DiskObjects:
                 # This file system has no hard links, or the file has too many.
                 _copy_file(original, place)
                 return
+            # Else it would be as old as the other one.
+            os.utime(temporary)
             os.replace(temporary, place)
             # If both names are links to the same file, `replace` does nothing and leaves this one.
             temporary.unlink(missing_ok=True)
@@ -163,6 +185,11 @@ class DiskObjects:
             except FileNotFoundError:
                 return None
 
+    def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the sizes in bytes of those that are here."""
+        sizes = ((key, self.size(key)) for key in keys)
+        return {key: size for key, size in sizes if size is not None}
+
     def delete(self, key: str) -> None:
         """Delete an object, and the folders that are empty then."""
         path = self._path(key)
@@ -178,15 +205,40 @@ class DiskObjects:
                 # Not empty.
                 return
 
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Delete objects, those that are there. Raises StoreTrouble."""
+        for key in keys:
+            self.delete(key)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in no order."""
+        for key, _ in self._files(prefix):
+            yield key
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield (key, size, time of the last change in ns) of the objects whose keys begin with `prefix`."""
+        for key, path in self._files(prefix):
+            with _trouble():
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    # Deleted since the folder was read.
+                    continue
+            yield key, found.st_size, found.st_mtime_ns
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """Yield (key, path) of the objects whose keys begin with `prefix`."""
         for base, _, names in os.walk(self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
                 if not name.startswith("."):
                     key = _key((*above, name))
                     if key.startswith(prefix):
-                        yield key
+                        yield key, Path(base, name)
+
+    def presigned(self, key: str, filename: str, seconds: int) -> str | None:
+        """Return None: only this server reaches the folder."""
+        return None
 
     def check(self) -> None:
         """Raise StoreTrouble if the folder cannot be used now."""
@@ -288,6 +340,22 @@ def _unless_missing(path: Path, do: Callable[[], Result]) -> Result:
         return do()
     except NotADirectoryError:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+
+def _write_file(target: Path, content: bytes) -> None:
+    """Write a file, synced, and put it in place by rename; leave nothing after an error."""
+    temporary = target.with_name(_TEMPORARY + os.urandom(8).hex())
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        try:
+            write_all(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

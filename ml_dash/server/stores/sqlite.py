@@ -116,7 +116,8 @@ class SqliteDocuments:
     `close` takes both, `_turn` first, and sets `_closed` under both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, alone: bool = False) -> None:
+        """Open or make the file; `alone`: no other process folds here, so leases that are in it are left over."""
         self.path = path
         self._guard = threading.Lock()
         self._turn = threading.Lock()
@@ -127,6 +128,9 @@ class SqliteDocuments:
         self._seen: dict[tuple[str, str], tuple[tuple[int, int], float]] = {}
         self._closed = False
         self._prepare()
+        if alone:
+            with self._writing() as tx:
+                tx.drop_leases()
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
@@ -602,6 +606,10 @@ class _View:
     def put_lease(self, ns: str, experiment: str, epoch: int) -> None:
         """Store the newest lease."""
         self._all("INSERT OR REPLACE INTO leases VALUES(?,?,?,0)", (ns, experiment, epoch))
+
+    def drop_leases(self) -> None:
+        """Delete all leases that no commit has ended."""
+        self._all("DELETE FROM leases")
 
     def put_blobs(self, ns: str, rows: Iterable[BlobRow]) -> None:
         """Store rows of blobs."""
