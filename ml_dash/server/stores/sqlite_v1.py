@@ -18,7 +18,8 @@ from . import OlderSegment
 
 VERSION: Final = 1
 _CARRIED: Final = ("experiments", "journals", "segments", "stretches", "arrivals")
-_DROPPED: Final = ("listed", "blocks", "settings")
+_DROPPED: Final = ("blocks", "settings")
+_KEPT: Final = ("blobs", "tokens", "listed")
 
 
 class _Connected(Protocol):
@@ -75,8 +76,7 @@ def begin(connection: sqlite3.Connection, tables: str, version: int) -> None:
         for name in _CARRIED:
             connection.execute(f"ALTER TABLE {name} RENAME TO old_{name}")
         for statement in tables.split(";"):
-            # Blobs and tokens are as they were.
-            if statement.strip() and not any(f" {name}(" in statement for name in ("blobs", "tokens")):
+            if statement.strip() and not any(f" {name}(" in statement for name in _KEPT):
                 connection.execute(statement)
         connection.execute(
             "INSERT INTO heads SELECT ns, id, project, name, version, 0, x'', status, created, updated, heard, folder, "
