@@ -36,9 +36,10 @@ def flip_raw_bit(data: Path, writer: str, where: int) -> None:
         changed[entry.offset + at] ^= 4
         path.write_bytes(changed)
         return
+    place = "ns=? AND experiment=? AND id=?", (ns, experiment, entry.page)
     with sqlite3.connect(data / "server.sqlite") as database:
-        (content,) = database.execute("SELECT content FROM pages WHERE ns=? AND id=?", (ns, entry.page)).fetchone()
+        (content,) = database.execute(f"SELECT content FROM pages WHERE {place[0]}", place[1]).fetchone()
         changed = bytearray(content)
         changed[at] ^= 4
-        database.execute("UPDATE pages SET content=? WHERE ns=? AND id=?", (bytes(changed), ns, entry.page))
+        database.execute(f"UPDATE pages SET content=? WHERE {place[0]}", (bytes(changed), *place[1]))
     database.close()
