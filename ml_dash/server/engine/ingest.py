@@ -66,14 +66,17 @@ from ..stores import (
 from .blocks import OpenBlocks, add, history, store_open
 from .compare import Contradiction, Part, appended, differing, header_of, mended
 from .contents import TABLES_VERSION, Arrival, Draft, JournalRow, Reader, SegmentRow
-from .parts import close_state, touched_parts
+from .parts import close_state, kept_parts, touched_parts
 from .tree import pages_of
 
 # Kinds of arrivals.
 STRETCH: Final = 1
 DEATH: Final = 2
-# Bounds of the cache; the oldest experiments leave it first.
+# Bounds of the cache, all experiments together; the oldest leave it first. A part takes about 3 kB.
 _EXPERIMENTS_CACHED: Final = 256
+_PARTS_CACHED: Final = 20_000
+_BLOCK_BYTES_CACHED: Final = 32 << 20
+# Of one experiment.
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 # A request is committed in parts where its events touch more parts of the state than this.
@@ -120,6 +123,8 @@ class Change:
         # What the archiver may move: series that have a full range, and whether there are raw bytes enough.
         self.filled: set[str] = set()
         self.has_raw = False
+        # What is in memory of it: parts of the state, and about how many bytes of open blocks.
+        self.weight = 0, 0
         self._raw_bytes = 0
         self.begin(lease)
 
@@ -204,6 +209,7 @@ class Change:
         # Before the pages get their ids, for it reads parts.
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
         core = close_state(state)
+        self.weight = kept_parts(state), sum(block.size for block in self.open_blocks.values())
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
         row = replace(self.row, root=root.encode())
         if finished:
@@ -340,9 +346,13 @@ class Ingest:
         """Keep an experiment in memory for its next change."""
         with self._guard:
             self._cache[key] = change
-            while len(self._cache) > _EXPERIMENTS_CACHED:
+            parts, size = (sum(weights) for weights in zip(*(one.weight for one in self._cache.values()), strict=True))
+            while len(self._cache) > 1 and (
+                len(self._cache) > _EXPERIMENTS_CACHED or parts > _PARTS_CACHED or size > _BLOCK_BYTES_CACHED
+            ):
                 # The one that was not used for longest: what is used is taken out and put back at the end.
-                self._cache.popitem(last=False)
+                _, dropped = self._cache.popitem(last=False)
+                parts, size = parts - dropped.weight[0], size - dropped.weight[1]
 
     def renew(self, change: Change) -> None:
         """Lease a changed experiment again, after a commit, to go on with it. Raises Refused (503)."""
