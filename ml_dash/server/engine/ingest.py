@@ -62,6 +62,7 @@ from ..stores import (
     SegmentClaim,
     Stale,
     StoreTrouble,
+    Vanished,
 )
 from .blocks import OpenBlocks, add, history, store_open
 from .compare import Contradiction, Part, appended, differing, header_of, mended
@@ -246,7 +247,8 @@ class Ingest:
                 change = self._opened(lease, project, name, anew=anew)
                 yield change
                 done = True
-            except Stale as error:
+            # Vanished: another process took the lease over while this one stood still, and has committed since.
+            except (Stale, Vanished) as error:
                 raise Refused(503, UNAVAILABLE, "another server changed this first", retry_after_s=1) from error
             finally:
                 held = change.lease if change is not None else lease
@@ -417,7 +419,9 @@ class Ingest:
         # Nothing new: a repeated request.
         if end == row.length and not replaced:
             return end
-        self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
+        # Bodies of a removed writer's events are not taken, since nothing folds them.
+        if not draft.is_removed(row.writer):
+            self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
         if is_new:
             self._claim(change, claim, row)
         change.changed = True

@@ -341,6 +341,10 @@ class Documents(Protocol):
         """Close it. Later calls raise StoreTrouble."""
 
 
+Entry = tuple[str, int, int]
+"""An object: (key, size in bytes, time of the last change in ns since the epoch)."""
+
+
 class Objects(Protocol):
     """Contents by key, immutable. Any thread may call; every method raises StoreTrouble if the storage refuses.
 
@@ -370,6 +374,12 @@ class Objects(Protocol):
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in no order."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield (key, size in bytes, time of the last change in ns) of the objects whose keys begin with `prefix`.
+
+        The time is what the storage's clock says.
+        """
 
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""

@@ -29,7 +29,7 @@ from urllib.parse import quote, unquote
 from zlib import crc32
 
 from ...disk.durable import data_sync, read_at, sync_folder, write_all
-from . import Gap, StoreTrouble
+from . import Entry, Gap, StoreTrouble
 
 Result = TypeVar("Result")
 
@@ -72,6 +72,8 @@ class DiskObjects:
 
         def place() -> None:
             try:
+                # It may have waited for long; whoever looks for objects that no row names must not take it for old.
+                os.utime(path)
                 # Content first: a name that survives a power cut must not lead to an empty file.
                 _sync(path)
                 os.replace(path, target)
@@ -113,6 +115,7 @@ class DiskObjects:
             try:
                 entries |= _holders_of_new(target.parent, self.folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
+                os.utime(path)
                 shutil.move(path, target)
                 break
             except (FileNotFoundError, FileExistsError):
@@ -134,6 +137,8 @@ class DiskObjects:
                 # This file system has no hard links, or the file has too many.
                 _copy_file(original, place)
                 return
+            # Else it would be as old as the other one.
+            os.utime(temporary)
             os.replace(temporary, place)
             # If both names are links to the same file, `replace` does nothing and leaves this one.
             temporary.unlink(missing_ok=True)
@@ -195,13 +200,31 @@ class DiskObjects:
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in no order."""
-        for base, _, names in os.walk(self.folder):
+        for key, _ in self._files(prefix):
+            yield key
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield (key, size, time of the last change in ns) of the objects whose keys begin with `prefix`."""
+        for key, path in self._files(prefix):
+            with _trouble():
+                try:
+                    found = path.stat()
+                except FileNotFoundError:
+                    # Deleted since the folder was read.
+                    continue
+            yield key, found.st_size, found.st_mtime_ns
+
+    def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
+        """Yield (key, path) of the objects whose keys begin with `prefix`."""
+        # Whole parts of the prefix are folders; nothing outside of them can fit.
+        above_all = prefix.rpartition("/")[0]
+        for base, _, names in os.walk(self._path(above_all) if above_all else self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
                 if not name.startswith("."):
                     key = _key((*above, name))
                     if key.startswith(prefix):
-                        yield key
+                        yield key, Path(base, name)
 
     def check(self) -> None:
         """Raise StoreTrouble if the folder cannot be used now."""
@@ -392,7 +415,9 @@ class DiskUploads:
         count = 0
         with _trouble():
             for path in self.folder.iterdir():
-                if path.suffix != ".part" or path.stat().st_mtime < before_s:
-                    path.unlink(missing_ok=True)
-                    count += 1
+                # Bodies of requests are here too, of a server that runs beside; they are as old as what was last added.
+                with self._lock_of(path.stem), contextlib.suppress(FileNotFoundError):
+                    if path.is_file() and path.stat().st_mtime < before_s:
+                        path.unlink()
+                        count += 1
         return count
