@@ -16,6 +16,7 @@ from ml_dash.disk.durable import BLOCK_BYTES
 
 from .core.answers import comma_list, lenient, log_entry, metadata_of, read_metadata, read_numbers, read_values, written
 from .core.json_values import flatten, texts_like_numbers, to_json
+from .core.limits import MAX_LIMIT
 from .core.values import field_values
 from .disk.places import remote_url
 from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         DeletedFile,
         ExperimentRecord,
         FileRecord,
+        LogEntry,
         LogPage,
         MetricStats,
         PointPage,
@@ -207,11 +209,25 @@ class RemoteClient:
         level: str | None = None,
         q: str | None = None,
     ) -> LogPage:
-        """Return a page of log entries: with `level` of that level, with `q` those whose message contains it."""
+        """Return a page of log entries: with `level` of that level, with `q` those whose message contains it.
+
+        A server examines a bounded number of entries for a page, so one may be empty with more to come: go on from
+        `endIndex + 1` while `hasMore`, as `each_log` does.
+        """
         query = _given(startIndex=start_index, limit=limit, level=level, q=q)
         page = self._json("GET", f"{_experiment(experiment_id)}/logs", params=query)
         page["logs"] = [read_metadata(entry) for entry in page["logs"]]
         return cast("LogPage", page)
+
+    def each_log(
+        self, experiment_id: str, start_index: int = 0, *, level: str | None = None, q: str | None = None
+    ) -> Iterator[LogEntry]:
+        """Yield all log entries from `start_index` on, page by page: with `level` and `q` only those of `logs`."""
+        more = True
+        while more:
+            page = self.logs(experiment_id, start_index, MAX_LIMIT, level=level, q=q)
+            yield from page["logs"]
+            start_index, more = page["endIndex"] + 1, page["hasMore"]
 
     # -- parameters --------------------------------------------------------------------------------------------------
 

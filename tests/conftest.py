@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.services.fixtures import mongo_database, mongo_service, s3_bucket, s3_client, s3_service  # noqa: F401
+
 if TYPE_CHECKING:
     from tests.journals import JournalFixture
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import socket
@@ -25,9 +26,11 @@ from ml_dash import (
     ServerRefused,
     Unauthorised,
     Unreachable,
+    cli,
     client,
 )
 from tests.running import Server
+from tests.server.conftest import changed_server
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -161,6 +164,40 @@ def test_a_live_reader_is_told_of_a_removal(alice: RemoteClient, made: str, serv
 
 
 # -- logs and parameters ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searching(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server that examines three log entries for each page of a search."""
+    with changed_server(tmp_path / "data", "from ml_dash.server.engine import queries", "queries._SEARCHED = 3") as web:
+        yield web.url
+
+
+def test_a_search_goes_on_through_pages_without_a_match(
+    searching: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From Python and from the command line, however many of the pages are empty."""
+    with RemoteClient(searching, user_name="alice") as client:
+        experiment = Experiment("long", "p", local_path=tmp_path / "store", remote=searching, user_name="alice")
+        with experiment.open():
+            experiment.log("here too")
+        made = str(client.create_experiment("p", "long")["experiment"]["id"])
+        warned = (5, 17)
+        client.add_logs(made, [
+            {"message": f"line {number}", "level": "warn" if number in warned else "info"} for number in range(20)
+        ])  # fmt: skip
+        page = client.logs(made, q="LINE 17")
+        assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], 2, True)
+        assert [entry["message"] for entry in client.each_log(made, q="LINE 17")] == ["line 17"]
+        assert [entry["message"] for entry in client.each_log(made, level="warn")] == ["line 5", "line 17"]
+        assert [entry["message"] for entry in client.each_log(made, 6, level="warn")] == ["line 17"]
+        assert len(list(client.each_log(made))) == 20
+        assert list(client.each_log(made, q="nowhere")) == []
+    monkeypatch.setenv("ML_DASH_LOCAL_PATH", str(tmp_path / "store"))
+    for arguments, lines in (((), ["line 5", "line 17"]), (("--last", "1"), ["line 17"])):
+        assert cli.run(["logs", "p/long", "--remote", "--level", "warn", "--json", *arguments]) == 0
+        shown = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
+        assert shown == lines
 
 
 def test_logs_come_back(alice: RemoteClient, made: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -77,17 +76,8 @@ def command(
 
 
 def _print_entries(view: ExperimentView, start: int | None, level: str | None, as_json: bool) -> None:
-    for entry in _entries(view, start, level) if start is not None else ():
+    for entry in view.each_log(start, level) if start is not None else ():
         console.print_text(console.json_text(entry) if as_json else _line(entry))
-
-
-def _entries(view: ExperimentView, start: int, level: str | None) -> Iterator[LogEntry]:
-    while True:
-        page = view.logs(start, MAX_LIMIT)
-        yield from (entry for entry in page["logs"] if level in (None, entry["level"]))
-        start = page["endIndex"] + 1
-        if not page["hasMore"]:
-            return
 
 
 def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import FAILURE
+
+if TYPE_CHECKING:
+    from ml_dash.server.settings import ServerSettings
 
 
 @click.group(name="server", invoke_without_command=True)
@@ -34,7 +38,7 @@ def command(ctx: click.Context, data: Path | None, host: str | None, port: int |
     if opens and not dev:
         raise click.UsageError("--open goes with --dev: where tokens are asked for, give yours in the browser.", ctx)
     settings = server_settings(data=data, host=host, port=port, dev=dev)
-    ctx.obj = settings.data
+    ctx.obj = settings
     if ctx.invoked_subcommand is None:
         from ml_dash.server.run import serve
 
@@ -74,19 +78,29 @@ def _data_option(decorated: Any) -> Any:
 @options.json_option
 @click.pass_obj
 def create(
-    above: Path, user: str, read_only: bool, read_all: bool, expires: str | None, data: Path | None, as_json: bool
+    above: ServerSettings,
+    user: str,
+    read_only: bool,
+    read_all: bool,
+    expires: str | None,
+    data: Path | None,
+    as_json: bool,
 ) -> None:
     """Make a token for USER. It is printed this once, and stored only as a digest."""
     from ml_dash.server.engine.services import open_tokens
-    from ml_dash.server.settings import check_data, duration_s, running_elsewhere
+    from ml_dash.server.settings import duration_s, running_elsewhere
 
     expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
-    with open_tokens(check_data(data or above)) as tokens:
+    settings = _with_data(above, data)
+    with open_tokens(settings) as tokens:
         identity, text = tokens.create_token(user, read_only=read_only, read_all=read_all, expires_ns=expires_ns)
-    other = running_elsewhere(data or above) if data is None else None
+    here = data is None and settings.mongodb_uri is None
+    other = running_elsewhere(settings.data) if here else None
     if other is not None:
         url, folder = other
-        console.print_error(f"the token is for {above}, but the server at {url} uses {folder}: give --data {folder}")
+        console.print_error(
+            f"the token is for {settings.data}, but the server at {url} uses {folder}: give --data {folder}"
+        )
     if as_json:
         console.print_json({"id": identity, "user": user, "token": text})
         return
@@ -98,11 +112,11 @@ def create(
 @_data_option
 @options.json_option
 @click.pass_obj
-def list_tokens(above: Path, data: Path | None, as_json: bool) -> None:
+def list_tokens(above: ServerSettings, data: Path | None, as_json: bool) -> None:
     """List all tokens ever made, without the secret texts, which are not stored."""
     from ml_dash.server.engine.services import open_tokens
 
-    with open_tokens(_existing(data or above)) as tokens:
+    with open_tokens(_existing(above, data)) as tokens:
         found = tokens.list_tokens()
     rows = [
         {
@@ -137,21 +151,29 @@ def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
     """End the token with that ID, at once."""
     from ml_dash.server.engine.services import open_tokens
 
-    with open_tokens(_existing(data or ctx.obj)) as tokens:
+    with open_tokens(_existing(ctx.obj, data)) as tokens:
         if not tokens.revoke_token(identity):
             console.print_error(f"there is no token {identity!r}; ml-dash server token list shows them")
             ctx.exit(FAILURE)
     console.print_note(f"token {identity} is revoked")
 
 
-def _existing(data: Path) -> Path:
-    """Return the data folder; raise NotFound if it is not one. Listing tokens must not create a database somewhere."""
+def _with_data(settings: ServerSettings, data: Path | None) -> ServerSettings:
+    """Return the settings, with the data folder that was given to a command."""
+    from ml_dash.server.settings import check_data
+
+    return replace(settings, data=check_data(data or settings.data))
+
+
+def _existing(settings: ServerSettings, data: Path | None) -> ServerSettings:
+    """Return the settings of a server that has data; raise NotFound otherwise: listing must not create a database."""
     from ml_dash.errors import NotFound
     from ml_dash.server.stores.wiring import DATABASE
 
-    if not (data / DATABASE).is_file():
-        raise NotFound(f"there is no server's data in {data}", hint="name its folder with --data")
-    return data
+    settings = _with_data(settings, data)
+    if settings.mongodb_uri is None and not (settings.data / DATABASE).is_file():
+        raise NotFound(f"there is no server's data in {settings.data}", hint="name its folder with --data")
+    return settings
 
 
 def _rights(row: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ class ServerView:
         """Up to `limit` log entries from `start_index` on; with `level`, as if only those of that level existed."""
         if level is None:
             return self._client.logs(self._id, start_index, limit)
-        matching = [entry for entry in self.each_log() if entry["level"] == level]
+        matching = list(self.each_log(level=level))
         [(start, stop)] = page_of([(0, len(matching))], start_index, limit) or [(0, 0)]
         entries = matching[start:stop]
         return {
@@ -59,13 +59,9 @@ class ServerView:
             "hasMore": stop < len(matching),
         }  # fmt: skip
 
-    def each_log(self) -> Iterator[LogEntry]:
-        """All log entries in order."""
-        start, more = 0, True
-        while more:
-            page = self.logs(start, MAX_LIMIT)
-            yield from page["logs"]
-            start, more = page["endIndex"] + 1, page["hasMore"]
+    def each_log(self, start: int = 0, level: str | None = None) -> Iterator[LogEntry]:
+        """All log entries from number `start` on, with `level` only those of that level; the server searches."""
+        return self._client.each_log(self._id, start, level=level)
 
     def refuse_released(self, metric: str | None = None, start: int = 0) -> None:
         """Do nothing: a server keeps what was freed on this machine."""

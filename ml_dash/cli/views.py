@@ -54,8 +54,8 @@ class ExperimentView(Protocol):
         """Up to `limit` log entries from `start_index` on; with `level`, as if only those of that level existed."""
         ...
 
-    def each_log(self) -> Iterator[LogEntry]:
-        """All log entries in order."""
+    def each_log(self, start: int = 0, level: str | None = None) -> Iterator[LogEntry]:
+        """All log entries from number `start` on, in order; with `level` only those of that level."""
         ...
 
     def refuse_released(self, metric: str | None = None, start: int = 0) -> None:

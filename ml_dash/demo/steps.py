@@ -146,7 +146,9 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
 _NOT_OURS = frozenset(
     [
         *("ML_DASH_DISABLED", "ML_DASH_REMOTE", "ML_DASH_USER_NAME", "ML_DASH_API_KEY", "ML_DASH_EXIT_WAIT"),
-        *("ML_DASH_JWT_SECRET", "JWT_SECRET", "JWT_EXPIRATION", "MONGODB_URI", "S3_BUCKET", "S3_ENDPOINT", "PORT"),
+        *("ML_DASH_JWT_SECRET", "JWT_SECRET", "JWT_EXPIRATION", "MONGODB_URI", "PORT"),
+        *("S3_BUCKET", "S3_ENDPOINT", "S3_REGION", "S3_FORCE_PATH_STYLE", "S3_ACCESS_KEY", "S3_SECRET_KEY"),
+        "S3_PUBLIC_URL",
         *("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "no_proxy"),
     ]
 )

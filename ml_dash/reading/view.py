@@ -219,15 +219,17 @@ class View:
         return log_page(entries, start, more=stop < self.state.logs)
 
     def _logs_of(self, level: str, start_index: int, limit: int) -> LogPage:
-        matching = [entry for entry in self.each_log() if entry["level"] == level]
+        matching = list(self.each_log(level=level))
         start, stop = bounds(start_index, limit, len(matching))
         return log_page(matching[start:stop], start, more=stop < len(matching))
 
-    def each_log(self) -> Iterator[LogEntry]:
-        """Yield all log entries, read page by page."""
-        first = self._first_here(self._folder.layout.logs, "logs", self.state.logs)
-        for start in range(first, self.state.logs, MAX_LIMIT):
-            yield from self.logs(start, MAX_LIMIT)["logs"]
+    def each_log(self, start: int = 0, level: str | None = None) -> Iterator[LogEntry]:
+        """Yield all log entries from number `start` on, read page by page; with `level` only those of that level."""
+        known = self._folder.layout.logs
+        if start < known.first:
+            start = self._first_here(known, "logs", self.state.logs)
+        for low in range(start, self.state.logs, MAX_LIMIT):
+            yield from (entry for entry in self.logs(low, MAX_LIMIT)["logs"] if level in (None, entry["level"]))
 
     def metrics(self) -> list[MetricSummary]:
         """Return summaries of all metrics, sorted by name."""

@@ -45,7 +45,7 @@ def serve(settings: ServerSettings, *, opens: bool = False) -> None:
     write_logs(settings.log_level)
     _take_all_descriptors()
     _look_for_cycles_rarely()
-    core = Server(settings.data)
+    core = Server(settings.data, settings)
     try:
         check_someone_may_enter(settings, any(not token["revoked_ns"] for token in core.list_tokens()))
         with _listening(settings) as listener:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json as jsons
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -79,6 +80,8 @@ class Link:
         session.auth = _no_auth
         if is_loopback(self.url):
             session.trust_env = False
+            # That also takes away the user's own certificates, which a proxy with TLS on this machine may need.
+            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=4, max_retries=0)
         session.mount("http://", adapter)
         session.mount("https://", adapter)

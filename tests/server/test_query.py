@@ -85,6 +85,55 @@ def test_a_filter_keeps_the_numbers_and_says_where_to_go_on(core: Server) -> Non
     assert len(core.logs(NS, EXPERIMENT, 0, 10, level="info")["logs"]) == 10
 
 
+def searched(core: Server, start: int = 0, limit: int = 1000) -> tuple[list[int], list[int]]:
+    """The numbers that a search finds by going on while there is more, and how many were examined for each page."""
+    found: list[int] = []
+    examined: list[int] = []
+    more = True
+    while more:
+        page = core.logs(NS, EXPERIMENT, start, limit, q="äRGER")
+        found += [entry["sequenceNumber"] for entry in page["logs"]]
+        examined.append(page["endIndex"] + 1 - start)
+        start, more = page["endIndex"] + 1, page["hasMore"]
+    return found, examined
+
+
+MATCHING = [number for number in range(COUNT) if number % 500 == 7]
+
+
+def test_a_search_examines_so_many_entries_and_goes_on_from_there(
+    core: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.queries._SEARCHED", 100)
+    page = core.logs(NS, EXPERIMENT, 100, 10, q="äRGER")
+    assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], 199, True)
+    found, examined = searched(core)
+    assert found == MATCHING
+    assert examined == [100] * 23 + [45]
+    # From the end: the start is counted over all entries, and the last page says that it is the last.
+    assert searched(core, -1)[0] == []
+
+
+def test_a_search_ends_when_its_time_is_over_and_has_examined_one_at_least(
+    core: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.queries._SEARCH_S", 0.0)
+    page = core.logs(NS, EXPERIMENT, 7, 10, q="äRGER")
+    assert ([entry["sequenceNumber"] for entry in page["logs"]], page["endIndex"]) == ([7], 7)
+    page = core.logs(NS, EXPERIMENT, COUNT - 1, 10, q="äRGER")
+    assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], COUNT - 1, False)
+    assert searched(core, 2000) == ([2007], [1] * 345)
+
+
+def test_a_search_answers_with_so_many_bytes_and_the_next_page_has_the_rest(
+    core: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.queries._PAGE_BYTES", 1)
+    found, examined = searched(core)
+    assert found == MATCHING
+    assert len(examined) == len(MATCHING)
+
+
 @pytest.mark.parametrize("sort", ["updated", "created", "name", "points"])
 def test_pages_of_experiments_are_the_whole_list(core: Server, sort: str) -> None:
     names: list[str] = []

@@ -10,6 +10,7 @@ import pytest
 
 from ml_dash.errors import InvalidValue
 from ml_dash.server.engine.services import Server, open_tokens
+from ml_dash.server.settings import ServerSettings
 from tests.server.sending import everything
 
 
@@ -57,12 +58,12 @@ def test_a_user_has_a_name(core: Server, user: str) -> None:
 
 
 def test_tokens_are_made_beside_a_running_server(core: Server, tmp_path: Path) -> None:
-    with open_tokens(tmp_path / "data") as tokens:
+    with open_tokens(ServerSettings(tmp_path / "data")) as tokens:
         identity, text = tokens.create_token("bob", read_all=True)
     found = core.find_token(text)
     assert found is not None
     assert (found["user"], found["read_all"]) == ("bob", True)
-    with open_tokens(tmp_path / "data") as tokens:
+    with open_tokens(ServerSettings(tmp_path / "data")) as tokens:
         assert tokens.revoke_token(identity)
     assert core.find_token(text) is None
 

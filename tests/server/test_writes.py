@@ -41,7 +41,8 @@ def add_file(core: Server, content: bytes, filename: str = "model.pt", **fields:
 
 def everything_of_it(core: Server) -> list[Any]:
     return [
-        core.experiment(NS, EXPERIMENT), {**core.get_parameters(NS, EXPERIMENT), "version": 0}, core.logs(NS, EXPERIMENT, 0, 100),
+        core.experiment(NS, EXPERIMENT), {**core.get_parameters(NS, EXPERIMENT), "version": 0},
+        core.logs(NS, EXPERIMENT, 0, 100),
         core.metrics(NS, EXPERIMENT), core.metric_page(NS, EXPERIMENT, "loss", 0, 100), core.list_files(NS, EXPERIMENT),
     ]  # fmt: skip
 

@@ -230,11 +230,12 @@ def open_block_of(draft: Draft, series: str, open_blocks: OpenBlocks) -> OpenBlo
     return block
 
 
-def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> None:
+def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> set[str]:
     """Add the lines of `edits` to the blocks of their series, and store full blocks. The edits are cleared.
 
-    `store_open` stores the others.
+    `store_open` stores the others. Returns the series of which a range is full that makes a chunk.
     """
+    filled: set[str] = set()
     if edits.logs:
         block, position = open_block_of(draft, LOGS, open_blocks), 0
         while position < len(edits.logs):
@@ -242,6 +243,7 @@ def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> None:
             part = edits.logs[position : position + block.room]
             block.add_logs(part)
             position += len(part)
+            _note_filled(LOGS, block, filled)
     for metric, blocks in edits.points.items():
         series = series_of(metric)
         block = open_block_of(draft, series, open_blocks)
@@ -252,7 +254,14 @@ def add(draft: Draft, edits: Edits, open_blocks: OpenBlocks) -> None:
                 piece = _slice(points, position, position + block.room)
                 block.add_points(piece)
                 position += len(piece.rows)
+                _note_filled(series, block, filled)
     edits.clear()
+    return filled
+
+
+def _note_filled(series: str, block: OpenBlock, filled: set[str]) -> None:
+    if block.full and (block.first + block.count) % (CHUNK_BLOCKS * LINES) == 0:
+        filled.add(series)
 
 
 def store_open(draft: Draft, open_blocks: OpenBlocks) -> None:

@@ -44,7 +44,7 @@ from ...core.protocol import CONFLICT, GAP, MALFORMED, NEEDS_BLOBS, UNAVAILABLE,
 from ...core.ranges import Range, holes
 from ...core.records import ended_at, experiment_counts
 from ...core.rewinds import recount
-from ...core.state import Edits, State
+from ...core.state import RUNNING, Edits, State
 from ...disk.durable import fail_point
 from ...errors import InvalidInput
 from ...journal import bodies
@@ -79,6 +79,8 @@ _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 # A request is committed in parts where its events touch more parts of the state than this.
 _PARTS_AT_ONCE: Final = 4_000
+# Raw bytes of an experiment after which the archiver looks at it.
+ARCHIVED_BYTES: Final = 4 << 20
 # Long bodies that are decoded together. A batch of small frames may name gigabytes of them.
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
 # How long a request waits for another server's lease before it is refused, to come again.
@@ -114,6 +116,10 @@ class Change:
         self.released: list[str] = []
         # A commit has failed: what is in memory may differ from what is stored.
         self.failed = False
+        # What the archiver may move: series that have a full range, and whether there are raw bytes enough.
+        self.filled: set[str] = set()
+        self.has_raw = False
+        self._raw_bytes = 0
         self.begin(lease)
 
     @property
@@ -154,9 +160,16 @@ class Change:
         self.draft.row = replace(self.row, arrivals=self.row.arrivals + 1)
         self.changed = True
 
+    def put_raw(self, segment: str, start: int, content: bytes) -> None:
+        """Store raw bytes of a segment from `start` on, where none are yet."""
+        self.draft.put_raw(segment, start, content)
+        self._raw_bytes += len(content)
+        if self._raw_bytes >= ARCHIVED_BYTES:
+            self._raw_bytes, self.has_raw = 0, True
+
     def apply(self) -> None:
         """Add the lines of the edits to their blocks. All else that has changed waits for the commit."""
-        add(self.draft, self.edits, self.open_blocks)
+        self.filled |= add(self.draft, self.edits, self.open_blocks)
         if self.edits.rewound:
             store_open(self.draft, self.open_blocks)
             recount(self.state, self.edits, history(self.draft))
@@ -181,6 +194,9 @@ class Change:
         self.edits = Edits()
         store_open(self.draft, self.open_blocks)
         state = self.state
+        if state.status != self.row.status and state.status != RUNNING:
+            # A writer may have ended: what is left of its segments can be merged.
+            self.has_raw = True
         # Before the pages get their ids, for it reads parts.
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
         core = close_state(state)
@@ -224,6 +240,8 @@ class Ingest:
         self._cache: OrderedDict[tuple[str, str], Change] = OrderedDict()
         # Experiment → (its lock, how many threads have it or wait for it).
         self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
+        # Called after a commit with what it has filled; none: nothing is archived.
+        self.archiver: Callable[[Change], None] | None = None
         # Refused contradictions since the start, for whoever watches the server.
         self.conflicts = 0
 
@@ -328,6 +346,8 @@ class Ingest:
                 self.drop_blobs(ns, experiment, names)
             except StoreTrouble as error:
                 log.warning("contents of %s are not needed any more and could not be removed: %s", experiment, error)
+        if self.archiver is not None:
+            self.archiver(change)
         self._changed(ns, experiment, None if removed else change.stored.events)
 
     def drop_blobs(self, ns: str, experiment: str, names: Sequence[str]) -> None:
@@ -434,7 +454,7 @@ class Ingest:
         def store(start: int, stop: int) -> None:
             """Store what is appended, up to `stop`."""
             if stop > start:
-                draft.put_raw(row.id, start, part.bytes(start, stop))
+                change.put_raw(row.id, start, part.bytes(start, stop))
             never = [(low, min(high, stop)) for low, high in gaps if low < stop]
             draft.put_segment(replace(row, length=max(row.length, stop), damaged=tuple(sorted([*kept, *never]))))
 

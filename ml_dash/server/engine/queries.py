@@ -4,13 +4,14 @@ Readers never wait for a writer, and see either all of a commit or nothing of it
 each thousand lines; so a page of an answer costs the blocks that it touches, and is made of the stored lines as they
 are, without decoding them (`metric_page`).
 
-Limits keep one request from taking all memory: _PAGE_BYTES of lines in an answer, and _SCANNED_AT_ONCE log entries
-for each look at the database while filtering. A page that ends early says so (`hasMore`).
+Limits keep one request from taking all memory, or a thread for minutes: _PAGE_BYTES of lines in an answer, and
+_SEARCHED log entries or _SEARCH_S in a search. A page that ends early says so (`hasMore`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, TypeVar, cast
 
@@ -47,8 +48,10 @@ _T = TypeVar("_T")
 # Most bytes of lines in one answer. Few answers come near it: a line may have a megabyte, but has a hundred bytes as
 # a rule.
 _PAGE_BYTES: Final = 32 << 20
-# Log entries that are read in one go while filtering, so that a search that finds nothing does not hold all of them.
-_SCANNED_AT_ONCE: Final = 20 * LINES
+# How many log entries one request may examine while filtering, and for how long: a text that is not there must not keep
+# a thread busy for as long as the log is.
+_SEARCHED: Final = 200 * LINES
+_SEARCH_S: Final = 2.0
 
 
 class Query:
@@ -125,7 +128,8 @@ class Query:
     ) -> dict[str, Any]:
         """Return a page of log entries from number `start` (negative: from the end), of a level or holding a text.
 
-        With a filter, `endIndex` is the last number that was examined: continue from `endIndex + 1` while `hasMore`.
+        With a filter, `endIndex` is the last number that was examined, and a page may be empty with more to come:
+        continue from `endIndex + 1` while `hasMore`.
         """
         with self._looking(ns, experiment) as (contents, state):
             total = state.logs
@@ -133,22 +137,9 @@ class Query:
             if level is None and q is None:
                 entries = [_entry(line) for line in _bounded(_lines(contents, LOGS, start, stop), len)]
                 return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
-            wanted = _matching(level, q)
-            # `position` is the number behind the last entry that was examined, whether it matched or not: the next
-            # page goes on there.
-            entries, position = [], start
-            while position < total and len(entries) < limit:
-                upto = min(total, position + _SCANNED_AT_ONCE)
-                for line in _lines(contents, LOGS, position, upto):
-                    entry = _entry(line)
-                    position = entry["sequenceNumber"] + 1
-                    if wanted(entry):
-                        entries.append(entry)
-                        if len(entries) == limit:
-                            break
-                # No entry in this range ended the page, so all of it was examined.
-                else:
-                    position = upto
+            stop = min(total, start + _SEARCHED)
+            lines = _lines(contents, LOGS, start, stop)
+            entries, position = _search(lines, max(start, stop), limit, _matching(level, q))
         page = log_page(entries, start, more=position < total)
         return {**page, "endIndex": position - 1}
 
@@ -164,8 +155,10 @@ class Query:
     @steady
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
         """Return a metric's number of points, times, and the statistics of each series."""
-        with self._looking(ns, experiment) as (_, state):
-            return {**metric_stats(state, _metric(state, metric_meant(state, metric)))}
+        with self._looking(ns, experiment) as (contents, state):
+            name = metric_meant(state, metric)
+            stats: dict[str, Any] = {**metric_stats(state, _metric(state, name))}
+            return stats | tiers(contents, name, stats["totalDataPoints"])
 
     @steady
     def metric_page(
@@ -293,6 +286,13 @@ class Query:
             yield contents, contents.state()
 
 
+def tiers(contents: Contents, metric: str, count: int) -> dict[str, int]:
+    """Return how many of a metric's points are in chunks, how many are not, and the number of chunks."""
+    series = series_of(metric)
+    chunks = [entry.count for entry in contents.blocks(series, 0, contents.archived(series)) if entry.chunk]
+    return {"bufferedDataPoints": count - sum(chunks), "chunkedDataPoints": sum(chunks), "totalChunks": len(chunks)}
+
+
 def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
     """Return a file's record; `here` names the complete blobs: a file whose content is not among them is `pending`."""
     record: dict[str, Any] = {**file_record(state, file)}
@@ -409,3 +409,25 @@ def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:
         return (level is None or entry["level"] == level) and text in entry["message"].casefold()
 
     return matches
+
+
+def _search(
+    lines: Iterable[bytes], end: int, limit: int, wanted: Callable[[LogEntry], bool]
+) -> tuple[list[LogEntry], int]:
+    """Return log entries that are wanted, and the number behind the last one that was examined: go on there.
+
+    `end` is the number behind the last of `lines`.
+    """
+    entries: list[LogEntry] = []
+    size = 0
+    deadline = time.monotonic() + _SEARCH_S
+    for line in lines:
+        entry = _entry(line)
+        if wanted(entry):
+            if size and size + len(line) > _PAGE_BYTES:
+                return entries, entry["sequenceNumber"]
+            entries.append(entry)
+            size += len(line)
+        if len(entries) == limit or time.monotonic() >= deadline:
+            return entries, entry["sequenceNumber"] + 1
+    return entries, end

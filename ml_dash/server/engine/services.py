@@ -7,12 +7,15 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.protocol import UNKNOWN, Appended, BlobState, Refused
 from ...core.ranges import Range
-from ..stores import Documents, Objects, StoreRefused, Stores, StoreTrouble
+from ..settings import ServerSettings
+from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.wiring import make_data, open_stores
+from .archive import Archiver
 from .ingest import Changed, Ingest
 from .journals import Journals
 from .queries import Query
@@ -38,12 +41,17 @@ class Server:
     StoreTrouble or OSError when the disk refuses; nothing is changed then.
     """
 
-    def __init__(self, data: Path, *, stores: Stores | None = None) -> None:
-        """Open the data folder, creating it if needed. Raises StoreRefused if it is in use, damaged or newer."""
+    def __init__(self, data: Path, settings: ServerSettings | None = None) -> None:
+        """Open the stores that the settings name; without any, those of the data folder, which is made if need be.
+
+        Raises StoreRefused if they are in use, damaged or newer, StoreTrouble if they cannot be reached.
+        """
+        settings = self._settings = settings or ServerSettings(data)
         make_data(data)
-        self._lock = _lock(data)
+        # SQLite is for one server; MongoDB is for any number.
+        self._lock = _lock(data) if settings.mongodb_uri is None else None
         try:
-            self.stores = stores if stores is not None else open_stores(data, alone=True)
+            self.stores = open_stores(settings, alone=True)
         except BaseException:
             _release(self._lock)
             raise
@@ -52,8 +60,11 @@ class Server:
         self._listeners: list[Changed] = []
         ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
         uploads = self._uploads = Uploads(ingest, self.stores)
-        self.staging = data / "staging"
+        self.archiver = Archiver(ingest)
+        ingest.archiver = self.archiver.notice
+        self.staging = data / "incoming"
         self.staging.mkdir(parents=True, exist_ok=True)
+        _drop_old(self.staging)
         uploads.sweep()
 
         journals = Journals(ingest, self.documents, self.objects)
@@ -98,6 +109,7 @@ class Server:
 
     def close(self) -> None:
         """Close the stores and unlock the data folder. No other call may be running."""
+        self.archiver.close()
         self.stores.close()
         _release(self._lock)
 
@@ -183,9 +195,21 @@ class Server:
                 # The event loop that it wakes has ended. The change is committed all the same.
                 log.exception("a listener could not be notified of a change")
 
+    def mend(self) -> int:
+        """Repair what crashed servers have left in the documents; return how many things it was."""
+        return self.documents.mend()
+
+    def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
+        """Return the number of events of experiments given as (namespace, id), as any server has committed them."""
+        with self.documents.view() as view:
+            return {key: events for key, (_, events) in view.events(keys).items()}
+
     def health(self) -> dict[str, str]:
-        """Return {"database": ..., "storage": ...}: `connected`, or what is wrong."""
-        return {"database": _state_of(self.documents), "storage": _state_of(self.objects)}
+        """Return {"database": ..., "storage": ...}: `connected`, or what is wrong; also under what is used."""
+        database, storage = _state_of(self.documents), _state_of(self.objects)
+        named = {"mongodb": database} if self._settings.mongodb_uri is not None else {}
+        named |= {"s3": storage} if self._settings.s3 is not None else {}
+        return {"database": database, "storage": storage, **named}
 
 
 def _state_of(store: Documents | Objects) -> str:
@@ -194,6 +218,13 @@ def _state_of(store: Documents | Objects) -> str:
     except StoreTrouble as error:
         return f"unavailable: {error}"
     return "connected"
+
+
+def _drop_old(staging: Path) -> None:
+    """Remove files that arrived by REST when a server was killed: none takes a day to arrive."""
+    for path in staging.iterdir():
+        if path.stat().st_mtime < time() - 86_400:
+            path.unlink(missing_ok=True)
 
 
 def _lock(data: Path) -> BaseFileLock:
@@ -209,6 +240,7 @@ def _lock(data: Path) -> BaseFileLock:
     return lock
 
 
-def _release(lock: BaseFileLock) -> None:
-    with contextlib.suppress(OSError):
-        lock.release()
+def _release(lock: BaseFileLock | None) -> None:
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            lock.release()

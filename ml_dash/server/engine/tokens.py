@@ -15,11 +15,11 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from time import time_ns
 from typing import Any, Final
 
 from ...errors import InvalidValue
+from ..settings import ServerSettings
 from ..stores import Documents, TokenRow
 from ..stores.wiring import make_data, open_stores
 
@@ -76,13 +76,13 @@ class Tokens:
 
 
 @contextlib.contextmanager
-def open_tokens(data: Path) -> Iterator[Tokens]:
-    """Open the tokens of a data folder, with or without a running server.
+def open_tokens(settings: ServerSettings) -> Iterator[Tokens]:
+    """Open the tokens of a server, with or without it running.
 
     Raises StoreRefused, StoreTrouble, OSError.
     """
-    make_data(data)
-    stores = open_stores(data)
+    make_data(settings.data)
+    stores = open_stores(settings)
     try:
         yield Tokens(stores.documents)
     finally:

@@ -140,12 +140,13 @@ class Uploads:
         part = _part(ns, name)
         try:
             length = self._parts.append(part, offset, data)
+            if length < size:
+                return BlobState(length=length, size=size, complete=False)
+            fail_point("blob-staged")
+            is_right = self._parts.finish(part, size, name[:64], row.key)
         except Gap as error:
             raise Refused(409, GAP, f"{error.length} bytes are here, not {offset}", length=error.length) from None
-        if length < size:
-            return BlobState(length=length, size=size, complete=False)
-        fail_point("blob-staged")
-        if not self._parts.finish(part, size, name[:64], row.key):
+        if not is_right:
             raise Refused(422, DIGEST, "the content is not what its name says; it was dropped, begin again at 0")
         fail_point("blob-stored")
         self._note(ns, journal, row)

@@ -20,13 +20,14 @@ from ...core import events as ev
 from ...core.limits import CHUNK_SIZE
 from ...core.names import check_filename, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
-from ...core.records import buffered, experiment_document, metric_id_of
+from ...core.records import experiment_document, metric_id_of
 from ...core.state import RUNNING, State
 from ...core.times import parse_time, utc_text
 from ...disk.durable import fail_point
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...log import LogLevel
 from ..stores import BlobRow, Documents, Objects, StoreTrouble
+from .blocks import series_of
 from .ingest import Change
 from .queries import file_answer, parameters_answer
 from .server_writer import Answer, New, ServerWriter, points_events, refuse_protected
@@ -117,7 +118,7 @@ class Writes:
                 "startIndex": count - len(rows),
                 "endIndex": count - 1,
                 "count": len(rows),
-                "bufferedDataPoints": buffered(count),
+                "bufferedDataPoints": count - change.draft.archived(series_of(metric)),
                 "chunkSize": CHUNK_SIZE,
             }
 

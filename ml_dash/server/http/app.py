@@ -9,7 +9,7 @@ All of this runs in the event loop and never waits for a disk. What does (tokens
 `Call.read` and `Call.write`, of which there is a fixed number. So `_active` needs no lock.
 
 The order of the checks is that of their cost, and of what they may tell a stranger: too many requests, the path, the
-token, the rights, and only then parameters and body.
+token, the rights, what its user may take (`limits`), and only then parameters and body.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
@@ -34,6 +35,7 @@ from . import routes_about, routes_experiments, routes_files, routes_logs, route
 from .auth import Authenticator, is_nearby
 from .bodies import busy
 from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
+from .limits import Admission, Limited, Limiter
 from .observe import Observer, log, shown_path
 from .stream import Hub
 
@@ -63,6 +65,8 @@ ROUTES: Final = [
 # at.
 QUIET_NS: Final = 3600 * 10**9
 QUIET_EVERY_S: Final = 600.0
+MEND_EVERY_S: Final = 60.0
+FOLLOW_EVERY_S: Final = 0.5
 
 # An uploader takes nothing for an answer that lacks the first: a proxy's page must not count as one. The second keeps
 # browsers from guessing that a stored file is a script.
@@ -76,7 +80,8 @@ def make_app(core: Server, settings: ServerSettings) -> App:
     """Return the application over an open core. The caller closes the core."""
     hub = Hub()
     core.on_change(hub.changed)
-    return App(Services(core, settings, Authenticator(core, settings), Observer(), hub, tuple(ROUTES)))
+    limiter = Limiter(settings.user_limits, settings.token_limits)
+    return App(Services(core, settings, Authenticator(core, settings), Observer(), hub, tuple(ROUTES), limiter))
 
 
 class App:
@@ -116,6 +121,9 @@ class App:
                     self.services.hub.start()
                     beside.start_soon(self._end_quiet)
                     beside.start_soon(self._bring_up_to_date)
+                    if self.services.core.stores.shared:
+                        beside.start_soon(self._mend)
+                        beside.start_soon(self._follow_others)
                     await send({"type": "lifespan.startup.complete"})
                 else:
                     beside.cancel_scope.cancel()
@@ -128,6 +136,31 @@ class App:
             await anyio.to_thread.run_sync(self.services.core.bring_up_to_date, abandon_on_cancel=True)
         except (Refused, MLDashError, OSError) as error:
             log.error("experiments could not be brought up to date: %s", error)
+
+    async def _mend(self) -> None:
+        """Every MEND_EVERY_S: repair what other servers have left when they were killed."""
+        while True:
+            try:
+                await anyio.to_thread.run_sync(self.services.core.mend, abandon_on_cancel=True)
+            except (MLDashError, OSError) as error:
+                log.warning("the documents could not be mended now: %s", error)
+            await anyio.sleep(MEND_EVERY_S)
+
+    async def _follow_others(self) -> None:
+        """Every FOLLOW_EVERY_S: tell live readers what other servers have committed to their experiments."""
+        hub, core = self.services.hub, self.services.core
+        while True:
+            keys = hub.followed()
+            if keys:
+                try:
+                    events = await anyio.to_thread.run_sync(core.events, keys, abandon_on_cancel=True)
+                except (MLDashError, OSError) as error:
+                    log.warning("live readers hear of this server's commits only: %s", error)
+                else:
+                    for (namespace, experiment), count in events.items():
+                        # One without events was removed.
+                        hub.changed(namespace, experiment, count or None)
+            await anyio.sleep(FOLLOW_EVERY_S)
 
     async def _end_quiet(self) -> None:
         """Every QUIET_EVERY_S: end experiments to which only REST clients wrote, the last of them QUIET_NS ago."""
@@ -143,9 +176,16 @@ class App:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, count it, and write it to the log."""
         began = time.perf_counter()
-        request = Request(scope, receive, send)
         record = _Record()
         observer = self.services.observer
+
+        async def counting() -> Message:
+            message = await receive()
+            if record.admission is not None and (wait_s := record.admission.received(len(message.get("body", b"")))):
+                await anyio.sleep(wait_s)
+            return message
+
+        request = Request(scope, counting, send)
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -161,6 +201,8 @@ class App:
         except (ClientDisconnect, ConnectionError):
             record.gone = True
         finally:
+            if record.admission is not None:
+                record.admission.leave()
             self._active -= 1
             observer.active.dec()
             observer.body_memory.set(self.services.budget.used)
@@ -181,8 +223,8 @@ class App:
             record.route, record.method = route.path, route.method
             call = Call(request, self.services, parts)
             if route.access != OPEN:
-                await self._identify(call, write=route.access == WRITE)
-                record.user = call.who.user if call.who else None
+                record.user, token = await self._identify(call, write=route.access == WRITE)
+                record.admission = call.admission = self.services.limiter.enter(record.user, token)
             return await route.handler(call)
         except ClientDisconnect:
             raise
@@ -208,8 +250,11 @@ class App:
             return methods[method], {name: _decoded(text) for name, text in match.groupdict().items()}
         raise Refused(404, UNKNOWN, "there is nothing at this path; GET /openapi.json lists all calls")
 
-    async def _identify(self, call: Call, *, write: bool) -> None:
-        """Set the caller and the namespace of a call. Raises Refused: 401, 403, 404, and 400 for another protocol."""
+    async def _identify(self, call: Call, *, write: bool) -> tuple[str, str]:
+        """Set the caller and the namespace of a call; return the user and a digest of the token.
+
+        Raises Refused: 401, 403, 404, and 400 for another protocol.
+        """
         authenticator = self.services.authenticator
         # A browser sends its cookie also when another site links here. So a cookie lets it read, and never write.
         token = authenticator.token_of(call.request, cookie=not write)
@@ -218,12 +263,15 @@ class App:
         version = call.request.headers.get(PROTOCOL_HEADER)
         if version not in (None, str(PROTOCOL)):
             malformed(f"{PROTOCOL_HEADER} is {version[:20]!a}, and this server speaks version {PROTOCOL}")
+        return call.who.user, sha256(token.encode()).hexdigest()
 
     def _failed(self, error: Exception, request: Request, record: _Record) -> Response:
         """Return the answer to an error; count it, and log what the server's owner should see."""
         refused = _refused(error)
         self.services.observer.refused.labels(refused.code).inc()
         record.code = refused.code
+        if isinstance(refused, Limited):
+            self.services.observer.limited.labels(refused.limit).inc()
         if refused.code == CONFLICT:
             log.error("conflict: %s", refused.message, extra={"path": shown_path(request.url.path), **refused.extra})
         if refused.status >= 500:
@@ -311,6 +359,7 @@ class _Record:
         self.status = 0
         self.user: str | None = None
         self.code: str | None = None
+        self.admission: Admission | None = None
         self.gone = False
 
 

@@ -30,6 +30,7 @@ from ..engine.services import Server
 from ..settings import ServerSettings
 from .auth import Authenticator, Who
 from .bodies import JSON_BYTES, Budget, body_of, decode_json
+from .limits import Admission, Limiter
 from .observe import Observer
 from .stream import Hub
 
@@ -76,6 +77,7 @@ class Services:
     observer: Observer
     hub: Hub
     routes: tuple[Route, ...]
+    limiter: Limiter
     budget: Budget = field(default_factory=Budget)
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
@@ -95,6 +97,7 @@ class Call:
     parts: dict[str, str]
     who: Who | None = None
     namespace: str = ""
+    admission: Admission | None = None
 
     @property
     def core(self) -> Server:

@@ -39,6 +39,10 @@ class Observer:
         self.refused = Counter(
             "ml_dash_refused", "Requests refused, by code; `conflict` is an alarm.", ["code"], registry=self.registry
         )
+        self.limited = Counter(
+            "ml_dash_limited", "Requests refused because a user or a token takes too much, by limit.", ["limit"],
+            registry=self.registry,
+        )  # fmt: skip
         self.body_memory = Gauge("ml_dash_body_memory_bytes", "Bodies in memory.", registry=self.registry)
         self.listeners = Gauge("ml_dash_listeners", "Live readers connected.", registry=self.registry)
         self.failures = Counter("ml_dash_failures", "Requests that ended in 500 or 503.", registry=self.registry)

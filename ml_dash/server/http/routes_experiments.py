@@ -111,6 +111,8 @@ async def events(call: Call) -> Response:
         return Response(media_type="text/event-stream")
     text = call.request.headers.get("last-event-id", "")
     known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
+    if call.admission is not None:
+        call.admission.stream()
     listener = hub.join(call.namespace, name)
     try:
         # Join before asking, so that no change between the two is missed.

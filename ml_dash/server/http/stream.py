@@ -21,7 +21,6 @@ from ...core.protocol import BUSY, Refused
 # Proxies close connections on which nothing comes for a minute or so.
 HEARTBEAT_S: Final = 15.0
 MAX_LISTENERS: Final = 1000
-MAX_LISTENERS_PER_NAMESPACE: Final = 200
 
 Key = tuple[str, str]
 """(namespace, experiment)"""
@@ -53,7 +52,6 @@ class Hub:
 
     def __init__(self) -> None:
         self._listeners: dict[Key, set[Listener]] = {}
-        self._per_namespace: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pending: dict[Key, int | None] = {}
         self._lock = threading.Lock()
@@ -79,6 +77,10 @@ class Hub:
         if first and not loop.is_closed():
             loop.call_soon_threadsafe(self._deliver)
 
+    def followed(self) -> list[Key]:
+        """Return the experiments that somebody listens to. In the event loop."""
+        return list(self._listeners)
+
     def _deliver(self) -> None:
         """Pass what is pending to the listeners. In the event loop."""
         with self._lock:
@@ -96,11 +98,10 @@ class Hub:
 
     def join(self, namespace: str, experiment: str) -> Listener:
         """Add a listener to an experiment. Raises Refused (429) if there are too many. Call `leave` in the end."""
-        if self.count >= MAX_LISTENERS or self._per_namespace.get(namespace, 0) >= MAX_LISTENERS_PER_NAMESPACE:
+        if self.count >= MAX_LISTENERS:
             raise Refused(429, BUSY, "too many live readers are connected", retry_after_s=30)
         listener = Listener()
         self._listeners.setdefault((namespace, experiment), set()).add(listener)
-        self._per_namespace[namespace] = self._per_namespace.get(namespace, 0) + 1
         self.count += 1
         return listener
 
@@ -110,9 +111,6 @@ class Hub:
         listeners.discard(listener)
         if not listeners:
             del self._listeners[namespace, experiment]
-        self._per_namespace[namespace] -= 1
-        if not self._per_namespace[namespace]:
-            del self._per_namespace[namespace]
         self.count -= 1
 
     async def stream(self, experiment: str, listener: Listener, known: int | None) -> AsyncIterator[bytes]:

@@ -357,6 +357,9 @@ class Objects(Protocol):
     def put_contents(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Store many contents, given as (key, bytes); durable on return. Replaces what the keys had."""
 
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Store a content that is in memory; durable on return. Replaces what the key had."""
+
     def open(self, key: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Return the bytes [start, end) in pieces. Raises FileNotFoundError, at the call and not at the first piece."""
 
@@ -372,6 +375,9 @@ class Objects(Protocol):
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
 
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Delete objects, those that are there. After StoreTrouble some of them may be gone."""
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in no order."""
 
@@ -381,50 +387,65 @@ class Objects(Protocol):
         The time is what the storage's clock says.
         """
 
+    def presigned(self, key: str, filename: str, seconds: int) -> str | None:
+        """Return a URL that anybody may download an object from, as `filename`, for so many seconds.
+
+        None if this storage has none. Whether the object is there is not asked.
+        """
+
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""
 
 
 class Gap(Exception):
-    """A piece that does not continue what is here: only `length` bytes are."""
+    """A piece of an upload does not follow what is here, or some are missing: `length` bytes are here."""
 
     def __init__(self, length: int) -> None:
-        super().__init__(length)
+        super().__init__(f"{length} bytes are here")
         self.length = length
 
 
 class Uploads(Protocol):
-    """Contents that arrive piece by piece; any server takes any piece. Each method raises StoreTrouble.
+    """Contents that arrive in pieces. Any thread of any server may call, also for one upload at the same time.
 
-    `name` is made of hex digits and dashes, at most 200 characters.
+    A `name` is chosen by the caller: hex digits and dashes, at most 200 (ValueError for others). Whoever uses it again
+    sends the same content. Every method raises StoreTrouble if the storage refuses; nothing was acknowledged then.
     """
 
     def length(self, name: str) -> int:
-        """Return how many bytes are here and durable; 0 if it is not known."""
+        """Return how many bytes are here and durable; 0 for a name that is not known.
+
+        It may be less than before after two servers have begun one upload in the same moment, or after `drop`.
+        """
 
     def append(self, name: str, offset: int, data: bytes) -> int:
-        """Store a piece, durable on return; return the length then. Bytes before the length are ignored. Raises Gap."""
+        """Take bytes [offset, offset + len(data)); return the length then. Durable on return.
+
+        Bytes before the present length are ignored, not compared: the digest of the whole decides. Raises Gap if
+        `offset` is beyond the length.
+        """
 
     def finish(self, name: str, size: int, digest: str, key: str) -> bool:
-        """Make the object `key` of all `size` bytes if their SHA-256 is `digest` (hex); else drop them: False.
+        """Make the upload the object `key`: True. If `digest` (SHA-256 in hex) or size differ, it is dropped: False.
 
-        May be repeated after a crash at any step, also once the object is there.
+        Once more after a crash at any step does what is left, also if all was done. Raises Gap if bytes are missing.
         """
 
     def drop(self, name: str) -> None:
-        """Forget an upload, if there is one."""
+        """Forget an upload, if it is there."""
 
     def sweep(self, before_s: float) -> int:
-        """Forget uploads that nobody has continued since that time (seconds since the epoch); return how many."""
+        """Drop the uploads that were not continued since (seconds since the epoch); return how many."""
 
 
 @dataclass(frozen=True)
 class Stores:
-    """All that a server stores things in."""
+    """All that a server stores things in; `shared`: other servers may use the same documents at the same time."""
 
     documents: Documents
     objects: Objects
     uploads: Uploads
+    shared: bool = False
 
     def close(self) -> None:
         """Close the documents."""

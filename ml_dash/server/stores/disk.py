@@ -17,19 +17,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
-from zlib import crc32
 
-from ...disk.durable import data_sync, read_at, sync_folder, write_all
-from . import Entry, Gap, StoreTrouble
+from ...disk.durable import read_at, sync_folder, write_all
+from . import Entry, StoreTrouble
 
 Result = TypeVar("Result")
 
@@ -46,7 +43,6 @@ _LONGEST: Final = 200  # characters of a file name
 _TRIES: Final = 20
 # Threads that sync: they wait for the disk, which serves many syncs in about the time of one.
 _SYNCED_AT_ONCE: Final = 32
-_LOCKS: Final = 256
 # A file that is being copied; a crash may leave it. No part of a key becomes such a name.
 _TEMPORARY: Final = ".tmp-"
 
@@ -107,6 +103,17 @@ class DiskObjects:
                     pass
                 for _ in threads.map(sync_folder, folders):
                     pass
+
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Store a content that is in memory; durable on return. Replaces what is there. Raises StoreTrouble."""
+        target = self._path(key)
+
+        def place() -> None:
+            _write_file(target, content)
+
+        with _trouble():
+            # Only a folder that was taken away is a reason to try again, so anything that stays serves as the source.
+            self._placed(target, place, source=self.folder)
 
     def _moved(self, target: Path, path: Path) -> set[Path]:
         """Move a file to its place; return the folders that got a new entry, to be synced."""
@@ -198,6 +205,11 @@ class DiskObjects:
                 # Not empty.
                 return
 
+    def delete_many(self, keys: Iterable[str]) -> None:
+        """Delete objects, those that are there. Raises StoreTrouble."""
+        for key in keys:
+            self.delete(key)
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with `prefix`, in no order."""
         for key, _ in self._files(prefix):
@@ -217,14 +229,18 @@ class DiskObjects:
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """Yield (key, path) of the objects whose keys begin with `prefix`."""
         # Whole parts of the prefix are folders; nothing outside of them can fit.
-        above_all = prefix.rpartition("/")[0]
-        for base, _, names in os.walk(self._path(above_all) if above_all else self.folder):
+        whole = prefix.rpartition("/")[0]
+        for base, _, names in os.walk(self._path(whole) if whole else self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
                 if not name.startswith("."):
                     key = _key((*above, name))
                     if key.startswith(prefix):
                         yield key, Path(base, name)
+
+    def presigned(self, key: str, filename: str, seconds: int) -> str | None:
+        """Return None: only this server reaches the folder."""
+        return None
 
     def check(self) -> None:
         """Raise StoreTrouble if the folder cannot be used now."""
@@ -328,6 +344,22 @@ def _unless_missing(path: Path, do: Callable[[], Result]) -> Result:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
 
+def _write_file(target: Path, content: bytes) -> None:
+    """Write a file, synced, and put it in place by rename; leave nothing after an error."""
+    temporary = target.with_name(_TEMPORARY + os.urandom(8).hex())
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+    try:
+        try:
+            write_all(fd, content)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 @contextlib.contextmanager
 def _trouble() -> Iterator[None]:
     """Turn errors of the disk into StoreTrouble. FileNotFoundError stays as it is, for it is an answer."""
@@ -337,87 +369,3 @@ def _trouble() -> Iterator[None]:
         raise
     except OSError as error:
         raise StoreTrouble(f"the folder of objects refused: {error}", hint="nothing was acknowledged") from error
-
-
-class DiskUploads:
-    """`Uploads` in a folder: one part file each. Pieces of one upload are taken one at a time."""
-
-    def __init__(self, folder: Path, objects: DiskObjects) -> None:
-        self.folder = folder
-        self._objects = objects
-        folder.mkdir(parents=True, exist_ok=True)
-        # Parts that were acknowledged must be found after a power cut, so the folder's own entry must be on disk.
-        sync_folder(folder.parent)
-        # An upload that is being verified holds up others that share its lock; with this many locks that is rare.
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
-
-    def _part(self, name: str) -> Path:
-        return self.folder / f"{name}.part"
-
-    def _lock_of(self, name: str) -> threading.Lock:
-        return self._locks[crc32(name.encode()) % _LOCKS]
-
-    def length(self, name: str) -> int:
-        """Return how many bytes are here."""
-        with _trouble():
-            try:
-                return self._part(name).stat().st_size
-            except FileNotFoundError:
-                return 0
-
-    def append(self, name: str, offset: int, data: bytes) -> int:
-        """Append what is new of a piece, synced; return the length then. Raises Gap.
-
-        Bytes before the length are not compared: the digest of the whole decides.
-        """
-        with self._lock_of(name), _trouble():
-            fd = os.open(self._part(name), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
-            try:
-                length = os.fstat(fd).st_size
-                if offset > length:
-                    raise Gap(length)
-                fresh = data[length - offset :]
-                if fresh:
-                    write_all(fd, fresh, length)
-                    data_sync(fd)
-                # The first piece made the file: its entry must be on disk as well.
-                if not length:
-                    sync_folder(self.folder)
-                return max(length, offset + len(data))
-            finally:
-                os.close(fd)
-
-    def finish(self, name: str, size: int, digest: str, key: str) -> bool:
-        """Make an object of a whole upload whose bytes are right; else drop it: False."""
-        part = self._part(name)
-        with self._lock_of(name), _trouble():
-            if not part.exists():
-                # A crash came after the object was made, or another request was first.
-                return self._objects.size(key) == size
-            # Reads all of it again, from the file and not from memory: so it is what is stored that is checked.
-            actual = hashlib.sha256()
-            with part.open("rb") as file:
-                while piece := file.read(_PIECE_BYTES):
-                    actual.update(piece)
-            if part.stat().st_size != size or actual.hexdigest() != digest:
-                part.unlink()
-                return False
-            self._objects.put(key, part)
-            return True
-
-    def drop(self, name: str) -> None:
-        """Forget an upload."""
-        with self._lock_of(name), _trouble():
-            self._part(name).unlink(missing_ok=True)
-
-    def sweep(self, before_s: float) -> int:
-        """Forget uploads that nobody has continued since then, and what a crash has left of others."""
-        count = 0
-        with _trouble():
-            for path in self.folder.iterdir():
-                # Bodies of requests are here too, of a server that runs beside; they are as old as what was last added.
-                with self._lock_of(path.stem), contextlib.suppress(FileNotFoundError):
-                    if path.is_file() and path.stat().st_mtime < before_s:
-                        path.unlink()
-                        count += 1
-        return count

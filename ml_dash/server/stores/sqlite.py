@@ -85,7 +85,7 @@ CREATE INDEX listed_project ON listed(ns, project, updated, id);
 CREATE INDEX listed_created ON listed(ns, created, id);
 CREATE INDEX listed_name ON listed(ns, name, id);
 CREATE INDEX listed_points ON listed(ns, points, id);
-CREATE TABLE leases(ns TEXT, experiment TEXT, epoch INTEGER, PRIMARY KEY(ns, experiment)) WITHOUT ROWID;
+CREATE TABLE leases(ns TEXT, experiment TEXT, epoch INTEGER, free INTEGER, PRIMARY KEY(ns, experiment)) WITHOUT ROWID;
 CREATE TABLE pages(ns TEXT, experiment TEXT, id TEXT, content BLOB);
 CREATE UNIQUE INDEX pages_id ON pages(ns, experiment, id);
 CREATE TABLE journals(ns TEXT, id TEXT, experiment TEXT, project TEXT, name TEXT, PRIMARY KEY(ns, id)) WITHOUT ROWID;
@@ -324,8 +324,8 @@ class SqliteDocuments:
             leases.execute("BEGIN IMMEDIATE")
             try:
                 view = _View(leases)
-                version, epoch, leased = view.epochs(ns, experiment)
-                if leased > epoch:
+                version, epoch, leased, free = view.epochs(ns, experiment)
+                if leased > epoch and not free:
                     self._wait_for(ns, experiment, (version, leased))
                 lease = Lease(ns, experiment, max(epoch, leased) + 1, view.experiment(ns, experiment))
                 view.put_lease(ns, experiment, lease.epoch)
@@ -333,7 +333,8 @@ class SqliteDocuments:
             finally:
                 if leases.in_transaction:
                     leases.execute("ROLLBACK")
-        self._seen.pop((ns, experiment), None)
+            self._seen.pop((ns, experiment), None)
+        fail_point("commit-lease")
         return lease
 
     def _wait_for(self, ns: str, experiment: str, holds: tuple[int, int]) -> None:
@@ -359,9 +360,9 @@ class SqliteDocuments:
         """Give a lease back, with nothing committed."""
         try:
             with self._turn, _trouble():
-                # Only this one: another process may have taken over since.
+                # Only this one: another process may have taken over since. The row stays, so that no epoch comes twice.
                 self._lease_connection().execute(
-                    "DELETE FROM leases WHERE ns=? AND experiment=? AND epoch=?",
+                    "UPDATE leases SET free=1 WHERE ns=? AND experiment=? AND epoch=?",
                     (lease.ns, lease.experiment, lease.epoch),
                 )
         except StoreTrouble as error:
@@ -373,13 +374,16 @@ class SqliteDocuments:
         assert commit.row.epoch == lease.epoch
         ns, experiment = lease.ns, lease.experiment
         with self._writing() as tx:
-            version, _, leased = tx.epochs(ns, experiment)
+            version, _, leased, _ = tx.epochs(ns, experiment)
             if leased != lease.epoch or version != lease.version - 1:
                 raise Stale(f"experiment {experiment} was changed by another process")
             tx.put_pages(ns, experiment, commit.pages)
+            fail_point("commit-pages")
             tx.drop_pages(ns, experiment, commit.superseded)
             tx.put_head(ns, commit.row)
+            fail_point("commit-head")
             fail_point("ingest-before-commit")
+        fail_point("commit-listed")
         fail_point("ingest-after-commit")
 
     # -- single rows -------------------------------------------------------------------------------------------------
@@ -494,7 +498,8 @@ class _View:
         where, values = _where(ns, wanted)
         order, behind = _SORTS[wanted.sort]
         if after is not None:
-            where, values = f"{where} AND {behind}", (*values, *after)
+            value = min(after[0], INT64_MAX) if isinstance(after[0], int) else after[0]
+            where, values = f"{where} AND {behind}", (*values, value, after[1])
         # Lists do not need the states, which are the largest part of a row: an empty one takes their place.
         columns = ", ".join("x''" if name in ("state", "root") else f"h.{name}" for name in _HEAD.split(", "))
         sql = (
@@ -592,15 +597,15 @@ class _View:
         sql = "DELETE FROM pages WHERE ns=? AND experiment=? AND id=?"
         self._many(sql, ((ns, experiment, page) for page in ids))
 
-    def epochs(self, ns: str, experiment: str) -> tuple[int, int, int]:
-        """Return (version, epoch) of the head, 0 without one, and the epoch of the newest lease."""
+    def epochs(self, ns: str, experiment: str) -> tuple[int, int, int, bool]:
+        """Return (version, epoch) of the head, 0 without one, and (epoch, whether given back) of the newest lease."""
         head = self._one("SELECT version, epoch FROM heads WHERE ns=? AND id=?", (ns, experiment)) or (0, 0)
-        lease = self._one("SELECT epoch FROM leases WHERE ns=? AND experiment=?", (ns, experiment)) or (0,)
-        return head[0], head[1], lease[0]
+        lease = self._one("SELECT epoch, free FROM leases WHERE ns=? AND experiment=?", (ns, experiment)) or (0, 0)
+        return head[0], head[1], lease[0], bool(lease[1])
 
     def put_lease(self, ns: str, experiment: str, epoch: int) -> None:
         """Store the newest lease."""
-        self._all("INSERT OR REPLACE INTO leases VALUES(?,?,?)", (ns, experiment, epoch))
+        self._all("INSERT OR REPLACE INTO leases VALUES(?,?,?,0)", (ns, experiment, epoch))
 
     def drop_leases(self) -> None:
         """Delete all leases that no commit has ended."""
@@ -672,7 +677,7 @@ def _where(ns: str, wanted: Filter) -> tuple[str, tuple[Any, ...]]:
     if wanted.tag is not None:
         parts.append(("EXISTS(SELECT 1 FROM json_each(tags) WHERE value=?)", wanted.tag))
     if wanted.since_ns:
-        parts.append(("updated>=?", wanted.since_ns))
+        parts.append(("updated>=?", min(wanted.since_ns, INT64_MAX)))
     if wanted.text:
         parts.append(("instr(searched, ?) > 0", wanted.text.casefold()))
     return " AND ".join(part for part, _ in parts), tuple(value for _, value in parts)

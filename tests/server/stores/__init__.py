@@ -1,0 +1,1 @@
+"""What only one implementation of a seam can show."""
