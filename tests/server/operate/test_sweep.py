@@ -14,7 +14,8 @@ import pytest
 from ml_dash.core import events as ev
 from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import Refused
-from ml_dash.server.engine.contents import RawEntry, object_key
+from ml_dash.server.engine.archive import archive
+from ml_dash.server.engine.contents import object_key
 from ml_dash.server.engine.ingest import Ingest
 from ml_dash.server.engine.journals import Journals
 from ml_dash.server.engine.server_writer import ServerWriter
@@ -22,6 +23,7 @@ from ml_dash.server.engine.services import Server
 from ml_dash.server.engine.uploads import Uploads
 from ml_dash.server.engine.writes import Writes
 from ml_dash.server.operate.sweep import Sweep, Swept
+from ml_dash.server.settings import ServerSettings
 from ml_dash.server.stores import Commit, Stores
 from ml_dash.server.stores.wiring import open_stores
 from tests.server.operate.turns import Killed, Pausing, Turns, mortal
@@ -192,7 +194,7 @@ class Place:
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.turns = Turns(seed, kills=0.004)
-        self.real = open_stores(folder)
+        self.real = open_stores(ServerSettings(folder))
         self.stores = Stores(*(Pausing(one, self.turns) for one in self._parts))  # type: ignore[arg-type]
         self.folder = folder
         # When requests under way began.
@@ -395,21 +397,7 @@ class Client:
 
     def archive(self) -> None:
         """Move raw bytes to an object: the object first, then the commit that names it."""
-        with self.ingest.changing(NS, self.experiment) as change:
-            segment = next(
-                (one for journal in change.draft.journals() for one in change.draft.segments(journal.id)), None
-            )
-            if segment is None:
-                return
-            entries = list(change.draft.raw(segment.id, 0, segment.length))
-            content = b"".join(change.draft.bytes_of(segment.id, 0, segment.length))
-            identity = os.urandom(8).hex()
-            self.place.stores.objects.put_contents([(object_key(NS, self.experiment, identity), content)])
-            for entry in entries:
-                change.draft.drop_raw(segment.id, entry)
-            change.draft.put_raw_entry(segment.id, RawEntry(0, segment.length, "", identity, 0))
-            change.changed = True
-            change.commit()
+        archive(self.ingest, NS, self.experiment)
 
     def remove(self) -> None:
         if self.random.random() < 0.7:
@@ -423,6 +411,9 @@ SEEDS = [int.from_bytes(os.urandom(4), "big") for _ in range(int(os.environ.get(
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> Any:
     monkeypatch.setattr("ml_dash.server.engine.ingest._LEASE_PAUSE_S", 0)
+    # So that the short segments of this test are archived.
+    monkeypatch.setattr("ml_dash.server.engine.archive._RAW_LEAST", 1)
+    monkeypatch.setattr("ml_dash.server.engine.archive._REST_BYTES", 1)
     made = Place(tmp_path, seed)
     yield made
     made.real.close()

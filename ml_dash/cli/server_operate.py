@@ -1,0 +1,129 @@
+"""`ml-dash server check`, `sweep`, `scrub`, `migrate`: work on a server's stores, mostly beside the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ml_dash.cli import console, options
+from ml_dash.cli.codes import FAILURE
+
+if TYPE_CHECKING:
+    from ml_dash.server.settings import ServerSettings
+    from ml_dash.server.stores import Stores
+
+_STATES = {"ok": "green", "warning": "yellow", "wrong": "red", "skipped": "dim"}
+
+
+def data_option(decorated: Any) -> Any:
+    """Add `--data`: the server's data folder."""
+    return click.option(
+        "--data", type=click.Path(path_type=Path), help="The server's data folder. Default: the one of a server here."
+    )(decorated)
+
+
+def with_data(settings: ServerSettings, data: Path | None) -> ServerSettings:
+    """Return the settings, with the data folder that was given to a command."""
+    from dataclasses import replace
+
+    from ml_dash.server.settings import check_data
+
+    return replace(settings, data=check_data(data or settings.data))
+
+
+def existing(settings: ServerSettings, data: Path | None) -> ServerSettings:
+    """Return the settings of a server that has data; raise NotFound otherwise: looking must not create a database."""
+    from ml_dash.errors import NotFound
+    from ml_dash.server.stores.wiring import DATABASE
+
+    settings = with_data(settings, data)
+    if settings.mongodb_uri is None and not (settings.data / DATABASE).is_file():
+        raise NotFound(f"there is no server's data in {settings.data}", hint="name its folder with --data")
+    return settings
+
+
+@contextmanager
+def opened(settings: ServerSettings, data: Path | None) -> Iterator[Stores]:
+    """Open the stores of a server, which may be running."""
+    from ml_dash.server.stores.wiring import open_stores
+
+    stores = open_stores(existing(settings, data))
+    try:
+        yield stores
+    finally:
+        stores.close()
+
+
+@click.command()
+@data_option
+@options.json_option
+@click.pass_context
+def check(ctx: click.Context, data: Path | None, as_json: bool) -> None:
+    """Try everything that a server here needs, and say what is wrong and what to do about it.
+
+    Settings, tokens, disk, database, clocks and objects; beside a running server too. What it writes it removes again.
+    """
+    from ml_dash.server.operate.check import check as found_items
+
+    items = []
+    for item in found_items(with_data(ctx.obj, data)):
+        items.append(item)
+        if not as_json:
+            state = console.styled(f"{item.state:8}", _STATES[item.state])
+            console.print_text(f"{state} {item.name}: {console.safe(item.text)}")
+            if item.do and item.state in ("warning", "wrong"):
+                console.print_text(f"         to do: {console.safe(item.do)}")
+    good = all(item.state != "wrong" for item in items)
+    if as_json:
+        console.print_json({"ok": good, "items": [asdict(item) for item in items]})
+    if not good:
+        ctx.exit(FAILURE)
+
+
+@click.command()
+@click.option(
+    "--older", default="1d", show_default=True, metavar="TIME",
+    help="How old an object must be that nobody names; an hour at least.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would be freed, and change nothing.")
+@data_option
+@options.json_option
+@click.pass_obj
+def sweep(above: ServerSettings, older: str, dry_run: bool, data: Path | None, as_json: bool) -> None:
+    """Free what crashes have left and nobody names; find contents that are lost.
+
+    Runs beside servers, as often as you like. What is lost is listed as missing from then on, and uploaders send it
+    again.
+    """
+    from ml_dash.errors import InvalidValue
+    from ml_dash.server.operate.sweep import LEAST_OLDER_S, Sweep
+    from ml_dash.server.settings import duration_s
+
+    older_s = duration_s(older, "--older")
+    if older_s < LEAST_OLDER_S:
+        raise InvalidValue(f"--older is {older}", hint="give 1h or more: a younger object may be about to be named")
+    with opened(above, data) as stores:
+        found = Sweep(stores, older_s=older_s, dry_run=dry_run).run()
+    if as_json:
+        console.print_json({"dryRun": dry_run, **found.as_json()})
+        return
+    freed = "would free" if dry_run else "freed"
+    console.print_text(
+        f"{freed} {console.plural(found.objects, 'object')} ({console.size_text(found.object_bytes)}), "
+        f"{console.plural(found.pages, 'page')}, {console.plural(found.rows, 'row')}, "
+        f"{console.plural(found.uploads, 'abandoned upload')}"
+    )
+    if found.left:
+        console.print_note(f"{console.plural(found.left, 'experiment')} could not be read now and were left alone")
+    if found.foreign:
+        console.print_note(f"{console.plural(found.foreign, 'object')} were not made by ml-dash and were left alone")
+    for one in found.lost:
+        what = "its uploader sends it again" if one.again else "restore it from a backup of the objects"
+        console.print_error(console.safe(f"lost: {one.key} of {one.namespace}; {what}"))
+    if found.lost_count > len(found.lost):
+        console.print_error(f"and {found.lost_count - len(found.lost)} more")
