@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.codes import FAILURE
+from ml_dash.cli.codes import DAMAGE, FAILURE
 
 if TYPE_CHECKING:
     from ml_dash.server.settings import ServerSettings
@@ -127,3 +127,47 @@ def sweep(above: ServerSettings, older: str, dry_run: bool, data: Path | None, a
         console.print_error(console.safe(f"lost: {one.key} of {one.namespace}; {what}"))
     if found.lost_count > len(found.lost):
         console.print_error(f"and {found.lost_count - len(found.lost)} more")
+
+
+@click.command()
+@click.option(
+    "--repair", is_flag=True,
+    help="Drop contents of files that are wrong, so that they are sent again; fold anew what does not hold.",
+)  # fmt: skip
+@click.option("--rate", metavar="SIZE", help="Read at most this much in a second: 50MB. Default: as fast as it goes.")
+@data_option
+@options.json_option
+@click.pass_context
+def scrub(ctx: click.Context, repair: bool, rate: str | None, data: Path | None, as_json: bool) -> None:
+    """Read all that is stored, and compare it with its checksums.
+
+    Runs beside servers. Exit code 4 if something is wrong and was not repaired.
+    """
+    from ml_dash.server.operate.scrub import Scrub
+    from ml_dash.server.settings import size_bytes
+
+    rate_bytes = None if rate is None else size_bytes(rate, "--rate")
+    faults = []
+    with opened(ctx.obj, data) as stores:
+        work = Scrub(stores, repair=repair, rate_bytes=rate_bytes)
+        for fault in work.faults():
+            faults.append(fault)
+            if not as_json:
+                state = "repaired" if fault.repaired else "wrong"
+                place = f"{fault.kind} of {fault.namespace} {fault.experiment}".rstrip()
+                console.print_text(console.safe(f"{state}: {place}, {fault.where}: {fault.what}"))
+    damaged = any(not fault.repaired for fault in faults)
+    if as_json:
+        facts = {"experiments": work.experiments, "segments": work.segments, "blobs": work.blobs, "left": work.left}
+        console.print_json({"ok": not damaged, "bytes": work.read, **facts, "faults": [asdict(one) for one in faults]})
+    else:
+        verdict = console.styled("DAMAGED", "bold red") if damaged else console.styled("intact", "green")
+        console.print_text(
+            f"{verdict}: {console.plural(len(faults), 'fault')} in {console.plural(work.experiments, 'experiment')}, "
+            f"{console.plural(work.segments, 'segment')}, {console.plural(work.blobs, 'blob')}, "
+            f"{console.size_text(work.read)}"
+        )
+        if work.left:
+            console.print_note(f"{console.plural(work.left, 'experiment')} could not be read now and were left out")
+    if damaged:
+        ctx.exit(DAMAGE)
