@@ -11,7 +11,7 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import FAILURE
-from ml_dash.cli.server_operate import check, data_option, existing, scrub, sweep, with_data
+from ml_dash.cli.server_operate import check, data_option, existing, migrate, scrub, sweep, with_data
 
 if TYPE_CHECKING:
     from ml_dash.server.settings import ServerSettings
@@ -58,7 +58,7 @@ def install(only_print: bool) -> None:
     console.print_text(f"wrote {path}; now run: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 
-for _verb in (check, sweep, scrub):
+for _verb in (check, sweep, scrub, migrate):
     command.add_command(_verb)
 
 

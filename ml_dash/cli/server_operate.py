@@ -171,3 +171,86 @@ def scrub(ctx: click.Context, repair: bool, rate: str | None, data: Path | None,
             console.print_note(f"{console.plural(work.left, 'experiment')} could not be read now and were left out")
     if damaged:
         ctx.exit(DAMAGE)
+
+
+@click.command()
+@click.option(
+    "--to-env", "to_env", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+    help="The environment of the new server: a file of lines NAME=VALUE, such as ML_DASH_DATA, MONGODB_URI, S3_BUCKET.",
+)  # fmt: skip
+@click.option(
+    "--freeze", is_flag=True,
+    help="Make the old server read-only first, for good: it answers reads, and writes with 503.",
+)  # fmt: skip
+@data_option
+@options.json_option
+@click.pass_context
+def migrate(ctx: click.Context, to_env: Path, freeze: bool, data: Path | None, as_json: bool) -> None:
+    """Copy everything from this server's stores to those of another one.
+
+    The old server may run meanwhile. Run it as often as you like: what is there already is passed over. The last time
+    with --freeze; then start the new server.
+    """
+    from ml_dash.errors import InvalidValue
+    from ml_dash.server.engine.services import READ_ONLY, lock_data, release_data
+    from ml_dash.server.operate.migrate import Migration, environment_of
+    from ml_dash.server.settings import server_settings
+    from ml_dash.server.stores.wiring import make_data, open_stores
+
+    here = existing(ctx.obj, data)
+    there = server_settings(env=environment_of(to_env.read_text(encoding="utf-8")))
+    if here.data.resolve() == there.data.resolve():
+        hint = "give the new server a folder of its own: ML_DASH_DATA=..."
+        raise InvalidValue(f"{to_env} names the same data folder, {there.data}", hint=hint)
+    if here.mongodb_uri and here.mongodb_uri == there.mongodb_uri:
+        raise InvalidValue(f"{to_env} names the same database", hint="migrate into a database of its own")
+    if here.s3 and there.s3 and (here.s3.endpoint, here.s3.bucket) == (there.s3.endpoint, there.s3.bucket):
+        raise InvalidValue(f"{to_env} names the same bucket", hint="migrate into a bucket of its own")
+    make_data(there.data)
+    if freeze:
+        (here.data / READ_ONLY).touch()
+    # A server that runs there would fold what is there only in part.
+    lock = lock_data(there.data)
+    try:
+        target = open_stores(there)
+        try:
+            with opened(ctx.obj, data) as source:
+                work = Migration(
+                    source, target, there.data / "incoming", frozen=freeze, progress=_show_experiment(as_json)
+                )
+                moved = work.run()
+        finally:
+            target.close()
+    finally:
+        release_data(lock)
+    if as_json:
+        console.print_json({"complete": not moved.left, **{_camel(key): value for key, value in asdict(moved).items()}})
+    else:
+        console.print_text(
+            f"copied {console.plural(moved.experiments, 'experiment')} and {console.plural(moved.objects, 'object')} "
+            f"({console.size_text(moved.object_bytes)}); {moved.unchanged} were there already"
+        )
+        if moved.left:
+            console.print_error(
+                f"{console.plural(moved.left, 'experiment')} could not be copied now: start this version of the old "
+                "server once, so that it brings them up to date, and run this again"
+            )
+        elif freeze:
+            console.print_note(f"everything is there; {here.data} stays read-only until {READ_ONLY} in it is removed")
+        else:
+            console.print_note("what still arrives here is copied by another run; end with --freeze")
+    if moved.left:
+        ctx.exit(FAILURE)
+
+
+def _show_experiment(as_json: bool) -> Any:
+    def show(namespace: str, experiment: str) -> None:
+        if not as_json:
+            console.print_note(console.safe(f"{namespace} {experiment}"))
+
+    return show
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(part.title() for part in rest)

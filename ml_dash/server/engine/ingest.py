@@ -85,6 +85,8 @@ ARCHIVED_BYTES: Final = 4 << 20
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
 # How long a request waits for another server's lease before it is refused, to come again.
 _LEASE_WAIT_S: Final = 1.0
+# When a client comes again to a server that is read-only.
+_MOVED_RETRY_S: Final = 30
 _LEASE_PAUSE_S: Final = 0.02
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -242,6 +244,8 @@ class Ingest:
         self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
         # Called after a commit with what it has filled; none: nothing is archived.
         self.archiver: Callable[[Change], None] | None = None
+        # True while nothing may be changed, because everything is being copied elsewhere.
+        self.read_only: Callable[[], bool] = lambda: False
         # Refused contradictions since the start, for whoever watches the server.
         self.conflicts = 0
 
@@ -262,6 +266,8 @@ class Ingest:
             change: Change | None = None
             done = False
             try:
+                # Under the lease: who copies waits for it, and knows then that nobody changes this any more.
+                self.require_writable()
                 change = self._opened(lease, project, name, anew=anew)
                 yield change
                 done = True
@@ -274,6 +280,12 @@ class Ingest:
                     self.documents.release(held)
                 if done and change is not None and not change.changed and not change.failed:
                     self._keep(key, change)
+
+    def require_writable(self) -> None:
+        """Raise Refused (503) while nothing may be changed."""
+        if self.read_only():
+            message = "this server is read-only, because its data is being moved; send it again later"
+            raise Refused(503, UNAVAILABLE, message, retry_after_s=_MOVED_RETRY_S)
 
     @contextlib.contextmanager
     def _locked(self, key: tuple[str, str]) -> Iterator[None]:

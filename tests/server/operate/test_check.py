@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from ml_dash.server.engine.services import Server
 from ml_dash.server.operate.check import Item, check
 from ml_dash.server.settings import ServerSettings
 from ml_dash.server.stores.wiring import DATABASE
+from tests.contracts.places import s3_place
 from tests.server.sending import SegmentBytes, send
 from tests.server.test_refold import spoil
+from tests.services.running import Service
 
 
 def found(data: Path, **how: Any) -> dict[str, Item]:
@@ -115,3 +118,17 @@ def test_a_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found(tmp_path)["data folder"].state == "warning"
     monkeypatch.setattr("ml_dash.server.operate.check._TOO_LITTLE_BYTES", 1 << 62)
     assert found(tmp_path)["data folder"].state == "wrong"
+
+
+def test_mongodb_and_s3_are_used_as_a_server_uses_them(
+    tmp_path: Path, mongo_database: tuple[str, str], s3_service: Service, s3_bucket: str
+) -> None:
+    s3 = s3_place(s3_service, s3_bucket)
+    uri = "{}/{}".format(*mongo_database)
+    items = found(tmp_path, mongodb_uri=uri, s3=s3.settings)
+    assert {item.name: item.state for item in items.values() if item.state != "ok"} == {"who may log in": "warning"}
+    assert s3.left() == []
+    assert list(s3.objects().list("")) == []
+    s3.close()
+    wrong = found(tmp_path, mongodb_uri=uri, s3=replace(s3.settings, secret_key="another", bucket=s3_bucket))
+    assert wrong["objects" if "objects" in wrong else "database"].state == "wrong"
