@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from tests.services.fixtures import mongo_database, mongo_service, s3_bucket, s3_client, s3_service  # noqa: F401
+from tests.services.fixtures import (  # noqa: F401
+    mongo_database,
+    mongo_service,
+    s3_bucket,
+    s3_client,
+    s3_service,
+    told_once,
+)
 
 if TYPE_CHECKING:
     from tests.journals import JournalFixture
@@ -53,6 +60,7 @@ def pytest_report_header() -> str:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test wrote may hold characters that are no Unicode; the way to the process that reports takes none."""
     report = yield
+    told_once(report)
     report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
     return report
 
@@ -85,7 +93,7 @@ def _own_environment(
     """No setting, login or scheduler variable of whoever runs the tests reaches the code under test."""
     for name in list(os.environ):
         ours = name.startswith("ML_DASH_") and not name.startswith("ML_DASH_TEST_")
-        if ours or name in _SCHEDULER or name.startswith("SLURM_"):
+        if ours or name in (*_SCHEDULER, "MONGODB_URI") or name.startswith(("SLURM_", "S3_")):
             monkeypatch.delenv(name)
     # A test that wants the uploader started in the background says so, and ends it.
     monkeypatch.setenv("ML_DASH_AUTOSYNC", "0")

@@ -32,7 +32,7 @@ def program(name: str) -> Path:
         return target
     go = shutil.which("go")
     if go is None:
-        raise Unavailable(f"{name} is not built, and there is no Go to build it with; see tests/services")
+        raise Unavailable(f"{name} is not built, and there is no Go to build it with")
     CACHE.mkdir(parents=True, exist_ok=True)
     # Processes that run tests side by side want it at the same moment.
     with FileLock(CACHE / f"{name}.lock"):

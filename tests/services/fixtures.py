@@ -14,15 +14,24 @@ from . import running
 from .build import Unavailable
 from .running import Service
 
+_SEE = "see docs/contributing.md"
+
 
 def started(make: Callable[[Path], Service], folder: Path) -> Service:
     """Return a running service. Skips the test if it cannot be had here, and fails it if `CI` is true."""
     try:
         return make(folder).start()
     except Unavailable as missing:
+        text = f"{missing} ({_SEE})"
         if os.environ.get("CI") == "true":
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+
+
+def told_once(report: pytest.TestReport) -> None:
+    """Give all tests that miss a service the same place in the source, so that the summary counts them in one line."""
+    if report.skipped and isinstance(report.longrepr, tuple) and _SEE in report.longrepr[2]:
+        report.longrepr = (__file__, 0, report.longrepr[2])
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Work on the stores of a server beside its service: check, sweep, scrub, migrate, quotas. One module per verb."""
+"""Work on the stores of a server beside its service: check, sweep, scrub, migrate. One module per verb."""

@@ -180,9 +180,13 @@ class S3Objects:
 
         name = self._name(key)
         self._noted(key, name)
-        config = TransferConfig(multipart_threshold=_PARTS_FROM, multipart_chunksize=_PART_BYTES, max_concurrency=4)
         with trouble():
-            self.bucket.patient.upload_file(str(path), self.bucket.name, name, Config=config)
+            if path.stat().st_size < _PARTS_FROM:
+                with path.open("rb") as file:
+                    self.bucket.client.put_object(Bucket=self.bucket.name, Key=name, Body=file)
+            else:
+                config = TransferConfig(_PARTS_FROM, max_concurrency=4, multipart_chunksize=_PART_BYTES)
+                self.bucket.patient.upload_file(str(path), self.bucket.name, name, Config=config)
             path.unlink()
 
     def put_contents(self, items: Sequence[tuple[str, bytes]]) -> None:
