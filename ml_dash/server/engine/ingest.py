@@ -62,6 +62,7 @@ from ..stores import (
     SegmentClaim,
     Stale,
     StoreTrouble,
+    Vanished,
 )
 from .blocks import OpenBlocks, add, history, store_open
 from .compare import Contradiction, Part, appended, differing, header_of, mended
@@ -87,6 +88,8 @@ ARCHIVED_BYTES: Final = 4 << 20
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
 # How long a request waits for another server's lease before it is refused, to come again.
 _LEASE_WAIT_S: Final = 1.0
+# When a client comes again to a server that is read-only.
+_MOVED_RETRY_S: Final = 30
 _LEASE_PAUSE_S: Final = 0.02
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -252,6 +255,8 @@ class Ingest:
         self._cache: OrderedDict[tuple[str, str], Change] = OrderedDict()
         # Experiment → (its lock, how many threads have it or wait for it).
         self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
+        # True while nothing may be changed, because everything is being copied elsewhere.
+        self.read_only: Callable[[], bool] = lambda: False
         # archiver(namespace, experiment, series with a full range), after a commit. None: nothing is archived.
         self.archiver: Callable[[str, str, set[str]], None] | None = None
         # Refused contradictions since the start, for whoever watches the server.
@@ -278,10 +283,13 @@ class Ingest:
                 change: Change | None = None
                 done = False
                 try:
+                    # Under the lease: who copies waits for it, and knows then that nobody changes this any more.
+                    self.require_writable()
                     change = self._opened(lease, project, name, anew=anew)
                     yield change
                     done = True
-                except Stale as error:
+                # Vanished: another process took the lease over while this one stood still, and has committed since.
+                except (Stale, Vanished) as error:
                     raise Refused(503, UNAVAILABLE, "another server changed this first", retry_after_s=1) from error
                 finally:
                     held = change.lease if change is not None else lease
@@ -295,6 +303,12 @@ class Ingest:
         finally:
             if news is not None:
                 self._notify(ns, experiment, news)
+
+    def require_writable(self) -> None:
+        """Raise Refused (503) while nothing may be changed."""
+        if self.read_only():
+            message = "this server is read-only, because its data is being moved; send it again later"
+            raise Refused(503, UNAVAILABLE, message, retry_after_s=_MOVED_RETRY_S)
 
     @contextlib.contextmanager
     def _locked(self, key: tuple[str, str]) -> Iterator[None]:
@@ -461,7 +475,9 @@ class Ingest:
         # Nothing new: a repeated request.
         if end == row.length and not replaced:
             return end
-        self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
+        # Bodies of a removed writer's events are not taken, since nothing folds them.
+        if not draft.is_removed(row.writer):
+            self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
         if is_new:
             self._claim(change, claim, row)
         change.changed = True
