@@ -26,7 +26,7 @@ from ...core.protocol import Refused
 from ...core.sampling import LINES, Extremes, extend
 from ...disk.durable import fail_point
 from ..stores import StoreTrouble, Vanished
-from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_of, extremes_of, summary_of, with_pages
+from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_in, extremes_of, summary_of, with_pages
 from .columns import encode_chunk
 from .contents import BlockEntry, Contents, Draft, RawEntry, object_key
 from .ingest import Ingest
@@ -147,7 +147,7 @@ def _chunk(contents: Contents, series: str, blocks: tuple[BlockEntry, ...]) -> _
     found: list[Block] = []
     size = 0
     for entry, page in with_pages(contents, blocks):
-        found.append(block_of(series, entry, page))
+        found.append(block_in(page, series, entry))
         size += len(found[-1].data)
         if size > _CHUNK_BYTES:
             return None

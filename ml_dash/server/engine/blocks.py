@@ -120,13 +120,23 @@ def with_pages(contents: Contents, entries: Iterable[BlockEntry]) -> Iterator[tu
             yield entry, pages.pop(entry.page)
 
 
-def index_of(page: bytes) -> ChunkIndex:
-    """Return what is in a chunk, by its page."""
+def index_of(contents: Contents, entry: BlockEntry) -> ChunkIndex:
+    """Return what is in a chunk."""
+    return index_in(contents.pages_of([entry.page])[entry.page])
+
+
+def block_of(contents: Contents, series: str, entry: BlockEntry) -> Block:
+    """Return a block that is in a page."""
+    return block_in(contents.pages_of([entry.page])[entry.page], series, entry)
+
+
+def index_in(page: bytes) -> ChunkIndex:
+    """Return what is in a chunk, from its page."""
     return ChunkIndex(*_index.decode(page))
 
 
-def block_of(series: str, entry: BlockEntry, page: bytes) -> Block:
-    """Return a block that is in a page."""
+def block_in(page: bytes, series: str, entry: BlockEntry) -> Block:
+    """Return the block that a page holds."""
     _, data, parts = _page.decode(page)
     return Block(series, entry.first, entry.count, data, parts)
 
@@ -135,9 +145,9 @@ def blocks_of(contents: Contents, series: str, start: int, end: int) -> Iterator
     """Yield the blocks of a series that hold any of the lines [start, end), in their order, few in memory at a time."""
     for entry, page in with_pages(contents, contents.blocks(series, start, end)):
         if not entry.chunk:
-            yield block_of(series, entry, page)
+            yield block_in(page, series, entry)
             continue
-        wanted = [each for each in index_of(page).entries if each[0] < end and each[0] + each[1] > start]
+        wanted = [each for each in index_in(page).entries if each[0] < end and each[0] + each[1] > start]
         for group in _near(wanted):
             begin, behind = group[0][2], group[-1][2] + group[-1][3]
             content = b"".join(contents.object(entry.chunk, begin, behind))
@@ -187,7 +197,7 @@ class OpenBlock:
         if entry is None or entry.full:
             return cls(0 if entry is None else entry.first + entry.count)
         block = cls(entry.first)
-        found = block_of(series, entry, draft.pages_of([entry.page])[entry.page])
+        found = block_of(draft, series, entry)
         block.count, block.page = entry.count, entry.page
         if series == LOGS:
             block.lines += zlib.decompress(found.data)

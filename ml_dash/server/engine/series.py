@@ -23,7 +23,7 @@ from typing import Any
 from ...core.ranges import Range, holes
 from ...core.records import series_name
 from ...core.sampling import LINES, PART, Extremes, Sampling
-from .blocks import CHUNK_BLOCKS, ChunkIndex, block_of, blocks_of, extremes_of, index_of, series_of, with_pages
+from .blocks import CHUNK_BLOCKS, ChunkIndex, block_in, blocks_of, extremes_of, index_in, series_of, with_pages
 from .contents import BlockEntry, Contents
 from .summaries import decode_summaries
 
@@ -116,8 +116,8 @@ def _below(contents: Contents, series: str, start: int, end: int, unit: int, who
 def _of_page(series: str, entry: BlockEntry, page: bytes, unit: int) -> Iterator[_Summary]:
     """Return the summaries in a page: of the blocks of a chunk, or of the parts of a chunk or a block."""
     if not entry.chunk:
-        return _of_parts([(entry.first, entry.count, 0, 0)], block_of(series, entry, page).parts)
-    index = index_of(page)
+        return _of_parts([(entry.first, entry.count, 0, 0)], block_in(page, series, entry).parts)
+    index = index_in(page)
     return _of_blocks(index) if unit >= LINES else _of_parts(index.entries, index.parts)
 
 
