@@ -181,7 +181,7 @@ class Contents:
         self.row = row
         self.fetch = fetch
         self._reader = reader
-        self.tree = Tree(row.root.decode(), self._load)
+        self.tree = Tree(row.root, self._load)
 
     def _load(self, ids: Sequence[str]) -> dict[str, Node]:
         found = self._reader.cache.get(self.ns, self.row.id, ids)

@@ -214,7 +214,7 @@ class Change:
         core = close_state(state)
         self.weight = kept_parts(state), sum(block.size for block in self.open_blocks.values())
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
-        row = replace(self.row, root=root.encode())
+        row = replace(self.row, root=root)
         if finished:
             row = replace(
                 row,

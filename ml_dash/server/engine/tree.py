@@ -9,8 +9,9 @@ added pages that nobody names.
     put "metric/n":   leaf p3  "metric/m" … "metric/n" …                   →    new leaf    p9
                       leaf p7  "arrival/0" …                                    p7 is in both versions
 
-A batch of events writes the leaves that it touches and the pages above them, about PAGE_BYTES each, however many
-metrics and files there are: a tree of 100,000 entries is three pages deep.
+What was put last waits in a buffer, which the head holds together with the id of the root; only when it is full, about
+every tenth small batch, it goes into the leaves. So a small batch writes about the same whether there are a hundred
+entries or a million, and the leaves that it would touch each time are written once for several.
 
 A page is msgpack: [0, keys, values] of a leaf, [1, least key of each child, ids of the children] of what is above.
 """
@@ -31,10 +32,14 @@ PAGE_BYTES: Final = 4096
 """A page with more than this is split, unless it holds a single entry."""
 
 _ENTRY_BYTES: Final = 6  # of an entry beside key and value, about
+# A buffer with more than this goes into the leaves. It is searched from end to end, so it has few entries.
+_BUFFER_BYTES: Final = 16 << 10
+_BUFFER_ENTRIES: Final = 128
 # Pages that a scan reads at once.
 _AHEAD: Final = 64
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder().decode
+_root: Final = msgspec.msgpack.Decoder(tuple[str, dict[str, bytes | None]])
 
 Load = Callable[[Sequence[str]], "dict[str, Node]"]
 """load(ids): the pages of these ids. Raises Vanished."""
@@ -108,10 +113,14 @@ class Tree:
     A tree of which a change raised Vanished or StoreTrouble is not used any more.
     """
 
-    def __init__(self, root: str, load: Load) -> None:
-        """Open the version whose root page has this id; an empty map if there is none ("")."""
+    def __init__(self, root: bytes, load: Load) -> None:
+        """Open the version that a head names by these bytes; an empty map if there are none."""
         self._load = load
-        self._root: str | Node = root or Node(True, [], [], 0)
+        identity, buffer = _root.decode(root) if root else ("", {})
+        self._root: str | Node = identity or Node(True, [], [], 0)
+        # What was put since the leaves were written; None: deleted.
+        self._buffer: dict[str, bytes | None] = buffer
+        self._size = sum(map(_waiting, buffer.items()))
         # Ids of pages of the version that was opened, that this one does not name any more.
         self._superseded: list[str] = []
 
@@ -119,6 +128,9 @@ class Tree:
 
     def get(self, key: str) -> bytes | None:
         """Return the value of a key."""
+        return self._buffer[key] if key in self._buffer else self._stored(key)
+
+    def _stored(self, key: str) -> bytes | None:
         node = self._node(self._root)
         while not node.leaf:
             node = self._node(node.values[_child(node, key)])
@@ -130,7 +142,24 @@ class Tree:
 
     def items(self, start: str, end: str) -> Iterator[tuple[str, bytes]]:
         """Yield (key, value) with start <= key < end, in order. The map must not be changed meanwhile."""
-        return self._items(self._root, start, end)
+        waiting = sorted(key for key in self._buffer if start <= key < end)
+        place = 0
+        for key, value in self._items(self._root, start, end):
+            while place < len(waiting) and waiting[place] < key:
+                yield from self._buffered(waiting[place])
+                place += 1
+            if place < len(waiting) and waiting[place] == key:
+                yield from self._buffered(key)
+                place += 1
+            else:
+                yield key, value
+        for key in waiting[place:]:
+            yield from self._buffered(key)
+
+    def _buffered(self, key: str) -> Iterator[tuple[str, bytes]]:
+        value = self._buffer[key]
+        if value is not None:
+            yield key, value
 
     def _items(self, ref: str | Node, start: str, end: str) -> Iterator[tuple[str, bytes]]:
         node = self._node(ref)
@@ -160,7 +189,19 @@ class Tree:
 
     def last(self, start: str, end: str) -> tuple[str, bytes] | None:
         """Return the greatest key with start <= key < end, and its value."""
-        return self._last(self._root, start, end)
+        newest: tuple[str, bytes] | None = None
+        for key, value in self._buffer.items():
+            if value is not None and start <= key < end and (newest is None or key > newest[0]):
+                newest = key, value
+        # Nothing smaller than that is looked for.
+        start = newest[0] if newest is not None else start
+        while True:
+            found = self._last(self._root, start, end)
+            if found is None or found[0] not in self._buffer:
+                break
+            # It was deleted, or put again since.
+            end = found[0]
+        return found if found is not None and (newest is None or found[0] > newest[0]) else newest
 
     def _last(self, ref: str | Node, start: str, end: str) -> tuple[str, bytes] | None:
         node = self._node(ref)
@@ -181,6 +222,32 @@ class Tree:
 
     def put(self, key: str, value: bytes) -> None:
         """Store a value, in place of the one that the key had."""
+        self._wait(key, value)
+
+    def delete(self, key: str) -> None:
+        """Delete a key, if it is there."""
+        if self._stored(key) is not None:
+            self._wait(key, None)
+        elif key in self._buffer:
+            self._size -= _waiting((key, self._buffer.pop(key)))
+
+    def _wait(self, key: str, value: bytes | None) -> None:
+        """Put into the buffer, and what is in that into the leaves if there is too much."""
+        if key in self._buffer:
+            self._size -= _waiting((key, self._buffer[key]))
+        self._buffer[key] = value
+        self._size += _waiting((key, value))
+        if self._size > _BUFFER_BYTES or len(self._buffer) > _BUFFER_ENTRIES:
+            buffer, self._buffer, self._size = self._buffer, {}, 0
+            for key in sorted(buffer):
+                waiting = buffer[key]
+                if waiting is None:
+                    self._remove(key)
+                else:
+                    self._store(key, waiting)
+
+    def _store(self, key: str, value: bytes) -> None:
+        """Put a value into its leaf."""
         root = self._own(self._root)
         self._root = root
         right = self._put(root, key, value)
@@ -212,9 +279,9 @@ class Tree:
             node.size += len(right[0]) + 2 * _ENTRY_BYTES
         return _split(node, place) if node.size > PAGE_BYTES and len(node.keys) > 1 else None
 
-    def delete(self, key: str) -> None:
-        """Delete a key, if it is there."""
-        if self.get(key) is None:
+    def _remove(self, key: str) -> None:
+        """Delete a key that is in a leaf."""
+        if self._stored(key) is None:
             return
         self._root = self._own(self._root)
         self._delete(self._root, key)
@@ -258,16 +325,21 @@ class Tree:
         self._superseded.append(node.id)
         return Node(node.leaf, list(node.keys), list(node.values), node.size)
 
-    def flush(self, name: Callable[[], str]) -> tuple[str, list[Node], list[str]]:
-        """Give ids, from `name()`, to all new pages; return (id of the root, these nodes, ids of superseded pages).
+    def flush(self, name: Callable[[], str]) -> tuple[bytes, list[Node], list[str]]:
+        """Give ids, from `name()`, to all new pages.
 
-        From here on the tree is that of the new version.
+        Return what the head names the version by, these nodes, and the ids of superseded pages. From here on the tree
+        is that of the new version.
         """
         nodes: list[Node] = []
-        root = self._root if isinstance(self._root, str) else self._named(self._root, name, nodes)
+        if isinstance(self._root, str):
+            root = self._root
+        else:
+            # A map of which all waits in the buffer has no page.
+            root = self._named(self._root, name, nodes) if self._root.keys else ""
         superseded, self._superseded = self._superseded, []
-        self._root = root
-        return root, nodes, superseded
+        self._root = root or self._root
+        return _encode((root, self._buffer)), nodes, superseded
 
     def _named(self, node: Node, name: Callable[[], str], nodes: list[Node]) -> str:
         if node.id:
@@ -279,6 +351,11 @@ class Tree:
         node.id = name()
         nodes.append(node)
         return node.id
+
+
+def _waiting(entry: tuple[str, bytes | None]) -> int:
+    """Return about how many bytes an entry of a buffer takes."""
+    return len(entry[0]) + len(entry[1] or b"") + _ENTRY_BYTES
 
 
 def pages_of(nodes: Sequence[Node]) -> list[Page]:

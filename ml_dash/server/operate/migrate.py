@@ -257,7 +257,7 @@ class Migration:
 
         def store(superseded: list[str]) -> None:
             root, nodes, replaced = draft.tree.flush(draft.name)
-            draft.row = replace(draft.row, root=root.encode())
+            draft.row = replace(draft.row, root=root)
             pages = [*draft.new.items(), *pages_of(nodes)]
             target.commit(lease, Commit(draft.row, pages, [*superseded, *replaced]))
             fail_point("migrate-pages")
