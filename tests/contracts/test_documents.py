@@ -381,6 +381,48 @@ def test_two_servers_change_one_experiment_in_turns_and_no_change_is_lost(
     assert pages(other, row.root.decode()) == [b"24"]
 
 
+def test_holders_that_are_too_slow_again_and_again_lose_no_change(
+    place: Place, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    monkeypatch.setattr(module_of(place.kind), "LEASE_S", 0.01)
+    servers = [place.open() for _ in range(3)]
+
+    def change(server: Documents, rng: random.Random) -> list[int]:
+        """Try to add one, now and then slowly; return what was acknowledged."""
+        done, tries = [], 0
+        while tries < 25:
+            try:
+                lease = server.lease(NS, ID)
+            except Busy:
+                threading.Event().wait(0.003)
+                continue
+            tries += 1
+            number = int(lease.row.state) + 1 if lease.row is not None else 1
+            if rng.random() < 0.3:
+                threading.Event().wait(0.05)
+            if rng.random() < 0.1:
+                server.release(lease)
+                continue
+            page = f"{lease.version}-{lease.epoch}"
+            old = (lease.row.root.decode(),) if lease.row is not None else ()
+            row = experiment(version=lease.version, epoch=lease.epoch, state=b"%d" % number, root=page.encode())
+            with contextlib.suppress(Stale):
+                server.commit(lease, Commit(row, [(page, b"%d" % number)], old))
+                done.append(number)
+        return done
+
+    with ThreadPoolExecutor(3) as threads:
+        done = list(threads.map(change, servers, [random.Random(rng.random()) for _ in servers]))
+    acknowledged = sorted(number for numbers in done for number in numbers)
+    assert acknowledged == list(range(1, len(acknowledged) + 1))
+    for server in servers:
+        row = head(server)
+        assert row is not None
+        assert int(row.state) == len(acknowledged)
+        assert pages(server, row.root.decode()) == [row.state]
+        assert listed(server) == [bare(row)]
+
+
 def test_two_processes_change_one_experiment_in_turns_and_no_change_is_lost(place: Place) -> None:
     documents = place.open()
     with place.start("count", "12") as first, place.start("count", "12") as second:

@@ -263,7 +263,7 @@ def test_a_form_that_is_none_leaves_nothing_behind(web: Web, server: Any, form: 
     path = f"/experiments/{web.experiment('forms')}/files"
     web.refused("POST", path, 400, "malformed", data=form, headers={"Content-Type": "multipart/form-data; boundary=B"})
     assert web.get(path)["files"] == []
-    assert not list((server.data / "staging").glob("upload-*"))
+    assert not list((server.data / "incoming").glob("upload-*"))
     web.refused("POST", path, 415, "malformed", data=form, headers={"Content-Type": "text/plain"})
 
 
@@ -280,8 +280,8 @@ def test_a_client_that_goes_while_it_sends_a_file_leaves_nothing_behind(web: Web
     ).encode()
     with socket.create_connection((host, int(port)), 10) as connection:
         connection.sendall(head + b"y" * 100_000)
-        wait_until(lambda: list((server.data / "staging").glob("upload-*")))
-    wait_until(lambda: not list((server.data / "staging").glob("upload-*")))
+        wait_until(lambda: list((server.data / "incoming").glob("upload-*")))
+    wait_until(lambda: not list((server.data / "incoming").glob("upload-*")))
     assert web.get(f"/experiments/{identity}/files")["files"] == []
 
 

@@ -90,7 +90,9 @@ def test_bytes_that_do_not_hold_are_refused_loudly_and_nothing_is_changed(pair: 
     spoil(pair)
     with sqlite3.connect(pair.data / "server.sqlite") as database:
         held = database.execute("SELECT id, content FROM pages").fetchall()
-        (page,) = [(page, content) for page, content in held if content.startswith(sheet.data[: sheet.ends[700]])]
+        (page,) = [
+            (page, content) for page, content in held if content.startswith(bytes(sheet.data[: sheet.ends[700]]))
+        ]
         content = bytearray(page[1])
         content[sheet.ends[5] + 9 : sheet.ends[5] + 11] = b"\xff\xff"
         database.execute("UPDATE pages SET content=? WHERE id=?", (bytes(content), page[0]))

@@ -29,7 +29,7 @@ from ..stores import StoreTrouble, Vanished
 from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_of, extremes_of, summary_of
 from .columns import encode_chunk
 from .contents import BlockEntry, Contents, Draft, RawEntry, object_key
-from .ingest import Change, Ingest
+from .ingest import Ingest
 from .series import LEVEL
 from .summaries import decode_summaries, encode_summaries
 
@@ -246,13 +246,10 @@ class Archiver:
         self._busy = False
         self._closing = False
 
-    def notice(self, change: Change) -> None:
+    def notice(self, ns: str, experiment: str, series: set[str]) -> None:
         """Note what a commit has filled."""
-        if not change.filled and not change.has_raw:
-            return
-        series, change.filled, change.has_raw = change.filled, set(), False
         with self._wake:
-            self._waiting.setdefault((change.ns, change.stored.id), set()).update(series)
+            self._waiting.setdefault((ns, experiment), set()).update(series)
             if self._thread is None and not self._closing:
                 self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
                 self._thread.start()

@@ -354,6 +354,7 @@ class Draft(Contents):
     def __init__(self, reader: Reader, ns: str, row: ExperimentRow, fetch: Fetch) -> None:
         super().__init__(reader, ns, row, fetch)
         self.new: dict[str, bytes] = {}
+        self.new_bytes = 0
         self._prefix = ""
         self._pages = 0
 
@@ -362,6 +363,7 @@ class Draft(Contents):
         self.row = row
         self._prefix, self._pages = prefix, 0
         self.new = {}
+        self.new_bytes = 0
 
     def name(self) -> str:
         """Return the id of a new page."""
@@ -372,6 +374,7 @@ class Draft(Contents):
         """Add a page; return its id."""
         identity = self.name()
         self.new[identity] = content
+        self.new_bytes += len(content)
         return identity
 
     def drop_page(self, page: str) -> None:

@@ -32,7 +32,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from time import time_ns
 from typing import Any, Final
@@ -111,8 +111,10 @@ class Change:
         self.state: State = self.draft.state()
         self.open_blocks: OpenBlocks = {}
         self.edits = Edits()
-        # Names of blobs that are not needed once the change is committed.
+        # Names of blobs that are not needed any more, by what is committed.
         self.released: list[str] = []
+        # Something was committed, and those who wait for changes do not know of it yet.
+        self.committed = False
         # A commit has failed: what is in memory may differ from what is stored.
         self.failed = False
         # What the archiver may move: series that have a full range, and whether there are raw bytes enough.
@@ -184,12 +186,15 @@ class Change:
         """Note that something has arrived just now."""
         self.draft.row = replace(self.row, heard_ns=time_ns())
 
-    def commit(self) -> None:
-        """Make all that has changed visible and durable. Ends the lease. Raises Stale, StoreTrouble."""
+    def commit(self, *, finished: bool = True) -> None:
+        """Make all that has changed visible and durable. Ends the lease. Raises Stale, StoreTrouble.
+
+        Not `finished`: the experiment is being folded anew, and stays out of date; lists go on to show it as before.
+        """
         assert self.lease is not None
         self.failed = True
         self.apply()
-        self.released += self.edits.released
+        released = self.edits.released
         self.edits = Edits()
         store_open(self.draft, self.open_blocks)
         state = self.state
@@ -200,26 +205,28 @@ class Change:
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
         core = close_state(state)
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
-        row = replace(
-            self.row,
-            fold_version=TABLES_VERSION,
-            state=core,
-            root=root.encode(),
-            project=state.project,
-            name=state.name,
-            status=state.status if state.events else "interrupted",
-            created_ns=state.created_ns,
-            updated_ns=state.updated_ns,
-            folder=state.folder.value or "",
-            tags=tuple(state.tags.value or ()),
-            description=state.description.value or "",
-            summary=summary,
-        )
+        row = replace(self.row, root=root.encode())
+        if finished:
+            row = replace(
+                row,
+                fold_version=TABLES_VERSION,
+                state=core,
+                project=state.project,
+                name=state.name,
+                status=state.status if state.events else "interrupted",
+                created_ns=state.created_ns,
+                updated_ns=state.updated_ns,
+                folder=state.folder.value or "",
+                tags=tuple(state.tags.value or ()),
+                description=state.description.value or "",
+                summary=summary,
+            )
         pages = [*self.draft.new.items(), *pages_of(nodes)]
         self._documents.commit(self.lease, Commit(row, pages, superseded))
         self._reader.cache.add(self.ns, row.id, nodes)
         self.stored = self.draft.row = row
-        self.lease, self.failed, self.changed = None, False, False
+        self.released += released
+        self.lease, self.failed, self.changed, self.committed = None, False, False, True
 
 
 class Ingest:
@@ -239,8 +246,8 @@ class Ingest:
         self._cache: OrderedDict[tuple[str, str], Change] = OrderedDict()
         # Experiment → (its lock, how many threads have it or wait for it).
         self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
-        # Called after a commit with what it has filled; none: nothing is archived.
-        self.archiver: Callable[[Change], None] | None = None
+        # archiver(namespace, experiment, series with a full range), after a commit. None: nothing is archived.
+        self.archiver: Callable[[str, str, set[str]], None] | None = None
         # Refused contradictions since the start, for whoever watches the server.
         self.conflicts = 0
 
@@ -252,26 +259,36 @@ class Ingest:
     ) -> Iterator[Change]:
         """Hold the lease of an experiment. What was not committed when the block ends is forgotten.
 
-        Raises StoreTrouble, and Refused (503) if another server has it, or came first. With `anew`, also an experiment
-        whose state another version of the code made, as if it had none.
+        After it, what the commits released is deleted, and those who wait for changes are notified. With `anew`, also
+        an experiment whose state another version of the code made, as if it had none.
+
+        Raises StoreTrouble, and Refused (503) if another server has it, or came first.
         """
         key = (ns, experiment)
-        with self._locked(key):
-            lease = self._lease(ns, experiment)
-            change: Change | None = None
-            done = False
-            try:
-                change = self._opened(lease, project, name, anew=anew)
-                yield change
-                done = True
-            except Stale as error:
-                raise Refused(503, UNAVAILABLE, "another server changed this first", retry_after_s=1) from error
-            finally:
-                held = change.lease if change is not None else lease
-                if held is not None:
-                    self.documents.release(held)
-                if done and change is not None and not change.changed and not change.failed:
-                    self._keep(key, change)
+        news: _News | None = None
+        try:
+            with self._locked(key):
+                lease = self._lease(ns, experiment)
+                change: Change | None = None
+                done = False
+                try:
+                    change = self._opened(lease, project, name, anew=anew)
+                    yield change
+                    done = True
+                except Stale as error:
+                    raise Refused(503, UNAVAILABLE, "another server changed this first", retry_after_s=1) from error
+                finally:
+                    held = change.lease if change is not None else lease
+                    if held is not None:
+                        self.documents.release(held)
+                    if change is not None:
+                        # Here, because another thread may have the change once the lock is free.
+                        news = _news(change)
+                        if done and not change.changed and not change.failed:
+                            self._keep(key, change)
+        finally:
+            if news is not None:
+                self._notify(ns, experiment, news)
 
     @contextlib.contextmanager
     def _locked(self, key: tuple[str, str]) -> Iterator[None]:
@@ -335,18 +352,16 @@ class Ingest:
             raise Refused(503, UNAVAILABLE, "another server changed this meanwhile", retry_after_s=1)
         change.begin(lease)
 
-    def notify(self, change: Change, *, removed: bool = False) -> None:
-        """Delete what was released and notify those who wait for changes. After the commit, and after the lease."""
-        ns, experiment = change.ns, change.stored.id
-        names, change.released = change.released, []
-        if names:
+    def _notify(self, ns: str, experiment: str, news: _News) -> None:
+        """Delete what was released and notify those who wait for changes. Outside of the lease, for it may be slow."""
+        if news.released:
             try:
-                self.drop_blobs(ns, experiment, names)
+                self.drop_blobs(ns, experiment, news.released)
             except StoreTrouble as error:
                 log.warning("contents of %s are not needed any more and could not be removed: %s", experiment, error)
-        if self.archiver is not None:
-            self.archiver(change)
-        self._changed(ns, experiment, None if removed else change.stored.events)
+        if self.archiver is not None and (news.filled or news.has_raw):
+            self.archiver(ns, experiment, news.filled)
+        self._changed(ns, experiment, news.events or None)
 
     def drop_blobs(self, ns: str, experiment: str, names: Sequence[str]) -> None:
         """Delete rows of blobs, then their objects. Raises StoreTrouble; what is left then is garbage."""
@@ -386,7 +401,6 @@ class Ingest:
             if change.changed:
                 change.commit()
             row = change.row
-        self.notify(change)
         return _appended(length, row)
 
     def _belongs(
@@ -563,9 +577,8 @@ class Ingest:
             if change.changed:
                 change.commit()
             writers = {row.writer for row in change.draft.segments(journal)}
-            dead = sum(writer in change.state.writers and change.state.writers[writer].dead for writer in writers)
-        self.notify(change)
-        return dead
+            known = [change.state.writers.get(writer) for writer in writers]
+            return sum(writer is not None and writer.dead for writer in known)
 
     def _is_void(self, change: Change, who: str, segment: str, end: int) -> bool:
         """True if a death does not count: known, nothing of its writer is here, or more than the observer had read."""
@@ -581,6 +594,25 @@ class Ingest:
         later = [other for other in draft.segments(row.journal) if other.writer == who and other.file > row.file]
         # We have more of the writer than its observer had read: it lived on after the note.
         return row.writer != who or row.length > end or any(other.length > other.first for other in later)
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What the commits of a change mean for others."""
+
+    released: list[str]
+    filled: set[str]
+    has_raw: bool
+    events: int
+
+
+def _news(change: Change) -> _News | None:
+    """Take what others need to know out of a change; None if nothing was committed."""
+    if not change.committed:
+        return None
+    news = _News(change.released, change.filled, change.has_raw, change.stored.events)
+    change.released, change.filled, change.has_raw, change.committed = [], set(), False, False
+    return news
 
 
 class _Arrivals:

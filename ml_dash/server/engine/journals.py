@@ -222,7 +222,6 @@ class Journals:
             self._ingest.drop_blobs(ns, experiment, names)
         except StoreTrouble as error:
             log.warning("contents of the removed experiment %s are still stored: %s", experiment, error)
-        self._ingest.notify(change, removed=True)
         return {"experiment": experiment, "writers": len(writers)}
 
 

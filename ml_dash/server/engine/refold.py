@@ -4,16 +4,15 @@ States and blocks are a projection: raw bytes and arrivals are the truth, and ev
 arrivals in their order. So a new version of the fold needs no migration: it drops the blocks, begins with an empty
 state, and folds again.
 
-One commit for each experiment: a server that is killed within it has the old contents, and begins with that experiment
-again later. It happens beside the running server, experiment by experiment; until its turn has come, an experiment
-answers 503, and uploaders come again. Memory: one stretch, its events and the state; blocks that were made wait for the
-commit.
+It happens beside the running server, experiment by experiment; until its turn has come, an experiment answers 503, and
+uploaders come again. Memory: one stretch, its events and parts of the state, and _COMMIT_BYTES of new pages.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -21,11 +20,13 @@ from ...core.fold import fold, fold_death
 from ...core.frames import Event, LengthCrcs, walk
 from ...core.ranges import holes
 from ...journal.reader import Stretch, decode_event
-from ..stores import StoreRefused
-from .contents import TABLES_VERSION, Arrival, SegmentRow
+from ..stores import Older, StoreRefused
+from .contents import TABLES_VERSION, Arrival, JournalRow, SegmentRow
 from .ingest import STRETCH, Change, Ingest
 
 _ARRIVALS: Final = 1000
+# Pages that wait for a commit.
+_COMMIT_BYTES: Final = 32 << 20
 log = logging.getLogger("ml_dash.server")
 
 
@@ -53,8 +54,15 @@ def refold_all(ingest: Ingest) -> int:
 
 
 def refold(ingest: Ingest, ns: str, experiment: str) -> None:
-    """Fold one experiment anew, in one commit. Raises StoreRefused if stored bytes are damaged."""
+    """Fold one experiment anew. Raises StoreRefused if stored bytes are damaged.
+
+    It is committed whenever much has been made, and is out of date until the last commit; killed in between, it begins
+    anew.
+    """
+    older = ingest.documents.older(ns, experiment)
     with ingest.changing(ns, experiment, anew=True) as change:
+        if older is not None:
+            _carry_over(ingest, change, older)
         draft = change.draft
         change.forget(change.row.project, change.row.name)
         segments = {segment.id: segment for journal in draft.journals() for segment in draft.segments(journal.id)}
@@ -62,10 +70,42 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
         while arrivals := draft.arrivals(after, _ARRIVALS):
             for arrival in arrivals:
                 _fold(ingest, change, arrival, segments)
+                if draft.new_bytes > _COMMIT_BYTES:
+                    change.commit(finished=False)
+                    ingest.renew(change)
             after = arrivals[-1].n + 1
         # The objects of released files were deleted when they were first folded.
-        change.edits.released = []
+        change.edits.released = change.released = []
         change.commit()
+    if older is not None:
+        older.drop()
+
+
+def _carry_over(ingest: Ingest, change: Change, older: Older) -> None:
+    """Bring raw bytes and arrivals of an older layout into pages. After a crash it goes on from what is committed."""
+    draft = change.draft
+    for segment in older.segments:
+        row = draft.segment(segment.journal, segment.file)
+        if row is None:
+            row = SegmentRow(
+                segment.id, segment.journal, segment.file, segment.writer, 0, segment.first, segment.crc,
+                segment.damaged,
+            )  # fmt: skip
+        for content in older.bytes_of(segment.id, row.length):
+            draft.put_raw(segment.id, row.length, content)
+            row = replace(row, length=row.length + len(content))
+            draft.put_segment(row)
+            if draft.new_bytes > _COMMIT_BYTES:
+                change.commit(finished=False)
+                ingest.renew(change)
+    for identity, project, name, removed in older.journals:
+        draft.put_journal(JournalRow(identity, project, name, removed))
+    for writer in older.removed_writers:
+        draft.put_removed(writer)
+    for n, kind, who, start, end, seg in older.arrivals:
+        draft.put_arrival(Arrival(n, kind, who, start, end, seg))
+        if kind != STRETCH:
+            draft.put_death(who, seg, end)
 
 
 def _fold(ingest: Ingest, change: Change, arrival: Arrival, segments: dict[str, SegmentRow]) -> None:

@@ -144,7 +144,6 @@ class ServerWriter:
             if ends is None:
                 self._remember(key, segment)
             answered = answer(change)
-        self._ingest.notify(change)
         if ends is not None:
             self._end_writers(ns, identity)
         return answered
@@ -180,8 +179,6 @@ class ServerWriter:
                 change.arrive(DEATH, writer, 0, 0)
             if own:
                 change.commit()
-        if own:
-            self._ingest.notify(change)
         return bool(own)
 
     def _own(self, view: View, ns: str, row: ExperimentRow, before_ns: int) -> bool:

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from ...core.ranges import Range
 from ...errors import MLDashError, StorageError
 
 LEASE_S: Final = 15.0
@@ -220,6 +221,46 @@ def searched_text(row: ExperimentRow) -> str:
     return "\n".join((f"{row.project}/{row.name}", row.description, *row.tags)).casefold()
 
 
+@dataclass(frozen=True, slots=True)
+class OlderSegment:
+    """A segment in an older layout: `length` raw bytes, the offset of the first frame, the CRC of the header."""
+
+    id: str
+    journal: str
+    file: str
+    writer: str
+    length: int
+    first: int
+    crc: int
+    damaged: tuple[Range, ...]
+
+
+class Older(Protocol):
+    """What an older layout of the documents holds of an experiment: raw bytes, and the order of their arrival."""
+
+    @property
+    def journals(self) -> Sequence[tuple[str, str, str, bool]]:
+        """(id, project, name, whether it was removed) of the journals."""
+
+    @property
+    def segments(self) -> Sequence[OlderSegment]:
+        """The segments."""
+
+    @property
+    def arrivals(self) -> Sequence[tuple[int, int, str, int, int, str]]:
+        """(number, kind, who, start, end, segment) of what was folded, in order."""
+
+    @property
+    def removed_writers(self) -> Sequence[str]:
+        """The writers whose events are hidden."""
+
+    def bytes_of(self, segment: str, start: int) -> Iterator[bytes]:
+        """Yield the raw bytes of a segment from an offset on, where a stretch begins, stretch by stretch."""
+
+    def drop(self) -> None:
+        """Delete it: all of it is in pages, and committed."""
+
+
 class View(Protocol):
     """A look at the documents. `ns` is a namespace.
 
@@ -321,6 +362,9 @@ class Documents(Protocol):
 
     def put_token(self, row: TokenRow) -> None:
         """Store a token; of one that is there, only `expires_ns` and `revoked_ns` change."""
+
+    def older(self, ns: str, experiment: str) -> Older | None:
+        """Return what an older layout holds of an experiment; None if nothing, or if all is in pages."""
 
     def mend(self) -> int:
         """Repair what crashes have left: lists that show an older head, old heads. Return how many things it was."""

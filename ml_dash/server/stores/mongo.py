@@ -40,7 +40,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from pymongo import ASCENDING, DESCENDING, DeleteOne, MongoClient, ReplaceOne, UpdateOne
 from pymongo.collection import Collection
@@ -70,6 +70,7 @@ from . import (
     Filter,
     JournalClaim,
     Lease,
+    Older,
     Page,
     Place,
     SegmentClaim,
@@ -109,14 +110,15 @@ _REMEMBERED_BYTES: Final = 64 << 10
 _ASKED_ONE_BY_ONE: Final = 64
 _ASKING_THREADS: Final = 4
 _UP, _DOWN = ASCENDING, DESCENDING
+_LISTED_VERSIONS: Final = (("ns", _UP), ("id", _UP), ("version", _UP))
 # Collection → the fields of its indexes. Those of `_UNIQUE` refuse what is there already.
 _INDEXES: Final[dict[str, tuple[tuple[tuple[str, int], ...], ...]]] = {
-    "heads": ((("ns", _UP), ("experiment", _UP), ("version", _DOWN), ("epoch", _UP)),),
+    "heads": ((("ns", _UP), ("experiment", _UP), ("version", _DOWN)),),
     "leases": ((("ns", _UP), ("experiment", _UP), ("epoch", _DOWN)),),
     "pages": ((("ns", _UP), ("experiment", _UP), ("page", _UP)),),
     "parts": ((("ns", _UP), ("experiment", _UP), ("owner", _UP)),),
     "experiments": (
-        (("ns", _UP), ("id", _UP), ("version", _UP)),
+        _LISTED_VERSIONS,
         (("ns", _UP), ("shown", _UP), ("updated", _UP), ("id", _UP)),
         (("ns", _UP), ("shown", _UP), ("project", _UP), ("updated", _UP), ("id", _UP), ("created", _UP)),
         (("ns", _UP), ("shown", _UP), ("created", _UP), ("id", _UP)),
@@ -261,7 +263,10 @@ class MongoDocuments:
         """Make the indexes that are missing. Raises StoreRefused, naming one that cannot be made."""
         unique = collection.name in _UNIQUE
         there = {
-            (tuple((name, int(order)) for name, order in index["key"]), bool(index.get("unique")))
+            (
+                tuple((name, order if isinstance(order, str) else int(order)) for name, order in index["key"]),
+                bool(index.get("unique")),
+            )
             for index in collection.index_information().values()
         }
         for keys in wanted:
@@ -674,50 +679,46 @@ class MongoDocuments:
             wanted = {"$in": owned[start : start + _KEYS_AT_ONCE]}
             self.parts.delete_many({"ns": key[0], "experiment": key[1], "owner": wanted})
 
+    def older(self, ns: str, experiment: str) -> Older | None:
+        """Return None: this is the first layout."""
+        return None
+
     def mend(self) -> int:
         """Repair lists, and delete heads, leases and parts that were superseded long ago."""
         self._delete_waste()
         with self._asked():
-            newest: dict[Key, Document] = {}
-            old: dict[tuple[str, str], float] = {}
-            for head in self.heads.find({}, ["ns", "experiment", "version", "epoch", "state_owner", "id"]):
-                self._compare(self.heads, newest, head, "version", old)
-            leases: dict[Key, Document] = {}
-            for lease in self.leases.find({}, ["ns", "experiment", "epoch"]):
-                self._compare(self.leases, leases, lease, "epoch", old)
-            for part in self.parts.find({}, ["ns", "experiment", "owner"]):
-                if self._is_orphan(part, newest):
-                    old[self.parts.name, part["_id"]] = _ORPHANS_KEPT_S
-            listed = {
-                (row["ns"], row["id"]): row["version"] for row in self.experiments.find({}, ["ns", "id", "version"])
-            }
-            behind = [key for key, head in newest.items() if "id" in head and listed.get(key, 0) < head["version"]]
-            for key in behind:
-                current, row = self.row(key)
-                if current is not None and row is not None:
-                    self._list(current)
-            return len(behind) + self._delete_old(old)
+            # Of all these, only the indexes are read.
+            newest, old_heads = _newest_of(self._ids(self.heads))
+            _, old_leases = _newest_of(self._ids(self.leases))
+            orphans = [part for part in self._ids(self.parts) if self._is_orphan(part)]
+            rows = self.experiments.find({}, {"_id": 0, "ns": 1, "id": 1, "version": 1}).sort(list(_LISTED_VERSIONS))
+            listed = {(row["ns"], row["id"]): row["version"] for row in rows}
+            mended = sum(self._mend_list(key) for key, version in newest.items() if listed.get(key, 0) < version)
+            old = {(self.heads.name, head): HEADS_KEPT_S for head in old_heads}
+            old.update({(self.leases.name, lease): HEADS_KEPT_S for lease in old_leases})
+            old.update({(self.parts.name, part): _ORPHANS_KEPT_S for part in orphans})
+            return mended + self._delete_old(old)
 
-    @staticmethod
-    def _compare(
-        collection: Collection[Document], newest: dict[Key, Document], found: Document, number: str,
-        old: dict[tuple[str, str], float],
-    ) -> None:  # fmt: skip
-        """Keep the newest document of each experiment, and note the others as old."""
-        key = found["ns"], found["experiment"]
-        other = newest.get(key)
-        if other is None or other[number] < found[number]:
-            newest[key], found = found, other or {}
-        if found:
-            old[collection.name, found["_id"]] = HEADS_KEPT_S
+    def _ids(self, collection: Collection[Document]) -> Iterator[str]:
+        for found in collection.find({}, {"_id": 1}).sort("_id", _UP):
+            yield found["_id"]
 
-    def _is_orphan(self, part: Document, newest: dict[Key, Document]) -> bool:
+    def _mend_list(self, key: Key) -> int:
+        """List an experiment as its newest head is; return how many that were, 0 for one without content."""
+        head, row = self.row(key)
+        if head is None or row is None:
+            return 0
+        self._list(head)
+        return 1
+
+    def _is_orphan(self, part: str) -> bool:
         """Tell whether neither the newest head nor a page owns a part."""
-        key = part["ns"], part["experiment"]
-        kind, _, name = part["owner"].partition(":")
-        if kind == "state":
-            return bool(newest.get(key, {}).get("state_owner") != part["owner"])
-        return self.pages.find_one({"_id": _id(*key, name)}, ["_id"]) is None
+        ns, experiment, owner, _ = map(unquote, part.split("/"))
+        kind, _, page = owner.partition(":")
+        if kind == "page":
+            return self.pages.find_one({"_id": _id(ns, experiment, page)}, ["_id"]) is None
+        head = self._newest((ns, experiment))
+        return head is None or head.get("state_owner") != owner
 
     def _delete_old(self, old: Mapping[tuple[str, str], float]) -> int:
         """Delete documents, given as (collection, `_id`), that this process has known to be old for so many seconds."""
@@ -924,6 +925,21 @@ _NOT_LISTED: Final = frozenset({"state", "root", "experiment", "nonce", "previou
 def _id(*parts: str | int) -> str:
     """Return the `_id` for parts of any text."""
     return "/".join(quote(str(part), safe=":") for part in parts)
+
+
+def _newest_of(ids: Iterable[str]) -> tuple[dict[Key, int], list[str]]:
+    """Return the greatest number of each experiment, for an `_id` that ends in it, and the ids of all others."""
+    newest: dict[Key, tuple[int, str]] = {}
+    old = []
+    for found in ids:
+        ns, experiment, number = map(unquote, found.split("/"))
+        known = newest.setdefault((ns, experiment), (int(number), found))
+        if known[0] < int(number):
+            newest[ns, experiment] = int(number), found
+            old.append(known[1])
+        elif known[1] != found:
+            old.append(found)
+    return {key: number for key, (number, _) in newest.items()}, old
 
 
 def _part_ids(key: Key, owner: str, count: int) -> list[str]:

@@ -48,6 +48,7 @@ from . import (
     Filter,
     JournalClaim,
     Lease,
+    Older,
     Place,
     SegmentClaim,
     Stale,
@@ -57,6 +58,7 @@ from . import (
     Vanished,
     points_of,
     searched_text,
+    sqlite_v1,
 )
 
 log = logging.getLogger("ml_dash.server")
@@ -146,6 +148,8 @@ class SqliteDocuments:
                 connection.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version={_VERSION};COMMIT;")
                 # SQLite syncs what is in its file, not the folder's entry for it.
                 sync_folder(self.path.parent)
+            elif version == sqlite_v1.VERSION:
+                sqlite_v1.begin(connection, _TABLES, _VERSION)
             elif version != _VERSION:
                 raise StoreRefused(
                     f"{self.path} has version {version}, this server reads version {_VERSION}",
@@ -415,6 +419,11 @@ class SqliteDocuments:
         with self._writing() as tx:
             tx.put_token(row)
 
+    def older(self, ns: str, experiment: str) -> Older | None:
+        """Return what version 1 holds of an experiment."""
+        with self.view() as view:
+            return sqlite_v1.older(view.connection, self.view, self._writing, ns, experiment)
+
     def mend(self) -> int:
         """Return 0: transactions leave nothing to mend."""
         return 0
@@ -472,6 +481,7 @@ class _View:
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
         self._all = connection.execute
         self._many = connection.executemany
 

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +38,8 @@ class MongoProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.faults: deque[Fault] = deque()
+        # What happens to a message for which there is no fault; "" is nothing.
+        self.plan: Callable[[bytes], str] = lambda _: ""
         self._late: list[bytes] = []
         self._open: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept)]
@@ -85,7 +88,7 @@ class MongoProxy:
     def _happening(self, message: bytes) -> str:
         if self.faults and self.faults[0].matches(message):
             return self.faults.popleft().happening
-        return ""
+        return self.plan(message)
 
 
 def _message(source: socket.socket) -> bytes:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import operator
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +181,74 @@ def test_a_head_that_arrives_after_a_takeover_is_refused(
     row = replace(experiment(name="new"), version=lease.version, epoch=lease.epoch)
     documents.commit(lease, Commit(row))
     assert _head(documents) == _head(through) == row
+
+
+def test_in_a_network_that_loses_and_delays_no_change_is_lost_or_done_twice(
+    mongo_service: Service,
+    mongo_database: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    rng: random.Random,
+    request: pytest.FixtureRequest,
+) -> None:
+    monkeypatch.setattr(module, "_TRIES_AFTER_S", (0.005, 0.01))
+    monkeypatch.setattr(module, "LEASE_S", 0.02)
+    proxies = [MongoProxy("127.0.0.1", mongo_service.port) for _ in range(3)]
+    servers = [MongoDocuments(f"mongodb://127.0.0.1:{proxy.port}/", mongo_database[1]) for proxy in proxies]
+    for made in (*proxies, *servers):
+        request.addfinalizer(made.close)
+
+    def bad(message: bytes) -> str:
+        asked = any(b"\x02" + command + b"\0" in message for command in (b"insert", b"update", b"find"))
+        return rng.choice([*HAPPENINGS, REQUEST_LATE]) if asked and rng.random() < 0.08 else ""
+
+    def change(server: MongoDocuments, proxy: MongoProxy, rng: random.Random) -> tuple[list[int], int]:
+        """Try to add one; return what was acknowledged, and how often nobody could tell."""
+        done, unclear, tries = [], 0, 0
+        while tries < 12:
+            with contextlib.suppress(OSError):
+                proxy.deliver()
+            try:
+                lease = server.lease(NS, ID)
+            except (Busy, StoreTrouble):
+                threading.Event().wait(0.003)
+                continue
+            tries += 1
+            number = int(lease.row.state) + 1 if lease.row is not None else 1
+            row = experiment(version=lease.version, epoch=lease.epoch, state=b"%d" % number)
+            if rng.random() < 0.2:
+                threading.Event().wait(0.05)
+            try:
+                server.commit(lease, Commit(row, [(f"{lease.version}-{lease.epoch}", b"%d" % number)]))
+                done.append(number)
+            except Stale:
+                pass
+            except StoreTrouble:
+                unclear += 1
+        return done, unclear
+
+    for proxy in proxies:
+        proxy.plan = bad
+    with ThreadPoolExecutor(3) as threads:
+        said = list(threads.map(change, servers, proxies, [random.Random(rng.random()) for _ in servers]))
+    for proxy in proxies:
+        proxy.plan = lambda _: ""
+        proxy.deliver()
+    acknowledged = sorted(number for numbers, _ in said for number in numbers)
+    assert len(acknowledged) == len(set(acknowledged)) >= 3
+    last = int(_head(servers[0]).state)
+    assert last >= acknowledged[-1]
+    assert last - len(acknowledged) <= sum(unclear for _, unclear in said)
+    # The versions follow each other, and each adds one, or nothing if it is a fence.
+    heads = list(servers[0].heads.find().sort("version", 1))
+    assert [head["version"] for head in heads] == list(range(1, len(heads) + 1))
+    numbers = [int(head["state"]) for head in heads if "id" in head]
+    assert set(map(operator.sub, numbers[1:], numbers)) <= {0, 1}
+    for server in servers:
+        server.mend()
+        assert _head(server) == _head(servers[0])
+        with server.view() as view:
+            assert [row.state for row in view.experiments(NS, Filter(), 9, None)] == [b""]
+            assert view.events([(NS, ID)])[NS, ID][0] == heads[-1]["version"]
 
 
 def test_a_service_that_is_killed_and_comes_back_has_all_that_was_acknowledged(
