@@ -9,17 +9,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.faults import shim
 from tests.faults.harness import Trial
 from tests.faults.zygote import Victim, Zygote, warmed
 
 from . import proxy as px
-from . import reads
+from . import reads, servers
 from .asking import Client
 from .pens import Place, WriterFixture, make_place
 from .servers import Server, account, serve, syncd
+
+if TYPE_CHECKING:
+    from .deployment import Backend, BalancedServer, Services
 
 HASTE: Final[dict[str, Any]] = {
     "ml_dash_syncd.backoff:FIRST_S": 0.005,
@@ -43,7 +46,26 @@ class World:
         self._stack = contextlib.ExitStack()
         self._plain: Zygote | None = None
         self._shimmed: Zygote | None = None
-        self._server: Server | None = None
+        self._server: Server | BalancedServer | None = None
+        self._services: Services | None = None
+        self._backends: dict[Path, Backend] = {}
+
+    @property
+    def services(self) -> Services:
+        """A MongoDB and an S3."""
+        if self._services is None:
+            from .deployment import Services
+
+            self._services = Services(self.workdir / "services")
+        return self._services
+
+    def other_stores(self, folder: Path) -> dict[str, str]:
+        """The settings of a server on a folder, where rows run on MongoDB and S3: the same for the same folder."""
+        from .deployment import Backend
+
+        if folder not in self._backends:
+            self._backends[folder] = Backend(self.services)
+        return self._backends[folder].environment()
 
     @property
     def zygote(self) -> Zygote:
@@ -62,11 +84,17 @@ class World:
         return self._shimmed
 
     @property
-    def server(self) -> Server:
-        """A server that no trial may harm; another one if it died all the same."""
+    def server(self) -> Server | BalancedServer:
+        """A server that no trial may harm; another one if it died all the same. On MongoDB and S3, two that take turns."""
         if self._server is None or self._server.process.exited(0):
             folder = self.workdir / f"server-{len(list(self.workdir.glob('server-*')))}"
-            self._server = serve(self.zygote, folder).wait_ready()
+            if servers.other_stores is None:
+                self._server = serve(self.zygote, folder).wait_ready()
+            else:
+                from .deployment import BalancedServer
+
+                folder.mkdir()
+                self._server = BalancedServer(self, folder)
         return self._server
 
     def client(self, **options: Any) -> Client:
@@ -82,7 +110,12 @@ class World:
         if self._server is not None:
             self._server.kill()
         self._stack.close()
+        if self._services is not None:
+            self._services.close()
 
+
+STORES: Final = "ML_DASH_TEST_STORES"
+"""The stores of the servers of rows: `mongo`, or those of a folder."""
 
 _active: World | None = None
 
@@ -96,9 +129,12 @@ def world(workdir: Path) -> Iterator[World]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     _active = World(workdir)
+    if os.environ.get(STORES) == "mongo":
+        servers.other_stores = _active.other_stores
     try:
         yield _active
     finally:
+        servers.other_stores = None
         _active.close()
         _active = None
 
