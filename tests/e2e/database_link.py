@@ -21,6 +21,7 @@ SLOW: Final = "slow"  # the answer comes later
 REFUSED: Final = "refused"  # the database answers that this user may not
 
 _SLOW_S: Final = 0.15
+_STALL_S: Final = 60.0
 _HEAD: Final = struct.Struct("<iiii")
 _OP_MSG: Final = 2013
 

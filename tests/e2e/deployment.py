@@ -257,6 +257,10 @@ class BalancedServer:
         """Where it listens."""
         return self.host, self.port
 
+    def told(self) -> str:
+        """What they wrote."""
+        return "".join(server.process.told() for server in self._deployment.servers)
+
     def exited(self, timeout_s: float) -> bool:
         """Has one of them ended?"""
         return any(server.process.exited(timeout_s) for server in self._deployment.servers)

@@ -85,7 +85,7 @@ class World:
 
     @property
     def server(self) -> Server | BalancedServer:
-        """A server that no trial may harm; another one if it died all the same. On MongoDB and S3, two that take turns."""
+        """A server that no trial may harm; another one if it died. On MongoDB and S3, two that take turns."""
         if self._server is None or self._server.process.exited(0):
             folder = self.workdir / f"server-{len(list(self.workdir.glob('server-*')))}"
             if servers.other_stores is None:
