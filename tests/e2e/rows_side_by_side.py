@@ -311,7 +311,8 @@ def _stop(pid: int) -> bool:
     """Stop a process, and wait until it is; False if it is gone."""
     with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 10, what="a stopped process")
+        still = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+        until(lambda: psutil.Process(pid).status() in still, 10, what="a stopped process")
         return True
     return False
 
