@@ -46,7 +46,8 @@ class World:
         self._stack = contextlib.ExitStack()
         self._plain: Zygote | None = None
         self._shimmed: Zygote | None = None
-        self._server: Server | BalancedServer | None = None
+        # By whether it is on MongoDB and S3.
+        self._servers: dict[bool, Server | BalancedServer] = {}
         self._services: Services | None = None
         self._backends: dict[Path, Backend] = {}
 
@@ -86,16 +87,19 @@ class World:
     @property
     def server(self) -> Server | BalancedServer:
         """A server that no trial may harm; another one if it died. On MongoDB and S3, two that take turns."""
-        if self._server is None or self._server.process.exited(0):
+        is_other = servers.other_stores is not None
+        known = self._servers.get(is_other)
+        if known is None or known.process.exited(0):
             folder = self.workdir / f"server-{len(list(self.workdir.glob('server-*')))}"
-            if servers.other_stores is None:
-                self._server = serve(self.zygote, folder).wait_ready()
-            else:
+            if is_other:
                 from .deployment import BalancedServer
 
                 folder.mkdir()
-                self._server = BalancedServer(self, folder)
-        return self._server
+                known = BalancedServer(self, folder)
+            else:
+                known = serve(self.zygote, folder).wait_ready()
+            self._servers[is_other] = known
+        return known
 
     def client(self, **options: Any) -> Client:
         """A client of that server."""
@@ -107,8 +111,8 @@ class World:
 
     def close(self) -> None:
         """End it all."""
-        if self._server is not None:
-            self._server.kill()
+        for server in self._servers.values():
+            server.kill()
         self._stack.close()
         if self._services is not None:
             self._services.close()
@@ -129,14 +133,23 @@ def world(workdir: Path) -> Iterator[World]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     _active = World(workdir)
-    if os.environ.get(STORES) == "mongo":
-        servers.other_stores = _active.other_stores
     try:
-        yield _active
+        with on_mongo() if os.environ.get(STORES) == "mongo" else contextlib.nullcontext():
+            yield _active
     finally:
-        servers.other_stores = None
         _active.close()
         _active = None
+
+
+@contextlib.contextmanager
+def on_mongo() -> Iterator[None]:
+    """Servers are on MongoDB and S3 meanwhile, in the world that is there."""
+    assert _active is not None
+    servers.other_stores = _active.other_stores
+    try:
+        yield
+    finally:
+        servers.other_stores = None
 
 
 @dataclass
