@@ -12,12 +12,15 @@ from typing import Final
 
 import psutil
 
+from tests.crash import oracle_reader as disk
+from tests.crash.oracle import file_id
 from tests.faults import shim
 from tests.faults.harness import Row, Trial
 
 from . import database_link as dl
 from . import proxy as px
 from .deployment import ARCHIVES_SOON, Deployment, deployment, pause
+from .judge import truth
 from .load import Loader, Poster, Promises, Shipper, enduring
 from .pens import WriterFixture
 from .proxy import Fault, Request
@@ -340,6 +343,20 @@ def holder_is_stopped(trial: Trial) -> None:
     halts = {"halt": f"{step}:{rng.randrange(1, 8)}"}
     with deployment(trial, halts, impatient=ARCHIVES_SOON) as servers, site(trial) as here:
         _with_stops(trial, servers, here, step)
+        _nothing_released_stays(trial, servers, here)
+
+
+def _nothing_released_stays(trial: Trial, servers: Deployment, here: Site) -> None:
+    """Of whoever stores a content and whoever releases its file, one sees the other: no row stays without a crash."""
+    journals = [disk.read_journal(place.journal) for place in here.places]
+    # Those that two writers share stand twice, and are the same.
+    live = {number for journal in journals for _, number in truth(journal.events).files.values()}
+    with servers.backend.collections() as database:
+        for row in database.blobs.find({"experiment": {"$ne": ""}}):
+            _, writer, seq = row["name"].split("-")
+            trial.check(
+                file_id(writer, int(seq)) in live, f"the row of {row['name']} is there, and its file is released"
+            )
 
 
 def _with_stops(trial: Trial, servers: Deployment, here: Site, step: str = "") -> None:
@@ -366,6 +383,8 @@ def _with_stops(trial: Trial, servers: Deployment, here: Site, step: str = "") -
             os.kill(victim, signal.SIGCONT)
             trial.counts["stops"] += 1
             pause(rng.uniform(0.05, 0.3))
+        for server in servers.servers:
+            server.halts_no_more()
     load.settle(servers)
 
 

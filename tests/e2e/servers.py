@@ -16,6 +16,8 @@ from typing import Any, Final, Protocol
 
 from tests.faults.zygote import Victim, Zygote, clean_environment
 
+from .victims import HALTS
+
 LEASE_S: Final = 0.6
 _MONGO: Final = "ml_dash.server.stores.mongo"
 _S3: Final = "ml_dash.server.stores.s3"
@@ -31,6 +33,7 @@ SERVER_HASTE: Final[dict[str, Any]] = {
 other_stores: Callable[[Path], dict[str, str]] | None = None
 """The settings of a server on a folder, where rows run on other stores than that folder."""
 
+HALT_S: Final = 0.2
 READY_S: Final = 30.0
 _URL: Final = re.compile(r"https?://[^\s:/]+:(\d+)")
 
@@ -138,6 +141,15 @@ class Server:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the server does not listen: {self.process.told()}")
 
+    def halts_no_more(self) -> None:
+        """It passes its step from now on, and goes on if it has stopped there."""
+        (self.folder / HALTS).unlink(missing_ok=True)
+        # Who looked just before may stop a moment later.
+        deadline = time.monotonic() + HALT_S
+        while time.monotonic() < deadline:
+            self.process.kill(signal.SIGCONT)
+            select.select([], [], [], 0.01)
+
     def kill(self) -> None:
         """SIGKILL, and reap."""
         if not self.ended:
@@ -171,12 +183,15 @@ def serve(
 ) -> Server:
     """A forked server; not waited for.
 
-    At the step `halt` ("name:nth") it stops as by SIGSTOP. Its stores are its `own`, of the kind that is asked for.
+    At the step `halt` ("name:nth") it stops as by SIGSTOP, see `Server.halts_no_more`. Its stores
+    are its `own`, of the kind that is asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if own and other_stores is not None:
         env = other_stores(folder) | (env or {})
         impatient = SERVER_HASTE | (impatient or {})
+    if halt:
+        (folder / HALTS).touch()
     victim = zygote.start(
         "victims:server",
         folder,

@@ -19,6 +19,8 @@ STEPS: Final = tuple(
     for module in ("stores.mongo", "stores.s3_uploads", "engine.ingest", "engine.uploads", "engine.archive")
 )
 """Where a server's steps are passed."""
+HALTS: Final = "halts"
+"""A file beside the server's data: as long as it is there, the server may stop at a step."""
 FEW: Final = 8
 """Points of a span, in every process of the trials."""
 
@@ -50,7 +52,7 @@ def server(
     """`ml-dash server ARGS`; it stops at the step `halt`."""
     _prepare(folder, impatient, limits)
     if halt:
-        _stop_at(*halt.split(":"))
+        _stop_at(*halt.split(":"), folder / HALTS)
     from ml_dash.cli import main
 
     main(["server", *args])
@@ -80,8 +82,8 @@ def syncd(
     sys.exit(main(list(args)))
 
 
-def _stop_at(name: str, nth: str) -> None:
-    """Make the n-th passing of a named step stop this process, until somebody lets it go on."""
+def _stop_at(name: str, nth: str, allowed: Path) -> None:
+    """Make the n-th passing of a named step stop this process while there is a file `allowed`."""
     from ml_dash.disk.durable import fail_point
 
     left = [int(nth)]
@@ -89,7 +91,7 @@ def _stop_at(name: str, nth: str) -> None:
     def halting(passed: str) -> None:
         if passed == name:
             left[0] -= 1
-            if left[0] == 0:
+            if left[0] == 0 and allowed.exists():
                 os.kill(os.getpid(), signal.SIGSTOP)
         fail_point(passed)
 
