@@ -291,6 +291,18 @@ def test_the_safety_page_names_the_rows_that_there_are() -> None:
     assert [row for row in sorted(named) if not re.search(rf"\b{row}\b", texts)] == []
 
 
+def test_the_guarantees_page_names_the_rows_that_there_are() -> None:
+    """Every row with a server is on the page (or on that of one machine), and every row on the page can be run."""
+    page = (DOCS / "guarantees.md").read_text(encoding="utf-8").split("| promise | rows |")[1].split("\n## ")[0]
+    elsewhere = (DOCS / "safety.md").read_text(encoding="utf-8")
+    command = [sys.executable, "-m", "tests.e2e", "--list"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    rows = set(re.findall(r"^([A-Z]\d+) ", listed, re.MULTILINE))
+    named = set(re.findall(r"\b[A-Z]\d+\b", page))
+    assert named - rows == set()
+    assert [row for row in sorted(rows - named) if not re.search(rf"\b{row}\b", elsewhere)] == []
+
+
 def test_the_protocol_page_has_every_code_and_the_shapes_of_the_code() -> None:
     """Both ends import `protocol`; the page must not say something else."""
     page = (DOCS / "protocol.md").read_text(encoding="utf-8")

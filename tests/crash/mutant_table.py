@@ -409,4 +409,29 @@ _REWINDS: Final = (
     ),
 )
 
-MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES, *_REWINDS)
+MONGO: Final = "server/stores/mongo.py"
+_SERVERS: Final = (
+    _one(
+        "the last head wins, not the first",
+        MONGO,
+        '        if self._put_once(self.heads, head)["nonce"] != head["nonce"]:\n            raise stale\n',
+        '        self.heads.replace_one({"_id": head["_id"]}, {**head, "nonce": "x"}, upsert=True)\n',
+        ("B10", 12),
+    ),
+    _one(
+        "superseded pages go before the head comes",
+        MONGO,
+        '                fail_point("commit-pages")\n',
+        '                self._delete_pages(key, commit.superseded)\n                fail_point("commit-pages")\n',
+        ("B11", 27),
+    ),
+    _one(
+        "a content is stored, whatever became of its file meanwhile",
+        "server/engine/uploads.py",
+        "        if row.experiment:\n            self._check_wanted(ns, journal, [row])\n",
+        "",
+        ("B10", 24),
+    ),
+)
+
+MUTANTS: Final[tuple[Mutant, ...]] = (*_SAFETY, *_FRAMES, *_OTHERS, *_IDENTITIES, *_REWINDS, *_SERVERS)

@@ -30,7 +30,7 @@ def copy_tree(target: Path) -> None:
     # Without it, the package of that name in an editable checkout would be taken instead: no mutant would be noticed.
     (target / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "__init__.py", target / "tests")
-    for suite in ("faults", "crash", "e2e"):
+    for suite in ("faults", "crash", "e2e", "services"):
         shutil.copytree(ROOT / "tests" / suite, target / "tests" / suite, ignore=ignore)
 
 
@@ -40,7 +40,7 @@ def run_rows(tree: Path, rows: Iterable[tuple[str, int]], seed: str) -> str:
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
     for row, count in rows:
         # Rows with the daemon or a server are the other suite's.
-        suite = "tests.e2e" if row[0] in "DS" or row == "W32" else "tests.crash"
+        suite = "tests.e2e" if row[0] in "BDS" or row == "W32" else "tests.crash"
         command = [sys.executable, "-m", suite, "--row", row, "--count", str(count), "--seed", seed]
         made = subprocess.run(
             command, cwd=tree, env=environment, capture_output=True, text=True, timeout=1_800, check=False

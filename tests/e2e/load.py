@@ -6,15 +6,18 @@ import http.client
 import json
 import random
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from .asking import Address, Answer, Client
+from .asking import Address, Answer, Asked, Client
 from .pens import WriterFixture
 
+UNAVAILABLE: Final = "unavailable"
+FINISH_S: Final = 20.0
 NO_ANSWER: Final = (OSError, http.client.HTTPException)
 
 
@@ -85,8 +88,10 @@ def _once(what: str, found: list[Any], acked: dict[str, Any], sent: dict[str, An
 class Shipper:
     """Sends a pen's segments and blobs over the protocol, a few frames at a time."""
 
-    def __init__(self, pen: WriterFixture, promises: Promises, rng: random.Random) -> None:
+    def __init__(self, pen: WriterFixture, promises: Promises, rng: random.Random, *, alone: bool = True) -> None:
+        """Not `alone`: others send the same."""
         self.pen = pen
+        self._alone = alone
         self.promises = promises
         self.rng = rng
         self.offsets: dict[Path, int] = {}
@@ -104,8 +109,8 @@ class Shipper:
             return
         self.send_frames(client)
 
-    def send_frames(self, client: Client) -> None:
-        """What is new, in order of the segments."""
+    def send_frames(self, client: Client) -> bool:
+        """What is new, in order of the segments. True if the server is to be asked again later."""
         for path in sorted(self.pen.place.segments.glob("*.seg")):
             data = path.read_bytes()
             offset = self.offsets.get(path, 0)
@@ -123,7 +128,8 @@ class Shipper:
                 self.offsets[path] = answer.json()["length"]
             else:
                 self._unexpected(answer, "frames")
-            return
+            return answer.code == UNAVAILABLE
+        return False
 
     def _send_a_blob(self, client: Client) -> bool:
         done = {name for journal, name in self.promises.blobs if journal == self.journal}
@@ -148,15 +154,20 @@ class Shipper:
         return True
 
     def _unexpected(self, answer: Answer, what: str) -> None:
-        if answer.code not in ("no_event", "busy", "unavailable"):
+        expected = ("no_event", "busy", "unavailable") if self._alone else ("no_event", "busy", "unavailable", "gap")
+        if answer.code not in expected:
             self.promises.unexpected.append(f"{what}: {answer.status} {answer.body[:200]!r}")
 
     def finish(self, client: Client) -> None:
         """All that is left, frames and then blobs."""
+        deadline = time.monotonic() + FINISH_S
         for _ in range(1000):
             before = dict(self.offsets)
-            self.send_frames(client)
-            if self.offsets == before:
+            again = self.send_frames(client)
+            if again and time.monotonic() < deadline:
+                # A killed server has left a lease, which runs out.
+                threading.Event().wait(0.05)
+            elif self.offsets == before:
                 break
         for path in sorted(self.pen.place.blobs.iterdir()):
             data = path.read_bytes()
@@ -224,6 +235,36 @@ class Poster:
 
 
 Loader = Shipper | Poster
+
+
+@contextmanager
+def enduring(address: Address, loaders: Sequence[Loader]) -> Iterator[None]:
+    """Each loader in a thread to the end of the block, whether it is answered or not."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(loader: Loader) -> None:
+        try:
+            while not stop.is_set():
+                # `Asked`: an experiment could not be made for now.
+                with suppress(*NO_ANSWER, Asked), Client(address, timeout_s=8) as client:
+                    while not stop.is_set():
+                        loader.step(client)
+                stop.wait(0.01)
+        except BaseException as error:  # noqa: BLE001 - raised in the trial
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(loader,), name="loader") for loader in loaders]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
 
 
 @contextmanager

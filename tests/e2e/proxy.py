@@ -140,6 +140,13 @@ class Proxy:
         """Where clients are sent."""
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
 
+    one_request_each = False
+    """Is each request sent over a connection of its own?"""
+
+    def connect(self) -> socket.socket:
+        """A connection to the server."""
+        return socket.create_connection(self.upstream, 10)
+
     # -- up and down -------------------------------------------------------------------------------------------------
 
     def up(self) -> None:
@@ -266,6 +273,8 @@ class Proxy:
         line = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
         if len(line) != 3:
             raise _Ended
+        if header(head, "expect").lower() == "100-continue":
+            reader.go_on()
         raw = head + reader.body(head, is_response=False)
         with self._guard:
             number = self.seen.requests
@@ -407,6 +416,10 @@ class _Reader:
         del self._rest[:count]
         return taken
 
+    def go_on(self) -> None:
+        """Tell the other side that its body is waited for."""
+        self._source.sendall(b"HTTP/1.1 100 Continue" + _HEAD_END)
+
     def until(self, mark: bytes) -> bytes:
         """Everything up to and with the mark."""
         while (at := self._rest.find(mark)) < 0:
@@ -468,7 +481,7 @@ class _Upstream:
 
     def _connected(self) -> socket.socket:
         if self._socket is None:
-            self._socket = socket.create_connection(self._proxy.upstream, 10)
+            self._socket = self._proxy.connect()
             self._socket.settimeout(_PATIENCE_S)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._reader = _Reader(self._socket)
@@ -481,7 +494,7 @@ class _Upstream:
 
     def exchange(self, request: Request) -> bytes | None:
         """Send a request and wait for its answer; None for an endless one. Nothing is ever sent a second time."""
-        if self._reader is not None and self._reader.gone(0):
+        if self._reader is not None and (self._proxy.one_request_each or self._reader.gone(0)):
             self.close()
         self.send(request.raw)
         return self.response(request)

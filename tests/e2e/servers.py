@@ -10,12 +10,30 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests.faults.zygote import Victim, Zygote, clean_environment
 
+from .victims import HALTS
+
+LEASE_S: Final = 0.6
+_MONGO: Final = "ml_dash.server.stores.mongo"
+_S3: Final = "ml_dash.server.stores.s3"
+SERVER_HASTE: Final[dict[str, Any]] = {
+    f"{_MONGO}:LEASE_S": LEASE_S,
+    f"{_MONGO}:_SELECTION_MS": 1_500,
+    f"{_MONGO}:_SOCKET_MS": 3_000,
+    f"{_S3}:_CONNECT_S": 1,
+    f"{_S3}:_READ_S": 2,
+}
+"""Constants of a server on MongoDB and S3 that trials cannot wait for."""
+
+other_stores: Callable[[Path], dict[str, str]] | None = None
+"""The settings of a server on a folder, where rows run on other stores than that folder."""
+
+HALT_S: Final = 0.2
 READY_S: Final = 30.0
 _URL: Final = re.compile(r"https?://[^\s:/]+:(\d+)")
 
@@ -123,6 +141,15 @@ class Server:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the server does not listen: {self.process.told()}")
 
+    def halts_no_more(self) -> None:
+        """It passes its step from now on, and goes on if it has stopped there."""
+        (self.folder / HALTS).unlink(missing_ok=True)
+        # Who looked just before may stop a moment later.
+        deadline = time.monotonic() + HALT_S
+        while time.monotonic() < deadline:
+            self.process.kill(signal.SIGCONT)
+            select.select([], [], [], 0.01)
+
     def kill(self) -> None:
         """SIGKILL, and reap."""
         if not self.ended:
@@ -151,9 +178,20 @@ def serve(
     dev: bool = True,
     host: str = "127.0.0.1",
     port: int = 0,
+    halt: str = "",
+    own: bool = True,
 ) -> Server:
-    """A forked server; not waited for."""
+    """A forked server; not waited for.
+
+    At the step `halt` ("name:nth") it stops as by SIGSTOP, see `Server.halts_no_more`. Its stores
+    are its `own`, of the kind that is asked for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if own and other_stores is not None:
+        env = other_stores(folder) | (env or {})
+        impatient = SERVER_HASTE | (impatient or {})
+    if halt:
+        (folder / HALTS).touch()
     victim = zygote.start(
         "victims:server",
         folder,
@@ -162,6 +200,7 @@ def serve(
         args=[*(["--dev"] if dev else []), "--host", host, "--port", str(port), "--data", str(folder / "data"), *args],
         impatient=impatient or {},
         limits=limits or {},
+        halt=halt,
     )
     return Server(victim, victim.errors, folder, host)
 

@@ -18,6 +18,7 @@ from . import (
     rows_reading,
     rows_rewind,
     rows_server,
+    rows_side_by_side,
     rows_whole,
 )
 
@@ -33,5 +34,6 @@ ROWS: Final[dict[str, Row]] = table(
     rows_reading.ROWS,
     rows_rewind.ROWS,
     rows_server.ROWS,
+    rows_side_by_side.ROWS,
     rows_whole.ROWS,
 )

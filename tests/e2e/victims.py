@@ -14,6 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+STEPS: Final = tuple(
+    f"{module}:fail_point"
+    for module in ("stores.mongo", "stores.s3_uploads", "engine.ingest", "engine.uploads", "engine.archive")
+)
+"""Where a server's steps are passed."""
+HALTS: Final = "halts"
+"""A file beside the server's data: as long as it is there, the server may stop at a step."""
 FEW: Final = 8
 """Points of a span, in every process of the trials."""
 
@@ -40,9 +47,12 @@ def server(
     args: Sequence[str],
     impatient: dict[str, Any] | None = None,
     limits: dict[str, int] | None = None,
+    halt: str = "",
 ) -> None:
-    """`ml-dash server ARGS`."""
+    """`ml-dash server ARGS`; it stops at the step `halt`."""
     _prepare(folder, impatient, limits)
+    if halt:
+        _stop_at(*halt.split(":"), folder / HALTS)
     from ml_dash.cli import main
 
     main(["server", *args])
@@ -70,6 +80,22 @@ def syncd(
 
     sys.argv = ["ml-dash-syncd", *args]
     sys.exit(main(list(args)))
+
+
+def _stop_at(name: str, nth: str, allowed: Path) -> None:
+    """Make the n-th passing of a named step stop this process while there is a file `allowed`."""
+    from ml_dash.disk.durable import fail_point
+
+    left = [int(nth)]
+
+    def halting(passed: str) -> None:
+        if passed == name:
+            left[0] -= 1
+            if left[0] == 0 and allowed.exists():
+                os.kill(os.getpid(), signal.SIGSTOP)
+        fail_point(passed)
+
+    hurry({"ml_dash.server." + module: halting for module in STEPS})
 
 
 def _break_watching(how: str) -> None:

@@ -9,17 +9,20 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tests.faults import shim
 from tests.faults.harness import Trial
 from tests.faults.zygote import Victim, Zygote, warmed
 
 from . import proxy as px
-from . import reads
+from . import reads, servers
 from .asking import Client
 from .pens import Place, WriterFixture, make_place
 from .servers import Server, account, serve, syncd
+
+if TYPE_CHECKING:
+    from .deployment import Backend, BalancedServer, Services
 
 HASTE: Final[dict[str, Any]] = {
     "ml_dash_syncd.backoff:FIRST_S": 0.005,
@@ -43,7 +46,27 @@ class World:
         self._stack = contextlib.ExitStack()
         self._plain: Zygote | None = None
         self._shimmed: Zygote | None = None
-        self._server: Server | None = None
+        # By whether it is on MongoDB and S3.
+        self._servers: dict[bool, Server | BalancedServer] = {}
+        self._services: Services | None = None
+        self._backends: dict[Path, Backend] = {}
+
+    @property
+    def services(self) -> Services:
+        """A MongoDB and an S3."""
+        if self._services is None:
+            from .deployment import Services
+
+            self._services = Services(self.workdir / "services")
+        return self._services
+
+    def other_stores(self, folder: Path) -> dict[str, str]:
+        """The settings of a server on a folder, where rows run on MongoDB and S3: the same for the same folder."""
+        from .deployment import Backend
+
+        if folder not in self._backends:
+            self._backends[folder] = Backend(self.services)
+        return self._backends[folder].environment()
 
     @property
     def zygote(self) -> Zygote:
@@ -62,12 +85,21 @@ class World:
         return self._shimmed
 
     @property
-    def server(self) -> Server:
-        """A server that no trial may harm; another one if it died all the same."""
-        if self._server is None or self._server.process.exited(0):
+    def server(self) -> Server | BalancedServer:
+        """A server that no trial may harm; another one if it died. On MongoDB and S3, two that take turns."""
+        is_other = servers.other_stores is not None
+        known = self._servers.get(is_other)
+        if known is None or known.process.exited(0):
             folder = self.workdir / f"server-{len(list(self.workdir.glob('server-*')))}"
-            self._server = serve(self.zygote, folder).wait_ready()
-        return self._server
+            if is_other:
+                from .deployment import BalancedServer
+
+                folder.mkdir()
+                known = BalancedServer(self, folder)
+            else:
+                known = serve(self.zygote, folder).wait_ready()
+            self._servers[is_other] = known
+        return known
 
     def client(self, **options: Any) -> Client:
         """A client of that server."""
@@ -79,10 +111,15 @@ class World:
 
     def close(self) -> None:
         """End it all."""
-        if self._server is not None:
-            self._server.kill()
+        for server in self._servers.values():
+            server.kill()
         self._stack.close()
+        if self._services is not None:
+            self._services.close()
 
+
+STORES: Final = "ML_DASH_TEST_STORES"
+"""The stores of the servers of rows: `mongo`, or those of a folder."""
 
 _active: World | None = None
 
@@ -97,10 +134,22 @@ def world(workdir: Path) -> Iterator[World]:
     workdir.mkdir(parents=True, exist_ok=True)
     _active = World(workdir)
     try:
-        yield _active
+        with on_mongo() if os.environ.get(STORES) == "mongo" else contextlib.nullcontext():
+            yield _active
     finally:
         _active.close()
         _active = None
+
+
+@contextlib.contextmanager
+def on_mongo() -> Iterator[None]:
+    """Servers are on MongoDB and S3 meanwhile, in the world that is there."""
+    assert _active is not None
+    servers.other_stores = _active.other_stores
+    try:
+        yield
+    finally:
+        servers.other_stores = None
 
 
 @dataclass

@@ -21,6 +21,9 @@ def _arguments(package: str) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="the full count instead of the sample")
     parser.add_argument("--count", type=int, help="so many trials")
     parser.add_argument("--minutes", type=float, help="how long a soak lasts (X1)")
+    parser.add_argument(
+        "--stores", choices=("folder", "mongo"), help="of servers: a folder (default), or MongoDB and S3"
+    )
     parser.add_argument("--seed", help="repeat the trials of that seed (default: a fresh one, printed)")
     parser.add_argument("--only", type=int, help="only the trial of that number")
     parser.add_argument("--jobs", type=int, default=2, help="processes to run the trials in (default 2)")
@@ -43,6 +46,8 @@ def main(package: str, table: Mapping[str, Row]) -> int:
         os.environ["ML_DASH_TEST_LONG"] = "1"
     if arguments.minutes is not None:
         os.environ["ML_DASH_TEST_MINUTES"] = str(arguments.minutes)
+    if arguments.stores is not None:
+        os.environ["ML_DASH_TEST_STORES"] = arguments.stores
     seed = arguments.seed or str(random.SystemRandom().randrange(1 << 32))
     rows = [table[name] for name in arguments.row] or list(table.values())
     if arguments.json:

@@ -15,7 +15,7 @@ import pytest
 from tests.crash.regressions import REGRESSIONS
 from tests.crash.table import ROWS as CRASH_ROWS
 from tests.e2e.table import ROWS as E2E_ROWS
-from tests.e2e.world import world
+from tests.e2e.world import on_mongo, world
 
 from .harness import Row, RowReport, fast_folder, remove_tree
 
@@ -76,6 +76,20 @@ def test_row(row: Row, request: pytest.FixtureRequest, record_property: Callable
     record_property("row", str(report))
     _must_be_clean(report)
     assert report.trials + report.skipped.total() == row.sample
+
+
+# Rows that run on MongoDB and S3 as well, two servers taking turns where a row shares one; and with how many trials.
+_ON_MONGO = {"D1": 1, "D2": 2, "D5": 1, "D6": 1, "S1": 1, "S3": 1, "S4": 6}
+
+
+@pytest.mark.parametrize("name", _ON_MONGO)
+@_LEAVES
+def test_row_on_mongo(name: str, e2e_folder: Path, record_property: Callable[[str, object], None]) -> None:
+    with on_mongo():
+        report = E2E_ROWS[name].run(_ON_MONGO[name], SEED, e2e_folder / f"{name}-on-mongo")
+    record_property("row", f"{report} (MongoDB and S3)")
+    _must_be_clean(report)
+    assert report.trials == _ON_MONGO[name]
 
 
 @pytest.mark.parametrize(("row", "seed", "trial", "what"), REGRESSIONS, ids=[f"{r[0]}-{r[2]}" for r in REGRESSIONS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,46 @@ from typing import Any
 import pytest
 import requests
 
+from ml_dash.server.settings import ServerSettings
 from ml_dash.sync.login import development_token
+from tests.contracts.places import s3_settings
 from tests.running import Server
+
+PAIRS = ("sqlite+folder", "mongo+s3", "sqlite+s3", "mongo+folder")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run on SQLite and a folder; those marked with `both_ends` also on MongoDB and S3, or with `every_pair`."""
+    for mark, pairs in (("every_pair", PAIRS), ("both_ends", PAIRS[:2])):
+        if "pair" in metafunc.fixturenames and metafunc.definition.get_closest_marker(mark):
+            metafunc.parametrize("pair", pairs, indirect=True)
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> ServerSettings:
+    """Settings with stores that nobody has used."""
+    documents, _, objects = getattr(request, "param", PAIRS[0]).partition("+")
+    uri, s3 = None, None
+    if documents == "mongo":
+        address, _, options = request.getfixturevalue("mongo_database")[0].partition("?")
+        uri = f"{address}{request.getfixturevalue('mongo_database')[1]}?{options}"
+    if objects == "s3":
+        endpoint = f"http://{request.getfixturevalue('s3_service').address}"
+        s3 = s3_settings(endpoint, request.getfixturevalue("s3_bucket"))
+    return ServerSettings(tmp_path / "data", mongodb_uri=uri, s3=s3)
+
+
+def environment_of(pair: ServerSettings) -> dict[str, str]:
+    """Return the environment of a server process on these stores."""
+    found = dict(os.environ)
+    if pair.mongodb_uri is not None:
+        found["MONGODB_URI"] = pair.mongodb_uri
+    if pair.s3 is not None:
+        found |= {
+            "S3_BUCKET": pair.s3.bucket, "S3_ENDPOINT": pair.s3.endpoint or "", "S3_REGION": pair.s3.region,
+            "S3_ACCESS_KEY": pair.s3.access_key or "", "S3_SECRET_KEY": pair.s3.secret_key or "",
+        }  # fmt: skip
+    return found
 
 
 class Web:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from ml_dash.core import events as ev
 from ml_dash.core.frames import encode_frame
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
+from ml_dash.server.settings import ServerSettings
 from ml_dash.server.stores import StoreTrouble
 from tests.core.test_fold import histories
 from tests.server.sending import (
@@ -32,8 +32,8 @@ from tests.server.sending import (
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "data")
+def core(pair: ServerSettings) -> Iterator[Server]:
+    server = Server(pair.data, pair)
     yield server
     server.close()
 
@@ -54,6 +54,7 @@ def order(core: Server, experiment: str = EXPERIMENT) -> list[list[Any]]:
 # -- what is accepted -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_ends
 def test_a_whole_segment_is_kept_and_folded(core: Server) -> None:
     sheet = SegmentBytes().opens().log("one").point(value=1.5).closes()
     assert send(core, sheet) == {"length": len(sheet.data), "events": 4, "files": False}
@@ -74,6 +75,7 @@ def test_a_header_alone_is_kept_and_shows_no_experiment(core: Server) -> None:
     assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == 1
 
 
+@pytest.mark.both_ends
 def test_it_goes_on_where_it_is(core: Server) -> None:
     sheet = SegmentBytes().opens().logs(20)
     for start, end in zip([0, *sheet.ends], sheet.ends, strict=False):
@@ -83,6 +85,7 @@ def test_it_goes_on_where_it_is(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_what_is_here_is_passed_over(core: Server) -> None:
     sheet = SegmentBytes().opens().logs(20)
     send(core, sheet, 0, sheet.ends[10])
@@ -106,6 +109,7 @@ def test_unknown_kinds_are_kept_and_passed_on(core: Server) -> None:
     assert core.logs(NS, EXPERIMENT, 0, 10)["logs"][0]["message"] == "after"
 
 
+@pytest.mark.both_ends
 def test_a_gap_in_numbers_is_shown_and_filled_later(core: Server) -> None:
     """After a failed sync a writer writes events again to a new segment; the old one may come whole in the end."""
     first = SegmentBytes(n=0).opens().log("0").log("1").log("2").log("3")
@@ -120,6 +124,7 @@ def test_a_gap_in_numbers_is_shown_and_filled_later(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_an_event_in_two_segments_counts_once(core: Server) -> None:
     first = SegmentBytes(n=0).opens().logs(5)
     again = SegmentBytes(n=1, seq=3).put(first.events[3:]).log("new")
@@ -129,6 +134,7 @@ def test_an_event_in_two_segments_counts_once(core: Server) -> None:
     assert held(core) == folded((first, first.events), (again, again.events))
 
 
+@pytest.mark.both_ends
 @pytest.mark.parametrize("time_ns", [0, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, -1, -(1 << 63)])
 def test_no_clock_is_a_reason_to_refuse(core: Server, time_ns: int) -> None:
     sheet = SegmentBytes().opens().add(ev.LOG, ["info", "when?", None], at=time_ns)
@@ -140,6 +146,7 @@ def test_no_clock_is_a_reason_to_refuse(core: Server, time_ns: int) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_two_experiments_and_two_namespaces_stay_apart(core: Server) -> None:
     one = SegmentBytes(1, journal=1).opens().log("one")
     two = SegmentBytes(2, journal=2, name="other").opens().log("two")
@@ -192,6 +199,7 @@ def test_a_flipped_bit_is_refused_where_its_frame_begins(core: Server) -> None:
         assert refused("torn", lambda data=data: send(core, sheet, data=bytes(data))).extra == {"offset": begin}
 
 
+@pytest.mark.both_ends
 def test_another_frame_is_a_conflict_and_the_first_is_kept(core: Server) -> None:
     sheet, other = SegmentBytes().opens().log("mine").log("same"), SegmentBytes().opens().log("fake").log("same")
     send(core, sheet)
@@ -234,6 +242,7 @@ def test_a_header_that_names_another_is_refused(core: Server, which: str) -> Non
     refused("unknown", lambda: core.journal(NS, sheet.journal))
 
 
+@pytest.mark.both_ends
 def test_a_journal_belongs_to_one_experiment(core: Server) -> None:
     send(core, SegmentBytes(1).opens())
     refused("malformed", lambda: send(core, SegmentBytes(2, name="other").opens()))
@@ -279,6 +288,7 @@ def test_a_payload_that_is_no_event_is_none(core: Server) -> None:
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_ends
 def test_damage_costs_its_frames_until_bytes_come_that_hold(core: Server) -> None:
     sheet = SegmentBytes().opens().logs(6)
     gap = (sheet.ends[2], sheet.ends[4])
@@ -346,6 +356,7 @@ def test_a_hole_whose_other_bytes_hold_no_frame_either(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_damage_and_new_bytes_in_one_request(core: Server) -> None:
     sheet = SegmentBytes().opens().logs(8)
     gap, later = (sheet.ends[1], sheet.ends[2]), (sheet.ends[6], sheet.ends[7])
@@ -387,13 +398,14 @@ def test_a_damaged_header_is_mended_and_replaced(core: Server, marked: str) -> N
     assert held(core) == before
 
 
-def test_damage_is_known_after_a_start(tmp_path: Path) -> None:
+@pytest.mark.both_ends
+def test_damage_is_known_after_a_start(pair: ServerSettings) -> None:
     sheet = SegmentBytes().opens().logs(6)
     gap = (sheet.ends[2], sheet.ends[4])
-    core = Server(tmp_path / "data")
+    core = Server(pair.data, pair)
     send(core, sheet, data=sheet.damaged(*gap), damaged=[gap])
     core.close()
-    core = Server(tmp_path / "data")
+    core = Server(pair.data, pair)
     send(core, sheet)
     assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == 7
     assert_refolds(core)
@@ -403,6 +415,7 @@ def test_damage_is_known_after_a_start(tmp_path: Path) -> None:
 # -- bodies that are blobs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_pair
 def test_long_bodies_are_asked_for_first(core: Server) -> None:
     sheet = SegmentBytes().opens().log("before")
     name, content = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
@@ -415,6 +428,7 @@ def test_long_bodies_are_asked_for_first(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_a_body_that_is_gone_costs_its_event(core: Server) -> None:
     sheet = SegmentBytes().opens()
     name, _ = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
@@ -442,6 +456,7 @@ def test_a_body_that_is_none_costs_its_event(core: Server, content: bytes) -> No
     assert_refolds(core)
 
 
+@pytest.mark.every_pair
 def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
     sheet = SegmentBytes().opens()
     name, content = sheet.spills(ev.LOG, ["info", "x" * 5000, None])
@@ -455,6 +470,7 @@ def test_a_body_whose_object_was_lost_is_asked_for_again(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_many_long_bodies_are_folded_a_few_at_a_time(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_dash.server.engine.ingest._BODY_BYTES_AT_ONCE", 9_000)
     sheet = SegmentBytes().opens()
@@ -478,6 +494,7 @@ def status(core: Server) -> str:
     return str(core.experiment(NS, EXPERIMENT)["status"])
 
 
+@pytest.mark.both_ends
 def test_a_death_counts_once_and_is_void_after_a_later_event(core: Server) -> None:
     sheet = SegmentBytes().opens().log("one")
     send(core, sheet)
@@ -542,6 +559,7 @@ def test_what_is_no_note_is_refused(core: Server, field: dict[str, Any]) -> None
 # -- once, whatever happens at the same time --------------------------------------------------------------------------
 
 
+@pytest.mark.both_ends
 @pytest.mark.parametrize("count", [2, 8, 64])
 def test_the_same_stretch_from_many_at_once_has_one_effect(core: Server, count: int) -> None:
     sheet = SegmentBytes().opens().logs(30).point(value=1.0)
@@ -565,6 +583,7 @@ def test_the_same_stretch_from_many_at_once_has_one_effect(core: Server, count: 
     assert len(order(core)) == 1
 
 
+@pytest.mark.both_ends
 def test_writers_at_once_are_all_there_in_the_order_of_arrival(core: Server) -> None:
     sheets = [SegmentBytes(number).opens().logs(12).point(value=float(number)) for number in range(1, 7)]
 
@@ -664,6 +683,7 @@ class Failing:
         self.patch.undo()
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("call", ["lease", "commit", "view"])
 def test_after_a_failure_everything_is_as_it_was(core: Server, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     sheet = SegmentBytes().opens().logs(5).point(value=1.0)
@@ -700,6 +720,7 @@ def test_a_listener_that_fails_does_not_undo_what_is_committed(core: Server) -> 
     assert heard == [1]
 
 
+@pytest.mark.both_ends
 def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_dash.server.engine.ingest._EXPERIMENTS_CACHED", 5)
     monkeypatch.setattr("ml_dash.server.engine.ingest._OPEN_BLOCKS_CACHED", 3)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from ml_dash.core import events as ev
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
+from ml_dash.server.settings import ServerSettings
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, assert_refolds, folded, held, send, send_blob
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "data")
+def core(pair: ServerSettings) -> Iterator[Server]:
+    server = Server(pair.data, pair)
     yield server
     server.close()
 
@@ -37,6 +37,7 @@ def sheet(core: Server) -> SegmentBytes:
     return sheet
 
 
+@pytest.mark.both_ends
 def test_nothing_of_it_is_shown(core: Server, sheet: SegmentBytes) -> None:
     unknown(lambda: core.experiment(NS, EXPERIMENT))
     unknown(lambda: core.logs(NS, EXPERIMENT, 0, 9))
@@ -52,6 +53,7 @@ def test_nothing_of_it_is_shown(core: Server, sheet: SegmentBytes) -> None:
     assert (state["tombstone"], state["removed"], state["missing"], state["events"]) == (True, [sheet.writer], [], 0)
 
 
+@pytest.mark.both_ends
 def test_its_writers_go_on_unseen(core: Server, sheet: SegmentBytes) -> None:
     end = len(sheet.data)
     name = sheet.log("later").adds_file(b"more")
@@ -75,6 +77,7 @@ def test_bodies_of_late_events_are_not_asked_for(core: Server, sheet: SegmentByt
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_a_new_opening_begins_at_zero(core: Server, sheet: SegmentBytes) -> None:
     new = SegmentBytes(2).opens().log("anew")
     send(core, new)
@@ -92,6 +95,7 @@ def test_a_new_opening_begins_at_zero(core: Server, sheet: SegmentBytes) -> None
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_writing_by_rest_begins_at_zero_too(core: Server, sheet: SegmentBytes) -> None:
     core.upsert_experiment(NS, "cv", {"name": "run", "description": "anew"})
     assert core.experiment(NS, EXPERIMENT)["counts"]["logs"] == 0

@@ -7,7 +7,6 @@ import math
 import random
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from ml_dash.core.state import Edits
 from ml_dash.server.engine.blocks import OpenBlock, add, series_of, store_open
 from ml_dash.server.engine.series import sample
 from ml_dash.server.engine.services import Server
+from ml_dash.server.settings import ServerSettings
 from tests.journals import JournalFixture
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, forget, send
 
@@ -31,8 +31,8 @@ COUNT = 3 * LINES + 170
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "data")
+def core(pair: ServerSettings) -> Iterator[Server]:
+    server = Server(pair.data, pair)
     yield server
     server.close()
 

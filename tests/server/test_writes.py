@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from time import time_ns
 from typing import Any
 
@@ -15,14 +14,15 @@ import pytest
 from ml_dash.core.protocol import Refused
 from ml_dash.errors import InvalidInput, WriteProtected
 from ml_dash.server.engine.services import Server
+from ml_dash.server.settings import ServerSettings
 from ml_dash.server.stores import StoreTrouble
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, assert_refolds, held, send
 from tests.server.test_ingest import Failing
 
 
 @pytest.fixture
-def core(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "data")
+def core(pair: ServerSettings) -> Iterator[Server]:
+    server = Server(pair.data, pair)
     server.upsert_experiment(NS, "cv", {"name": "run"})
     yield server
     server.close()
@@ -47,7 +47,8 @@ def everything_of_it(core: Server) -> list[Any]:
     ]  # fmt: skip
 
 
-def test_all_writes_are_events_and_survive(core: Server, tmp_path: Path) -> None:
+@pytest.mark.both_ends
+def test_all_writes_are_events_and_survive(core: Server, pair: ServerSettings) -> None:
     made = core.upsert_experiment(NS, "cv", {"name": "run", "description": "d", "tags": ["x"], "folder": "f"})
     assert (made["experiment"]["id"], made["experiment"]["description"], made["namespace"]) == (EXPERIMENT, "d", NS)
     assert core.add_logs(NS, EXPERIMENT, [{"message": "a"}, {"message": "b", "level": "warn"}]) == {
@@ -67,7 +68,7 @@ def test_all_writes_are_events_and_survive(core: Server, tmp_path: Path) -> None
     assert_refolds(core)
     assert everything_of_it(core) == before
     core.close()
-    again = Server(tmp_path / "data")
+    again = Server(pair.data, pair)
     assert everything_of_it(again) == before
     # A server that started anew is another writer.
     again.add_logs(NS, EXPERIMENT, [{"message": "c"}])
@@ -95,10 +96,11 @@ def test_what_is_written_by_rest_alone_ends_when_it_says_so(core: Server) -> Non
     assert_refolds(core)
 
 
-def test_what_a_server_before_this_one_left_open_ends_with_it(core: Server, tmp_path: Path) -> None:
+@pytest.mark.both_ends
+def test_what_a_server_before_this_one_left_open_ends_with_it(core: Server, pair: ServerSettings) -> None:
     core.append_points(NS, EXPERIMENT, "loss", [{"value": 1.0}])
     core.close()
-    again = Server(tmp_path / "data")
+    again = Server(pair.data, pair)
     assert status(again) == "running"
     again.upsert_experiment(NS, "cv", {"name": "run", "status": "completed"})
     assert status(again) == "completed"
@@ -156,6 +158,7 @@ def test_what_is_written_by_rest_can_be_pulled(core: Server) -> None:
     assert core.base(NS, EXPERIMENT)
 
 
+@pytest.mark.both_ends
 def test_protected_parameters_and_files_are_final(core: Server) -> None:
     record = add_file(core, b"weights")
     core.set_parameters(NS, EXPERIMENT, {"lr": 0.1})
@@ -177,6 +180,7 @@ def test_protected_parameters_and_files_are_final(core: Server) -> None:
     assert len(core.experiment(NS, EXPERIMENT)["writers"]) == 1
 
 
+@pytest.mark.both_ends
 def test_a_file_added_again_releases_the_older_content(core: Server) -> None:
     first, second = add_file(core, b"old"), add_file(core, b"new")
     assert first["id"] != second["id"]
@@ -224,6 +228,7 @@ def test_what_is_not_there_cannot_be_written_to(core: Server) -> None:
         assert told.value.status == 404
 
 
+@pytest.mark.both_ends
 def test_a_value_set_here_wins_over_a_clock_that_is_ahead(core: Server) -> None:
     sheet = SegmentBytes().opens()
     sheet.now += 10**18
@@ -233,6 +238,7 @@ def test_a_value_set_here_wins_over_a_clock_that_is_ahead(core: Server) -> None:
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_a_large_batch_becomes_several_frames_and_is_numbered_together(core: Server) -> None:
     rows = [{"value": float(i), "note": "x" * 900} for i in range(5_000)]
     assert core.append_points(NS, EXPERIMENT, "loss", rows)["endIndex"] == 4_999
@@ -245,6 +251,7 @@ def test_a_large_batch_becomes_several_frames_and_is_numbered_together(core: Ser
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_writers_at_once_get_numbers_of_their_own(core: Server) -> None:
     found: list[int] = []
 
@@ -272,6 +279,7 @@ def test_segments_roll_over(core: Server, monkeypatch: pytest.MonkeyPatch) -> No
     assert_refolds(core)
 
 
+@pytest.mark.both_ends
 def test_many_experiments_are_written_with_few_in_memory(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ml_dash.server.engine.server_writer._SEGMENTS_REMEMBERED", 3)
     for turn in range(2):
@@ -282,6 +290,7 @@ def test_many_experiments_are_written_with_few_in_memory(core: Server, monkeypat
         assert row["counts"]["logs"] == (2 if row["name"] != "run" else 0)
 
 
+@pytest.mark.every_pair
 @pytest.mark.parametrize("call", ["lease", "view", "put_blobs", "commit"])
 def test_a_disk_that_refuses_leaves_nothing_half_done(core: Server, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     add_file(core, b"old", "old.bin")
