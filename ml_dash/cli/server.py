@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import FAILURE
+from ml_dash.cli.server_operate import check, data_option, existing, migrate, scrub, sweep, with_data
 
 if TYPE_CHECKING:
     from ml_dash.server.settings import ServerSettings
@@ -58,15 +58,13 @@ def install(only_print: bool) -> None:
     console.print_text(f"wrote {path}; now run: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 
+for _verb in (check, sweep, scrub, migrate):
+    command.add_command(_verb)
+
+
 @command.group()
 def token() -> None:
     """Tokens of users: make, list and revoke them."""
-
-
-def _data_option(decorated: Any) -> Any:
-    return click.option(
-        "--data", type=click.Path(path_type=Path), help="The server's data folder. Default: the one of a server here."
-    )(decorated)
 
 
 @token.command()
@@ -74,7 +72,7 @@ def _data_option(decorated: Any) -> Any:
 @click.option("--read-only", is_flag=True, help="It may read, and change nothing.")
 @click.option("--read-all", is_flag=True, help="It may read every user's namespace.")
 @click.option("--expires", metavar="TIME", help="How long it is valid: 90d, 12h. Default: until it is revoked.")
-@_data_option
+@data_option
 @options.json_option
 @click.pass_obj
 def create(
@@ -91,7 +89,7 @@ def create(
     from ml_dash.server.settings import duration_s, running_elsewhere
 
     expires_ns = None if expires is None else time.time_ns() + duration_s(expires, "--expires") * 1_000_000_000
-    settings = _with_data(above, data)
+    settings = with_data(above, data)
     with open_tokens(settings) as tokens:
         identity, text = tokens.create_token(user, read_only=read_only, read_all=read_all, expires_ns=expires_ns)
     here = data is None and settings.mongodb_uri is None
@@ -109,14 +107,14 @@ def create(
 
 
 @token.command(name="list")
-@_data_option
+@data_option
 @options.json_option
 @click.pass_obj
 def list_tokens(above: ServerSettings, data: Path | None, as_json: bool) -> None:
     """List all tokens ever made, without the secret texts, which are not stored."""
     from ml_dash.server.engine.services import open_tokens
 
-    with open_tokens(_existing(above, data)) as tokens:
+    with open_tokens(existing(above, data)) as tokens:
         found = tokens.list_tokens()
     rows = [
         {
@@ -145,35 +143,17 @@ def list_tokens(above: ServerSettings, data: Path | None, as_json: bool) -> None
 
 @token.command()
 @click.argument("identity", metavar="ID")
-@_data_option
+@data_option
 @click.pass_context
 def revoke(ctx: click.Context, identity: str, data: Path | None) -> None:
     """End the token with that ID, at once."""
     from ml_dash.server.engine.services import open_tokens
 
-    with open_tokens(_existing(ctx.obj, data)) as tokens:
+    with open_tokens(existing(ctx.obj, data)) as tokens:
         if not tokens.revoke_token(identity):
             console.print_error(f"there is no token {identity!r}; ml-dash server token list shows them")
             ctx.exit(FAILURE)
     console.print_note(f"token {identity} is revoked")
-
-
-def _with_data(settings: ServerSettings, data: Path | None) -> ServerSettings:
-    """Return the settings, with the data folder that was given to a command."""
-    from ml_dash.server.settings import check_data
-
-    return replace(settings, data=check_data(data or settings.data))
-
-
-def _existing(settings: ServerSettings, data: Path | None) -> ServerSettings:
-    """Return the settings of a server that has data; raise NotFound otherwise: listing must not create a database."""
-    from ml_dash.errors import NotFound
-    from ml_dash.server.stores.wiring import DATABASE
-
-    settings = _with_data(settings, data)
-    if settings.mongodb_uri is None and not (settings.data / DATABASE).is_file():
-        raise NotFound(f"there is no server's data in {settings.data}", hint="name its folder with --data")
-    return settings
 
 
 def _rights(row: dict[str, Any]) -> str:

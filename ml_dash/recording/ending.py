@@ -69,10 +69,14 @@ def _last_unhandled() -> BaseException | None:
 
 def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
     """Return type, message and traceback of an exception as texts, with our own credentials replaced by `***`."""
-    import traceback
+    kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+    try:
+        import traceback
 
-    from ..sync.login import stored_tokens
-
+        from ..sync.login import stored_tokens
+    except OSError as failure:
+        # No file can be opened, so nobody knows which tokens must not be shown.
+        return {"type": kind, "message": f"left out: {failure.strerror or failure}", "traceback": ""}
     hidden = {*secrets, *stored_tokens(), *(os.environ.get(variable, "") for variable in _SECRET_VARIABLES)} - {""}
 
     def clean(text: str) -> str:
@@ -87,7 +91,7 @@ def described(error: BaseException, secrets: Iterable[str]) -> dict[str, Any]:
         message = f"<{type(failure).__name__} in __str__>"
     lines = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     return {
-        "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "type": kind,
         "message": clean(message)[:_TRACEBACK_CHARACTERS],
         "traceback": clean(lines)[-_TRACEBACK_CHARACTERS:],
     }

@@ -20,6 +20,7 @@ from ml_dash.journal.segment import list_segments
 from ml_dash.reading.located import at
 from ml_dash.sync import launch, progress
 from tests import running
+from tests.stored import flip_raw_bit
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Dash, Record, Shell
@@ -134,7 +135,7 @@ def test_a_copy_that_was_changed_on_the_server_is_found(dash: Dash, record: Reco
     where = path.stat().st_size // 2
     server.end()
     try:
-        with_one_flipped_bit(server.data, name.writer, where)
+        flip_raw_bit(server.data, name.writer, where)
     finally:
         server.start()
     result = dash("sync", "status", "cv/first", code=UNSENT)
@@ -148,24 +149,6 @@ def test_a_copy_that_was_changed_on_the_server_is_found(dash: Dash, record: Reco
     # The other one is what it was, and all together are not all there.
     assert "digests equal" in dash("sync", "status", "cv/second").out
     dash("sync", "status", code=UNSENT)
-
-
-def with_one_flipped_bit(data: Path, writer: str, where: int) -> None:
-    database = sqlite3.connect(data / "server.sqlite")
-    try:
-        with database:
-            (segment,) = database.execute("SELECT id FROM segments WHERE writer = ?", (writer,)).fetchone()
-            start, content = database.execute(
-                "SELECT start, content FROM stretches WHERE segment = ? AND start <= ? ORDER BY start DESC",
-                (segment, where),
-            ).fetchone()
-            changed = bytearray(content)
-            changed[where - start] ^= 4
-            database.execute(
-                "UPDATE stretches SET content = ? WHERE segment = ? AND start = ?", (bytes(changed), segment, start)
-            )
-    finally:
-        database.close()
 
 
 def test_a_content_that_the_server_has_lost_is_found(dash: Dash, record: Record, server: running.Server) -> None:

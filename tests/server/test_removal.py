@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ml_dash.core import events as ev
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.services import Server
 from ml_dash.server.settings import ServerSettings
@@ -65,6 +66,14 @@ def test_its_writers_go_on_unseen(core: Server, sheet: SegmentBytes) -> None:
     unknown(lambda: core.experiment(NS, EXPERIMENT))
     # The bytes are there: what was acknowledged can be proven.
     assert core.segment_bytes(NS, sheet.id, 0, 1 << 20)[0] == sheet.data
+    assert_refolds(core)
+
+
+def test_bodies_of_late_events_are_not_asked_for(core: Server, sheet: SegmentBytes) -> None:
+    """Nothing takes them, so a refusal for want of them would never end."""
+    name, _ = sheet.spills(ev.LOG, ["info", "x" * 3000, None])
+    assert core.blob_state(NS, sheet.journal, name)["complete"]
+    assert send(core, sheet, sheet.ends[-2])["length"] == len(sheet.data)
     assert_refolds(core)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from ml_dash.core import fold
 from ml_dash.disk.lock import Turn
 from ml_dash.errors import StillOpen, Unreachable
 from ml_dash.journal import base as bases
-from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments
+from ml_dash.journal.segment import BLOBS, SEGMENTS, TURN, list_segments, parse_name
 from ml_dash.projection.folder import LOGS
 from ml_dash.reading.located import Located
 from ml_dash.reading.read import view
@@ -26,6 +25,7 @@ from tests.holders import ServerStub
 from tests.journals import JournalFixture, WriterFixture, flip
 from tests.machines import Machine
 from tests.running import Server
+from tests.stored import flip_raw_bit
 
 LOSS = "metrics/loss/data.jsonl"
 
@@ -555,9 +555,8 @@ def test_a_server_that_holds_other_bytes_frees_nothing(tmp_path: Path) -> None:
         machine.train("other", 20)
         machine.sync()
         server.end()
-        with sqlite3.connect(server.data / "server.sqlite") as connection:
-            _damage_last_stretch(connection)
-        connection.close()
+        (segment,) = machine.segments("other")
+        flip_raw_bit(server.data, parse_name(Path(segment).name).writer, -3)  # type: ignore[union-attr]
         server.start()
         before = machine.segments("other")
         (row,) = json.loads(machine.dash("gc", "--synced", "--json"))
@@ -571,15 +570,6 @@ def test_a_server_that_holds_other_bytes_frees_nothing(tmp_path: Path) -> None:
         assert machine.segments("other") == before
     finally:
         server.end()
-
-
-def _damage_last_stretch(connection: sqlite3.Connection) -> None:
-    """Change a byte near the end of the longest page, which holds raw bytes of a segment."""
-    row, content = connection.execute(
-        "SELECT rowid, content FROM pages WHERE instr(content, CAST('other' AS BLOB)) ORDER BY length(content) DESC"
-    ).fetchone()
-    changed = bytes(content[:-3]) + bytes([content[-3] ^ 1]) + bytes(content[-2:])
-    connection.execute("UPDATE pages SET content=? WHERE rowid=?", (changed, row))
 
 
 def test_an_experiment_that_was_removed_there_is_not_freed(machine: Machine) -> None:

@@ -62,18 +62,22 @@ from ..stores import (
     SegmentClaim,
     Stale,
     StoreTrouble,
+    Vanished,
 )
 from .blocks import OpenBlocks, add, history, store_open
 from .compare import Contradiction, Part, appended, differing, header_of, mended
 from .contents import TABLES_VERSION, Arrival, Draft, JournalRow, Reader, SegmentRow
-from .parts import close_state, touched_parts
+from .parts import close_state, kept_parts, touched_parts
 from .tree import pages_of
 
 # Kinds of arrivals.
 STRETCH: Final = 1
 DEATH: Final = 2
-# Bounds of the cache; the oldest experiments leave it first.
+# Bounds of the cache, all experiments together; the oldest leave it first. A part takes about 3 kB.
 _EXPERIMENTS_CACHED: Final = 256
+_PARTS_CACHED: Final = 20_000
+_BLOCK_BYTES_CACHED: Final = 32 << 20
+# Of one experiment.
 _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 # A request is committed in parts where its events touch more parts of the state than this.
@@ -84,6 +88,8 @@ ARCHIVED_BYTES: Final = 4 << 20
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
 # How long a request waits for another server's lease before it is refused, to come again.
 _LEASE_WAIT_S: Final = 1.0
+# When a client comes again to a server that is read-only.
+_MOVED_RETRY_S: Final = 30
 _LEASE_PAUSE_S: Final = 0.02
 _ID: Final = re.compile("[0-9a-f]{32}")
 
@@ -120,6 +126,8 @@ class Change:
         # What the archiver may move: series that have a full range, and whether there are raw bytes enough.
         self.filled: set[str] = set()
         self.has_raw = False
+        # What is in memory of it: parts of the state, and about how many bytes of open blocks.
+        self.weight = 0, 0
         self._raw_bytes = 0
         self.begin(lease)
 
@@ -204,6 +212,7 @@ class Change:
         # Before the pages get their ids, for it reads parts.
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
         core = close_state(state)
+        self.weight = kept_parts(state), sum(block.size for block in self.open_blocks.values())
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
         row = replace(self.row, root=root.encode())
         if finished:
@@ -246,6 +255,8 @@ class Ingest:
         self._cache: OrderedDict[tuple[str, str], Change] = OrderedDict()
         # Experiment → (its lock, how many threads have it or wait for it).
         self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
+        # True while nothing may be changed, because everything is being copied elsewhere.
+        self.read_only: Callable[[], bool] = lambda: False
         # archiver(namespace, experiment, series with a full range), after a commit. None: nothing is archived.
         self.archiver: Callable[[str, str, set[str]], None] | None = None
         # Refused contradictions since the start, for whoever watches the server.
@@ -272,10 +283,13 @@ class Ingest:
                 change: Change | None = None
                 done = False
                 try:
+                    # Under the lease: who copies waits for it, and knows then that nobody changes this any more.
+                    self.require_writable()
                     change = self._opened(lease, project, name, anew=anew)
                     yield change
                     done = True
-                except Stale as error:
+                # Vanished: another process took the lease over while this one stood still, and has committed since.
+                except (Stale, Vanished) as error:
                     raise Refused(503, UNAVAILABLE, "another server changed this first", retry_after_s=1) from error
                 finally:
                     held = change.lease if change is not None else lease
@@ -289,6 +303,12 @@ class Ingest:
         finally:
             if news is not None:
                 self._notify(ns, experiment, news)
+
+    def require_writable(self) -> None:
+        """Raise Refused (503) while nothing may be changed."""
+        if self.read_only():
+            message = "this server is read-only, because its data is being moved; send it again later"
+            raise Refused(503, UNAVAILABLE, message, retry_after_s=_MOVED_RETRY_S)
 
     @contextlib.contextmanager
     def _locked(self, key: tuple[str, str]) -> Iterator[None]:
@@ -340,9 +360,13 @@ class Ingest:
         """Keep an experiment in memory for its next change."""
         with self._guard:
             self._cache[key] = change
-            while len(self._cache) > _EXPERIMENTS_CACHED:
+            parts, size = (sum(weights) for weights in zip(*(one.weight for one in self._cache.values()), strict=True))
+            while len(self._cache) > 1 and (
+                len(self._cache) > _EXPERIMENTS_CACHED or parts > _PARTS_CACHED or size > _BLOCK_BYTES_CACHED
+            ):
                 # The one that was not used for longest: what is used is taken out and put back at the end.
-                self._cache.popitem(last=False)
+                _, dropped = self._cache.popitem(last=False)
+                parts, size = parts - dropped.weight[0], size - dropped.weight[1]
 
     def renew(self, change: Change) -> None:
         """Lease a changed experiment again, after a commit, to go on with it. Raises Refused (503)."""
@@ -451,7 +475,9 @@ class Ingest:
         # Nothing new: a repeated request.
         if end == row.length and not replaced:
             return end
-        self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
+        # Bodies of a removed writer's events are not taken, since nothing folds them.
+        if not draft.is_removed(row.writer):
+            self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
         if is_new:
             self._claim(change, claim, row)
         change.changed = True

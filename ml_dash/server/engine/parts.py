@@ -51,6 +51,11 @@ class Parts(MutableMapping[str, _T], Generic[_T]):
         """The number of parts that were read or changed since the last flush."""
         return len(self._touched)
 
+    @property
+    def kept(self) -> int:
+        """The number of parts in memory."""
+        return len(self._here)
+
     def _key(self, name: str) -> str:
         return f"{self._kind}\x00{name}"
 
@@ -263,6 +268,11 @@ def close_state(state: State) -> bytes:
 def touched_parts(state: State) -> int:
     """Return how many parts were touched since the state was opened or closed."""
     return sum(part.touched for part in _parts(state).values())
+
+
+def kept_parts(state: State) -> int:
+    """Return how many parts are in memory."""
+    return sum(part.kept for part in _parts(state).values())
 
 
 def drop_parts(tree: Tree) -> None:

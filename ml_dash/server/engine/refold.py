@@ -25,6 +25,8 @@ from .contents import TABLES_VERSION, Arrival, JournalRow, SegmentRow
 from .ingest import STRETCH, Change, Ingest
 
 _ARRIVALS: Final = 1000
+MOVED: Final = "moved"
+"""In the summary of a head that was copied: [version, epoch] of the source; empty while it is under way."""
 # Pages that wait for a commit.
 _COMMIT_BYTES: Final = 32 << 20
 log = logging.getLogger("ml_dash.server")
@@ -40,6 +42,11 @@ def refold_all(ingest: Ingest) -> int:
     count = 0
     refused: StoreRefused | None = None
     for ns, experiment in stale:
+        with ingest.documents.view() as view:
+            row = view.experiment(ns, experiment)
+        if row is not None and row.summary.get(MOVED) == []:
+            log.error("experiment %s of %s is copied in part: run ml-dash server migrate again", experiment, ns)
+            continue
         try:
             refold(ingest, ns, experiment)
         except StoreRefused as error:

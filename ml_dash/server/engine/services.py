@@ -32,6 +32,8 @@ __all__ = ["Server", "open_tokens"]
 
 log = logging.getLogger("ml_dash.server")
 _LOCK: Final = "server.lock"
+READ_ONLY: Final = "read-only"
+"""A file of this name in the data folder makes the server read-only, from the next request on."""
 
 
 class Server:
@@ -49,11 +51,11 @@ class Server:
         settings = self._settings = settings or ServerSettings(data)
         make_data(data)
         # SQLite is for one server; MongoDB is for any number.
-        self._lock = _lock(data) if settings.mongodb_uri is None else None
+        self._lock = lock_data(data) if settings.mongodb_uri is None else None
         try:
             self.stores = open_stores(settings, alone=True)
         except BaseException:
-            _release(self._lock)
+            release_data(self._lock)
             raise
         self.documents, self.objects = self.stores.documents, self.stores.objects
         self._guard = threading.Lock()
@@ -61,6 +63,7 @@ class Server:
         ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
         uploads = self._uploads = Uploads(ingest, self.stores)
         self.archiver = Archiver(ingest)
+        ingest.read_only = (data / READ_ONLY).exists
         ingest.archiver = self.archiver.notice
         self.staging = data / "incoming"
         self.staging.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ class Server:
         """Close the stores and unlock the data folder. No other call may be running."""
         self.archiver.close()
         self.stores.close()
-        _release(self._lock)
+        release_data(self._lock)
 
     def bring_up_to_date(self) -> int:
         """Fold anew what another version of this code has made; return how many experiments. May take long.
@@ -150,10 +153,12 @@ class Server:
         self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
         """Take bytes of a blob from `offset` on; durable on return, and verified once all `size` bytes are here."""
+        self._ingest.require_writable()
         return self._uploads.append(ns, journal, name, offset, size, data, body=body)
 
     def append_blobs(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> dict[str, list[str]]:
         """Take the whole contents of small files; return {"complete": names that need not be sent any more}."""
+        self._ingest.require_writable()
         return {"complete": self._uploads.append_many(ns, journal, items)}
 
     @property
@@ -227,7 +232,8 @@ def _drop_old(staging: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _lock(data: Path) -> BaseFileLock:
+def lock_data(data: Path) -> BaseFileLock:
+    """Lock a data folder for a server alone. Raises StoreRefused if another one has it."""
     import filelock
 
     lock = filelock.FileLock(data / _LOCK, thread_local=False)
@@ -240,7 +246,8 @@ def _lock(data: Path) -> BaseFileLock:
     return lock
 
 
-def _release(lock: BaseFileLock | None) -> None:
+def release_data(lock: BaseFileLock | None) -> None:
+    """Unlock a data folder."""
     if lock is not None:
         with contextlib.suppress(OSError):
             lock.release()

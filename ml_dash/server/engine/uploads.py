@@ -41,7 +41,7 @@ from ..stores import BlobRow, Gap, JournalClaim, Stores, View
 from .contents import Contents, one_part, steady
 from .ingest import Ingest
 
-_STAGED_S: Final = 30 * 86_400
+STAGED_S: Final = 30 * 86_400
 """An upload that was not continued for this long begins anew."""
 
 
@@ -65,8 +65,8 @@ class Uploads:
         self._parts = stores.uploads
 
     def sweep(self) -> int:
-        """Forget uploads that nobody has continued for _STAGED_S; return how many."""
-        return self._parts.sweep(time() - _STAGED_S)
+        """Forget uploads that nobody has continued for STAGED_S; return how many."""
+        return self._parts.sweep(time() - STAGED_S)
 
     # -- what is here ------------------------------------------------------------------------------------------------
 

@@ -376,7 +376,10 @@ class Documents(Protocol):
         """Delete pages of which the caller knows that no head names them, nor will."""
 
     def facts(self) -> Mapping[str, str]:
-        """Return what `server check` shows of the database, in plain words: its kind, version, place."""
+        """Return what `server check` shows of the database, in plain words: its kind, version, place.
+
+        `clock` is its time in ISO 8601, where it has one of its own. Raises StoreTrouble.
+        """
 
     def check(self) -> None:
         """Raise StoreTrouble if it cannot be used now."""

@@ -228,7 +228,9 @@ class DiskObjects:
 
     def _files(self, prefix: str) -> Iterator[tuple[str, Path]]:
         """Yield (key, path) of the objects whose keys begin with `prefix`."""
-        for base, _, names in os.walk(self.folder):
+        # Whole parts of the prefix are folders; nothing outside of them can fit.
+        whole = prefix.rpartition("/")[0]
+        for base, _, names in os.walk(self._path(whole) if whole else self.folder):
             above = Path(base).relative_to(self.folder).parts
             for name in names:
                 if not name.startswith("."):

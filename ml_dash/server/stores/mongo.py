@@ -39,6 +39,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from datetime import timezone
 from typing import Any, Final, Generic, TypeVar
 from urllib.parse import quote, unquote
 
@@ -297,8 +298,11 @@ class MongoDocuments:
             self.tokens.find_one({"_id": ""})
 
     def facts(self) -> Mapping[str, str]:
-        """Return kind, version and place of the database."""
-        return {"kind": "FerretDB" if self._ferret else "MongoDB", "version": self.version, "place": self.place}
+        """Return kind, version, place and time of the database."""
+        with self._asked():
+            clock = self._database.command("hello").get("localTime")
+        facts = {"kind": "FerretDB" if self._ferret else "MongoDB", "version": self.version, "place": self.place}
+        return {**facts, "clock": clock.replace(tzinfo=timezone.utc).isoformat()} if clock else facts
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
