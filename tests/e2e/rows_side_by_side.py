@@ -297,7 +297,7 @@ def index_missing(trial: Trial) -> None:
             link.plan = dl.let_pass
             if how == "not unique":
                 with servers.backend.collections() as database:
-                    database[name].delete_one({"_id": "1"})
+                    database[name].delete_many({})
         servers.start()
         with servers.backend.collections() as database:
             trial.check(len(database[name].index_information()) > 1, f"the index of {name} was not made again")

@@ -151,6 +151,27 @@ def test_the_thread_does_it_by_itself(pair: ServerSettings) -> None:
     core.close()
 
 
+@pytest.mark.parametrize("pair", ["mongo+folder"], indirect=True)
+def test_servers_that_take_turns_count_together_what_is_to_be_archived(
+    pair: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.ingest.ARCHIVED_BYTES", 1 << 10)
+    noticed: list[str] = []
+    cores = [Server(pair.data, pair) for _ in range(2)]
+    try:
+        for core in cores:
+            core._ingest.archiver = lambda _ns, experiment, _series: noticed.append(experiment)
+        sheet = SegmentBytes().opens()
+        send(cores[0], sheet)
+        for number in range(60):
+            begin = len(sheet.data)
+            send(cores[number % 2], sheet.log(f"line {number}"), begin)
+        assert set(noticed) == {EXPERIMENT}
+    finally:
+        for core in cores:
+            core.close()
+
+
 PROGRAM = """
 import sys
 from pathlib import Path

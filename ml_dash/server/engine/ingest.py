@@ -128,7 +128,7 @@ class Change:
         self.has_raw = False
         # What is in memory of it: parts of the state, and about how many bytes of open blocks.
         self.weight = 0, 0
-        self._raw_bytes = 0
+        self.raw_bytes = 0
         self.begin(lease)
 
     @property
@@ -172,9 +172,9 @@ class Change:
     def put_raw(self, segment: str, start: int, content: bytes) -> None:
         """Store raw bytes of a segment from `start` on, where none are yet."""
         self.draft.put_raw(segment, start, content)
-        self._raw_bytes += len(content)
-        if self._raw_bytes >= ARCHIVED_BYTES:
-            self._raw_bytes, self.has_raw = 0, True
+        self.raw_bytes += len(content)
+        if self.raw_bytes >= ARCHIVED_BYTES:
+            self.raw_bytes, self.has_raw = 0, True
 
     def apply(self) -> None:
         """Add the lines of the edits to their blocks. All else that has changed waits for the commit."""
@@ -354,7 +354,11 @@ class Ingest:
         elif cached is not None and _same(cached.stored, stored):
             cached.begin(lease)
             return cached
-        return Change(self.documents, self.reader, lease, stored)
+        change = Change(self.documents, self.reader, lease, stored)
+        if cached is not None:
+            # Servers that take turns would else count from 0 each time, and never have enough to archive.
+            change.raw_bytes = cached.raw_bytes
+        return change
 
     def _keep(self, key: tuple[str, str], change: Change) -> None:
         """Keep an experiment in memory for its next change."""
