@@ -927,7 +927,7 @@ def test_contents_are_found_by_digest_and_size(documents: Documents, other: Docu
         assert view.blobs(NS, "1") == [replace(rows[1], key="elsewhere")]
 
 
-def test_what_a_namespace_keeps_is_the_bytes_of_its_experiments_and_blobs(documents: Documents, other: Documents) -> None:
+def test_a_namespace_keeps_the_bytes_of_its_experiments_and_blobs(documents: Documents, other: Documents) -> None:
     with documents.view() as view:
         assert view.usage(NS) == 0
     put(documents, experiment(1, summary={"counts": {"events": 1}, "bytes": 1 << 50}))
