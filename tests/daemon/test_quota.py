@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import subprocess
@@ -17,10 +18,12 @@ from ml_dash import Experiment
 from ml_dash.core import events as ev
 from ml_dash.core.protocol import NO_EVENT, QUOTA
 from ml_dash.errors import ServerRefused
+from ml_dash.sync.login import development_token
 from ml_dash_syncd import blobs
 from ml_dash_syncd.ship import Remaining
 from tests.journals import JournalFixture
 from tests.running import Server, once, uploader
+from tests.server.conftest import Web
 
 from .conftest import Home
 from .test_programs import until
@@ -222,6 +225,24 @@ def test_a_client_gets_the_refusal_of_a_full_namespace(full_server: FullServer) 
     link.close()
     assert (caught.value.status, caught.value.code) == (507, QUOTA)
     assert caught.value.extra == {"used": 0, "limit": LIMIT}
+
+
+def test_a_file_that_cannot_fit_is_refused_before_its_bytes_are_taken(full_server: FullServer) -> None:
+    web = Web(full_server.url, development_token("alice"))
+    with web.session:
+        path = f"/experiments/{web.experiment('one')}/files"
+        web.refused("POST", path, 507, QUOTA, files={"file": ("model.pt", os.urandom(299_900))})
+        # Only the head of the request, which says how much would come.
+        headers = {"Content-Length": str(2 << 20), "Content-Type": "multipart/form-data; boundary=b"}
+        host, _, port = full_server.url.rpartition("//")[2].partition(":")
+        connection = http.client.HTTPConnection(host, int(port), timeout=30)
+        connection.putrequest("POST", path)
+        for name, value in {**headers, "Authorization": web.session.headers["Authorization"]}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 507
+        connection.close()
+        web.ask("POST", path, files={"file": ("model.pt", os.urandom(200_000))})
 
 
 def test_a_full_namespace_keeps_its_data_here_others_go_on_and_all_arrives_once_it_may(

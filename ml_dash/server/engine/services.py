@@ -62,6 +62,7 @@ class Server:
         self._guard = threading.Lock()
         self._listeners: list[Changed] = []
         quota = Quota(self.documents, settings.quota_bytes, settings.quotas)
+        self.require_room = quota.check
         ingest = self._ingest = Ingest(self.documents, self.objects, self._changed, quota)
         uploads = self._uploads = Uploads(ingest, self.stores)
         self.archiver = Archiver(ingest)
