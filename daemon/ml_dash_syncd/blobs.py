@@ -16,12 +16,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ml_dash.core.protocol import DIGEST, GAP, MAX_BLOBS, NO_EVENT, TOO_LARGE, BlobState
+from ml_dash.core.protocol import DIGEST, GAP, MAX_BLOBS, NO_EVENT, QUOTA, TOO_LARGE, BlobState
 from ml_dash.disk.durable import read_at
 from ml_dash.disk.lock import Liveness, probe
 from ml_dash.errors import ServerRefused, Unreachable
@@ -43,6 +44,9 @@ TOGETHER_BYTES: Final = 4 << 20
 ASK_AGAIN_S: Final = 30.0
 """While blobs wait for their events, the server is asked this often which of them it is missing."""
 
+QUOTA_S: Final = 300.0
+"""What the server refused because the namespace may not keep more is tried again after this long."""
+
 _TRIES: Final = 3
 _COARSE_NS: Final = 2_000_000_000
 """Two changes of a folder within this time may leave it with the same modification time."""
@@ -63,6 +67,8 @@ class BlobUploads:
         self.without: set[str] = set()
         # Blobs whose content is lost or changed here: trying again is of no use.
         self._hopeless: set[str] = set()
+        # Files that do not fit into the quota, which are parked as well, and when to try them again (time.monotonic).
+        self._full: dict[str, float] = {}
         # When the server was last asked what it is missing (time.monotonic).
         self._asked = 0.0
         self._listing: frozenset[str] = frozenset()
@@ -75,6 +81,7 @@ class BlobUploads:
     def forget(self) -> None:
         """List the folder of blobs anew the next time, even if it seems unchanged."""
         self._changed_ns = -1
+        self._full.clear()
 
     def list_here(self) -> None:
         """List the blobs that are on this disk.
@@ -94,11 +101,16 @@ class BlobUploads:
         cursor = self.account.cursor
         return frozenset(name for name in self._listing - cursor.blobs if name not in cursor.parked)
 
+    def full_s(self) -> float | None:
+        """Seconds until files that did not fit into the quota are tried again; None without any."""
+        return max(0.05, min(self._full.values()) - time.monotonic()) if self._full else None
+
     def send_bodies(self, link: remote.Link, follower: Follower, wanted: list[str]) -> bool:
         """Send the long bodies that the server asks for; False if some have to be tried again later.
 
         Bodies that are lost here go to `without`, so that the server folds their events with an empty body. That
         loses them, so it takes two failures at least DAMAGE_S apart: a network file system may not show a file yet.
+        Raises ServerRefused (QUOTA) if they do not fit into the quota.
         """
         complete = True
         for name in wanted:
@@ -129,27 +141,36 @@ class BlobUploads:
             cursor.blobs = {name for name in cursor.blobs if name not in gone or self._is_here(name)}
         now = time.monotonic()
         waits = bool(self.waiting()) and now - self._asked >= ASK_AGAIN_S
-        if not self.account.known_to_server or not (self.wanted or waits):
+        due = {name for name, when in self._full.items() if now >= when}
+        if not self.account.known_to_server or not (self.wanted or waits or due):
             return True
         found = remote.journal(link, follower.id)
         missing = set(found["missing"])
         cursor.blobs |= set(found["blobs"]) & self._listing
         for name in set(filter(parse_blob, cursor.parked)) - missing - self.failing.keys():
             # The server does not need it any more: its file was deleted or replaced.
+            self._full.pop(name, None)
             self.account.unpark(name)
         # Some may have been stored here since the listing.
         late = {name for name in missing - self._listing if self._is_here(name)}
-        wanted = sorted((missing & self.waiting()) | late)
+        wanted = sorted((missing & (self.waiting() | due)) | late)
         for name in self._send_small(link, follower, wanted, deadline):
             cursor.blobs.add(name)
             self.account.unpark(name)
+            self._full.pop(name, None)
             self.account.dirty = True
+        smallest: tuple[int, str] | None = None
         for name in [name for name in wanted if name not in cursor.blobs]:
             if time.monotonic() >= deadline:
                 return False
-            if self._send_blob(link, follower, name, deadline, body=False):
+            # What is no smaller than one that did not fit is not sent in vain.
+            if smallest is not None and self._size(name) >= smallest[0]:
+                self._set_full(name, smallest[1])
+            elif self._send_blob(link, follower, name, deadline, body=False):
                 cursor.blobs.add(name)
                 self.account.dirty = True
+            elif name in self._full and self._full[name] > now:
+                smallest = self._size(name), self.account.cursor.parked[name]
             elif time.monotonic() >= deadline:
                 return False
         # A base may know of blobs that this machine never had.
@@ -205,6 +226,19 @@ class BlobUploads:
             # Not lost: sending it by itself comes to the same error, and reports it.
             return None
 
+    def _size(self, name: str) -> int:
+        """The size of a blob in bytes; 0 if it cannot be read now."""
+        try:
+            return (self.account.journal / BLOBS / name).stat().st_size
+        except OSError:
+            # Sending it comes to the same error, and reports it.
+            return 0
+
+    def _set_full(self, name: str, why: str) -> None:
+        """Park a file that does not fit into the quota, until it is tried again."""
+        self._full[name] = time.monotonic() + random.uniform(QUOTA_S, 1.2 * QUOTA_S)
+        self.account.park(name, why)
+
     def _is_here(self, blob: str) -> bool:
         """True if the content of a blob is on this disk now."""
         return (self.account.journal / BLOBS / blob).exists()
@@ -253,6 +287,9 @@ class BlobUploads:
             self._lose(name, "its content is gone from this machine")
             return False
         except ServerRefused as refused:
+            # Its event cannot go without it, and nothing behind that event: the whole journal waits.
+            if refused.code == QUOTA and body:
+                raise
             return self._blob_refused(path, name, refused)
         except OSError as error:
             # Of the network, not of this file: `schedule` treats it so.
@@ -261,6 +298,7 @@ class BlobUploads:
             self._lose(name, f"its content cannot be read: {error}")
             return False
         self._hopeless.discard(name)
+        self._full.pop(name, None)
         self.account.unpark(name)
         return True
 
@@ -291,6 +329,9 @@ class BlobUploads:
         """Set a refused blob aside, unless it may be accepted later. Always False: it was not sent."""
         if refused.code == NO_EVENT:
             # It is sent again once the server has the event that names it.
+            return False
+        if refused.code == QUOTA:
+            self._set_full(name, refused.message)
             return False
         if refused.code == DIGEST:
             self._bad[name] = self._bad.get(name, 0) + 1

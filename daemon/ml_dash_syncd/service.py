@@ -275,7 +275,7 @@ def _is_done(schedule: Schedule, task: Task, tries: int) -> bool:
     if result is None:
         return task.settled
     # Everything that was there has been sent once. A living writer could go on for ever.
-    drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait
+    drained = result.remaining is Remaining.NOTHING or result.only_blobs_wait or result.full
     return drained or (result.remaining is Remaining.LATER and result.again_s is None)
 
 

@@ -12,6 +12,10 @@ folded in their order. While one segment has to wait, those of other writers go 
       blocked by a long body     PUT blobs, then the same POST again
     at the end                   paused segments, deaths held back, files (GET journal says which are missing)
 
+Where a segment does not fit into the namespace's quota, it is parked with the reason, and the whole journal waits for
+QUOTA_S, or until `forget`: what comes behind would not fit either, and has to stay in its order. A file that does not
+fit waits alone, because segments are small and may go on.
+
 Three states of a segment that does not go on: *paused* (tried again by later steps, after RETRY_S or what is due),
 *parked* (its reason is in the cursor, where `status` reads it; it may still be tried), *blocked* (refused for good: not
 tried until `forget`, that is after an error, a reload of the settings, or ASK_AGAIN_S of the schedule).
@@ -37,6 +41,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +49,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from ml_dash.core.protocol import CONFLICT, GAP, NEEDS_BLOBS, TOO_LARGE, TORN, UNKNOWN, DeathNote
+from ml_dash.core.protocol import CONFLICT, GAP, NEEDS_BLOBS, QUOTA, TOO_LARGE, TORN, UNKNOWN, DeathNote
 from ml_dash.disk.durable import fail_point, read_at
 from ml_dash.errors import JournalError, ServerRefused, Unreachable
 from ml_dash.journal.follow import Follower
@@ -96,10 +101,16 @@ class StepResult:
     """Take another step after this many seconds even if nothing has changed; None: only after a change."""
     only_blobs_wait: bool = False
     """True if only blobs remain whose events a living writer may still record."""
+    full: bool = False
+    """True if what remains does not fit into the quota at the server: trying again soon is of no use."""
 
 
 class Restart(Exception):
     """The server has less than the cursor says: ask it what it has, and begin again from there."""
+
+
+class Full(Exception):
+    """What comes next does not fit into the quota at the server: nothing of this journal goes on for now."""
 
 
 class Replaced(JournalError):
@@ -135,6 +146,10 @@ class Shipment:
         self._stalled: dict[str, tuple[int, float]] = {}
         # Deaths not sent yet: their writers have bytes to send first, or the server does not know the journal.
         self._held_deaths: list[Death] = []
+        # No segment is sent before, because the quota is used up (time.monotonic).
+        self._full_until = 0.0
+        # The segment file that did not fit then; empty if there was none.
+        self._full_file = ""
         # Restarts since a step last came to its end.
         self._restarts = 0
 
@@ -157,8 +172,18 @@ class Shipment:
         OSError or JournalError if this machine's disk or the journal is. What was acknowledged until then is in the
         cursor.
         """
+        if (wait := self._full_until - time.monotonic()) > 0:
+            return StepResult(Remaining.LATER, wait, full=True)
+        if self._full_file:
+            # Later segments of its writer and its death wait for one that is tried, and not for one that is parked.
+            self.account.unpark(self._full_file)
+            self._full_file = ""
         try:
             return self._step(link, deadline)
+        except Full:
+            wait = random.uniform(blobs.QUOTA_S, 1.2 * blobs.QUOTA_S)
+            self._full_until = time.monotonic() + wait
+            return StepResult(Remaining.LATER, wait, full=True)
         except (Restart, OrderChanged):
             log.info("%s: beginning again from what the server has", self.journal)
             self.forget()
@@ -178,6 +203,7 @@ class Shipment:
         self._paused = set()
         self._targets = {}
         self._held_deaths = []
+        self._full_until, self._full_file = 0.0, ""
         self._blobs.forget()
 
     def note_trouble(self, kind: str | None, text: str = "") -> None:
@@ -199,7 +225,7 @@ class Shipment:
         return self._follower
 
     def _step(self, link: remote.Link, deadline: float) -> StepResult:
-        """Take a step. Raises Restart and OrderChanged besides what `step` raises."""
+        """Take a step. Raises Restart, Full and OrderChanged besides what `step` raises."""
         follower = self._open()
         if not self._asked:
             self._ask_server(link, follower)
@@ -269,8 +295,12 @@ class Shipment:
             return StepResult(Remaining.LATER, min(map(self._due_s, waiting)))
         if follower.pending:
             return StepResult(Remaining.LATER, PENDING_S)
+        full_s = self._blobs.full_s()
         if self._blobs.waiting():
-            return StepResult(Remaining.LATER, blobs.ASK_AGAIN_S, only_blobs_wait=True)
+            again_s = min(blobs.ASK_AGAIN_S, full_s or blobs.ASK_AGAIN_S)
+            return StepResult(Remaining.LATER, again_s, only_blobs_wait=True)
+        if full_s is not None:
+            return StepResult(Remaining.LATER, full_s, full=True)
         return StepResult(Remaining.LATER if self.account.cursor.parked else Remaining.NOTHING, None)
 
     def _due_s(self, file: str) -> float:
@@ -383,7 +413,7 @@ class Shipment:
         """Send bytes of a segment; True if it can go on at once, False if it was paused or set aside.
 
         `damaged` holds (start, end) offsets in the file of bytes without a valid frame. Raises Restart if the server
-        has less than the cursor says, and RemoteError.
+        has less than the cursor says, Full if it does not fit into the quota, and RemoteError.
         """
         fail_point("sync-send")
         try:
@@ -434,10 +464,16 @@ class Shipment:
             # A server that lost these bytes may have lost more: ask about everything.
             raise Restart("the server has less than it said")
         if refused.code == NEEDS_BLOBS and (wanted := _new_names(refused.extra.get("blobs"), self._blobs.without)):
-            if self._blobs.send_bodies(link, follower, wanted):
+            try:
+                sent = self._blobs.send_bodies(link, follower, wanted)
+            except ServerRefused as full:
+                raise self._full(file, full) from full
+            if sent:
                 return True
             self._pause(file, offset, "long bodies of its events cannot be sent")
             return False
+        if refused.code == QUOTA:
+            raise self._full(file, refused)
         if refused.code == TOO_LARGE and self.account.shrink_batch(len(data)):
             return True
         # Read again, because what a network file system shows may lag behind; then nothing is wrong with the file.
@@ -454,6 +490,12 @@ class Shipment:
         self._blocked.add(file)
         self._paused.discard(file)
         return False
+
+    def _full(self, file: str, refused: ServerRefused) -> Full:
+        """Park a segment that does not fit into the quota; return what ends the step."""
+        self.account.park(file, refused.message)
+        self._full_file = file
+        return Full(refused.message)
 
     def _reads_differently(self, file: str, offset: int, data: bytes) -> bool:
         """True if a second read gives other bytes: a network file system had not shown what was written."""

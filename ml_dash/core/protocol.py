@@ -35,6 +35,7 @@ DIGEST: Final = "digest"  # 422: the content is not what its name says
 TOO_LARGE: Final = "too_large"  # 413, `limit` in bytes
 BUSY: Final = "busy"  # 429, Retry-After
 UNAVAILABLE: Final = "unavailable"  # 503, Retry-After
+QUOTA: Final = "quota"  # 507, `used` and `limit` in bytes: the namespace may not keep more
 UNKNOWN: Final = "unknown"  # 404
 MALFORMED: Final = "malformed"  # 400 or 422
 UNAUTHORISED: Final = "unauthorised"  # 401

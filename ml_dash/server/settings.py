@@ -51,6 +51,7 @@ VARIABLES: Final = frozenset(
         DATA_VARIABLE, "PORT", "JWT_SECRET", "JWT_EXPIRATION", "CORS_ORIGIN", "MAX_FILE_SIZE", "LOG_LEVEL",
         "LIMIT_REQUESTS", "LIMIT_BYTES", "LIMIT_STREAMS", "LIMIT_OPEN",
         "LIMIT_TOKEN_REQUESTS", "LIMIT_TOKEN_BYTES", "LIMIT_TOKEN_STREAMS", "LIMIT_TOKEN_OPEN",
+        "QUOTA_BYTES", "QUOTAS",
         "MONGODB_URI", "S3_BUCKET", "S3_ENDPOINT", "S3_REGION", "S3_FORCE_PATH_STYLE", "S3_ACCESS_KEY", "S3_SECRET_KEY",
         "S3_PUBLIC_URL",
     )
@@ -85,6 +86,10 @@ class ServerSettings:
     s3: S3Settings | None = None
     user_limits: Limits = Limits()
     token_limits: Limits = Limits()
+    quota_bytes: int = 0
+    """The most that a namespace may keep, in bytes; 0 is no limit."""
+    quotas: Mapping[str, int] = field(default_factory=dict)
+    """The same for single namespaces, by name, in place of `quota_bytes`."""
 
     @property
     def is_loopback(self) -> bool:
@@ -122,6 +127,8 @@ def server_settings(
         s3=s3_settings(environment),
         user_limits=user_limits,
         token_limits=limits(environment, "LIMIT_TOKEN", user_limits),
+        quota_bytes=_bytes_or_none(environment, "QUOTA_BYTES", 0),
+        quotas=_quotas(environment.get("QUOTAS", "")),
     )
     check_data(settings.data)
     if dev and not settings.is_loopback:
@@ -261,6 +268,18 @@ def _bytes_or_none(environment: Mapping[str, str], name: str, default: int) -> i
     if text == "0":
         return 0
     return size_bytes(text, name) if text else default
+
+
+def _quotas(text: str) -> dict[str, int]:
+    """Return the quotas of single namespaces, in bytes. Raises `InvalidValue` that names the wrong one."""
+    quotas: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, given, size = (piece.strip() for piece in part.rpartition("="))
+        if not given or not name or name in quotas:
+            hint = "write each namespace once, with its size: alice=1TB,bob=200GB; 0 is no limit"
+            raise InvalidValue(f"QUOTAS has {part[:80]!a}", hint=hint)
+        quotas[name] = 0 if size == "0" else size_bytes(size, f"QUOTAS, for {name[:40]!a},")
+    return quotas
 
 
 def _port(environment: Mapping[str, str]) -> int:

@@ -18,6 +18,7 @@ from ..core.protocol import (
     PREFIX,
     PROTOCOL,
     PROTOCOL_HEADER,
+    QUOTA,
     UNKNOWN,
     Appended,
     BlobState,
@@ -491,7 +492,7 @@ def _refuse(url: str, response: requests.Response) -> None:
         # The server does not know under which URL it is reached; the hint does.
         said = message.removesuffix("; run: ml-dash login URL")
         raise Unauthorised(f"{url}: {said}", hint=f"run: ml-dash login {url}")
-    if status in _LATER or status >= 500:
+    if status in _LATER or (status >= 500 and code != QUOTA):
         failure = Unreachable(f"{url} cannot take it now ({status} {code}): {message}")
         failure.retry_after_s = _pause(response)
         failure.answered = True

@@ -927,6 +927,25 @@ def test_contents_are_found_by_digest_and_size(documents: Documents, other: Docu
         assert view.blobs(NS, "1") == [replace(rows[1], key="elsewhere")]
 
 
+def test_a_namespace_keeps_the_bytes_of_its_experiments_and_blobs(documents: Documents, other: Documents) -> None:
+    with documents.view() as view:
+        assert view.usage(NS) == 0
+    put(documents, experiment(1, summary={"counts": {"events": 1}, "bytes": 1 << 50}))
+    # One that was removed, and one that an earlier version has stored.
+    put(documents, experiment(2, summary={"counts": {}, "bytes": 20}))
+    put(documents, experiment(3))
+    put(documents, experiment(4, summary={"counts": {"events": 1}, "bytes": 999}), ns="bob")
+    rows = [BlobRow("file", "d", 300, "key", "1"), BlobRow("body", "d", 4000, "key2", "")]
+    documents.put_blobs(NS, rows)
+    documents.put_blobs("bob", [BlobRow("file", "d", 1, "key", "1")])
+    for found, kept in ((NS, (1 << 50) + 20 + 300 + 4000), ("bob", 1000), ("nobody", 0)):
+        with other.view() as view:
+            assert view.usage(found) == kept
+    documents.drop_blobs(NS, "", ["body"])
+    with other.view() as view:
+        assert view.usage(NS) == (1 << 50) + 20 + 300
+
+
 def test_a_token_is_found_by_its_digest_and_only_its_end_changes(documents: Documents, other: Documents) -> None:
     documents.put_token(TOKEN)
     other.put_token(

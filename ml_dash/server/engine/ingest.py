@@ -68,6 +68,7 @@ from .blocks import OpenBlocks, add, history, store_open
 from .compare import Contradiction, Part, appended, differing, header_of, mended
 from .contents import TABLES_VERSION, Arrival, Draft, JournalRow, Reader, SegmentRow
 from .parts import close_state, kept_parts, touched_parts
+from .quota import Quota
 from .tree import pages_of
 
 # Kinds of arrivals.
@@ -129,6 +130,10 @@ class Change:
         # What is in memory of it: parts of the state, and about how many bytes of open blocks.
         self.weight = 0, 0
         self.raw_bytes = 0
+        # Raw bytes of all segments; None: not known, and summed up by the next commit.
+        self._bytes: int | None = row.summary.get("bytes")
+        # Raw bytes that were taken, and that the namespace's quota does not know of yet.
+        self.taken = 0
         self.begin(lease)
 
     @property
@@ -156,6 +161,7 @@ class Change:
         self.state.project, self.state.name = project, name
         self.open_blocks = {}
         self.changed = True
+        self._bytes = None
 
     def arrive(self, kind: int, who: str, start: int, end: int, segment: str = "") -> None:
         """Record what was folded, under the next arrival number.
@@ -172,6 +178,9 @@ class Change:
     def put_raw(self, segment: str, start: int, content: bytes) -> None:
         """Store raw bytes of a segment from `start` on, where none are yet."""
         self.draft.put_raw(segment, start, content)
+        self.taken += len(content)
+        if self._bytes is not None:
+            self._bytes += len(content)
         self.raw_bytes += len(content)
         if self.raw_bytes >= ARCHIVED_BYTES:
             self.raw_bytes, self.has_raw = 0, True
@@ -210,7 +219,7 @@ class Change:
             # A writer may have ended: what is left of its segments can be merged.
             self.has_raw = True
         # Before the pages get their ids, for it reads parts.
-        summary = {"counts": experiment_counts(state), "endedAt": ended_at(state)}
+        summary = {"counts": experiment_counts(state), "endedAt": ended_at(state), "bytes": self._kept_bytes()}
         core = close_state(state)
         self.weight = kept_parts(state), sum(block.size for block in self.open_blocks.values())
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
@@ -237,6 +246,13 @@ class Change:
         self.released += released
         self.lease, self.failed, self.changed, self.committed = None, False, False, True
 
+    def _kept_bytes(self) -> int:
+        """Return how many raw bytes the segments have, all together."""
+        if self._bytes is None:
+            draft = self.draft
+            self._bytes = sum(row.length for journal in draft.journals() for row in draft.segments(journal.id))
+        return self._bytes
+
 
 class Ingest:
     """The one place where events come into the documents. Any thread may call.
@@ -246,9 +262,10 @@ class Ingest:
     is stored.
     """
 
-    def __init__(self, documents: Documents, objects: Objects, changed: Changed) -> None:
+    def __init__(self, documents: Documents, objects: Objects, changed: Changed, quota: Quota | None = None) -> None:
         self.documents = documents
         self.objects = objects
+        self.quota = quota or Quota(documents)
         self.reader = Reader(objects)
         self._changed = changed
         self._guard = threading.Lock()
@@ -382,6 +399,7 @@ class Ingest:
 
     def _notify(self, ns: str, experiment: str, news: _News) -> None:
         """Delete what was released and notify those who wait for changes. Outside of the lease, for it may be slow."""
+        self.quota.took(ns, news.taken)
         if news.released:
             try:
                 self.drop_blobs(ns, experiment, news.released)
@@ -453,8 +471,13 @@ class Ingest:
         data: bytes,
         damaged: list[Range],
         without: Iterable[str] = (),
+        *,
+        removes: bool = False,
     ) -> int:
-        """Do the work of `append` under a lease, up to the last commit; return the length of the segment then."""
+        """Do the work of `append` under a lease, up to the last commit; return the length of the segment then.
+
+        `removes`: the events only remove something, which no quota forbids.
+        """
         draft = change.draft
         row = draft.segment(claim.id, str(name))
         is_new = row is None
@@ -479,6 +502,8 @@ class Ingest:
         # Nothing new: a repeated request.
         if end == row.length and not replaced:
             return end
+        if not removes:
+            self.quota.check(change.ns, end - row.length)
         # Bodies of a removed writer's events are not taken, since nothing folds them.
         if not draft.is_removed(row.writer):
             self._require_bodies(change.ns, row, [*again, *new], frozenset(without))
@@ -634,13 +659,15 @@ class _News:
     filled: set[str]
     has_raw: bool
     events: int
+    taken: int
 
 
 def _news(change: Change) -> _News | None:
     """Take what others need to know out of a change; None if nothing was committed."""
     if not change.committed:
         return None
-    news = _News(change.released, change.filled, change.has_raw, change.stored.events)
+    news = _News(change.released, change.filled, change.has_raw, change.stored.events, change.taken)
+    change.taken = 0
     change.released, change.filled, change.has_raw, change.committed = [], set(), False, False
     return news
 

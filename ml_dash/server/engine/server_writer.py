@@ -97,13 +97,14 @@ class ServerWriter:
         *,
         ends: str | None = None,
         blob: Callable[[str, int], BlobRow] | None = None,
+        removes: bool = False,
     ) -> Answer:
         """Store and fold the events that `make(state, writer, next number)` returns.
 
         Return `answer(change)`, made of the experiment as it is right after them, before any other request changes it.
         The events are durable on return. With `ends`, the writer closes after them in that status. `blob(writer, next
-        number)` is stored before the event that names it. Raises what `make` raises, Refused or StoreTrouble; nothing
-        is changed then.
+        number)` is stored before the event that names it. With `removes`, no quota forbids it. Raises what `make`
+        raises, Refused or StoreTrouble; nothing is changed then.
         """
         identity = experiment_id(project, name)
         key = (ns, identity)
@@ -131,7 +132,7 @@ class ServerWriter:
                 if blob is not None:
                     self._ingest.documents.put_blobs(ns, [blob(writer, first)])
                 claim = JournalClaim(segment.journal.hex(), identity, project, name)
-                length = self._ingest.take(change, claim, segment.name, segment.length, data, [])
+                length = self._ingest.take(change, claim, segment.name, segment.length, data, [], removes=removes)
                 change.commit()
             except (Refused, InvalidInput, WriteProtected):
                 # The request was at fault, not the storage: the segment as it is stored can be continued.

@@ -19,6 +19,7 @@ from .archive import Archiver
 from .ingest import Changed, Ingest
 from .journals import Journals
 from .queries import Query
+from .quota import Quota
 from .refold import refold_all
 from .server_writer import ServerWriter
 from .tokens import Tokens, open_tokens
@@ -60,7 +61,9 @@ class Server:
         self.documents, self.objects = self.stores.documents, self.stores.objects
         self._guard = threading.Lock()
         self._listeners: list[Changed] = []
-        ingest = self._ingest = Ingest(self.documents, self.objects, self._changed)
+        quota = Quota(self.documents, settings.quota_bytes, settings.quotas)
+        self.require_room = quota.check
+        ingest = self._ingest = Ingest(self.documents, self.objects, self._changed, quota)
         uploads = self._uploads = Uploads(ingest, self.stores)
         self.archiver = Archiver(ingest)
         ingest.read_only = (data / READ_ONLY).exists
@@ -95,7 +98,7 @@ class Server:
 
         writer = ServerWriter(ingest)
         self.end_quiet = writer.end_quiet
-        writes = Writes(writer, self.documents, self.objects)
+        writes = Writes(writer, self.documents, self.objects, quota)
         self.upsert_experiment = writes.upsert_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters

@@ -93,7 +93,9 @@ class Uploads:
             return BlobState(length=0, size=None, complete=True)
         if file is not None and not file.live:
             return BlobState(length=file.size_bytes, size=file.size_bytes, complete=True)
-        if file is not None and self._linked(same, look.key(ns, file)):
+        # Where it does not fit, its bytes are asked for, and refused with the reason.
+        fits = bool(same) and file is not None and self._ingest.quota.has_room(ns, file.size_bytes)
+        if file is not None and fits and self._linked(same, look.key(ns, file)):
             self._note(ns, journal, BlobRow(name, name[:64], file.size_bytes, look.key(ns, file), look.experiment))
             return BlobState(length=file.size_bytes, size=file.size_bytes, complete=True)
         size = file.size_bytes if file is not None else None
@@ -137,6 +139,8 @@ class Uploads:
         row, complete = self._wanted(ns, journal, name, size, body=body)
         if complete is not None:
             return complete
+        # All of it, and not this piece only: what cannot be kept in the end is not begun.
+        self._ingest.quota.check(ns, size)
         part = _part(ns, name)
         try:
             length = self._parts.append(part, offset, data)
@@ -209,15 +213,18 @@ class Uploads:
                 if hashlib.sha256(data).hexdigest() == name[:64]:
                     rows[name] = BlobRow(name, name[:64], file.size_bytes, look.key(ns, file), look.experiment)
                     contents.append((rows[name].key, data))
+        self._ingest.quota.check(ns, sum(row.size for row in rows.values()))
         self._objects.put_contents(contents)
         fail_point("blob-stored")
         self._documents.put_blobs(ns, list(rows.values()))
+        self._ingest.quota.took(ns, sum(row.size for row in rows.values()))
         self._check_wanted(ns, journal, list(rows.values()))
         return [*done, *rows]
 
     def _note(self, ns: str, journal: str, row: BlobRow) -> None:
         """Record that a content is complete. An event's body is always wanted, the content of a file may not be."""
         self._documents.put_blobs(ns, [row])
+        self._ingest.quota.took(ns, row.size)
         fail_point("blob-noted")
         if row.experiment:
             self._check_wanted(ns, journal, [row])

@@ -30,6 +30,7 @@ from ..stores import BlobRow, Documents, Objects, StoreTrouble
 from .blocks import series_of
 from .ingest import Change
 from .queries import file_answer, parameters_answer
+from .quota import Quota
 from .server_writer import Answer, New, ServerWriter, points_events, refuse_protected
 from .uploads import file_key
 
@@ -40,10 +41,11 @@ class Writes:
     Raises Refused, InvalidInput, WriteProtected; nothing is changed then.
     """
 
-    def __init__(self, writer: ServerWriter, documents: Documents, objects: Objects) -> None:
+    def __init__(self, writer: ServerWriter, documents: Documents, objects: Objects, quota: Quota) -> None:
         self._writer = writer
         self._documents = documents
         self._objects = objects
+        self._quota = quota
 
     def upsert_experiment(self, ns: str, project: str, body: dict[str, Any]) -> dict[str, Any]:
         """Create an experiment, or change the given fields of the one of that name; return its document.
@@ -141,6 +143,7 @@ class Writes:
             given=ev.given(**{key: fields.get(key) for key in ("description", "tags", "metadata")}),
         )
         project, name = self._writer.known(ns, experiment)
+        self._quota.check(ns, fields["sizeBytes"])
         # The object first, then its row, then the event. The id of a file is made of the writer and number of its
         # event, which is not known before; so a random part takes its place in the key.
         key = file_key(ns, project, experiment, os.urandom(8).hex(), filename)
@@ -164,13 +167,15 @@ class Writes:
             return file_answer(change.state, file, {file.blob})
 
         try:
-            return self._writer.write(ns, project, name, make, answer, blob=blob)
+            added = self._writer.write(ns, project, name, make, answer, blob=blob)
         except (Refused, InvalidInput, WriteProtected, StoreTrouble) as error:
             # No event names it, unless the storage failed in the commit: then nobody knows, and the sweep decides.
             if not named or not isinstance(error, StoreTrouble):
                 self._documents.drop_blobs(ns, experiment, [row.name for row in named])
                 self._objects.delete(key)
             raise
+        self._quota.took(ns, fields["sizeBytes"])
+        return added
 
     def update_file(self, ns: str, experiment: str, file_id: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change description, tags or metadata of a file; return its record. What is not given stays."""
@@ -197,9 +202,11 @@ class Writes:
         def answer(change: Change) -> dict[str, Any]:
             return {"id": file_id, "deletedAt": utc_text(change.state.files[file_id].deleted_ns)}
 
-        return self._write(ns, experiment, make, answer)
+        return self._write(ns, experiment, make, answer, removes=True)
 
-    def _write(self, ns: str, experiment: str, make: Any, answer: Callable[[Change], Answer]) -> Answer:
+    def _write(
+        self, ns: str, experiment: str, make: Any, answer: Callable[[Change], Answer], *, removes: bool = False
+    ) -> Answer:
         """Write to an experiment that is here, given by its id. Raises Refused (404) for others.
 
         The names are looked up first, because the id of an experiment is computed from them and a new segment's
@@ -207,7 +214,7 @@ class Writes:
         """
         project, name = self._writer.known(ns, experiment)
         assert experiment_id(project, name) == experiment
-        return self._writer.write(ns, project, name, make, answer)
+        return self._writer.write(ns, project, name, make, answer, removes=removes)
 
 
 def _live_file(state: State, file_id: str) -> None:

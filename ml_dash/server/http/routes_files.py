@@ -52,6 +52,8 @@ async def add_file(call: Call) -> Response:
     declared = declared_length(call.request)
     if declared is not None and declared > limit + _OVERHEAD_BYTES:
         raise too_large(limit)
+    # What the form adds is not known; its file is measured once it is here.
+    await call.read(call.core.require_room, call.namespace, max(1, (declared or 0) - _OVERHEAD_BYTES))
     upload = _Upload(call.core.staging / f"upload-{os.urandom(12).hex()}", limit)
     try:
         parser = _parser(call, upload)

@@ -91,7 +91,7 @@ class ExperimentRow:
     server's own time at which something last arrived.
 
     `project`, `name`, `status`, `folder`, `tags`, `description` and `summary` (`counts` and `endedAt`) are copies of
-    what the state says, so that lists need not decode it.
+    what the state says, so that lists need not decode it. `summary` also has `bytes`, the raw bytes of all segments.
     """
 
     id: str
@@ -304,6 +304,13 @@ class View(Protocol):
 
     def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """Return (version, number of events) of experiments given as (namespace, id); unknown ones are left out."""
+
+    def usage(self, ns: str) -> int:
+        """Return how many bytes a namespace keeps: raw bytes of segments, also of removed experiments, and its blobs.
+
+        The bytes of an experiment are those that its summary names; one without any, stored by an earlier version,
+        counts from its next commit on.
+        """
 
     def blob(self, ns: str, experiment: str, name: str) -> BlobRow | None:
         """Return a complete blob by its name; `experiment` is empty for bodies of events."""

@@ -891,6 +891,12 @@ class _View:
             for row in found
         }
 
+    def usage(self, ns: str) -> int:
+        # Summed here: what speaks MongoDB's protocol need not know how to add.
+        rows = self._documents.experiments.find({"ns": ns}, {"_id": 0, "summary": 1})
+        raw = sum(json.loads(row["summary"]).get("bytes", 0) for row in rows)
+        return int(raw + sum(row["size"] for row in self._documents.blobs.find({"ns": ns}, {"_id": 0, "size": 1})))
+
     # -- claims, blobs, tokens ---------------------------------------------------------------------------------------
 
     def journal(self, ns: str, journal: str) -> JournalClaim | None:

@@ -547,6 +547,11 @@ class _View:
                 found[key] = row[0], int(json.loads(row[1]).get("counts", {}).get("events", 0))
         return found
 
+    def usage(self, ns: str) -> int:
+        raw = self._one("SELECT coalesce(sum(json_extract(summary, '$.bytes')), 0) FROM heads WHERE ns=?", (ns,))
+        blobs = self._one("SELECT coalesce(sum(size), 0) FROM blobs WHERE ns=?", (ns,))
+        return int(raw[0]) + int(blobs[0])
+
     # -- claims, blobs, tokens ---------------------------------------------------------------------------------------
 
     def journal(self, ns: str, journal: str) -> JournalClaim | None:

@@ -280,7 +280,7 @@ class Client:
         ingest = self.ingest = Ingest(stores.documents, stores.objects, lambda *_: None)
         self.uploads = Uploads(ingest, stores)
         self.journal = Journals(ingest, stores.documents, stores.objects)
-        self.writes = Writes(ServerWriter(ingest), stores.documents, stores.objects)
+        self.writes = Writes(ServerWriter(ingest), stores.documents, stores.objects, ingest.quota)
 
     def begin_journal(self) -> None:
         self.journals += 1
