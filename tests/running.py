@@ -92,6 +92,8 @@ def once(environment: Mapping[str, str] | None = None, *arguments: str) -> int:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, cwd="/",
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
+    # Shown where a test fails.
+    print(done.stdout, done.stderr)
     return done.returncode
 
 

@@ -107,8 +107,17 @@ class Bucket:
 
     def put(self, name: str, content: bytes) -> None:
         """Store a content under a name. Raises StoreTrouble."""
+        from botocore.exceptions import ClientError
+
         with trouble():
-            self.client.put_object(Bucket=self.name, Key=name, Body=content)
+            for attempt in range(_TRIES):
+                try:
+                    self.client.put_object(Bucket=self.name, Key=name, Body=content)
+                    return
+                except ClientError as error:
+                    # Another request was about to change what lies beside it: the service asks to come again.
+                    if error.response["Error"]["Code"] not in _IN_THE_WAY or attempt == _TRIES - 1:
+                        raise
 
     def open(self, name: str, start: int = 0, end: int | None = None) -> Pieces:
         """Return the bytes [start, end) in pieces. Raises FileNotFoundError, StoreTrouble."""
@@ -148,6 +157,9 @@ class Bucket:
                 raise StoreTrouble(f"the S3 service refused to delete: {first.get('Code')}: {first.get('Message')}")
 
 
+# Refusals that say that another request is under way, of AWS and of versitygw; and how often a put tries.
+_IN_THE_WAY: Final = ("OperationAborted", "ExistingObjectIsDirectory")
+_TRIES: Final = 5
 # More sizes than this are asked for by listing.
 _LISTED_FROM: Final = 16
 
@@ -182,8 +194,7 @@ class S3Objects:
         self._noted(key, name)
         with trouble():
             if path.stat().st_size < _PARTS_FROM:
-                with path.open("rb") as file:
-                    self.bucket.client.put_object(Bucket=self.bucket.name, Key=name, Body=file)
+                self.bucket.put(name, path.read_bytes())
             else:
                 config = TransferConfig(_PARTS_FROM, max_concurrency=4, multipart_chunksize=_PART_BYTES)
                 self.bucket.patient.upload_file(str(path), self.bucket.name, name, Config=config)

@@ -109,7 +109,7 @@ def test_experiments_of_another_version_are_a_warning(tmp_path: Path) -> None:
     core = Server(tmp_path / "data")
     send(core, SegmentBytes().opens())
     core.close()
-    spoil(tmp_path)
+    spoil(ServerSettings(tmp_path / "data"))
     assert found(tmp_path / "data")["experiments"].state == "warning"
 
 
