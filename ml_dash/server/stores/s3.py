@@ -160,6 +160,7 @@ class Bucket:
 # Refusals that say that another request is under way, of AWS and of versitygw; and how often a put tries.
 _IN_THE_WAY: Final = ("OperationAborted", "ExistingObjectIsDirectory")
 _TRIES: Final = 5
+_IN_MEMORY_BYTES: Final = 1 << 20
 # More sizes than this are asked for by listing.
 _LISTED_FROM: Final = 16
 
@@ -193,8 +194,12 @@ class S3Objects:
         name = self._name(key)
         self._noted(key, name)
         with trouble():
-            if path.stat().st_size < _PARTS_FROM:
+            size = path.stat().st_size
+            if size <= _IN_MEMORY_BYTES:
                 self.bucket.put(name, path.read_bytes())
+            elif size < _PARTS_FROM:
+                with path.open("rb") as file:
+                    self.bucket.client.put_object(Bucket=self.bucket.name, Key=name, Body=file)
             else:
                 config = TransferConfig(_PARTS_FROM, max_concurrency=4, multipart_chunksize=_PART_BYTES)
                 self.bucket.patient.upload_file(str(path), self.bucket.name, name, Config=config)
