@@ -53,7 +53,7 @@ _FULL_BYTES: Final = 1 << 20
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
-_page: Final = msgspec.msgpack.Decoder(tuple[bool, bytes, bytes])
+_page: Final = msgspec.msgpack.Decoder(tuple[bytes, bytes])
 _index: Final = msgspec.msgpack.Decoder(tuple[list[tuple[int, int, int, int]], bytes, bytes])
 
 
@@ -137,7 +137,7 @@ def index_in(page: bytes) -> ChunkIndex:
 
 def block_in(page: bytes, series: str, entry: BlockEntry) -> Block:
     """Return the block that a page holds."""
-    _, data, parts = _page.decode(page)
+    data, parts = _page.decode(page)
     return Block(series, entry.first, entry.count, data, parts)
 
 
@@ -253,7 +253,7 @@ class OpenBlock:
         else:
             data = self.table.encode(deflate=self.full)
             parts = encode_summaries(self.parts, deflate=self.full)
-        self.page = draft.page(_encoder.encode((series == LOGS, data, parts)))
+        self.page = draft.page(_encoder.encode((data, parts)))
         draft.put_block(series, BlockEntry(self.first, self.count, self.full, self.page, summary_of(self.extremes)))
         self.changed = False
 

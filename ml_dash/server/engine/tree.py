@@ -363,12 +363,6 @@ def pages_of(nodes: Sequence[Node]) -> list[Page]:
     return [(node.id, node.encoded()) for node in nodes]
 
 
-def children_of(content: bytes) -> list[str]:
-    """Return the ids of the pages below a page; none of a leaf."""
-    kind, _, values = _decode(content)
-    return values if kind else []
-
-
 def _child(node: Node, key: str) -> int:
     """Return the place of the child that holds a key."""
     return max(0, bisect_right(node.keys, key) - 1)

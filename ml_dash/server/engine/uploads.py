@@ -136,9 +136,9 @@ class Uploads:
         """
         if parse_blob(name) is None or offset + len(data) > size or size > MAX_FILE_BYTES:
             raise Refused(422, MALFORMED, "that is not a part of a blob")
-        row, complete = self._wanted(ns, journal, name, size, body=body)
-        if complete is not None:
-            return complete
+        row = self._wanted(ns, journal, name, size, body=body)
+        if not isinstance(row, BlobRow):
+            return row
         # All of it, and not this piece only: what cannot be kept in the end is not begun.
         self._ingest.quota.check(ns, size)
         part = _part(ns, name)
@@ -157,32 +157,28 @@ class Uploads:
         return BlobState(length=size, size=size, complete=True)
 
     @steady
-    def _wanted(self, ns: str, journal: str, name: str, size: int, *, body: bool) -> tuple[BlobRow, BlobState | None]:
-        """Return the row that a blob will have, and an answer where no bytes of it are needed. Raises Refused."""
-        complete = BlobState(length=size, size=size, complete=True)
-        if body:
-            row = BlobRow(name, name[:64], size, body_key(ns, name), "")
+    def _wanted(self, ns: str, journal: str, name: str, size: int, *, body: bool) -> BlobRow | BlobState:
+        """Return the row that a blob will have; or an answer, where no bytes of it are needed. Raises Refused."""
         with self._documents.view() as view:
             look = self._look(view, ns, journal)
             stored = self._row(view, ns, look, name)
             removed = look.is_removed(name)
             file = None if body else look.file(name)
         if stored is not None:
-            return stored, BlobState(length=stored.size, size=stored.size, complete=True)
-        if file is not None:
-            row = BlobRow(name, name[:64], size, look.key(ns, file), look.experiment)
-        elif not body:
-            if removed:
-                return BlobRow(name, name[:64], size, "", ""), complete
-            raise Refused(409, NO_EVENT, "the event that names this file is not here yet")
+            return BlobState(length=stored.size, size=stored.size, complete=True)
+        complete = BlobState(length=size, size=size, complete=True)
         if removed:
-            return row, complete
-        if file is not None and not file.live:
+            return complete
+        if body:
+            return BlobRow(name, name[:64], size, body_key(ns, name), "")
+        if file is None:
+            raise Refused(409, NO_EVENT, "the event that names this file is not here yet")
+        if not file.live:
             self._parts.drop(_part(ns, name))
-            return row, complete
-        if file is not None and file.size_bytes != size:
+            return complete
+        if file.size_bytes != size:
             raise Refused(422, MALFORMED, f"the event says {file.size_bytes} bytes, not {size}")
-        return row, None
+        return BlobRow(name, name[:64], size, look.key(ns, file), look.experiment)
 
     @steady
     def append_many(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> list[str]:

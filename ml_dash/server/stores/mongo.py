@@ -83,6 +83,7 @@ from . import (
     points_of,
     searched_text,
 )
+from .standstill import Standstill
 
 log = logging.getLogger("ml_dash.server")
 Result = TypeVar("Result")
@@ -192,7 +193,7 @@ class MongoDocuments:
     Raises StoreRefused if it is too old, of another version of the layout, or lacks an index that cannot be made, and
     StoreTrouble if it cannot be reached. Neither says what is in `uri` beyond hosts and ports: it holds a password.
 
-    `_guard` protects `_seen`, `_waste` and `_old`, and is never held while the database is asked.
+    `_guard` protects `_waste` and `_old`, and is never held while the database is asked.
     """
 
     def __init__(self, uri: str, database: str) -> None:
@@ -202,8 +203,7 @@ class MongoDocuments:
         self._heads_known: _Memory[tuple[int, Document | None]] = _Memory()
         # Epoch of a lease that is not held any more, nor any before it.
         self._free_known: _Memory[int] = _Memory()
-        # (namespace, experiment) → ((version, epoch) under which another process holds it, since when by our clock).
-        self._seen: dict[Key, tuple[tuple[int, int], float]] = {}
+        self._standstill = Standstill()
         self._waste: list[tuple[float, _Waste]] = []
         # Ids of superseded documents, and since when this process knows them to be.
         self._old: dict[tuple[str, str], float] = {}
@@ -475,8 +475,7 @@ class MongoDocuments:
         with self._asked():
             epoch, held = self._take(key)
             head, row = self._fence(key, held) if held else self.row(key)
-            with self._guard:
-                self._seen.pop(key, None)
+            self._standstill.forget(key)
         fail_point("commit-lease")
         if head is None:
             return _Lease(ns, experiment, epoch, None, since=begun)
@@ -502,7 +501,11 @@ class MongoDocuments:
             if head is not None and head["epoch"] >= epoch:
                 epoch = head["epoch"]
                 continue
-            self._wait_for(key, (head["version"] if head is not None else 0, epoch))
+            if (
+                self._standstill.seconds(key, (head["version"] if head is not None else 0, epoch), time.monotonic())
+                < LEASE_S
+            ):
+                raise _busy(key[1])
             mine = self._lease_document(key, epoch + 1)
             if self._put_once(self.leases, mine)["nonce"] != mine["nonce"]:
                 raise _busy(key[1])
@@ -516,17 +519,6 @@ class MongoDocuments:
 
     def _lease_document(self, key: Key, epoch: int) -> Document:
         return {"_id": _id(*key, epoch), "ns": key[0], "experiment": key[1], "epoch": epoch}
-
-    def _wait_for(self, key: Key, holds: tuple[int, int]) -> None:
-        """Raise Busy unless an experiment has stood still under that (version, epoch) for LEASE_S."""
-        now = time.monotonic()
-        with self._guard:
-            known, since = self._seen.setdefault(key, (holds, now))
-            if known != holds:
-                self._seen[key] = holds, now
-                since = now
-        if now - since < LEASE_S:
-            raise _busy(key[1])
 
     def _fence(self, key: Key, held: int) -> tuple[Document | None, ExperimentRow | None]:
         """Take the version that the holder of the lease `held` would commit; return the newest head then."""

@@ -60,6 +60,7 @@ from . import (
     searched_text,
     sqlite_v1,
 )
+from .standstill import Standstill
 
 log = logging.getLogger("ml_dash.server")
 _VERSION: Final = 2
@@ -114,8 +115,8 @@ _SORTS: Final = {
 class SqliteDocuments:
     """`Documents` in the SQLite file `path`. Raises StoreRefused if it is damaged, or of another version.
 
-    `_turn` admits one writing thread and protects `_writer`, `_leases` and `_seen`; `_guard` protects `_readers`. Only
-    `close` takes both, `_turn` first, and sets `_closed` under both.
+    `_turn` admits one writing thread and protects `_writer` and `_leases`; `_guard` protects `_readers`. Only `close`
+    takes both, `_turn` first, and sets `_closed` under both.
     """
 
     def __init__(self, path: Path, *, alone: bool = False) -> None:
@@ -126,8 +127,7 @@ class SqliteDocuments:
         self._readers: list[sqlite3.Connection] = []
         self._writer: sqlite3.Connection | None = None
         self._leases: sqlite3.Connection | None = None
-        # (namespace, experiment) → ((version, epoch) under which another process holds it, since when by our clock).
-        self._seen: dict[tuple[str, str], tuple[tuple[int, int], float]] = {}
+        self._standstill = Standstill()
         self._closed = False
         self._prepare()
         if alone:
@@ -323,33 +323,25 @@ class SqliteDocuments:
 
     def lease(self, ns: str, experiment: str) -> Lease:
         """Return the right to commit the next version. Raises Busy, StoreTrouble."""
+        key = (ns, experiment)
         with self._turn, _trouble():
             leases = self._lease_connection()
             leases.execute("BEGIN IMMEDIATE")
             try:
                 view = _View(leases)
                 version, epoch, leased, free = view.epochs(ns, experiment)
-                if leased > epoch and not free:
-                    self._wait_for(ns, experiment, (version, leased))
+                held = leased > epoch and not free
+                if held and self._standstill.seconds(key, (version, leased), time.monotonic()) < LEASE_S:
+                    raise Busy(f"another process is changing experiment {experiment}")
                 lease = Lease(ns, experiment, max(epoch, leased) + 1, view.experiment(ns, experiment))
                 view.put_lease(ns, experiment, lease.epoch)
                 leases.execute("COMMIT")
             finally:
                 if leases.in_transaction:
                     leases.execute("ROLLBACK")
-            self._seen.pop((ns, experiment), None)
+            self._standstill.forget(key)
         fail_point("commit-lease")
         return lease
-
-    def _wait_for(self, ns: str, experiment: str, holds: tuple[int, int]) -> None:
-        """Raise Busy unless an experiment has stood still under that (version, epoch) for LEASE_S. Holds `_turn`."""
-        now = time.monotonic()
-        known, since = self._seen.setdefault((ns, experiment), (holds, now))
-        if known != holds:
-            self._seen[ns, experiment] = holds, now
-            since = now
-        if now - since < LEASE_S:
-            raise Busy(f"another process is changing experiment {experiment}")
 
     def _lease_connection(self) -> sqlite3.Connection:
         """Return the connection that writes leases, which does not sync. Holds `_turn`."""
