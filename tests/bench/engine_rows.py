@@ -19,9 +19,9 @@ from ml_dash.core.sampling import LINES, PART, Extremes, Found, extend, extremes
 from ml_dash.core.state import Series
 from ml_dash.server.engine.archive import CHUNK_LINES
 from ml_dash.server.engine.blocks import CHUNK_BLOCKS, ChunkIndex, series_of, summary_of
+from ml_dash.server.engine.changes import Change
 from ml_dash.server.engine.columns import encode, encode_chunk
 from ml_dash.server.engine.contents import BlockEntry, object_key
-from ml_dash.server.engine.ingest import Change
 from ml_dash.server.engine.series import LEVEL
 from ml_dash.server.engine.services import Server
 from ml_dash.server.engine.summaries import encode_summaries
@@ -147,7 +147,7 @@ def _stored(core: Server, count: int) -> Figures:
     with core.documents.view() as view:
         head = view.experiment(NS, EXPERIMENT)
         assert head is not None
-        contents = core._ingest.reader.contents(view, NS, head)
+        contents = core._changes.reader.contents(view, NS, head)
         segments = [segment for journal in contents.journals() for segment in contents.segments(journal.id)]
         entries = [entry for segment in segments for entry in contents.raw(segment.id, 0, segment.length)]
         waiting = {entry.page for entry in entries if entry.page}
@@ -318,7 +318,7 @@ def _fill(core: Server, number: int, count: int) -> None:
     experiment = experiment_id("cv", name)
     core.objects.put_bytes(object_key(NS, experiment, chunk), content)
     for begun in range(0, count, LEVEL):
-        with core._ingest.changing(NS, experiment) as change:
+        with core._changes.changing(NS, experiment) as change:
             if not begun:
                 change.draft.drop_blocks()
                 change.open_blocks = {}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SERVERS: Final = 2
 ARCHIVES_SOON: Final[dict[str, Any]] = {
-    "ml_dash.server.engine.ingest:ARCHIVED_BYTES": 400,
+    "ml_dash.server.engine.changes:ARCHIVED_BYTES": 400,
     "ml_dash.server.engine.archive:_RAW_LEAST": 300,
     "ml_dash.server.engine.archive:_RAW_BYTES": 2_000,
     "ml_dash.server.engine.archive:_REST_BYTES": 200,

@@ -16,7 +16,14 @@ from typing import Any, Final
 
 STEPS: Final = tuple(
     f"{module}:fail_point"
-    for module in ("stores.mongo", "stores.s3_uploads", "engine.ingest", "engine.uploads", "engine.archive")
+    for module in (
+        "stores.mongo",
+        "stores.s3_uploads",
+        "engine.changes",
+        "engine.ingest",
+        "engine.uploads",
+        "engine.archive",
+    )
 )
 """Where a server's steps are passed."""
 HALTS: Final = "halts"

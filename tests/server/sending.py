@@ -157,7 +157,7 @@ def held(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> dict[str, 
     with core.documents.view() as view:
         row = view.experiment(ns, experiment)
         assert row is not None
-        contents = core._ingest.reader.contents(view, ns, row)
+        contents = core._changes.reader.contents(view, ns, row)
         state = whole_state(contents.state())
         found = {"logs": b"".join(block.lines(0, 1 << 60) for block in blocks_of(contents, "logs", 0, 1 << 60))}
         for metric in state.metrics:
@@ -186,7 +186,7 @@ def assert_refolds(core: Server, experiment: str = EXPERIMENT, ns: str = NS) -> 
 
 def forget(core: Server) -> None:
     """As after a start: nothing is in memory."""
-    core._ingest._cache.clear()
+    core._changes._cache.clear()
 
 
 def everything(folder: Path) -> dict[str, bytes]:

@@ -34,7 +34,7 @@ def core(pair: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> Any:
     hurried(pair, monkeypatch)
     opened = Server(pair.data, pair)
     # By hand, so that each test decides when.
-    opened._ingest.archiver = None
+    opened._changes.archiver = None
     yield opened
     opened.close()
 
@@ -82,7 +82,7 @@ def unnamed(core: Server) -> set[str]:
     with core.documents.view() as view:
         row = view.experiment(NS, EXPERIMENT)
         assert row is not None
-        contents = core._ingest.reader.contents(view, NS, row)
+        contents = core._changes.reader.contents(view, NS, row)
         named = {*contents.pages(), *contents.objects(), *(blob.key for blob in view.blobs(NS, EXPERIMENT))}
     return {*core.documents.page_ids(NS, EXPERIMENT), *core.objects.list("")} - named
 
@@ -94,14 +94,14 @@ def test_answers_are_the_same_and_counts_are_true(core: Server) -> None:
     before, bytes_before = answers(core), raw(core, sheet)
     stats = core.metric_stats(NS, EXPERIMENT, "loss")
     assert (stats["bufferedDataPoints"], stats["chunkedDataPoints"], stats["totalChunks"]) == (POINTS, 0, 0)
-    assert archive(core._ingest, NS, EXPERIMENT) > 3
+    assert archive(core._changes, NS, EXPERIMENT) > 3
     assert answers(core) == before
     assert raw(core, sheet) == bytes_before == bytes(sheet.data)
     stats = core.metric_stats(NS, EXPERIMENT, "loss")
     assert (stats["bufferedDataPoints"], stats["chunkedDataPoints"], stats["totalChunks"]) == (3456, 20_000, 2)
     assert unnamed(core) == set()
     # A second time there is nothing to do.
-    assert archive(core._ingest, NS, EXPERIMENT) == 0
+    assert archive(core._changes, NS, EXPERIMENT) == 0
     forget(core)
     send(core, sheet.point("loss", value=1.0, step=POINTS), sheet.ends[-2])
     assert core.metric_page(NS, EXPERIMENT, "loss", -1, 1).startswith(b'{"data":[{"index":23456,')
@@ -114,7 +114,7 @@ def test_answers_are_the_same_and_counts_are_true(core: Server) -> None:
 def test_a_rewind_reads_chunks_again(core: Server) -> None:
     sheet = recorded()
     put(core, sheet)
-    archive(core._ingest, NS, EXPERIMENT)
+    archive(core._changes, NS, EXPERIMENT)
     other = SegmentBytes(2, journal=2).opens().add(ev.REWIND, {"step": 9_000}, at=1 << 61)
     send(core, other)
     stats = core.metric_stats(NS, EXPERIMENT, "loss")
@@ -131,10 +131,10 @@ def test_the_rest_of_a_complete_segment_is_merged(core: Server) -> None:
         begin = len(sheet.data)
         send(core, sheet.log(f"line {number}"), begin)
     pages = len(list(core.documents.page_ids(NS, EXPERIMENT)))
-    assert archive(core._ingest, NS, EXPERIMENT) == 0
+    assert archive(core._changes, NS, EXPERIMENT) == 0
     begin = len(sheet.data)
     send(core, sheet.closes(), begin)
-    assert archive(core._ingest, NS, EXPERIMENT) == 1
+    assert archive(core._changes, NS, EXPERIMENT) == 1
     assert raw(core, sheet) == bytes(sheet.data)
     assert len(list(core.documents.page_ids(NS, EXPERIMENT))) < pages - 90
     assert unnamed(core) == set()
@@ -155,12 +155,12 @@ def test_the_thread_does_it_by_itself(pair: ServerSettings) -> None:
 def test_servers_that_take_turns_count_together_what_is_to_be_archived(
     pair: ServerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ml_dash.server.engine.ingest.ARCHIVED_BYTES", 1 << 10)
+    monkeypatch.setattr("ml_dash.server.engine.changes.ARCHIVED_BYTES", 1 << 10)
     noticed: list[str] = []
     cores = [Server(pair.data, pair) for _ in range(2)]
     try:
         for core in cores:
-            core._ingest.archiver = lambda _ns, experiment, _series: noticed.append(experiment)
+            core._changes.archiver = lambda _ns, experiment, _series: noticed.append(experiment)
         sheet = SegmentBytes().opens()
         send(cores[0], sheet)
         for number in range(60):
@@ -181,8 +181,8 @@ from ml_dash.server.settings import server_settings
 module._RAW_LEAST, module._RAW_BYTES, module._REST_BYTES = 64 << 10, 256 << 10, 8 << 10
 settings = server_settings(data=Path(sys.argv[1]))
 core = Server(settings.data, settings)
-core._ingest.archiver = None
-print(module.archive(core._ingest, sys.argv[2], sys.argv[3]), flush=True)
+core._changes.archiver = None
+print(module.archive(core._changes, sys.argv[2], sys.argv[3]), flush=True)
 core.close()
 """
 
@@ -192,7 +192,7 @@ core.close()
 def test_it_may_die_at_any_step(pair: ServerSettings, monkeypatch: pytest.MonkeyPatch, point: str) -> None:
     hurried(pair, monkeypatch)
     core = Server(pair.data, pair)
-    core._ingest.archiver = None
+    core._changes.archiver = None
     sheet = recorded(points=10_400)
     put(core, sheet)
     before = held(core), answers(core)
@@ -201,11 +201,11 @@ def test_it_may_die_at_any_step(pair: ServerSettings, monkeypatch: pytest.Monkey
     killed = subprocess.run(command, env={**environment_of(pair), "ML_DASH_FAIL": f"{point}:1:kill"}, check=False)
     assert killed.returncode == -9
     core = Server(pair.data, pair)
-    core._ingest.archiver = None
+    core._changes.archiver = None
     assert (held(core), answers(core)) == before
     assert raw(core, sheet) == bytes(sheet.data)
     # What the killed one has put is named, or garbage; a second run does what is left.
-    archive(core._ingest, NS, EXPERIMENT)
+    archive(core._changes, NS, EXPERIMENT)
     assert core.metric_stats(NS, EXPERIMENT, "loss")["totalChunks"] == 1
     assert (held(core), answers(core)) == before
     # Pages that a crash has left in MongoDB are found by a sweep alone.

@@ -722,15 +722,15 @@ def test_a_listener_that_fails_does_not_undo_what_is_committed(core: Server) -> 
 
 @pytest.mark.both_ends
 def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ml_dash.server.engine.ingest._EXPERIMENTS_CACHED", 5)
-    monkeypatch.setattr("ml_dash.server.engine.ingest._OPEN_BLOCKS_CACHED", 3)
+    monkeypatch.setattr("ml_dash.server.engine.changes._EXPERIMENTS_CACHED", 5)
+    monkeypatch.setattr("ml_dash.server.engine.changes._OPEN_BLOCKS_CACHED", 3)
     for number in range(12):
         sheet = SegmentBytes(number, journal=number, name=f"run-{number}").opens()
         for metric in range(6):
             sheet.point(f"m{metric}", value=1.0)
         send(core, sheet, 0, sheet.ends[3])
         send(core, sheet, sheet.ends[3])
-    cache = core._ingest._cache
+    cache = core._changes._cache
     assert len(cache) == 5
     assert all(len(cached.open_blocks) <= 3 for cached in cache.values())
     # Those that were forgotten go on all the same.

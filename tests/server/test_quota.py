@@ -101,7 +101,7 @@ def test_the_bytes_of_all_segments_stand_in_the_summary_whatever_way_they_came(o
 def test_an_experiment_of_an_earlier_version_counts_from_its_next_commit_on(
     opened: Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ml_dash.server.engine.ingest import Change
+    from ml_dash.server.engine.changes import Change
 
     core = opened()
     sheet = sheet_of(50)

@@ -176,7 +176,7 @@ def test_blocks_that_were_full_before_their_time_count_alike(core: Server, monke
     with core.documents.view() as view:
         row = view.experiment(NS, EXPERIMENT)
         assert row is not None
-        contents = core._ingest.reader.contents(view, NS, row)
+        contents = core._changes.reader.contents(view, NS, row)
         sizes = [entry.count for entry in contents.blocks("points/loss", 0, COUNT)]
     assert sum(sizes) == COUNT
     assert len(sizes) > 10
@@ -302,7 +302,7 @@ def test_charts_of_a_hundred_million_points_are_those_of_a_plot_here(
     without = list(holes(windows, 0, end + 5000))
     for low in [rng.randrange(*window) for window in windows[::2]]:
         without = union(without, low, low + rng.randrange(1, 300))
-    with core._ingest.changing(NS, EXPERIMENT, "cv", "run") as change:
+    with core._changes.changing(NS, EXPERIMENT, "cv", "run") as change:
         for low, high in windows:
             values, others = noisy(rng.randrange(1 << 32), high - low), noisy(rng.randrange(1 << 32), high - low)
             pairs = enumerate(zip(values, others, strict=True), low)

@@ -27,9 +27,9 @@ from ...core.sampling import LINES, Extremes, extend
 from ...disk.durable import fail_point
 from ..stores import StoreTrouble, Vanished
 from .blocks import CHUNK_BLOCKS, LOGS, Block, ChunkIndex, block_in, extremes_of, summary_of, with_pages
+from .changes import Changes
 from .columns import encode_chunk
 from .contents import BlockEntry, Contents, Draft, RawEntry, object_key
-from .ingest import Ingest
 from .series import LEVEL
 from .summaries import decode_summaries, encode_summaries
 
@@ -69,14 +69,14 @@ class _Raw:
     content: bytes
 
 
-def archive(ingest: Ingest, ns: str, experiment: str, series: Sequence[str] | None = None) -> int:
+def archive(changes: Changes, ns: str, experiment: str, series: Sequence[str] | None = None) -> int:
     """Move what is full; return how many chunks and objects were made. Of all series, or of some.
 
     Raises StoreTrouble, and Refused (503) where another server changes the experiment.
     """
     made = 0
     while True:
-        found = _found(ingest, ns, experiment, series)
+        found = _found(changes, ns, experiment, series)
         if found is None:
             return made
         chunks, raws = found
@@ -84,9 +84,9 @@ def archive(ingest: Ingest, ns: str, experiment: str, series: Sequence[str] | No
         items += [(object_key(ns, experiment, raw.id), raw.content) for raw in raws if raw.id]
         if not chunks and not raws:
             return made
-        ingest.objects.put_contents(items)
+        changes.objects.put_contents(items)
         fail_point("archive-stored")
-        with ingest.changing(ns, experiment) as change:
+        with changes.changing(ns, experiment) as change:
             done = sum(_move_chunk(change.draft, chunk) for chunk in chunks)
             done += sum(_move_raw(change.draft, raw) for raw in raws)
             if done:
@@ -101,15 +101,15 @@ def archive(ingest: Ingest, ns: str, experiment: str, series: Sequence[str] | No
 
 
 def _found(
-    ingest: Ingest, ns: str, experiment: str, series: Sequence[str] | None
+    changes: Changes, ns: str, experiment: str, series: Sequence[str] | None
 ) -> tuple[list[_Chunk], list[_Raw]] | None:
     """Return what can be moved next, about _AT_ONCE_BYTES of it; None where there is no such experiment."""
     try:
-        with ingest.documents.view() as view:
+        with changes.documents.view() as view:
             row = view.experiment(ns, experiment)
             if row is None:
                 return None
-            contents = ingest.reader.contents(view, ns, row)
+            contents = changes.reader.contents(view, ns, row)
             chunks: list[_Chunk] = []
             size = 0
             for name in series if series is not None else contents.all_series():
@@ -235,8 +235,8 @@ def _move_raw(draft: Draft, raw: _Raw) -> bool:
 class Archiver:
     """The thread that archives beside the requests. Any thread may call `notice`; `close` ends it."""
 
-    def __init__(self, ingest: Ingest) -> None:
-        self._ingest = ingest
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
         self._wake = threading.Condition()
         # Experiment → its series that have something to move; in order.
         self._waiting: dict[tuple[str, str], set[str]] = {}
@@ -284,7 +284,7 @@ class Archiver:
                 series = sorted(self._waiting.pop(key))
                 self._busy = True
             try:
-                archive(self._ingest, *key, series if key in self._seen else None)
+                archive(self._changes, *key, series if key in self._seen else None)
                 self._remember(key)
             except (StoreTrouble, Refused, OSError) as error:
                 # Nothing is lost: it stays where it is until the next chunk is full.

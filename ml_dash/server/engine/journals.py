@@ -19,9 +19,9 @@ from ...core.protocol import UNKNOWN, BlobState, Digest, FoundExperiment, Journa
 from ...core.records import live_files
 from ...core.state import State, WriterState
 from ...journal import base as bases
-from ..stores import BlobRow, Documents, ExperimentRow, JournalClaim, Objects, StoreTrouble, View
+from ..stores import BlobRow, ExperimentRow, JournalClaim, StoreTrouble, View
+from .changes import STRETCH, Changes
 from .contents import Contents, JournalRow, SegmentRow, steady
-from .ingest import STRETCH, Ingest
 from .parts import whole_state
 
 log = logging.getLogger("ml_dash.server")
@@ -33,10 +33,10 @@ class Journals:
     Every method raises Refused (404) for a journal or experiment that is not here.
     """
 
-    def __init__(self, ingest: Ingest, documents: Documents, objects: Objects) -> None:
-        self._ingest = ingest
-        self._documents = documents
-        self._objects = objects
+    def __init__(self, changes: Changes) -> None:
+        self._changes = changes
+        self._documents = changes.documents
+        self._objects = changes.objects
 
     @steady
     def journal(self, ns: str, journal: str) -> JournalState:
@@ -73,7 +73,7 @@ class Journals:
         """Return the claim of a journal and the contents of its experiment. Raises Refused (404)."""
         claim = view.journal(ns, journal)
         row = view.experiment(ns, claim.experiment) if claim is not None else None
-        contents = self._ingest.reader.contents(view, ns, row) if row is not None else None
+        contents = self._changes.reader.contents(view, ns, row) if row is not None else None
         # A journal may be claimed and nothing of it be here, after a crash.
         if claim is None or contents is None or contents.journal(journal) is None:
             raise Refused(404, UNKNOWN, "this journal is not here")
@@ -107,7 +107,7 @@ class Journals:
         row = view.experiment(ns, claim.experiment) if claim is not None else None
         if claim is None or row is None:
             return None
-        contents = self._ingest.reader.contents(view, ns, row)
+        contents = self._changes.reader.contents(view, ns, row)
         found = contents.segment(claim.journal, claim.file)
         return (contents, found) if found is not None else None
 
@@ -190,7 +190,7 @@ class Journals:
 
     def _known(self, view: View, ns: str, experiment: str) -> tuple[Contents, State]:
         """Return an experiment that readers may see, with its state. Raises Refused (404)."""
-        contents = self._ingest.reader.contents(view, ns, known(view, ns, experiment))
+        contents = self._changes.reader.contents(view, ns, known(view, ns, experiment))
         return contents, contents.state()
 
     # -- removal -----------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Journals:
         """
         with self._documents.view() as view:
             row = known(view, ns, experiment)
-        with self._ingest.changing(ns, experiment, row.project, row.name) as change:
+        with self._changes.changing(ns, experiment, row.project, row.name) as change:
             if not change.stored.events:
                 raise Refused(404, UNKNOWN, "there is no such experiment")
             draft = change.draft
@@ -219,7 +219,7 @@ class Journals:
         with self._documents.view() as view:
             names = [blob.name for blob in view.blobs(ns, experiment)]
         try:
-            self._ingest.drop_blobs(ns, experiment, names)
+            self._changes.drop_blobs(ns, experiment, names)
         except StoreTrouble as error:
             log.warning("contents of the removed experiment %s are still stored: %s", experiment, error)
         return {"experiment": experiment, "writers": len(writers)}

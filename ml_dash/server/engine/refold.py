@@ -21,8 +21,9 @@ from ...core.frames import Event, LengthCrcs, walk
 from ...core.ranges import holes
 from ...journal.reader import Stretch, decode_event
 from ..stores import Older, StoreRefused
+from .changes import STRETCH, Change
 from .contents import TABLES_VERSION, Arrival, JournalRow, SegmentRow
-from .ingest import STRETCH, Change, Ingest
+from .ingest import Ingest
 
 _ARRIVALS: Final = 1000
 MOVED: Final = "moved"
@@ -37,12 +38,12 @@ def refold_all(ingest: Ingest) -> int:
 
     Raises StoreRefused if stored bytes of one are damaged, after all others are done.
     """
-    with ingest.documents.view() as view:
+    with ingest.changes.documents.view() as view:
         stale = view.stale(TABLES_VERSION)
     count = 0
     refused: StoreRefused | None = None
     for ns, experiment in stale:
-        with ingest.documents.view() as view:
+        with ingest.changes.documents.view() as view:
             row = view.experiment(ns, experiment)
         if row is not None and row.summary.get(MOVED) == []:
             log.error("experiment %s of %s is copied in part: run ml-dash server migrate again", experiment, ns)
@@ -66,8 +67,8 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
     It is committed whenever much has been made, and is out of date until the last commit; killed in between, it begins
     anew.
     """
-    older = ingest.documents.older(ns, experiment)
-    with ingest.changing(ns, experiment, anew=True) as change:
+    older = ingest.changes.documents.older(ns, experiment)
+    with ingest.changes.changing(ns, experiment, anew=True) as change:
         if older is not None:
             _carry_over(ingest, change, older)
         draft = change.draft
@@ -79,7 +80,7 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
                 _fold(ingest, change, arrival, segments)
                 if draft.new_bytes > _COMMIT_BYTES:
                     change.commit(finished=False)
-                    ingest.renew(change)
+                    ingest.changes.renew(change)
             after = arrivals[-1].n + 1
         # The objects of released files were deleted when they were first folded.
         change.edits.released = change.released = []
@@ -104,7 +105,7 @@ def _carry_over(ingest: Ingest, change: Change, older: Older) -> None:
             draft.put_segment(row)
             if draft.new_bytes > _COMMIT_BYTES:
                 change.commit(finished=False)
-                ingest.renew(change)
+                ingest.changes.renew(change)
     for identity, project, name, removed in older.journals:
         draft.put_journal(JournalRow(identity, project, name, removed))
     for writer in older.removed_writers:

@@ -36,8 +36,9 @@ from ...core.version import __version__
 from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...journal.segment import ROLL_BYTES, SegmentName
 from ..stores import BlobRow, ExperimentRow, JournalClaim, View
+from .changes import DEATH, Change
 from .contents import TABLES_VERSION
-from .ingest import DEATH, Change, Ingest
+from .ingest import Ingest
 from .journals import known
 
 Answer = TypeVar("Answer")
@@ -78,12 +79,13 @@ class OpenSegment:
 class ServerWriter:
     """Writer of events that arrive without a journal, by REST. Any thread may call.
 
-    An open segment belongs to whoever has the lease of its experiment (`Ingest.changing`); `_guard` protects the
+    An open segment belongs to whoever has the lease of its experiment (`Changes.changing`); `_guard` protects the
     mapping alone.
     """
 
     def __init__(self, ingest: Ingest) -> None:
         self._ingest = ingest
+        self._changes = ingest.changes
         self._guard = threading.Lock()
         self._segments: dict[tuple[str, str], OpenSegment] = {}
 
@@ -108,7 +110,7 @@ class ServerWriter:
         """
         identity = experiment_id(project, name)
         key = (ns, identity)
-        with self._ingest.changing(ns, identity, project, name) as change:
+        with self._changes.changing(ns, identity, project, name) as change:
             segment = self._taken(key)
             # None: the first write since the start, after an error of storage, or after many other experiments.
             if (
@@ -130,7 +132,7 @@ class ServerWriter:
                     new.append((ev.CLOSE, {"status": ends}, None))
                 data, last_ns = _frames(segment, new, change.state.updated_ns)
                 if blob is not None:
-                    self._ingest.documents.put_blobs(ns, [blob(writer, first)])
+                    self._changes.documents.put_blobs(ns, [blob(writer, first)])
                 claim = JournalClaim(segment.journal.hex(), identity, project, name)
                 length = self._ingest.take(change, claim, segment.name, segment.length, data, [], removes=removes)
                 change.commit()
@@ -154,7 +156,7 @@ class ServerWriter:
 
         A client that writes by REST may never say that it has ended. If it writes again, the experiment runs again.
         """
-        with self._ingest.documents.view() as view:
+        with self._changes.documents.view() as view:
             quiet = view.quiet(before_ns)
         return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
@@ -166,11 +168,11 @@ class ServerWriter:
         They are found by their place: opening events of this server say so. Several may be alive, since each restart
         begins another.
         """
-        with self._ingest.documents.view() as view:
+        with self._changes.documents.view() as view:
             row = view.experiment(ns, experiment)
             if row is None or row.heard_ns >= before_ns or not self._own(view, ns, row, before_ns):
                 return False
-        with self._ingest.changing(ns, experiment) as change:
+        with self._changes.changing(ns, experiment) as change:
             # Asked once more, now that nobody else writes.
             if change.stored.heard_ns >= before_ns:
                 return False
@@ -186,7 +188,7 @@ class ServerWriter:
         """True if writers of this server in an experiment have not closed, as far as a look shows."""
         if row.fold_version != TABLES_VERSION:
             return False
-        state = self._ingest.reader.contents(view, ns, row).state()
+        state = self._changes.reader.contents(view, ns, row).state()
         return bool(self._own_writers(ns, row.id, state, before_ns))
 
     def _own_writers(self, ns: str, experiment: str, state: State, before_ns: int) -> list[str]:
@@ -212,7 +214,7 @@ class ServerWriter:
 
     def known(self, ns: str, experiment: str) -> tuple[str, str]:
         """Return (project, name) of an experiment. Raises Refused (404) if it is not here."""
-        with self._ingest.documents.view() as view:
+        with self._changes.documents.view() as view:
             row = known(view, ns, experiment)
         return row.project, row.name
 

@@ -16,7 +16,8 @@ from ..settings import ServerSettings
 from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.wiring import make_data, open_stores
 from .archive import Archiver
-from .ingest import Changed, Ingest
+from .changes import Changed, Changes
+from .ingest import Ingest
 from .journals import Journals
 from .queries import Query
 from .quota import Quota
@@ -63,17 +64,18 @@ class Server:
         self._listeners: list[Changed] = []
         quota = Quota(self.documents, settings.quota_bytes, settings.quotas)
         self.require_room = quota.check
-        ingest = self._ingest = Ingest(self.documents, self.objects, self._changed, quota)
-        uploads = self._uploads = Uploads(ingest, self.stores)
-        self.archiver = Archiver(ingest)
-        ingest.read_only = (data / READ_ONLY).exists
-        ingest.archiver = self.archiver.notice
+        changes = self._changes = Changes(self.documents, self.objects, self._changed, quota)
+        ingest = self._ingest = Ingest(changes)
+        uploads = self._uploads = Uploads(changes, self.stores.uploads)
+        self.archiver = Archiver(changes)
+        changes.read_only = (data / READ_ONLY).exists
+        changes.archiver = self.archiver.notice
         self.staging = data / "incoming"
         self.staging.mkdir(parents=True, exist_ok=True)
         _drop_old(self.staging)
         uploads.sweep()
 
-        journals = Journals(ingest, self.documents, self.objects)
+        journals = Journals(changes)
         self.journal = journals.journal
         self.digests = journals.digests
         self.find_experiment = journals.find_experiment
@@ -83,7 +85,7 @@ class Server:
         self.remove_experiment = journals.remove_experiment
         self.open_blob = uploads.open
 
-        query = self._query = Query(self.documents, ingest.reader)
+        query = self._query = Query(self.documents, changes.reader)
         self.projects = query.projects
         self.experiments = query.experiments
         self.experiment = query.experiment
@@ -156,12 +158,12 @@ class Server:
         self, ns: str, journal: str, name: str, offset: int, size: int, data: bytes, *, body: bool
     ) -> BlobState:
         """Take bytes of a blob from `offset` on; durable on return, and verified once all `size` bytes are here."""
-        self._ingest.require_writable()
+        self._changes.require_writable()
         return self._uploads.append(ns, journal, name, offset, size, data, body=body)
 
     def append_blobs(self, ns: str, journal: str, items: Sequence[tuple[str, bytes]]) -> dict[str, list[str]]:
         """Take the whole contents of small files; return {"complete": names that need not be sent any more}."""
-        self._ingest.require_writable()
+        self._changes.require_writable()
         return {"complete": self._uploads.append_many(ns, journal, items)}
 
     @property

@@ -37,9 +37,10 @@ from ...core.protocol import DIGEST, GAP, MALFORMED, NO_EVENT, UNKNOWN, BlobStat
 from ...core.state import File, State
 from ...disk.durable import fail_point
 from ...journal.segment import parse_blob
-from ..stores import BlobRow, Gap, JournalClaim, Stores, View
+from ..stores import BlobRow, Gap, JournalClaim, View
+from ..stores import Uploads as Parts
+from .changes import Changes
 from .contents import Contents, one_part, steady
-from .ingest import Ingest
 
 STAGED_S: Final = 30 * 86_400
 """An upload that was not continued for this long begins anew."""
@@ -58,11 +59,11 @@ def body_key(ns: str, name: str) -> str:
 class Uploads:
     """Uploads of blobs. Any thread may call; pieces of one blob are taken one at a time."""
 
-    def __init__(self, ingest: Ingest, stores: Stores) -> None:
-        self._ingest = ingest
-        self._documents = stores.documents
-        self._objects = stores.objects
-        self._parts = stores.uploads
+    def __init__(self, changes: Changes, parts: Parts) -> None:
+        self._changes = changes
+        self._documents = changes.documents
+        self._objects = changes.objects
+        self._parts = parts
 
     def sweep(self) -> int:
         """Forget uploads that nobody has continued for STAGED_S; return how many."""
@@ -94,7 +95,7 @@ class Uploads:
         if file is not None and not file.live:
             return BlobState(length=file.size_bytes, size=file.size_bytes, complete=True)
         # Where it does not fit, its bytes are asked for, and refused with the reason.
-        fits = bool(same) and file is not None and self._ingest.quota.has_room(ns, file.size_bytes)
+        fits = bool(same) and file is not None and self._changes.quota.has_room(ns, file.size_bytes)
         if file is not None and fits and self._linked(same, look.key(ns, file)):
             self._note(ns, journal, BlobRow(name, name[:64], file.size_bytes, look.key(ns, file), look.experiment))
             return BlobState(length=file.size_bytes, size=file.size_bytes, complete=True)
@@ -116,7 +117,7 @@ class Uploads:
         row = view.experiment(ns, claim.experiment) if claim is not None else None
         if claim is None or row is None:
             return _Look(claim, None, State())
-        contents = self._ingest.reader.contents(view, ns, row)
+        contents = self._changes.reader.contents(view, ns, row)
         return _Look(claim, contents, contents.state())
 
     def _row(self, view: View, ns: str, look: _Look, name: str) -> BlobRow | None:
@@ -140,7 +141,7 @@ class Uploads:
         if not isinstance(row, BlobRow):
             return row
         # All of it, and not this piece only: what cannot be kept in the end is not begun.
-        self._ingest.quota.check(ns, size)
+        self._changes.quota.check(ns, size)
         part = _part(ns, name)
         try:
             length = self._parts.append(part, offset, data)
@@ -209,18 +210,18 @@ class Uploads:
                 if hashlib.sha256(data).hexdigest() == name[:64]:
                     rows[name] = BlobRow(name, name[:64], file.size_bytes, look.key(ns, file), look.experiment)
                     contents.append((rows[name].key, data))
-        self._ingest.quota.check(ns, sum(row.size for row in rows.values()))
+        self._changes.quota.check(ns, sum(row.size for row in rows.values()))
         self._objects.put_contents(contents)
         fail_point("blob-stored")
         self._documents.put_blobs(ns, list(rows.values()))
-        self._ingest.quota.took(ns, sum(row.size for row in rows.values()))
+        self._changes.quota.took(ns, sum(row.size for row in rows.values()))
         self._check_wanted(ns, journal, list(rows.values()))
         return [*done, *rows]
 
     def _note(self, ns: str, journal: str, row: BlobRow) -> None:
         """Record that a content is complete. An event's body is always wanted, the content of a file may not be."""
         self._documents.put_blobs(ns, [row])
-        self._ingest.quota.took(ns, row.size)
+        self._changes.quota.took(ns, row.size)
         fail_point("blob-noted")
         if row.experiment:
             self._check_wanted(ns, journal, [row])
@@ -233,7 +234,7 @@ class Uploads:
             files = {row.name: look.file(row.name) for row in rows}
         dropped = [name for name, file in files.items() if file is None or not file.live]
         if dropped:
-            self._ingest.drop_blobs(ns, rows[0].experiment, dropped)
+            self._changes.drop_blobs(ns, rows[0].experiment, dropped)
 
     # -- reading it --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from ...errors import InvalidInput, InvalidValue, WriteProtected
 from ...log import LogLevel
 from ..stores import BlobRow, Documents, Objects, StoreTrouble
 from .blocks import series_of
-from .ingest import Change
+from .changes import Change
 from .queries import file_answer, parameters_answer
 from .quota import Quota
 from .server_writer import Answer, New, ServerWriter, points_events, refuse_protected

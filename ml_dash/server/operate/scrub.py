@@ -30,6 +30,7 @@ from ...core.ranges import holes
 from ...errors import Damaged, NewerFormat
 from ...journal.reader import decode_event
 from ..engine.blocks import LOGS, Block, block_of, extremes_of, index_of
+from ..engine.changes import Changes
 from ..engine.compare import header_of
 from ..engine.contents import BlockEntry, Contents, Reader, SegmentRow, steady
 from ..engine.ingest import Ingest
@@ -80,7 +81,7 @@ class Scrub:
         self._wait, self._clock = wait, clock
         self._began = clock()
         # For reading alone: nothing of it is cached between two looks, since it is what is stored that is checked.
-        self._ingest = Ingest(stores.documents, stores.objects, lambda *_: None)
+        self._ingest = Ingest(Changes(stores.documents, stores.objects, lambda *_: None))
         self.read = 0
         self.experiments = self.blobs = self.segments = self.left = 0
 

@@ -41,7 +41,7 @@ def entries(core: Server) -> tuple[list[Any], list[Any]]:
     with core.documents.view() as view:
         row = view.experiment(NS, EXPERIMENT)
         assert row is not None
-        contents = core._ingest.reader.contents(view, NS, row)
+        contents = core._changes.reader.contents(view, NS, row)
         raw = [
             entry
             for journal in contents.journals()
@@ -94,7 +94,7 @@ def test_each_changed_bit_of_a_raw_byte_is_found_and_not_repaired(
     if archived:
         monkeypatch.setattr("ml_dash.server.engine.archive._RAW_LEAST", 1)
         monkeypatch.setattr("ml_dash.server.engine.archive._REST_BYTES", 1)
-        archive(core._ingest, NS, EXPERIMENT)
+        archive(core._changes, NS, EXPERIMENT)
     (entry,) = entries(core)[0]
     chance = random.Random(1)
     for _ in range(25):
@@ -129,7 +129,7 @@ def test_a_window_ends_within_a_frame(core: Server, sheet: SegmentBytes, monkeyp
 def test_raw_bytes_that_are_gone_are_found(core: Server, monkeypatch: pytest.MonkeyPatch, sheet: SegmentBytes) -> None:
     monkeypatch.setattr("ml_dash.server.engine.archive._RAW_LEAST", 1)
     monkeypatch.setattr("ml_dash.server.engine.archive._REST_BYTES", 1)
-    archive(core._ingest, NS, EXPERIMENT)
+    archive(core._changes, NS, EXPERIMENT)
     (entry,) = entries(core)[0]
     core.objects.delete(f"contents/{NS}/{EXPERIMENT}/{entry.object}")
     (fault,) = faults(core)

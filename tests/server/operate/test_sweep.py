@@ -15,7 +15,8 @@ from ml_dash.core import events as ev
 from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import Refused
 from ml_dash.server.engine.archive import archive
-from ml_dash.server.engine.contents import object_key
+from ml_dash.server.engine.changes import Changes
+from ml_dash.server.engine.contents import Reader, object_key
 from ml_dash.server.engine.ingest import Ingest
 from ml_dash.server.engine.journals import Journals
 from ml_dash.server.engine.server_writer import ServerWriter
@@ -224,7 +225,7 @@ class Place:
     def named(self) -> set[str]:
         """The keys of all objects that a row or a head names."""
         keys = set()
-        reader = Ingest(self.real.documents, self.real.objects, lambda *_: None).reader
+        reader = Reader(self.real.objects)
         with self.real.documents.view() as view:
             for ns, experiment in view.all_experiments(None, 1000):
                 keys |= {row.key for row in [*view.blobs(ns, experiment), *view.blobs(ns, "")]}
@@ -236,7 +237,7 @@ class Place:
     def pages(self) -> tuple[set[str], set[str]]:
         """The pages that are here, and those that are named."""
         here, named = set(), set()
-        reader = Ingest(self.real.documents, self.real.objects, lambda *_: None).reader
+        reader = Reader(self.real.objects)
         with self.real.documents.view() as view:
             for ns, experiment in view.all_experiments(None, 1000):
                 row = view.experiment(ns, experiment)
@@ -277,10 +278,11 @@ class Client:
 
     def begin_server(self) -> None:
         stores = self.place.stores
-        ingest = self.ingest = Ingest(stores.documents, stores.objects, lambda *_: None)
-        self.uploads = Uploads(ingest, stores)
-        self.journal = Journals(ingest, stores.documents, stores.objects)
-        self.writes = Writes(ServerWriter(ingest), stores.documents, stores.objects, ingest.quota)
+        changes = self.changes = Changes(stores.documents, stores.objects, lambda *_: None)
+        self.ingest = Ingest(changes)
+        self.uploads = Uploads(changes, stores.uploads)
+        self.journal = Journals(changes)
+        self.writes = Writes(ServerWriter(self.ingest), stores.documents, stores.objects, changes.quota)
 
     def begin_journal(self) -> None:
         self.journals += 1
@@ -397,7 +399,7 @@ class Client:
 
     def archive(self) -> None:
         """Move raw bytes to an object: the object first, then the commit that names it."""
-        archive(self.ingest, NS, self.experiment)
+        archive(self.changes, NS, self.experiment)
 
     def remove(self) -> None:
         if self.random.random() < 0.7:
@@ -410,7 +412,7 @@ TIMES = int(os.environ.get("ML_DASH_B13", "12"))
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("ml_dash.server.engine.ingest._LEASE_PAUSE_S", 0)
+    monkeypatch.setattr("ml_dash.server.engine.changes._LEASE_PAUSE_S", 0)
     # So that the short segments of this test are archived.
     monkeypatch.setattr("ml_dash.server.engine.archive._RAW_LEAST", 1)
     monkeypatch.setattr("ml_dash.server.engine.archive._REST_BYTES", 1)
@@ -431,8 +433,8 @@ def test_nothing_that_is_named_is_ever_freed_and_all_else_is_at_the_end(place: P
     place.turns.run()
     assert place.named() <= set(place.real.objects.list(""))
 
-    plain = Ingest(place.real.documents, place.real.objects, lambda *_: None)
-    uploads, journals = Uploads(plain, place.real), Journals(plain, place.real.documents, place.real.objects)
+    plain = Changes(place.real.documents, place.real.objects, lambda *_: None)
+    uploads, journals = Uploads(plain, place.real.uploads), Journals(plain)
     for client in clients:
         try:
             facts = journals.journal(NS, client.sheet.journal)
