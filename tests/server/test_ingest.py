@@ -741,3 +741,21 @@ def test_memory_stays_flat_over_many_experiments(core: Server, monkeypatch: pyte
     identity = str(core.experiments(NS, q="run-0")["experiments"][0]["id"])
     assert core.metric_stats(NS, identity, "m0")["totalDataPoints"] == 2
     assert len(core.metric_page(NS, identity, "m0", 0, 9).split(b"createdAt")) == 3
+
+
+def test_a_request_that_takes_long_is_answered_with_what_is_taken(
+    core: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.ingest._PARTS_AT_ONCE", 20)
+    monkeypatch.setattr("ml_dash.server.engine.ingest._TAKES_S", 0.0)
+    monkeypatch.setattr("ml_dash.server.engine.compare.PIECE_BYTES", 4_000)
+    sheet = SegmentBytes().opens()
+    for number in range(400):
+        sheet.point(f"m{number}", value=float(number))
+    lengths = [0]
+    while lengths[-1] < len(sheet.data):
+        lengths.append(send(core, sheet, lengths[-1])["length"])
+        assert lengths[-1] in sheet.ends
+    assert len(lengths) > 4
+    assert held(core) == folded((sheet, sheet.events))
+    assert_refolds(core)

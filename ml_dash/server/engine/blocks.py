@@ -5,7 +5,7 @@ for each part of it that lies between two multiples of 50.
 
     index      0 .. 9999         10000 .. 10999    11000 .. 11999    12000 .. 12311
                a chunk           full              full              open: made anew with each request, until full
-    lines      in an object      in a page         in a page         in a page
+    lines      in an object      in a page         in a page         in a page, or if it is short, in the tree
     summary    in the tree: least, greatest, first and last value of each field, with their indices
     blocks     index page        the same for each thousand of a chunk
     parts      index page        in the page       the same for 50 points each: 20 parts in a block of 1,000
@@ -50,6 +50,8 @@ _TOGETHER_BYTES: Final = 1 << 20
 _Place = tuple[int, int, int, int]
 # Long lines fill a block before it has 1,000 of them, because a block is read and written as a whole.
 _FULL_BYTES: Final = 1 << 20
+# A block with no more than this stands in its entry in the tree.
+_SHORT_BYTES: Final = 600
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Extremes)
@@ -115,9 +117,9 @@ def with_pages(contents: Contents, entries: Iterable[BlockEntry]) -> Iterator[tu
     """Yield entries with their pages, of which a few are read at once: a page may be a round trip away."""
     rest = iter(entries)
     while some := list(islice(rest, _AHEAD)):
-        pages = contents.pages_of([entry.page for entry in some])
+        pages = contents.pages_of([entry.page for entry in some if entry.page])
         for entry in some:
-            yield entry, pages.pop(entry.page)
+            yield entry, pages.pop(entry.page) if entry.page else entry.content
 
 
 def index_of(contents: Contents, entry: BlockEntry) -> ChunkIndex:
@@ -126,8 +128,9 @@ def index_of(contents: Contents, entry: BlockEntry) -> ChunkIndex:
 
 
 def block_of(contents: Contents, series: str, entry: BlockEntry) -> Block:
-    """Return a block that is in a page."""
-    return block_in(contents.pages_of([entry.page])[entry.page], series, entry)
+    """Return a block that is in a page, or in its entry."""
+    content = contents.pages_of([entry.page])[entry.page] if entry.page else entry.content
+    return block_in(content, series, entry)
 
 
 def index_in(page: bytes) -> ChunkIndex:
@@ -244,7 +247,7 @@ class OpenBlock:
         self.full = not self.room or self.size >= _FULL_BYTES
 
     def store(self, draft: Draft, series: str) -> None:
-        """Store it in a page of its own, in place of the one that it had."""
+        """Store it in a page of its own, in place of the one that it had; a short one in its entry."""
         if self.page:
             draft.drop_page(self.page)
         # More is spent on bytes once it is full: an open one is made anew often.
@@ -253,8 +256,11 @@ class OpenBlock:
         else:
             data = self.table.encode(deflate=self.full)
             parts = encode_summaries(self.parts, deflate=self.full)
-        self.page = draft.page(_encoder.encode((data, parts)))
-        draft.put_block(series, BlockEntry(self.first, self.count, self.full, self.page, summary_of(self.extremes)))
+        content = _encoder.encode((data, parts))
+        # Thousands of metrics with a few points each would else be as many pages.
+        self.page, kept = ("", content) if len(content) <= _SHORT_BYTES else (draft.page(content), b"")
+        summary = summary_of(self.extremes)
+        draft.put_block(series, BlockEntry(self.first, self.count, self.full, self.page, summary, content=kept))
         self.changed = False
 
 

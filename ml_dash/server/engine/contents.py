@@ -97,7 +97,8 @@ class Arrival:
 class BlockEntry:
     """Where a block is: `count` lines of a series from number `first` on, in a page; `summary` as `blocks` encodes it.
 
-    `full`: no line is added to it any more. Of a chunk, `chunk` is the id of its object, and `page` holds its index.
+    `full`: no line is added to it any more. A short block has no page: its `content` is here. Of a chunk, `chunk` is
+    the id of its object, and `page` holds its index.
     """
 
     first: int
@@ -106,6 +107,7 @@ class BlockEntry:
     page: str
     summary: bytes
     chunk: str = ""
+    content: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ _segment: Final = msgspec.msgpack.Decoder(_Segment)
 _journal: Final = msgspec.msgpack.Decoder(tuple[str, str, bool])
 _raw: Final = msgspec.msgpack.Decoder(tuple[int, str, str, int])
 _arrival: Final = msgspec.msgpack.Decoder(tuple[int, str, int, int, str])
-_block: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, bytes, str])
+_block: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, bytes, str, bytes])
 _level: Final = msgspec.msgpack.Decoder(tuple[int, bytes])
 _number: Final = msgspec.msgpack.Decoder(int)
 
@@ -326,12 +328,10 @@ class Contents:
     def pages(self) -> Iterator[str]:
         """Yield the ids of all pages that this version names."""
         yield from self.tree.pages()
-        for _, value in self.tree.items("raw\x00", "raw" + _END):
-            if page := _raw.decode(value)[1]:
-                yield page
-        for _, value in self.tree.items("block\x00", "block" + _END):
-            if page := _block.decode(value)[2]:
-                yield page
+        for kind in ("raw", "block"):
+            for key, value in self.tree.items(kind + "\x00", kind + _END):
+                if page := page_in(key, value):
+                    yield page
 
     def objects(self) -> Iterator[str]:
         """Yield the keys of all objects that this version names, apart from those of blobs; some more than once."""
@@ -437,14 +437,15 @@ class Draft(Contents):
 
     def put_block(self, series: str, entry: BlockEntry) -> None:
         """Note where a block is."""
-        value = _encode((entry.count, entry.full, entry.page, entry.summary, entry.chunk))
+        value = _encode((entry.count, entry.full, entry.page, entry.summary, entry.chunk, entry.content))
         self.tree.put(f"block\x00{series}\x00{number(entry.first)}", value)
 
     def put_chunk(self, series: str, entry: BlockEntry, blocks: Sequence[BlockEntry]) -> None:
         """Note where a chunk is, in place of the blocks that are in it."""
         for block in blocks:
             self.tree.delete(f"block\x00{series}\x00{number(block.first)}")
-            self.drop_page(block.page)
+            if block.page:
+                self.drop_page(block.page)
         self.put_block(series, entry)
         self.tree.put(f"archived\x00{series}", _encode(entry.first + entry.count))
 
@@ -465,9 +466,8 @@ class Draft(Contents):
 
     def drop_blocks(self) -> None:
         """Delete all blocks."""
-        for _, value in list(self.tree.items("block\x00", "block" + _END)):
-            page = _block.decode(value)[2]
-            if page:
+        for key, value in list(self.tree.items("block\x00", "block" + _END)):
+            if page := page_in(key, value):
                 self.drop_page(page)
         for kind in ("block", "level", "archived"):
             self.tree.drop(kind + "\x00", kind + _END)
@@ -485,6 +485,22 @@ def _groups(entries: Iterator[RawEntry]) -> Iterator[list[RawEntry]]:
         size += entry.length
     if group:
         yield group
+
+
+def page_in(key: str, value: bytes) -> str:
+    """Return the id of the page that an entry of the tree names; empty if it names none."""
+    if key.startswith("raw\x00"):
+        return _raw.decode(value)[1]
+    return _block.decode(value)[2] if key.startswith("block\x00") else ""
+
+
+def with_page(key: str, value: bytes, page: str) -> bytes:
+    """Return the value of an entry that names a page, naming another one."""
+    if key.startswith("raw\x00"):
+        length, _, identity, offset = _raw.decode(value)
+        return _encode((length, page, identity, offset))
+    count, full, _, *rest = _block.decode(value)
+    return _encode((count, full, page, *rest))
 
 
 def object_key(ns: str, experiment: str, identity: str) -> str:

@@ -12,7 +12,8 @@ the parts of the folded state that have changed. Only when it is durable is the 
 - Folding all arrivals in their order gives the same contents (`refold`).
 
 A request whose events touch thousands of parts is committed in several versions, each a whole number of frames, so that
-memory stays bounded; a crash in between has stored the first of them.
+memory stays bounded; a crash in between has stored the first of them. One that takes long is answered with the length
+that it has come to, before its client gives up.
 
 Memory: one request (8 MiB of segment at most), its decoded events, at most about _BODY_BYTES_AT_ONCE of long bodies,
 and the cache.
@@ -21,7 +22,9 @@ and the cache.
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -47,6 +50,8 @@ from .parts import touched_parts
 _PARTS_AT_ONCE: Final = 4_000
 # Long bodies that are decoded together. A batch of small frames may name gigabytes of them.
 _BODY_BYTES_AT_ONCE: Final = 16 << 20
+# A request that has to be committed in parts is answered after this long with what is taken: the client goes on there.
+_TAKES_S: Final = 10.0
 _ID: Final = re.compile("[0-9a-f]{32}")
 
 log = logging.getLogger("ml_dash.server")
@@ -85,7 +90,7 @@ class Ingest:
         damaged = sorted(damaged)
         claim = self._belongs(ns, journal, name, offset, data, damaged)
         with self.changes.changing(ns, claim.experiment, claim.project, claim.name) as change:
-            length = self.take(change, claim, name, offset, data, damaged, without)
+            length = self.take(change, claim, name, offset, data, damaged, without, time.monotonic() + _TAKES_S)
             if change.changed:
                 change.commit()
             row = change.row
@@ -113,11 +118,13 @@ class Ingest:
         data: bytes,
         damaged: list[Range],
         without: Iterable[str] = (),
+        until: float = math.inf,
         *,
         removes: bool = False,
     ) -> int:
         """Do the work of `append` under a lease, up to the last commit; return the length of the segment then.
 
+        Where it has to be committed in parts, what is left at the time `until` (monotonic, in seconds) is not taken.
         `removes`: the events only remove something, which no quota forbids.
         """
         draft = change.draft
@@ -180,6 +187,8 @@ class Ingest:
                     store(stored, stretch.end)
                     change.commit()
                     stored = stretch.end
+                    if time.monotonic() > until:
+                        return stored
                     self.changes.renew(change)
             arrivals.close()
         store(stored, end)

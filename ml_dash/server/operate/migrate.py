@@ -31,7 +31,7 @@ import msgspec
 
 from ...disk.durable import fail_point
 from ...errors import MLDashError
-from ..engine.contents import TABLES_VERSION, Contents, Draft, Reader
+from ..engine.contents import TABLES_VERSION, Contents, Draft, Reader, page_in, with_page
 from ..engine.parts import whole_state
 from ..engine.refold import MOVED
 from ..engine.tree import pages_of
@@ -42,8 +42,6 @@ _PAGES_BYTES: Final = 16 << 20
 _ATTEMPTS: Final = 10
 _BUSY_S: Final = 60.0
 _BUSY_PAUSE_S: Final = 0.1
-_raw: Final = msgspec.msgpack.Decoder(tuple[int, str, str, int])
-_block: Final = msgspec.msgpack.Decoder(tuple[int, bool, str, bytes, str])
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -335,33 +333,22 @@ def _leased(stores: Stores, ns: str, experiment: str, which: str) -> Lease:
 
 def _with_page(source: Contents, draft: Draft, key: str, value: bytes) -> tuple[bytes, int]:
     """Copy the page that an entry names, if it names one; return (the entry that names the copy, bytes of the page)."""
-    if key.startswith("raw\x00"):
-        length, page, identity, offset = _raw.decode(value)
-        if page:
-            content = source.pages_of([page])[page]
-            return _encode((length, draft.page(content), identity, offset)), len(content)
-    elif key.startswith("block\x00"):
-        count, full, page, summary, chunk = _block.decode(value)
-        if page:
-            content = source.pages_of([page])[page]
-            return _encode((count, full, draft.page(content), summary, chunk)), len(content)
-    return value, 0
+    page = page_in(key, value)
+    if not page:
+        return value, 0
+    content = source.pages_of([page])[page]
+    return with_page(key, value, draft.page(content)), len(content)
 
 
 def _entries(contents: Contents) -> Iterator[tuple[str, bytes]]:
     """Yield (key, value) of all entries; of those that name a page, its digest in place of its id."""
     for key, value in contents.tree.items("", "\U0010ffff"):
-        if key.startswith("raw\x00"):
-            length, page, identity, offset = _raw.decode(value)
-            value = _encode((length, _page_digest(contents, page), identity, offset))
-        elif key.startswith("block\x00"):
-            count, full, page, summary, chunk = _block.decode(value)
-            value = _encode((count, full, _page_digest(contents, page), summary, chunk))
-        yield key, value
+        page = page_in(key, value)
+        yield key, with_page(key, value, _page_digest(contents, page)) if page else value
 
 
-def _page_digest(contents: Contents, page: str) -> bytes:
-    return hashlib.sha256(contents.pages_of([page])[page]).digest() if page else b""
+def _page_digest(contents: Contents, page: str) -> str:
+    return hashlib.sha256(contents.pages_of([page])[page]).hexdigest()
 
 
 def _count(contents: Contents) -> int:
