@@ -357,14 +357,16 @@ def files_in_order(state: State) -> list[File]:
 
 def live_files(state: State, prefix: str = "", tags: list[str] | None = None) -> list[File]:
     """Return the listed files, oldest first: below a canonical prefix, with any of the tags."""
-    wanted = set(tags or ())
-    return [
-        file
-        for file in files_in_order(state)
-        if file.live
+    return [file for file in files_in_order(state) if is_listed(file, prefix, tags)]
+
+
+def is_listed(file: File, prefix: str = "", tags: list[str] | None = None) -> bool:
+    """True if a file is listed below a canonical prefix, with any of the tags."""
+    return (
+        file.live
         and (not prefix or file.prefix == prefix or file.prefix.startswith(prefix + "/"))
-        and (not wanted or wanted & set(file.tags.value or ()))
-    ]
+        and (not tags or not set(tags).isdisjoint(file.tags.value or ()))
+    )
 
 
 def writer_record(writer: WriterState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -51,14 +52,14 @@ def test_a_content_is_pending_until_it_is_whole(core: Server, sheet: SegmentByte
     name = sheet.adds_file(CONTENT)
     send(core, sheet)
     assert core.journal(NS, sheet.journal)["missing"] == [name]
-    assert core.list_files(NS, EXPERIMENT)[0]["pending"] is True
+    assert json.loads(core.list_files(NS, EXPERIMENT))["files"][0]["pending"] is True
     assert code(lambda: content(core, name)) == "pending"
     assert put(core, sheet, name, 0, CONTENT[:100]) == {"length": 100, "size": len(CONTENT), "complete": False}
     assert code(lambda: content(core, name)) == "pending"
     assert put(core, sheet, name, 100, CONTENT[100:])["complete"] is True
     assert content(core, name) == CONTENT
     assert content(core, name, 5, 9) == CONTENT[5:9]
-    assert "pending" not in core.list_files(NS, EXPERIMENT)[0]
+    assert "pending" not in json.loads(core.list_files(NS, EXPERIMENT))["files"][0]
     state = core.journal(NS, sheet.journal)
     assert (state["missing"], list(state["blobs"])) == ([], [name])
     assert list(core.staging.iterdir()) == []

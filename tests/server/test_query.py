@@ -191,5 +191,5 @@ def test_figures_of_a_metric(core: Server) -> None:
     stats = core.metric_stats(NS, EXPERIMENT, "loss")
     assert stats["totalDataPoints"] == COUNT
     assert stats["series"]["loss"]["max"] == COUNT - 1
-    (summary,) = core.metrics(NS, EXPERIMENT)
+    (summary,) = json.loads(core.metrics(NS, EXPERIMENT))["metrics"]
     assert summary["series"] == stats["series"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -216,7 +217,7 @@ def test_by_rest_writing_is_refused_and_reading_and_removing_are_not(opened: Ope
     refused(lambda: add_file(core, random_bytes(9_000), "other"))
     assert len(list(core.objects.list(""))) == 1
     assert used(core) == full
-    assert [one["id"] for one in core.list_files(NS, EXPERIMENT)] == [file["id"]]
+    assert [one["id"] for one in json.loads(core.list_files(NS, EXPERIMENT))["files"]] == [file["id"]]
     assert len(b"".join(core.open_file(NS, EXPERIMENT, file["id"], 0, None)[1])) == 10_000
     core.delete_file(NS, EXPERIMENT, file["id"])
     # There is room again.

@@ -43,7 +43,8 @@ def everything_of_it(core: Server) -> list[Any]:
     return [
         core.experiment(NS, EXPERIMENT), {**core.get_parameters(NS, EXPERIMENT), "version": 0},
         core.logs(NS, EXPERIMENT, 0, 100),
-        core.metrics(NS, EXPERIMENT), core.metric_page(NS, EXPERIMENT, "loss", 0, 100), core.list_files(NS, EXPERIMENT),
+        json.loads(core.metrics(NS, EXPERIMENT))["metrics"], core.metric_page(NS, EXPERIMENT, "loss", 0, 100),
+        json.loads(core.list_files(NS, EXPERIMENT))["files"],
     ]  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def test_protected_parameters_and_files_are_final(core: Server) -> None:
 def test_a_file_added_again_releases_the_older_content(core: Server) -> None:
     first, second = add_file(core, b"old"), add_file(core, b"new")
     assert first["id"] != second["id"]
-    assert [file["id"] for file in core.list_files(NS, EXPERIMENT)] == [second["id"]]
+    assert [file["id"] for file in json.loads(core.list_files(NS, EXPERIMENT))["files"]] == [second["id"]]
     assert len(list(core.objects.list(""))) == 1
     with pytest.raises(Refused, match="deleted or replaced"):
         core.open_file(NS, EXPERIMENT, first["id"], 0, None)
@@ -304,5 +305,5 @@ def test_a_disk_that_refuses_leaves_nothing_half_done(core: Server, monkeypatch:
     # Whether it is named by then is not known there, so the content stays until it is swept.
     assert list(core.objects.list("")) == objects or call in ("put_blobs", "commit")
     add_file(core, b"new", "new.bin")
-    assert len(core.list_files(NS, EXPERIMENT)) == 2
+    assert len(json.loads(core.list_files(NS, EXPERIMENT))["files"]) == 2
     assert_refolds(core)

@@ -27,7 +27,7 @@ from ...core.records import (
     all_series,
     experiment_document,
     file_record,
-    live_files,
+    is_listed,
     log_page,
     metric_meant,
     metric_stats,
@@ -146,11 +146,15 @@ class Query:
     # -- metrics -----------------------------------------------------------------------------------------------------
 
     @steady
-    def metrics(self, ns: str, experiment: str) -> list[dict[str, Any]]:
-        """Return all metrics, by name, with the statistics of each series."""
+    def metrics(self, ns: str, experiment: str) -> bytes:
+        """Return {"metrics": all of them, by name, with the statistics of each series} as JSON."""
         with self._looking(ns, experiment) as (_, state):
-            metrics = sorted(state.metrics.items())
-            return [{**metric_summary(state, metric), "series": all_series(metric)} for _, metric in metrics]
+            # In the order of names, and one at a time: there may be a hundred thousand.
+            entries = [
+                _json({**metric_summary(state, metric), "series": all_series(metric)})
+                for metric in state.metrics.values()
+            ]
+        return b'{"metrics":[' + b",".join(entries) + b"]}"
 
     @steady
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
@@ -233,18 +237,26 @@ class Query:
             "supersededDataPoints": size_of(folded.superseded),
             "series": sampled,
         }
-        return msgspec.json.encode(to_json(answer))
+        return _json(answer)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     @steady
-    def list_files(
-        self, ns: str, experiment: str, prefix: str = "", tags: list[str] | None = None
-    ) -> list[dict[str, Any]]:
-        """Return the records of listed files, oldest first; `pending` is true where the content has not arrived yet."""
+    def list_files(self, ns: str, experiment: str, prefix: str = "", tags: list[str] | None = None) -> bytes:
+        """Return {"files": the records of listed ones, oldest first} as JSON.
+
+        `pending` is true where the content has not arrived yet.
+        """
+        prefix = check_prefix(prefix)
         with self._looking(ns, experiment) as (_, state):
             here = {row.name for row in self._blobs(ns, experiment)}
-            return [file_answer(state, file, here) for file in live_files(state, check_prefix(prefix), tags)]
+            # One at a time: there may be a hundred thousand.
+            entries = [
+                (file.stamp, _json(file_answer(state, file, here)))
+                for file in state.files.values()
+                if is_listed(file, prefix, tags)
+            ]
+        return b'{"files":[' + b",".join(entry for _, entry in sorted(entries)) + b"]}"
 
     @steady
     def file_record(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
@@ -393,6 +405,11 @@ def _entry(line: bytes) -> LogEntry:
     """Decode a log entry; add `text` where its metadata has texts that look like numbers."""
     entry = read_log(line)
     return cast("LogEntry", {**entry, **_text(entry["metadata"])})
+
+
+def _json(content: Any) -> bytes:
+    """Encode an answer, or a part of one, as strict JSON."""
+    return msgspec.json.encode(to_json(content))
 
 
 def _text(values: Mapping[str, Any] | None) -> dict[str, list[str]]:

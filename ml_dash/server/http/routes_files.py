@@ -20,7 +20,7 @@ from ...core.protocol import DIGEST, Refused
 from ...errors import WriteProtected
 from ...files import get_mime_type
 from .bodies import ADMISSION_S, busy, chunks, declared_length, decode_json, too_large
-from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
+from .calls import READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 from .downloads import Opened, download
 
 _FIELD_BYTES: Final = 256 << 10
@@ -90,10 +90,9 @@ async def files(call: Call) -> Response:
     """Records of files that are not deleted, oldest first."""
     prefix, tags = call.text("prefix"), call.text("tags")
     wanted = [tag for tag in (tags or "").split(",") if tag] or None
-    records = await call.read(
-        call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted
+    return raw_json(
+        await call.read(call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted)
     )
-    return answer({"files": records})
 
 
 async def file(call: Call) -> Response:

@@ -101,7 +101,7 @@ async def stats(call: Call) -> Response:
 
 async def metrics(call: Call) -> Response:
     """All metrics of an experiment, with their statistics."""
-    return answer({"metrics": await call.read(call.core.metrics, call.namespace, call.experiment())})
+    return raw_json(await call.read(call.core.metrics, call.namespace, call.experiment()))
 
 
 async def series(call: Call) -> Response:
