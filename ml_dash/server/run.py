@@ -22,6 +22,7 @@ from ..disk.durable import replace_file
 from ..errors import StorageError
 from .engine.services import Server
 from .http.app import App, described_settings, make_app
+from .http.auth import Authenticator
 from .http.observe import log, write_logs
 from .settings import ServerSettings, check_someone_may_enter, running_path
 
@@ -61,6 +62,7 @@ def serve(settings: ServerSettings, *, opens: bool = False) -> None:
             with server.capture_signals():
                 sys.stdout.write(f"ml-dash server listening on http://{shown}:{port}\n")
                 if settings.dev:
+                    assert isinstance(app.services.authenticator, Authenticator)
                     link = f"http://{shown}:{port}/login?key={app.services.authenticator.login_key()}"
                     sys.stdout.write(f"in a browser on this machine, logged in (works once): {link}\n")
                     if opens:

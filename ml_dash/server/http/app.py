@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Iterable
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
@@ -30,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, UNAVAILABLE, UNKNOWN, Refused
 from ...errors import InvalidInput, MLDashError, NotFound, UnsupportedType, WriteProtected
 from ..engine.services import Server
+from ..engine.source import ServerSource
 from ..settings import ServerSettings
 from . import routes_about, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
 from .auth import Authenticator, is_nearby
@@ -52,14 +55,25 @@ LINGER_S: Final = 5.0
 UNREAD_S: Final = 300.0
 """Drop a response that the client has not read for this long."""
 
-ROUTES: Final = [
+ROUTES_READING: Final = [
+    *routes_metrics.READING,
+    *routes_logs.READING,
+    *routes_experiments.READING,
+    *routes_files.READING,
+]
+"""What looks, and no more: over `call.source`, so over a team's server or the folders of this machine."""
+
+ROUTES_SERVER: Final = [
     *routes_sync.ROUTES,
-    *routes_metrics.ROUTES,
-    *routes_logs.ROUTES,
-    *routes_experiments.ROUTES,
-    *routes_files.ROUTES,
+    *routes_metrics.WRITING,
+    *routes_logs.WRITING,
+    *routes_experiments.WRITING,
+    *routes_files.WRITING,
     *routes_about.ROUTES,
 ]
+"""What only a team's server does, over `call.core`."""
+
+ROUTES: Final = (*ROUTES_SERVER, *ROUTES_READING)
 
 # How long an experiment that is written by REST may be silent before it counts as ended, and how often that is looked
 # at.
@@ -81,7 +95,9 @@ def make_app(core: Server, settings: ServerSettings) -> App:
     hub = Hub()
     core.on_change(hub.changed)
     limiter = Limiter(settings.user_limits, settings.token_limits)
-    return App(Services(core, settings, Authenticator(core, settings), Observer(), hub, tuple(ROUTES), limiter))
+    authenticator = Authenticator(core, settings)
+    source_for = partial(ServerSource, core)
+    return App(Services(core, source_for, settings, authenticator, Observer(), hub, ROUTES, limiter))
 
 
 class App:
@@ -90,8 +106,8 @@ class App:
     def __init__(self, services: Services) -> None:
         self.services = services
         self._active = 0
-        # In the order of ROUTES: the first pattern that fits decides, and those that uploaders use come first.
-        self._table = [(_pattern(path), path, methods) for path, methods in _by_path(ROUTES).items()]
+        # In the order of the routes: the first pattern that fits decides, and those that uploaders use come first.
+        self._table = [(_pattern(path), path, methods) for path, methods in _by_path(services.routes).items()]
         self._inner: ASGIApp = self._answer
         # Without any, pages of other sites get no answer that their scripts may read.
         origins = services.settings.cors_origins
@@ -119,10 +135,13 @@ class App:
                 message = await receive()
                 if message["type"] == "lifespan.startup":
                     self.services.hub.start()
-                    beside.start_soon(self._end_quiet)
-                    beside.start_soon(self._bring_up_to_date)
-                    if self.services.core.stores.shared:
-                        beside.start_soon(self._mend)
+                    core = self.services.core
+                    if core is not None:
+                        beside.start_soon(self._end_quiet, core)
+                        beside.start_soon(self._bring_up_to_date, core)
+                    if core is not None and core.stores.shared:
+                        beside.start_soon(self._mend, core)
+                    if core is None or core.stores.shared:
                         beside.start_soon(self._follow_others)
                     await send({"type": "lifespan.startup.complete"})
                 else:
@@ -130,43 +149,42 @@ class App:
                     await send({"type": "lifespan.shutdown.complete"})
                     return
 
-    async def _bring_up_to_date(self) -> None:
+    async def _bring_up_to_date(self, core: Server) -> None:
         """Fold anew what another version of this code has made, beside the requests."""
         try:
-            await anyio.to_thread.run_sync(self.services.core.bring_up_to_date, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(core.bring_up_to_date, abandon_on_cancel=True)
         except (Refused, MLDashError, OSError) as error:
             log.error("experiments could not be brought up to date: %s", error)
 
-    async def _mend(self) -> None:
+    async def _mend(self, core: Server) -> None:
         """Every MEND_EVERY_S: repair what other servers have left when they were killed."""
         while True:
             try:
-                await anyio.to_thread.run_sync(self.services.core.mend, abandon_on_cancel=True)
+                await anyio.to_thread.run_sync(core.mend, abandon_on_cancel=True)
             except (MLDashError, OSError) as error:
                 log.warning("the documents could not be mended now: %s", error)
             await anyio.sleep(MEND_EVERY_S)
 
     async def _follow_others(self) -> None:
-        """Every FOLLOW_EVERY_S: tell live readers what other servers have committed to their experiments."""
-        hub, core = self.services.hub, self.services.core
+        """Every FOLLOW_EVERY_S: tell live readers what other processes have added to their experiments."""
         while True:
-            keys = hub.followed()
-            if keys:
+            for namespace, experiments in _by_namespace(self.services.hub.followed()).items():
+                source = self.services.source_for(namespace)
                 try:
-                    events = await anyio.to_thread.run_sync(core.events, keys, abandon_on_cancel=True)
+                    events = await anyio.to_thread.run_sync(source.events, experiments, abandon_on_cancel=True)
                 except (MLDashError, OSError) as error:
-                    log.warning("live readers hear of this server's commits only: %s", error)
+                    log.warning("live readers do not hear of what others add: %s", error)
                 else:
-                    for (namespace, experiment), count in events.items():
+                    for experiment, count in events.items():
                         # One without events was removed.
-                        hub.changed(namespace, experiment, count or None)
+                        self.services.hub.changed(namespace, experiment, count or None)
             await anyio.sleep(FOLLOW_EVERY_S)
 
-    async def _end_quiet(self) -> None:
+    async def _end_quiet(self, core: Server) -> None:
         """Every QUIET_EVERY_S: end experiments to which only REST clients wrote, the last of them QUIET_NS ago."""
         while True:
             try:
-                await anyio.to_thread.run_sync(self.services.core.end_quiet, time.time_ns() - QUIET_NS)
+                await anyio.to_thread.run_sync(core.end_quiet, time.time_ns() - QUIET_NS)
             except (Refused, OSError) as error:
                 log.warning("quiet experiments could not be ended: %s", error)
             await anyio.sleep(QUIET_EVERY_S)
@@ -256,8 +274,9 @@ class App:
         Raises Refused: 401, 403, 404, and 400 for another protocol.
         """
         authenticator = self.services.authenticator
-        # A browser sends its cookie also when another site links here. So a cookie lets it read, and never write.
-        token = authenticator.token_of(call.request, cookie=not write)
+        # A browser sends its cookie also with what another site has it send. So a cookie changes things only beside a
+        # header that no foreign page can add.
+        token = authenticator.token_of(call.request, cookie=not write or PROTOCOL_HEADER in call.request.headers)
         call.who = await call.read(authenticator.who, token, nearby=is_nearby(call.request))
         call.namespace = call.who.namespace(call.text("namespace"), write=write)
         version = call.request.headers.get(PROTOCOL_HEADER)
@@ -309,10 +328,18 @@ def _refused(error: Exception) -> Refused:
     return Refused(500, "internal", "the server failed at this request; its log says why")
 
 
+def _by_namespace(keys: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return namespace → experiments."""
+    found: dict[str, list[str]] = {}
+    for namespace, experiment in keys:
+        found.setdefault(namespace, []).append(experiment)
+    return found
+
+
 # -- paths -----------------------------------------------------------------------------------------------------------
 
 
-def _by_path(routes: list[Route]) -> dict[str, dict[str, Route]]:
+def _by_path(routes: Iterable[Route]) -> dict[str, dict[str, Route]]:
     """Return path → method → route, in the order of the routes."""
     table: dict[str, dict[str, Route]] = {}
     for route in routes:

@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import jwt
 from starlette.requests import Request
@@ -69,6 +69,16 @@ class Unauthorised(Refused):
     def __init__(self, message: str = "the token is not accepted: unknown, expired or revoked; run: ml-dash login URL"):
         super().__init__(401, UNAUTHORISED, message)
         self.headers = _CHALLENGE
+
+
+class Authentication(Protocol):
+    """What an application asks about the caller of a request."""
+
+    def token_of(self, request: Request, *, cookie: bool) -> str:
+        """Return the token in a request's header or, with `cookie`, in its cookie. Raises Refused (401)."""
+
+    def who(self, token: str, *, nearby: bool) -> Who:
+        """Return whose token this is, in a thread; `nearby` as `is_nearby`. Raises Refused (401)."""
 
 
 class Authenticator:

@@ -27,8 +27,9 @@ from ...core.limits import MAX_LIMIT
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.values import field_values
 from ..engine.services import Server
+from ..engine.source import ServerSource
 from ..settings import ServerSettings
-from .auth import Authenticator, Who
+from .auth import Authentication, Who
 from .bodies import JSON_BYTES, Budget, body_of, decode_json
 from .limits import Admission, Limiter
 from .observe import Observer
@@ -69,11 +70,16 @@ _UNSAFE_TEXT: Final = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 @dataclass
 class Services:
-    """What all calls of one application share."""
+    """What all calls of one application share.
 
-    core: Server
+    `source_for(namespace)` is what its reading calls ask. `core` is None where folders of this machine are shown: there
+    only the calls of ROUTES_READING are served.
+    """
+
+    core: Server | None
+    source_for: Callable[[str], ServerSource]
     settings: ServerSettings
-    authenticator: Authenticator
+    authenticator: Authentication
     observer: Observer
     hub: Hub
     routes: tuple[Route, ...]
@@ -102,7 +108,14 @@ class Call:
     @property
     def core(self) -> Server:
         """The server without HTTP."""
-        return self.services.core
+        core = self.services.core
+        assert core is not None, "a call of a team's server was routed without one"
+        return core
+
+    @property
+    def source(self) -> ServerSource:
+        """What readers of the call's namespace ask."""
+        return self.services.source_for(self.namespace)
 
     # -- work --------------------------------------------------------------------------------------------------------
 

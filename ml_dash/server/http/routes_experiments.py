@@ -47,7 +47,7 @@ class NewParameters(_Data, total=False):
 
 async def projects(call: Call) -> Response:
     """The projects of the namespace, with the number of their experiments."""
-    return answer({"projects": await call.read(call.core.projects, call.namespace)})
+    return answer(await call.read(call.source.projects))
 
 
 async def upsert_experiment(call: Call) -> Response:
@@ -72,8 +72,7 @@ async def experiments(call: Call) -> Response:
         malformed(f"sort must be one of {', '.join(SORTS)}")
     return answer(
         await call.read(
-            call.core.experiments,
-            call.namespace,
+            call.source.listed,
             project=call.text("project"),
             status=status,
             tag=call.text("tag"),
@@ -88,7 +87,7 @@ async def experiments(call: Call) -> Response:
 
 async def experiment(call: Call) -> Response:
     """The document of one experiment."""
-    return answer(await call.read(call.core.experiment, call.namespace, call.experiment()))
+    return answer(await call.read(call.source.experiment, call.experiment()))
 
 
 async def set_parameters(call: Call) -> Response:
@@ -100,14 +99,14 @@ async def set_parameters(call: Call) -> Response:
 
 async def get_parameters(call: Call) -> Response:
     """The parameters of an experiment, flat."""
-    return answer(await call.read(call.core.get_parameters, call.namespace, call.experiment()))
+    return answer(await call.read(call.source.parameters, call.experiment()))
 
 
 async def events(call: Call) -> Response:
     """A stream of server-sent events: how many events the experiment has, each time that changes."""
     hub, name = call.services.hub, call.experiment()
     if call.request.method == "HEAD":
-        await call.read(call.core.experiment, call.namespace, name)
+        await call.read(call.source.experiment, name)
         return Response(media_type="text/event-stream")
     text = call.request.headers.get("last-event-id", "")
     known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
@@ -116,7 +115,7 @@ async def events(call: Call) -> Response:
     listener = hub.join(call.namespace, name)
     try:
         # Join before asking, so that no change between the two is missed.
-        document = await call.read(call.core.experiment, call.namespace, name)
+        document = await call.read(call.source.experiment, name)
         listener.notify(document["counts"]["events"])
     except BaseException:
         hub.leave(call.namespace, name, listener)
@@ -141,12 +140,15 @@ class _Stream(StreamingResponse):
             self._leave()
 
 
-ROUTES: Final = [
+READING: Final = [
     Route("GET", "/projects", projects, READ),
-    Route("POST", "/projects/{project}/experiments", upsert_experiment, WRITE),
     Route("GET", "/experiments", experiments, READ),
     Route("GET", "/experiments/{experiment}", experiment, READ),
     Route("GET", "/experiments/{experiment}/parameters", get_parameters, READ),
-    Route("POST", "/experiments/{experiment}/parameters", set_parameters, WRITE),
     Route("GET", "/experiments/{experiment}/events", events, READ),
+]
+
+WRITING: Final = [
+    Route("POST", "/projects/{project}/experiments", upsert_experiment, WRITE),
+    Route("POST", "/experiments/{experiment}/parameters", set_parameters, WRITE),
 ]

@@ -90,14 +90,12 @@ async def files(call: Call) -> Response:
     """Records of files that are not deleted, oldest first."""
     prefix, tags = call.text("prefix"), call.text("tags")
     wanted = [tag for tag in (tags or "").split(",") if tag] or None
-    return raw_json(
-        await call.read(call.core.list_files, call.namespace, call.experiment(), check_prefix(prefix or ""), wanted)
-    )
+    return raw_json(await call.read(call.source.files, call.experiment(), check_prefix(prefix or ""), wanted))
 
 
 async def file(call: Call) -> Response:
     """The record of one file."""
-    return answer(await call.read(call.core.file_record, call.namespace, call.experiment(), call.file()))
+    return answer(await call.read(call.source.file, call.experiment(), call.file()))
 
 
 async def update_file(call: Call) -> Response:
@@ -117,11 +115,11 @@ async def delete_file(call: Call) -> Response:
 async def download_file(call: Call) -> Response:
     """The content of a file, whole or by range; a large one may be sent to the object store (307)."""
     experiment, identity = call.experiment(), call.file()
-    record = await call.read(call.core.file_record, call.namespace, experiment, identity)
+    source = call.source
+    record = await call.read(source.file, experiment, identity)
 
     def open_at(start: int, end: int) -> Opened:
-        _, blocks, size = call.core.open_file(call.namespace, experiment, identity, start, end)
-        return blocks, size
+        return source.open_file(experiment, identity, start, end)
 
     return await download(
         call,
@@ -129,7 +127,7 @@ async def download_file(call: Call) -> Response:
         checksum=record["checksum"],
         filename=record["filename"],
         content_type=record["contentType"],
-        link=lambda: call.core.link_file(call.namespace, experiment, record, _LINK_S),
+        link=lambda: source.link(experiment, record, _LINK_S),
     )
 
 
@@ -279,11 +277,14 @@ def _text(data: bytes, what: str) -> str:
 
 _FILE: Final = "/experiments/{experiment}/files/{file}"
 
-ROUTES: Final = [
+READING: Final = [
     Route("GET", "/experiments/{experiment}/files", files, READ),
-    Route("POST", "/experiments/{experiment}/files", add_file, WRITE),
     Route("GET", _FILE, file, READ),
+    Route("GET", f"{_FILE}/download", download_file, READ),
+]
+
+WRITING: Final = [
+    Route("POST", "/experiments/{experiment}/files", add_file, WRITE),
     Route("PATCH", _FILE, update_file, WRITE),
     Route("DELETE", _FILE, delete_file, WRITE),
-    Route("GET", f"{_FILE}/download", download_file, READ),
 ]

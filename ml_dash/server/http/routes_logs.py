@@ -53,12 +53,10 @@ async def logs(call: Call) -> Response:
     """A page of log entries, also filtered; each keeps its number."""
     start, limit = call.page()
     level, words = call.text("level"), call.text("q")
-    level = level if level is None else level_of(level) or level
-    page = await call.read(call.core.logs, call.namespace, call.experiment(), start, limit, level, words)
-    return answer(page)
+    levels = () if level is None else (level_of(level) or level,)
+    return answer(await call.read(call.source.logs, call.experiment(), start, limit, levels, words))
 
 
-ROUTES: Final = [
-    Route("POST", "/experiments/{experiment}/logs", add_logs, WRITE),
-    Route("GET", "/experiments/{experiment}/logs", logs, READ),
-]
+READING: Final = [Route("GET", "/experiments/{experiment}/logs", logs, READ)]
+
+WRITING: Final = [Route("POST", "/experiments/{experiment}/logs", add_logs, WRITE)]

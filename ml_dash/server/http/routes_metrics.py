@@ -88,7 +88,7 @@ async def data(call: Call) -> Response:
     """A page of points, as in the lines of `data.jsonl`."""
     start, limit = call.page()
     page = await call.read(
-        call.core.metric_page, call.namespace, call.experiment(), _metric(call), start, limit,
+        call.source.metric_page, call.experiment(), _metric(call), start, limit,
         superseded=call.flag("superseded", True),
     )  # fmt: skip
     return raw_json(page)
@@ -96,19 +96,18 @@ async def data(call: Call) -> Response:
 
 async def stats(call: Call) -> Response:
     """The statistics of one metric."""
-    return answer(await call.read(call.core.metric_stats, call.namespace, call.experiment(), _metric(call)))
+    return answer(await call.read(call.source.metric_stats, call.experiment(), _metric(call)))
 
 
 async def metrics(call: Call) -> Response:
     """All metrics of an experiment, with their statistics."""
-    return raw_json(await call.read(call.core.metrics, call.namespace, call.experiment()))
+    return raw_json(await call.read(call.source.metrics, call.experiment()))
 
 
 async def series(call: Call) -> Response:
     """The series of a metric, down-sampled so that no minimum or maximum is lost."""
     sampled = await call.read(
-        call.core.series,
-        call.namespace,
+        call.source.series,
         call.experiment(),
         _metric(call),
         points=call.integer("points", 1000, 1, MAX_LIMIT),
@@ -134,11 +133,14 @@ def _extras(body: Any) -> dict[str, Any]:
 
 _METRIC: Final = "/experiments/{experiment}/metrics/{metric...}"
 
-ROUTES: Final = [
+READING: Final = [
     Route("GET", "/experiments/{experiment}/metrics", metrics, READ),
-    Route("POST", f"{_METRIC}/append", append, WRITE),
-    Route("POST", f"{_METRIC}/append-batch", append_batch, WRITE),
     Route("GET", f"{_METRIC}/data", data, READ),
     Route("GET", f"{_METRIC}/stats", stats, READ),
     Route("GET", f"{_METRIC}/series", series, READ),
+]
+
+WRITING: Final = [
+    Route("POST", f"{_METRIC}/append", append, WRITE),
+    Route("POST", f"{_METRIC}/append-batch", append_batch, WRITE),
 ]
