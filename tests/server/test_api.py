@@ -245,35 +245,3 @@ def test_live_readers_hear_of_changes(web: Web) -> None:
         web.post(f"/experiments/{identity}/metrics/m/append", {"data": {"value": 1.0}})
         told = next(line for line in lines if line.startswith("data:"))
         assert json.loads(told[5:])["events"] > before
-
-
-@pytest.mark.parametrize(("token", "status"), [("mld_wrong", 401), ("", 400), ("x" * 5000, 400), ("größe", 400)])
-def test_a_wrong_token_shows_a_person_the_form_and_the_reason(web: Web, token: str, status: int) -> None:
-    browser = Web(web.url, None)
-    browser.session.headers["Accept"] = "text/html,application/xhtml+xml,*/*;q=0.8"
-    answer = browser.ask("POST", "/login", status, data={"token": token})
-    assert answer.headers["Content-Type"].startswith("text/html")
-    assert 'name="token"' in answer.text
-    assert 'role="alert"' in answer.text
-    assert "Set-Cookie" not in answer.headers
-    browser.session.close()
-    program = Web(web.url, None)
-    program.refused("POST", "/login", status, "unauthorised" if status == 401 else "malformed", data={"token": token})
-    program.session.close()
-
-
-def test_the_page_is_plain_and_escaped(web: Web) -> None:
-    web.experiment("<img src=x onerror=alert(1)>", "page")
-    anonymous = Web(web.url, None)
-    anonymous.session.headers["Accept"] = "text/html"
-    assert "Token" in anonymous.ask("GET", "/").text
-    anonymous.ask("POST", "/login", 303, data={"user": "alice"})
-    page = anonymous.ask("GET", "/?project=page").text
-    assert "&lt;img src=x onerror=alert(1)&gt;" in page
-    assert "<img" not in page
-    assert f"/experiments/{experiment_id('page', '<img src=x onerror=alert(1)>')}/metrics" in page
-    # The cookie is for looking only.
-    anonymous.refused("POST", "/projects/page/experiments", 401, "unauthorised", json={"name": "x"})
-    anonymous.ask("POST", "/logout", 303)
-    assert "Token" in anonymous.ask("GET", "/").text
-    anonymous.session.close()

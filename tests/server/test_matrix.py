@@ -19,7 +19,10 @@ from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
 
-OPEN_PATHS = {"/", "/login", "/logout", "/health", "/-/ready", "/openapi.json"}
+OPEN_PATHS = {
+    "/", "/runs", "/runs/{run}", "/compare", "/storage", "/latest", "/assets/{path...}", "/login", "/login/ways",
+    "/logout", "/health", "/-/ready", "/openapi.json",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

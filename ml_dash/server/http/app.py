@@ -34,7 +34,7 @@ from ...errors import InvalidInput, MLDashError, NotFound, UnsupportedType, Writ
 from ..engine.services import Server
 from ..engine.source import ServerSource
 from ..settings import ServerSettings
-from . import routes_about, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
+from . import routes_about, routes_dashboard, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
 from .auth import Authenticator, is_nearby
 from .bodies import busy
 from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
@@ -60,6 +60,7 @@ ROUTES_READING: Final = [
     *routes_logs.READING,
     *routes_experiments.READING,
     *routes_files.READING,
+    *routes_dashboard.PAGES,
 ]
 """What looks, and no more: over `call.source`, so over a team's server or the folders of this machine."""
 
@@ -69,6 +70,7 @@ ROUTES_SERVER: Final = [
     *routes_logs.WRITING,
     *routes_experiments.WRITING,
     *routes_files.WRITING,
+    *routes_dashboard.LOGINS,
     *routes_about.ROUTES,
 ]
 """What only a team's server does, over `call.core`."""

@@ -30,6 +30,8 @@ _PATH: Final[dict[str, dict[str, Any]]] = {
     "metric": _PART,
     "project": _PART,
     "blob": _PART,
+    "path": _PART,
+    "run": _PART,
 }
 
 Query = dict[str, tuple[dict[str, Any], bool]]
@@ -88,6 +90,8 @@ _FORMS: Final = {
 }  # fmt: skip
 _OTHER_ANSWERS: Final = {
     "page": "text/html",
+    "follow_link": "text/html",
+    "asset": "application/octet-stream",
     "figures": "text/plain",
     "events": "text/event-stream",
     "download_file": "application/octet-stream",
@@ -96,6 +100,7 @@ _OTHER_ANSWERS: Final = {
     "base": "application/vnd.msgpack",
 }
 _REDIRECTS: Final = ("follow_link", "log_in", "log_out")
+"""Calls that send a browser to the page, and answer a script with 200."""
 
 
 @cache
@@ -139,8 +144,9 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.access != OPEN:
         operation["security"] = [{"token": []}]
     if name == "follow_link":
-        page = {"text/html": {"schema": {"type": "string"}}}
-        operation["responses"]["401"] = {"description": "The link was used, or is of another server.", "content": page}
+        content = {"text/html": {"schema": {"type": "string"}}, **_refused()["content"]}
+        why = "The link was used, or is of another server."
+        operation["responses"]["401"] = {"description": why, "content": content}
     if name == "download_file":
         operation["responses"]["307"] = {"description": "To the object store, by a link that is good for some minutes."}
     body = _body(name)
@@ -185,11 +191,12 @@ def _body(name: str) -> dict[str, Any] | None:
 
 
 def _good(name: str) -> dict[str, Any]:
-    if name in _REDIRECTS:
-        return {"303": {"description": "To the page."}}
     kind = _OTHER_ANSWERS.get(name, "application/json")
     schema: dict[str, Any] = {"type": "object"} if kind == "application/json" else {"type": "string"}
-    return {"200": {"description": "Done.", "content": {kind: {"schema": schema}}}}
+    good: dict[str, Any] = {"200": {"description": "Done.", "content": {kind: {"schema": schema}}}}
+    if name in _REDIRECTS:
+        good["303"] = {"description": "To the page."}
+    return good
 
 
 def _refused() -> dict[str, Any]:

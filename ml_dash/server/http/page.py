@@ -1,87 +1,71 @@
-"""A plain HTML page: projects and experiments, with links to their data. No script, everything escaped."""
+"""The dashboard's page and its files as answers: policy, ETag, the compressed form where it is taken.
+
+The policy lets the page run its own scripts and nothing else: no inline script, no `eval`, no other origin.
+"""
 
 from __future__ import annotations
 
-from html import escape
-from typing import Any, Final
-from urllib.parse import quote, urlencode
+from typing import Final
 
-_STYLE: Final = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c2024; }
-table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .3rem .8rem .3rem 0; }
-th { border-bottom: 1px solid #aab; } td { border-bottom: 1px solid #e4e6ea; } td.n { text-align: right; }
-a { color: #0b5cad; } .dim { color: #667; } input { font: inherit; padding: .2rem .4rem; min-width: 22rem; }
-@media (prefers-color-scheme: dark) { body { background: #15181c; color: #dde; } a { color: #7db7f5; }
-td { border-color: #2c313a; } }
-"""
+from starlette.responses import Response
 
+from ...core.protocol import UNKNOWN, Refused
+from .assets import Asset, Assets
+from .calls import Call
 
-def experiments_page(
-    user: str, namespace: str, projects: list[dict[str, Any]], listing: dict[str, Any], project: str | None
-) -> str:
-    """Return the HTML of the list: projects, and a page of experiments, of all projects or of one."""
-    links = " · ".join(
-        f'<a href="/?{_query(namespace, user, project=p["name"])}">{escape(p["name"])}</a> '
-        f'<span class="dim">{p["experiments"]:,}</span>'
-        for p in projects
-    )
-    rows = "".join(_row(experiment, namespace, user) for experiment in listing["experiments"])
-    head = "".join(f"<th>{name}</th>" for name in ("experiment", "status", "points", "updated", "data"))
-    title = escape(project) if project is not None else "All projects"
-    more = ""
-    if listing["next"] is not None:
-        query = _query(namespace, user, project=project, after=listing["next"])
-        more = f'<p><a href="/?{query}">older experiments</a></p>'
-    whole = '<a href="/">all</a> · ' if project is not None else ""
-    body = (
-        f"<h1>{title}</h1><p>{whole}{links or 'no project yet'}</p>"
-        f"<p class=dim>{listing['total']:,} experiment{'' if listing['total'] == 1 else 's'} of {escape(namespace)}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
-        f'<form method="post" action="/logout"><p class="dim">logged in as {escape(user)} '
-        "<button>log out</button></p></form>"
-    )
-    return _document(title, body)
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "frame-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+PAGE_HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+_ASSETS: Final = Assets()
 
 
-def _row(experiment: dict[str, Any], namespace: str, user: str) -> str:
-    path, query = f"/experiments/{quote(experiment['id'])}", _query(namespace, user)
-    tail = f"?{query}" if query else ""
-    links = " ".join(f'<a href="{path}/{name}{tail}">{name}</a>' for name in ("parameters", "metrics", "logs", "files"))
-    name = escape(f"{experiment['project']}/{experiment['name']}")
-    points = experiment["counts"].get("points", 0)
-    return (
-        f'<tr><td><a href="{path}{tail}">{name}</a></td><td>{escape(experiment["status"])}</td>'
-        f'<td class="n">{points:,}</td><td>{escape(experiment["updatedAt"][:19])}</td><td>{links}</td></tr>'
-    )
+async def page_of(call: Call, status: int = 200) -> Response:
+    """Return the dashboard's page, the same at every path. Raises Refused (404) if it is not installed."""
+    response = await asset_of(call, "index.html", status)
+    response.headers.update(PAGE_HEADERS)
+    return response
 
 
-def login_page(development: bool, refused: str | None = None) -> str:
-    """Return the HTML of the login form; `development` adds a field for a user's name, `refused` says why it failed."""
-    form = (
-        '<form method="post" action="/login"><p><label>Token<br>'
-        '<input name="token" type="password" autocomplete="current-password" required></label> '
-        "<button>log in</button></p></form>"
-    )
-    if development:
-        form += (
-            '<form method="post" action="/login"><p><label>or, on this machine, any user name<br>'
-            '<input name="user" required></label> <button>look</button></p></form>'
-        )
-    hint = '<p class="dim">The server\'s owner makes tokens: <code>ml-dash server token create USER</code></p>'
-    why = f'<p role="alert">{escape(refused[:1].upper() + refused[1:])}.</p>' if refused else ""
-    return _document("Log in", f"<h1>ml-dash</h1>{why}{form}{hint}")
+async def asset_of(call: Call, path: str, status: int = 200) -> Response:
+    """Return a file of the dashboard; 304 where the client has it. Raises Refused (404) if there is none."""
+    asset = await call.read(_ASSETS.find, path)
+    if asset is None:
+        raise Refused(404, UNKNOWN, "the dashboard has no such file")
+    return _sent(call, asset, status)
 
 
-def _query(namespace: str, user: str, **more: str | None) -> str:
-    given = {name: value for name, value in more.items() if value is not None}
-    if namespace != user:
-        given["namespace"] = namespace
-    return escape(urlencode(given))
+def asks_for_page(call: Call) -> bool:
+    """True if a browser goes to this path, False if a script or a program asks for what is there."""
+    return "text/html" in call.request.headers.get("accept", "")
 
 
-def _document(title: str, body: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title} - ml-dash</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body>{body}</body></html>\n"
-    )
+def _sent(call: Call, asset: Asset, status: int) -> Response:
+    """Return the answer with an asset, compressed where the client takes that; 304 where it has it already."""
+    headers = call.request.headers
+    packed = asset.packed is not None and _takes_gzip(headers.get("accept-encoding", ""))
+    etag = f'"{asset.digest}{"-gzip" if packed else ""}"'
+    # Asked for each time, so that a new version is there at once; the answer is 304 nearly always.
+    common = {"Cache-Control": "no-cache", "ETag": etag, "Vary": "Accept-Encoding"}
+    known = [one.strip().removeprefix("W/") for one in headers.get("if-none-match", "").split(",")]
+    if status == 200 and etag in known:
+        return Response(None, 304, common)
+    common |= {"Content-Type": asset.kind, "Cross-Origin-Resource-Policy": "same-origin"}
+    if packed:
+        assert asset.packed is not None
+        return Response(asset.packed, status, {**common, "Content-Encoding": "gzip"})
+    return Response(asset.content, status, common)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """True if a client that sends this Accept-Encoding takes gzip."""
+    for one in accepted.lower().split(","):
+        name, *parameters = (part.strip() for part in one.split(";"))
+        if name == "gzip":
+            return not any(part.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for part in parameters)
+    return False

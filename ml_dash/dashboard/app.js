@@ -1,0 +1,4 @@
+// The entry of the dashboard.
+
+const app = document.getElementById("app");
+if (app) app.textContent = "ml-dash";

@@ -1,0 +1,73 @@
+"""The files of the dashboard as they are sent: content, gzip, ETag, type; each read and compressed once."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+FOLDER: Final = Path(__file__).parents[2] / "dashboard"
+
+_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+"""Suffix -> type. Files with another suffix are not sent."""
+
+# A part that begins with a dot is neither `..` nor a hidden file.
+_PATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_LONGEST_PATH: Final = 200  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file that is ready to be sent. `packed` is its gzip form, None where that is no smaller."""
+
+    content: bytes
+    packed: bytes | None
+    digest: str
+    kind: str
+
+
+class Assets:
+    """The files of one folder, by their paths below it.
+
+    A file is read again once its time or size on disk is another. Any thread may ask; two that ask first both read.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._read: dict[str, tuple[tuple[int, int], Asset]] = {}
+
+    def find(self, path: str) -> Asset | None:
+        """Return the file at a path below the folder; None if there is none, or none that is sent."""
+        kind = _TYPES.get(Path(path).suffix)
+        if kind is None or len(path) > _LONGEST_PATH or not _PATH.fullmatch(path):
+            return None
+        file = self._folder / path
+        try:
+            stat = file.stat()
+            state = (stat.st_mtime_ns, stat.st_size)
+            known = self._read.get(path)
+            if known is not None and known[0] == state:
+                return known[1]
+            content = file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        asset = _asset(content, kind)
+        self._read[path] = (state, asset)
+        return asset
+
+
+def _asset(content: bytes, kind: str) -> Asset:
+    """Return the content with its compressed form, which is the same bytes each time."""
+    packed = gzip.compress(content, 9, mtime=0)
+    return Asset(content, packed if len(packed) < len(content) else None, sha256(content).hexdigest()[:32], kind)
