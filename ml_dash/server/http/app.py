@@ -39,7 +39,7 @@ from .auth import Authenticator, is_nearby
 from .bodies import busy
 from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
 from .limits import Admission, Limited, Limiter
-from .observe import Observer, log, shown_path
+from .observe import log, shown_path
 from .stream import Hub
 
 MAX_ACTIVE: Final = 2048
@@ -94,12 +94,15 @@ _COMMON_HEADERS: Final = [
 
 def make_app(core: Server, settings: ServerSettings) -> App:
     """Return the application over an open core. The caller closes the core."""
+    # Loaded here, with what only a team's server needs.
+    from .figures import Figures
+
     hub = Hub()
     core.on_change(hub.changed)
     limiter = Limiter(settings.user_limits, settings.token_limits)
     authenticator = Authenticator(core, settings)
     source_for = partial(ServerSource, core)
-    return App(Services(core, source_for, settings, authenticator, Observer(), hub, ROUTES, limiter))
+    return App(Services(core, source_for, settings, authenticator, Figures(), hub, ROUTES, limiter))
 
 
 class App:
@@ -213,7 +216,7 @@ class App:
             await send(message)
 
         self._active += 1
-        observer.active.inc()
+        observer.entered()
         try:
             # Errors of the handler end there; what can still be raised here is that the connection is gone.
             response = await self._response(request, record)
@@ -224,9 +227,7 @@ class App:
             if record.admission is not None:
                 record.admission.leave()
             self._active -= 1
-            observer.active.dec()
-            observer.body_memory.set(self.services.budget.used)
-            observer.listeners.set(self.services.hub.count)
+            observer.left(self.services.budget.used, self.services.hub.count)
             seconds = time.perf_counter() - began
             observer.answered(record.method, record.route, record.status, seconds)
             _note(request, record, seconds)
@@ -289,14 +290,14 @@ class App:
     def _failed(self, error: Exception, request: Request, record: _Record) -> Response:
         """Return the answer to an error; count it, and log what the server's owner should see."""
         refused = _refused(error)
-        self.services.observer.refused.labels(refused.code).inc()
+        self.services.observer.refused(refused.code)
         record.code = refused.code
         if isinstance(refused, Limited):
-            self.services.observer.limited.labels(refused.limit).inc()
+            self.services.observer.limited(refused.limit)
         if refused.code == CONFLICT:
             log.error("conflict: %s", refused.message, extra={"path": shown_path(request.url.path), **refused.extra})
         if refused.status >= 500:
-            self.services.observer.failures.inc()
+            self.services.observer.failed()
             if not isinstance(error, Refused):
                 log.error("%s %s failed", request.method, shown_path(request.url.path), exc_info=error)
         return refusal(refused)

@@ -1,4 +1,4 @@
-"""Logs and metrics for the server's operators: JSON lines on stderr, figures for Prometheus."""
+"""What the server's operators see: a log of JSON lines on stderr, and what is counted about requests."""
 
 from __future__ import annotations
 
@@ -9,59 +9,38 @@ import time
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-
 log: Final = logging.getLogger("ml_dash.server")
 
-METRICS_TYPE: Final = CONTENT_TYPE_LATEST
-
-_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONGEST_PATH: Final = 500  # characters
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
 
 
 class Observer:
-    """Metrics of one server, in a registry of its own: several servers in one process do not mix."""
+    """What an application notes about its requests. This one counts nothing: for who asks nobody how it goes."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
         self.began = time.monotonic()
-        self.requests = Counter(
-            "ml_dash_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "ml_dash_request_seconds", "Time until the whole answer was sent.", ["method", "route"],
-            buckets=_BUCKETS, registry=self.registry,
-        )  # fmt: skip
-        self.active = Gauge("ml_dash_active_requests", "Requests under way.", registry=self.registry)
-        self.body_bytes = Counter("ml_dash_body_bytes", "Bytes of bodies, decompressed.", registry=self.registry)
-        self.refused = Counter(
-            "ml_dash_refused", "Requests refused, by code; `conflict` is an alarm.", ["code"], registry=self.registry
-        )
-        self.limited = Counter(
-            "ml_dash_limited", "Requests refused because a user or a token takes too much, by limit.", ["limit"],
-            registry=self.registry,
-        )  # fmt: skip
-        self.body_memory = Gauge("ml_dash_body_memory_bytes", "Bodies in memory.", registry=self.registry)
-        self.listeners = Gauge("ml_dash_listeners", "Live readers connected.", registry=self.registry)
-        self.failures = Counter("ml_dash_failures", "Requests that ended in 500 or 503.", registry=self.registry)
-        uptime = Gauge("ml_dash_uptime_seconds", "Time since the server started.", registry=self.registry)
-        uptime.set_function(lambda: time.monotonic() - self.began)
-        ProcessCollector(registry=self.registry)
+
+    def entered(self) -> None:
+        """Note that a request has begun."""
+
+    def left(self, body_memory: int, listeners: int) -> None:
+        """Note that a request has ended; and the bytes of bodies in memory, and the live readers, at this moment."""
 
     def received(self, size: int) -> None:
         """Count the bytes of a body, decompressed."""
-        self.body_bytes.inc(size)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count an answer, and the time until it was sent."""
-        self.requests.labels(method, route, str(status)).inc()
-        self.seconds.labels(method, route).observe(seconds)
 
-    def exposition(self) -> bytes:
-        """Return all metrics in the text format of Prometheus."""
-        return generate_latest(self.registry)
+    def refused(self, code: str) -> None:
+        """Count a refusal, by its code."""
+
+    def limited(self, limit: str) -> None:
+        """Count a refusal because a user or a token takes too much, by the limit."""
+
+    def failed(self) -> None:
+        """Count a request that ended in 500 or 503."""
 
 
 class JSONLines(logging.Formatter):

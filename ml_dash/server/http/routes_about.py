@@ -11,7 +11,6 @@ from starlette.responses import Response
 from ...core.protocol import UNAVAILABLE, Refused
 from .auth import Who
 from .calls import OPEN, READ, Call, Route, answer, raw_json
-from .observe import METRICS_TYPE
 from .openapi import description
 
 
@@ -35,7 +34,11 @@ async def ready(call: Call) -> Response:
 
 async def figures(call: Call) -> Response:
     """Metrics of the server in the text format of Prometheus."""
-    data = await call.read(call.services.observer.exposition)
+    from .figures import METRICS_TYPE, Figures
+
+    counted = call.services.observer
+    assert isinstance(counted, Figures), "figures were routed where nothing is counted"
+    data = await call.read(counted.exposition)
     return Response(data, headers={"Cache-Control": "no-store", "Content-Type": METRICS_TYPE})
 
 

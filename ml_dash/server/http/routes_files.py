@@ -8,11 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypedDict
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypedDict
 
 import anyio
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.responses import Response
 
 from ...core.names import check_filename, check_prefix
@@ -22,6 +20,9 @@ from ...files import get_mime_type
 from .bodies import ADMISSION_S, busy, chunks, declared_length, decode_json, too_large
 from .calls import READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
 from .downloads import Opened, download
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartParser
 
 _FIELD_BYTES: Final = 256 << 10
 _FIELDS: Final = frozenset(("prefix", "checksum", "sizeBytes", "description", "tags", "metadata", "text"))
@@ -252,6 +253,9 @@ class _Upload:
 
 
 def _parser(call: Call, upload: _Upload) -> MultipartParser:
+    # Not at the top: where only folders are shown, it need not be installed.
+    from python_multipart.multipart import MultipartParser, parse_options_header
+
     kind, options = parse_options_header(call.request.headers.get("content-type", ""))
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= 200:
@@ -262,6 +266,8 @@ def _parser(call: Call, upload: _Upload) -> MultipartParser:
 
 
 def _feed(parser: MultipartParser, data: bytes) -> None:
+    from python_multipart.exceptions import FormParserError
+
     try:
         parser.write(data)
     except FormParserError as error:
