@@ -176,6 +176,8 @@ class _Upload:
         self._header_value.clear()
 
     def _headers_finished(self) -> None:
+        from python_multipart.multipart import parse_options_header
+
         kind, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if kind != b"form-data" or not (name == "file" or name in _FIELDS):
