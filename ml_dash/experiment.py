@@ -17,7 +17,7 @@ from .errors import ForeignFolder, InvalidName, InvalidValue, UnsupportedType
 from .log import LogBuilder, LogLevel, append_log
 from .metric import MetricBuilder, MetricsBuilder
 from .recording.ending import check_status, passing
-from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_mapping
+from .recording.lifecycle import Arguments, Handle, Warnings, checked_given, checked_labels, checked_mapping
 from .recording.process import loading
 from .recording.session import Reading
 
@@ -305,9 +305,17 @@ class Experiment:
         tags: list[str] | None = None,
         folder: str | None = None,
         metadata: Metadata | None = None,
+        title: str | None = None,
+        notes: str | None = None,
+        archived: bool | None = None,
     ) -> None:
-        """Replace the description, tags, folder or metadata: those that are given."""
+        """Replace the description, tags, folder, metadata, title, notes (Markdown) or archived: those that are given.
+
+        A `title` is another name: it is shown from now on, and the experiment is found by either. Its id and its folder
+        stay. Raises InvalidName for a title that could not be a name, UnsupportedType; nothing is recorded then.
+        """
         given = checked_given(description, tags, folder, metadata, self._handle.warn)
+        given |= checked_labels(title, notes, archived)
         self._handle.session.recording()
         if given:
             self._handle.record(events.UPDATE, given)
@@ -429,6 +437,25 @@ class Experiment:
         if not self._handle.recorded and key in self._handle.arguments.given:
             return self._handle.arguments.given[key]
         return self.data.get(key)
+
+    @property
+    def title(self) -> str | None:
+        """What it is called since it was renamed; None if it was not. Set it with `update(title=...)`."""
+        return cast("str | None", self._newest("title"))
+
+    @property
+    def notes(self) -> str | None:
+        """Remarks about it, in Markdown; None if there are none. Setting them records them at once."""
+        return cast("str | None", self._newest("notes"))
+
+    @notes.setter
+    def notes(self, text: str) -> None:
+        self.update(notes=text)
+
+    @property
+    def archived(self) -> bool:
+        """True if it was put away: lists leave it out. Set it with `update(archived=...)`."""
+        return bool(self._newest("archived"))
 
     @property
     def write_protected(self) -> bool:

@@ -6,7 +6,8 @@ small integers; a reader passes on kinds it does not know. Bodies are plain msgp
 | kind          | body                                                                        |
 |---------------|-----------------------------------------------------------------------------|
 | `OPEN`        | map: see `opening()`                                                        |
-| `CLOSE`       | map: `status`, and `error` (type, message, traceback) when it failed        |
+| `CLOSE`       | map: `status`; `error` (type, message, traceback) when it failed; `signal`  |
+|               | (its number) or `exitCode` where the process was ended by one               |
 | `LOG`         | `[level, message, metadata or nil]`                                         |
 | `PARAMETERS`  | map of dotted keys to values                                                |
 | `POINT`       | `[metric, {field: value}]`                                                  |
@@ -16,7 +17,8 @@ small integers; a reader passes on kinds it does not know. Bodies are plain msgp
 | `FILE`        | map: see `file_added()`                                                     |
 | `FILE_UPDATE` | map: `id`, and the `description`, `tags`, `metadata` that were given        |
 | `FILE_DELETE` | map: `id`                                                                   |
-| `UPDATE`      | map of the `description`, `tags`, `folder`, `metadata` that were given      |
+| `UPDATE`      | map of the `description`, `tags`, `folder`, `metadata`, `title`, `notes`,   |
+|               | `archived` that were given                                                  |
 | `LOST`        | map: `count` of events, `reason`; the numbers `from`..`to` stay unused      |
 | `REWIND`      | map: `step`, and `metrics` (a list of names) where not all are meant        |
 
@@ -145,6 +147,8 @@ MAX_DEPTH: Final = 100
 
 _LEAVES: Final = frozenset((type(None), bool, int, float, str, bytes))
 _TEXT: Final = frozenset((str,))
+# Types of registers that are neither tags nor texts.
+_TYPES: Final[dict[str, type]] = {"metadata": dict, "archived": bool}
 
 
 class Malformed(ValueError):
@@ -206,7 +210,10 @@ def step(value: Any) -> int | float:
 
 
 def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """Return what a body has of `keys`: `description`, `tags`, `folder`, `metadata`. Raises Malformed."""
+    """Return what a body has of `keys`: `description`, `tags`, `folder`, `metadata`, `title`, `notes`, `archived`.
+
+    Raises Malformed.
+    """
     given = {key: body[key] for key in keys if key in body}
     for key, value in given.items():
         if value is None:
@@ -215,7 +222,6 @@ def changes(body: dict[str, Any], *keys: str) -> dict[str, Any]:
             # Tags are a list of texts.
             if type(value) is not list or not set(map(type, value)) <= _TEXT:
                 raise Malformed
-        elif type(value) is not (dict if key == "metadata" else str):
-            # Metadata is a mapping; all others are texts.
+        elif type(value) is not _TYPES.get(key, str):
             raise Malformed
     return given

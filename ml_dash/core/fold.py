@@ -41,6 +41,7 @@ from .state import (
     NOBODY,
     RUNNING,
     RUNS_KEPT,
+    TITLES_KEPT,
     Block,
     Edits,
     File,
@@ -306,7 +307,9 @@ def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
     # free.
     if body["status"] not in ev.ENDINGS or writer.ended is not None:
         raise Malformed
+    signal, exit_code = (ev.natural(body[key]) if key in body else None for key in ("signal", "exitCode"))
     writer.error = None if error is None else ev.mapping(error)
+    writer.signal, writer.exit_code = signal, exit_code
     # Before the writer has ended: no indices are noted for one that has.
     work.flush_all()
     writer.ended, writer.ended_ns, writer.dead = body["status"], stamp[0], False
@@ -315,9 +318,19 @@ def _close(work: _Batch, body: Any, stamp: StampTuple) -> None:
 
 def _update(work: _Batch, body: Any, stamp: StampTuple) -> None:
     """Fold new values of the experiment's own registers."""
-    body = ev.mapping(body)
-    _offer(work.state, ev.changes(body, "description", "tags", "folder", "metadata"), stamp)
-    _protect(work.state, body, stamp)
+    state, body = work.state, ev.mapping(body)
+    given = ev.changes(body, "description", "tags", "folder", "metadata", "title", "notes", "archived")
+    _offer(state, given, stamp)
+    if given.get("title") is not None:
+        _note_title(state, given["title"], stamp)
+    _protect(state, body, stamp)
+
+
+def _note_title(state: State, title: str, stamp: StampTuple) -> None:
+    """Remember a title. Which ones are kept depends on their stamps alone, whatever the order of arrival."""
+    state.titles[title] = max(stamp, state.titles.get(title, stamp))
+    if len(state.titles) > TITLES_KEPT:
+        del state.titles[min(state.titles, key=lambda one: state.titles[one])]
 
 
 def _protect(state: State, body: dict[str, Any], stamp: StampTuple) -> None:

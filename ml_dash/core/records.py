@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from binascii import b2a_base64
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from .limits import CHUNK_SIZE
 from .names import experiment_id, metric_id
 from .ranges import size_of
 from .state import RUNNING, File, Metric, Series, State, WriterState
 from .times import utc_text
+
+WRITERS_SHOWN: Final = 50
+"""The newest writers in `experiment.json`, besides the first: a run may be resumed thousands of times."""
+_REASON_CHARACTERS: Final = 300
+# By number, as Linux has them: the machine that reads may have others, or be Windows.
+_SIGNALS: Final = {1: "SIGHUP", 2: "SIGINT", 3: "SIGQUIT", 6: "SIGABRT", 9: "SIGKILL", 10: "SIGUSR1", 11: "SIGSEGV",
+                   12: "SIGUSR2", 15: "SIGTERM", 24: "SIGXCPU"}  # fmt: skip
 
 
 class LogEntry(TypedDict):
@@ -145,29 +152,57 @@ class FileRecord(TypedDict):
     deletedAt: str | None
 
 
+class Reason(TypedDict, total=False):
+    """Why an experiment is not running any more, though it was not completed; only what is known is there.
+
+    `kind`: "exception" (with its `type`), "exit" (with the exit `code`), "signal" (with its number, `signal`), "closed"
+    (by a call that gave the status), "died" (it was found dead; `host` is where), "silent" (it says it is running, and
+    nothing was heard of it for long). `text` says it in a line, `at` when it happened or was last heard.
+    """
+
+    kind: str
+    text: str
+    type: str
+    signal: int
+    code: int
+    host: str
+    at: str | None
+
+
 class _WhereItApplies(TypedDict, total=False):
     afterProtection: dict[str, list[str]]
     malformedEvents: int
 
 
 class ExperimentRecord(_WhereItApplies):
-    """`experiment.json`. Times are null, and the status `interrupted`, while there is no event."""
+    """`experiment.json`. Times are null, and the status `interrupted`, while there is no event.
+
+    `title` is what it is called since it was renamed, `names` what it was called before. `writers` has the first one
+    and the newest; there are `writersTotal`, of which `writersRunning` have not ended.
+    """
 
     id: str
     name: str
+    title: str | None
+    names: list[str]
     project: str
     description: str | None
+    notes: str | None
     tags: list[str] | None
     folder: str | None
     metadata: dict[str, Any] | None
+    archived: bool
     writeProtected: bool
     status: str
+    reason: Reason | None
     createdAt: str | None
     updatedAt: str | None
     endedAt: str | None
     error: dict[str, Any] | None
     counts: dict[str, int]
     journal: str | None
+    writersTotal: int
+    writersRunning: int
     writers: list[dict[str, Any]]
 
 
@@ -418,28 +453,87 @@ def ended_at(state: State) -> str | None:
     return _time(max((state.writers[writer].end_ns for writer in ids), default=0))
 
 
+def shown_name(state: State) -> str:
+    """Return what an experiment is called: its title, else its name."""
+    return state.title.value or state.name
+
+
+def old_names(state: State) -> list[str]:
+    """Return what an experiment was called before, oldest first: its name, if it has a title, and older titles."""
+    by_age = sorted(state.titles, key=lambda title: state.titles[title])
+    return [name for name in dict.fromkeys([state.name, *by_age]) if name != shown_name(state)]
+
+
+def reason_of(state: State) -> Reason | None:
+    """Return why an experiment failed or was interrupted; None if it did not, or nothing is known of it."""
+    status = status_of(state)
+    if status not in ("failed", "interrupted") or not state.events:
+        return None
+    ids = state.session or [writer for writer in [state.last_ended] if writer]
+    ended = (None, "interrupted") if status == "interrupted" else (status,)
+    deciding = [state.writers[writer] for writer in ids]
+    deciding = sorted((writer for writer in deciding if writer.ended in ended), key=lambda writer: writer.end_ns)
+    # The first that failed, for others may have failed because of it; the last that stopped.
+    return _reason(deciding[0 if status == "failed" else -1]) if deciding else None
+
+
+def _reason(writer: WriterState) -> Reason:
+    """Return how a writer ended."""
+    place = writer.place or {}
+    reason = Reason(kind="closed", text=f"closed as {writer.ended}", at=_time(writer.end_ns))
+    if writer.ended is None:
+        host = str(place.get("host", "an unknown host"))
+        reason |= Reason(kind="died", text=f"died on {host}, last heard {utc_text(writer.last_ns)}", host=host)
+    elif writer.signal is not None:
+        reason |= Reason(kind="signal", text=f"ended by {_signal_name(writer.signal)}", signal=writer.signal)
+    elif writer.exit_code is not None:
+        reason |= Reason(kind="exit", text=f"ended with exit code {writer.exit_code}", code=writer.exit_code)
+    elif writer.error and "type" in writer.error:
+        kind, message = str(writer.error["type"]), str(writer.error.get("message", ""))
+        # The whole of it is in `error`.
+        first = message.strip().split("\n", 1)[0][:_REASON_CHARACTERS]
+        reason |= Reason(kind="exception", type=kind, text=f"{kind}: {first}" if first else kind)
+    return reason
+
+
+def _signal_name(number: int) -> str:
+    return _SIGNALS.get(number, f"signal {number}")
+
+
+def _shown_writers(state: State) -> list[WriterState]:
+    """Return the writers that `experiment.json` lists: the first and the newest ones, by when they began."""
+    writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
+    return writers if len(writers) <= WRITERS_SHOWN + 1 else [writers[0], *writers[-WRITERS_SHOWN:]]
+
+
 def experiment_document(state: State) -> ExperimentRecord:
     """Return the content of `experiment.json`. All of it comes from events and from what `order` records."""
-    writers = sorted(state.writers.values(), key=lambda writer: (writer.first_ns, writer.id))
     session = [state.writers[writer] for writer in state.session or state.writers]
     error = next((writer.error for writer in reversed(session) if writer.error), None)
     document: ExperimentRecord = {
         "id": experiment_id(state.project, state.name),
         "name": state.name,
+        "title": state.title.value,
+        "names": old_names(state),
         "project": state.project,
         "description": state.description.value,
+        "notes": state.notes.value,
         "tags": state.tags.value,
         "folder": state.folder.value,
         "metadata": _readable(state.metadata.value),
+        "archived": bool(state.archived.value),
         "writeProtected": state.protected is not None,
         "status": status_of(state),
+        "reason": reason_of(state),
         "createdAt": _time(state.created_ns),
         "updatedAt": _time(state.updated_ns),
         "endedAt": ended_at(state),
         "error": error if state.status == "failed" else None,
         "counts": experiment_counts(state),
         "journal": state.journal_path.value,
-        "writers": [writer_record(writer) for writer in writers],
+        "writersTotal": len(state.writers),
+        "writersRunning": len(state.alive),
+        "writers": [writer_record(writer) for writer in _shown_writers(state)],
     }
     late = [key for key, register in state.parameters.items() if _after_protection(state, register.stamp)]
     if late:

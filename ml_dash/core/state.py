@@ -18,12 +18,14 @@ from typing import Any, Final
 from . import events as ev
 from .ranges import Range
 
-FOLD_VERSION: Final = 3
+FOLD_VERSION: Final = 4
 """Grows when the fold gives the same events another state: states of older versions are then made again."""
 RUNNING: Final = "running"
 # Indices are asked for soon after a point was appended, and each run is stored with every checkpoint.
 RUNS_KEPT: Final = 64
 """Entries of `Metric.runs` that are kept."""
+TITLES_KEPT: Final = 100
+"""Names of an experiment that are remembered, the newest ones."""
 NOBODY: Final = ""
 """The writer of a run whose points cannot be found by ordinals."""
 # Numbers of events are below this, so that the end of a range fits into 64 bits as well.
@@ -195,6 +197,9 @@ class WriterState:
     ended: str | None = None
     ended_ns: int = 0
     error: dict[str, Any] | None = None
+    # The number of the signal, or the exit code, that ended its process, if its closing event says so.
+    signal: int | None = None
+    exit_code: int | None = None
     dead: bool = False
     # It was wrongly taken for dead, and its tallies may have been dropped: no indices are noted for it any more.
     uncounted: bool = False
@@ -272,6 +277,12 @@ class State:
     tags: Register = field(default_factory=Register)
     folder: Register = field(default_factory=Register)
     metadata: Register = field(default_factory=Register)
+    # What it is called instead of its name, remarks in Markdown, and whether it is put away.
+    title: Register = field(default_factory=Register)
+    notes: Register = field(default_factory=Register)
+    archived: Register = field(default_factory=Register)
+    # Every title that it was given → the greatest stamp at which; at most TITLES_KEPT of them.
+    titles: dict[str, StampTuple] = field(default_factory=dict)
     journal_path: Register = field(default_factory=Register)
     parameters: dict[str, Register] = field(default_factory=dict)
     logs: int = 0

@@ -5,6 +5,7 @@ not on this machine, so its state is brought up to date as far as it says enough
 
     version 1    knows no steps: any rewind may hit its points
     version 2    counts neither listed files nor lost events as a whole
+    version 3    knows no titles, notes and archiving, nor what ended a process: they stay unknown
 """
 
 from __future__ import annotations

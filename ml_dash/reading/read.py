@@ -9,7 +9,9 @@ from typing import Final
 
 import msgspec
 
+from ..core.limits import LATEST_NS
 from ..core.records import ExperimentRecord
+from ..core.times import utc_text
 from ..disk.settings import DEFAULT_LOCAL_PATH, Settings, resolve
 from ..errors import InvalidValue, NotFound
 from ..journal.merge import OrderChanged
@@ -59,16 +61,22 @@ def record(located: Located) -> ExperimentRecord:
 
 def _is_final(document: ExperimentRecord, located: Located, path: Path) -> bool:
     """True if nothing can be added to the document: it has every writer of the journal, and all of them have ended."""
-    ends = {writer.get("id"): writer.get("ended") for writer in document["writers"]}
-    if document["status"] == "running" or None in ends.values():
+    if document["status"] == "running" or document["writersRunning"]:
         return False
     if (document["project"], document["name"]) != (located.project, located.name):
         return False
+    ends = {writer["id"]: writer.get("ended") for writer in document["writers"]}
+    # Of many writers only the newest are listed. One that is not began before these: a name that says otherwise is of
+    # a writer that came later than the document.
+    newest = [str(writer["startedAt"]) for writer in document["writers"][1:]]
+    listed_since = min(newest) if document["writersTotal"] > len(ends) else ""
     written_ns = path.stat().st_mtime_ns
     for name, segment in list_segments(located.journal):
-        end = ends.get(name.writer)
-        # Where locks do not work, a writer that was taken for dead may go on.
-        if end is None or (end == "died" and segment.stat().st_mtime_ns >= written_ns):
+        if name.writer not in ends and utc_text(min(name.created_ns, LATEST_NS)) > listed_since:
+            return False
+        # Where locks do not work, a writer that was taken for dead may go on; of one that is not listed, nobody knows
+        # how it ended.
+        if ends.get(name.writer, "died") == "died" and segment.stat().st_mtime_ns >= written_ns:
             return False
     return True
 

@@ -13,10 +13,14 @@ from ..errors import InvalidValue
 _TRACEBACK_CHARACTERS: Final = 20_000
 _EX_TEMPFAIL: Final = 75  # sysexits.h
 _LARGEST_SIGNAL: Final = 64
+_SIGINT: Final = 2
 _SECRET_VARIABLES: Final = ("ML_DASH_API_KEY", "ML_DASH_JWT_SECRET")
 
 Ending = tuple[str, dict[str, Any] | None]
 """(status, description of the exception if the status is `failed`)."""
+
+Cause = dict[str, int]
+"""`signal` or `exitCode`, as in the closing event; empty where the process was not ended by one."""
 
 Before = tuple[BaseException | None, BaseException | None]
 """Exceptions at `open()`: (the one being handled, the last one that nobody handled)."""
@@ -38,6 +42,18 @@ def ending(error: BaseException | None, secrets: Iterable[str]) -> Ending:
     if isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and _asks_to_come_back(error.code)):
         return "interrupted", None
     return "failed", described(error, secrets)
+
+
+def cause(error: BaseException | None) -> Cause:
+    """Return the signal or the exit code with which an exception ends the process."""
+    if isinstance(error, KeyboardInterrupt):
+        return {"signal": _SIGINT}
+    if not isinstance(error, SystemExit) or not isinstance(error.code, int):
+        # A text as exit code is printed, and then the code is 1: it is described as the exception that it is.
+        return {}
+    if 128 < error.code <= 128 + _LARGEST_SIGNAL:
+        return {"signal": error.code - 128}
+    return {"exitCode": error.code} if error.code > 0 else {}
 
 
 def _asks_to_come_back(code: object) -> bool:

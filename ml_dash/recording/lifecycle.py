@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..core import events
-from ..core.names import experiment_id, shown
+from ..core.names import check_name, experiment_id, shown
 from ..core.values import lenient_values
 from ..disk.places import disabled, quiet
 from ..disk.settings import Settings
 from ..errors import NotFound, StorageError, UnsupportedType, WriterGone
 from . import disabled as discard
 from . import process
-from .ending import Before, before, ending, unhandled
+from .ending import Before, Cause, before, cause, ending, unhandled
 from .messages import print_line
 from .session import Closed, Elsewhere, Reading, Recording, Session
 
@@ -228,7 +228,8 @@ class Handle:
             return
         how, described = ending(error, run.secrets)
         try:
-            _leave(self, run, status or how, described if status in (None, "failed") else None)
+            caused = cause(error) if status in (None, how) else {}
+            _leave(self, run, status or how, described if status in (None, "failed") else None, caused)
         except StorageError as lost:
             if error is None:
                 raise
@@ -301,6 +302,16 @@ def checked_given(description: Any, tags: Any, folder: Any, metadata: Any, warn:
     return checked
 
 
+def checked_labels(title: Any, notes: Any, archived: Any) -> dict[str, Any]:
+    """Return those of the three that were given, as plain values. Raises InvalidName or UnsupportedType."""
+    if notes is not None and not isinstance(notes, str):
+        raise UnsupportedType(f"notes is {type(notes).__name__}, expected text")
+    if archived is not None and not isinstance(archived, bool):
+        raise UnsupportedType(f"archived is {type(archived).__name__}, expected True or False")
+    checked = lenient_values(events.given(notes=notes), lambda _: None)
+    return {**checked, **events.given(title=None if title is None else check_name("title", title), archived=archived)}
+
+
 def checked_tags(tags: Any) -> list[str] | None:
     """Return tags as a list of text; one text is taken as a list of one. Raises UnsupportedType."""
     if tags is None:
@@ -323,13 +334,14 @@ def checked_mapping(argument: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None) -> None:
+def _leave(handle: Handle, run: Run, status: str, error: dict[str, Any] | None, caused: Cause) -> None:
     """Detach a handle from its run; the last one closes the run, as `failed` if any handle was."""
     from .run import registry
 
     with registry.lock:
         registry.handles.discard(handle)
         run.handles -= 1
+        run.cause = run.cause or caused
         if status == "failed":
             run.failed = run.failed or error or {}
         run.interrupted = run.interrupted or status == "interrupted"

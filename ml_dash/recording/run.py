@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..core.records import DurableState
     from ..reading.view import View
     from ..sync.progress import Sent
+    from .ending import Cause
     from .folder import RunFolder
 
 log = logging.getLogger("ml_dash")
@@ -67,7 +68,7 @@ class _Tallies(dict[str, MetricTally]):
 class Run:
     """An experiment that is open in this process: its writer, its folder, and the count of handles that share them.
 
-    `handles`, `failed` and `interrupted` change under `registry.lock` only.
+    `handles`, `failed`, `interrupted` and `cause` change under `registry.lock` only.
     """
 
     def __init__(self, located: Located, identity: OrderHeader, writer: Writer, *, child: bool) -> None:
@@ -80,6 +81,7 @@ class Run:
         self.handles = 0
         self.failed: dict[str, Any] | None = None
         self.interrupted = False
+        self.cause: Cause = {}
         self.ended = False
         self.secrets: set[str] = set()
         self.sent: list[Sent] = []
@@ -168,7 +170,7 @@ class Run:
             # The background pass stops at its next slice.
             self._folder.want(1)
         background_projector.remove(self)
-        body: dict[str, Any] = {"status": status}
+        body: dict[str, Any] = {"status": status, **(self.cause if status != "completed" else {})}
         if error is not None:
             body["error"] = error
         skipped = False

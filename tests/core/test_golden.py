@@ -118,7 +118,7 @@ def test_a_checkpoint_of_the_second_fold_is_made_again_from_the_journal(tmp_path
     catch_up(located)
     made = checkpoint.load(journal)
     assert made is not None
-    assert (made.fold_version, made.state.version, made.state.live_files, made.state.lost) == (3, 3, 2, 3)
+    assert (made.fold_version, made.state.version, made.state.live_files, made.state.lost) == (4, 4, 2, 3)
     assert json.loads((located.folder / "experiment.json").read_text(encoding="utf-8"))["counts"] == COUNTS
     assert {finding.kind for finding in verify(located).findings} == {"lost", "released"}
 

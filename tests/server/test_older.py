@@ -57,9 +57,18 @@ def now(core: Server, ids: dict[str, Any]) -> dict[str, Any]:
     return again
 
 
+def as_then(found: Any, answer: Any) -> Any:
+    """What was found without the keys of mappings that later servers have added."""
+    if isinstance(found, dict) and isinstance(answer, dict):
+        return {key: as_then(found[key], answer[key]) for key in found if key in answer}
+    if isinstance(found, list) and isinstance(answer, list) and len(found) == len(answer):
+        return [as_then(*pair) for pair in zip(found, answer, strict=True)]
+    return found
+
+
 def assert_equal(core: Server, answers: dict[str, Any]) -> None:
     expected = {name: answer for name, answer in answers.items() if name not in ("ids", "token")}
-    assert now(core, answers["ids"]) == expected
+    assert as_then(now(core, answers["ids"]), expected) == expected
     assert core.find_token(answers["token"]) is not None
 
 
@@ -67,7 +76,7 @@ def test_everything_is_as_the_first_server_answered_it(data: Path, answers: dict
     core = Server(data)
     ids = answers["ids"]
     # Lists are there at once, and what an experiment holds once its turn has come.
-    assert core.experiments(NS) == answers["listed"]
+    assert as_then(core.experiments(NS), answers["listed"]) == answers["listed"]
     assert code(lambda: core.experiment(NS, ids["experiment"])) == "unavailable"
     assert code(lambda: core.append_points("bob", ids["rest"], "loss", [{"value": 1.0}])) == "unavailable"
     assert core.bring_up_to_date() == 3
