@@ -57,7 +57,7 @@ def slow_clients(trial: Trial) -> None:
     how = ("headers", "body", "silent", "after a request")[trial.index % 4]
     trial.counts[how] += 1
     haste = {
-        "ml_dash.server.run:HEADERS_S": 0.6, "ml_dash.server.run:KEEP_ALIVE_S": 1,
+        "ml_dash.server.serving:HEADERS_S": 0.6, "ml_dash.server.serving:KEEP_ALIVE_S": 1,
         "ml_dash.server.http.bodies:IDLE_S": 0.6,
     }  # fmt: skip
     begun = {

@@ -155,7 +155,8 @@ def test_the_connection_of_one_who_does_not_finish_a_request_is_cut(tmp_path: Pa
 
     # The limit is a constant of twenty seconds: a process of our own has it shortened.
     program = (
-        "import ml_dash.server.run as run, sys\nrun.HEADERS_S = 0.3\nfrom ml_dash.cli import main\nmain(sys.argv[1:])\n"
+        "import ml_dash.server.serving as serving, sys\nserving.HEADERS_S = 0.3\n"
+        "from ml_dash.cli import main\nmain(sys.argv[1:])\n"
     )
     arguments = ["server", "--dev", "--port", "0", "--data", str(tmp_path / "data")]
     with subprocess.Popen(

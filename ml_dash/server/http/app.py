@@ -92,7 +92,7 @@ _COMMON_HEADERS: Final = [
 ]
 
 
-def make_app(core: Server, settings: ServerSettings) -> App:
+def make_app(core: Server, settings: ServerSettings, authenticator: Authenticator) -> App:
     """Return the application over an open core. The caller closes the core."""
     # Loaded here, with what only a team's server needs.
     from .figures import Figures
@@ -100,7 +100,6 @@ def make_app(core: Server, settings: ServerSettings) -> App:
     hub = Hub()
     core.on_change(hub.changed)
     limiter = Limiter(settings.user_limits, settings.token_limits)
-    authenticator = Authenticator(core, settings)
     source_for = partial(ServerSource, core)
     return App(Services(core, source_for, settings, authenticator, Figures(), hub, ROUTES, limiter))
 

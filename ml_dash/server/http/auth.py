@@ -74,18 +74,27 @@ class Unauthorised(Refused):
 class Authentication(Protocol):
     """What an application asks about the caller of a request."""
 
+    @property
+    def cookie(self) -> str:
+        """The name of the cookie in which a browser keeps its token."""
+
     def token_of(self, request: Request, *, cookie: bool) -> str:
         """Return the token in a request's header or, with `cookie`, in its cookie. Raises Refused (401)."""
 
     def who(self, token: str, *, nearby: bool) -> Who:
         """Return whose token this is, in a thread; `nearby` as `is_nearby`. Raises Refused (401)."""
 
+    def login_by(self, key: str, *, nearby: bool) -> str | None:
+        """Use up the key of a link: return the token it stands for, or None if there is none. In the event loop."""
+
 
 class Authenticator:
     """Finds out who is asking, from tokens and signed logins.
 
-    `who` may be called from any thread; the keys of links (`login_key`) belong to the event loop.
+    `who` may be called from any thread; the keys of links (`login_key`, `login_by`) belong to the event loop.
     """
+
+    cookie = COOKIE
 
     def __init__(self, core: Server, settings: ServerSettings) -> None:
         self._core = core
@@ -95,23 +104,7 @@ class Authenticator:
 
     def token_of(self, request: Request, *, cookie: bool) -> str:
         """Return the token in a request's header or, with `cookie`, in its cookie. Raises Unauthorised."""
-        given = request.headers.getlist("authorization")
-        if len(given) > 1:
-            raise Unauthorised("there is more than one Authorization header")
-        if given:
-            scheme, _, token = given[0].partition(" ")
-            if scheme.lower() != "bearer":
-                raise Unauthorised("the Authorization header must be: Bearer TOKEN")
-        elif cookie:
-            token = request.cookies.get(COOKIE, "")
-        else:
-            token = ""
-        token = token.strip()
-        if not token:
-            raise Unauthorised("a token is needed, in the header Authorization: Bearer TOKEN")
-        if len(token) > MAX_TOKEN or not token.isascii():
-            raise Unauthorised
-        return token
+        return token_of(request, self.cookie if cookie else None)
 
     def who(self, token: str, *, nearby: bool) -> Who:
         """Return whose token this is. Asks the database, so call it in a thread. Raises Unauthorised.
@@ -149,8 +142,10 @@ class Authenticator:
         self._keys.add(key := secrets.token_urlsafe(16))
         return key
 
-    def development_login_by(self, key: str) -> str | None:
-        """Use up a key: return the login that it stands for, or None if it is unknown or was used."""
+    def login_by(self, key: str, *, nearby: bool) -> str | None:
+        """Use up a key: return the login it stands for, or None if it is unknown, was used, or is not for there."""
+        if not (nearby and self._settings.accepts_development_logins):
+            return None
         for known in self._keys:
             if secrets.compare_digest(known.encode(), key.encode()):
                 self._keys.discard(known)
@@ -185,6 +180,27 @@ class Authenticator:
         if str(claims.get("userId")) != user_id(user):
             raise Unauthorised
         return Who(user=user, kind="login", expires_s=float(min(expires, issued + self._settings.jwt_expiration_s)))
+
+
+def token_of(request: Request, cookie: str | None) -> str:
+    """Return the token in a request's header, or else in the cookie of that name. Raises Unauthorised."""
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:
+        raise Unauthorised("there is more than one Authorization header")
+    if given:
+        scheme, _, token = given[0].partition(" ")
+        if scheme.lower() != "bearer":
+            raise Unauthorised("the Authorization header must be: Bearer TOKEN")
+    elif cookie is not None:
+        token = request.cookies.get(cookie, "")
+    else:
+        token = ""
+    token = token.strip()
+    if not token:
+        raise Unauthorised("a token is needed, in the header Authorization: Bearer TOKEN")
+    if len(token) > MAX_TOKEN or not token.isascii():
+        raise Unauthorised
+    return token
 
 
 def is_user_name(value: Any) -> bool:

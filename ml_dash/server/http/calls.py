@@ -73,7 +73,7 @@ class Services:
     """What all calls of one application share.
 
     `source_for(namespace)` is what its reading calls ask. `core` is None where folders of this machine are shown: there
-    only the calls of ROUTES_READING are served.
+    only the calls of ROUTES_READING are served. `frames` are the origins whose pages may show the dashboard in a frame.
     """
 
     core: Server | None
@@ -84,6 +84,7 @@ class Services:
     hub: Hub
     routes: tuple[Route, ...]
     limiter: Limiter
+    frames: tuple[str, ...] = ("'self'",)
     budget: Budget = field(default_factory=Budget)
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))

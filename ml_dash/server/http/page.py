@@ -15,10 +15,9 @@ from .calls import Call
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "frame-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
+    "frame-src 'self'; font-src 'self'; base-uri 'none'; form-action 'self'"
 )
 PAGE_HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
@@ -29,6 +28,7 @@ async def page_of(call: Call, status: int = 200) -> Response:
     """Return the dashboard's page, the same at every path. Raises Refused (404) if it is not installed."""
     response = await asset_of(call, "index.html", status)
     response.headers.update(PAGE_HEADERS)
+    response.headers["Content-Security-Policy"] = f"{POLICY}; frame-ancestors {' '.join(call.services.frames)}"
     return response
 
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from starlette.responses import RedirectResponse, Response
 
-from .auth import COOKIE, MAX_TOKEN, Authenticator, Unauthorised, is_nearby, is_user_name
+from .auth import MAX_TOKEN, Authenticator, Unauthorised, is_nearby, is_user_name
 from .calls import OPEN, Call, Route, answer, malformed
 from .page import PAGE_HEADERS, asks_for_page, asset_of, page_of
 from .routes_about import described
@@ -35,6 +35,8 @@ async def asset(call: Call) -> Response:
 
 async def ways(call: Call) -> Response:
     """How one may log in here: with a token, and with a mere name on the machine of a development server."""
+    if call.services.core is None:
+        return answer({"token": False, "name": False, "mode": "local"})
     return answer({"token": True, "name": _takes_names(call), "mode": "server"})
 
 
@@ -57,24 +59,28 @@ async def log_in(call: Call) -> Response:
 
 async def follow_link(call: Call) -> Response:
     """The page; with the key that the server printed, log in one browser on this machine, once."""
-    key = call.text("key")
+    key, authenticator, nearby = call.text("key"), call.services.authenticator, is_nearby(call.request)
     if key is None:
         return await page_of(call)
-    if call.services.settings.accepts_development_logins and is_nearby(call.request):
-        token = _logins(call).development_login_by(key)
-        if token is not None:
-            return _with_cookie(call, RedirectResponse("/", 303), token)
-    if not asks_for_page(call):
-        raise Unauthorised("this link was used before, or belongs to another server")
-    # The page says so: it finds the key in its address.
-    return await page_of(call, 401)
+    token = authenticator.login_by(key, nearby=nearby)
+    if token is not None:
+        return _with_cookie(call, RedirectResponse("/", 303), token)
+    try:
+        await call.read(authenticator.who, authenticator.token_of(call.request, cookie=True), nearby=nearby)
+    except Unauthorised:
+        if not asks_for_page(call):
+            raise Unauthorised("this link was used before, or belongs to another server") from None
+        # The page says so: it finds the key in its address.
+        return await page_of(call, 401)
+    # The browser that used the link came back to it.
+    return RedirectResponse("/", 303, PAGE_HEADERS)
 
 
 async def log_out(call: Call) -> Response:
     """Forget the token in this browser."""
     response = answer({}) if _asks_for_json(call) else RedirectResponse("/", 303)
     response.headers.update(PAGE_HEADERS)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(call.services.authenticator.cookie, httponly=True, samesite="strict")
     return response
 
 
@@ -98,7 +104,8 @@ def _with_cookie(call: Call, response: Response, token: str) -> Response:
     """Return the response with the token as a cookie that no script reads and no other site's page sends."""
     response.headers.update({**PAGE_HEADERS, "Cache-Control": "no-store"})
     secure = call.request.headers.get("x-forwarded-proto") == "https" or call.request.url.scheme == "https"
-    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure, max_age=_COOKIE_S)
+    name = call.services.authenticator.cookie
+    response.set_cookie(name, token, httponly=True, samesite="strict", secure=secure, max_age=_COOKIE_S)
     return response
 
 
@@ -110,10 +117,10 @@ PAGES: Final = [
     Route("GET", "/storage", page, OPEN),
     Route("GET", "/latest", page, OPEN),
     Route("GET", "/assets/{path...}", asset, OPEN),
-]
-LOGINS: Final = [
     Route("GET", "/login", follow_link, OPEN),
     Route("GET", "/login/ways", ways, OPEN),
-    Route("POST", "/login", log_in, OPEN),
     Route("POST", "/logout", log_out, OPEN),
 ]
+"""Of a team's server and of `ml-dash ui` alike."""
+
+LOGINS: Final = [Route("POST", "/login", log_in, OPEN)]
