@@ -102,6 +102,23 @@ def state_folder(env: Environment | None = None) -> Path:
     return folders[0] if folders else Path(home, below)
 
 
+def cache_folder(env: Environment | None = None) -> Path:
+    """Return the folder for what can be made again; it may not exist. Everything in it may be deleted at any time.
+
+    `XDG_CACHE_HOME`, else `~/.cache`; a private folder in the temporary one where neither can be written.
+    """
+    environment = os.environ if env is None else env
+    base = environment.get("XDG_CACHE_HOME", "")
+    # The base directory specification says to ignore a relative one.
+    if not Path(base).is_absolute():
+        base = str(Path(environment.get("HOME") or os.path.expanduser("~"), ".cache"))  # noqa: PTH111
+    folder = Path(base, "ml-dash")
+    if _can_be_written(folder):
+        return folder
+    private = _private_folder(environment)
+    return private / "cache" if private is not None else folder
+
+
 def _can_be_written(folder: Path) -> bool:
     """True if this user may write to a folder, or create it."""
     for parent in (folder, *folder.parents):

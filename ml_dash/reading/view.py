@@ -6,7 +6,7 @@ import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from ..core.limits import MAX_LIMIT
 from ..core.names import check_prefix, level_of
@@ -176,6 +176,53 @@ def released(state: State, journal: Path, folder: Path, what: str) -> ReleasedDa
     )
 
 
+class Lines(NamedTuple):
+    """Where the lines of the logs or of a metric are at one moment: in a file up to `known.lines`, then in memory.
+
+    Any thread may read, also while the view goes on: lines only come after `total`.
+    """
+
+    path: Path
+    known: LineFile
+    memory: list[bytes]
+    total: int
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return lines [start, stop), each with its end. Raises OSError or Damaged if the file lacks some.
+
+        What the lines say is for the caller to check: somebody may have edited the file.
+        """
+        known, here = self.known, bytearray()
+        if start < min(stop, known.lines):
+            here += _bytes_of(self.path, known, start, min(stop, known.lines))
+        for line in self.memory[max(0, start - known.lines) : max(0, stop - known.lines)]:
+            here += line
+            here += b"\n"
+        return bytes(here)
+
+
+def _bytes_of(path: Path, known: LineFile, start: int, stop: int) -> bytes:
+    """Return lines [start, stop) of a file as they are. Raises OSError, Damaged."""
+    if start < known.first:
+        raise Damaged(f"{path} begins with line {known.first:,}, and line {start:,} was asked for")
+    mark, number = known.mark_before(start)
+    behind, last = known.mark_before(stop + LINES_PER_MARK - 1)
+    offset = known.marks[mark]
+    is_marked = behind < len(known.marks)
+    end = known.marks[behind] if is_marked else known.size
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(end - offset)
+    if len(data) < end - offset:
+        raise Damaged(f"{path} is shorter than what was written to it")
+    if start == number and stop == (last if is_marked else known.lines):
+        return data
+    lines = data.splitlines(keepends=True)[start - number : stop - number]
+    if len(lines) < stop - start:
+        raise Damaged(f"{path} has fewer lines than were written to it")
+    return b"".join(lines)
+
+
 class View:
     """A consistent view of one experiment: the state, the folder's lines, and the lines beyond them in memory.
 
@@ -195,6 +242,20 @@ class View:
         if self._replacement is None:
             self._replacement = self._again()
         return self._replacement
+
+    def elsewhere(self) -> View:
+        """Return the view to read from where lines of this one turn out to be changed (see `Lines.read`)."""
+        return self._elsewhere()
+
+    def log_lines(self) -> Lines:
+        """Return where the log lines are."""
+        return Lines(self._folder.path / LOGS, self._folder.layout.logs, self._memory.logs, self.state.logs)
+
+    def point_lines(self, metric: str) -> Lines:
+        """Return where the lines of a metric are; `metric` is the exact name of one that has points."""
+        known = self._folder.layout.metrics.get(metric, LineFile())
+        memory = self._memory.metrics.setdefault(metric, [])
+        return Lines(self._folder.points_file(metric), known, memory, self.state.metrics[metric].count)
 
     def record(self) -> ExperimentRecord:
         """Return the mapping that `experiment.json` holds."""
