@@ -4,6 +4,7 @@ MLDashError
 ├── InvalidInput            ValueError         an argument's value is not acceptable
 │   ├── InvalidName                            a project, experiment, metric or file name
 │   ├── InvalidValue                           a number, text or setting out of range
+│   │   └── InvalidQuery                       a query, an order or columns that cannot be understood
 │   ├── ForeignFolder                          the folder belongs to something else
 │   └── ChecksumMismatch                       bytes differ from what was recorded
 ├── UnsupportedType         TypeError          an argument's type is not acceptable
@@ -54,6 +55,32 @@ class InvalidName(InvalidInput):
 
 class InvalidValue(InvalidInput):
     """A number, a text or a setting is out of range."""
+
+
+class InvalidQuery(InvalidValue):
+    """A query, an order or a list of columns cannot be understood.
+
+    The text shows it with a mark under the place; `at` is that place, counted from 0, `query` the text that was given.
+    """
+
+    def __init__(self, message: str, query: str, at: int, length: int = 1, *, hint: str = "") -> None:
+        shown, before = _window(query, at)
+        mark = "^" * max(1, min(length, len(shown) - before))
+        super().__init__(f"{message}\n  {shown}\n  {' ' * before}{mark}", hint=hint)
+        self.query = query
+        self.at = at
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+def _window(query: str, at: int, most: int = 72) -> tuple[str, int]:
+    """Return one line with what is around a place, and where the place is in it."""
+    line = "".join(letter if letter.isprintable() else " " for letter in query)
+    start = max(0, min(at - most // 2, len(line) - most))
+    shown = line[start : start + most]
+    left, right = "... " if start else "", " ..." if start + most < len(line) else ""
+    return f"{left}{shown}{right}", at - start + len(left)
 
 
 class ForeignFolder(InvalidInput):

@@ -15,8 +15,8 @@ DAEMON = ROOT / "daemon" / "ml_dash_syncd"
 MAP = ROOT / "docs" / "internals.md"
 
 NOT_AT_IMPORT = (
-    "asyncio", "boto3", "click", "concurrent", "filelock", "http", "httpx", "jwt", "ml_dash_syncd", "msgspec",
-    "multiprocessing",
+    "asyncio", "boto3", "click", "concurrent", "filelock", "http", "httpx", "jwt", "lark", "ml_dash_syncd",
+    "msgspec", "multiprocessing",
     "numpy", "pymongo", "requests", "rich", "socket", "ssl", "starlette", "subprocess", "tempfile", "torch",
     "urllib.error", "urllib.request", "uvicorn", "watchdog", "ml_dash.cli", "ml_dash.demo", "ml_dash.projection",
     "ml_dash.sync.remote", "ml_dash.server",

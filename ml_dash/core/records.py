@@ -444,13 +444,18 @@ def status_of(state: State) -> str:
     return state.status if state.events else "interrupted"
 
 
-def ended_at(state: State) -> str | None:
-    """Return when the writers that decide the status had all ended; None while the experiment is running."""
+def ended_ns_of(state: State) -> int | None:
+    """Return when the writers that decide the status had all ended, in ns; None while the experiment is running."""
     if state.status == RUNNING:
         return None
     # Without a session there are only children: the one that ended last decides.
     ids = state.session or [writer for writer in [state.last_ended] if writer]
-    return _time(max((state.writers[writer].end_ns for writer in ids), default=0))
+    return max((state.writers[writer].end_ns for writer in ids), default=0) or None
+
+
+def ended_at(state: State) -> str | None:
+    """Return the time of `ended_ns_of` as text; None while the experiment is running."""
+    return _time(ended_ns_of(state) or 0)
 
 
 def shown_name(state: State) -> str:

@@ -271,8 +271,14 @@ def _may_hit(rewind: Rewind, name: str, reach: Reach) -> bool:
 
 def last_step(state: State) -> int | float | None:
     """Return the greatest step (else epoch) of the current points; None if none has one."""
+    steps = map(last_step_of, state.metrics.values())
+    return max((step for step in steps if step is not None), default=None)
+
+
+def last_step_of(metric: Metric) -> int | float | None:
+    """Return the greatest step (else epoch) of a metric's current points; None if none has one."""
     # Reaches hold current points only, as long as `recount` has run.
-    highs = [reach.high for metric in state.metrics.values() for _, reach in _reaches(metric)]
+    highs = [reach.high for _, reach in _reaches(metric)]
     return max((high for high in highs if high is not None and high < _INFINITY), default=None)
 
 
