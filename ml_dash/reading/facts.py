@@ -13,7 +13,7 @@ import msgspec
 
 from ..core.json_values import to_json
 from ..core.names import experiment_id
-from ..core.records import ended_ns_of, series_name, status_of
+from ..core.records import ended_ns_of, old_names, reason_of, series_name, status_of
 from ..core.rewinds import last_step_of
 from ..core.state import Metric, Series, State
 from ..core.times import utc_text
@@ -124,15 +124,21 @@ Getter = Callable[[Facts], Any]
 def facts_of(state: State) -> Facts:
     """Return the facts of a folded state."""
     place = _place(state)
+    reason = reason_of(state)
     live = [file.size_bytes for file in state.files.values() if file.live]
     return Facts(
         id=experiment_id(state.project, state.name),
         project=state.project,
         name=state.name,
         status=status_of(state),
+        title=state.title.value,
+        names=old_names(state),
         folder=state.folder.value,
+        reason=None if reason is None else {**reason},
         tags=list(state.tags.value or ()),
         description=state.description.value,
+        notes=state.notes.value,
+        archived=bool(state.archived.value),
         created_ns=state.created_ns,
         updated_ns=state.updated_ns,
         ended_ns=ended_ns_of(state),

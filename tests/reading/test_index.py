@@ -225,7 +225,7 @@ def test_a_file_that_cannot_be_used_is_made_again(path: Path, damage: str) -> No
     index.put("a", 1, run("a"))
     index.close()
     if damage in ("row", "version"):
-        statement = "UPDATE facts SET params=x'80'" if damage == "row" else "UPDATE about SET version='0'"
+        statement = "UPDATE facts SET params=x'C1'" if damage == "row" else "UPDATE about SET version='0'"
         link = sqlite3.connect(path)
         link.execute(statement)
         link.commit()
