@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
+from ..core.as_of import AsOf, fold_until
 from ..core.fold import fold, fold_death
 from ..core.frames import Event
 from ..core.ranges import union
@@ -50,7 +51,7 @@ class Pace:
 
 
 class PassStopped(Exception):
-    """Raised by `Pace.step` or a sink to end a pass early; what is done so far is consistent."""
+    """Raised by `Pace.step` or a sink to end a pass early, or at `Replay.until`; what is done so far is consistent."""
 
 
 class Sink(Protocol):
@@ -84,6 +85,10 @@ class Replay:
         # Segments read since the last `sync`: their frames may be in the page cache alone.
         self._unsynced: set[Path] = set()
         self._chunk = CHUNK_BYTES
+        # Where to stop: only what belongs to this moment is folded.
+        self.until: AsOf | None = None
+        # Called after each stretch, when position and state are those of one moment.
+        self.between: Callable[[], None] | None = None
 
     @property
     def troubles(self) -> dict[str, Exception]:
@@ -146,6 +151,8 @@ class Replay:
                 stretches = self._merger.unread(segment, record.start, record.end) if stretch is None else [stretch]
                 for part in stretches:
                     self._fold_stretch(segment, part, sink, pace)
+                    if self.between is not None:
+                        self.between()
 
     def _fold_stretch(self, segment: Segment, stretch: Stretch, sink: Sink, pace: Pace | None) -> None:
         """Fold the events of a stretch slice by slice; then mark its bytes as covered."""
@@ -155,12 +162,19 @@ class Replay:
         self._unsynced.add(segment.path)
         size = len(stretch.events) if pace is None else pace.slice_events
         for start in range(0, len(stretch.events), size):
-            fold(state, segment.writer, stretch.events[start : start + size], self.edits)
+            events = stretch.events[start : start + size]
+            ended = False
+            if self.until is None:
+                fold(state, segment.writer, events, self.edits)
+            else:
+                ended = fold_until(state, segment.writer, events, self.until, self.edits)
             sink.apply(self.edits)
             # A rewind supersedes points that were folded long ago, of which the state has only statistics. They are
             # read back from the sink, so it must have all points first: `apply` comes before.
             if self.edits.rewound:
                 recount(state, self.edits, sink.history)
+            if ended:
+                raise PassStopped
             if pace is not None:
                 pace.step()
         self.at.covered[segment.id] = union(self.at.covered.get(segment.id, []), stretch.start, stretch.end)

@@ -257,6 +257,17 @@ class View:
         memory = self._memory.metrics.setdefault(metric, [])
         return Lines(self._folder.points_file(metric), known, memory, self.state.metrics[metric].count)
 
+    def at(self, state: State, fresh: Callable[[], View]) -> View:
+        """Return a view of an earlier state, with the lines of this one: those of the moment come first in them.
+
+        `fresh` makes a view of the present from the journal alone, for where the folder does not hold what it should.
+        """
+        return View(state, self._folder, self._memory, lambda: fresh().at(state, fresh))
+
+    def past_points(self, name: str, start: int, end: int) -> Iterator[Past]:
+        """Yield points [start, end) of a metric with their times, in parts. Raises Elsewhere and FolderChanged."""
+        return self._memory.history(name, start, end)
+
     def record(self) -> ExperimentRecord:
         """Return the mapping that `experiment.json` holds."""
         return experiment_document(self.state)

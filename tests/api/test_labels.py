@@ -63,7 +63,8 @@ ENDS = {
 
 @pytest.mark.parametrize("statement", ENDS)
 def test_it_says_why_it_ended(tmp_path: Path, statement: str) -> None:
-    program = f"import sys\nfrom ml_dash import Experiment\nwith Experiment('a', 'p', local_path='.') as e:\n    {statement}"
+    begin = "import sys\nfrom ml_dash import Experiment\nwith Experiment('a', 'p', local_path='.') as e:\n    "
+    program = begin + statement
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=60, check=False)
     document = json.loads((tmp_path / "p" / "a" / "experiment.json").read_text(encoding="utf-8"))
     status, reason = ENDS[statement]

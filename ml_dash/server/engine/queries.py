@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from ...core.as_of import AsOf, Moment, as_of_of
 from ...core.json_values import texts_like_numbers, to_json
 from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
@@ -42,6 +43,7 @@ from ...projection.lines import read_log
 from ..stores import BlobRow, Documents, ExperimentRow, Filter, Place, place_of
 from .blocks import LOGS, blocks_of, series_of
 from .contents import Contents, Reader, steady
+from .past import Past
 from .series import sample
 
 _T = TypeVar("_T")
@@ -57,9 +59,16 @@ _SEARCH_S: Final = 2.0
 class Query:
     """Answers to readers. `ns` is a namespace, `experiment` an id. Any thread may call; raises Refused (404, 400)."""
 
-    def __init__(self, documents: Documents, reader: Reader) -> None:
+    def __init__(self, documents: Documents, reader: Reader, past: Past, until: AsOf | None = None) -> None:
         self._documents = documents
         self._reader = reader
+        self._past = past
+        self._until = until
+
+    def at(self, as_of: Moment) -> Query:
+        """Return the same, of which each answer about an experiment is as it was at a moment. Raises InvalidValue."""
+        until = as_of_of(as_of, time.time_ns())
+        return self if until is None else Query(self._documents, self._reader, self._past, until)
 
     # -- lists and documents -----------------------------------------------------------------------------------------
 
@@ -295,7 +304,7 @@ class Query:
             if row is None or not row.events:
                 raise Refused(404, UNKNOWN, "there is no such experiment")
             contents = self._reader.contents(view, ns, row)
-            yield contents, contents.state()
+            yield contents, contents.state() if self._until is None else self._past.state(contents, self._until)
 
 
 def tiers(contents: Contents, metric: str, count: int) -> dict[str, int]:

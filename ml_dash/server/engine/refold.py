@@ -22,10 +22,11 @@ from ...core.ranges import holes
 from ...journal.reader import Stretch, decode_event
 from ..stores import Older, StoreRefused
 from .changes import STRETCH, Change
-from .contents import TABLES_VERSION, Arrival, JournalRow, SegmentRow
+from .contents import TABLES_VERSION, Arrival, Contents, JournalRow, SegmentRow
 from .ingest import Ingest
 
-_ARRIVALS: Final = 1000
+ARRIVALS_AT_ONCE: Final = 1000
+"""Arrivals that are read at once."""
 MOVED: Final = "moved"
 """In the summary of a head that was copied: [version, epoch] of the source; empty while it is under way."""
 # Pages that wait for a commit.
@@ -73,9 +74,9 @@ def refold(ingest: Ingest, ns: str, experiment: str) -> None:
             _carry_over(ingest, change, older)
         draft = change.draft
         change.forget(change.row.project, change.row.name)
-        segments = {segment.id: segment for journal in draft.journals() for segment in draft.segments(journal.id)}
+        segments = segments_of(draft)
         after = 0
-        while arrivals := draft.arrivals(after, _ARRIVALS):
+        while arrivals := draft.arrivals(after, ARRIVALS_AT_ONCE):
             for arrival in arrivals:
                 _fold(ingest, change, arrival, segments)
                 if draft.new_bytes > _COMMIT_BYTES:
@@ -128,16 +129,21 @@ def _fold(ingest: Ingest, change: Change, arrival: Arrival, segments: dict[str, 
         raise StoreRefused(f"segment {arrival.who} of {change.row.project}/{change.row.name} is not in the database")
     if draft.is_removed(segment.writer):
         return
-    for stretch, frames in _stretches(change, segment, max(arrival.start, segment.first), arrival.end):
+    for stretch, frames in stretches_of(draft, segment, max(arrival.start, segment.first), arrival.end):
         for piece in ingest.pieces(change.ns, segment.writer, stretch, partial(bytes, frames)):
             fold(change.state, segment.writer, piece.events, change.edits)
             change.apply()
 
 
-def _stretches(change: Change, segment: SegmentRow, start: int, end: int) -> Iterator[tuple[Stretch, bytes]]:
-    """Yield the frames of a stretch, around its damaged ranges, and their bytes."""
+def segments_of(contents: Contents) -> dict[str, SegmentRow]:
+    """Return all segments of an experiment by their ids."""
+    return {segment.id: segment for journal in contents.journals() for segment in contents.segments(journal.id)}
+
+
+def stretches_of(contents: Contents, segment: SegmentRow, start: int, end: int) -> Iterator[tuple[Stretch, bytes]]:
+    """Yield the frames of a stretch, around its damaged ranges, and their bytes. Raises StoreRefused for damage."""
     for low, high in holes(segment.damaged, start, end):
-        data = b"".join(change.draft.bytes_of(segment.id, low, high))
+        data = b"".join(contents.bytes_of(segment.id, low, high))
         events: list[Event] = []
         stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)
         # These bytes were checked when they came, so the database has changed them.

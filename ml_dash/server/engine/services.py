@@ -19,6 +19,7 @@ from .archive import Archiver
 from .changes import Changed, Changes
 from .ingest import Ingest
 from .journals import Journals
+from .past import Past
 from .queries import Query
 from .quota import Quota
 from .refold import refold_all
@@ -85,7 +86,8 @@ class Server:
         self.remove_experiment = journals.remove_experiment
         self.open_blob = uploads.open
 
-        query = self._query = Query(self.documents, changes.reader)
+        query = self._query = Query(self.documents, changes.reader, Past(ingest))
+        self.at = query.at
         self.projects = query.projects
         self.experiments = query.experiments
         self.experiment = query.experiment
