@@ -46,6 +46,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "leaks(reason): the test leaves a thread or a file open on purpose")
     config.addinivalue_line("markers", "every_pair: the test runs on every pair of stores (tests/server)")
+    config.addinivalue_line("markers", "console(*patterns): expected errors in a page's console (tests/browser)")
     config.addinivalue_line("markers", "both_ends: the test runs on SQLite and a folder, and on MongoDB and S3")
 
 
