@@ -17,6 +17,7 @@ const SCREENS = [
   { path: "runs", menu: "Runs", title: "Runs", load: () => import("./screens/runs.js") },
   { path: "runs", one: true, title: "Run", load: () => import("./screens/run.js") },
   { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
+  { path: "compare", menu: "Compare", title: "Compare", load: () => import("./screens/compare.js") },
   { path: "login", title: "Log in", load: () => import("./screens/login.js") },
 ];
 
