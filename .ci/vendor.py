@@ -65,8 +65,11 @@ WRITTEN = ("preact.js", "uplot.js", "uplot.css", "uplot.d.ts", "LICENSES.txt")
 def check() -> list[str]:
     """Return what differs from VENDOR.json, one sentence each."""
     noted = json.loads((VENDOR / "VENDOR.json").read_text())["files"]
-    return [f"{name} is not what VENDOR.json says" for name, digest in noted.items()
-            if _sha256((VENDOR / name).read_bytes()) != digest]
+    return [
+        f"{name} is not what VENDOR.json says"
+        for name, digest in noted.items()
+        if _sha256((VENDOR / name).read_bytes()) != digest
+    ]
 
 
 def _npm(folder: Path, *arguments: str) -> None:
@@ -119,7 +122,5 @@ def _sha256(content: bytes) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        wrong = check()
-        print(*wrong, sep="\n")
-        sys.exit(bool(wrong))
+        sys.exit("\n".join(check()) or 0)
     refresh()
