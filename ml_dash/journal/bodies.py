@@ -30,6 +30,8 @@ from ..errors import Damaged
 from .reader import Stretch, frame_size
 from .segment import BLOBS
 
+_any_body = msgspec.msgpack.Decoder().decode
+
 Fetch = Callable[[str, int], Any]
 """(name of a blob, its size in bytes) → the body in it."""
 
@@ -115,6 +117,13 @@ def decode(content: bytes) -> Any:
     """Decode the content of a blob into a body. Raises ValueError."""
     # Keys of any type, as in frames: what is not text is found by the fold, and counted as malformed.
     return msgpack.unpackb(content, strict_map_key=False)
+
+
+def head_body(writer: str, fetch: Fetch, event: Event) -> Any:
+    """Return the body of an event that was read by `decode_head`. Raises ValueError, or what `fetch` raises."""
+    body = _any_body(event[3])
+    blob = _blob_of((*event[:3], body), writer)
+    return body if blob is None else fetch(*blob)
 
 
 def _has_any(stretch: Stretch) -> bool:

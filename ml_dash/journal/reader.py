@@ -63,6 +63,8 @@ _LARGEST_HEADER_BYTES: Final = 8 << 10
 # The types are checked while decoding: a payload that is not (int, int, int, anything) is no frame, whatever its
 # checksum.
 decode_event: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, Any]).decode
+decode_head: Final[Callable[[bytes], Event]] = msgspec.msgpack.Decoder(tuple[int, int, int, msgspec.Raw]).decode
+"""As `decode_event`, with the body left as it is: for readers that need few of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,11 @@ def _mended(path: Path, name: SegmentName, size: int, error: Damaged) -> Segment
 
 
 def read(
-    segment: Segment, start: int, end: int | None = None, chunk: int = CHUNK_BYTES
+    segment: Segment,
+    start: int,
+    end: int | None = None,
+    chunk: int = CHUNK_BYTES,
+    decode: Callable[[bytes], Event] = decode_event,
 ) -> Iterator[Stretch | Gap | Tail]:
     """Yield stretches and gaps of a segment from byte `start` on, in order; at last a Tail if bytes are left over.
 
@@ -170,7 +176,7 @@ def read(
             offset = position - base
             events: list[Event] = []
             # All whole frames in the buffer, as one stretch: few items, however many events.
-            stop = walk(buffer, offset, segment.crcs, decode_event, events)
+            stop = walk(buffer, offset, segment.crcs, decode, events)
             if stop > offset:
                 yield Stretch(position, base + stop, events)
                 position = base + stop

@@ -16,6 +16,7 @@ from ml_dash.journal.order import Death, MergeRecord
 from ml_dash.journal.reader import Stretch, open_segment, read
 from ml_dash.projection.lines import log_lines
 from ml_dash.reading.as_of import view_as_of
+from ml_dash.reading.history import history
 from ml_dash.reading.view import View
 from ml_dash.server.engine.queries import Query
 from ml_dash.server.engine.services import Server
@@ -131,8 +132,35 @@ def _compare_here(trial: Trial, desk: JournalFixture, seen: dict[int, Any]) -> N
         # A death may have been noted after that look, and before the next event.
         if events in seen and _dead(view.record()) == seen[events][0]:
             trial.check(shown(view) == seen[events][1], f"as of {events}: not what a reader saw then")
+    _compare_marks(trial, desk, present.state.events)
     trial.counts["prefixes"] += len(order)
     trial.counts["looks of readers"] += len(seen)
+
+
+def _compare_marks(trial: Trial, desk: JournalFixture, events: int) -> None:
+    """What marks say is so as of their event."""
+    page = history(desk.located)
+    trial.check(page["events"] == events, f"marks of {page['events']} of {events} events")
+    for mark in page["marks"]:
+        view = view_as_of(desk.located, mark["event"])
+        before = view_as_of(desk.located, mark["event"] - 1)
+        if mark["kind"] == "parameter":
+            shown = view.parameters()
+            trial.check(
+                all(shown[key] == value for key, value in mark["data"]["values"].items()),
+                f"{mark['text']}, and as of event {mark['event']} there is {shown}",
+            )
+        elif mark["kind"] in ("opened", "joined", "resumed"):
+            known = [writer["id"] for writer in view.record()["writers"]]
+            trial.check(
+                mark["writer"] in known and before.record()["writersTotal"] == len(known) - 1,
+                f"{mark['text']} as of event {mark['event']}: {known}",
+            )
+        elif mark["kind"] == "file":
+            trial.check(
+                mark["data"]["id"] in [file["id"] for file in view.files(deleted=True)], f"{mark['text']}: not there"
+            )
+        trial.counts["marks"] += 1
 
 
 def _prefixes(desk: JournalFixture) -> list[tuple[Any, list[bytes]]]:
@@ -203,6 +231,9 @@ def _send(rng: random.Random, desk: JournalFixture, server: Server, sent: dict[P
 
 
 def _look(server: Server, there: dict[int, Any]) -> None:
+    if there:
+        # Marks are added to what was read before.
+        server.history(NS, experiment_id("cv", "run"))
     answers = _answers(server.at(None))
     if answers is not None:
         there[answers[0]["counts"]["events"]] = _dead(answers[0]), canonical(answers)
@@ -235,6 +266,12 @@ def _compare_there(trial: Trial, server: Server, there: dict[int, Any]) -> None:
         found = _answers(server.at(events))
         if found is None or _dead(found[0]) == dead:
             trial.check(canonical(found) == answers, f"as of {events}: not what the server answered then")
+    if there:
+        page = server.history(NS, experiment_id("cv", "run"))
+        trial.check(page["events"] == max(there), f"marks of {page['events']} of {max(there)} events on the server")
+        opened = sum(mark["kind"] in ("opened", "resumed", "joined") for mark in page["marks"])
+        total = server.experiment(NS, experiment_id("cv", "run"))["writersTotal"]
+        trial.check(opened == total, f"{opened} of {total} writers are marked on the server")
     trial.counts["looks at a server"] += len(there)
 
 

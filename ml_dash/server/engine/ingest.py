@@ -247,10 +247,10 @@ class Ingest:
             log.warning("event %d of writer %s is left out: its body is lost (%s)", event[0], writer, error)
 
         lost_if = (FileNotFoundError, ValueError)
-        fetch = partial(self._body, ns)
+        fetch = partial(self.body, ns)
         return bodies.with_bodies(stretch, writer, frames, fetch, lost, lost_if, at_once=_BODY_BYTES_AT_ONCE)
 
-    def _body(self, ns: str, name: str, size: int) -> Any:
+    def body(self, ns: str, name: str, size: int) -> Any:
         """Return a body. Raises FileNotFoundError if it is not here, ValueError if it cannot be decoded."""
         blob = self._body_row(ns, name)
         if blob is None or blob.size != size:

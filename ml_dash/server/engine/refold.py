@@ -11,7 +11,7 @@ uploaders come again. Memory: one stretch, its events and parts of the state, an
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -140,12 +140,14 @@ def segments_of(contents: Contents) -> dict[str, SegmentRow]:
     return {segment.id: segment for journal in contents.journals() for segment in contents.segments(journal.id)}
 
 
-def stretches_of(contents: Contents, segment: SegmentRow, start: int, end: int) -> Iterator[tuple[Stretch, bytes]]:
+def stretches_of(
+    contents: Contents, segment: SegmentRow, start: int, end: int, decode: Callable[[bytes], Event] = decode_event
+) -> Iterator[tuple[Stretch, bytes]]:
     """Yield the frames of a stretch, around its damaged ranges, and their bytes. Raises StoreRefused for damage."""
     for low, high in holes(segment.damaged, start, end):
         data = b"".join(contents.bytes_of(segment.id, low, high))
         events: list[Event] = []
-        stop = low + walk(data, 0, LengthCrcs(segment.crc), decode_event, events)
+        stop = low + walk(data, 0, LengthCrcs(segment.crc), decode, events)
         # These bytes were checked when they came, so the database has changed them.
         if stop != high:
             raise StoreRefused(f"segment {segment.id} does not hold at byte {stop}", hint="restore a backup")

@@ -17,6 +17,7 @@ from ..stores import Documents, Objects, StoreRefused, StoreTrouble
 from ..stores.wiring import make_data, open_stores
 from .archive import Archiver
 from .changes import Changed, Changes
+from .history import Histories
 from .ingest import Ingest
 from .journals import Journals
 from .past import Past
@@ -88,6 +89,7 @@ class Server:
 
         query = self._query = Query(self.documents, changes.reader, Past(ingest))
         self.at = query.at
+        self.history = Histories(self.documents, changes.reader, ingest).history
         self.projects = query.projects
         self.experiments = query.experiments
         self.experiment = query.experiment
