@@ -104,7 +104,8 @@ function Controls({ filter }) {
       )}
     </span>
     <span class="space"></span>
-    <button aria-pressed=${relative.value} onClick=${() => (relative.value = !relative.value)}>Relative times</button>
+    <button aria-pressed=${relative.value} aria-label="Relative times" title="Times since the run began"
+      onClick=${() => (relative.value = !relative.value)}>Relative</button>
   </div>`;
 }
 

@@ -18,6 +18,8 @@ import { Tab, TABS } from "./run-tabs.js";
 /** @typedef {import("../types").ExperimentRecord} ExperimentRecord */
 
 const RELOAD_MS = 500;
+// What a narrow page leaves out.
+const LESS = new Set(["Versions", "Writers"]);
 
 /** @param {import("../types").ScreenProps} props */
 export default function RunScreen({ parts, params }) {
@@ -153,7 +155,7 @@ function Facts({ record }) {
     ["Safe", html`<${Proof} record=${record} />`],
   ];
   return html`<dl class="facts">${facts.map(
-    ([name, shown]) => shown && html`<div key=${name}><dt>${name}</dt><dd>${shown}</dd></div>`,
+    ([name, shown]) => shown && html`<div key=${name} class=${LESS.has(name) ? "less" : ""}><dt>${name}</dt><dd>${shown}</dd></div>`,
   )}</dl>`;
 }
 
