@@ -11,7 +11,7 @@ import { ago } from "../lib/format.js";
 export function reasonText(reason) {
   if (!reason) return "";
   switch (reason.kind) {
-    case "exception": return [reason.type, reason.text].filter(Boolean).join(": ");
+    case "exception": return reason.text?.startsWith(reason.type ?? "") ? reason.text : [reason.type, reason.text].filter(Boolean).join(": ");
     case "signal": return reason.signal ?? reason.text ?? "ended by a signal";
     case "exit": return reason.text ?? `exit code ${reason.code}`;
     case "silent": return reason.at ? `silent since ${ago(reason.at)}` : "silent";

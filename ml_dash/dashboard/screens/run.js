@@ -2,7 +2,9 @@
 import { experimentPath, get, me } from "../lib/api.js";
 import { colorOf } from "../lib/colors.js";
 import { ago, count, counted, duration, time } from "../lib/format.js";
+import { useKeys } from "../lib/keys.js";
 import { subscribe, throttled } from "../lib/live.js";
+import { pref } from "../lib/prefs.js";
 import { stylesheet } from "../lib/stylesheet.js";
 import { html, useEffect, useMemo, useState } from "../lib/ui.js";
 import { link, navigate, route, setParams } from "../lib/url.js";
@@ -18,6 +20,7 @@ import { Tab, TABS } from "./run-tabs.js";
 /** @typedef {import("../types").ExperimentRecord} ExperimentRecord */
 
 const RELOAD_MS = 500;
+const notesOpen = pref("run.notes", true);
 // What a narrow page leaves out.
 const LESS = new Set(["Versions", "Writers"]);
 
@@ -32,6 +35,7 @@ export default function RunScreen({ parts, params }) {
 /** @param {{id: string, asOf: string | null, tab: string}} props */
 function Run({ id, asOf, tab }) {
   const { record, error, removed, again } = useRecord(id, asOf);
+  useKeys(TABS.map(({ name, text }, index) => [String(index + 1), text, () => navigate(route.peek().path, { tab: name, asOf })]));
   useEffect(() => {
     if (record) document.title = `${nameOf(record)} · ml-dash`;
   }, [record?.title, record?.name]);
@@ -114,7 +118,7 @@ function Header({ record, asOf, onChange }) {
       <span class="run-color" style=${{ background: colorOf(record.id) }} aria-hidden="true"></span>
       <h1 class="name">${visible(nameOf(record))}</h1>
       <span role="status" aria-label="Status of the run">
-        <${Status} status=${record.status} reason=${record.reason} />
+        <${Status} status=${record.status} reason=${record.reason} short=${Boolean(record.error)} />
       </span>
       ${record.archived ? html`<span class="tag">archived</span>` : null}
       <span class="space"></span>
@@ -130,7 +134,7 @@ function Header({ record, asOf, onChange }) {
     ${record.description ? html`<p class="run-description">${visible(record.description)}</p>` : null}
     <${Facts} record=${record} />
     <${Problem} record=${record} />
-    ${record.notes ? html`<details class="run-notes" open><summary>Notes</summary><${Markdown} text=${record.notes} /></details>` : null}
+    ${record.notes ? html`<${Notes} text=${record.notes} />` : null}
   </header>`;
 }
 
@@ -211,6 +215,17 @@ function Problem({ record }) {
   return html`<details class="run-error">
     <summary><b>${visible(line.slice(0, 500))}</b></summary>
     <pre tabindex="0" aria-label="Traceback">${visible(error.traceback)}</pre>
+  </details>`;
+}
+
+/** @param {{text: string}} props */
+function Notes({ text }) {
+  const toggled = (/** @type {Event} */ event) => {
+    notesOpen.value = /** @type {HTMLDetailsElement} */ (event.currentTarget).open;
+  };
+  return html`<details class="run-notes" open=${notesOpen.value} onToggle=${toggled}>
+    <summary>Notes</summary>
+    <div class="run-notes-text" tabindex="0" role="region" aria-label="Notes"><${Markdown} text=${text} /></div>
   </details>`;
 }
 
