@@ -179,12 +179,20 @@ def extend(database: sqlite3.Connection, metric: str, fields: Sequence[str], lin
                 if parts[0]:
                     joined.append(_joined(parts))
             _append(database, metric, field, unit, joined)
-    size = known.marks[known.mark_before(position)[0]] if position < known.lines else known.size
+    note(database, metric, lines, position, has_step=steps, has_epoch=epochs)
+    return end - position
+
+
+def note(
+    database: sqlite3.Connection, metric: str, lines: Lines, end: int, *, has_step: bool, has_epoch: bool
+) -> None:
+    """Note that the lines before `end`, which is a multiple of a thousand, are indexed."""
+    known = lines.known
+    size = known.marks[known.mark_before(end)[0]] if end < known.lines else known.size
     database.execute(
         "REPLACE INTO metric VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (metric, known.first, position, size, _trail(lines, size), steps, epochs),
+        (metric, known.first, end, size, _trail(lines, size), has_step, has_epoch),
     )
-    return end - position
 
 
 def forget(database: sqlite3.Connection, metric: str) -> None:

@@ -103,7 +103,7 @@ def _look(journal: Path, folder: Path, checkpoint: Checkpoint, again: Callable[[
     if bases.identity_of(journal) != checkpoint.base:
         # Segments may have been removed while they were read; another base stands for them now.
         raise OrderChanged(journal)
-    return View(replay.state, documented, memory, again)
+    return View(replay.state, documented, memory, again, replay)
 
 
 def look_anew(journal: Path, folder: Path) -> View:
@@ -230,8 +230,12 @@ class View:
     read from instead. For one thread at a time.
     """
 
-    def __init__(self, state: State, folder: Folder, memory: Memory, again: Callable[[], View]) -> None:
+    def __init__(
+        self, state: State, folder: Folder, memory: Memory, again: Callable[[], View], replay: Replay | None = None
+    ) -> None:
         self.state = state
+        # What folded the state, where it can go on (see `forward`).
+        self._replay = replay
         self._folder = folder
         self._memory = memory
         self._again = again
@@ -242,6 +246,35 @@ class View:
         if self._replacement is None:
             self._replacement = self._again()
         return self._replacement
+
+    def forward(self) -> None:
+        """Fold what came since this view was made, into its own state.
+
+        Raises OrderChanged if it cannot: then another view has to be made. The same if the folder has turned out to be
+        changed, or if events were numbered by an order that others may have decided otherwise meanwhile.
+        """
+        replay = self._replay
+        if replay is None or self._replacement is not None:
+            raise OrderChanged(self._folder.path)
+        # A single writer's own events have only one order.
+        if replay.assumed and len(self.state.writers) > 1 and len(self.state.alive) > 1:
+            raise OrderChanged(replay.journal)
+        try:
+            replay.catch_up(self._memory, record=False)
+        except FolderChanged as error:
+            raise OrderChanged(self._folder.path) from error
+        # What a folder would have to do, which nobody does here.
+        replay.edits = Edits()
+
+    @property
+    def lines_in_memory(self) -> int:
+        """How many lines are kept beyond those in the folder."""
+        return len(self._memory.logs) + sum(map(len, self._memory.metrics.values()))
+
+    @property
+    def journal(self) -> Path:
+        """The journal that it is a view of."""
+        return self._folder.journal
 
     def elsewhere(self) -> View:
         """Return the view to read from where lines of this one turn out to be changed (see `Lines.read`)."""

@@ -1,0 +1,161 @@
+"""The facts of all experiments below some places, kept up to date in an index.
+
+The index has a file in the cache, so that the next process begins with what this one knew. A listing looks whether an
+experiment has changed by two or three calls of `stat`, and folds those that have; of those that run it also looks at
+their segments and locks. Nothing is written where experiments are.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..core.state import RUNNING
+from ..errors import JournalError
+from .cached import cache_file
+from .facts import Facts, facts_of
+from .index import Index
+from .indexing import Indexer
+from .live import LiveViews
+from .places import SCAN_EVERY_S, Found, Places, version_of
+from .read import view
+
+KIND: Final = "runs"
+# A look at all experiments takes at most this share of the time.
+_SHARE: Final = 0.05
+# Experiments that are folded together, between two looks at the clock.
+_TOGETHER: Final = 32
+_RUNNING_EVERY_S: Final = 0.1
+
+
+class Runs:
+    """The experiments below some places and their facts. Any thread may call."""
+
+    def __init__(self, places: Places, views: LiveViews, indexer: Indexer, cache: Path | None) -> None:
+        self.places = places
+        self._views = views
+        self._indexer = indexer
+        name = Path("\n".join(map(str, places.paths)))
+        self.index = Index(cache_file(cache, KIND, name) if cache is not None else None)
+        self._lock = threading.Lock()
+        self._due = float("-inf")
+        self._running_due = float("-inf")
+        self._by_key: dict[str, Found] = {}
+        # What was found stale and is not folded yet, the newest last: key → version.
+        self._stale: dict[str, list[Any]] = {}
+        # Key → (events, whether it runs, version when that was so).
+        self._events: dict[str, tuple[int, bool, list[Any]]] = {}
+        for row in self.index.page(None, None, (), 0, len(self.index), archived=True).rows:
+            self._note(row.key, row.facts, [])
+
+    def _note(self, key: str, facts: Facts, version: list[Any]) -> None:
+        # A death adds no event, so what is known from following a run may be more.
+        events = max(facts.events, self._events.get(key, (0,))[0])
+        self._events[key] = events, facts.status == RUNNING, version
+
+    # -- up to date ---------------------------------------------------------------------------------------------------
+
+    def refresh(self, *, now: bool = False) -> dict[str, int] | None:
+        """Look for what has changed; return {"done", "total"} while not all is known, else None."""
+        with self._lock:
+            if now or time.monotonic() >= self._due:
+                began = time.monotonic()
+                self._look(now=now)
+                taken = time.monotonic() - began
+                self._due = time.monotonic() + max(SCAN_EVERY_S / 2, taken / _SHARE)
+            stale = bool(self._stale)
+        if stale:
+            self._indexer.bring({(self, "runs"): self._fold_some})
+        with self._lock:
+            left = len(self._stale)
+            return {"done": len(self._by_key) - left, "total": len(self._by_key)} if left else None
+
+    def _look(self, *, now: bool) -> None:
+        found = self.places.all(now=now)
+        self._by_key = {one.key: one for one in found.values()}
+        present = {key: version_of(one, running=self._runs(key)) for key, one in self._by_key.items()}
+        stale = self.index.stale(present)
+        for gone in self._events.keys() - present.keys():
+            del self._events[gone]
+        # The newest last, since the last is taken first: a table shows those first.
+        stale.sort(key=lambda key: present[key][0])
+        self._stale = {key: present[key] for key in stale}
+
+    def _runs(self, key: str) -> bool:
+        known = self._events.get(key)
+        return known is not None and known[1]
+
+    def _fold_some(self) -> bool:
+        """Fold some experiments that have changed; True if there are more."""
+        with self._lock:
+            chosen = [self._stale.popitem()[0] for _ in range(min(_TOGETHER, len(self._stale)))]
+            found = [self._by_key[key] for key in chosen if key in self._by_key]
+        rows = []
+        for one in found:
+            # Before the fold: what comes during it makes another version.
+            version, deep = version_of(one, running=False), version_of(one, running=True)
+            facts = self._facts(one)
+            if facts is not None:
+                version = deep if facts.status == RUNNING else version
+                rows.append((one.key, version, facts))
+        self.index.put_all(rows)
+        with self._lock:
+            for key, version, facts in rows:
+                self._note(key, facts, version)
+            return bool(self._stale)
+
+    def _facts(self, one: Found) -> Facts | None:
+        """Return the facts of an experiment as it is now; None if it cannot be read, or is gone."""
+        try:
+            if self._runs(one.key):
+                with self._views.looking(one.located) as current:
+                    return facts_of(current.state)
+            return facts_of(view(one.located).state)
+        except (OSError, JournalError):
+            return None
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    def found(self, key: str) -> Found | None:
+        """Return the experiment of a row of the index."""
+        return self._by_key.get(key)
+
+    def events(self, ids: Collection[str] | None) -> Mapping[str, int]:
+        """Return a number for each experiment that grows with its events, and with each death that is found.
+
+        Those that run are looked at each time, others as often as lists are.
+        """
+        self.refresh()
+        with self._lock:
+            if time.monotonic() >= self._running_due:
+                for key, (_, runs, version) in list(self._events.items()):
+                    one = self._by_key.get(key)
+                    if one is not None and (runs or (ids is not None and one.id in ids)):
+                        self._follow(one, version)
+                self._running_due = time.monotonic() + _RUNNING_EVERY_S
+            wanted = None if ids is None else set(ids)
+            return {
+                one.id: self._events[key][0]
+                for key, one in self._by_key.items()
+                if key in self._events and (wanted is None or one.id in wanted)
+            }
+
+    def _follow(self, one: Found, version: list[Any]) -> None:
+        """Count the events of an experiment that may have gone on."""
+        current = version_of(one, running=True)
+        if current == version:
+            return
+        try:
+            with self._views.looking(one.located) as seen:
+                deaths = sum(writer.dead for writer in seen.state.writers.values())
+                self._events[one.key] = seen.state.events + deaths, seen.state.status == RUNNING, current
+        except (OSError, JournalError):
+            # It is gone, or damaged: the next look at all of them will say.
+            return
+
+    def close(self) -> None:
+        """Close the file of the index."""
+        self.index.close()
