@@ -24,6 +24,7 @@ def test_numbers_behind_the_charts_are_right(tmp_path: Path) -> None:
     # The dashboard is served as modules, and has no package that says so to node.
     (tmp_path / "package.json").write_text('{"type": "module"}')
     tests = sorted(str(path) for path in (tmp_path / "unit").glob("*.test.js"))
-    done = subprocess.run([node, "--test", *tests], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    command = [node, "--test", *tests]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert tests
     assert done.returncode == 0, done.stdout + done.stderr
