@@ -51,6 +51,7 @@ function plain(curve, styles, names, options) {
     inOrder: rising(curve.x),
     line: middles(curve),
     raw: null,
+    own: false,
     min: curve.min,
     max: curve.max,
     stretches: stretches(curve),
@@ -66,7 +67,7 @@ function plain(curve, styles, names, options) {
  */
 function withSmoothing(curve, weight) {
   if (!weight) return curve;
-  return { ...curve, raw: curve.line, line: smoothed(curve.x, curve.line, weight) };
+  return { ...curve, raw: curve.line, line: smoothed(curve.x, curve.line, weight), own: true };
 }
 
 /**
@@ -98,6 +99,7 @@ function means(curves, options, groups) {
       inOrder: true,
       line: mean,
       raw: null,
+      own: true,
       min,
       max,
       stretches: stretches({ min, max, breaks }),

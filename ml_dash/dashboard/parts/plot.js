@@ -22,6 +22,7 @@ import { nearest, scaler } from "./envelope.js";
  * @property {boolean} inOrder
  * @property {ArrayLike<number>} line  what the line follows
  * @property {ArrayLike<number> | null} raw  the line before smoothing
+ * @property {boolean} own  the line has values of its own, smoothed or means: not just the middle of min and max
  * @property {ArrayLike<number>} min
  * @property {ArrayLike<number>} max
  * @property {[number, number][]} stretches
@@ -602,7 +603,7 @@ class TipRow {
     this.swatch.style.background = curve.color;
     this.name.textContent = curve.name;
     const whole = curve.min[at] < curve.max[at] ? `${number(curve.min[at], 6)} … ${number(curve.max[at], 6)}` : number(curve.min[at], 6);
-    this.value.textContent = curve.raw ? `${number(curve.line[at], 6)} (${whole})` : whole;
+    this.value.textContent = curve.own ? `${number(curve.line[at], 6)} (${whole})` : whole;
   }
 }
 

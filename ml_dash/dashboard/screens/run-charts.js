@@ -1,5 +1,6 @@
 /** The Charts tab of a run: all its metrics in groups, searchable, with one cursor and one zoom. */
 import { experimentPath, get, series } from "../lib/api.js";
+import { time } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
 import { subscribe, throttled } from "../lib/live.js";
 import { link, route, setParams } from "../lib/url.js";
@@ -15,10 +16,13 @@ import { Empty, Failure, Loading } from "../parts/states.js";
 const PAGE = 1000;
 
 /**
- * @param {{id: string, name?: string, asOf?: string | null}} props
+ * @param {{id: string, record?: {name: string, title?: string | null}, asOf?: string | null}} props
  */
-export default function RunCharts({ id, name = "", asOf = null }) {
-  const { params } = route.value;
+export default function RunCharts({ id, record, asOf = null }) {
+  const name = record?.title ?? record?.name ?? "";
+  const { params: given } = route.value;
+  // A moment has its place on an axis of times alone.
+  const params = given.at && !given.x ? { ...given, x: "wall" } : given;
   const { names, total, error, retry } = useMetricNames(id, asOf);
   const options = optionsOf(params);
   const cursor = useMemo(() => new CursorGroup(), [id]);
@@ -46,6 +50,9 @@ export default function RunCharts({ id, name = "", asOf = null }) {
         onInput=${(/** @type {any} */ event) => setSearch(event.currentTarget.value)} />
       <span class="dim number">${chartsOf(some.length, Math.max(total, names.length))}</span>
     <//>
+    ${params.at && html`<p class="chart-moment">Marked: ${time(params.at)}
+      <a href=${link(`/runs/${id}`, { tab: "logs", at: params.at, asOf })}>Logs at this moment</a>
+      <button type="button" class="quiet" onClick=${() => setParams({ at: null })}>Remove the mark</button></p>`}
     ${params.chart && names.includes(params.chart)
       ? chart(params.chart, Math.max(320, Math.round(innerHeight * 0.6)))
       : html`<${ChartGrid} names=${some} size=${options.size} toggled=${toggled} chart=${chart}
@@ -131,7 +138,7 @@ function LogsThen({ id, metric, index, asOf }) {
     ask().catch(() => {});
     return () => abort.abort();
   }, [id, metric, index]);
-  return at && html`<a href=${link(`/runs/${id}`, { tab: "logs", at })}>Logs at this moment</a>`;
+  return at && html`<a href=${link(`/runs/${id}`, { tab: "logs", at, asOf })}>Logs at this moment</a>`;
 }
 
 /**
@@ -142,5 +149,5 @@ function LogsThen({ id, metric, index, asOf }) {
  */
 function momentMarks(at, x) {
   const seconds = Date.parse(at ?? "") / 1000;
-  return x === "wall" && Number.isFinite(seconds) ? [{ x: seconds, text: "here" }] : [];
+  return x === "wall" && Number.isFinite(seconds) ? [{ x: seconds, text: time(seconds * 1000).slice(11) }] : [];
 }
