@@ -1,5 +1,6 @@
 /** The application: its frame, and the screen that the URL names. */
 import { Fragment, classes, computed, effect, html, render, signal, useEffect, useSignal } from "./lib/ui.js";
+import { CHARTS, COMPARE, ahead } from "./lib/ahead.js";
 import { get, loadMe, me } from "./lib/api.js";
 import { followKeys, key } from "./lib/keys.js";
 import { connection, followVisibility, subscribe, throttled } from "./lib/live.js";
@@ -15,9 +16,9 @@ import { Empty, Failure, Loading } from "./parts/states.js";
  */
 const SCREENS = [
   { path: "runs", menu: "Runs", title: "Runs", load: () => import("./screens/runs.js") },
-  { path: "runs", one: true, title: "Run", load: () => import("./screens/run.js") },
+  { path: "runs", one: true, title: "Run", load: () => (ahead("screens/run-charts.js", ...CHARTS), import("./screens/run.js")) },
   { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
-  { path: "compare", menu: "Compare", title: "Compare", load: () => import("./screens/compare.js") },
+  { path: "compare", menu: "Compare", title: "Compare", load: () => (ahead(...CHARTS, ...COMPARE), import("./screens/compare.js")) },
   { path: "login", title: "Log in", load: () => import("./screens/login.js") },
 ];
 

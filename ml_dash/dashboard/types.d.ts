@@ -127,6 +127,9 @@ export interface SeriesAnswer {
   x: string;
   series: Series[];
   missing: string[];
+  /** Where an index of the points is still being made: how many it has, of how many. */
+  indexed?: number;
+  ofPoints?: number;
 }
 
 export interface Metric {

@@ -109,7 +109,7 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
       if (readout.current) readout.current.textContent = tip.text();
     }
   };
-  const total = answer ? shownOf(answer.curves) : "";
+  const total = answer ? shownOf(answer.curves) + (answer.read === null ? "" : ` · ${Math.floor(answer.read * 100)} % read`) : "";
   const missing = answer?.missing.length ?? 0;
   return html`<figure class=${classes("chart", loading && "loading", enlarged && "enlarged")} aria-label=${name} tabindex="0" onKeyDown=${keys}
       style=${{ height: `${height}px` }}>

@@ -12,6 +12,7 @@ import { useEffect, useRef, useState } from "../lib/ui.js";
  * @property {Series[]} curves
  * @property {Series[]} behind  with superseded points, if these are shown
  * @property {string[]} missing  runs that have no such metric
+ * @property {number | null} read  part of the points that are in the index which is being made; null: all
  */
 
 /** A chart asks at most so often. */
@@ -52,7 +53,9 @@ export function useSeries(metric, runs, options, asOf, width) {
       if (abort.signal.aborted) return;
       drawn.current = metric;
       setError(null);
-      setAnswer({ key, curves: now.series, behind: all?.series ?? [], missing: now.missing });
+      setAnswer({ key, curves: now.series, behind: all?.series ?? [], missing: now.missing, read: readOf(now) });
+      // What is shown is good as far as it goes; the rest is asked for until it is there.
+      if (readOf(now) !== null) again(null);
     };
     const guarded = async (/** @type {number} */ wanted) => {
       try {
@@ -77,6 +80,9 @@ export function useSeries(metric, runs, options, asOf, width) {
   }, [key]);
   return { answer, error, loading: answer?.key !== key };
 }
+
+/** @param {import("../types").SeriesAnswer} answer */
+const readOf = ({ indexed, ofPoints }) => (indexed !== undefined && ofPoints ? indexed / ofPoints : null);
 
 /**
  * @param {[number, number] | null} zoom

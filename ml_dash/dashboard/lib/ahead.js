@@ -1,0 +1,25 @@
+/** Modules of a screen, asked for at once: a browser that finds each only in the one before waits for one after the other. */
+
+/** What charts are made of. A test compares this with what the modules import. */
+export const CHARTS = [
+  "parts/axes.js", "parts/chart.js", "parts/chartbar.js", "parts/chartfiles.js", "parts/chartgrid.js", "parts/chartoptions.js",
+  "parts/cursor.js", "parts/curves.js", "parts/envelope.js", "parts/gridlayout.js", "parts/means.js", "parts/plot.js",
+  "parts/smoothing.js", "parts/useseries.js", "lib/colors.js", "lib/format.js", "lib/prefs.js", "parts/dialog.js", "parts/menu.js",
+  "vendor/uplot.js",
+];
+
+/** What the screen that compares runs is made of, beside charts. */
+export const COMPARE = [
+  "screens/compare-files.js", "screens/compare-parameters.js", "screens/compare-plane.js", "parts/parallel.js", "parts/planeaxis.js",
+  "parts/scatter.js", "parts/tabs.js",
+];
+
+/** @param {string[]} modules  relative to the dashboard */
+export function ahead(...modules) {
+  for (const module of modules) {
+    const link = document.createElement("link");
+    link.rel = "modulepreload";
+    link.href = new URL(`../${module}`, import.meta.url).href;
+    document.head.append(link);
+  }
+}
