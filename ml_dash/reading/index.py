@@ -58,6 +58,7 @@ _LATEST_FIRST: Final = Sort("updated", descending=True)
 _packed: Final = msgspec.msgpack.Encoder()
 _read_facts: Final = msgspec.msgpack.Decoder(Facts)
 _read_params: Final = msgspec.msgpack.Decoder(dict[str, Any])
+_read_names: Final = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _read_metrics: Final = msgspec.msgpack.Decoder(dict[str, SeriesFacts])
 
 
@@ -171,9 +172,10 @@ class Index:
                 params, metrics = _packed.encode(facts.params), _packed.encode(facts.metrics)
                 head = msgspec.structs.replace(facts, params={}, metrics={})
                 packed_version = _packed.encode(version)
-                self._note(key, facts)
-                self._place(key, packed_version, head, params, metrics)
-                self._refresh(self._stored[key].slot, facts)
+                before = self._stored.get(key)
+                stored = self._place(key, packed_version, head, params, metrics)
+                self._note(before, stored)
+                self._refresh(stored.slot, facts)
                 written.append((key, packed_version, _packed.encode(head), params, metrics))
             if self._file is not None:
                 self._file.write(written)
@@ -183,8 +185,9 @@ class Index:
         with self._lock:
             gone = [key for key in keys if key in self._stored]
             for key in gone:
-                self._note(key, None)
-                slot = self._stored.pop(key).slot
+                stored = self._stored.pop(key)
+                self._note(stored, None)
+                slot = stored.slot
                 self._slots[slot] = None
                 self._free.append(slot)
                 for column in self._columns.values():
@@ -198,7 +201,7 @@ class Index:
             stored = self._stored.get(key)
             return None if stored is None else _whole(stored)
 
-    def _place(self, key: str, version: bytes, head: Facts, params: bytes, metrics: bytes) -> None:
+    def _place(self, key: str, version: bytes, head: Facts, params: bytes, metrics: bytes) -> _Stored:
         known = self._stored.get(key)
         if known is not None:
             slot = known.slot
@@ -213,6 +216,7 @@ class Index:
         stored = _Stored(slot, version, head, params, metrics)
         self._stored[key] = self._slots[slot] = stored
         self._keys[slot] = key
+        return stored
 
     # -- lists --------------------------------------------------------------------------------------------------------
 
@@ -279,10 +283,7 @@ class Index:
         else:
             kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
             runs = kinds.total()
-        frequent: Counter[str] = Counter()
-        for value in column or ():
-            frequent.update(one for one in (value if type(value) is list else [value]) if type(one) is str)
-        return FieldFacts(name, kind, runs, [value for value, _ in frequent.most_common(_FREQUENT)])
+        return FieldFacts(name, kind, runs, _frequent(column or ()))
 
     def _matching(self, where: Where | None, keys: Iterable[str] | None, *, archived: bool) -> Sequence[int]:
         """Return the slots that match, in any order."""
@@ -299,17 +300,17 @@ class Index:
         return where.select(slots, loaded.__getitem__)
 
     def _sorted(self, slots: Sequence[int], sort: Sort) -> list[int]:
-        loaded = self._load((sort.field, "updated"))
-        updated, values = loaded["updated"], loaded[sort.field]
-        heads = self._slots
+        loaded = self._load((sort.field,))
+        values, heads, keys = loaded[sort.field], self._slots, self._keys
 
-        def name(slot: int) -> tuple[str, str, str]:
+        def rank(slot: int) -> tuple[int, str, str, str]:
             facts = _there(heads[slot]).facts
-            return facts.project, facts.name, self._keys[slot]
+            return -facts.updated_ns, facts.project, facts.name, keys[slot]
 
-        # Stable sorts, the least important first.
-        ordered = sorted(slots, key=name)
-        ordered.sort(key=lambda slot: updated[slot] or 0, reverse=True)
+        ordered = sorted(slots, key=rank)
+        if sort == _LATEST_FIRST:
+            return ordered
+        # A stable sort keeps that order among equal values.
         having = [slot for slot in ordered if values[slot] is not MISSING and values[slot] == values[slot]]
         without = [slot for slot in ordered if values[slot] is MISSING or values[slot] != values[slot]]
         having.sort(key=lambda slot: _sort_key(values[slot]), reverse=sort.descending)
@@ -369,21 +370,22 @@ class Index:
 
     def _counted(self) -> dict[str, Counter[str]]:
         if self._fields is None:
+            # Most experiments have the same fields as another.
+            alike = Counter(tuple(_kinds(stored).items()) for stored in self._stored.values())
             self._fields = {}
-            for stored in self._stored.values():
-                _count(self._fields, _kinds(_whole(stored)), 1)
+            for kinds, runs in alike.items():
+                _count(self._fields, dict(kinds), runs)
         return self._fields
 
-    def _note(self, key: str, facts: Facts | None) -> None:
-        """Count the fields of new facts in place of those that were there."""
+    def _note(self, before: _Stored | None, after: _Stored | None) -> None:
+        """Count the fields of an experiment in place of those that it had before."""
         if self._fields is None:
             return
-        known = self._stored.get(key)
-        before = _kinds(_whole(known)) if known is not None else {}
-        after = _kinds(facts) if facts is not None else {}
-        if before != after:
-            _count(self._fields, before, -1)
-            _count(self._fields, after, 1)
+        had = _kinds(before) if before is not None else {}
+        has = _kinds(after) if after is not None else {}
+        if had != has:
+            _count(self._fields, had, -1)
+            _count(self._fields, has, 1)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------
@@ -415,9 +417,10 @@ def _kind(value: Any) -> str:
     return "number" if type(value) in _NUMBERS else "text" if type(value) is str else "mixed"
 
 
-def _kinds(facts: Facts) -> dict[str, str]:
-    kinds = {f"{PARAMS}{key}": _kind(value) for key, value in facts.params.items()}
-    kinds.update((f"{METRICS}{name}", "number") for name in facts.metrics)
+def _kinds(stored: _Stored) -> dict[str, str]:
+    """Return the fields of an experiment beside those that all have, and the kinds of their values."""
+    kinds = {f"{PARAMS}{key}": _kind(value) for key, value in _read_params.decode(stored.params).items()}
+    kinds.update((f"{METRICS}{name}", "number") for name in _read_names.decode(stored.metrics))
     return kinds
 
 
@@ -433,6 +436,15 @@ def _count(counted: dict[str, Counter[str]], kinds: Mapping[str, str], by: int) 
 
 def _has_texts(name: str, counted: Mapping[str, Counter[str]]) -> bool:
     return kind_of(name) in ("text", "tags", "status") or "text" in counted.get(name, ())
+
+
+def _frequent(column: Sequence[Any]) -> list[str]:
+    """Return the most frequent texts of a column, in lists too."""
+    counted = Counter([value for value in column if type(value) is str])
+    for value in column:
+        if type(value) is list:
+            counted.update([item for item in value if type(item) is str])
+    return [text for text, _ in counted.most_common(_FREQUENT)]
 
 
 def _begins(name: str, wanted: str) -> bool:

@@ -247,9 +247,7 @@ def _bounds(steps: list[Any], epochs: list[Any], times: list[Any]) -> tuple[floa
     return least, greatest, *of_epochs, microseconds(min(times)), microseconds(max(times))
 
 
-def _row(
-    points: Points, start: int, odd: int, finite: list[Any], first: int, where: tuple[float, ...]
-) -> Row:
+def _row(points: Points, start: int, odd: int, finite: list[Any], first: int, where: tuple[float, ...]) -> Row:
     """Return the row of a stretch with these finite values, the first of them at place `first`."""
     if not finite:
         return Row(start, 0, odd, start, _INFINITY, -_INFINITY, _NAN, _NAN, _NAN, _NAN, *where)
@@ -302,9 +300,7 @@ def _keep_odd(database: sqlite3.Connection, metric: str, field: str, points: Poi
     odd = [place for place, value in enumerate(values) if type(value) in NUMBERS and not is_finite(value)]
     if not odd:
         return
-    (known,) = database.execute(
-        "SELECT COUNT(*) FROM odd WHERE metric = ? AND field = ?", (metric, field)
-    ).fetchone()
+    (known,) = database.execute("SELECT COUNT(*) FROM odd WHERE metric = ? AND field = ?", (metric, field)).fetchone()
     database.executemany(
         "REPLACE INTO odd VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
