@@ -124,14 +124,31 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_MODULES})
 
 
-def experiments(path: str | PathLike[str] | None = None, project: str | None = None) -> list[ExperimentRecord]:
+def experiments(
+    path: str | PathLike[str] | None = None,
+    project: str | None = None,
+    *,
+    where: str | None = None,
+    sort: str | None = None,
+    limit: int | None = None,
+) -> list[ExperimentRecord]:
     """The experiments that exist, by project and name: what `experiment.json` of each holds, up to date.
 
     `path` is a root, store, project or experiment folder; without one, where the environment says, else `.ml-dash`.
+    With `where`, those that a query means, archived ones only if it names `archived`; with `sort`, by a field, as
+    `metrics.loss.min` or `params.lr:desc`; with `limit`, so many. Raises InvalidQuery.
     """
     from pathlib import Path
 
     from .reading import read
 
     found = read.find(Path(path) if path is not None else None, project)
-    return [read.record(located) for located in found]
+    if where is not None or sort is not None:
+        from .reading.chosen import choose
+        from .reading.where import parse, parse_sort
+
+        asked = None if where is None else parse(where)
+        order = None if sort is None else parse_sort(sort)
+        chosen = [one.located for one in choose(found, asked, order, archived=where is None)]
+        found = chosen if sort is not None else [located for located in found if located in set(chosen)]
+    return [read.record(located) for located in found[:limit]]

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ml_dash.cli.codes import BROKEN_PIPE, DAMAGE, FAILURE, INTERRUPTED, UNSENT
+from ml_dash.cli.codes import BROKEN_PIPE, DAMAGE, FAILURE, INTERRUPTED, UNSENT, USAGE
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,7 +34,7 @@ def _run(argv: Sequence[str]) -> int:
     import click
 
     from ml_dash.cli import app, console
-    from ml_dash.errors import JournalError, MLDashError, NewerFormat, ReleasedData
+    from ml_dash.errors import InvalidQuery, JournalError, MLDashError, NewerFormat, ReleasedData
 
     console.prepare_streams()
     try:
@@ -44,6 +44,9 @@ def _run(argv: Sequence[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except InvalidQuery as error:
+        console.print_error_lines(str(error))
+        return USAGE
     except MLDashError as error:
         console.print_error(str(error))
         if isinstance(error, ReleasedData):

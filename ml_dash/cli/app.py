@@ -21,7 +21,7 @@ COMMANDS: Final[dict[str, str]] = {
     "params": "Print parameters.",
     "metrics": "List metrics, or show the points of one, as numbers or as a plot.",
     "files": "List files.",
-    "diff": "Compare parameters and final values of two experiments.",
+    "diff": "Compare parameters and final values of experiments.",
     "export": "Write points, logs or experiments as CSV or JSON lines.",
     "verify": "Check every frame, blob and file of an experiment.",
     "rebuild": "Make the documented folder again from the journal.",

@@ -154,6 +154,13 @@ def print_error(text: str) -> None:
         sys.stderr.write(f"{styled('ml-dash:', 'red', sys.stderr)} {safe(text)}\n")
 
 
+def print_error_lines(text: str) -> None:
+    """Print an error of several lines, which stay under each other."""
+    if sys.stderr is not None:
+        flush()
+        sys.stderr.write(f"{styled('ml-dash:', 'red', sys.stderr)} {safe_lines(text, '')}\n")
+
+
 def print_json(value: object, indent: int | None = 2) -> None:
     """Print `value` as JSON on stdout; of a list, each element on a line of its own."""
     if isinstance(value, list) and value and indent:
@@ -191,6 +198,18 @@ def size_text(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in its two largest units: `12.3 s`, `4 min 5 s`, `2 h 30 min`, `3 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    whole = int(seconds)
+    for size, unit, below, smaller in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // below
+            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    raise AssertionError(seconds)
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,55 +1,99 @@
-"""`ml-dash diff`: the differences between two experiments."""
+"""`ml-dash diff`: what differs between experiments."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.summary import final_values
+from ml_dash.cli.summary import columns_table, final_values
 from ml_dash.reading import read
+from ml_dash.reading.located import Located
 
-Pair = dict[str, Any]
+if TYPE_CHECKING:
+    from ml_dash.reading.where import Sort, Where
+
+Values = Mapping[str, Any]
+Row = dict[str, Any]
+"""Letter of an experiment → its value; without a letter where it has none."""
 
 
 @click.command()
-@click.argument("a", metavar="A", shell_complete=options.complete_experiment)
-@click.argument("b", metavar="B", shell_complete=options.complete_experiment)
+@options.experiments_argument
+@options.where_option
+@options.sort_option
+@options.columns_option
 @click.option("--all", "everything", is_flag=True, help="Also what is equal.")
 @options.path_option
 @options.json_option
-def command(a: str, b: str, everything: bool, path: Path | None, as_json: bool) -> None:
-    """Compare parameters and final values of two experiments."""
-    left, right = read.locate(a, path), read.locate(b, path)
-    views = read.view(left), read.view(right)
-    parameters = _pairs(views[0].parameters(), views[1].parameters(), everything)
-    values = _pairs(final_values(views[0]), final_values(views[1]), everything)
-    if as_json:
-        who = {key: {"project": e.project, "name": e.name} for key, e in (("a", left), ("b", right))}
-        console.print_json({**who, "parameters": parameters, "metrics": values})
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiments: tuple[str, ...],
+    where: Where | None,
+    sort: Sort | None,
+    columns: tuple[str, ...],
+    everything: bool,
+    path: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare parameters and final values of experiments, side by side."""
+    if where is None and len(experiments) < 2:
+        raise click.UsageError("Name two or more experiments, or choose them with --where.", ctx)
+    found = options.chosen(ctx, experiments, where, sort, path)
+    if not found:
+        console.print_note(f"no experiments match in {read.places(path)}")
         return
-    names = [console.safe(f"{e.project}/{e.name}") for e in (left, right)]
-    if parameters:
-        console.print_table(["parameter", *names], [_row(key, pair) for key, pair in parameters.items()])
-    if parameters and values:
-        console.print_text()
-    if values:
-        headers = ["final value", *(f">{name}" for name in names), ">difference"]
-        console.print_table(headers, [[*_row(key, pair), _difference(pair)] for key, pair in values.items()])
-    if not parameters and not values:
+    letters = [_letters(number) for number in range(len(found))]
+    if columns:
+        tables = {"fields": _rows(letters, _fields(found, columns), everything)}
+    else:
+        views = [read.view(located) for located in found]
+        tables = {
+            "parameters": _rows(letters, [view.parameters() for view in views], everything),
+            "metrics": _rows(letters, [final_values(view) for view in views], everything),
+        }
+    if as_json:
+        who = {letter: {"project": e.project, "name": e.name} for letter, e in zip(letters, found, strict=True)}
+        console.print_json({**who, **tables})
+    elif any(tables.values()):
+        _print([console.safe(f"{e.project}/{e.name}") for e in found], letters, tables)
+    else:
         console.print_note("no difference")
 
 
-def _pairs(left: dict[str, Any], right: dict[str, Any], everything: bool) -> dict[str, Pair]:
-    """Return key → {"a": value, "b": value}; a side without the key has no entry. Equal ones only with `everything`."""
-    pairs = {}
-    for key in {**left, **right}:
-        pair = {letter: side[key] for letter, side in (("a", left), ("b", right)) if key in side}
-        if everything or len(pair) == 1 or not _same(pair["a"], pair["b"]):
-            pairs[key] = pair
-    return pairs
+def _letters(number: int) -> str:
+    """Return the letters of the n-th experiment, as spreadsheets name columns: a, b, ..., z, aa, ab, ..."""
+    higher, last = divmod(number, 26)
+    return (_letters(higher - 1) if higher else "") + "abcdefghijklmnopqrstuvwxyz"[last]
+
+
+def _fields(found: Sequence[Located], columns: tuple[str, ...]) -> list[Values]:
+    from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
+
+    facts = [facts_of(read.view(located).state) for located in found]
+    return [
+        {field: shown_value(field, value) for field in columns if (value := value_of(one, field)) is not MISSING}
+        for one in facts
+    ]
+
+
+def _rows(letters: Sequence[str], sides: Sequence[Values], everything: bool) -> dict[str, Row]:
+    """Return key → the value of each experiment that has it; those that all have, equal, only with `everything`."""
+    rows = {}
+    for key in dict.fromkeys(key for side in sides for key in side):
+        row = {letter: side[key] for letter, side in zip(letters, sides, strict=True) if key in side}
+        if everything or len(row) < len(sides) or not _all_same(row.values()):
+            rows[key] = row
+    return rows
+
+
+def _all_same(values: Iterable[Any]) -> bool:
+    first, *others = values
+    return all(_same(first, other) for other in others)
 
 
 def _same(a: object, b: object) -> bool:
@@ -57,15 +101,43 @@ def _same(a: object, b: object) -> bool:
     return type(a) is type(b) and (a == b or (a != a and b != b))
 
 
-def _row(key: str, pair: Pair) -> list[console.Cell]:
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _print(names: list[str], letters: list[str], tables: Mapping[str, dict[str, Row]]) -> None:
+    """Print a table for each kind of rows; two experiments have the difference of their final values beside them."""
+    filled = [kind for kind, rows in tables.items() if rows]
+    for number, kind in enumerate(filled):
+        if number:
+            console.print_text()
+        rows = tables[kind]
+        if kind == "fields":
+            _print_fields(names, letters, rows)
+        elif kind == "parameters":
+            console.print_table(["parameter", *names], [_row(key, letters, row) for key, row in rows.items()])
+        else:
+            pair = len(letters) == 2
+            headers = ["final value", *(f">{name}" for name in names), *([">difference"] if pair else [])]
+            shown = [[*_row(key, letters, row), *([_difference(row)] if pair else [])] for key, row in rows.items()]
+            console.print_table(headers, shown)
+
+
+def _print_fields(names: list[str], letters: list[str], rows: dict[str, Row]) -> None:
+    """Print fields, one a row: times, sizes and durations as in lists."""
+    shown = []
+    for field, row in rows.items():
+        sides = [{field: row[letter]} if letter in row else {} for letter in letters]
+        _, cells = columns_table([field], sides)
+        shown.append([console.safe(field), *(cell for [cell] in cells)])
+    console.print_table(["field", *names], shown)
+
+
+def _row(key: str, letters: Sequence[str], row: Row) -> list[console.Cell]:
     absent = console.Styled("-", "dim")
-    return [
-        console.safe(key),
-        *(console.value_text(pair[letter]) if letter in pair else absent for letter in "ab"),
-    ]
+    return [console.safe(key), *(console.value_text(row[one]) if one in row else absent for one in letters)]
 
 
-def _difference(pair: Pair) -> str:
-    if len(pair) < 2:
+def _difference(row: Row) -> str:
+    if len(row) < 2:
         return ""
-    return console.value_text(float(pair["b"]) - float(pair["a"])) if pair["a"] != pair["b"] else "0"
+    return console.value_text(float(row["b"]) - float(row["a"])) if row["a"] != row["b"] else "0"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import click
 
@@ -18,8 +18,12 @@ from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_m
 from ml_dash.core.json_values import flatten, to_json
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
+from ml_dash.errors import NotFound
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
+
+if TYPE_CHECKING:
+    from ml_dash.reading.where import Sort, Where
 
 Meant = tuple[str, str | None]
 Line = Mapping[str, Any]
@@ -32,6 +36,9 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
 @click.command()
 @options.experiments_argument
+@options.where_option
+@options.sort_option
+@options.columns_option
 @click.option(
     "--what",
     type=click.Choice(["points", "logs", "experiments"]),
@@ -50,6 +57,9 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 def command(
     ctx: click.Context,
     experiments: tuple[str, ...],
+    where: Where | None,
+    sort: Sort | None,
+    columns: tuple[str, ...],
     what: str,
     metrics: tuple[str, ...],
     superseded: bool,
@@ -68,12 +78,20 @@ def command(
         raise click.UsageError("--remote goes with points and logs.", ctx)
     if len(experiments) > 1 and what != "experiments":
         raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
-    if what == "experiments":
-        found = [read.locate(one, path) for one in experiments] or read.find(path)
+    if columns and what != "experiments":
+        raise click.UsageError(f"--columns goes with --what experiments, not with --what {what}.", ctx)
+    if from_server and (where is not None or sort is not None):
+        raise click.UsageError("--where and --sort choose among the experiments of this machine.", ctx)
+    many = what == "experiments" or where is not None or sort is not None
+    if many:
+        found = options.chosen(ctx, experiments, where, sort, path) if experiments or where or sort else read.find(path)
         if not found:
-            console.print_note(f"no experiments in {read.places(path)}; name another folder with --path")
+            matching = " that match" if where is not None else ""
+            console.print_note(f"no experiments{matching} in {read.places(path)}; name another folder with --path")
             return
-        lines, table = _experiments(found)
+        lines, table = (
+            _experiments(found, columns) if what == "experiments" else _of_many(found, what, metrics, superseded)
+        )
     else:
         view = choose_view(next(iter(experiments), None), path, from_server=from_server)
         lines, table = _of_one(view, what, metrics, superseded)
@@ -127,8 +145,51 @@ def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) ->
     return header, rows
 
 
-def _experiments(found: list[Located]) -> Source:
-    """A row for each experiment."""
+def _of_many(found: list[Located], what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
+    """Points or logs of several experiments, one after the other, each row with the name of its experiment.
+
+    Of the metrics that are named, those are written that an experiment has.
+    """
+
+    def sources() -> Iterator[tuple[str, Source]]:
+        for located in found:
+            view = read.view(located)
+            names = tuple(name for name in metrics if _has(view, name))
+            if names or not metrics:
+                yield f"{located.project}/{located.name}", _of_one(view, what, names, superseded)
+
+    def lines() -> Iterator[Line]:
+        return ({"experiment": name, **line} for name, (its_lines, _) in sources() for line in its_lines())
+
+    def table() -> Table:
+        headers = [header for _, (_, its_table) in sources() for header in its_table()[0]]
+        columns = list(dict.fromkeys(headers))
+        return ["experiment", *columns], _rows_of(sources(), columns)
+
+    return lines, table
+
+
+def _has(view: ExperimentView, metric: str) -> bool:
+    try:
+        resolve_metric(view, metric)
+    except NotFound:
+        return False
+    return True
+
+
+def _rows_of(sources: Iterable[tuple[str, Source]], columns: Sequence[str]) -> Iterator[Sequence[Any]]:
+    """The rows of several tables under one header, which has all their columns."""
+    for name, (_, table) in sources:
+        header, rows = table()
+        places = [header.index(column) if column in header else None for column in columns]
+        for row in rows:
+            yield [name, *(None if place is None else row[place] for place in places)]
+
+
+def _experiments(found: list[Located], columns: tuple[str, ...]) -> Source:
+    """A row for each experiment: its summary, and the columns or else all parameters and final values."""
+    if columns:
+        return _columns(found, columns)
 
     def lines() -> Iterator[Line]:
         for located in found:
@@ -142,6 +203,24 @@ def _experiments(found: list[Located]) -> Source:
         flat = [{key: value for key, value in flatten(line).items() if value != {}} for line in lines()]
         header = list(dict.fromkeys(key for line in flat for key in line))
         return header, ([line.get(key) for key in header] for line in flat)
+
+    return lines, table
+
+
+def _columns(found: list[Located], columns: tuple[str, ...]) -> Source:
+    """A row for each experiment: its project and name, and the values of columns."""
+    from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
+
+    def lines() -> Iterator[Line]:
+        for located in found:
+            facts = facts_of(read.view(located).state)
+            values = {field: value_of(facts, field) for field in columns}
+            shown = {field: shown_value(field, value) for field, value in values.items() if value is not MISSING}
+            yield {"project": located.project, "name": located.name, "values": shown}
+
+    def table() -> Table:
+        rows = ([line["project"], line["name"], *(line["values"].get(field) for field in columns)] for line in lines())
+        return ["project", "name", *columns], rows
 
     return lines, table
 

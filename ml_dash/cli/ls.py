@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
-from ml_dash.cli.summary import status_cell, summary
+from ml_dash.cli.summary import columns_table, status_cell, summary
 from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
-from ml_dash.core.times import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
+
+if TYPE_CHECKING:
+    from ml_dash.reading.chosen import Chosen
+    from ml_dash.reading.facts import Facts
+    from ml_dash.reading.where import Sort, Where
 
 Entry = dict[str, Any]
 
 # Columns that are left out in a narrow terminal, in this order.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
 
-_SORTS: dict[str, Callable[[Entry], Any]] = {
-    "updated": lambda entry: entry["updatedAt"] or "",
-    "created": lambda entry: entry["createdAt"] or "",
-    "name": lambda entry: (entry["project"], entry["name"]),
-    "points": lambda entry: entry["counts"]["points"],
-}
-
 
 @click.command()
+@options.where_option
 @click.option("--project", help="Only experiments of this project.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only experiments with this status.")
 @click.option("--tag", "tags", multiple=True, help="Only experiments with this tag; if repeated, with all.")
@@ -43,7 +41,8 @@ _SORTS: dict[str, Callable[[Entry], Any]] = {
     metavar="TIME",
     help="Only what was written since: 2025-10-29T10:30, 90min, 12h, 7d.",
 )
-@click.option("--sort", type=click.Choice(list(_SORTS)), default="updated", show_default=True)
+@options.sort_option
+@options.columns_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
 @click.option("--wide", is_flag=True, help="All columns, also where the terminal is too narrow for them.")
 @options.path_option
@@ -51,39 +50,51 @@ _SORTS: dict[str, Callable[[Entry], Any]] = {
 @click.pass_context
 def command(
     ctx: click.Context,
+    where: Where | None,
     project: str | None,
     status: str | None,
     tags: tuple[str, ...],
     folder: str | None,
     since: int | None,
-    sort: str,
+    sort: Sort | None,
+    columns: tuple[str, ...],
     limit: int | None,
     wide: bool,
     path: Path | None,
     as_json: bool,
 ) -> None:
-    """List experiments, the latest first (--sort name: by name)."""
+    """List experiments, the latest first."""
 
-    def wanted(entry: Entry) -> bool:
-        label = (entry["folder"] or "").strip("/")
+    def wanted(facts: Facts) -> bool:
+        label = (facts.folder or "").strip("/")
         return (
-            (status is None or entry["status"] == status)
-            and set(tags) <= set(entry["tags"] or ())
+            (status is None or facts.status == status)
+            and set(tags) <= set(facts.tags)
             and (folder is None or label == folder.strip("/") or label.startswith(folder.strip("/") + "/"))
-            and (since is None or (entry["updatedAt"] or "") >= utc_text(since))
+            and (since is None or facts.updated_ns >= since)
         )
 
-    found = read.find(path, project)
-    entries, code = _entries(found)
-    entries = sorted(filter(wanted, entries), key=_SORTS[sort], reverse=sort != "name")[:limit]
+    from ml_dash.reading.chosen import choose
+
+    # What the list is sorted by is worth a column, unless every list shows it.
+    if sort is not None and "." in sort.field and sort.field not in columns:
+        columns = (*columns, sort.field)
+    troubles = _Troubles()
+    chosen = choose(read.find(path, project), where, sort, columns, failed=troubles.note)
+    rows = [(one, entry) for one in [c for c in chosen if wanted(c.facts)][:limit] if (entry := troubles.entry(one))]
     if as_json:
-        console.print_json(entries)
-    elif entries:
-        _print_table(entries, wide)
+        console.print_json([{**entry, "values": one.values} for one, entry in rows])
+    elif rows and columns:
+        _print_columns(rows, columns)
+    elif rows:
+        _print_table([entry for _, entry in rows], wide)
     else:
-        filters = {"--project": project, "--status": status, "--tag": tags, "--folder": folder, "--since": since}
-        console.print_note(_nothing(path, [name for name, value in filters.items() if value], code))
-    ctx.exit(code)
+        filters = {
+            "--where": where, "--project": project, "--status": status, "--tag": tags, "--folder": folder,
+            "--since": since,
+        }  # fmt: skip
+        console.print_note(_nothing(path, [name for name, value in filters.items() if value], troubles.code))
+    ctx.exit(troubles.code)
 
 
 def _nothing(path: Path | None, filters: list[str], code: int) -> str:
@@ -105,17 +116,25 @@ def list_found() -> bool:
     return bool(found)
 
 
-def _entries(found: list[Located]) -> tuple[list[Entry], int]:
-    """Return a row for each experiment that can be read, and the exit code. Errors of the others are printed."""
-    entries, code = [], OK
-    for located in found:
+class _Troubles:
+    """Experiments that cannot be read: they are named on stderr, and decide the exit code."""
+
+    def __init__(self) -> None:
+        self.code = OK
+
+    def note(self, located: Located, error: Exception) -> None:
+        """Print the error of an experiment."""
+        console.print_error(f"{located.project}/{located.name}: {error}")
+        damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
+        self.code = max(self.code, DAMAGE if damaged else FAILURE)
+
+    def entry(self, one: Chosen) -> Entry | None:
+        """Return the row of an experiment; None if it cannot be read."""
         try:
-            entries.append(summary(located, _record(located)))
+            return summary(one.located, _record(one.located))
         except (MLDashError, OSError) as error:
-            console.print_error(f"{located.project}/{located.name}: {error}")
-            damaged = isinstance(error, JournalError) and not isinstance(error, NewerFormat)
-            code = max(code, DAMAGE if damaged else FAILURE)
-    return entries, code
+            self.note(one.located, error)
+            return None
 
 
 def _record(located: Located) -> Mapping[str, Any]:
@@ -150,3 +169,10 @@ def _print_table(entries: list[Entry], wide: bool) -> None:
         ],
         drop=() if wide else _DROPPED,
     )
+
+
+def _print_columns(rows: list[tuple[Chosen, Entry]], columns: tuple[str, ...]) -> None:
+    """Print the names, and the fields that were asked for; a narrow terminal breaks no line."""
+    headers, cells = columns_table(columns, [one.values for one, _ in rows])
+    names = [console.safe(f"{entry['project']}/{entry['name']}") for _, entry in rows]
+    console.print_table(["experiment", *headers], [[name, *row] for name, row in zip(names, cells, strict=True)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -13,8 +14,14 @@ from click.shell_completion import CompletionItem
 from ml_dash.core.times import parse_time
 from ml_dash.errors import MLDashError
 
+if TYPE_CHECKING:
+    from ml_dash.reading.index import FieldFacts
+    from ml_dash.reading.located import Located
+    from ml_dash.reading.where import Sort, Where
+
 Decorated = TypeVar("Decorated", bound=Any)
 
+_MOST_FIELDS = 1000
 _UNITS_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -56,6 +63,107 @@ def remote_option(command: Decorated) -> Decorated:
     return click.option(
         "--remote", "from_server", is_flag=True, help="Read from the server that the experiment goes to, not from here."
     )(command)
+
+
+def where_option(command: Decorated) -> Decorated:
+    """Add `--where`: a parsed query, or None."""
+    return click.option(
+        "--where",
+        callback=_parsed("parse"),
+        metavar="QUERY",
+        shell_complete=complete_query,
+        help="Only experiments that match: 'status = failed and params.lr > 0.1'. See docs/query.md.",
+    )(command)
+
+
+def sort_option(command: Decorated) -> Decorated:
+    """Add `--sort`: a parsed order, or None."""
+    return click.option(
+        "--sort",
+        callback=_parsed("parse_sort"),
+        metavar="FIELD[:desc]",
+        shell_complete=complete_fields,
+        help="By this field: metrics.loss.min, params.lr, name, ... With :desc the greatest first. "
+        "Default: updated, the latest first.",
+    )(command)
+
+
+def columns_option(command: Decorated) -> Decorated:
+    """Add `--columns`: a tuple of fields, empty where it is left out."""
+    return click.option(
+        "--columns",
+        default="",
+        callback=_parsed("parse_columns"),
+        metavar="FIELD,...",
+        shell_complete=complete_fields,
+        help="Show these fields: params.lr,metrics.val.acc.max",
+    )(command)
+
+
+def chosen(
+    ctx: click.Context, experiments: tuple[str, ...], where: Where | None, sort: Sort | None, path: Path | None
+) -> list[Located]:
+    """Return the experiments that are named, in that order; or with `--where` or `--sort` those that match, sorted.
+
+    Raises UsageError for both, and NotFound for a name that none has.
+    """
+    from ml_dash.reading import read
+
+    if where is None and sort is None:
+        return [read.locate(one, path) for one in experiments]
+    if experiments and where is not None:
+        raise click.UsageError("Name experiments, or choose them with --where.", ctx)
+    from ml_dash.reading.chosen import choose
+
+    found = [read.locate(one, path) for one in experiments] if experiments else read.find(path)
+    return [one.located for one in choose(found, where, sort, archived=bool(experiments))]
+
+
+def _parsed(parse: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return what reads the text of an option by a function of `where`, which is loaded only then. None stays None."""
+
+    def parsed(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
+        if text is None:
+            return None
+        from ml_dash.reading import where
+
+        return getattr(where, parse)(text)
+
+    return parsed
+
+
+def complete_query(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Return the queries that go on from the one that is typed; none if experiments cannot be read."""
+    from ml_dash.reading.where import complete, with_statistics
+
+    fields = {field.name: field.values for field in _fields(ctx)}
+    names = [name for field in fields for name in _with_statistics(field, with_statistics)]
+    found = complete(typed, len(typed), names, lambda field: fields.get(field, []))
+    return [CompletionItem(typed[: one.start] + one.text) for one in found]
+
+
+def complete_fields(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
+    """Return the lists of fields that go on from the one that is typed."""
+    from ml_dash.reading.where import field_text, with_statistics
+
+    before, comma, begun = typed.rpartition(",")
+    names = [name for field in _fields(ctx) for name in _with_statistics(field.name, with_statistics)]
+    return [CompletionItem(before + comma + text) for name in names if (text := field_text(name)).startswith(begun)]
+
+
+def _with_statistics(field: str, with_statistics: Callable[[list[str]], list[str]]) -> list[str]:
+    series = field.removeprefix("metrics.")
+    return with_statistics([series]) if series != field else [field]
+
+
+def _fields(ctx: click.Context) -> list[FieldFacts]:
+    from ml_dash.reading import read
+    from ml_dash.reading.chosen import fields
+
+    try:
+        return fields(read.find(ctx.params.get("path")), limit=_MOST_FIELDS)
+    except (MLDashError, OSError):
+        return []
 
 
 def json_option(command: Decorated) -> Decorated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,9 +19,13 @@ from ml_dash.reading.located import Located
 from ml_dash.sync.registrations import Registration, by_journal, of_journal, read_all, unregister
 from ml_dash.sync.remove import remove
 
+if TYPE_CHECKING:
+    from ml_dash.reading.where import Where
+
 
 @click.command()
-@click.argument("experiments", nargs=-1, required=True, shell_complete=options.complete_experiment)
+@options.experiments_argument
+@options.where_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--remote", "there_too", is_flag=True, help="Also on the servers that they are sent to.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be removed.")
@@ -30,6 +35,7 @@ from ml_dash.sync.remove import remove
 def command(
     ctx: click.Context,
     experiments: tuple[str, ...],
+    where: Where | None,
     yes: bool,
     there_too: bool,
     dry_run: bool,
@@ -38,14 +44,18 @@ def command(
 ) -> None:
     """Remove experiments, journal and folder together.
 
-    Unlike elsewhere, EXPERIMENT must be given. An experiment that a live process has open is not removed. With
-    --remote, it is removed from the servers first; if one cannot be reached, nothing is removed.
+    Unlike elsewhere, EXPERIMENT or --where must be given. An experiment that a live process has open is not removed.
+    With --remote, it is removed from the servers first; if one cannot be reached, nothing is removed.
     """
-    found = [read.locate(experiment, path) for experiment in experiments]
+    if where is None and not experiments:
+        raise click.UsageError("Name the experiments, or choose them with --where.", ctx)
+    found = options.chosen(ctx, experiments, where, None, path)
+    if not found:
+        console.print_note(f"no experiments match in {read.places(path)}; nothing was removed")
     chosen = list({located.journal: located for located in found}.values())
     plans = [(located, remove(located, dry_run=True)) for located in chosen]
     goes_to = _destinations(chosen, needed=there_too)
-    if not dry_run and not yes:
+    if plans and not dry_run and not yes:
         if not console.on_terminal(sys.stdin):
             raise click.UsageError("There is no terminal to ask on: give --yes (or --dry-run).", ctx)
         for located, plan in plans:

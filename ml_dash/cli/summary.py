@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_dash.cli import console
+from ml_dash.reading.facts import kind_of
 from ml_dash.reading.located import Located
 from ml_dash.reading.view import View
 
@@ -30,6 +31,40 @@ def final_values(view: View) -> dict[str, Any]:
         for metric in view.metrics()
         for series, values in view.metric_stats(metric["name"])["series"].items()
     }
+
+
+def columns_table(
+    fields: Sequence[str], rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[str], list[list[console.Cell]]]:
+    """Return headers and cells of fields, for `print_table`: numbers to the right; `-` where a row has no value.
+
+    Values are those of `facts.shown_value`.
+    """
+    headers = [f"{'>' if _all_numbers(field, rows) else ''}{console.safe(field)}" for field in fields]
+    absent = console.Styled("-", "dim")
+    return headers, [[_cell(field, row[field]) if field in row else absent for field in fields] for row in rows]
+
+
+def _all_numbers(field: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    values = [row[field] for row in rows if field in row]
+    return kind_of(field) in ("number", "size", "duration") or (
+        bool(values) and all(type(value) in (int, float) for value in values)
+    )
+
+
+def _cell(field: str, value: Any) -> console.Cell:
+    kind = kind_of(field)
+    if kind == "status":
+        return status_cell(value)
+    if kind == "time":
+        return console.time_text(value)
+    if kind == "size":
+        return console.size_text(value)
+    if kind == "duration":
+        return console.duration_text(value)
+    if kind == "tags":
+        return console.safe(", ".join(value))
+    return console.value_text(value)
 
 
 def status_cell(status: object) -> console.Cell:
