@@ -17,8 +17,8 @@ import { Empty, Failure, Loading } from "./parts/states.js";
 const SCREENS = [
   { path: "runs", menu: "Runs", title: "Runs", load: () => import("./screens/runs.js") },
   { path: "runs", one: true, title: "Run", load: () => (ahead("screens/run-charts.js", ...CHARTS), import("./screens/run.js")) },
-  { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
   { path: "compare", menu: "Compare", title: "Compare", load: () => (ahead(...CHARTS, ...COMPARE), import("./screens/compare.js")) },
+  { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
   { path: "login", title: "Log in", load: () => import("./screens/login.js") },
 ];
 

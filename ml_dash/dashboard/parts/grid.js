@@ -2,12 +2,15 @@
  * A table of any size, of which only the rows that are seen exist.
  *
  *     head   sticks to the top: titles that sort, move and resize their columns
- *     body   as high as all rows; the rows that are seen, moved to their place
+ *     body   as high as all rows; the rows that are seen, each at its place
  *
  * All rows have one height, so a row's place is its number. Beyond 8 million pixels browsers lose places: then the
  * scroll bar covers the rows in proportion.
+ *
+ * A row is drawn again when its data, the columns, its being chosen or `stamp` are others than before: so `cell` may use
+ * nothing else, and while one scrolls only the rows that come into view cost anything.
  */
-import { classes, html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib/ui.js";
+import { classes, html, useEffect, useLayoutEffect, useMemo, useRef, useSignal } from "../lib/ui.js";
 
 /** @typedef {import("../vendor/preact.js").Child} Child */
 /**
@@ -30,16 +33,21 @@ import { classes, html, useEffect, useLayoutEffect, useRef, useSignal } from "..
  * @property {Column[]} columns
  * @property {(index: number) => R|undefined} row  undefined: not here yet
  * @property {(row: R, column: Column) => Child} cell
- * @property {(row: R) => string} name  what a row is called
  * @property {(row: R) => boolean} [chosen]
  * @property {number} focus  the row that the keyboard is at; -1 for none
  * @property {(index: number) => void} onFocus
  * @property {(row: R) => void} onOpen
  * @property {(start: number, end: number) => void} onRange  these rows are seen
+ * @property {number} [stamp]  another number draws all rows again
  * @property {{id: string, descending: boolean}|null} [sort]
  * @property {(id: string) => void} [onSort]
  * @property {(id: string, before: string) => void} [onMove]
  * @property {(id: string, width: number) => void} [onResize]
+ */
+
+/**
+ * A row as it was drawn, and of what.
+ * @typedef {{data: any, columns: Column[], stamp: number|undefined, place: number, focused: boolean, chosen: boolean, row: Child}} Drawn
  */
 
 const EXTRA_ROWS = 8;
@@ -52,7 +60,11 @@ const NARROWEST_PX = 48;
  * @param {GridProps<R>} props
  */
 export function Grid(props) {
-  const { label, total, rowHeight, columns, row, focus, onRange } = props;
+  const { label, total, rowHeight, columns, row, focus, onRange, chosen, stamp } = props;
+  // What a row that was drawn earlier calls, is what is there now.
+  const latest = useRef(props);
+  latest.current = props;
+  const cache = useRef(/** @type {Map<number, Drawn>} */ (new Map()));
   const at = useRef(/** @type {HTMLElement|null} */ (null));
   const seen = useSignal({ top: 0, height: 600 });
   const height = Math.min(total * rowHeight, HIGHEST_PX);
@@ -62,7 +74,8 @@ export function Grid(props) {
   const top = seen.value.top * scale;
   const first = Math.max(0, Math.floor(top / rowHeight) - EXTRA_ROWS);
   const end = Math.min(total, Math.ceil((top + view) / rowHeight) + EXTRA_ROWS);
-  const shift = first * rowHeight - (top - seen.value.top);
+  // Where a row stands: at its number, less what the scroll bar has gone too little.
+  const shift = Math.round(seen.value.top - top);
 
   useLayoutEffect(() => {
     const element = /** @type {HTMLElement} */ (at.current);
@@ -99,37 +112,43 @@ export function Grid(props) {
     }
   }, [focus]);
 
-  const lefts = offsets(columns);
+  const lefts = useMemo(() => offsets(columns), [columns]);
   const keys = (/** @type {KeyboardEvent} */ event) => gridKey(event, props, Math.max(1, Math.floor(view / rowHeight)));
-  const rows = [];
-  for (let i = first; i < end; i++) rows.push(drawnRow(props, i, row(i), lefts));
+  const before = cache.current;
+  cache.current = new Map();
+  for (let i = first; i < end; i++) {
+    const data = row(i);
+    const now = { data, columns, stamp, place: i * rowHeight + shift, focused: i === focus, chosen: data !== undefined && Boolean(chosen?.(data)) };
+    const old = before.get(i);
+    const same = old && old.data === data && old.columns === columns && old.stamp === stamp && old.place === now.place && old.focused === now.focused && old.chosen === now.chosen;
+    cache.current.set(i, same ? old : { ...now, row: drawnRow(latest, i, now, lefts) });
+  }
   const template = columns.map((column) => `${column.width}px`).join(" ");
   return html`<div class="grid" role="grid" aria-label=${label} aria-rowcount=${total} aria-colcount=${columns.length}
       ref=${at} onKeyDown=${keys} tabindex=${total === 0 || focus < 0 ? 0 : -1} style=${{ "--columns": `${template} minmax(0, 1fr)`, "--height": `${rowHeight}px` }}>
     <div role="rowgroup" class="head"><div role="row" class="row">
       ${columns.map((column, i) => html`<${Head} key=${column.id} column=${column} left=${lefts[i]} ...${props} />`)}
     </div></div>
-    <div role="rowgroup" class="body" style=${{ height: `${height}px` }}>
-      <div role="presentation" style=${{ transform: `translateY(${shift}px)` }}>${rows}</div>
+    <div role="rowgroup" class="body" style=${{ height: `${height}px`, minWidth: `${columns.reduce((sum, column) => sum + column.width, 0)}px` }}>
+      ${[...cache.current.values()].map((one) => one.row)}
     </div>
   </div>`;
 }
 
 /**
- * @template R
- * @param {GridProps<R>} props
+ * @param {{current: GridProps<any>}} latest
  * @param {number} i
- * @param {R|undefined} data
+ * @param {Omit<Drawn, "row">} now
  * @param {(number|undefined)[]} lefts
  */
-function drawnRow({ columns, cell, chosen, focus, onFocus, onOpen }, i, data, lefts) {
+function drawnRow(latest, i, { data, columns, place, focused, chosen }, lefts) {
+  const { cell } = latest.current;
   const open = (/** @type {MouseEvent} */ event) => {
     const inner = /** @type {Element} */ (event.target).closest("a, button, input, label");
-    if (!inner && data !== undefined) onOpen(data);
+    if (!inner && data !== undefined) latest.current.onOpen(data);
   };
-  const isChosen = data !== undefined && chosen?.(data);
-  return html`<div role="row" key=${i} class=${classes("row", isChosen && "chosen", i % 2 === 1 && "odd")} aria-rowindex=${i + 1}
-      aria-selected=${chosen && isChosen} tabindex=${i === focus ? 0 : -1} onFocusIn=${() => onFocus(i)} onDblClick=${open}>
+  return html`<div role="row" key=${i} class=${classes("row", chosen && "chosen")} aria-rowindex=${i + 1} aria-selected=${latest.current.chosen ? chosen : undefined}
+      style=${{ top: `${place}px` }} tabindex=${focused ? 0 : -1} onFocusIn=${() => latest.current.onFocus(i)} onDblClick=${open}>
     ${columns.map((column, c) => html`<div role="gridcell" key=${column.id} class=${classes(column.right && "number", column.pinned && "pinned")}
       style=${column.pinned ? { left: `${lefts[c]}px` } : undefined}>${data === undefined ? (c === 0 ? html`<span class="dim">…</span>` : null) : cell(data, column)}</div>`)}
   </div>`;

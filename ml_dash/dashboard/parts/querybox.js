@@ -7,7 +7,7 @@ import { FIELDS, STATS, fieldText, quoted, valueText } from "../lib/fields.js";
 /** @typedef {import("../types").Field} Field */
 /** @typedef {{text: string, note?: string, more?: boolean}} Suggestion  `more`: what is typed goes on behind it */
 
-const PAUSE_MS = 180;
+const PAUSE_MS = 100;
 // An unfinished condition is wrong while it is typed; it is said when the typing stops.
 const SAY_WRONG_MS = 900;
 const MOST = 12;
@@ -16,6 +16,12 @@ const WORD = /(?:[^\s"'()[\],=!<>~&|]|"(?:[^"\\]|\\.)*")*$|"(?:[^"\\]|\\.)*$/;
 const FIELD = String.raw`((?:[^\s"'()\[\],=!<>~&|:]|"(?:[^"\\]|\\.)*")+)`;
 const BEFORE_VALUE = new RegExp(`${FIELD}\\s*(?:=|!=|<=|>=|<|>|~)\\s*$`);
 const IN_LIST = new RegExp(`${FIELD}\\s+(?:not\\s+)?in\\s*\\([^()]*$`, "i");
+// A text that ends so is no query yet, whatever comes before.
+const UNFINISHED = /(?:[=<>~!(,:]|(?:^|\s)(?:and|or|not|in))\s*$|^[^"]*(?:"[^"]*"[^"]*)*"[^"]*$/i;
+const HINTS = /** @type {Record<string, string>} */ ({
+  status: "running, completed, failed, interrupted", created: "-7d, 2026-11-01", updated: "-7d, 2026-11-01", ended: "-7d, 2026-11-01",
+  duration: "90s, 2h", size: "10MB", tags: "tag:baseline", points: "10k", notes: "a part of them: notes ~ diverged",
+});
 const AFTER_CONDITION = /(?:[=<>~]\s*(?:"(?:[^"\\]|\\.)*"|[^\s()"]+)|\)|tags?:\S+)\s+$/i;
 
 /**
@@ -61,7 +67,8 @@ export function QueryBox({ value, error, onQuery }) {
   const typed = (/** @type {any} */ event) => {
     text.value = event.currentTarget.value;
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => apply(false), PAUSE_MS);
+    // It waits for the rest of what is plainly unfinished; Enter asks all the same, and is told what is missing.
+    if (!UNFINISHED.test(text.value)) timer.current = setTimeout(() => apply(false), PAUSE_MS);
     suggest();
   };
   const close = () => {
@@ -78,7 +85,7 @@ export function QueryBox({ value, error, onQuery }) {
     element.setSelectionRange(start + put.length, start + put.length);
     element.focus();
     clearTimeout(timer.current);
-    timer.current = setTimeout(() => apply(false), PAUSE_MS);
+    if (!UNFINISHED.test(text.value)) timer.current = setTimeout(() => apply(false), PAUSE_MS);
     suggest();
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
@@ -155,14 +162,14 @@ async function fields(begun) {
   const names = new Map(found.map((one) => [one.name, one]));
   const series = [...names.keys()].filter((name) => name.startsWith("metrics.") && name.toLowerCase() === begun.replace(/\.\w*$/, ""));
   /** @type {Suggestion[]} */
-  const list = own.map((text) => ({ text, note: "" }));
+  const list = own.map((text) => ({ text, note: HINTS[text] ?? "" }));
   for (const one of found) {
     if (!(one.name in FIELDS)) list.push({ text: fieldText(one.name), note: `${one.kind} · ${count(one.runs)}` });
   }
   for (const name of series) STATS.forEach((stat) => list.push({ text: `${fieldText(name)}.${stat}`, note: "number" }));
   if (!begun) {
     // A word that names a family is a way to all of it, however many there are.
-    list.splice(6, 0, { text: "params.", note: "parameters", more: true }, { text: "metrics.", note: "metrics", more: true });
+    list.splice(4, 0, { text: "params.", note: "parameters", more: true }, { text: "metrics.", note: "metrics", more: true });
     list.push({ text: "tag:", more: true }, { text: "not" });
   } else {
     for (const text of ["params.", "metrics.", "tag:"]) if (text.startsWith(begun) && text !== begun) list.push({ text, more: true });
@@ -185,6 +192,12 @@ async function values(field, begun) {
     .slice(0, MOST);
 }
 
+/** The kinds of the fields that have been heard of. @type {Map<string, string>} */
+const kinds = new Map();
+
+/** @param {string} field */
+export const isNumber = (field) => kinds.get(field) === "number";
+
 /** @type {Map<string, {at: number, fields: Promise<Field[]>}>} */
 const cache = new Map();
 const FRESH_MS = 30_000;
@@ -194,7 +207,10 @@ export function known(prefix, limit = 40) {
   const key = `${limit} ${prefix}`;
   const had = cache.get(key);
   if (had && performance.now() - had.at < FRESH_MS) return had.fields;
-  const fields = get("/fields", { prefix, limit }).then((answer) => answer.fields, () => {
+  const fields = get("/fields", { prefix, limit }).then((answer) => {
+    for (const one of answer.fields) kinds.set(one.name, one.kind);
+    return answer.fields;
+  }, () => {
     cache.delete(key);
     return [];
   });

@@ -82,7 +82,7 @@ async function offered(text) {
   // The server searches by the beginning of a name; here any part of it counts, of the most frequent ones.
   const lists = await Promise.all([known("params.", MOST), known("metrics.", MOST), part ? known(text, MOST) : [], part ? known(`params.${text}`, MOST) : [], part ? known(`metrics.${text}`, MOST) : []]);
   const fields = new Map(lists.flat().filter((one) => has(one.name) || /^metrics\./.test(one.name) && has(one.name)).map((one) => [one.name, one]));
-  const found = own.map((name) => ({ name, note: "" }));
+  const found = [];
   for (const one of fields.values()) {
     if (one.name in FIELDS) continue;
     found.push({ name: one.name, note: `${one.kind} · ${count(one.runs)} runs` });
@@ -90,5 +90,6 @@ async function offered(text) {
     found.push({ name: `${TREND}${one.name.slice("metrics.".length)}`, note: "a small line" });
     if (fields.size <= 12 || part) STATS.filter((stat) => stat !== "last").forEach((stat) => found.push({ name: `${one.name}.${stat}`, note: "number" }));
   }
-  return found.slice(0, MOST);
+  // What was recorded comes first: what every run has is known by heart soon.
+  return [...found, ...own.map((name) => ({ name, note: "" }))].slice(0, MOST);
 }

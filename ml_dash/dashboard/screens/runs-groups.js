@@ -36,15 +36,15 @@ export default function Groups({ by, where, columns }) {
   }, [by, where, asked]);
   const rows = useMemo(() => sorted(groups.value ?? [], sort.value), [groups.value, sort.value]);
 
-  if (error.value && error.value.code !== "query") return html`<${Failure} error=${error.value} />`;
-  if (!groups.value) return html`<${Loading} />`;
-  if (!rows.length) return html`<${Empty} title="No run matches" />`;
-  /** @type {Column[]} */
-  const all = [
+  const all = useMemo(() => /** @type {Column[]} */ ([
     { id: "value", title: FIELDS[by] ?? by, width: 260, pinned: true, fixed: true, sorts: true },
     { id: "runs", title: "Runs", width: 72, right: true, fixed: true, sorts: true },
     ...fields.map((field) => ({ id: field, title: titleOf(field), width: 150, right: true, sorts: true, fixed: true, hint: `${field}: mean ± standard deviation` })),
-  ];
+  ]), [by, asked]);
+
+  if (error.value && error.value.code !== "query") return html`<${Failure} error=${error.value} />`;
+  if (!groups.value) return html`<${Loading} />`;
+  if (!rows.length) return html`<${Empty} title="No run matches" />`;
   const address = (/** @type {Group} */ group) => link("/runs", { where: withCondition(where, by, group.value), columns: listText(columns) });
   const cell = (/** @type {Group} */ group, /** @type {Column} */ column) => {
     if (column.id === "value") {
@@ -61,7 +61,7 @@ export default function Groups({ by, where, columns }) {
   return html`<div class="groups"><p class="line dim"><span role="status" aria-label="Groups">${counted(rows.length, "group")}</span>
       <button class="quiet" onClick=${() => setParam("group", null)}>Show single runs</button></p>
     <${Grid} label=${`Runs by ${by}`} total=${rows.length} rowHeight=${30} columns=${all} row=${(/** @type {number} */ i) => rows[i]}
-      name=${(/** @type {Group} */ group) => String(group.value)} cell=${cell} focus=${focus.value} onFocus=${(/** @type {number} */ i) => { focus.value = i; }}
+      cell=${cell} focus=${focus.value} onFocus=${(/** @type {number} */ i) => { focus.value = i; }}
       onOpen=${(/** @type {Group} */ group) => navigate("/runs", { where: withCondition(where, by, group.value), columns: listText(columns) })} onRange=${nothing}
       sort=${sort.value} onSort=${(/** @type {string} */ id) => {
         sort.value = { id, descending: sort.value.id === id ? !sort.value.descending : id !== "value" };

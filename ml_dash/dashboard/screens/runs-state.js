@@ -19,6 +19,8 @@ export function runsList() {
   const error = signal(/** @type {ApiError|null} */ (null));
   /** Grows with each change of the rows, so that who draws them draws again. */
   const version = signal(0);
+  /** Grows as time goes by: "3 s ago" is read again. */
+  const ticks = signal(0);
   /** How far the server is with reading the runs for the first time. */
   const indexing = signal(/** @type {{done: number, total: number}|null} */ (null));
   const loading = signal(false);
@@ -45,7 +47,7 @@ export function runsList() {
       batch(() => {
         if (!fresh) pages = new Map();
         fresh = true;
-        pages.set(number, { rows: answer.experiments, stale: false });
+        pages.set(number, { rows: kept(pages.get(number)?.rows ?? [], answer.experiments), stale: false });
         total.value = answer.total;
         error.value = null;
         indexing.value = answer.indexing ?? null;
@@ -81,7 +83,7 @@ export function runsList() {
   /** @type {ReturnType<typeof setTimeout>|undefined} */
   let waiting;
   return {
-    total, error, version, indexing, loading,
+    total, error, version, ticks, indexing, loading,
     /** Asks another question. @param {Question} now */
     ask(now) {
       question = now;
@@ -110,6 +112,19 @@ export function runsList() {
     },
     again: fetchSeen,
   };
+}
+
+/**
+ * The new rows, where those that are as before are the same objects: they are not drawn again.
+ * @param {Run[]} before
+ * @param {Run[]} now
+ */
+function kept(before, now) {
+  const known = new Map(before.map((run) => [run.id, run]));
+  return now.map((run) => {
+    const old = known.get(run.id);
+    return old && JSON.stringify(old) === JSON.stringify(run) ? old : run;
+  });
 }
 
 /** @typedef {ReturnType<typeof runsList>} RunsList */

@@ -11,7 +11,7 @@ import { subscribe } from "../lib/live.js";
 import { pref } from "../lib/prefs.js";
 import { link, navigate, route, setParam, setParams } from "../lib/url.js";
 import { Grid } from "../parts/grid.js";
-import { QueryBox, known } from "../parts/querybox.js";
+import { QueryBox, isNumber, known } from "../parts/querybox.js";
 import { Empty, Failure, Loading } from "../parts/states.js";
 import { Status } from "../parts/status.js";
 import { Projects } from "./projects.js";
@@ -97,7 +97,7 @@ export default function Runs({ params }) {
   }, [where, sortText, group]);
   useEffect(() => {
     const unsubscribe = subscribe(null, () => list.refresh());
-    const tick = setInterval(() => { list.version.value += 1; }, TICK_MS);
+    const tick = setInterval(() => { list.ticks.value += 1; }, TICK_MS);
     return () => {
       unsubscribe();
       clearInterval(tick);
@@ -140,7 +140,7 @@ export default function Runs({ params }) {
         }} />
         <${Tools} state=${state} list=${list} />
       </div>
-      <${Line} list=${list} selected=${selected} select=${select} compare=${compare} group=${group} />
+      ${(!group || selected.length > 0) && html`<${Line} list=${list} selected=${selected} select=${select} compare=${compare} />`}
       ${group
         ? html`<${Lazy} load=${groups} by=${group} where=${where} columns=${columns ?? OWN_COLUMNS} />`
         : html`<${List} list=${list} state=${state} focus=${focus} toggle=${toggle} select=${select} open=${open} />`}
@@ -199,12 +199,13 @@ function setColumns(columns, pinned) {
 
 /**
  * How many there are, or what to do with those that are selected.
- * @param {{list: import("./runs-state.js").RunsList, selected: string[], select: (ids: string[]) => void, compare: () => void, group: string|null}} props
+ * @param {{list: import("./runs-state.js").RunsList, selected: string[], select: (ids: string[]) => void, compare: () => void}} props
  */
-function Line({ list, selected, select, compare, group }) {
+function Line({ list, selected, select, compare }) {
   const total = list.total.value;
   const { done = 0, total: all = 0 } = list.indexing.value ?? {};
-  const text = group ? "" : total === null ? "" : counted(total, "run");
+  const text = total === null ? "" : counted(total, "run");
+  const few = total !== null && total <= MOST_SELECTED && selected.length < total;
   const can = me.value?.can;
   /** @param {string} action */
   const act = async (action) => {
@@ -222,6 +223,7 @@ function Line({ list, selected, select, compare, group }) {
         <button onClick=${() => act("describe")}>Describe</button>`}
       ${can?.archive && html`<button onClick=${() => act("archive")}>Archive</button>`}
       ${can?.remove && html`<button class="danger" onClick=${() => act("delete")}>Delete</button>`}
+      ${few && html`<button class="quiet" onClick=${() => select(list.rows().map((run) => run.id))}>Select all</button>`}
       <button class="quiet" onClick=${() => select([])}>Clear</button>
     </span>`}
   </div>`;
@@ -234,15 +236,20 @@ function Line({ list, selected, select, compare, group }) {
 function List({ list, state, focus, toggle, select, open }) {
   const { where, sort, selected } = state;
   const anchor = useMemo(() => ({ index: -1 }), []);
+  const fields = listText(state.columns ?? OWN_COLUMNS);
+  const pins = listText([...state.pinned]);
+  const columns = useMemo(() => gridColumns(fieldsOf(fields), new Set(fieldsOf(pins))), [fields, pins, narrow.value, widths.value, automatic.value]);
+  const chosen = useMemo(() => new Set(selected), [selected.join(",")]);
+  // Rows stay as they were drawn; what they call is what is there then.
+  const now = useMemo(() => ({ chosen, check: (/** @type {Run} */ _run, /** @type {MouseEvent} */ _event) => {} }), []);
+  now.chosen = chosen;
+  const cell = useMemo(() => (/** @type {Run} */ run, /** @type {Column} */ column) => cellOf(run, column, now), []);
   // Reading it draws this list again with each change of the rows.
   void list.version.value;
   const total = list.total.value;
   const error = list.error.value;
   if (total === null) return error ? (error.code === "query" ? null : html`<${Failure} error=${error} retry=${list.again} />`) : html`<${Loading} />`;
   if (total === 0 && !list.indexing.value) return html`<${Nothing} where=${where} />`;
-  const columns = gridColumns(state);
-  const shown = columns.filter((column) => trendOf(column.id) !== null).map((column) => /** @type {string} */ (trendOf(column.id)));
-  const chosen = new Set(selected);
   const check = (/** @type {Run} */ run, /** @type {MouseEvent} */ event) => {
     const index = list.rows().findIndex((one) => one.id === run.id);
     if (event.shiftKey && anchor.index >= 0) {
@@ -251,8 +258,8 @@ function List({ list, state, focus, toggle, select, open }) {
     } else toggle(run.id);
     anchor.index = index;
   };
-  return html`<${Grid} label="Runs" total=${total} rowHeight=${narrow.value ? 48 : 30} columns=${columns} row=${list.row} name=${nameOf}
-    cell=${(/** @type {Run} */ run, /** @type {Column} */ column) => cellOf(run, column, chosen, check, shown)}
+  now.check = check;
+  return html`<${Grid} label="Runs" total=${total} rowHeight=${narrow.value ? 48 : 30} columns=${columns} row=${list.row} cell=${cell} stamp=${list.ticks.value}
     chosen=${(/** @type {Run} */ run) => chosen.has(run.id)} focus=${focus.value} onFocus=${(/** @type {number} */ i) => { focus.value = i; }}
     onOpen=${open} onRange=${list.see} sort=${sort} onSort=${(/** @type {string} */ id) => setParam("sort", nextSort(sort, id))}
     onMove=${(/** @type {string} */ id, /** @type {string} */ before) => setColumns(moved(columns.map((one) => one.id).filter((one) => one !== "name"), id, before), state.pinned)}
@@ -275,10 +282,10 @@ function Nothing({ where }) {
 
 const nameOf = (/** @type {Run} */ run) => run.title ?? run.name;
 
-/** @param {ReturnType<typeof stateOf>} state @returns {Column[]} */
-function gridColumns({ columns, pinned }) {
+/** @param {string[]} columns @param {Set<string>} pinned @returns {Column[]} */
+function gridColumns(columns, pinned) {
   const leave = narrow.value ? new Set(["status"]) : new Set();
-  const fields = (columns ?? OWN_COLUMNS).filter((field) => field !== "name" && !leave.has(field));
+  const fields = columns.filter((field) => field !== "name" && !leave.has(field));
   const isPinned = (/** @type {string} */ field) => pinned.has(field) && !narrow.value;
   const ordered = [...fields.filter(isPinned), ...fields.filter((field) => !isPinned(field))];
   const name = { id: "name", title: "Name", width: widths.value.name ?? (narrow.value ? Math.min(260, innerWidth * 0.62) : 300), pinned: true, fixed: true, sorts: true };
@@ -292,23 +299,21 @@ function columnOf(field, pinned) {
   const width = widths.value[field] ?? WIDTHS[field] ?? Math.max(76, Math.min(160, title.length * 7 + 26));
   return {
     id: field, title, pinned, width: family === "trend" ? Math.max(width, 110) : width,
-    right: family === "metrics" || family === "params" || RIGHT.has(field), sorts: family !== "trend" && !UNSORTED.has(field), hint: field,
+    right: family === "metrics" || RIGHT.has(field) || isNumber(field), sorts: family !== "trend" && !UNSORTED.has(field), hint: field,
   };
 }
 
 /**
  * @param {Run} run
  * @param {Column} column
- * @param {Set<string>} chosen
- * @param {(run: Run, event: MouseEvent) => void} check
- * @param {string[]} trends
+ * @param {{chosen: Set<string>, check: (run: Run, event: MouseEvent) => void}} now
  */
-function cellOf(run, column, chosen, check, trends) {
+function cellOf(run, column, now) {
   const field = column.id;
   if (field === "name") {
     const name = nameOf(run);
-    return html`<label class="check"><input type="checkbox" checked=${chosen.has(run.id)} aria-label=${`Select ${name}`} tabindex="-1"
-        onClick=${(/** @type {MouseEvent} */ event) => check(run, event)} /></label>
+    return html`<label class="check"><input type="checkbox" checked=${now.chosen.has(run.id)} aria-label=${`Select ${name}`} tabindex="-1"
+        onClick=${(/** @type {MouseEvent} */ event) => now.check(run, event)} /></label>
       <span class="swatch" aria-hidden="true" style=${{ background: colorOf(run.id) }}></span>
       <span class="two"><a class="cut" href=${link(`/runs/${encodeURIComponent(run.id)}`)} title=${`${run.project}/${run.name}`}>${name}</a>
         ${narrow.value && html`<span class="second"><${Status} status=${run.status} short /> <span class="dim">${ago(run.createdAt)}</span></span>`}</span>
