@@ -42,9 +42,16 @@ const UNITS = [
   [1e4, 1e3, "k"],
 ];
 
-/** @param {number} step */
+/**
+ * How many decimals tell multiples of `step` apart: 0.25 needs two.
+ *
+ * @param {number} step
+ */
 function decimals(step) {
-  return step > 0 ? Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)) : 0;
+  if (!(step > 0)) return 0;
+  const few = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
+  const scaled = step * 10 ** few;
+  return Math.abs(scaled - Math.round(scaled)) < 1e-6 * scaled ? few : few + 1;
 }
 
 /**

@@ -1,6 +1,6 @@
 /** One chart: a metric of one run or of many, with what a person needs to trust it and to take it along. */
 import { dark } from "../lib/colors.js";
-import { number } from "../lib/format.js";
+import { counted, number } from "../lib/format.js";
 import { classes, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { placeText } from "./axes.js";
 import { drawn, ranges } from "./curves.js";
@@ -109,14 +109,14 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
       if (readout.current) readout.current.textContent = tip.text();
     }
   };
-  const total = answer ? shownOf(answer.curves) + (answer.read === null ? "" : ` · ${Math.floor(answer.read * 100)} % read`) : "";
-  const missing = answer?.missing.length ?? 0;
+  const total = answer ? labelOf(answer, x) : "";
+  const notes = answer ? notesOf(answer, name) : [];
   return html`<figure class=${classes("chart", loading && "loading", enlarged && "enlarged")} aria-label=${name} tabindex="0" onKeyDown=${keys}
       style=${{ height: `${height}px` }}>
     <figcaption>
       <span class="chart-name" title=${name}>${name}</span>
       <span class="chart-readout" ref=${readout} aria-live="polite"></span>
-      <span class="chart-shown dim" title=${missing ? `${missing} of these runs have no ${name}` : undefined}>${total}</span>
+      <span class="chart-shown dim" title=${notes.join("\n") || undefined}>${total}</span>
       <span class="chart-tools">
         ${zoom && html`<button type="button" class="quiet" onClick=${() => onZoom(null)}>Reset zoom</button>`}
         <button type="button" class="quiet" title="Save as a picture" aria-label=${`Save ${name} as PNG`} disabled=${!answer}
@@ -133,6 +133,26 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
     ${picked && about && html`<${Picked} key=${`${picked.curve.key} ${picked.at}`} hit=${picked} x=${x} answer=${answer} metric=${name} about=${about} close=${() => setPicked(null)} />`}
     <${Values} name=${name} curves=${curves} answer=${answer} />
   </figure>`;
+}
+
+/**
+ * How much of what there is a chart shows, and what else its axis is than was asked for.
+ *
+ * @param {import("./useseries.js").Answer} answer
+ * @param {string} x
+ */
+function labelOf({ curves, read }, x) {
+  const meant = new Set(curves.map(({ xMeant }) => xMeant).filter((one) => one && one !== x));
+  return [...[...meant].map((one) => `by ${one}`), shownOf(curves), read !== null && `${Math.floor(read * 100)} % read`].filter(Boolean).join(" · ");
+}
+
+/**
+ * @param {import("./useseries.js").Answer} answer
+ * @param {string} name
+ */
+function notesOf({ curves, missing }, name) {
+  const left = curves.reduce((sum, { superseded }) => sum + (Number(superseded) || 0), 0);
+  return [missing.length && `${counted(missing.length, "run")} without ${name}`, left && `${counted(left, "point")} superseded by a rewind`].filter(Boolean);
 }
 
 /**

@@ -2,7 +2,7 @@
 
 /**
  * @typedef {object} Place
- * @property {number} x  in the values of the axis
+ * @property {number} x  in the values of the axis; NaN: nowhere, a curve stands out alone
  * @property {string | null} curve  the key of the curve that stands out
  */
 

@@ -286,6 +286,10 @@ export class Plot {
       this.overlay.getContext("2d")?.clearRect(0, 0, this.overlay.width, this.overlay.height);
       return null;
     }
+    if (Number.isNaN(place.x)) {
+      this.emphasise(this.view.curves.filter((curve) => curve.run === place.curve && !curve.faint));
+      return null;
+    }
     const hits = this.hits(place.x);
     const hit = hits.find(({ curve }) => curve.key === place.curve) ?? (hits.length === 1 ? hits[0] : null);
     this.pointer(hits, hit, chart.valToPos(place.x, "x"));
@@ -331,6 +335,21 @@ export class Plot {
       .flatMap((curve) => curve.nonFinite.map((mark) => ({ curve, ...mark })))
       .filter((mark) => Math.abs(toX(mark.x) - toX(x)) < 5)
       .slice(0, 3);
+  }
+
+  /**
+   * Draw these curves over the others, without a cursor.
+   *
+   * @param {Drawn[]} curves
+   */
+  emphasise(curves) {
+    const ctx = this.overlay.getContext("2d");
+    const view = this.view;
+    if (!ctx || !view) return;
+    const { width, height } = this.overlay;
+    ctx.clearRect(0, 0, width, height);
+    const pen = new Pen(ctx, view, { left: 0, top: 0, width, height }, devicePixelRatio || 1);
+    for (const curve of curves) pen.line(curve, curve.line, 1, 3);
   }
 
   /**

@@ -48,7 +48,7 @@ const FACTS = [
   ["project", ({ project }) => project],
   ["status", ({ status }) => status],
   ["folder", ({ folder }) => folder ?? undefined],
-  ["tags", ({ tags }) => (tags.length ? tags.join(", ") : undefined)],
+  ["tags", ({ tags }) => (tags?.length ? tags.join(", ") : undefined)],
 ];
 
 /**

@@ -58,18 +58,21 @@ function Several({ comparison, ids, beyond, params }) {
   const called = experiments.map(({ id, name, title }) => `${id} ${title ?? name}`).join("\n");
   const names = useMemo(() => namesOf(experiments), [called]);
   const styles = stylesOf(runs);
+  const cursor = useMemo(() => new CursorGroup(), []);
+  const stress = (/** @type {string | null} */ run) => cursor.move(null, run === null ? null : { x: NaN, curve: run });
   const tab = TABS.some(({ name }) => name === params.tab) ? params.tab : "charts";
   const without = (/** @type {string} */ id) => setParams({ runs: ids.filter((one) => one !== id).join(",") || null });
   const note = [missing.length && `${counted(missing.length, "run")} of the address ${missing.length === 1 ? "is" : "are"} not here (any more)`,
     beyond > 0 && `only the first ${MOST} runs are compared`].filter(Boolean).join(" · ");
   return html`<div class="compare">
     <header><h1>Compare ${counted(runs.length, "run")}</h1>${note && html`<span class="dim">${note}</span>`}</header>
-    <ul class="compare-runs" aria-label="Compared runs">${experiments.map((run) => html`<li key=${run.id}>
+    <ul class="compare-runs" aria-label="Compared runs">${experiments.map((run) => html`<li key=${run.id}
+        onMouseEnter=${() => stress(run.id)} onMouseLeave=${() => stress(null)} onFocusIn=${() => stress(run.id)} onFocusOut=${() => stress(null)}>
       <span aria-hidden="true" style=${{ borderColor: styles.get(run.id)?.color, borderTopStyle: styles.get(run.id)?.dash.length ? "dashed" : "solid" }}></span>
       <a href=${link(`/runs/${run.id}`)} title=${`${run.project} · ${run.status}`}>${names.get(run.id)}</a>
       <button type="button" class="quiet" aria-label=${`Leave ${names.get(run.id)} out`} onClick=${() => without(run.id)}>✕</button></li>`)}</ul>
     <${Tabs} tabs=${TABS} chosen=${tab} label="Compare" onChoose=${(/** @type {string} */ to) => setParams({ tab: to === "charts" ? null : to })}>
-      ${tab === "charts" && html`<${CompareCharts} comparison=${comparison} runs=${runs} names=${names} params=${params} />`}
+      ${tab === "charts" && html`<${CompareCharts} comparison=${comparison} runs=${runs} names=${names} params=${params} cursor=${cursor} />`}
       ${tab === "parameters" && html`<${CompareParameters} experiments=${experiments} names=${names} styles=${styles} params=${params} />`}
       ${(tab === "scatter" || tab === "parallel") && html`<${ComparePlane} kind=${tab} comparison=${comparison} names=${names} params=${params} />`}
       ${tab === "files" && html`<${CompareFiles} experiments=${experiments} names=${names} styles=${styles} params=${params} />`}
@@ -78,12 +81,11 @@ function Several({ comparison, ids, beyond, params }) {
 }
 
 /**
- * @param {{comparison: Comparison, runs: string[], names: Map<string, string>, params: Record<string, string>}} props
+ * @param {{comparison: Comparison, runs: string[], names: Map<string, string>, params: Record<string, string>, cursor: CursorGroup}} props
  */
-function CompareCharts({ comparison, runs, names, params }) {
+function CompareCharts({ comparison, runs, names, params, cursor }) {
   const { experiments, metrics } = comparison;
   const options = optionsOf(params);
-  const cursor = useMemo(() => new CursorGroup(), []);
   const field = useRef(/** @type {HTMLInputElement | null} */ (null));
   const [search, setSearch] = useTyped(params.q ?? "", (text) => setParams({ q: text || null }, { replace: true }));
   useKeys([["/", "search the charts", () => field.current?.focus()]]);

@@ -133,6 +133,8 @@ test("marks of an axis are short and differ", () => {
   assert.equal(short(2.5e6, 5e5), "2.5M");
   assert.equal(short(0.00001, 0.00001), "1e-5");
   assert.notEqual(short(1.0001, 0.0001), short(1.0002, 0.0001));
+  assert.deepEqual([0.25, 0.5, 0.75].map((value) => short(value, 0.25)), ["0.25", "0.5", "0.75"]);
+  assert.equal(short(12500, 2500), "12.5k");
   assert.equal(short(0), "0");
 });
 
