@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..core.times import utc_text
-from .facts import Facts
+from .facts import PARAMS, Facts, shown_value
 from .index import Index, Row
 from .where import Sort, Where, parse, parse_columns, parse_sort
 
@@ -94,6 +95,33 @@ def groups_answer(index: Index, by: str, asked: Asked) -> dict[str, Any]:
         for group in index.groups(field, asked.where, asked.columns)
     ]
     return {"groups": groups, "total": len(groups)}
+
+
+def comparison_answer(
+    index: Index, keys: Sequence[str], columns: Sequence[str], more: More | None = None
+) -> dict[str, Any]:
+    """Return what several experiments are compared by: {"experiments", "metrics"}, archived ones included.
+
+    Experiments come in the order of `keys`, each with its "params"; those that the index does not have are left out.
+    Metrics are the names of all their series, {"name", "runs"}, those of most experiments first.
+    """
+    page = index.page(None, None, columns, 0, len(keys), keys, archived=True)
+    beside = more(page.rows) if more is not None else {}
+    rows = {row.key: row for row in page.rows}
+    experiments, runs = [], Counter[str]()
+    for key in keys:
+        facts = index.get(key)
+        if facts is None or key not in rows:
+            continue
+        runs.update(facts.metrics.keys())
+        params = {name: shown_value(PARAMS + name, value) for name, value in sorted(facts.params.items())}
+        experiments.append(
+            {**listed(facts), **beside.get(key, {}), "values": rows[key].values, "params": params},
+        )
+    return {
+        "experiments": experiments,
+        "metrics": [{"name": name, "runs": n} for name, n in sorted(runs.items(), key=lambda one: (-one[1], one[0]))],
+    }
 
 
 def projects_answer(index: Index) -> dict[str, Any]:

@@ -45,8 +45,9 @@ from . import charts, log_search
 from .as_of import view_as_of
 from .charts import Charts, Series
 from .history import history
+from .index import Row
 from .indexing import Indexer
-from .listing import Asked, experiments_answer, fields_answer, groups_answer, projects_answer
+from .listing import Asked, comparison_answer, experiments_answer, fields_answer, groups_answer, projects_answer
 from .live import LiveViews
 from .located import Located
 from .log_search import Search
@@ -130,16 +131,16 @@ class LocalSource:
         """See `Source.experiments`."""
         asked = Asked.of(where, sort, columns)
         progress = self._runs.refresh()
+        return _with(experiments_answer(self._runs.index, asked, start, limit, more=self._beside), progress)
 
-        def beside(rows: Iterable[Any]) -> dict[str, dict[str, Any]]:
-            known = ((row, self._runs.found(row.key)) for row in rows)
-            return {
-                row.key: {"id": found.id, "heardAt": utc_text(row.facts.updated_ns)}
-                for row, found in known
-                if found is not None
-            }
-
-        return _with(experiments_answer(self._runs.index, asked, start, limit, more=beside), progress)
+    def _beside(self, rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
+        """Return what lists have beside the facts."""
+        known = ((row, self._runs.found(row.key)) for row in rows)
+        return {
+            row.key: {"id": found.id, "heardAt": utc_text(row.facts.updated_ns)}
+            for row, found in known
+            if found is not None
+        }
 
     def fields(self, prefix: str = "", limit: int = 100) -> Answer:
         """See `Source.fields`."""
@@ -151,6 +152,15 @@ class LocalSource:
         asked = Asked.of(where, None, columns)
         progress = self._runs.refresh()
         return _with(groups_answer(self._runs.index, by, asked), progress)
+
+    def comparison(self, ids: Sequence[str], *, columns: Sequence[str] = ()) -> Answer:
+        """See `Source.comparison`."""
+        asked = Asked.of(None, None, columns)
+        progress = self._runs.refresh()
+        keys = {id: found.key for id in ids if (found := self._places.get(id)) is not None}
+        answer = comparison_answer(self._runs.index, list(keys.values()), asked.columns, self._beside)
+        known = {one["id"] for one in answer["experiments"]}
+        return _with({**answer, "missing": [id for id in ids if id not in known]}, progress)
 
     # -- one experiment -----------------------------------------------------------------------------------------------
 

@@ -268,3 +268,23 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path):
     with source(tmp_path / "store", cache=tmp_path / "file") as of:
         assert names(of) == ["one"]
         assert of.compare_series(SeriesRequest((only(of),), "loss")).series[0].total == 7000
+
+
+def test_experiments_are_compared_by_what_is_known_of_them(tmp_path):
+    store = tmp_path / ".ml-dash"
+    record(store, "one")
+    record(store, "two")
+    with Experiment("three", "cv", local_path=str(store)) as experiment:
+        experiment.metric("acc").append(value=float("inf"), step=0)
+        experiment.parameters().set({"lr": float("nan"), "deep.er": [1]})
+        experiment.update(archived=True)
+    with source(tmp_path, cache=tmp_path / "cache") as of:
+        everything = decoded(of.experiments(where="archived = true or archived = false"))["experiments"]
+        ids = {one["name"]: one["id"] for one in everything}
+        asked = [ids["three"], "1" * 20, ids["one"]]
+        answer = decoded(of.comparison(asked, columns=["metrics.loss.min", "params.lr"]))
+    three, one = answer["experiments"]
+    assert (three["name"], three["archived"], three["params"]) == ("three", True, {"lr": "NaN", "deep.er": [1]})
+    assert (one["params"], one["values"]) == ({"lr": 0.1}, {"metrics.loss.min": 1 / 3, "params.lr": 0.1})
+    assert answer["metrics"] == [{"name": "acc", "runs": 1}, {"name": "loss", "runs": 1}]
+    assert answer["missing"] == ["1" * 20]
