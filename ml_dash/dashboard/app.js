@@ -1,6 +1,5 @@
 /** The application: its frame, and the screen that the URL names. */
 import { Fragment, classes, computed, effect, html, render, signal, useEffect, useSignal } from "./lib/ui.js";
-import { CHARTS, COMPARE, ahead } from "./lib/ahead.js";
 import { get, loadMe, me } from "./lib/api.js";
 import { followKeys, key } from "./lib/keys.js";
 import { connection, followVisibility, subscribe, throttled } from "./lib/live.js";
@@ -16,11 +15,17 @@ import { Empty, Failure, Loading } from "./parts/states.js";
  */
 const SCREENS = [
   { path: "runs", menu: "Runs", title: "Runs", load: () => import("./screens/runs.js") },
-  { path: "runs", one: true, title: "Run", load: () => (ahead("screens/run-charts.js", ...CHARTS), import("./screens/run.js")) },
-  { path: "compare", menu: "Compare", title: "Compare", load: () => (ahead(...CHARTS, ...COMPARE), import("./screens/compare.js")) },
+  { path: "runs", one: true, title: "Run", load: () => (ask("RUN", "CHARTS"), import("./screens/run.js")) },
+  { path: "compare", menu: "Compare", title: "Compare", load: () => (ask("CHARTS", "COMPARE"), import("./screens/compare.js")) },
   { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
   { path: "login", title: "Log in", load: () => import("./screens/login.js") },
 ];
+
+/** Asks for the modules of a screen at once. @param {("RUN"|"CHARTS"|"COMPARE")[]} lists */
+async function ask(...lists) {
+  const found = await import("./lib/ahead.js");
+  found.ahead(...lists.flatMap((list) => found[list]));
+}
 
 window.mlDash ??= { chart: () => undefined };
 

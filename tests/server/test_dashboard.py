@@ -109,3 +109,38 @@ def test_a_form_without_scripts_goes_back_to_the_page(stranger: Web) -> None:
     browser = {"Accept": NAVIGATION}
     assert stranger.ask("POST", "/login", 303, data={"user": "alice"}, headers=browser).headers["Location"] == "/"
     assert stranger.ask("POST", "/logout", 303, headers=browser).headers["Location"] == "/"
+
+
+def test_comments_are_not_sent_and_lines_keep_their_numbers(tmp_path: Path) -> None:
+    source = b"""/** What it is.
+ * @param {string} text
+ */
+const a = /** @type {any} */ (1); // told at the end of a line
+  // why
+/** @type {HTMLElement} */ (b).focus();
+const url = "https://host/*"; /* kept */ const c = 2;
+"""
+    sent = b"""
+
+
+const a = (1); // told at the end of a line
+
+(b).focus();
+const url = "https://host/*"; /* kept */ const c = 2;
+"""
+    (tmp_path / "some.js").write_bytes(source)
+    (tmp_path / "some.css").write_bytes(b"/* The ground */\na { color: red; } /* why */\n")
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "some.js").write_bytes(source)
+    assets = Assets(tmp_path)
+    assert assets.find("some.js").content == sent  # type: ignore[union-attr]  # it is there
+    assert assets.find("some.css").content == b"\na { color: red; } /* why */\n"  # type: ignore[union-attr]
+    assert assets.find("vendor/some.js").content == source  # type: ignore[union-attr]
+
+
+def test_the_whole_application_is_small() -> None:
+    assets = Assets()
+    paths = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.suffix in (".js", ".css")]
+    found = [asset for path in paths if (asset := assets.find(path)) is not None]
+    assert len(found) == len(paths) > 50
+    assert sum(len(asset.packed or asset.content) for asset in found) <= 150 << 10

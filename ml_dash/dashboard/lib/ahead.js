@@ -8,6 +8,9 @@ export const CHARTS = [
   "vendor/uplot.js",
 ];
 
+/** What the screen of one run is made of, beside charts. */
+export const RUN = ["screens/run-charts.js"];
+
 /** What the screen that compares runs is made of, beside charts. */
 export const COMPARE = [
   "screens/compare-files.js", "screens/compare-parameters.js", "screens/compare-plane.js", "parts/parallel.js", "parts/planeaxis.js",
