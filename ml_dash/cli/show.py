@@ -43,13 +43,20 @@ def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
 def _print_facts(record: dict[str, Any]) -> None:
     counts = record["counts"]
     status = status_cell(record["status"])
-    console.print_text(console.styled(console.safe(f"{record['project']}/{record['name']}"), "bold"))
+    shown = f"{record['project']}/{record['title'] or record['name']}"
+    console.print_text(console.styled(console.safe(shown), "bold"))
+    reason = record.get("reason")
     facts = {
         "status": status if isinstance(status, str) else console.styled(status.text, status.style),
+        "named": ", ".join(record["names"]) if record["names"] else None,
+        "archived": "lists leave it out" if record["archived"] else None,
+        # Of an exception, the error says more.
+        "reason": reason["text"] if reason and not record.get("error") else None,
         "error": _error(record.get("error")),
         "description": record.get("description"),
         "tags": ", ".join(map(str, record.get("tags") or ())),
         "folder": record.get("folder"),
+        "notes": record.get("notes"),
         "metadata": console.json_text(record["metadata"]) if record.get("metadata") else None,
         "protected": "parameters and files are final" if record.get("writeProtected") else None,
         "written": f"{console.time_text(record['createdAt'])} to {console.time_text(record['updatedAt'])} UTC",
@@ -65,8 +72,12 @@ def _print_facts(record: dict[str, Any]) -> None:
             shown = fact if name == "status" else console.safe_lines(str(fact), " " * 15)
             console.print_text(f"  {name:<12} {shown}")
     headers = ["writer", "host", ">pid", "started (UTC)", "ended", "commit"]
-    rows = [_writer(writer) for writer in record["writers"]]
-    _print_section(headers, rows, drop=("commit", "started (UTC)", ">pid", "host"))
+    # The newest last; those that only changed a title or the like were no part of the run.
+    rows = [_writer(writer) for writer in record["writers"] if not writer.get("relabels")]
+    left_out = record["writersTotal"] - len(record["writers"]) + max(0, len(rows) - MAX_ROWS)
+    _print_section(headers, rows[-MAX_ROWS:], drop=("commit", "started (UTC)", ">pid", "host"))
+    if left_out:
+        console.print_note(f"  {left_out:,} earlier: ml-dash history")
 
 
 def _error(error: dict[str, Any] | None) -> str | None:

@@ -76,6 +76,8 @@ class Marks:
             key: (register.value, register.stamp) for key, register in state.parameters.items()
         }
         self._files = {file.id: file.place for file in state.files.values()}
+        # Writers that came to change a title, notes or the like.
+        self._relabels: set[str] = set()
         # Writer → its mark as dead, which a later event of it makes void.
         self._dead: dict[str, Mark | None] = {writer.id: None for writer in state.writers.values() if writer.dead}
 
@@ -140,8 +142,14 @@ class Marks:
         made: tuple[str, str, dict[str, Any]]
         if kind == ev.OPEN:
             made = self._opened(writer, body, time_ns)
+            if body.get("relabels") is True:
+                # What it changes is what happened, not that it came for that.
+                self._relabels.add(writer)
+                return
         elif kind == ev.CLOSE:
             made = self._closed(writer, body)
+            if writer in self._relabels:
+                return
         elif kind == ev.PARAMETERS:
             self._parameters(writer, number, time_ns, body, (time_ns, writer, seq))
             return
@@ -156,7 +164,7 @@ class Marks:
             made = "fileDeleted", f"deleted {path}", {"id": identity, "path": path}
         elif kind == ev.UPDATE:
             given: dict[str, Any] = {key: body[key] for key in _LABELS if key in body}
-            made = "updated", f"changed {', '.join(given) or 'nothing'}", _short(given)
+            made = "updated", _update_text(given), _short(given)
         elif kind == ev.LOST:
             count = ev.natural(body["count"])
             made = "lost", f"the disk refused {count:,} events", {"count": count, "reason": body.get("reason")}
@@ -243,6 +251,16 @@ class Marks:
         )  # fmt: skip
         self.marks.append(mark)
         return mark
+
+
+def _update_text(given: dict[str, Any]) -> str:
+    told = {
+        "title": f"renamed to {_cut(str(given.get('title')))}",
+        "archived": "archived" if given.get("archived") else "unarchived",
+        "tags": f"tagged {_cut(', '.join(map(str, given.get('tags') or ())))}",
+        "writeProtected": "made final",
+    }
+    return ", ".join(told.get(key, f"changed the {key}") for key in given) or "changed nothing"
 
 
 def _set_text(values: dict[str, Any]) -> str:

@@ -32,6 +32,8 @@ BASE: Final = "base"
 TURN: Final = "turn.lock"
 EXPERIMENT: Final = "experiment.json"
 """In the documented folder: the file that points back to the journal."""
+TITLES: Final = ".titles"
+"""Beside the documented folders of a project: which of its experiments were renamed."""
 
 # Bytes after which a writer begins a new segment: what `gc` can free at once, and what a damaged header can cost at
 # most.

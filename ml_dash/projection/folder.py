@@ -46,6 +46,7 @@ from ..disk.durable import fail_point, read_at, replace_file, write_all
 from ..journal.segment import BLOBS, EXPERIMENT, parse_blob
 from .checkpoint import LINES_PER_MARK, Layout, LineFile
 from .lines import document, joined, log_lines, point_lines, read_points
+from .titles import note_title
 
 LOGS: Final = "logs/logs.jsonl"
 POINTS: Final = "data.jsonl"
@@ -94,6 +95,8 @@ class Folder:
         self._held_lines = 0
         # Where listed files belong; None until that is computed.
         self._shown: Shown | None = None
+        # The title that was noted last, see `titles`.
+        self._titled: str | None = None
 
     # -- where things are --------------------------------------------------------------------------------------------
 
@@ -253,6 +256,9 @@ class Folder:
             _replace(self.path / FILES, document(files_document(state)), self._scratch)
         if edits.experiment:
             _replace(self.path / EXPERIMENT, document(experiment_document(state)), self._scratch)
+            if state.title.value is not None and state.title.value != self._titled:
+                self._titled = state.title.value
+                note_title(self.path, self._titled)
         fail_point("project-replace")
 
     # -- files -------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ..journal.segment import BASE, EXPERIMENT, list_segments
 from ..projection import checkpoint as checkpoints
 from ..projection import trust
 from ..projection.folder import Folder
+from ..projection.titles import names_of
 from .located import Located, at
 from .view import View, look, look_anew, nearest
 
@@ -139,6 +140,8 @@ def find(path: Path | None = None, project: str | None = None) -> list[Located]:
 def locate(text: str | None, path: Path | None = None) -> Located:
     """Return the experiment that a path, `project/name` or name refers to; without a text, the one written last.
 
+    A name may also be a title, or one that it had before it was renamed again.
+
     Raises NotFound, or InvalidValue if a name is ambiguous.
     """
     direct = _at_text(text) if text is not None else None
@@ -152,6 +155,7 @@ def locate(text: str | None, path: Path | None = None) -> Located:
         return max(known, key=_last_written)
     matching = [located for located in known if f"{located.project}/{located.name}" == text]
     matching = matching or [located for located in known if located.name == text]
+    matching = matching or [located for located in known if text in _other_names(located)]
     if not matching:
         others = "1 other is" if len(known) == 1 else f"{len(known):,} others are"
         near = nearest(text, (name for other in known for name in (f"{other.project}/{other.name}", other.name)))
@@ -160,6 +164,12 @@ def locate(text: str | None, path: Path | None = None) -> Located:
         names = ", ".join(f"{located.project}/{located.name}" for located in matching)
         raise InvalidValue(f"{text!r} may be any of {names}", hint="write project/name")
     return matching[0]
+
+
+def _other_names(located: Located) -> list[str]:
+    """Return what an experiment is and was called besides its name, alone and with its project."""
+    names = names_of(located.folder)
+    return [*names, *(f"{located.project}/{name}" for name in names)]
 
 
 def places(path: Path | None) -> str:

@@ -122,6 +122,7 @@ class Handle:
             path = self.arguments.settings.root / self.project / self.name
             raise NotFound(f"there is no experiment {self.project}/{self.name} in {path}")
         self.resumed = True
+        self.arguments = self.arguments._replace(name=located.name)
         self.session = Reading(self.session.experiment, located)
 
     def _open_for_writing(self, *, child: bool, parent: str | None) -> None:

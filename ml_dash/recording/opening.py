@@ -23,6 +23,7 @@ from ..journal.segment import (
     BASE,
     JOURNAL,
     SEGMENTS,
+    TITLES,
     TURN,
     create_journal,
     list_segments,
@@ -106,6 +107,8 @@ class _Known:
 def find(request: OpenRequest) -> Located | None:
     """Return the experiment if it exists: where its documented folder points, else in the store; else None.
 
+    Where nothing has the name, the one experiment of the project that was renamed to it.
+
     Raises ForeignFolder if a folder that would be written to holds something else.
     """
     folder = request.settings.root / request.project / request.name
@@ -124,7 +127,18 @@ def find(request: OpenRequest) -> Located | None:
         if (home / JOURNAL / SEGMENTS).is_dir():
             return find(request)
         raise
-    return None
+    return _by_title(request)
+
+
+def _by_title(request: OpenRequest) -> Located | None:
+    """Return the one experiment of the project that was renamed to this name; None if there is none, or several."""
+    project = request.settings.root / request.project
+    if not (project / TITLES).exists():
+        return None
+    from ..projection.titles import titled
+
+    found = titled(project, request.name)
+    return find(request._replace(name=found[0].name)) if len(found) == 1 and found[0].name != request.name else None
 
 
 def where(request: OpenRequest) -> Located:
@@ -160,6 +174,9 @@ def open_run(request: OpenRequest) -> tuple[Run, bool]:
             raise cannot("use", request.settings.root, error) from error
         # A disk that cannot be read now may be back soon; the writer keeps events in memory until then.
         located = None
+    if located is not None:
+        # It may have been found by its title.
+        request = request._replace(name=located.name)
     journal = located.journal if located is not None else request.home / JOURNAL
     run = registry.run_of(journal)
     existing = located is not None or run is not None

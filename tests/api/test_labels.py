@@ -100,3 +100,49 @@ def test_of_many_writers_the_first_and_the_newest_are_listed(tmp_path: Path) -> 
     with Experiment("a", "p", local_path=tmp_path) as experiment:
         assert experiment.data["writersRunning"] == 1
     assert experiment.data["status"] == "completed"
+
+
+# -- found by either name ---------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_experiment_goes_on_under_either_name(tmp_path: Path) -> None:
+    with Experiment("a", "p", local_path=tmp_path) as experiment:
+        experiment.update(title="baseline")
+        identity = experiment.id
+    with Experiment("baseline", "p", local_path=tmp_path) as again:
+        again.log("goes on")
+        assert (again.name, again.id, again.title, again.resumed) == ("a", identity, "baseline", True)
+    with Experiment("a", "p", local_path=tmp_path) as again:
+        assert again.resumed
+    assert [path.name for path in (tmp_path / "p").iterdir() if path.is_dir()] == ["a"]
+    with Experiment("baseline", "p", local_path=tmp_path, read_only=True) as reader:
+        assert (len(reader.log().read()["logs"]), reader.path) == (1, tmp_path / "p" / "a")
+
+
+def test_a_name_is_meant_before_a_title_and_a_title_that_two_have_is_nobodys(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with Experiment(name, "p", local_path=tmp_path) as experiment:
+            experiment.update(title="same")
+    with Experiment("same", "p", local_path=tmp_path) as experiment:
+        assert (experiment.name, experiment.resumed) == ("same", False)
+    with Experiment("b", "p", local_path=tmp_path) as experiment:
+        experiment.update(title="a")
+    with Experiment("a", "p", local_path=tmp_path) as experiment:
+        assert (experiment.name, experiment.title) == ("a", "same")
+
+
+def test_a_title_that_was_given_up_finds_nothing_anymore(tmp_path: Path) -> None:
+    with Experiment("a", "p", local_path=tmp_path) as experiment:
+        experiment.update(title="old")
+    with Experiment("a", "p", local_path=tmp_path) as experiment:
+        experiment.update(title="new")
+    with Experiment("old", "p", local_path=tmp_path) as experiment:
+        assert (experiment.name, experiment.resumed) == ("old", False)
+
+
+@pytest.mark.parametrize("line", ['["t", "../../elsewhere"]', '["t", 1]', "[", '{"a": 1}', '["t", ""]', '["t", "gone"]'])
+def test_a_hint_that_makes_no_sense_finds_nothing(tmp_path: Path, line: str) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / ".titles").write_text(line + "\n", encoding="utf-8")
+    with Experiment("t", "p", local_path=tmp_path) as experiment:
+        assert not experiment.resumed
