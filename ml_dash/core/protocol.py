@@ -38,6 +38,7 @@ UNAVAILABLE: Final = "unavailable"  # 503, Retry-After
 QUOTA: Final = "quota"  # 507, `used` and `limit` in bytes: the namespace may not keep more
 UNKNOWN: Final = "unknown"  # 404
 MALFORMED: Final = "malformed"  # 400 or 422
+QUERY: Final = "query"  # 400, `at` and `hint` in the error: a query, an order or columns cannot be understood
 UNAUTHORISED: Final = "unauthorised"  # 401
 FORBIDDEN: Final = "forbidden"  # 403
 

@@ -5,7 +5,7 @@ each thousand lines; so a page of an answer costs the blocks that it touches, an
 are, without decoding them (`metric_page`).
 
 Limits keep one request from taking all memory, or a thread for minutes: _PAGE_BYTES of lines in an answer, and
-_SEARCHED log entries or _SEARCH_S in a search. A page that ends early says so (`hasMore`).
+SEARCH_S in a search. A page that ends early says so (`hasMore`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from ...core.as_of import AsOf, Moment, as_of_of
+from ...core.envelope import Drawn
 from ...core.json_values import texts_like_numbers, to_json
 from ...core.limits import INT64_MAX
 from ...core.names import check_prefix, metric_id
@@ -37,12 +38,15 @@ from ...core.records import (
     series_name,
 )
 from ...core.sampling import LINES
-from ...core.state import File, Metric, State
+from ...core.state import RUNNING, File, Metric, State
 from ...core.times import utc_text
 from ...projection.lines import read_log
+from ...reading.source import SeriesRequest
 from ..stores import BlobRow, Documents, ExperimentRow, Filter, Place, place_of
 from .blocks import LOGS, blocks_of, series_of
 from .contents import Contents, Reader, steady
+from .drawing import draw
+from .log_search import LogIndexes, Wanted, number_at, search
 from .past import Past
 from .series import sample
 
@@ -50,10 +54,8 @@ _T = TypeVar("_T")
 # Most bytes of lines in one answer. Few answers come near it: a line may have a megabyte, but has a hundred bytes as
 # a rule.
 _PAGE_BYTES: Final = 32 << 20
-# How many log entries one request may examine while filtering, and for how long: a text that is not there must not keep
-# a thread busy for as long as the log is.
-_SEARCHED: Final = 200 * LINES
-_SEARCH_S: Final = 2.0
+EVERYTHING: Final = Wanted()
+_ROWS: Final = 1000
 
 
 class Query:
@@ -64,11 +66,17 @@ class Query:
         self._reader = reader
         self._past = past
         self._until = until
+        self._log_indexes = LogIndexes()
 
     def at(self, as_of: Moment) -> Query:
         """Return the same, of which each answer about an experiment is as it was at a moment. Raises InvalidValue."""
         until = as_of_of(as_of, time.time_ns())
-        return self if until is None else Query(self._documents, self._reader, self._past, until)
+        if until is None:
+            return self
+        then = Query(self._documents, self._reader, self._past, until)
+        # Lines of a moment come first in those that are stored.
+        then._log_indexes = self._log_indexes
+        return then
 
     # -- lists and documents -----------------------------------------------------------------------------------------
 
@@ -76,15 +84,32 @@ class Query:
         """Return the projects, by name, with the number of their experiments."""
         with self._documents.view() as view:
             rows = view.projects(ns)
+            running = [view.count(ns, Filter(project=row["project"], status=RUNNING)) for row in rows]
         return [
             {
                 "name": row["project"],
                 "experiments": row["experiments"],
+                "running": alive,
                 "createdAt": utc_text(row["created_ns"]),
                 "updatedAt": utc_text(row["updated_ns"]),
             }
-            for row in rows
+            for row, alive in zip(rows, running, strict=True)
         ]
+
+    def stored(self, ns: str) -> dict[str, dict[str, int]]:
+        """Return project → {"experiments", "bytes"}: raw bytes of segments, and the complete contents of files."""
+        found: dict[str, dict[str, int]] = {}
+        place: Place | None = None
+        with self._documents.view() as view:
+            while rows := view.experiments(ns, Filter(), _ROWS, place):
+                for row in rows:
+                    project = found.setdefault(row.project, {"experiments": 0, "bytes": 0})
+                    project["experiments"] += 1
+                    project["bytes"] += int(row.summary.get("bytes", 0))
+                    if row.summary.get("counts", {}).get("files"):
+                        project["bytes"] += sum(blob.size for blob in view.blobs(ns, row.id))
+                place = place_of(rows[-1], Filter().sort)
+        return found
 
     def experiments(
         self,
@@ -133,37 +158,58 @@ class Query:
 
     @steady
     def logs(
-        self, ns: str, experiment: str, start: int, limit: int, level: str | None = None, q: str | None = None
+        self, ns: str, experiment: str, start: int, limit: int, wanted: Wanted = EVERYTHING, at: str | None = None
     ) -> dict[str, Any]:
-        """Return a page of log entries from number `start` (negative: from the end), of a level or holding a text.
+        """Return a page of log entries from number `start` (negative: from the end), or from a time on; those wanted.
 
         With a filter, `endIndex` is the last number that was examined, and a page may be empty with more to come:
-        continue from `endIndex + 1` while `hasMore`.
+        continue from `endIndex + 1` while `hasMore`; a negative `start` then means the last ones that match.
         """
         with self._looking(ns, experiment) as (contents, state):
             total = state.logs
-            start, stop = bounds(start, limit, total)
-            if level is None and q is None:
+            if at is not None:
+                start = number_at(contents, total, at)
+            if not wanted:
+                start, stop = bounds(start, limit, total)
                 entries = [_entry(line) for line in _bounded(_lines(contents, LOGS, start, stop), len)]
-                return {**log_page(entries, start, more=start + len(entries) < total and bool(entries))}
-            stop = min(total, start + _SEARCHED)
-            lines = _lines(contents, LOGS, start, stop)
-            entries, position = _search(lines, max(start, stop), limit, _matching(level, q))
-        page = log_page(entries, start, more=position < total)
-        return {**page, "endIndex": position - 1}
+                page = log_page(entries, start, more=start + len(entries) < total and bool(entries))
+                return {**page, "totalEntries": total}
+            found = search(contents, self._log_indexes, total, start, limit, wanted)
+        entries = [shown_entry(entry) for entry in found.entries]
+        page = log_page(entries, found.first, more=found.more)
+        matching = {} if found.matching is None else {"matching": found.matching}
+        return {**page, "endIndex": found.last, "totalEntries": total, **matching}
 
     # -- metrics -----------------------------------------------------------------------------------------------------
 
     @steady
-    def metrics(self, ns: str, experiment: str) -> bytes:
-        """Return {"metrics": all of them, by name, with the statistics of each series} as JSON."""
+    def metrics(
+        self,
+        ns: str,
+        experiment: str,
+        *,
+        q: str | None = None,
+        prefix: str = "",
+        start: int = 0,
+        limit: int | None = None,
+    ) -> bytes:
+        """Return {"metrics": a page of them, by name, with the statistics of each series, "total"} as JSON.
+
+        Of those whose name begins with `prefix` and holds `q`, whatever its case.
+        """
         with self._looking(ns, experiment) as (_, state):
+            names: Iterable[str] = state.metrics
+            if prefix or q:
+                words = (q or "").casefold()
+                names = (name for name in names if name.startswith(prefix) and words in name.casefold())
+            wanted = list(names)
             # In the order of names, and one at a time: there may be a hundred thousand.
-            entries = [
-                _json({**metric_summary(state, metric), "series": all_series(metric)})
-                for metric in state.metrics.values()
-            ]
-        return b'{"metrics":[' + b",".join(entries) + b"]}"
+            stop = len(wanted) if limit is None else start + limit
+            entries = []
+            for name in wanted[start:stop]:
+                metric = state.metrics[name]
+                entries.append(_json({**metric_summary(state, metric), "series": all_series(metric)}))
+        return b'{"metrics":[' + b",".join(entries) + b'],"total":' + str(len(wanted)).encode() + b"}"
 
     @steady
     def metric_stats(self, ns: str, experiment: str, metric: str) -> dict[str, Any]:
@@ -247,6 +293,12 @@ class Query:
             "series": sampled,
         }
         return _json(answer)
+
+    @steady
+    def drawn(self, ns: str, experiment: str, request: SeriesRequest) -> list[Drawn]:
+        """Return a series of one experiment as envelopes, see `drawing.draw`; none if it has no such series."""
+        with self._looking(ns, experiment) as (contents, state):
+            return draw(contents, state, experiment, request)
 
     # -- files -------------------------------------------------------------------------------------------------------
 
@@ -411,8 +463,12 @@ def _bounded(items: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[_T]:
 
 
 def _entry(line: bytes) -> LogEntry:
-    """Decode a log entry; add `text` where its metadata has texts that look like numbers."""
-    entry = read_log(line)
+    """Decode a log entry as it is answered."""
+    return shown_entry(read_log(line))
+
+
+def shown_entry(entry: LogEntry) -> LogEntry:
+    """Return a log entry with `text` where its metadata has texts that look like numbers."""
     return cast("LogEntry", {**entry, **_text(entry["metadata"])})
 
 
@@ -425,35 +481,3 @@ def _text(values: Mapping[str, Any] | None) -> dict[str, list[str]]:
     """Return {"text": names of texts that a JSON reader must not take for NaN or an infinity}; {} if there are none."""
     texts = texts_like_numbers(values) if values else []
     return {"text": texts} if texts else {}
-
-
-def _matching(level: str | None, q: str | None) -> Callable[[LogEntry], bool]:
-    """Return the condition for log entries of this level whose message holds this text, whatever its case."""
-    text = (q or "").casefold()
-
-    def matches(entry: LogEntry) -> bool:
-        return (level is None or entry["level"] == level) and text in entry["message"].casefold()
-
-    return matches
-
-
-def _search(
-    lines: Iterable[bytes], end: int, limit: int, wanted: Callable[[LogEntry], bool]
-) -> tuple[list[LogEntry], int]:
-    """Return log entries that are wanted, and the number behind the last one that was examined: go on there.
-
-    `end` is the number behind the last of `lines`.
-    """
-    entries: list[LogEntry] = []
-    size = 0
-    deadline = time.monotonic() + _SEARCH_S
-    for line in lines:
-        entry = _entry(line)
-        if wanted(entry):
-            if size and size + len(line) > _PAGE_BYTES:
-                return entries, entry["sequenceNumber"]
-            entries.append(entry)
-            size += len(line)
-        if len(entries) == limit or time.monotonic() >= deadline:
-            return entries, entry["sequenceNumber"] + 1
-    return entries, end

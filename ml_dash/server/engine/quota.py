@@ -73,6 +73,10 @@ class Quota:
             return False
         return True
 
+    def used(self, ns: str) -> int:
+        """Return how many bytes a namespace keeps, as far as this process knows. Raises StoreTrouble."""
+        return self._used(ns, COUNTED_S)
+
     def took(self, ns: str, size: int) -> None:
         """Note that `size` bytes more are kept."""
         with self._guard:

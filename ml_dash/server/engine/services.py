@@ -24,6 +24,7 @@ from .past import Past
 from .queries import Query
 from .quota import Quota
 from .refold import refold_all
+from .run_index import RunIndexes
 from .server_writer import ServerWriter
 from .tokens import Tokens, open_tokens
 from .uploads import Uploads
@@ -99,13 +100,19 @@ class Server:
         self.metric_stats = query.metric_stats
         self.metric_page = query.metric_page
         self.series = query.series
+        self.drawn = query.drawn
         self.list_files = query.list_files
         self.file_record = query.file_record
+
+        self.indexes = RunIndexes(self.documents, changes.reader, data / "index", shared=self.stores.shared)
+        self._listeners.append(self.indexes.changed)
+        self.quota = quota
 
         writer = ServerWriter(ingest)
         self.end_quiet = writer.end_quiet
         writes = Writes(writer, self.documents, self.objects, quota)
         self.upsert_experiment = writes.upsert_experiment
+        self.update_experiment = writes.update_experiment
         self.add_logs = writes.add_logs
         self.set_parameters = writes.set_parameters
         self.append_points = writes.append_points
@@ -122,6 +129,7 @@ class Server:
     def close(self) -> None:
         """Close the stores and unlock the data folder. No other call may be running."""
         self.archiver.close()
+        self.indexes.close()
         self.stores.close()
         release_data(self._lock)
 
@@ -199,6 +207,21 @@ class Server:
         """
         name = self._query.blob_of(ns, experiment, record["id"])
         return self._uploads.link(ns, experiment, name, record["filename"], seconds)
+
+    def storage(self, ns: str) -> dict[str, Any]:
+        """Return what a namespace keeps: bytes of each project, of all together, and its quota."""
+        projects = [
+            {"name": name, **stored, "freeableBytes": 0} for name, stored in sorted(self._query.stored(ns).items())
+        ]
+        used, limit = self.quota.used(ns), self.quota.limit(ns)
+        return {
+            "projects": projects,
+            "totalBytes": used,
+            "uploader": None,
+            "parked": [],
+            "lastVerify": None,
+            "quota": {"usedBytes": used, "limitBytes": limit} if limit else None,
+        }
 
     # -- changes and health ------------------------------------------------------------------------------------------
 

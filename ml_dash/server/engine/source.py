@@ -1,14 +1,20 @@
 """One namespace of the server as readers ask it: the reading seam (`reading.source`) over `queries`.
 
-Handlers of reading calls, and whatever else only looks, know this and not the server. So the same handlers serve the
-folders of one machine.
+Handlers of reading calls, and whatever else only looks, know the seam and not the server. So the same handlers serve
+the folders of one machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from ...core.envelope import DrawnPage
+from ...core.protocol import Refused
+from ...reading.listing import Asked, fields_answer, groups_answer
+from ...reading.source import Answer, Content, Moment, SeriesRequest
+from .log_search import Wanted
+from .run_index import RunIndex
 from .services import Server
 
 
@@ -21,68 +27,158 @@ class ServerSource:
 
     # -- lists -------------------------------------------------------------------------------------------------------
 
-    def projects(self) -> dict[str, Any]:
-        """Return {"projects": by name, with the number of their experiments}."""
-        return {"projects": self._core.projects(self._ns)}
+    def projects(self) -> Answer:
+        """Return {"projects": by name, with the number of their experiments, and of those that run}."""
+        projects = self._core.projects(self._ns)
+        return {"projects": projects}
 
-    def listed(self, **wanted: Any) -> dict[str, Any]:
-        """Return a page of experiments by the older parameters, see `Query.experiments`."""
-        return self._core.experiments(self._ns, **wanted)
+    def experiments(
+        self,
+        *,
+        where: str | None = None,
+        sort: str | None = None,
+        columns: Sequence[str] = (),
+        start: int = 0,
+        limit: int = 100,
+    ) -> Answer:
+        """Return a page of the experiments that match a query."""
+        return self._index().experiments(Asked.of(where, sort, columns), start, limit)
+
+    def fields(self, prefix: str = "", limit: int = 100) -> Answer:
+        """Return the fields that begin so."""
+        index, progress = self._index().whole()
+        return fields_answer(index, prefix, limit) | progress
+
+    def groups(self, by: str, *, where: str | None = None, columns: Sequence[str] = ()) -> Answer:
+        """Return the values of a field, and the spread of columns over the experiments that have them."""
+        asked = Asked.of(where, None, columns)
+        index, progress = self._index().whole()
+        return groups_answer(index, by, asked) | progress
+
+    def _index(self) -> RunIndex:
+        return self._core.indexes.of(self._ns)
 
     # -- one experiment ----------------------------------------------------------------------------------------------
 
-    def experiment(self, experiment: str) -> dict[str, Any]:
+    def experiment(self, id: str, as_of: Moment = None) -> Answer:
         """Return the mapping of `experiment.json`, and `heardAt`."""
-        return self._core.experiment(self._ns, experiment)
+        return self._core.at(as_of).experiment(self._ns, id)
 
-    def parameters(self, experiment: str) -> dict[str, Any]:
+    def parameters(self, id: str, as_of: Moment = None) -> Answer:
         """Return the parameters, flat, under `data`."""
-        return self._core.get_parameters(self._ns, experiment)
+        return self._core.at(as_of).get_parameters(self._ns, id)
 
     def logs(
-        self, experiment: str, start: int, limit: int, levels: Sequence[str] = (), q: str | None = None
-    ) -> dict[str, Any]:
-        """Return a page of log entries from number `start` on; a negative one counts from the end."""
-        return self._core.logs(self._ns, experiment, start, limit, levels[0] if levels else None, q)
+        self,
+        id: str,
+        *,
+        start: int = 0,
+        limit: int = 1000,
+        levels: Sequence[str] = (),
+        q: str | None = None,
+        regex: str | None = None,
+        at: str | None = None,
+        as_of: Moment = None,
+    ) -> Answer:
+        """Return a page of log entries from number `start`, or from a time on."""
+        return self._core.at(as_of).logs(self._ns, id, start, limit, Wanted(tuple(levels), q, regex), at)
 
-    def metrics(self, experiment: str) -> bytes:
-        """Return {"metrics": by name, with the statistics of each series} as JSON."""
-        return self._core.metrics(self._ns, experiment)
+    def metrics(
+        self,
+        id: str,
+        *,
+        q: str | None = None,
+        prefix: str = "",
+        start: int = 0,
+        limit: int | None = None,
+        as_of: Moment = None,
+    ) -> Answer:
+        """Return a page of the metrics, by name, with the statistics of each series."""
+        return self._core.at(as_of).metrics(self._ns, id, q=q, prefix=prefix, start=start, limit=limit)
 
-    def metric_stats(self, experiment: str, metric: str) -> dict[str, Any]:
+    def metric_stats(self, id: str, metric: str, as_of: Moment = None) -> Answer:
         """Return the number of points of a metric, and the statistics of each series."""
-        return self._core.metric_stats(self._ns, experiment, metric)
+        return self._core.at(as_of).metric_stats(self._ns, id, metric)
 
-    def metric_page(self, experiment: str, metric: str, start: int, limit: int, *, superseded: bool = True) -> bytes:
-        """Return a page of points as JSON, from index `start` on; a negative one counts from the end."""
-        return self._core.metric_page(self._ns, experiment, metric, start, limit, superseded=superseded)
+    def metric_page(
+        self, id: str, metric: str, *, start: int = 0, limit: int = 1000, superseded: bool = True, as_of: Moment = None
+    ) -> Answer:
+        """Return a page of points from index `start` on; a negative one counts from the end."""
+        return self._core.at(as_of).metric_page(self._ns, id, metric, start, limit, superseded=superseded)
 
-    def series(self, experiment: str, metric: str, **how: Any) -> bytes:
-        """Return the series of one metric down-sampled, as JSON, see `Query.series`."""
-        return self._core.series(self._ns, experiment, metric, **how)
+    def sampled(
+        self,
+        id: str,
+        metric: str,
+        *,
+        points: int = 1000,
+        start: int | None = None,
+        end: int | None = None,
+        field: str | None = None,
+        superseded: bool = False,
+        as_of: Moment = None,
+    ) -> Answer:
+        """Return the series of one metric down-sampled, see `Query.series`."""
+        return self._core.at(as_of).series(
+            self._ns, id, metric, points=points, start=start, end=end, field=field, superseded=superseded
+        )
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def files(self, experiment: str, prefix: str = "", tags: list[str] | None = None) -> bytes:
-        """Return {"files": records of listed files, oldest first} as JSON."""
-        return self._core.list_files(self._ns, experiment, prefix, tags)
+    def files(self, id: str, *, prefix: str = "", tags: list[str] | None = None, as_of: Moment = None) -> Answer:
+        """Return {"files": records of listed files, oldest first}."""
+        return self._core.at(as_of).list_files(self._ns, id, prefix, tags)
 
-    def file(self, experiment: str, file: str) -> dict[str, Any]:
+    def file(self, id: str, file: str, as_of: Moment = None) -> Answer:
         """Return the record of one file, also of a deleted one."""
-        return self._core.file_record(self._ns, experiment, file)
+        return self._core.at(as_of).file_record(self._ns, id, file)
 
-    def open_file(self, experiment: str, file: str, start: int, end: int | None) -> tuple[Iterator[bytes], int]:
-        """Return the bytes [start, end) of a file in pieces, and its size in bytes."""
-        _, pieces, size = self._core.open_file(self._ns, experiment, file, start, end)
-        return pieces, size
+    def open_file(self, id: str, file: str, start: int = 0, end: int | None = None) -> Content:
+        """Return bytes [start, end) of a file's content."""
+        record, blocks, size = self._core.open_file(self._ns, id, file, start, end)
+        return Content(record["filename"], record["contentType"], record["checksum"], size, blocks)
 
-    def link(self, experiment: str, record: dict[str, Any], seconds: int) -> str | None:
-        """Return a URL at which anybody may download a file for so many seconds; None if there is none."""
-        return self._core.link_file(self._ns, experiment, record, seconds)
+    def history(self, id: str, start: int = 0, limit: int = 1000) -> Answer:
+        """Return a page of what happened to the experiment, oldest first."""
+        return self._core.history(self._ns, id, start, limit)
 
-    # -- changes -----------------------------------------------------------------------------------------------------
+    # -- charts and changes ------------------------------------------------------------------------------------------
 
-    def events(self, experiments: Sequence[str]) -> dict[str, int]:
-        """Return the number of events of these experiments; 0 for one that is not there, or was removed."""
-        found = self._core.events([(self._ns, experiment) for experiment in experiments])
-        return {experiment: found.get((self._ns, experiment), 0) for experiment in experiments}
+    def compare_series(self, request: SeriesRequest) -> DrawnPage:
+        """Return one series of several experiments, as envelopes."""
+        query = self._core.at(request.as_of)
+        page = DrawnPage(request.metric, request.x, [], [])
+        for experiment in request.experiments:
+            try:
+                drawn = query.drawn(self._ns, experiment, request)
+            except Refused as refused:
+                if refused.status != 404:
+                    raise
+                drawn = []
+            page.series.extend(drawn)
+            if not drawn:
+                page.missing.append(experiment)
+        return page
+
+    def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
+        """Return the number of events of these experiments, or of all; 0 for one that was removed."""
+        if ids is None:
+            return self._index().events()
+        found = self._core.events([(self._ns, experiment) for experiment in ids])
+        return {experiment: found.get((self._ns, experiment), 0) for experiment in ids}
+
+    # -- stores and changes ------------------------------------------------------------------------------------------
+
+    def storage(self) -> Answer:
+        """Return bytes of each project, and the quota of the namespace."""
+        return self._core.storage(self._ns)
+
+    def update(self, id: str, changes: Mapping[str, Any]) -> Answer:
+        """Change title, notes, archived, description, tags or folder; return the new record."""
+        self._core.update_experiment(self._ns, id, changes)
+        return self.experiment(id)
+
+    def remove(self, id: str) -> Answer:
+        """Hide an experiment, and free the contents of its files."""
+        self._core.remove_experiment(self._ns, id)
+        return {"id": id, "removed": True}

@@ -18,9 +18,10 @@ what follows is the list of summaries, deflated or not.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from itertools import chain
 from operator import add, sub
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -135,12 +136,70 @@ def decode_summaries(data: bytes, field: str | None = None) -> list[Extremes]:
     return summaries
 
 
+class Outline(NamedTuple):
+    """The summaries of one field of consecutive stretches, by column; stretches without the field are left out.
+
+    `counts`: the values that are not NaN. `indices`, `x`: of the first of them, `last_x`: of the last. `low`, `high`:
+    the least and the greatest.
+    """
+
+    counts: list[int]
+    indices: list[int]
+    x: list[Any]
+    last_x: list[Any]
+    low: list[Any]
+    high: list[Any]
+
+
+def outline_of(found: Iterable[Found]) -> Outline:
+    """Return summaries of one field by column."""
+    lists: tuple[list[Any], ...] = ([], [], [], [], [], [])
+    for count, first, least, greatest, last in found:
+        row = count, first[0], first[1], last[1], least[2], greatest[2]
+        for values, value in zip(lists, row, strict=True):
+            values.append(value)
+    return Outline(*lists)
+
+
+def decode_outline(data: bytes, field: str) -> Outline:
+    """Return encoded summaries of one field by column, without making each of them. Raises as `decode_summaries`."""
+    encoded, parts = unframed(data, FORMAT, "a list of summaries")
+    try:
+        head = _decode(encoded)
+    except msgspec.DecodeError as error:
+        raise Damaged(f"a list of summaries, {len(data):,} bytes, cannot be read: {error}") from None
+    if head.fields is None:
+        return outline_of(summary[field] for summary in decode_summaries(data, field) if field in summary)
+    begin = 0
+    for one in head.fields:
+        end = begin + sum(one.lengths)
+        if one.name == field:
+            return _outline(one, parts[begin:end])
+        begin = end
+    return Outline([], [], [], [], [], [])
+
+
+def _outline(field: _Field, parts: memoryview) -> Outline:
+    lists = _unpacked(field, parts)
+    count = field.count
+    values = lists.pop()
+    x = [] if field.line else lists.pop()
+    counts, first, offsets = lists[-3:]
+    if field.line:
+        slope, base = field.line
+        at = [slope * index + base for index in first]
+        last = [slope * (index + offset) + base for index, offset in zip(first, offsets[2 * count :], strict=True)]
+    else:
+        at, last = x[:count], x[3 * count :]
+    return Outline(counts, first, at, last, values[count : 2 * count], values[2 * count : 3 * count])
+
+
 def _only(field: str, summary: Extremes) -> Extremes:
     return {field: summary[field]} if field in summary else {}
 
 
-def _found(field: _Field, parts: memoryview) -> tuple[list[int] | None, list[Found]]:
-    """Return the summaries of a field, and which ones they are; None for all."""
+def _unpacked(field: _Field, parts: memoryview) -> list[list[Any]]:
+    """Return the lists of a field."""
     count, codes, lengths = field.count, list(field.codes), list(field.lengths)
     sizes = [count, count, 3 * count, *([] if field.line else [4 * count]), 4 * count]
     if len(codes) == len(sizes) + 1:
@@ -151,6 +210,13 @@ def _found(field: _Field, parts: memoryview) -> tuple[list[int] | None, list[Fou
     for code, length, size in zip(codes, lengths, sizes, strict=True):
         lists.append(unpack(code, parts[:length], size))
         parts = parts[length:]
+    return lists
+
+
+def _found(field: _Field, parts: memoryview) -> tuple[list[int] | None, list[Found]]:
+    """Return the summaries of a field, and which ones they are; None for all."""
+    count = field.count
+    lists = _unpacked(field, parts)
     values = lists.pop()
     x = [] if field.line else lists.pop()
     counts, first, offsets = lists[-3:]

@@ -11,14 +11,14 @@ request are folded together, and last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import time_ns
 from typing import Any
 
 from ...core import events as ev
 from ...core.limits import CHUNK_SIZE
-from ...core.names import check_filename, check_prefix, experiment_id, file_id
+from ...core.names import check_filename, check_name, check_prefix, experiment_id, file_id
 from ...core.protocol import UNKNOWN, Refused
 from ...core.records import experiment_document, metric_id_of
 from ...core.state import RUNNING, State
@@ -64,6 +64,16 @@ class Writes:
             return {"experiment": document, "project": project, "folder": document["folder"], "namespace": ns}
 
         return self._writer.write(ns, project, body["name"], lambda *_: events, answer, ends=ends)
+
+    def update_experiment(self, ns: str, experiment: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change title, notes, archived, description, tags or folder; return the document. None takes a value away.
+
+        Raises InvalidName for a title that could not be a name.
+        """
+        if changes.get("title") is not None:
+            check_name("title", changes["title"])
+        events: list[New] = [(ev.UPDATE, dict(changes), None)] if changes else []
+        return self._write(ns, experiment, lambda *_: events, lambda change: {**experiment_document(change.state)})
 
     # -- logs and parameters -----------------------------------------------------------------------------------------
 

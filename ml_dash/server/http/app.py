@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
@@ -29,17 +29,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, UNAVAILABLE, UNKNOWN, Refused
-from ...errors import InvalidInput, MLDashError, NotFound, UnsupportedType, WriteProtected
+from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, QUERY, UNAVAILABLE, UNKNOWN, Refused
+from ...errors import InvalidInput, InvalidQuery, MLDashError, NotFound, UnsupportedType, WriteProtected
 from ..engine.services import Server
 from ..engine.source import ServerSource
 from ..settings import ServerSettings
-from . import routes_about, routes_dashboard, routes_experiments, routes_files, routes_logs, routes_metrics, routes_sync
+from . import (
+    routes_about,
+    routes_dashboard,
+    routes_experiments,
+    routes_files,
+    routes_live,
+    routes_logs,
+    routes_metrics,
+    routes_stores,
+    routes_sync,
+)
 from .auth import Authenticator, is_nearby
 from .bodies import busy
 from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
 from .limits import Admission, Limited, Limiter
 from .observe import log, shown_path
+from .page import asks_for_page, page_of
 from .stream import Hub
 
 MAX_ACTIVE: Final = 2048
@@ -59,7 +70,9 @@ ROUTES_READING: Final = [
     *routes_metrics.READING,
     *routes_logs.READING,
     *routes_experiments.READING,
+    *routes_live.READING,
     *routes_files.READING,
+    *routes_stores.READING,
     *routes_dashboard.PAGES,
 ]
 """What looks, and no more: over `call.source`, so over a team's server or the folders of this machine."""
@@ -145,7 +158,7 @@ class App:
                         beside.start_soon(self._bring_up_to_date, core)
                     if core is not None and core.stores.shared:
                         beside.start_soon(self._mend, core)
-                    if core is None or core.stores.shared:
+                    if self.services.polls:
                         beside.start_soon(self._follow_others)
                     await send({"type": "lifespan.startup.complete"})
                 else:
@@ -172,17 +185,27 @@ class App:
     async def _follow_others(self) -> None:
         """Every FOLLOW_EVERY_S: tell live readers what other processes have added to their experiments."""
         while True:
+            began = time.monotonic()
             for namespace, experiments in _by_namespace(self.services.hub.followed()).items():
-                source = self.services.source_for(namespace)
-                try:
-                    events = await anyio.to_thread.run_sync(source.events, experiments, abandon_on_cancel=True)
-                except (MLDashError, OSError) as error:
-                    log.warning("live readers do not hear of what others add: %s", error)
-                else:
-                    for experiment, count in events.items():
-                        # One without events was removed.
-                        self.services.hub.changed(namespace, experiment, count or None)
-            await anyio.sleep(FOLLOW_EVERY_S)
+                events = await self._events(namespace, experiments)
+                for experiment in experiments if events is not None else ():
+                    # One without events was removed.
+                    self.services.hub.changed(namespace, experiment, (events or {}).get(experiment) or None)
+            for namespace in self.services.hub.followed_whole():
+                events = await self._events(namespace, None)
+                if events is not None:
+                    self.services.hub.compare(namespace, events)
+            # Where there is much to look at, looking must not become all that this machine does.
+            await anyio.sleep(max(FOLLOW_EVERY_S, 5 * (time.monotonic() - began)))
+
+    async def _events(self, namespace: str, experiments: list[str] | None) -> Mapping[str, int] | None:
+        """Return the number of events of experiments, or of all; None where that cannot be found out now."""
+        source = self.services.source_for(namespace)
+        try:
+            return await anyio.to_thread.run_sync(source.events, experiments, abandon_on_cancel=True)
+        except (MLDashError, OSError) as error:
+            log.warning("live readers do not hear of what others add: %s", error)
+            return None
 
     async def _end_quiet(self, core: Server) -> None:
         """Every QUIET_EVERY_S: end experiments to which only REST clients wrote, the last of them QUIET_NS ago."""
@@ -242,6 +265,8 @@ class App:
             route, parts = self._find(request)
             record.route, record.method = route.path, route.method
             call = Call(request, self.services, parts)
+            if route.page and asks_for_page(call):
+                return await page_of(call)
             if route.access != OPEN:
                 record.user, token = await self._identify(call, write=route.access == WRITE)
                 record.admission = call.admission = self.services.limiter.enter(record.user, token)
@@ -311,6 +336,18 @@ class _NotAllowed(Refused):
         self.headers = {"Allow": ", ".join(allowed)}
 
 
+class _WrongQuery(Refused):
+    """400, with the place in the query and what would be right."""
+
+    def __init__(self, error: InvalidQuery) -> None:
+        super().__init__(400, QUERY, error.message)
+        self._at, self._hint = error.at, error.hint
+
+    def body(self) -> dict[str, Any]:
+        inner = {"code": self.code, "message": self.message, "at": self._at, "hint": self._hint}
+        return {"error": inner}
+
+
 def _refused(error: Exception) -> Refused:
     """Return the refusal with which an error is answered."""
     match error:
@@ -320,6 +357,8 @@ def _refused(error: Exception) -> Refused:
             return Refused(409, "write_protected", str(error))
         case NotFound():
             return Refused(404, UNKNOWN, str(error))
+        case InvalidQuery():
+            return _WrongQuery(error)
         case InvalidInput() | UnsupportedType():
             return Refused(400, MALFORMED, str(error))
         # 503 and not 500: an uploader then keeps everything and tries again, where it would set the segment aside

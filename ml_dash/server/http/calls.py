@@ -26,8 +26,8 @@ from ...core.json_values import from_json, to_json
 from ...core.limits import MAX_LIMIT
 from ...core.protocol import MALFORMED, UNKNOWN, Refused
 from ...core.values import field_values
+from ...reading.source import Answer, Moment, Source
 from ..engine.services import Server
-from ..engine.source import ServerSource
 from ..settings import ServerSettings
 from .auth import Authentication, Who
 from .bodies import JSON_BYTES, Budget, body_of, decode_json
@@ -77,19 +77,26 @@ class Services:
     """
 
     core: Server | None
-    source_for: Callable[[str], ServerSource]
+    source_for: Callable[[str], Source]
     settings: ServerSettings
     authenticator: Authentication
     observer: Observer
     hub: Hub
     routes: tuple[Route, ...]
     limiter: Limiter
+    # The folders that are shown, where it is not a team\'s server.
+    stores: tuple[str, ...] = ()
     frames: tuple[str, ...] = ("'self'",)
     budget: Budget = field(default_factory=Budget)
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(WRITERS))
     uploads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(UPLOADS))
     large_json: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LARGE_JSON))
+
+    @property
+    def polls(self) -> bool:
+        """True where other processes change experiments without telling: folders, or stores of several servers."""
+        return self.core is None or self.core.stores.shared
 
 
 @dataclass
@@ -114,7 +121,7 @@ class Call:
         return core
 
     @property
-    def source(self) -> ServerSource:
+    def source(self) -> Source:
         """What readers of the call's namespace ask."""
         return self.services.source_for(self.namespace)
 
@@ -195,6 +202,36 @@ class Call:
             malformed(f"{name} is neither true nor false")
         return default if text is None else text == "true"
 
+    def experiments(self, most: int) -> tuple[str, ...]:
+        """Return the ids in the query, of which there may be several (`experiment=1&experiment=2`), each once.
+
+        Raises Refused (400) if there are more than `most`.
+        """
+        given = tuple(dict.fromkeys(self.request.query_params.getlist("experiment")))
+        if len(given) > most:
+            malformed(f"experiment is given {len(given):,} times, and may be {most:,} times")
+        for one in given:
+            if not _ID.fullmatch(one):
+                malformed("experiment is not an id")
+        return given
+
+    def moment(self) -> Moment:
+        """Return the moment as of which to read: a number of events or a time; None for now. Raises Refused (400)."""
+        return self.text("asOf", 100)
+
+    def number(self, name: str) -> float | None:
+        """Return a finite number; None if it is not given. Raises Refused (400) for others."""
+        text = self.text(name, 100)
+        if text is None:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            malformed(f"{name} is not a number")
+        if value - value != 0:
+            malformed(f"{name} is not a finite number")
+        return value
+
     # -- the body ----------------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -224,13 +261,15 @@ class Handler(Protocol):
 class Route(NamedTuple):
     """A call that the server answers.
 
-    `{name}` in the path is one part, `{name...}` one or more. `access` is OPEN, READ or WRITE.
+    `{name}` in the path is one part, `{name...}` one or more. `access` is OPEN, READ or WRITE. With `page`, a browser
+    that goes to this path gets the dashboard's page instead, whoever it is.
     """
 
     method: str
     path: str
     handler: Handler
     access: str
+    page: bool = False
 
 
 # -- shapes and answers ----------------------------------------------------------------------------------------------
@@ -257,6 +296,11 @@ def recorded(values: Mapping[str, Any], texts: Iterable[str] = ()) -> dict[str, 
 def answer(content: Any, status: int = 200) -> Response:
     """Return a response of strict JSON: NaN and infinities as texts."""
     return raw_json(msgspec.json.encode(to_json(content)), status)
+
+
+def encoded(content: Answer, status: int = 200) -> Response:
+    """Return a response of what a source has answered."""
+    return raw_json(content, status) if isinstance(content, bytes) else answer(content, status)
 
 
 def raw_json(data: bytes, status: int = 200) -> Response:

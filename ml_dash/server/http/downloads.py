@@ -27,6 +27,14 @@ INERT: Final = {
 }
 """Headers that keep a browser from running a file's content, or treating it as part of this site."""
 
+SHOWN: Final = {
+    **INERT,
+    "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+}
+"""The same for what is shown within a page: it may have colours, and nothing that runs or asks for more."""
+
+_PICTURES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
+_TEXTS: Final = re.compile(r"text/.*|application/(json|xml|x-.*|javascript|yaml|toml)|.*\+(json|xml)")
 _HARMLESS: Final = frozenset(
     {"image/png", "image/jpeg", "image/gif", "image/webp", "text/plain", "text/csv", "application/json"}
 )
@@ -41,11 +49,12 @@ async def download(
     filename: str,
     content_type: str = "application/octet-stream",
     link: Link | None = None,
+    preview: bool = False,
 ) -> Response:
     """Answer with the content from `open_at(start, end)`, or the range that the request asks for.
 
     200, 206 for a range, 304 if the client has it, 416 for a range outside. `checksum` becomes the ETag. With `link`,
-    a GET of a large content is sent there (307), and takes its range along.
+    a GET of a large content is sent there (307), and takes its range along. With `preview`, it may be shown in place.
     """
     tag = f'"{checksum}"'
     # Opening reads nothing. It gives the size, without which the requested range is not known.
@@ -55,9 +64,9 @@ async def download(
         "ETag": tag,
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-cache",
-        "Content-Disposition": _disposition(filename),
-        "Content-Type": _content_type(content_type),
-        **INERT,
+        "Content-Disposition": _disposition(filename, "inline" if preview else "attachment"),
+        "Content-Type": _shown_type(content_type) if preview else _content_type(content_type),
+        **(SHOWN if preview else INERT),
     }
     if _lists(call.request.headers.get("if-none-match"), tag):
         return Response(status_code=304, headers=headers)
@@ -128,13 +137,13 @@ def _lists(header: str | None, tag: str) -> bool:
     return header.strip() == "*" or tag in (part.strip().removeprefix("W/") for part in header.split(","))
 
 
-def _disposition(filename: str) -> str:
-    """Return a header that makes it a download.
+def _disposition(filename: str, how: str) -> str:
+    """Return a header that makes it a download (`attachment`), or has it shown in place (`inline`).
 
     A name that does not fit in a header is sent encoded, beside a plain one.
     """
     plain = re.sub(r"[^A-Za-z0-9._ ()+-]", "_", filename)[:150] or "file"
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def _content_type(recorded: str) -> str:
@@ -142,3 +151,11 @@ def _content_type(recorded: str) -> str:
     if kind not in _HARMLESS:
         return "application/octet-stream"
     return f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
+
+
+def _shown_type(recorded: str) -> str:
+    """Return the type with which a content is shown: pictures as such, all that is text (HTML, SVG) as plain text."""
+    kind = recorded.partition(";")[0].strip().lower()
+    if kind in _PICTURES:
+        return kind
+    return "text/plain; charset=utf-8" if _TEXTS.fullmatch(kind) else "application/octet-stream"

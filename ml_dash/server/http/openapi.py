@@ -48,20 +48,39 @@ def _optional(**schemas: dict[str, Any]) -> Query:
 _INDEX: Final = _between(-LARGEST_INDEX, LARGEST_INDEX)
 _LINES: Final = _optional(startIndex=_INDEX, limit=_between(1, MAX_LIMIT))
 _BOOLEAN: Final[dict[str, Any]] = {"enum": ["true", "false"]}
+_FROM_0: Final = _between(0, LARGEST_INDEX)
+_QUERY: Final = {"type": "string", "maxLength": 4000}
+_COLUMNS: Final = {"type": "string", "maxLength": 8000}
+# Given once for each: `experiment=1&experiment=2`.
+_IDS: Final = {"type": "array", "items": _ID}
 _OFFSET: Final = _between(0, routes_sync.LARGEST_OFFSET)
 
 _QUERIES: Final[dict[str, Query]] = {
     "experiments": _optional(
-        project=_TEXT, tag=_TEXT, folder=_TEXT, q=_TEXT,
-        status={"enum": list(STATUSES)}, sort={"enum": list(routes_experiments.SORTS)},
+        where=_QUERY, sort=_TEXT, columns=_COLUMNS, startIndex=_FROM_0,
+        project=_TEXT, tag=_TEXT, folder=_TEXT, q=_TEXT, status={"enum": list(STATUSES)},
         limit=_between(1, routes_experiments.PAGE), after={"type": "string", "maxLength": 2000},
     ),
-    "logs": {**_LINES, **_optional(level={"enum": ["debug", "info", "warn", "error", "fatal"]}, q=_TEXT)},
-    "data": {**_LINES, **_optional(superseded=_BOOLEAN)},
+    "history": _LINES,
+    **{name: _optional(asOf=_TEXT) for name in ("experiment", "get_parameters", "stats", "file")},
+    "running": _optional(columns=_COLUMNS, startIndex=_FROM_0, limit=_between(1, routes_experiments.PAGE)),
+    "fields": _optional(prefix=_TEXT, limit=_between(1, routes_experiments.PAGE)),
+    "groups": {"by": (_TEXT, True), **_optional(where=_QUERY, columns=_COLUMNS)},
+    "changes": _optional(experiment=_IDS),
+    "logs": {**_LINES, **_optional(level=_TEXT, q=_TEXT, regex=_TEXT, at=_TEXT, asOf=_TEXT)},
+    "metrics": _optional(q=_TEXT, prefix=_TEXT, startIndex=_FROM_0, limit=_between(1, MAX_LIMIT), asOf=_TEXT),
+    "compare": {
+        "metric": (_TEXT, True),
+        **_optional(
+            experiment=_IDS, points=_between(1, MAX_LIMIT), x=_TEXT, split=_TEXT, superseded=_BOOLEAN,
+            asOf=_TEXT, **{"from": {"type": "number"}, "to": {"type": "number"}},
+        ),
+    },
+    "data": {**_LINES, **_optional(superseded=_BOOLEAN, asOf=_TEXT)},
     "series": _optional(
-        points=_between(1, MAX_LIMIT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN
+        points=_between(1, MAX_LIMIT), start=_INDEX, end=_INDEX, field=_TEXT, superseded=_BOOLEAN, asOf=_TEXT
     ),
-    "files": _optional(prefix=_TEXT, tags=_TEXT),
+    "files": _optional(prefix=_TEXT, tags=_TEXT, asOf=_TEXT),
     "follow_link": _optional(key=_TEXT),
     "append_segment": {"offset": (_OFFSET, True), **_optional(damaged=_TEXT, without=_TEXT)},
     "append_blob": {"offset": (_OFFSET, True), "size": (_OFFSET, True), "kind": ({"enum": ["body", "file"]}, False)},
@@ -72,6 +91,7 @@ _QUERIES: Final[dict[str, Query]] = {
 
 _BODIES: Final[dict[str, Any]] = {
     "upsert_experiment": routes_experiments.NewExperiment,
+    "update_experiment": routes_experiments.ExperimentChange,
     "set_parameters": routes_experiments.NewParameters,
     "add_logs": routes_logs.NewLogs,
     "append": routes_metrics.NewPoint,
@@ -94,7 +114,9 @@ _OTHER_ANSWERS: Final = {
     "asset": "application/octet-stream",
     "figures": "text/plain",
     "events": "text/event-stream",
+    "changes": "text/event-stream",
     "download_file": "application/octet-stream",
+    "file_content": "application/octet-stream",
     "experiment_blob": "application/octet-stream",
     "segment_bytes": "application/octet-stream",
     "base": "application/vnd.msgpack",

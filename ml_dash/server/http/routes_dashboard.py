@@ -114,7 +114,6 @@ PAGES: Final = [
     Route("GET", "/runs", page, OPEN),
     Route("GET", "/runs/{run}", page, OPEN),
     Route("GET", "/compare", page, OPEN),
-    Route("GET", "/storage", page, OPEN),
     Route("GET", "/latest", page, OPEN),
     Route("GET", "/assets/{path...}", asset, OPEN),
     Route("GET", "/login", follow_link, OPEN),

@@ -1,22 +1,27 @@
-"""Routes for projects, experiments and parameters, and the event stream for live readers."""
+"""Routes for projects, experiments and parameters."""
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from typing import Any, Final, TypedDict
 
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from ...core.events import STATUSES
 from ...core.json_values import flatten
+from ...core.limits import MAX_LIMIT
 from ...core.names import check_name
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
+from ...core.state import RUNNING
+from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, encoded, malformed, recorded
 
 PAGE: Final = 1000
 """The most experiments of one page."""
 
 SORTS: Final = ("updated", "created", "name", "points")
+_OLDER: Final = frozenset((None, *SORTS))
+# Parameters that ask for a query, or for pages by number.
+_NEWER: Final = frozenset(("where", "columns", "startIndex"))
 
 
 class _Named(TypedDict):
@@ -35,6 +40,17 @@ class NewExperiment(_Named, total=False):
     text: list[str]
 
 
+class ExperimentChange(TypedDict, total=False):
+    """The body of `PATCH /experiments/{id}`: null takes a value away, what is not given stays."""
+
+    title: str | None
+    notes: str | None
+    archived: bool
+    description: str | None
+    tags: list[str] | None
+    folder: str | None
+
+
 class _Data(TypedDict):
     data: dict[str, Any]
 
@@ -47,7 +63,7 @@ class NewParameters(_Data, total=False):
 
 async def projects(call: Call) -> Response:
     """The projects of the namespace, with the number of their experiments."""
-    return answer(await call.read(call.source.projects))
+    return encoded(await call.read(call.source.projects))
 
 
 async def upsert_experiment(call: Call) -> Response:
@@ -64,7 +80,52 @@ async def upsert_experiment(call: Call) -> Response:
 
 
 async def experiments(call: Call) -> Response:
-    """A page of experiments, filtered and sorted."""
+    """A page of experiments, filtered by a query and sorted by any field, with the values of columns."""
+    query = call.request.query_params
+    after = call.text("after", 2000)
+    place = after is not None and after.isascii() and after.isdecimal() and len(after) < 16
+    if call.services.core is not None and not place and not _NEWER & query.keys() and query.get("sort") in _OLDER:
+        return await _older(call)
+    start = int(after or 0) if place else call.integer("startIndex", 0, 0, LARGEST_INDEX)
+    page = await call.read(
+        call.source.experiments,
+        where=_where(call),
+        sort=call.text("sort"),
+        columns=_columns(call),
+        start=start,
+        limit=call.integer("limit", 100, 1, PAGE),
+    )
+    return encoded(page)
+
+
+async def running(call: Call) -> Response:
+    """The experiments that are running, the latest written first."""
+    page = await call.read(
+        call.source.experiments,
+        where=f"status = {RUNNING}",
+        columns=_columns(call),
+        start=call.integer("startIndex", 0, 0, LARGEST_INDEX),
+        limit=call.integer("limit", 100, 1, PAGE),
+    )
+    return encoded(page)
+
+
+async def fields(call: Call) -> Response:
+    """The fields that queries, orders and columns may name, and their most frequent values."""
+    prefix, limit = call.text("prefix") or "", call.integer("limit", 100, 1, PAGE)
+    return encoded(await call.read(call.source.fields, prefix, limit))
+
+
+async def groups(call: Call) -> Response:
+    """The values of a field, with the spread of columns over the experiments that have each."""
+    by = call.text("by")
+    if by is None:
+        malformed("by is missing")
+    return encoded(await call.read(call.source.groups, by, where=_where(call), columns=_columns(call)))
+
+
+async def _older(call: Call) -> Response:
+    """A page of experiments by the parameters that there were before queries, which stays where others are added."""
     status, sort = call.text("status"), call.text("sort") or SORTS[0]
     if status not in (None, *STATUSES):
         malformed(f"status must be one of {', '.join(STATUSES)}")
@@ -72,7 +133,8 @@ async def experiments(call: Call) -> Response:
         malformed(f"sort must be one of {', '.join(SORTS)}")
     return answer(
         await call.read(
-            call.source.listed,
+            call.core.experiments,
+            call.namespace,
             project=call.text("project"),
             status=status,
             tag=call.text("tag"),
@@ -85,9 +147,48 @@ async def experiments(call: Call) -> Response:
     )
 
 
+def _where(call: Call) -> str | None:
+    """Return the query of a call; the older parameters are conditions beside it."""
+    where = call.text("where", 4000)
+    parts = [f"({where})"] if where is not None and where.strip() else []
+    for name in ("project", "status", "tag", "folder"):
+        value = call.text(name)
+        if value is not None:
+            parts.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    words = call.text("q")
+    if words:
+        parts.append(json.dumps(words, ensure_ascii=False))
+    # Alone it stays as it is, so that an error shows what was written.
+    return where if len(parts) == 1 and where is not None else " and ".join(parts) or None
+
+
+def _columns(call: Call) -> tuple[str, ...]:
+    columns = call.text("columns", 8000)
+    return (columns,) if columns else ()
+
+
 async def experiment(call: Call) -> Response:
     """The document of one experiment."""
-    return answer(await call.read(call.source.experiment, call.experiment()))
+    return encoded(await call.read(call.source.experiment, call.experiment(), call.moment()))
+
+
+async def history(call: Call) -> Response:
+    """What happened to an experiment, oldest first: opened, resumed, rewound, crashed, files and parameters."""
+    start = call.integer("startIndex", 0, -LARGEST_INDEX, LARGEST_INDEX)
+    return encoded(
+        await call.read(call.source.history, call.experiment(), start, call.integer("limit", 1000, 1, MAX_LIMIT))
+    )
+
+
+async def update_experiment(call: Call) -> Response:
+    """Change title, notes, archived, description, tags or folder of an experiment; answers with its document."""
+    async with call.json(ExperimentChange) as body:
+        return encoded(await call.write(call.source.update, call.experiment(), dict(body)))
+
+
+async def remove_experiment(call: Call) -> Response:
+    """Remove an experiment: it is hidden, with all that its writers may still send, and its files are released."""
+    return encoded(await call.write(call.source.remove, call.experiment()))
 
 
 async def set_parameters(call: Call) -> Response:
@@ -99,53 +200,20 @@ async def set_parameters(call: Call) -> Response:
 
 async def get_parameters(call: Call) -> Response:
     """The parameters of an experiment, flat."""
-    return answer(await call.read(call.source.parameters, call.experiment()))
-
-
-async def events(call: Call) -> Response:
-    """A stream of server-sent events: how many events the experiment has, each time that changes."""
-    hub, name = call.services.hub, call.experiment()
-    if call.request.method == "HEAD":
-        await call.read(call.source.experiment, name)
-        return Response(media_type="text/event-stream")
-    text = call.request.headers.get("last-event-id", "")
-    known = int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
-    if call.admission is not None:
-        call.admission.stream()
-    listener = hub.join(call.namespace, name)
-    try:
-        # Join before asking, so that no change between the two is missed.
-        document = await call.read(call.source.experiment, name)
-        listener.notify(document["counts"]["events"])
-    except BaseException:
-        hub.leave(call.namespace, name, listener)
-        raise
-    return _Stream(call, name, listener, known)
-
-
-class _Stream(StreamingResponse):
-    """The response to a live reader; removes its listener when it ends, however it ends."""
-
-    def __init__(self, call: Call, name: str, listener: Any, known: int | None) -> None:
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        hub = call.services.hub
-        stream = hub.stream(name, listener, known)
-        super().__init__(stream, headers=headers, media_type="text/event-stream")
-        self._leave = partial(hub.leave, call.namespace, name, listener)
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._leave()
+    return encoded(await call.read(call.source.parameters, call.experiment(), call.moment()))
 
 
 READING: Final = [
     Route("GET", "/projects", projects, READ),
     Route("GET", "/experiments", experiments, READ),
+    Route("GET", "/running", running, READ),
+    Route("GET", "/fields", fields, READ),
+    Route("GET", "/groups", groups, READ),
     Route("GET", "/experiments/{experiment}", experiment, READ),
+    Route("GET", "/experiments/{experiment}/history", history, READ),
+    Route("PATCH", "/experiments/{experiment}", update_experiment, WRITE),
+    Route("DELETE", "/experiments/{experiment}", remove_experiment, WRITE),
     Route("GET", "/experiments/{experiment}/parameters", get_parameters, READ),
-    Route("GET", "/experiments/{experiment}/events", events, READ),
 ]
 
 WRITING: Final = [

@@ -17,8 +17,9 @@ from ...core.names import check_filename, check_prefix
 from ...core.protocol import DIGEST, Refused
 from ...errors import WriteProtected
 from ...files import get_mime_type
+from ...reading.source import decoded
 from .bodies import ADMISSION_S, busy, chunks, declared_length, decode_json, too_large
-from .calls import READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
+from .calls import READ, WRITE, Call, Route, answer, encoded, malformed, recorded
 from .downloads import Opened, download
 
 if TYPE_CHECKING:
@@ -89,14 +90,16 @@ async def _turn(call: Call) -> AsyncIterator[None]:
 
 async def files(call: Call) -> Response:
     """Records of files that are not deleted, oldest first."""
-    prefix, tags = call.text("prefix"), call.text("tags")
+    prefix, tags = check_prefix(call.text("prefix") or ""), call.text("tags")
     wanted = [tag for tag in (tags or "").split(",") if tag] or None
-    return raw_json(await call.read(call.source.files, call.experiment(), check_prefix(prefix or ""), wanted))
+    return encoded(
+        await call.read(call.source.files, call.experiment(), prefix=prefix, tags=wanted, as_of=call.moment())
+    )
 
 
 async def file(call: Call) -> Response:
     """The record of one file."""
-    return answer(await call.read(call.source.file, call.experiment(), call.file()))
+    return encoded(await call.read(call.source.file, call.experiment(), call.file(), call.moment()))
 
 
 async def update_file(call: Call) -> Response:
@@ -115,12 +118,26 @@ async def delete_file(call: Call) -> Response:
 
 async def download_file(call: Call) -> Response:
     """The content of a file, whole or by range; a large one may be sent to the object store (307)."""
+    return await _content(call, preview=False)
+
+
+async def file_content(call: Call) -> Response:
+    """The content of a file, whole or by range, to be shown in a page; sandboxed, and text unless it is a picture."""
+    return await _content(call, preview=True)
+
+
+async def _content(call: Call, *, preview: bool) -> Response:
     experiment, identity = call.experiment(), call.file()
-    source = call.source
-    record = await call.read(source.file, experiment, identity)
+    source, core, namespace = call.source, call.services.core, call.namespace
+    record = decoded(await call.read(source.file, experiment, identity))
 
     def open_at(start: int, end: int) -> Opened:
-        return source.open_file(experiment, identity, start, end)
+        content = source.open_file(experiment, identity, start, end)
+        return content.blocks, content.size_bytes
+
+    def link() -> str | None:
+        # A page may not read what another origin answers.
+        return None if preview or core is None else core.link_file(namespace, experiment, record, _LINK_S)
 
     return await download(
         call,
@@ -128,7 +145,8 @@ async def download_file(call: Call) -> Response:
         checksum=record["checksum"],
         filename=record["filename"],
         content_type=record["contentType"],
-        link=lambda: source.link(experiment, record, _LINK_S),
+        link=link,
+        preview=preview,
     )
 
 
@@ -289,6 +307,7 @@ READING: Final = [
     Route("GET", "/experiments/{experiment}/files", files, READ),
     Route("GET", _FILE, file, READ),
     Route("GET", f"{_FILE}/download", download_file, READ),
+    Route("GET", f"{_FILE}/content", file_content, READ),
 ]
 
 WRITING: Final = [

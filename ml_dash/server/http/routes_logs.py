@@ -9,7 +9,7 @@ from starlette.responses import Response
 from ...core.limits import MAX_LIMIT
 from ...core.names import level_of
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import READ, WRITE, Call, Route, answer, malformed, recorded
+from .calls import READ, WRITE, Call, Route, answer, encoded, malformed, recorded
 
 
 class _Message(TypedDict):
@@ -50,11 +50,22 @@ def _plain(entry: NewLog) -> dict[str, Any]:
 
 
 async def logs(call: Call) -> Response:
-    """A page of log entries, also filtered; each keeps its number."""
+    """A page of log entries, also filtered, or from a time on; each keeps its number."""
     start, limit = call.page()
-    level, words = call.text("level"), call.text("q")
-    levels = () if level is None else (level_of(level) or level,)
-    return answer(await call.read(call.source.logs, call.experiment(), start, limit, levels, words))
+    levels = tuple(level_of(name.strip()) or name.strip() for name in (call.text("level") or "").split(",") if name)
+    return encoded(
+        await call.read(
+            call.source.logs,
+            call.experiment(),
+            start=start,
+            limit=limit,
+            levels=levels,
+            q=call.text("q"),
+            regex=call.text("regex"),
+            at=call.text("at"),
+            as_of=call.moment(),
+        )
+    )
 
 
 READING: Final = [Route("GET", "/experiments/{experiment}/logs", logs, READ)]

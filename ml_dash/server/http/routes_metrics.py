@@ -6,10 +6,15 @@ from typing import Any, Final, TypedDict
 
 from starlette.responses import Response
 
+from ...core.envelope import BINARY, OF_METRIC, STEP, X_KINDS, as_binary, as_json
 from ...core.limits import MAX_LIMIT
 from ...core.names import check_metric_name
 from ...core.protocol import MAX_BATCH_BYTES
-from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, malformed, raw_json, recorded
+from ...reading.source import SeriesRequest
+from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, encoded, malformed, recorded
+
+MOST_COMPARED: Final = 1000
+"""The most experiments in one request for series."""
 
 BATCH: Final = 100_000
 """The most points of one request."""
@@ -88,26 +93,65 @@ async def data(call: Call) -> Response:
     """A page of points, as in the lines of `data.jsonl`."""
     start, limit = call.page()
     page = await call.read(
-        call.source.metric_page, call.experiment(), _metric(call), start, limit,
-        superseded=call.flag("superseded", True),
+        call.source.metric_page, call.experiment(), _metric(call), start=start, limit=limit,
+        superseded=call.flag("superseded", True), as_of=call.moment(),
     )  # fmt: skip
-    return raw_json(page)
+    return encoded(page)
 
 
 async def stats(call: Call) -> Response:
     """The statistics of one metric."""
-    return answer(await call.read(call.source.metric_stats, call.experiment(), _metric(call)))
+    return encoded(await call.read(call.source.metric_stats, call.experiment(), _metric(call), call.moment()))
 
 
 async def metrics(call: Call) -> Response:
-    """All metrics of an experiment, with their statistics."""
-    return raw_json(await call.read(call.source.metrics, call.experiment()))
+    """All metrics of an experiment, or a page of those whose names fit, with their statistics."""
+    page = await call.read(
+        call.source.metrics,
+        call.experiment(),
+        q=call.text("q"),
+        prefix=call.text("prefix") or "",
+        start=call.integer("startIndex", 0, 0, LARGEST_INDEX),
+        limit=call.number_or_none("limit", 1, MAX_LIMIT),
+        as_of=call.moment(),
+    )
+    return encoded(page)
+
+
+async def compare(call: Call) -> Response:
+    """One series of many experiments, each as an envelope of minima and maxima; as JSON, or as binary arrays."""
+    metric = call.text("metric")
+    if metric is None:
+        malformed("metric is missing")
+    x = call.text("x") or STEP
+    if x not in X_KINDS and (not x.startswith(OF_METRIC) or x == OF_METRIC):
+        malformed(f"x must be one of {', '.join(X_KINDS)} or {OF_METRIC}NAME")
+    request = SeriesRequest(
+        experiments=call.experiments(MOST_COMPARED),
+        metric=metric,
+        points=call.integer("points", 1000, 1, MAX_LIMIT),
+        x=x,
+        low=call.number("from"),
+        high=call.number("to"),
+        split=call.text("split"),
+        superseded=call.flag("superseded", False),
+        as_of=call.moment(),
+    )
+    binary = BINARY in call.request.headers.get("accept", "")
+
+    def drawn() -> bytes:
+        page = call.source.compare_series(request)
+        return as_binary(page) if binary else as_json(page)
+
+    data = await call.read(drawn)
+    headers = {"Cache-Control": "no-store", "Vary": "Accept"}
+    return Response(data, headers=headers, media_type=BINARY if binary else "application/json")
 
 
 async def series(call: Call) -> Response:
     """The series of a metric, down-sampled so that no minimum or maximum is lost."""
     sampled = await call.read(
-        call.source.series,
+        call.source.sampled,
         call.experiment(),
         _metric(call),
         points=call.integer("points", 1000, 1, MAX_LIMIT),
@@ -115,8 +159,9 @@ async def series(call: Call) -> Response:
         end=call.number_or_none("end", -LARGEST_INDEX, LARGEST_INDEX),
         field=call.text("field"),
         superseded=call.flag("superseded", False),
+        as_of=call.moment(),
     )
-    return raw_json(sampled)
+    return encoded(sampled)
 
 
 def _metric(call: Call) -> str:
@@ -134,6 +179,7 @@ def _extras(body: Any) -> dict[str, Any]:
 _METRIC: Final = "/experiments/{experiment}/metrics/{metric...}"
 
 READING: Final = [
+    Route("GET", "/series", compare, READ),
     Route("GET", "/experiments/{experiment}/metrics", metrics, READ),
     Route("GET", f"{_METRIC}/data", data, READ),
     Route("GET", f"{_METRIC}/stats", stats, READ),

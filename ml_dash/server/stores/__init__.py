@@ -305,6 +305,9 @@ class View(Protocol):
     def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """Return (version, number of events) of experiments given as (namespace, id); unknown ones are left out."""
 
+    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
+        """Return id → (version, number of events) of all experiments; those without events are left out."""
+
     def usage(self, ns: str) -> int:
         """Return how many bytes a namespace keeps: raw bytes of segments, also of removed experiments, and its blobs.
 

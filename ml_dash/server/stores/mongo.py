@@ -883,6 +883,13 @@ class _View:
             for row in found
         }
 
+    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
+        fields = {"_id": 0, "id": 1, "version": 1, "summary": 1}
+        return {
+            row["id"]: (row["version"], int(json.loads(row["summary"]).get("counts", {}).get("events", 0)))
+            for row in self._documents.experiments.find({"ns": ns, "shown": True}, fields)
+        }
+
     def usage(self, ns: str) -> int:
         # Summed here: what speaks MongoDB's protocol need not know how to add.
         rows = self._documents.experiments.find({"ns": ns}, {"_id": 0, "summary": 1})

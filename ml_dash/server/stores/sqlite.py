@@ -539,6 +539,15 @@ class _View:
                 found[key] = row[0], int(json.loads(row[1]).get("counts", {}).get("events", 0))
         return found
 
+    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
+        # Through the list, which has those with events only.
+        rows = self._all(
+            "SELECT h.id, h.version, json_extract(h.summary, '$.counts.events') FROM listed l CROSS JOIN heads h "
+            "ON h.ns=l.ns AND h.id=l.id WHERE l.ns=?",
+            (ns,),
+        )
+        return {identity: (version, int(events or 0)) for identity, version, events in rows}
+
     def usage(self, ns: str) -> int:
         raw = self._one("SELECT coalesce(sum(json_extract(summary, '$.bytes')), 0) FROM heads WHERE ns=?", (ns,))
         blobs = self._one("SELECT coalesce(sum(size), 0) FROM blobs WHERE ns=?", (ns,))
