@@ -142,13 +142,14 @@ def experiments(
 
     from .reading import read
 
-    found = read.find(Path(path) if path is not None else None, project)
+    place = Path(path) if path is not None else None
+    found = read.find(place, project)
     if where is not None or sort is not None:
-        from .reading.chosen import choose
+        from .reading.chosen import choose_below
         from .reading.where import parse, parse_sort
 
         asked = None if where is None else parse(where)
         order = None if sort is None else parse_sort(sort)
-        chosen = [one.located for one in choose(found, asked, order, archived=where is None)]
+        chosen = [one.located for one in choose_below(place, project, asked, order, archived=where is None)]
         found = chosen if sort is not None else [located for located in found if located in set(chosen)]
     return [read.record(located) for located in found[:limit]]

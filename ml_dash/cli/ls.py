@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from ml_dash.cli.codes import DAMAGE, FAILURE, OK
 from ml_dash.cli.summary import columns_table, status_cell, summary
 from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
+from ml_dash.core.times import utc_text
 from ml_dash.errors import JournalError, MLDashError, NewerFormat
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
@@ -74,20 +74,22 @@ def command(
             and (since is None or facts.updated_ns >= since)
         )
 
-    from ml_dash.reading.chosen import choose
+    from ml_dash.reading.chosen import choose_below
 
     # What the list is sorted by is worth a column, unless every list shows it.
     if sort is not None and "." in sort.field and sort.field not in columns:
         columns = (*columns, sort.field)
     troubles = _Troubles()
-    chosen = choose(read.find(path, project), where, sort, columns, failed=troubles.note)
-    rows = [(one, entry) for one in [c for c in chosen if wanted(c.facts)][:limit] if (entry := troubles.entry(one))]
+    found = choose_below(path, project, where, sort, columns, failed=troubles.note)
+    chosen = [one for one in found if wanted(one.facts)][:limit]
+    for one in chosen:
+        _bring_up_to_date(one)
     if as_json:
-        console.print_json([{**entry, "values": one.values} for one, entry in rows])
-    elif rows and columns:
-        _print_columns(rows, columns)
-    elif rows:
-        _print_table([entry for _, entry in rows], wide)
+        console.print_json([{**entry, "values": one.values} for one in chosen if (entry := troubles.entry(one))])
+    elif chosen and columns:
+        _print_columns(chosen, columns)
+    elif chosen:
+        _print_table(chosen, wide)
     else:
         filters = {
             "--where": where, "--project": project, "--status": status, "--tag": tags, "--folder": folder,
@@ -131,18 +133,16 @@ class _Troubles:
     def entry(self, one: Chosen) -> Entry | None:
         """Return the row of an experiment; None if it cannot be read."""
         try:
-            return summary(one.located, _record(one.located))
+            return summary(one.located, read.record(one.located))
         except (MLDashError, OSError) as error:
             self.note(one.located, error)
             return None
 
 
-def _record(located: Located) -> Mapping[str, Any]:
-    """Return the record. If a killed process left an outdated folder, update it: then the next list is fast again."""
-    record = read.record(located)
-    if record["status"] == "interrupted" and _status_in_folder(located) != "interrupted":
-        bring_up_to_date(located)
-    return record
+def _bring_up_to_date(one: Chosen) -> None:
+    """Update the folder that a killed process left behind: then whoever reads it sees that it is interrupted."""
+    if one.facts.status == "interrupted" and _status_in_folder(one.located) != "interrupted":
+        bring_up_to_date(one.located)
 
 
 def _status_in_folder(located: Located) -> object:
@@ -152,27 +152,32 @@ def _status_in_folder(located: Located) -> object:
         return None
 
 
-def _print_table(entries: list[Entry], wide: bool) -> None:
+def _print_table(chosen: list[Chosen], wide: bool) -> None:
     console.print_table(
         ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
         [
             (
-                console.safe(f"{entry['project']}/{entry['name']}"),
-                status_cell(entry["status"]),
-                f"{entry['counts']['points']:,}",
-                f"{entry['counts']['logs']:,}",
-                f"{entry['counts']['files']:,}",
-                console.time_text(entry["updatedAt"]),
-                console.safe(", ".join(map(str, entry["tags"] or ()))),
+                _name(one),
+                status_cell(one.facts.status),
+                f"{one.facts.points:,}",
+                f"{one.facts.logs:,}",
+                f"{one.facts.files:,}",
+                console.time_text(utc_text(one.facts.updated_ns) if one.facts.updated_ns else None),
+                console.safe(", ".join(one.facts.tags)),
             )
-            for entry in entries
+            for one in chosen
         ],
         drop=() if wide else _DROPPED,
     )
 
 
-def _print_columns(rows: list[tuple[Chosen, Entry]], columns: tuple[str, ...]) -> None:
+def _print_columns(chosen: list[Chosen], columns: tuple[str, ...]) -> None:
     """Print the names, and the fields that were asked for; a narrow terminal breaks no line."""
-    headers, cells = columns_table(columns, [one.values for one, _ in rows])
-    names = [console.safe(f"{entry['project']}/{entry['name']}") for _, entry in rows]
-    console.print_table(["experiment", *headers], [[name, *row] for name, row in zip(names, cells, strict=True)])
+    headers, cells = columns_table(columns, [one.values for one in chosen])
+    rows = [[_name(one), *row] for one, row in zip(chosen, cells, strict=True)]
+    console.print_table(["experiment", *headers], rows)
+
+
+def _name(one: Chosen) -> str:
+    """Return the project and what the experiment is called since it was renamed."""
+    return console.safe(f"{one.located.project}/{one.facts.title or one.located.name}")

@@ -109,14 +109,15 @@ def chosen(
     """
     from ml_dash.reading import read
 
-    if where is None and sort is None:
-        return [read.locate(one, path) for one in experiments]
     if experiments and where is not None:
         raise click.UsageError("Name experiments, or choose them with --where.", ctx)
-    from ml_dash.reading.chosen import choose
+    named = [read.locate(one, path) for one in experiments]
+    if sort is None and where is None:
+        return named
+    from ml_dash.reading.chosen import choose, choose_below
 
-    found = [read.locate(one, path) for one in experiments] if experiments else read.find(path)
-    return [one.located for one in choose(found, where, sort, archived=bool(experiments))]
+    found = choose(named, None, sort) if named else choose_below(path, None, where, sort, archived=where is None)
+    return [one.located for one in found]
 
 
 def _parsed(parse: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -157,11 +158,10 @@ def _with_statistics(field: str, with_statistics: Callable[[list[str]], list[str
 
 
 def _fields(ctx: click.Context) -> list[FieldFacts]:
-    from ml_dash.reading import read
-    from ml_dash.reading.chosen import fields
+    from ml_dash.reading.chosen import fields_below
 
     try:
-        return fields(read.find(ctx.params.get("path")), limit=_MOST_FIELDS)
+        return fields_below(ctx.params.get("path"), limit=_MOST_FIELDS)
     except (MLDashError, OSError):
         return []
 

@@ -1,15 +1,26 @@
-"""The experiments on this machine that a query means, in its order."""
+"""The experiments on this machine that a query means, in its order.
+
+Those below a path come from the index in the cache, so that only what has changed is read. Named ones are few, and are
+read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..disk.places import cache_folder
 from ..errors import MLDashError
 from .facts import Facts, facts_of
 from .index import FieldFacts, Index
+from .indexing import Indexer
+from .live import LiveViews
 from .located import Located
-from .read import view
+from .places import Places
+from .read import find, search_paths, view
+from .runs import Runs
 from .where import Sort, Where
 
 Failed = Callable[[Located, Exception], None]
@@ -24,41 +35,72 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    found: Sequence[Located],
+    found: Sequence[Located], where: Where | None = None, sort: Sort | None = None, columns: Sequence[str] = ()
+) -> list[Chosen]:
+    """Return those of some experiments that match, in order, as `Index.page` does; archived ones too.
+
+    Raises JournalError or OSError for one that cannot be read.
+    """
+    index = Index()
+    _add(index, found, None)
+    return _page(index, found, where, sort, columns, None, archived=True)
+
+
+def choose_below(
+    path: Path | None,
+    project: str | None = None,
     where: Where | None = None,
     sort: Sort | None = None,
     columns: Sequence[str] = (),
     limit: int | None = None,
-    failed: Failed | None = None,
     *,
     archived: bool = False,
+    failed: Failed | None = None,
 ) -> list[Chosen]:
-    """Return the first `limit` of the experiments found that match, in order, as `Index.page` does.
+    """Return the first `limit` of the experiments that `read.find` finds and that match, as `Index.page` does.
 
     One that cannot be read is given to `failed` with the error, and left out; without it, the error is raised.
     """
-    index = index_of(found, failed)
-    page = index.page(where, sort, columns, 0, len(found) if limit is None else limit, archived=archived)
-    return [Chosen(found[int(row.key)], row.facts, row.values) for row in page.rows]
+    found = find(path, project)
+    with _indexed(path) as index:
+        _add(index, [located for located in found if str(located.journal) not in index], failed)
+        return _page(index, found, where, sort, columns, limit, archived=archived)
 
 
-def index_of(found: Sequence[Located], failed: Failed | None = None) -> Index:
-    """Return an index of experiments by their places in `found`; errors as in `choose`."""
-    index = Index()
-    index.put_all((str(place), None, facts) for place, facts in _facts(found, failed))
-    return index
+def fields_below(path: Path | None, prefix: str = "", limit: int = 100) -> list[FieldFacts]:
+    """Return the fields that the experiments below a path have, as `Index.fields` does."""
+    with _indexed(path) as index:
+        return index.fields(prefix, limit)
 
 
-def fields(found: Sequence[Located], prefix: str = "", limit: int = 100) -> list[FieldFacts]:
-    """Return the fields that experiments have, as `Index.fields` does; those that cannot be read are left out."""
-    return index_of(found, lambda located, error: None).fields(prefix, limit)
+@contextmanager
+def _indexed(path: Path | None) -> Iterator[Index]:
+    """Give the index of what lies below a path, up to date."""
+    with closing(Runs(Places(search_paths(path)), LiveViews(), Indexer(None), cache_folder())) as runs:
+        runs.refresh(now=True)
+        yield runs.index
 
 
-def _facts(found: Sequence[Located], failed: Failed | None) -> Iterable[tuple[int, Facts]]:
-    for place, located in enumerate(found):
+def _add(index: Index, found: Sequence[Located], failed: Failed | None) -> None:
+    for located in found:
         try:
-            yield place, facts_of(view(located).state)
+            index.put(str(located.journal), None, facts_of(view(located).state))
         except (MLDashError, OSError) as error:
             if failed is None:
                 raise
             failed(located, error)
+
+
+def _page(
+    index: Index,
+    found: Sequence[Located],
+    where: Where | None,
+    sort: Sort | None,
+    columns: Sequence[str],
+    limit: int | None,
+    *,
+    archived: bool,
+) -> list[Chosen]:
+    by_key = {str(located.journal): located for located in found}
+    page = index.page(where, sort, columns, 0, len(found) if limit is None else limit, by_key, archived=archived)
+    return [Chosen(by_key[row.key], row.facts, row.values) for row in page.rows]

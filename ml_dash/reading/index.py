@@ -140,6 +140,9 @@ class Index:
     def __len__(self) -> int:
         return len(self._stored)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._stored
+
     def close(self) -> None:
         """Close the file; the index goes on in memory."""
         with self._lock:

@@ -113,7 +113,8 @@ def _paths() -> Settings:
     return resolve(env={name: value for name, value in os.environ.items() if name not in server})
 
 
-def _places(path: Path | None) -> list[Path]:
+def search_paths(path: Path | None) -> list[Path]:
+    """Return the folders in which `find` looks for experiments."""
     if path is not None:
         base = Path(path).expanduser().absolute()
         return [base, base / DEFAULT_LOCAL_PATH] if (base / DEFAULT_LOCAL_PATH).is_dir() else [base]
@@ -129,7 +130,7 @@ def find(path: Path | None = None, project: str | None = None) -> list[Located]:
     Without a path, look where the environment says, else in `.ml-dash`, else in `*/.ml-dash`.
     """
     found: dict[tuple[int, int], Located] = {}
-    for place in _places(path):
+    for place in search_paths(path):
         for located in _below(place):
             if project is None or located.project == project:
                 entry = os.stat(located.journal)  # noqa: PTH116 - once for each experiment of a store
@@ -174,7 +175,7 @@ def _other_names(located: Located) -> list[str]:
 
 def places(path: Path | None) -> str:
     """Return the places where experiments are looked for, as text for a message."""
-    return ", ".join(str(place) for place in _places(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
+    return ", ".join(str(place) for place in search_paths(path)) or f"{_paths().store}, */{DEFAULT_LOCAL_PATH}"
 
 
 def _at_text(text: str) -> Located | None:
