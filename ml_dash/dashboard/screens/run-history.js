@@ -1,5 +1,6 @@
 /** The marks of a run's history, and what can be told from them. */
 import { experimentPath, get } from "../lib/api.js";
+import { valueText } from "../lib/json.js";
 
 /**
  * @typedef {import("../types").Mark} Mark
@@ -8,6 +9,7 @@ import { experimentPath, get } from "../lib/api.js";
 
 const PAGE = 1000;
 const MOST = 20_000;
+const SHOWN_KEYS = 5;
 
 /** What marks are called, in the order in which a list of kinds has them. @type {Record<string, string>} */
 export const KINDS = {
@@ -62,6 +64,20 @@ export function changesByKey(marks, asOf) {
     }
   }
   return changes;
+}
+
+/**
+ * What a mark says beside its kind: of parameters what they were and what they are.
+ * @param {Mark} mark
+ */
+export function textOf({ kind, text, data }) {
+  const values = /** @type {Record<string, unknown> | undefined} */ (kind === "parameter" ? data?.values : undefined);
+  if (!values) return text.startsWith(kind) ? text.slice(kind.length).replace(/^[: ]+/, "") : text;
+  const before = /** @type {Record<string, unknown>} */ (data?.before ?? {});
+  const changes = Object.entries(values).map(([key, value]) =>
+    key in before ? `${key} ${valueText(before[key])} → ${valueText(value)}` : `${key} = ${valueText(value)}`,
+  );
+  return changes.slice(0, SHOWN_KEYS).join(", ") + (changes.length > SHOWN_KEYS ? ` and ${changes.length - SHOWN_KEYS} more` : "");
 }
 
 /**

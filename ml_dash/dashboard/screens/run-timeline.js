@@ -8,7 +8,7 @@ import { visible } from "../parts/loglines.js";
 import { Slider } from "../parts/slider.js";
 import { Failure, Loading } from "../parts/states.js";
 import { Virtual } from "../parts/virtual.js";
-import { allMarks, KINDS } from "./run-history.js";
+import { allMarks, KINDS, textOf } from "./run-history.js";
 import { Tab } from "./run-tabs.js";
 
 /**
@@ -116,7 +116,8 @@ function Controls({ history, at, asOf, moment, marks }) {
   const [playing, setPlaying] = useState(false);
   const shown = dragged ?? at;
   const near = lastAt(history.marks, shown);
-  const text = `Event ${count(shown)} of ${count(history.events)}${near ? `, after: ${near.text}` : ""}`;
+  const after = near ? `${KINDS[near.kind] ?? near.kind} ${textOf(near)}` : "";
+  const text = `Event ${count(shown)} of ${count(history.events)}${after && `, after: ${after}`}`;
   /** @param {number} event */
   const settle = (event) => {
     setDragged(null);
@@ -136,7 +137,7 @@ function Controls({ history, at, asOf, moment, marks }) {
     setPlaying(!playing);
   };
   const before = [...marks].reverse().find((mark) => mark.event < at);
-  const after = marks.find((mark) => mark.event > at);
+  const next = marks.find((mark) => mark.event > at);
   return html`<div class="timeline-controls">
     <${Slider}
       events=${history.events}
@@ -149,11 +150,11 @@ function Controls({ history, at, asOf, moment, marks }) {
     <div class="timeline-line">
       <button aria-label="Mark before" title="Mark before" disabled=${!before} onClick=${() => before && settle(before.event)}>◀</button>
       <button aria-pressed=${playing} onClick=${play}>${playing ? "Stop" : "Play"}</button>
-      <button aria-label="Mark after" title="Mark after" disabled=${!after} onClick=${() => after && settle(after.event)}>▶</button>
+      <button aria-label="Mark after" title="Mark after" disabled=${!next} onClick=${() => next && settle(next.event)}>▶</button>
       <button disabled=${!asOf} onClick=${() => goTo(null)}>Now</button>
       <span class="timeline-text">
         <b>Event ${count(shown)}</b> of ${count(history.events)}${asOf && dragged === null ? html` · ${time(moment)}` : null}
-        ${near ? html`<span class="dim"> · after: ${visible(near.text).slice(0, 200)}</span>` : null}
+        ${after ? html`<span class="dim"> · after: ${visible(after).slice(0, 200)}</span>` : null}
       </span>
     </div>
   </div>`;
@@ -233,8 +234,8 @@ function drawn(mark, index, current) {
     <button onClick=${() => goTo(mark.event)} aria-current=${current ? "step" : undefined} title=${`${mark.text}\n${time(mark.time)}${where ? `\n${where}` : ""}`}>
       <span class="kind-dot" aria-hidden="true"></span>
       <span class="mark-kind">${KINDS[mark.kind] ?? mark.kind}</span>
-      <span class="mark-text">${visible(mark.text).slice(0, 300)}</span>
-      <span class="mark-host dim">${mark.host ? visible(mark.host) : ""}</span>
+      <span class="mark-text">${visible(textOf(mark)).slice(0, 300)}</span>
+      <span class="mark-host dim">${mark.host && !mark.text.includes(mark.host) ? visible(mark.host) : ""}</span>
       <time class="dim" datetime=${mark.time}>${ago(mark.time)}</time>
     </button>
   </div>`;

@@ -16,7 +16,7 @@ const { kindOf, pageText, linesOf, parseTable, hexDump } = await import(new URL(
 const { rowsOf: treeRows, fileNodes, foldersOf, valueNodes } = await import(new URL("parts/tree.js", dashboard));
 const { columns } = await import(new URL("parts/slider.js", dashboard));
 const { jsonText } = await import(new URL("lib/json.js", dashboard));
-const { changesByKey } = await import(new URL("screens/run-history.js", dashboard));
+const { changesByKey, textOf } = await import(new URL("screens/run-history.js", dashboard));
 const { rowsOf } = await import(new URL("screens/run-parameters.js", dashboard));
 const { lastAt } = await import(new URL("screens/run-timeline.js", dashboard));
 const { changed } = await import(new URL("screens/run-edit.js", dashboard));
@@ -193,4 +193,12 @@ test("a form changes what it says otherwise", () => {
   const form = new FormData();
   for (const [name, value] of Object.entries({ title: "a", description: "e", tags: "x, y, x", folder: "", notes: "" })) form.set(name, value);
   assert.deepEqual(changed(record, form), { description: "e", tags: ["x", "y"] });
+});
+
+test("a mark says what parameters were, and nothing twice", () => {
+  const data = { keys: ["lr", "n"], values: { lr: 0.001, n: 2 }, before: { lr: 0.1 } };
+  assert.equal(textOf({ kind: "parameter", text: "set lr = 0.001, n = 2", data }), "lr 0.1 → 0.001, n = 2");
+  assert.equal(textOf({ kind: "resumed", text: "resumed by process 1 on a", data: {} }), "by process 1 on a");
+  assert.equal(textOf({ kind: "failed", text: "failed: ValueError: x", data: {} }), "ValueError: x");
+  assert.equal(textOf({ kind: "file", text: "added a.txt", data: {} }), "added a.txt");
 });
