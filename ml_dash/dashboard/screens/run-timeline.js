@@ -38,8 +38,7 @@ export default function Timeline({ id, record, asOf }) {
   if (error && !history) return html`<${Failure} error=${error} retry=${again} />`;
   if (!history) return html`<${Loading} what="Loading the history" />`;
   const shown = SHOWN.some((one) => one.name === params.show) ? params.show : "charts";
-  // An `asOf` that is a time stands where the events up to it end.
-  const at = asOf ? record.counts.events : history.events;
+  const at = asOf === null ? history.events : eventOf(asOf, record);
   return html`<section class="timeline" aria-label="Timeline">
     <${Controls} history=${history} at=${at} asOf=${asOf} moment=${record.updatedAt} marks=${chosen} />
     <div class="timeline-parts">
@@ -107,6 +106,13 @@ async function newer(id, known, signal) {
   return fits ? { ...page, marks: grown.length ? [...known.marks, ...grown] : known.marks } : allMarks(id, signal);
 }
 
+/**
+ * The event that a moment stands for: its number, or, of a time, that of the last event up to it.
+ * @param {string} asOf
+ * @param {import("../types").ExperimentRecord} record as of then
+ */
+const eventOf = (asOf, record) => (/^\d+$/.test(asOf) ? Number(asOf) : record.counts.events);
+
 /** @param {number | null} event */
 const goTo = (event, replace = false) => setParams({ asOf: event }, { replace });
 
@@ -121,7 +127,8 @@ function Controls({ history, at, asOf, moment, marks }) {
   /** @param {number} event */
   const settle = (event) => {
     setDragged(null);
-    goTo(event >= history.events ? null : event);
+    // The way back leads to where one began, not through each step.
+    goTo(event >= history.events ? null : event, asOf !== null);
   };
   useEffect(() => {
     if (!playing) return;

@@ -91,7 +91,8 @@ function useRecord(id, asOf) {
       ? () => {}
       : subscribe([id], (news) => {
           if (!news.removed.includes(id)) return soon(null);
-          setKnown({ record: null, error: null, removed: true });
+          // One that never was is told by the answer to the request.
+          setKnown((was) => (was.record ? { record: null, error: null, removed: true } : was));
         });
     return () => {
       leave();
