@@ -133,35 +133,45 @@ class Envelope:
 
     def add(self, columns: Columns) -> None:
         """Add consecutive stretches, each inside one unit."""
-        first, count, odd, index, x, low, high = columns
-        drawn, begin, end = self._drawn, 0, len(first)
-        if sum(odd):
-            for at, number in enumerate(odd):
-                if number:
-                    part = self._part(int(first[at]))
-                    self._odd[part] = self._odd.get(part, 0) + int(number)
-                    drawn.total += int(number)
+        self._note_odd(columns)
+        starts, counts, _, indices, x, low, high = columns
+        drawn, filled, end = self._drawn, self._filled, len(starts)
+        drawn.total += int(sum(counts))
+        begin, together = 0, 1
         while begin < end:
-            part = self._part(int(first[begin]))
-            stop = bisect_left(first, self._behind(part), begin + 1, end)
-            number = count[begin] if stop == begin + 1 else sum(count[begin:stop])
-            if number:
-                drawn.total += int(number)
-                place = begin
-                while not count[place]:
-                    place += 1
-                least = low[begin] if stop == begin + 1 else min(low[begin:stop])
-                greatest = high[begin] if stop == begin + 1 else max(high[begin:stop])
-                if self._filled and self._filled[-1] == part:
+            part = self._part(int(starts[begin]))
+            behind = self._behind(part)
+            # Mostly as many as were in the part before.
+            stop = begin + together
+            if stop > end or starts[stop - 1] >= behind or (stop < end and starts[stop] < behind):
+                stop = bisect_left(starts, behind, begin + 1, end)
+                together = stop - begin
+            greatest = high[begin] if together == 1 else max(high[begin:stop])
+            if greatest != -_INFINITY:
+                least = low[begin] if together == 1 else min(low[begin:stop])
+                if filled and filled[-1] == part:
                     drawn.low[-1] = min(drawn.low[-1], least)
                     drawn.high[-1] = max(drawn.high[-1], greatest)
                 else:
-                    self._filled.append(part)
-                    drawn.index.append(int(index[place]))
+                    place = begin
+                    while not counts[place]:
+                        place += 1
+                    filled.append(part)
+                    drawn.index.append(int(indices[place]))
                     drawn.x.append(x[place])
                     drawn.low.append(least)
                     drawn.high.append(greatest)
             begin = stop
+
+    def _note_odd(self, columns: Columns) -> None:
+        """Count the values that are not finite, by part."""
+        if not any(columns.odd):
+            return
+        for start, number in zip(columns.starts, columns.odd, strict=True):
+            if number:
+                part = self._part(int(start))
+                self._odd[part] = self._odd.get(part, 0) + int(number)
+                self._drawn.total += int(number)
 
     def mark(self, marks: Iterable[Mark]) -> None:
         """Note values that are not finite; beyond `MARKS` they are left out."""

@@ -166,25 +166,32 @@ class Charts:
         return found, drawn_of
 
     def _draw(self, one: Series, request: SeriesRequest, axis: Axis) -> tuple[list[Drawn], int]:
-        have = self._indexed(one)
         is_busy = self._indexer.is_busy((one.journal, one.metric))
-        # What is not indexed yet would take too long to read from the lines.
-        end = one.lines.total if not is_busy else have.lines if have is not None else one.lines.known.first
-        end = min(end, one.lines.total)
-        of = Drawable(one.metric, one.field, one.lines, one.superseded, end=end)
-        if request.split is not None:
-            every = replace(of, end=one.lines.total)
-            bounds = (request.low, request.high)
-            found = draw_split(every, axis, request.points, request.split, *bounds, superseded=request.superseded)
-        elif have is None:
-            found = [draw(of, axis, request.points, request.low, request.high, superseded=request.superseded)]
-        else:
-            with self._database(one.journal) as link:
-                of = replace(of, database=link, indexed=have)
-                found = [draw(of, axis, request.points, request.low, request.high, superseded=request.superseded)]
+        with self._opened(one.journal) as link:
+            have = stretches.indexed(link, one.metric, one.lines) if link is not None else None
+            # What is not indexed yet would take too long to read from the lines.
+            end = one.lines.total if not is_busy else have.lines if have is not None else one.lines.known.first
+            end = min(end, one.lines.total)
+            bounds = request.low, request.high
+            of = Drawable(one.metric, one.field, one.lines, one.superseded, link, have, end)
+            if request.split is None:
+                found = [draw(of, axis, request.points, *bounds, superseded=request.superseded)]
+            else:
+                of = replace(of, end=one.lines.total)
+                found = draw_split(of, axis, request.points, request.split, *bounds, superseded=request.superseded)
         for each in found:
             each.experiment = one.experiment
         return found, end - one.lines.known.first
+
+    @contextmanager
+    def _opened(self, journal: Path) -> Iterator[sqlite3.Connection | None]:
+        """Give the database of an experiment; None if there is none, or it cannot be used."""
+        with contextlib.ExitStack() as stack:
+            link = None
+            if self._path(journal).exists():
+                with contextlib.suppress(OSError, sqlite3.Error):
+                    link = stack.enter_context(self._database(journal))
+            yield link
 
 
 def _cut(drawn: Drawn, low: float | None, high: float | None) -> None:

@@ -44,8 +44,9 @@ class Runs:
         self._due = float("-inf")
         self._running_due = float("-inf")
         self._by_key: dict[str, Found] = {}
-        # What was found stale and is not folded yet, the newest last: key → version.
+        # What was found stale and is not folded yet, the newest last: key → version. Beside it what cannot be read.
         self._stale: dict[str, list[Any]] = {}
+        self._broken: dict[str, list[Any]] = {}
         # Key → (events, whether it runs, version when that was so).
         self._events: dict[str, tuple[int, bool, list[Any]]] = {}
         for row in self.index.page(None, None, (), 0, len(self.index), archived=True).rows:
@@ -77,7 +78,7 @@ class Runs:
         found = self.places.all(now=now)
         self._by_key = {one.key: one for one in found.values()}
         present = {key: version_of(one, running=self._runs(key)) for key, one in self._by_key.items()}
-        stale = self.index.stale(present)
+        stale = [key for key in self.index.stale(present) if self._broken.get(key) != present[key]]
         for gone in self._events.keys() - present.keys():
             del self._events[gone]
         # The newest last, since the last is taken first: a table shows those first.
@@ -91,7 +92,7 @@ class Runs:
     def _fold_some(self) -> bool:
         """Fold some experiments that have changed; True if there are more."""
         with self._lock:
-            chosen = [self._stale.popitem()[0] for _ in range(min(_TOGETHER, len(self._stale)))]
+            chosen = {key: self._stale[key] for key in [*self._stale][-_TOGETHER:]}
             found = [self._by_key[key] for key in chosen if key in self._by_key]
         rows = []
         for one in found:
@@ -99,12 +100,16 @@ class Runs:
             version, deep = version_of(one, running=False), version_of(one, running=True)
             facts = self._facts(one)
             if facts is not None:
-                version = deep if facts.status == RUNNING else version
-                rows.append((one.key, version, facts))
+                rows.append((one.key, deep if facts.status == RUNNING else version, facts))
         self.index.put_all(rows)
         with self._lock:
             for key, version, facts in rows:
                 self._note(key, facts, version)
+            self._broken.update({key: chosen[key] for key in chosen.keys() - {key for key, _, _ in rows}})
+            # One that has changed meanwhile is stale again.
+            for key, version in chosen.items():
+                if self._stale.get(key) == version:
+                    del self._stale[key]
             return bool(self._stale)
 
     def _facts(self, one: Found) -> Facts | None:

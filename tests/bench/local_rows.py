@@ -1,0 +1,208 @@
+"""The measurements of local folders as a source: lists, charts and logs, and what looking costs a recording process."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter, process_time
+from typing import Any, Final
+
+from ml_dash.reading.local import LocalSource
+from ml_dash.reading.source import SeriesRequest, decoded
+from tests.journals import JournalFixture
+
+from .rows import Figures, appends, opened, quantile, row
+
+_PATIENCE_S: Final = 0.25
+
+
+@contextlib.contextmanager
+def _source(folder: Path, patience_s: float | None = None) -> Iterator[LocalSource]:
+    """The store of `folder`, with a cache beside it."""
+    with contextlib.closing(LocalSource([folder / "store"], cache=folder / "cache", patience_s=patience_s)) as source:
+        yield source
+
+
+def _ms(work: Callable[[], Any], rounds: int = 5) -> float:
+    """The median of the milliseconds that `work` takes."""
+    times = []
+    for _ in range(rounds):
+        begun = perf_counter()
+        work()
+        times.append((perf_counter() - begun) * 1000)
+    return median(times)
+
+
+def _only(source: LocalSource) -> str:
+    """The id of the one experiment."""
+    (one,) = decoded(source.experiments())["experiments"]
+    return str(one["id"])
+
+
+def _record_points(folder: Path, name: str, count: int) -> None:
+    with opened(folder, name) as experiment:
+        for first in range(0, count, 10_000):
+            stop = min(count, first + 10_000)
+            experiment.metric("loss").append_batch([{"value": at % 977 * 0.5, "step": at} for at in range(first, stop)])
+
+
+@row("10,000,000 points: usable at once, ≤ 1 s per million of CPU; again ≤ 500 ms; zoom to 1 % ≤ 200 ms")
+def local_first_chart(folder: Path, scale: float) -> Figures:
+    count = max(20_000, int(10_000_000 * scale))
+    _record_points(folder, "bench", count)
+    figures: Figures = {}
+    with _source(folder, _PATIENCE_S) as source:
+        request = SeriesRequest((_only(source),), "loss")
+        begun, cpu = perf_counter(), process_time()
+        page = source.compare_series(request)
+        figures["first answer ms"] = (perf_counter() - begun) * 1000
+        figures["share of the points in it"] = page.series[0].total / count if page.series else 0.0
+        while page.indexed is not None:
+            page = source.compare_series(request)
+        figures["all indexed s"] = perf_counter() - begun
+        figures["CPU s per million"] = (process_time() - cpu) / count * 1e6
+    with _source(folder, _PATIENCE_S) as source:
+        figures["again, first chart ms"] = _ms(lambda: source.compare_series(request), rounds=1)
+        figures["again ms"] = _ms(lambda: source.compare_series(request))
+        zoom = SeriesRequest(request.experiments, "loss", low=count * 0.5, high=count * 0.51)
+        figures["zoom to 1 % ms"] = _ms(lambda: source.compare_series(zoom))
+    cached = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
+    figures["bytes of cache per point"] = cached / count
+    return figures
+
+
+@row("100 runs x 100,000 points, indexed: ≤ 1 s")
+def local_overlay(folder: Path, scale: float) -> Figures:
+    runs, count = max(2, int(100 * scale)), max(20_000, int(100_000 * min(1.0, scale * 10)))
+    for number in range(runs):
+        _record_points(folder, f"run-{number}", count)
+    with _source(folder) as source:
+        ids = tuple(str(one["id"]) for one in decoded(source.experiments(limit=1000))["experiments"])
+        request = SeriesRequest(ids, "loss")
+        first = _ms(lambda: source.compare_series(request), rounds=1)
+        return {
+            "first ms": first,
+            "again ms": _ms(lambda: source.compare_series(request)),
+            "again CPU ms per run": _cpu_ms(lambda: source.compare_series(request)) / runs,
+        }
+
+
+def _cpu_ms(work: Callable[[], Any]) -> float:
+    begun = process_time()
+    work()
+    return (process_time() - begun) * 1000
+
+
+@row("1,000,000 entries: last page ≤ 20 ms, by level ≤ 50 ms, by text first hits ≤ 300 ms")
+def local_logs(folder: Path, scale: float) -> Figures:
+    count = max(20_000, int(1_000_000 * scale))
+    with opened(folder) as experiment:
+        for number in range(count):
+            level = "error" if number % 1000 == 7 else "warn" if number % 50 == 3 else "info"
+            experiment.log(f"step {number}: loss {number * 0.37 % 10:.4f}, batch took {number % 91} ms", level=level)
+    with _source(folder) as source:
+        one = _only(source)
+        first = _ms(lambda: source.logs(one, levels=["error"], limit=100), rounds=1)
+        return {
+            "by level, first time ms": first,
+            "last page ms": _ms(lambda: source.logs(one, start=-100, limit=100)),
+            "a page in the middle ms": _ms(lambda: source.logs(one, start=count // 2, limit=100)),
+            "by level ms": _ms(lambda: source.logs(one, levels=["error"], limit=100)),
+            "last of a level ms": _ms(lambda: source.logs(one, start=-100, levels=["warn", "error"], limit=100)),
+            "text, last lines ms": _ms(lambda: source.logs(one, start=-100, q=f"STEP {count - 9}", limit=100)),
+            "frequent text ms": _ms(lambda: source.logs(one, q="took 17", limit=100)),
+            "rare text ms": _ms(lambda: source.logs(one, q=f"step {count - 9}:", limit=1), rounds=3),
+            "expression ms": _ms(lambda: source.logs(one, regex=r"took 1[0-5] ms$", limit=100)),
+        }
+
+
+@row("10,000 runs: again started, first page ≤ 300 ms; page ≤ 30 ms; filter ≤ 200 ms; first time usable at once")
+def local_list(folder: Path, scale: float) -> Figures:
+    count = max(50, int(10_000 * scale))
+    for number in range(count):
+        desk = JournalFixture(folder / "store", "cv", f"run-{number:05}")
+        pen = desk.pen()
+        pen.parameters(**{f"p{at}": number * at * 0.1 for at in range(20)})
+        for series in range(8):
+            pen.points(f"m{series}", value=[number * 0.1, 0.5], step=[0, 1])
+        pen.close()
+        desk.catch_up()
+    figures: Figures = {}
+    with _source(folder, _PATIENCE_S) as source:
+        begun, cpu = perf_counter(), process_time()
+        page = decoded(source.experiments())
+        figures["first time, first answer ms"] = (perf_counter() - begun) * 1000
+        while "indexing" in page:
+            page = decoded(source.experiments())
+        figures["first time, all known s"] = perf_counter() - begun
+        figures["CPU ms per run"] = (process_time() - cpu) / count * 1000
+        assert page["total"] == count
+    begun = perf_counter()
+    with _source(folder, _PATIENCE_S) as source:
+        page = decoded(source.experiments(columns=["params.p3", "metrics.m1.min"]))
+        figures["again started, first page ms"] = (perf_counter() - begun) * 1000
+        figures["page ms"] = _ms(lambda: source.experiments(columns=["params.p3", "metrics.m1.min"]))
+        where = "params.p3 > 30 and metrics.m2.max < 700"
+        figures["filter, first time ms"] = _ms(lambda: source.experiments(where=where), rounds=1)
+        figures["filter ms"] = _ms(lambda: source.experiments(where=where))
+        figures["what is new ms"] = _ms(lambda: source.events())
+    return figures
+
+
+_LOOKER: Final = """
+import sys, time
+from pathlib import Path
+from ml_dash.reading.local import LocalSource
+from ml_dash.reading.source import SeriesRequest, decoded
+source = LocalSource([Path(sys.argv[1])], cache=Path(sys.argv[2]), patience_s=0.25)
+(one,) = decoded(source.experiments())["experiments"]
+request, known = SeriesRequest((one["id"],), "loss"), None
+print("looking", flush=True)
+while True:
+    now = source.events([one["id"]])
+    if now != known:
+        known = now
+        source.compare_series(request)
+        source.experiments()
+        source.logs(one["id"], start=-100, limit=100)
+    time.sleep(0.2)
+"""
+
+
+@row("appends take ≤ 1.03 x as long")
+def ui_beside_recording(folder: Path, scale: float) -> Figures:
+    count, rounds = int(40_000 * scale), 7
+    alone, watched = [], []
+    with opened(folder) as experiment:
+        experiment.log("begun")
+        appends(experiment, 1000)
+        for _ in range(rounds):
+            alone.append(_cpu_per_append(experiment, count))
+            looker = subprocess.Popen(
+                [sys.executable, "-c", _LOOKER, str(folder / "store"), str(folder / "cache")], stdout=subprocess.PIPE
+            )
+            assert looker.stdout is not None
+            assert looker.stdout.readline()
+            watched.append(_cpu_per_append(experiment, count))
+            looker.terminate()
+            looker.wait()
+            looker.stdout.close()
+    return {
+        "alone CPU µs": median(cpu for cpu, _ in alone),
+        "watched CPU µs": median(cpu for cpu, _ in watched),
+        "ratio of CPU": median(cpu for cpu, _ in watched) / median(cpu for cpu, _ in alone),
+        "alone p50 µs": median(p50 for _, p50 in alone),
+        "watched p50 µs": median(p50 for _, p50 in watched),
+        "ratio of p50": median(p50 for _, p50 in watched) / median(p50 for _, p50 in alone),
+    }
+
+
+def _cpu_per_append(experiment: Any, count: int) -> tuple[float, float]:
+    """Microseconds of CPU of this process for each append, and the median of the time that one takes."""
+    begun = process_time()
+    times = appends(experiment, count)
+    return (process_time() - begun) / count * 1e6, quantile(times, 0.5)
