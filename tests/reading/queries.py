@@ -14,10 +14,10 @@ NOW_NS = 1_764_000_000_000_000_000  # 2025-11-24T16:00:00Z
 HOUR_NS = 3_600_000_000_000
 ABSENT = object()
 
-_PARAMS = ("lr", "a b", "opt.name", "flag", "layers", "note", "train/x")
+PARAMETERS_USED = ("lr", "a b", "opt.name", "flag", "layers", "note", "train/x")
 _SERIES = ("loss", "val.acc", "train/loss", "loss.min", "m.count")
 _TEXTS = ("adam", "sgd", "1", "1.0", "true", "Straße", "null", "a,b", 'quo"te', "", "12", "nan")
-_NAMES = ("resnet-50", "ResNet 18", "bert", "run 7", "ünïcode", "x=y")
+NAMES = ("resnet-50", "ResNet 18", "bert", "run 7", "ünïcode", "x=y")
 
 
 # -- random experiments -----------------------------------------------------------------------------------------------
@@ -48,10 +48,10 @@ def some_facts(rng: random.Random, number: int = 0) -> Facts:
     return Facts(
         id=str(number),
         project=rng.choice(("vision", "nlp")),
-        name=rng.choice(_NAMES),
+        name=rng.choice(NAMES),
         status=status,
-        title=rng.choice(_NAMES) if renamed else None,
-        names=[rng.choice(_NAMES)] if renamed else [],
+        title=rng.choice(NAMES) if renamed else None,
+        names=[rng.choice(NAMES)] if renamed else [],
         folder=rng.choice((None, "a", "a/b")),
         tags=rng.sample(("baseline", "best", "old", "a b"), rng.randrange(3)),
         description=rng.choice((None, "a ResNet", "nothing")),
@@ -65,7 +65,7 @@ def some_facts(rng: random.Random, number: int = 0) -> Facts:
         files=rng.randrange(3),
         size=rng.choice((0, 999_999, 1_000_000, 1 << 20, 5_000_000_000)),
         points=rng.choice((0, 999, 1000, 10_000)),
-        params={key: some_value(rng) for key in _PARAMS if rng.random() < 0.6},
+        params={key: some_value(rng) for key in PARAMETERS_USED if rng.random() < 0.6},
         metrics={name: some_series(rng) for name in _SERIES if rng.random() < 0.6},
     )
 
@@ -106,7 +106,7 @@ def _condition(rng: random.Random) -> tuple[str, Callable[[random.Random], Liter
     return rng.choice([
         ("status", one_of(("running", "failed", "completed")), equal),
         ("tags", one_of(("baseline", "best", "none"), False), equal),
-        ("name", one_of(_NAMES, True), both),
+        ("name", one_of(NAMES, True), both),
         ("project", one_of(("vision", "nlp", "x"), False), both),
         ("folder", one_of(("a", "a/b"), False), equal),
         ("description", one_of(("a ResNet", "b"), True), both),
@@ -121,8 +121,8 @@ def _condition(rng: random.Random) -> tuple[str, Callable[[random.Random], Liter
         ("size", one_of(_SIZES, False), both),
         ("files.count", numbers, both),
         ("points", one_of(("1k", "1000", "10k"), False), both),
-        (PARAMS + rng.choice(_PARAMS), _param_literal, both),
-        (PARAMS + rng.choice(_PARAMS), one_of(("^a", "[0-9]", "e$", "(?i)STRA.E"), True), ("~",)),
+        (PARAMS + rng.choice(PARAMETERS_USED), _param_literal, both),
+        (PARAMS + rng.choice(PARAMETERS_USED), one_of(("^a", "[0-9]", "e$", "(?i)STRA.E"), True), ("~",)),
         ("name", one_of(("^Res", "[0-9]+$", "t|r"), True), ("~",)),
         (METRICS + rng.choice(_SERIES) + rng.choice(("", *(f".{stat}" for stat in STATS))), numbers, both),
     ])  # fmt: skip
