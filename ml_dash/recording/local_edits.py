@@ -1,0 +1,169 @@
+"""Changes of local experiments that this process does not record, and what is known of their storage and upload.
+
+What the page of `ml-dash ui` may change, and how: labels by an event of a writer of a few milliseconds (`relabel`),
+removal as `ml-dash rm` does it. So both are refused where those are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import InvalidValue
+from ..journal import blobs
+from ..journal.segment import list_segments
+from ..reading.located import Located
+from ..reading.places import Found, version_of
+from ..sync import launch, registrations
+from ..sync.registrations import Registration
+from ..sync.remove import remove
+from .lifecycle import Warnings, checked_given, checked_labels
+from .relabel import relabel
+
+LABELS: Final = ("title", "notes", "archived", "description", "tags", "folder")
+"""What may be changed."""
+
+
+class LocalEdits:
+    """Changes of local experiments (see `reading.local.Edits`). Any thread may call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Journal → (version, bytes): a walk of ten thousand folders takes seconds.
+        self._sizes: dict[str, tuple[Any, int]] = {}
+
+    def update(self, located: Located, changes: Mapping[str, Any]) -> None:
+        """Record changes; None takes a value away. Raises InvalidInput, StorageError; nothing is recorded then."""
+        given = checked(changes)
+        if given:
+            relabel(located, given)
+
+    def remove(self, located: Located) -> None:
+        """Remove journal and folder, and their registrations for upload. Raises StillOpen while a writer lives."""
+        known = registrations.of_journal(located.journal, registrations.by_journal(registrations.read_all()))
+        remove(located)
+        for one in known:
+            registrations.unregister(one)
+
+    def storage(self, experiments: Iterable[Found]) -> dict[str, Any]:
+        """Return bytes by project, what could be freed at most, the uploader's state, and what is parked.
+
+        `freeableBytes` are those of journals that servers have acknowledged; `ml-dash gc` asks them for proof.
+        """
+        known = registrations.by_journal(registrations.read_all())
+        projects: dict[str, dict[str, Any]] = {}
+        parked: list[dict[str, Any]] = []
+        uploads = 0
+        for found in experiments:
+            located = found.located
+            project = projects.setdefault(
+                located.project, {"name": located.project, "experiments": 0, "bytes": 0, "freeableBytes": 0}
+            )
+            project["experiments"] += 1
+            project["bytes"] += self._size(found)
+            mine = registrations.of_journal(located.journal, known)
+            uploads += len(mine)
+            project["freeableBytes"] += _acknowledged(located.journal, mine)
+            parked += [entry for one in mine for entry in _parked(found, one)]
+        listed = [projects[name] for name in sorted(projects)]
+        return {
+            "projects": listed,
+            "totalBytes": sum(project["bytes"] for project in listed),
+            "uploader": _uploader(uploads),
+            "parked": parked,
+            "lastVerify": None,
+            "quota": None,
+        }
+
+    def _size(self, found: Found) -> int:
+        """Return the bytes of an experiment's folder and journal; hard links count once."""
+        version = version_of(found, running=True)
+        with self._lock:
+            known = self._sizes.get(found.key)
+        if known is not None and known[0] == version:
+            return known[1]
+        size = _bytes_below({found.located.folder, Path(found.key).parent})
+        with self._lock:
+            self._sizes[found.key] = version, size
+        return size
+
+
+def checked(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes as an event holds them. Raises InvalidValue for other names, InvalidName, UnsupportedType."""
+    unknown = sorted(changes.keys() - set(LABELS))
+    if unknown:
+        raise InvalidValue(f"{unknown[0]!r} cannot be changed", hint=f"change one of {', '.join(LABELS)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    labels = checked_labels(given.get("title"), given.get("notes"), given.get("archived"))
+    rest = checked_given(given.get("description"), given.get("tags"), given.get("folder"), None, Warnings(silent=True))
+    taken = {key: False if key == "archived" else None for key, value in changes.items() if value is None}
+    return {**rest, **labels, **taken}
+
+
+def _bytes_below(places: Iterable[Path]) -> int:
+    seen: set[tuple[int, int]] = set()
+    size = 0
+    for place in places:
+        for base, _, names in os.walk(place):
+            for name in names:
+                with suppress(OSError):
+                    status = Path(base, name).lstat()
+                    if (status.st_dev, status.st_ino) not in seen:
+                        seen.add((status.st_dev, status.st_ino))
+                        size += status.st_size
+    return size
+
+
+def _acknowledged(journal: Path, mine: list[Registration]) -> int:
+    """Return the bytes of segments and contents that every server to which they are sent has acknowledged."""
+    cursors = [registrations.cursor_of(one) for one in mine]
+    if not cursors or any(cursor is None for cursor in cursors):
+        return 0
+    size = 0
+    for _, path in list_segments(journal):
+        with suppress(OSError):
+            length = path.stat().st_size
+            if all(cursor is not None and cursor.segments.get(path.name, 0) >= length for cursor in cursors):
+                size += length
+    contents = blobs.names(journal)
+    sent = [cursor.blobs for cursor in cursors if cursor is not None]
+    return size + sum(length for name, length in contents.items() if all(name in names for names in sent))
+
+
+def _parked(found: Found, one: Registration) -> list[dict[str, Any]]:
+    """Return what is set aside of an experiment, and why it makes no headway."""
+    cursor = registrations.cursor_of(one)
+    if cursor is None:
+        return []
+    trouble = cursor.trouble
+    since = _moment(trouble.since) if trouble is not None and trouble.since is not None else None
+    reasons = [f"{name}: {why}" for name, why in sorted(cursor.parked.items())]
+    reasons += [f"{one.remote}: {trouble.text}"] if trouble is not None else []
+    return [{"experiment": found.id, "reason": reason, "since": since} for reason in reasons]
+
+
+def _uploader(uploads: int) -> dict[str, str] | None:
+    """Return the state of this user's uploader; None where nothing here is to be sent."""
+    if not uploads:
+        return None
+    sent = f"{uploads:,} {'experiment' if uploads == 1 else 'experiments'} here are to be sent"
+    if not launch.daemon_runs():
+        return {"state": "not running", "text": f"{sent}; start it with: ml-dash-syncd run"}
+    report: Any = None
+    with suppress(OSError, ValueError):
+        report = json.loads(launch.status_path().read_bytes())
+    settled = report.get("settled") if isinstance(report, dict) else None
+    of = report.get("experiments") if isinstance(report, dict) else None
+    known = f"; {settled:,} of {of:,} on this host are sent" if isinstance(settled, int) and isinstance(of, int) else ""
+    return {"state": "running", "text": sent + known}
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+
