@@ -22,6 +22,7 @@ from .disk.places import remote_url
 from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import TracebackType
 
     import requests
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         ParametersRecord,
         SeriesPage,
     )
+    from .core.marks import MarkPage
     from .core.records import (
         AppendBatchResult,
         AppendResult,
@@ -85,6 +87,18 @@ class RemoteClient:
         self._namespace = namespace
         self._timeouts = (min(_CONNECT_S, timeout), timeout)
         self._link: Link | None = None
+        self._as_of: str | None = None
+
+    def as_of(self, moment: int | str | datetime) -> RemoteClient:
+        """Return a client with connections of its own, which reads experiments as they were at a moment.
+
+        A number of events, a time, or how long ago ("-2h"). Lists of experiments are those of now.
+        """
+        client = RemoteClient(
+            self.base_url, self._api_key, self.user_name, namespace=self._namespace, timeout=self._timeouts[1]
+        )
+        client._as_of = str(moment) if isinstance(moment, (int, str)) else moment.isoformat()
+        return client
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +199,11 @@ class RemoteClient:
             link.close()
             raise
         return _news(response, link)
+
+    def history(self, experiment_id: str, start_index: int = 0, limit: int = 1000) -> MarkPage:
+        """Return a page of marks, oldest first: what happened, when, who did it, and as of which event it is so."""
+        query = _given(startIndex=start_index, limit=limit)
+        return cast("MarkPage", self._json("GET", f"{_experiment(experiment_id)}/history", params=query))
 
     def remove_experiment(self, experiment_id: str) -> dict[str, Any]:
         """Remove an experiment: what its writers send later stays hidden; a new opening starts again from 0."""
@@ -430,8 +449,11 @@ class RemoteClient:
             from .sync.remote import Link
 
             link = self._link = Link(self.base_url, self._token, timeout_s=self._timeouts)
-        if self._namespace is not None:
-            how["params"] = {**how.get("params", {}), "namespace": self._namespace}
+        added = _given(namespace=self._namespace)
+        if method == "GET" and path.startswith("/experiments/"):
+            added |= _given(asOf=self._as_of)
+        if added:
+            how["params"] = {**how.get("params", {}), **added}
         try:
             return link.call(method, path, **how)
         except ServerRefused as refused:

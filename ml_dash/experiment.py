@@ -22,10 +22,12 @@ from .recording.process import loading
 from .recording.session import Reading
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from .core.as_of import AsOf
     from .core.records import DurableState, ExperimentRecord
     from .files import FileBuilder, FileEntry
     from .parameters import ParametersBuilder
@@ -50,7 +52,8 @@ class Experiment:
     `durability`: "interval" syncs to disk within a second, "always" before each call returns, "os" leaves it to the
     operating system. `strict=True` raises StorageError at the call when the disk refuses, instead of keeping events in
     memory until it takes them again.
-    `read_only=True` writes nothing, NotFound if absent. `write_protected=True` makes parameters and files final.
+    `read_only=True` writes nothing, NotFound if absent; with `as_of` it is read as it was at an event, at a time, or so
+    long ago ("-2h"). `write_protected=True` makes parameters and files final.
     Raises InvalidName, InvalidValue or UnsupportedType for a bad argument; nothing is written by the constructor.
     Thread-safe; handles of one process share one writer; forked and unpickled handles get a writer of their own.
     """
@@ -74,6 +77,7 @@ class Experiment:
         resume_from_remote: bool = False,
         resume_step: float | None = None,
         read_only: bool = False,
+        as_of: int | str | datetime | None = None,
         durability: str | None = None,
         strict: bool = False,
     ) -> None:
@@ -101,6 +105,8 @@ class Experiment:
             if resume_from_remote and settings.remote is None:
                 raise InvalidValue("resume_from_remote=True needs a remote", hint="give remote= too")
         _check_store_is_apart(settings, project, name)
+        if as_of is not None and not read_only:
+            raise InvalidValue("as_of looks at the past, which cannot be changed", hint="give read_only=True too")
         warn = Warnings(silent=switched_off)
         arguments = Arguments(
             name=name,
@@ -112,6 +118,7 @@ class Experiment:
             resume_from_remote=bool(resume_from_remote) and not switched_off,
             resume_step=None if resume_step is None else checked_step("resume_step", resume_step),
             read_only=bool(read_only),
+            as_of=_moment(as_of),
             strict=bool(strict),
         )
         self._handle = Handle(arguments, warn, disabled=switched_off)
@@ -508,6 +515,17 @@ class Experiment:
 
     def __copy__(self) -> Self:
         return self.__deepcopy__({})
+
+
+def _moment(as_of: int | str | datetime | None) -> AsOf | None:
+    """Return the moment of `as_of`; `-2h` is two hours before now, also when it is looked at later."""
+    if as_of is None:
+        return None
+    from time import time_ns
+
+    from .core.as_of import as_of_of
+
+    return as_of_of(as_of, time_ns())
 
 
 def _check_store_is_apart(settings: Settings, project: str, name: str) -> None:

@@ -10,10 +10,12 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.summary import columns_table, final_values
+from ml_dash.cli.views import choose_view, view_of
 from ml_dash.reading import read
-from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
+    from ml_dash.cli.views import ExperimentView
+    from ml_dash.reading.view import View
     from ml_dash.reading.where import Sort, Where
 
 Values = Mapping[str, Any]
@@ -21,12 +23,14 @@ Row = dict[str, Any]
 """Letter of an experiment → its value; without a letter where it has none."""
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiments_argument
 @options.where_option
 @options.sort_option
 @options.columns_option
 @click.option("--all", "everything", is_flag=True, help="Also what is equal.")
+@options.as_of_option
+@options.remote_option
 @options.path_option
 @options.json_option
 @click.pass_context
@@ -37,30 +41,41 @@ def command(
     sort: Sort | None,
     columns: tuple[str, ...],
     everything: bool,
+    as_of: str | None,
+    remote: str | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """Compare parameters and final values of experiments, side by side."""
     if where is None and len(experiments) < 2:
         raise click.UsageError("Name two or more experiments, or choose them with --where.", ctx)
-    found = options.chosen(ctx, experiments, where, sort, path)
-    if not found:
-        console.print_note(f"no experiments match in {read.places(path)}")
-        return
-    letters = [_letters(number) for number in range(len(found))]
-    if columns:
-        tables = {"fields": _rows(letters, _fields(found, columns), everything)}
+    views: list[ExperimentView]
+    if remote is None:
+        found = options.chosen(ctx, experiments, where, sort, path)
+        if not found:
+            console.print_note(f"no experiments match in {read.places(path)}")
+            return
+        here = [view_of(located, as_of) for located in found]
+        names, views = [(located.project, located.name) for located in found], [*here]
+    elif where is not None or sort is not None or columns:
+        raise click.UsageError("--where, --sort and --columns are of what is here: leave --remote out.", ctx)
     else:
-        views = [read.view(located) for located in found]
+        here = []
+        views = [choose_view(one, path, remote=remote, as_of=as_of) for one in experiments]
+        names = [(record["project"], record["name"]) for record in (view.record() for view in views)]
+    letters = [_letters(number) for number in range(len(views))]
+    if columns:
+        tables = {"fields": _rows(letters, _fields(here, columns), everything)}
+    else:
         tables = {
             "parameters": _rows(letters, [view.parameters() for view in views], everything),
             "metrics": _rows(letters, [final_values(view) for view in views], everything),
         }
     if as_json:
-        who = {letter: {"project": e.project, "name": e.name} for letter, e in zip(letters, found, strict=True)}
+        who = {letter: {"project": p, "name": n} for letter, (p, n) in zip(letters, names, strict=True)}
         console.print_json({**who, **tables})
     elif any(tables.values()):
-        _print([console.safe(f"{e.project}/{e.name}") for e in found], letters, tables)
+        _print([console.safe("/".join(name)) for name in names], letters, tables)
     else:
         console.print_note("no difference")
 
@@ -71,10 +86,10 @@ def _letters(number: int) -> str:
     return (_letters(higher - 1) if higher else "") + "abcdefghijklmnopqrstuvwxyz"[last]
 
 
-def _fields(found: Sequence[Located], columns: tuple[str, ...]) -> list[Values]:
+def _fields(views: Sequence[View], columns: tuple[str, ...]) -> list[Values]:
     from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
 
-    facts = [facts_of(read.view(located).state) for located in found]
+    facts = [facts_of(view.state) for view in views]
     return [
         {field: shown_value(field, value) for field in columns if (value := value_of(one, field)) is not MISSING}
         for one in facts

@@ -14,7 +14,7 @@ import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.summary import final_values, summary
-from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
+from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric, view_of
 from ml_dash.core.json_values import flatten, to_json
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
@@ -34,7 +34,7 @@ Source = tuple[Callable[[], Iterable[Line]], Callable[[], Table]]
 _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiments_argument
 @options.where_option
 @options.sort_option
@@ -51,6 +51,7 @@ _LOG: Final = ("timestamp", "level", "message", "metadata", "sequenceNumber")
 @click.option("--format", "form", type=click.Choice(["csv", "jsonl"]), default="csv", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: standard output.")
 @click.option("--json", "as_json", is_flag=True, help="As --format jsonl.")
+@options.as_of_option
 @options.remote_option
 @options.path_option
 @click.pass_context
@@ -66,7 +67,8 @@ def command(
     form: str,
     output: Path | None,
     as_json: bool,
-    from_server: bool,
+    as_of: str | None,
+    remote: str | None,
     path: Path | None,
 ) -> None:
     """Write points, logs or experiments as CSV or JSON lines."""
@@ -74,13 +76,13 @@ def command(
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
     if superseded and what != "points":
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
-    if from_server and what == "experiments":
+    if remote is not None and what == "experiments":
         raise click.UsageError("--remote goes with points and logs.", ctx)
     if len(experiments) > 1 and what != "experiments":
         raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
     if columns and what != "experiments":
         raise click.UsageError(f"--columns goes with --what experiments, not with --what {what}.", ctx)
-    if from_server and (where is not None or sort is not None):
+    if remote is not None and (where is not None or sort is not None):
         raise click.UsageError("--where and --sort choose among the experiments of this machine.", ctx)
     many = what == "experiments" or where is not None or sort is not None
     if many:
@@ -90,10 +92,12 @@ def command(
             console.print_note(f"no experiments{matching} in {read.places(path)}; name another folder with --path")
             return
         lines, table = (
-            _experiments(found, columns) if what == "experiments" else _of_many(found, what, metrics, superseded)
+            _experiments(found, columns, as_of)
+            if what == "experiments"
+            else _of_many(found, what, metrics, superseded, as_of)
         )
     else:
-        view = choose_view(next(iter(experiments), None), path, from_server=from_server)
+        view = choose_view(next(iter(experiments), None), path, remote=remote, as_of=as_of)
         lines, table = _of_one(view, what, metrics, superseded)
     with _stream(output) as stream:
         if as_json or form == "jsonl":
@@ -145,7 +149,9 @@ def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) ->
     return header, rows
 
 
-def _of_many(found: list[Located], what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
+def _of_many(
+    found: list[Located], what: str, metrics: tuple[str, ...], superseded: bool, as_of: str | None
+) -> Source:
     """Points or logs of several experiments, one after the other, each row with the name of its experiment.
 
     Of the metrics that are named, those are written that an experiment has.
@@ -153,7 +159,7 @@ def _of_many(found: list[Located], what: str, metrics: tuple[str, ...], supersed
 
     def sources() -> Iterator[tuple[str, Source]]:
         for located in found:
-            view = read.view(located)
+            view = view_of(located, as_of)
             names = tuple(name for name in metrics if _has(view, name))
             if names or not metrics:
                 yield f"{located.project}/{located.name}", _of_one(view, what, names, superseded)
@@ -186,14 +192,14 @@ def _rows_of(sources: Iterable[tuple[str, Source]], columns: Sequence[str]) -> I
             yield [name, *(None if place is None else row[place] for place in places)]
 
 
-def _experiments(found: list[Located], columns: tuple[str, ...]) -> Source:
+def _experiments(found: list[Located], columns: tuple[str, ...], as_of: str | None) -> Source:
     """A row for each experiment: its summary, and the columns or else all parameters and final values."""
     if columns:
-        return _columns(found, columns)
+        return _columns(found, columns, as_of)
 
     def lines() -> Iterator[Line]:
         for located in found:
-            view = read.view(located)
+            view = view_of(located, as_of)
             facts = summary(located, view.record())
             yield {**facts, "parameters": view.parameters(), "metrics": final_values(view)}
 
@@ -207,13 +213,13 @@ def _experiments(found: list[Located], columns: tuple[str, ...]) -> Source:
     return lines, table
 
 
-def _columns(found: list[Located], columns: tuple[str, ...]) -> Source:
+def _columns(found: list[Located], columns: tuple[str, ...], as_of: str | None) -> Source:
     """A row for each experiment: its project and name, and the values of columns."""
     from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
 
     def lines() -> Iterator[Line]:
         for located in found:
-            facts = facts_of(read.view(located).state)
+            facts = facts_of(view_of(located, as_of).state)
             values = {field: value_of(facts, field) for field in columns}
             shown = {field: shown_value(field, value) for field, value in values.items() if value is not MISSING}
             yield {"project": located.project, "name": located.name, "values": shown}

@@ -7,18 +7,33 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.views import local_view
+from ml_dash.cli.views import choose_view, local_view
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
 @click.option("--deleted", is_flag=True, help="Deleted and replaced files too.")
+@options.as_of_option
+@options.remote_option
 @options.path_option
 @options.json_option
-def command(experiment: str | None, deleted: bool, path: Path | None, as_json: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    experiment: str | None,
+    deleted: bool,
+    as_of: str | None,
+    remote: str | None,
+    path: Path | None,
+    as_json: bool,
+) -> None:
     """List files, oldest first."""
-    _, view = local_view(experiment, path)
-    records = view.files(deleted=deleted)
+    if remote is None:
+        records = local_view(experiment, path, as_of)[1].files(deleted=deleted)
+    elif deleted:
+        raise click.UsageError("--deleted lists what was recorded here: leave --remote out.", ctx)
+    else:
+        records = choose_view(experiment, path, remote=remote, as_of=as_of).files()
     if as_json:
         console.print_json(records)
         return

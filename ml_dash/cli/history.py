@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,9 @@ from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.limits import MAX_LIMIT
 from ml_dash.reading import read
 
+if TYPE_CHECKING:
+    from ml_dash.core.marks import MarkPage
+
 LAST = 50
 _STYLES = {
     "crashed": "red", "failed": "red", "lost": "red", "interrupted": "yellow", "rewound": "yellow", "merged": "yellow",
@@ -19,28 +22,36 @@ _STYLES = {
 }  # fmt: skip
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
 @click.option("--last", type=click.IntRange(min=1, max=MAX_LIMIT), metavar="N", help=f"The last N (default {LAST}).")
+@options.remote_option
 @options.path_option
 @options.json_option
-def command(experiment: str | None, last: int | None, path: Path | None, as_json: bool) -> None:
+def command(experiment: str | None, last: int | None, remote: str | None, path: Path | None, as_json: bool) -> None:
     """Tell what happened: begun, resumed, rewound, crashed, parameters and files changed; who, when, at which event.
 
     An event is what --as-of takes.
     """
-    from ml_dash.reading.history import history
+    count = last or LAST
+    if remote is not None:
+        from ml_dash.cli.server_view import server_view
 
-    located = read.locate(experiment, path)
-    bring_up_to_date(located)
-    page = history(located, -(last or LAST), last or LAST)
+        there = server_view(experiment, path, remote)
+        page = there.client.history(there.id, -count, count)
+    else:
+        from ml_dash.reading.history import history
+
+        located = read.locate(experiment, path)
+        bring_up_to_date(located)
+        page = history(located, -count, count)
     if as_json:
         console.print_json(page)
         return
     print_marks(page)
 
 
-def print_marks(page: dict[str, Any]) -> None:
+def print_marks(page: MarkPage) -> None:
     """Print a page of marks as a table."""
     rows = [
         [

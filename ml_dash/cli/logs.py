@@ -28,11 +28,12 @@ def _level(_ctx: click.Context, _param: click.Parameter, text: str | None) -> st
     raise click.BadParameter(f"{text!r} is not a level; use one of {', '.join(LEVELS)}")
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until interrupted.")
 @click.option("--level", callback=_level, metavar="LEVEL", help="Only entries of this level.")
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="Only the last N entries.")
+@options.as_of_option
 @options.remote_option
 @options.path_option
 @options.json_option
@@ -43,15 +44,16 @@ def command(
     follow: bool,
     level: str | None,
     last: int | None,
-    from_server: bool,
+    as_of: str | None,
+    remote: str | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """Print log entries, oldest first. With --json one object a line, as in logs.jsonl."""
-    if from_server:
+    if remote is not None or as_of is not None:
         if follow:
-            raise click.UsageError("--follow reads what is recorded here: leave --remote out.", ctx)
-        there = choose_view(experiment, path, from_server=True)
+            raise click.UsageError("--follow reads what is recorded here, now; ml-dash tail follows a server.", ctx)
+        there = choose_view(experiment, path, remote=remote, as_of=as_of)
         _print_entries(there, 0 if last is None else _start_of_last(there, level, last), level, as_json)
         return
     located, view = local_view(experiment, path)

@@ -30,12 +30,13 @@ def complete_metric(ctx: click.Context, _param: click.Parameter, typed: str) -> 
         return []
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
 @click.argument("metric", required=False, shell_complete=complete_metric)
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help=f"How many points to show (default {LAST}).")
 @click.option("--superseded", is_flag=True, help="With METRIC: also points that a rewind has superseded.")
 @click.option("--plot", "as_plot", is_flag=True, help="Draw the series over their steps.")
+@options.as_of_option
 @options.remote_option
 @options.path_option
 @options.json_option
@@ -47,7 +48,8 @@ def command(
     last: int | None,
     superseded: bool,
     as_plot: bool,
-    from_server: bool,
+    as_of: str | None,
+    remote: str | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
@@ -59,7 +61,7 @@ def command(
         raise click.UsageError("Give --plot or --json, not both.", ctx)
     if superseded and (as_plot or metric is None):
         raise click.UsageError("--superseded goes with the points of a METRIC.", ctx)
-    view = choose_view(experiment, path, from_server=from_server)
+    view = choose_view(experiment, path, remote=remote, as_of=as_of)
     names = [entry["name"] for entry in view.metrics()]
     only = None
     if metric is not None:

@@ -58,10 +58,46 @@ def path_option(command: Decorated) -> Decorated:
     )(command)
 
 
+class RemoteCommand(click.Command):
+    """A command whose `--remote` may have a URL or none: what follows is one if it has `://` in it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments, after each `--remote` has got a value: its URL, or nothing."""
+        return super().parse_args(ctx, _with_values(args))
+
+
+def _with_values(args: list[str]) -> list[str]:
+    made: list[str] = []
+    rest = iter(args)
+    for argument in rest:
+        if argument == "--":
+            return [*made, argument, *rest]
+        if made and made[-1] == "--remote=" and "://" in argument:
+            made[-1] += argument
+        else:
+            made.append("--remote=" if argument == "--remote" else argument)
+    return made
+
+
 def remote_option(command: Decorated) -> Decorated:
-    """Add `--remote`, as `from_server`: read from the experiment's server."""
+    """Add `--remote`: the URL of a server to read from, empty for the one that the experiment goes to, None for here.
+
+    For a `RemoteCommand`.
+    """
     return click.option(
-        "--remote", "from_server", is_flag=True, help="Read from the server that the experiment goes to, not from here."
+        "--remote",
+        metavar="[URL]",
+        help="Read from a server, not from here: the one that the experiment goes to, else ML_DASH_REMOTE, else the "
+        "only one with a login.",
+    )(command)
+
+
+def as_of_option(command: Decorated) -> Decorated:
+    """Add `--as-of`: a moment to look back to, as text, or None."""
+    return click.option(
+        "--as-of",
+        metavar="MOMENT",
+        help="As it was then: a number of events (see ml-dash history), a time, or how long ago: -90min, -2h, -7d.",
     )(command)
 
 

@@ -7,17 +7,20 @@ from pathlib import Path
 import click
 
 from ml_dash.cli import console, options
-from ml_dash.cli.views import local_view
+from ml_dash.cli.views import choose_view
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
+@options.as_of_option
+@options.remote_option
 @options.path_option
 @options.json_option
-def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
+def command(
+    experiment: str | None, as_of: str | None, remote: str | None, path: Path | None, as_json: bool
+) -> None:
     """Print parameters, flat, with dotted keys."""
-    _, view = local_view(experiment, path)
-    parameters = view.parameters()
+    parameters = choose_view(experiment, path, remote=remote, as_of=as_of).parameters()
     if as_json:
         console.print_json(parameters)
     elif parameters:

@@ -11,25 +11,36 @@ import click
 from ml_dash.cli import console, options
 from ml_dash.cli.metrics import SERIES_DROPPED, series_table
 from ml_dash.cli.summary import status_cell
-from ml_dash.cli.views import local_view
+from ml_dash.cli.views import ExperimentView, local_view
 
 MAX_ROWS = 20
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.experiment_argument
+@options.as_of_option
+@options.remote_option
 @options.path_option
 @options.json_option
-def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
+def command(
+    experiment: str | None, as_of: str | None, remote: str | None, path: Path | None, as_json: bool
+) -> None:
     """Show one experiment: what it is, how it ended, what it holds."""
-    located, view = local_view(experiment, path)
-    record = {**view.record(), "path": str(located.folder), "journalPath": str(located.journal)}
+    view: ExperimentView
+    if remote is None:
+        located, view = local_view(experiment, path, as_of)
+        record = {**view.record(), "path": str(located.folder), "journalPath": str(located.journal)}
+    else:
+        from ml_dash.cli.server_view import server_view
+
+        view = server_view(experiment, path, remote, as_of)
+        record = {**view.record(), "remote": view.client.base_url}
     metrics = [view.metric_stats(entry["name"]) for entry in view.metrics()]
     if as_json:
         parts = {"parameters": view.parameters(), "metrics": metrics, "files": view.files()}
         console.print_json({"experiment": record, **parts})
         return
-    _print_facts(record)
+    _print_facts(record, looking_back=as_of is not None)
     parameters = [(console.safe(key), console.value_text(value)) for key, value in view.parameters().items()]
     _print_section(["parameter", "value"], parameters, "ml-dash params")
     _print_section(*series_table(metrics), "ml-dash metrics", drop=SERIES_DROPPED)
@@ -40,13 +51,14 @@ def command(experiment: str | None, path: Path | None, as_json: bool) -> None:
     _print_section(["file", ">size"], files, "ml-dash files")
 
 
-def _print_facts(record: dict[str, Any]) -> None:
+def _print_facts(record: dict[str, Any], *, looking_back: bool) -> None:
     counts = record["counts"]
     status = status_cell(record["status"])
     shown = f"{record['project']}/{record['title'] or record['name']}"
     console.print_text(console.styled(console.safe(shown), "bold"))
     reason = record.get("reason")
     facts = {
+        "as of": f"event {counts['events']:,}" if looking_back else None,
         "status": status if isinstance(status, str) else console.styled(status.text, status.style),
         "named": ", ".join(record["names"]) if record["names"] else None,
         "archived": "lists leave it out" if record["archived"] else None,
@@ -65,7 +77,8 @@ def _print_facts(record: dict[str, Any]) -> None:
             for part, noun in (("points", "point"), ("logs", "log entry"), ("files", "file"))
         ),
         "lost": console.plural(counts["lost"], "event") if counts["lost"] else None,
-        "path": record["path"],
+        "path": record.get("path"),
+        "remote": record.get("remote"),
     }
     for name, fact in facts.items():
         if fact:

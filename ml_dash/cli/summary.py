@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_dash.cli import console
+from ml_dash.cli.views import ExperimentView
 from ml_dash.reading.facts import kind_of
 from ml_dash.reading.located import Located
-from ml_dash.reading.view import View
 
 _SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",
@@ -24,13 +24,15 @@ def summary(located: Located, record: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
 
 
-def final_values(view: View) -> dict[str, Any]:
+def final_values(view: ExperimentView) -> dict[str, Any]:
     """Return series → its last value, over all metrics."""
-    return {
-        series: values["last"]
-        for metric in view.metrics()
-        for series, values in view.metric_stats(metric["name"])["series"].items()
-    }
+    found: dict[str, Any] = {}
+    for metric in view.metrics():
+        # A server lists them with their statistics.
+        listed: Any = metric.get("series")
+        all_series = view.metric_stats(metric["name"])["series"] if listed is None else listed
+        found |= {series: values["last"] for series, values in all_series.items()}
+    return found
 
 
 def columns_table(

@@ -14,17 +14,35 @@ from ml_dash.reading.located import Located
 from ml_dash.reading.view import View, nearest
 
 if TYPE_CHECKING:
-    from ml_dash.core.records import LogEntry, LogPage, MetricStats, MetricSummary, Point, PointPage
+    from ml_dash.core.records import (
+        ExperimentRecord,
+        FileRecord,
+        LogEntry,
+        LogPage,
+        MetricStats,
+        MetricSummary,
+        Point,
+        PointPage,
+    )
 
 
-def local_view(experiment: str | None, path: Path | None) -> tuple[Located, View]:
+def local_view(experiment: str | None, path: Path | None, as_of: str | None = None) -> tuple[Located, View]:
     """Find an experiment and bring its folder up to date; return its place and a view of it, consistent in itself.
 
-    Raises NotFound if there is none, InvalidValue if there are several.
+    With `as_of`, as it was at that moment. Raises NotFound if there is none, InvalidValue if there are several.
     """
     located = read.locate(experiment, path)
     bring_up_to_date(located)
-    return located, read.view(located)
+    return located, view_of(located, as_of)
+
+
+def view_of(located: Located, as_of: str | None) -> View:
+    """Return a view of an experiment on this machine as it is, or with `as_of` as it was at that moment."""
+    if as_of is None:
+        return read.view(located)
+    from ml_dash.reading.as_of import view_as_of
+
+    return view_as_of(located, as_of)
 
 
 class ExperimentView(Protocol):
@@ -33,6 +51,18 @@ class ExperimentView(Protocol):
     Indices and numbers count from 0 in the order of the experiment; a negative `start_index` counts from the end. On
     this machine, what `gc` freed or `pull` did not bring is missing: call `refuse_released` before using them.
     """
+
+    def record(self) -> ExperimentRecord:
+        """What `experiment.json` says."""
+        ...
+
+    def parameters(self) -> dict[str, Any]:
+        """The flat parameters, in the order in which they were first set."""
+        ...
+
+    def files(self) -> list[FileRecord]:
+        """Records of current files, oldest first."""
+        ...
 
     def metrics(self) -> list[MetricSummary]:
         """All metrics, sorted by name."""
@@ -67,13 +97,18 @@ class ExperimentView(Protocol):
         ...
 
 
-def choose_view(experiment: str | None, path: Path | None, *, from_server: bool) -> ExperimentView:
-    """Return a view of an experiment: as it is on this machine, brought up to date, or as its server has it."""
-    if not from_server:
-        return local_view(experiment, path)[1]
-    from ml_dash.cli.server_view import connect
+def choose_view(
+    experiment: str | None, path: Path | None, *, remote: str | None = None, as_of: str | None = None
+) -> ExperimentView:
+    """Return a view of an experiment: as it is on this machine, brought up to date, or as a server has it.
 
-    return connect(read.locate(experiment, path))
+    `remote` and `as_of` are the values of the options of these names.
+    """
+    if remote is None:
+        return local_view(experiment, path, as_of)[1]
+    from ml_dash.cli.server_view import server_view
+
+    return server_view(experiment, path, remote, as_of)
 
 
 def bring_up_to_date(located: Located) -> None:

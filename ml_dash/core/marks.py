@@ -56,6 +56,24 @@ class Mark(TypedDict):
     data: dict[str, Any]
 
 
+class _Since(TypedDict, total=False):
+    since: int
+
+
+class MarkPage(_Since):
+    """A page of `total` marks from number `startIndex` on, and what they are of: `events`, the first and last time.
+
+    `since`: the marks of so many events at the beginning are elsewhere, where those events are.
+    """
+
+    marks: list[Mark]
+    total: int
+    startIndex: int
+    events: int
+    firstAt: str | None
+    lastAt: str | None
+
+
 class Marks:
     """The marks of an experiment, made by adding its order stretch by stretch. For one thread at a time."""
 

@@ -15,7 +15,7 @@ from itertools import chain
 from threading import Lock
 from typing import Any, Final
 
-from ..core.marks import Mark, Marks
+from ..core.marks import MarkPage, Marks
 from ..core.ranges import bounds, union
 from ..core.times import utc_text
 from ..errors import Damaged
@@ -33,7 +33,7 @@ _histories: Final[OrderedDict[str, History]] = OrderedDict()
 _guard: Final = Lock()
 
 
-def history(located: Located, start: int = 0, limit: int = 1000) -> dict[str, Any]:
+def history(located: Located, start: int = 0, limit: int = 1000) -> MarkPage:
     """Return a page of the marks of an experiment, oldest first, from number `start` on (negative: from the end).
 
     {"marks", "total", "startIndex", "events", "firstAt", "lastAt"}; `since`, where a base stands for the first events,
@@ -48,11 +48,11 @@ def history(located: Located, start: int = 0, limit: int = 1000) -> dict[str, An
     return found.page(start, limit)
 
 
-def page_of_marks(marks: Marks, start: int, limit: int) -> dict[str, Any]:
+def page_of_marks(marks: Marks, start: int, limit: int) -> MarkPage:
     """Return a page of marks, with what they are of."""
     low, high = bounds(start, limit, len(marks.marks))
-    page: dict[str, Any] = {
-        "marks": list[Mark](marks.marks[low:high]),
+    page: MarkPage = {
+        "marks": marks.marks[low:high],
         "total": len(marks.marks),
         "startIndex": low,
         "events": marks.events,
@@ -72,7 +72,7 @@ class History:
         self._lock = Lock()
         self._follower: _Follower | None = None
 
-    def page(self, start: int, limit: int) -> dict[str, Any]:
+    def page(self, start: int, limit: int) -> MarkPage:
         """Return a page of the marks of all that is in the journal now."""
         with self._lock:
             try:

@@ -23,6 +23,7 @@ from .messages import print_line
 from .session import Closed, Elsewhere, Reading, Recording, Session
 
 if TYPE_CHECKING:
+    from ..core.as_of import AsOf
     from ..core.records import DurableState
     from ..sync.progress import Sent
     from .opening import OpenRequest
@@ -62,6 +63,7 @@ class Arguments(NamedTuple):
     resume_from_remote: bool
     resume_step: int | float | None
     read_only: bool
+    as_of: AsOf | None
     strict: bool
 
 
@@ -123,7 +125,7 @@ class Handle:
             raise NotFound(f"there is no experiment {self.project}/{self.name} in {path}")
         self.resumed = True
         self.arguments = self.arguments._replace(name=located.name)
-        self.session = Reading(self.session.experiment, located)
+        self.session = Reading(self.session.experiment, located, self.arguments.as_of)
 
     def _open_for_writing(self, *, child: bool, parent: str | None) -> None:
         with process.loading():

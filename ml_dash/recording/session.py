@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import NotOpen, ReadOnly, WriteProtected
 
 if TYPE_CHECKING:
+    from ..core.as_of import AsOf
     from ..reading.located import Located
     from ..reading.view import View
     from .run import MetricTally, Run
@@ -104,13 +105,14 @@ class Closed(Session):
 
 
 class Reading(Session):
-    """Opened with `read_only=True`."""
+    """Opened with `read_only=True`; with `as_of` it is read as it was at that moment."""
 
-    __slots__ = ("_located", "metrics")
+    __slots__ = ("_as_of", "_located", "metrics")
 
-    def __init__(self, experiment: str, located: Located) -> None:
+    def __init__(self, experiment: str, located: Located, as_of: AsOf | None) -> None:
         super().__init__(experiment)
         self._located = located
+        self._as_of = as_of
         self.metrics = {}
 
     def refuse(self) -> NoReturn:
@@ -121,9 +123,9 @@ class Reading(Session):
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[View]:
-        from ..reading.read import view
+        from ..reading.as_of import view_as_of
 
-        yield view(self._located)
+        yield view_as_of(self._located, self._as_of)
 
     def located(self) -> Located:
         return self._located

@@ -140,7 +140,10 @@ def test_a_title_that_was_given_up_finds_nothing_anymore(tmp_path: Path) -> None
         assert (experiment.name, experiment.resumed) == ("old", False)
 
 
-@pytest.mark.parametrize("line", ['["t", "../../elsewhere"]', '["t", 1]', "[", '{"a": 1}', '["t", ""]', '["t", "gone"]'])
+HINTS = ('["t", "../../elsewhere"]', '["t", 1]', "[", '{"a": 1}', '["t", ""]', '["t", "gone"]')
+
+
+@pytest.mark.parametrize("line", HINTS)
 def test_a_hint_that_makes_no_sense_finds_nothing(tmp_path: Path, line: str) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / ".titles").write_text(line + "\n", encoding="utf-8")

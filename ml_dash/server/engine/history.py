@@ -12,7 +12,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Final
 
-from ...core.marks import Marks
+from ...core.marks import MarkPage, Marks
 from ...core.protocol import UNKNOWN, Refused
 from ...journal.bodies import head_body
 from ...journal.reader import decode_head
@@ -47,7 +47,7 @@ class Histories:
         self._known: OrderedDict[_Key, _Known] = OrderedDict()
 
     @steady
-    def history(self, ns: str, experiment: str, start: int = 0, limit: int = 1000) -> dict[str, Any]:
+    def history(self, ns: str, experiment: str, start: int = 0, limit: int = 1000) -> MarkPage:
         """Return a page of marks, oldest first, from number `start` on; a negative one counts from the end.
 
         Raises Refused (404).
