@@ -43,12 +43,14 @@ if TYPE_CHECKING:
     from .files import FileBuilder, FileEntry
     from .log import LogBuilder, LogHandler, LogLevel
     from .metric import MetricBuilder, MetricsBuilder
+    from .notebook import Dashboard, ui
     from .parameters import ParametersBuilder
 
 __all__ = [
     "AlreadyExists",
     "ChecksumMismatch",
     "Damaged",
+    "Dashboard",
     "Experiment",
     "FileBuilder",
     "FileEntry",
@@ -83,13 +85,15 @@ __all__ = [
     "__version__",
     "experiments",
     "ml_dash_experiment",
+    "ui",
 ]
 
 
 # What users know is loaded when it is first asked for: these modules, and where the names in `__all__` are. Those that
 # are not here are errors.
-_MODULES: Final = ("client", "decorator", "errors", "experiment", "files", "log", "metric", "parameters")
+_MODULES: Final = ("client", "decorator", "errors", "experiment", "files", "log", "metric", "notebook", "parameters")
 _HOMES: Final = {
+    "Dashboard": "notebook",
     "Experiment": "experiment",
     "FileBuilder": "files",
     "FileEntry": "files",
@@ -102,6 +106,7 @@ _HOMES: Final = {
     "ParametersBuilder": "parameters",
     "RemoteClient": "client",
     "ml_dash_experiment": "decorator",
+    "ui": "notebook",
 }
 
 

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, str]] = {
     "verify": "Check every frame, blob and file of an experiment.",
     "rebuild": "Make the documented folder again from the journal.",
     "dump": "Print the frames of a journal, for people.",
+    "ui": "Show experiments in a browser on this machine.",
     "server": "Collect what many machines record; and the tokens of its users.",
     "login": "Store a token for a server.",
     "logout": "Remove the stored login for a server.",

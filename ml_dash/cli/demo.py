@@ -62,9 +62,10 @@ def command(ctx: click.Context, path: Path | None) -> None:
     console.print_text(f"\n{_tree(located)}\n\n{_bold('loss')} over epochs")
     points = read.view(located).series("loss", "loss", 8 * console.width())
     console.print_text("\n".join(plot(points, console.width(), PLOT_HEIGHT, plain=console.is_plain())))
-    console.print_text(_next_steps(full, path))
+    console.print_text(_other_steps(full, path))
     if running is None:
         console.print_text(LOCAL_ONLY)
+    console.print_text(f"\nTry next:  {_bold(f'ml-dash ui {shlex.quote(_shown_store(path))}')}")
     if report.damaged:
         ctx.exit(DAMAGE)
     if not (complete and synced):
@@ -179,7 +180,13 @@ def _grow(tree: Tree, folder: Path) -> None:
             tree.add(f"{console.safe(path.name)}  {console.size_text(path.stat().st_size)}")
 
 
-def _next_steps(full: str, path: Path | None) -> str:
+def _shown_store(path: Path | None) -> str:
+    """The folder that holds the experiments of the demo, as one types it here."""
+    store = settings.resolve(local_path=path, env=steps.environment({})).store
+    return os.path.relpath(store) if store.is_relative_to(Path.cwd()) else str(store)
+
+
+def _other_steps(full: str, path: Path | None) -> str:
     where = f" --path {shlex.quote(str(path))}" if path is not None else ""
     steps = {
         f"ml-dash ls{where}": "all experiments",
@@ -190,4 +197,4 @@ def _next_steps(full: str, path: Path | None) -> str:
     }
     wide = max(map(len, steps))
     lines = [f"  {_bold(f'{command:<{wide}}')}  {what}" for command, what in steps.items()]
-    return "\n".join(["\nTry next:", *lines, "The training script: python -m ml_dash.demo.train"])
+    return "\n".join(["\nOn the command line:", *lines, "The training script: python -m ml_dash.demo.train"])

@@ -124,6 +124,12 @@ def search_paths(path: Path | None) -> list[Path]:
     return sorted(Path.cwd().glob(f"*/{DEFAULT_LOCAL_PATH}"))
 
 
+def default_folder() -> Path:
+    """Return the folder in which readers look that are given none: the store of the environment, else the current."""
+    store = _paths().store
+    return store.parent if store == Path.cwd() / DEFAULT_LOCAL_PATH else store
+
+
 def find(path: Path | None = None, project: str | None = None) -> list[Located]:
     """Return the experiments in a root, store, project or experiment folder, sorted by project and name.
 

@@ -21,7 +21,16 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     os.environ["ML_DASH_QUIET"] = "1"
-    from . import columns_row, documents_row, engine_rows, local_rows, remote_rows, server_rows, start_row  # noqa: F401 - they register their rows
+    from . import (  # noqa: F401 - they register their rows
+        browser_rows,
+        columns_row,
+        documents_row,
+        engine_rows,
+        local_rows,
+        remote_rows,
+        server_rows,
+        start_row,
+    )
     from .rows import ROWS
 
     if arguments.one:

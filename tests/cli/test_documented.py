@@ -22,7 +22,7 @@ SECTIONS = {match[1]: match[2] for match in re.finditer(r"^## (\w+)\n(.*?)(?=^##
 SHAPES = re.findall(r"<!-- json: (.*?) -->\n```json\n(.*?)```", PAGE, re.DOTALL)
 COMMON = {"--path", "--json", "--help"}
 # Those that ask a server have tests of their own form of JSON.
-NOT_READING = {"demo", "completion", "sync", "push", "pull", "gc", "server", "login", "logout", "whoami"}
+NOT_READING = {"demo", "ui", "completion", "sync", "push", "pull", "gc", "server", "login", "logout", "whoami"}
 ANY = "..."
 
 
