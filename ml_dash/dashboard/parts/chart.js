@@ -94,7 +94,7 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
   useEffect(() => plot.current?.recolor(), [dark.value]);
 
   useEffect(() => {
-    const data = () => ({ runs: curves.filter((curve) => !curve.faint).map((curve) => dataOf(curve, answer)), x, xRange, yRange, loading });
+    const data = () => ({ runs: curves.filter((curve) => !curve.faint).map((curve) => dataOf(curve, answer)), behind: answer?.behind ?? [], x, xRange, yRange, loading });
     charts.set(name, data);
     return () => {
       if (charts.get(name) === data) charts.delete(name);
@@ -245,11 +245,11 @@ function Picked({ hit, x, answer, metric, about, close }) {
 function Values({ name, curves, answer }) {
   const plain = curves.filter((curve) => !curve.faint);
   if (!plain.length || !answer) return null;
-  return html`<table class="hidden">
+  return html`<div class="hidden"><table>
     <caption>${name}: ${shownOf(answer.curves)}</caption>
     <thead><tr><th scope="col">Curve</th><th scope="col">Last</th><th scope="col">Least</th><th scope="col">Greatest</th></tr></thead>
     <tbody>${plain.map((curve) => html`<tr key=${curve.key}><th scope="row">${curve.name}</th>${ends(curve).map((end) => html`<td>${end}</td>`)}</tr>`)}</tbody>
-  </table>`;
+  </table></div>`;
 }
 
 /** @param {Drawn} curve */

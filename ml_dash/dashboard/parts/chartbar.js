@@ -38,13 +38,13 @@ export function ChartBar({ options, params, metrics, screen, several, meanFields
         <output class="number" aria-live="off">${smoothing.toFixed(2)}</output></label>
       <${SplitBy} split=${split} onChoose=${(/** @type {string} */ to) => set({ split: to || null })} />
       ${several && html`<label class="field"><span class="dim">Mean over</span>
-        <select value=${mean} onChange=${(/** @type {any} */ event) => set({ mean: event.currentTarget.value || null })}>
+        <select aria-label="Mean over" value=${mean} onChange=${(/** @type {any} */ event) => set({ mean: event.currentTarget.value || null })}>
           <option value="">each run</option>
           ${mean && !meanFields.includes(mean) && html`<option value=${mean}>${mean}</option>`}
           ${meanFields.map((field) => html`<option value=${field}>same ${field.replace(/^params\./, "")}</option>`)}
         </select></label>`}
       ${several && mean && html`<label class="field"><span class="dim">Band</span>
-        <select value=${spread} onChange=${(/** @type {any} */ event) => set({ spread: event.currentTarget.value === "sd" ? null : "range" })}>
+        <select aria-label="Band" value=${spread} onChange=${(/** @type {any} */ event) => set({ spread: event.currentTarget.value === "sd" ? null : "range" })}>
           <option value="sd">± standard deviation</option><option value="range">least to greatest</option>
         </select></label>`}
       <span class="field">${toggle("Superseded", superseded, () => set({ superseded: superseded ? null : "1" }), "Points that a rewind left behind, faint")}</span>
@@ -76,7 +76,7 @@ function XAxis({ x, metrics, onChoose }) {
     if (to !== "metric") onChoose(to);
   };
   return html`<span class="field"><label class="field"><span class="dim">x</span>
-      <select value=${metric || asked ? "metric" : x} onChange=${chosen}>
+      <select aria-label="x axis" value=${metric || asked ? "metric" : x} onChange=${chosen}>
         ${AXES.map(([name, text]) => html`<option value=${name}>${text}</option>`)}
         <option value="metric">Another metric</option>
       </select></label>

@@ -55,8 +55,8 @@ export function ChartGrid({ names, size, toggled, onToggle, chart }) {
     ${bands.map((band) => (band.head
       ? html`<h3 key=${band.key} class="chart-group" style=${{ top: `${band.top}px` }}>
           <button type="button" class="quiet" aria-expanded=${band.open} onClick=${() => onToggle(band.prefix)}>
-            <span class="twist" aria-hidden="true">${band.open ? "▾" : "▸"}</span>${band.prefix || "General"}
-            <span class="count">${count(band.count)}</span></button></h3>`
+            <span class="twist" aria-hidden="true">${band.open ? "▾" : "▸"}</span>
+            ${band.prefix || "General"} <span class="count">${count(band.count)}</span></button></h3>`
       : html`<div key=${band.key} class="chart-row" style=${{ top: `${band.top}px`, gridTemplateColumns: `repeat(${columns}, minmax(0, 1fr))` }}>
           ${band.names.map((name) => html`<div key=${name}>${chart(name, height)}</div>`)}</div>`))}
   </div>`;

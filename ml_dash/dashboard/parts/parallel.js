@@ -26,7 +26,7 @@ export function Parallel({ lines, axes, logs, width, brushes, onBrush }) {
   });
   // Those that are picked lie over the others.
   drawn.sort((a, b) => Number(a.within) - Number(b.within));
-  return html`<figure class="plane" aria-label="Parallel coordinates" style=${{ overflowX: "auto" }}>
+  return html`<figure class="plane" tabindex="0" aria-label="Parallel coordinates" style=${{ overflowX: "auto" }}>
     <svg viewBox=${`0 0 ${wide} ${HEIGHT}`} style=${{ width: `${wide}px` }} height=${HEIGHT} role="group" aria-label=${`${lines.length} runs`}>
       ${drawn.map((line) => html`<path key=${line.id} class=${line.within ? "run" : "run out"} data-run=${line.id} d=${pathOf(line.places, left)}
         style=${line.within ? { stroke: line.part === null ? "var(--dim)" : rampColor(line.part, dark.value) } : {}}

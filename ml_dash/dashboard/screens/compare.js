@@ -45,13 +45,14 @@ export default function Compare({ params }) {
   }
   if (error) return html`<${Failure} error=${error} retry=${retry} />`;
   if (!comparison) return html`<${Loading} what="Loading runs" />`;
-  return html`<${Several} comparison=${comparison} ids=${ids} beyond=${all.length - ids.length} params=${params} />`;
+  if (!comparison.experiments.length) return html`<${Empty} title="None of these runs is here"><a href=${link("/runs")}>All runs</a><//>`;
+  return html`<${Several} comparison=${comparison} beyond=${all.length - ids.length} params=${params} />`;
 }
 
 /**
- * @param {{comparison: Comparison, ids: string[], beyond: number, params: Record<string, string>}} props
+ * @param {{comparison: Comparison, beyond: number, params: Record<string, string>}} props
  */
-function Several({ comparison, ids, beyond, params }) {
+function Several({ comparison, beyond, params }) {
   const { experiments, missing } = comparison;
   const known = experiments.map(({ id }) => id).join();
   const runs = useMemo(() => experiments.map(({ id }) => id), [known]);
@@ -61,7 +62,7 @@ function Several({ comparison, ids, beyond, params }) {
   const cursor = useMemo(() => new CursorGroup(), []);
   const stress = (/** @type {string | null} */ run) => cursor.move(null, run === null ? null : { x: NaN, curve: run });
   const tab = TABS.some(({ name }) => name === params.tab) ? params.tab : "charts";
-  const without = (/** @type {string} */ id) => setParams({ runs: ids.filter((one) => one !== id).join(",") || null });
+  const without = (/** @type {string} */ id) => setParams({ runs: runs.filter((one) => one !== id).join(",") || null });
   const note = [missing.length && `${counted(missing.length, "run")} of the address ${missing.length === 1 ? "is" : "are"} not here (any more)`,
     beyond > 0 && `only the first ${MOST} runs are compared`].filter(Boolean).join(" · ");
   return html`<div class="compare">
