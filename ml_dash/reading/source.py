@@ -106,6 +106,13 @@ class Source(Protocol):
     def groups(self, by: str, *, where: str | None = None, columns: Sequence[str] = ()) -> Answer:
         """Return {"groups": [{"value", "runs", "values": {column: {mean, sd, min, max, count}}}], "total"}."""
 
+    def comparison(self, ids: Sequence[str], *, columns: Sequence[str] = ()) -> Answer:
+        """Return {"experiments", "metrics", "missing"}: what these are compared by, archived ones included.
+
+        Experiments are as in lists, in the order of `ids`, each with "params", all its parameters, flat. Metrics are the
+        names of all their series, [{"name", "runs"}], those of most experiments first. Missing are the ids of others.
+        """
+
     # -- one experiment -----------------------------------------------------------------------------------------------
 
     def experiment(self, id: str, as_of: Moment = None) -> Answer:

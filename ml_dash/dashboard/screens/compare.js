@@ -20,7 +20,7 @@ import { ComparePlane } from "./compare-plane.js";
 
 /**
  * @typedef {import("../types").Run & {params: Record<string, unknown>}} Compared
- * @typedef {{experiments: Compared[], metrics: {name: string, runs: number}[], missing: string[]}} Comparison
+ * @typedef {{experiments: Compared[], metrics: {name: string, runs: number}[], missing: string[], indexing?: {done: number, total: number}}} Comparison
  */
 
 /** As many as the server answers for at once. */
@@ -44,7 +44,7 @@ export default function Compare({ params }) {
       with <kbd>x</kbd>, then press <kbd>c</kbd>.<//>`;
   }
   if (error) return html`<${Failure} error=${error} retry=${retry} />`;
-  if (!comparison) return html`<${Loading} what="Loading runs" />`;
+  if (!comparison || (comparison.indexing && !comparison.experiments.length)) return html`<${Loading} what="Loading runs" />`;
   if (!comparison.experiments.length) return html`<${Empty} title="None of these runs is here"><a href=${link("/runs")}>All runs</a><//>`;
   return html`<${Several} comparison=${comparison} beyond=${all.length - ids.length} params=${params} />`;
 }
@@ -63,7 +63,7 @@ function Several({ comparison, beyond, params }) {
   const stress = (/** @type {string | null} */ run) => cursor.move(null, run === null ? null : { x: NaN, curve: run });
   const tab = TABS.some(({ name }) => name === params.tab) ? params.tab : "charts";
   const without = (/** @type {string} */ id) => setParams({ runs: runs.filter((one) => one !== id).join(",") || null });
-  const note = [missing.length && `${counted(missing.length, "run")} of the address ${missing.length === 1 ? "is" : "are"} not here (any more)`,
+  const note = [comparison.indexing && missing.length ? `${counted(missing.length, "run")} still to be read` : missing.length && `${counted(missing.length, "run")} of the address ${missing.length === 1 ? "is" : "are"} not here (any more)`,
     beyond > 0 && `only the first ${MOST} runs are compared`].filter(Boolean).join(" · ");
   return html`<div class="compare">
     <header><h1>Compare ${counted(runs.length, "run")}</h1>${note && html`<span class="dim">${note}</span>`}</header>
@@ -137,12 +137,15 @@ function useComparison(ids, columns) {
         if (abort.signal.aborted) return;
         setComparison(answer);
         setError(null);
+        // Those that seem to be missing may not have been read yet.
+        if (answer.indexing && answer.missing.length) again(null);
       } catch (failed) {
         if (!abort.signal.aborted) setError(/** @type {Error} */ (failed));
       }
     };
-    load();
-    const leave = subscribe(ids, throttled(2000, load));
+    const again = throttled(2000, load);
+    again(null);
+    const leave = subscribe(ids, again);
     return () => {
       leave();
       abort.abort();

@@ -30,7 +30,7 @@ from ...core.protocol import Refused
 from ...core.times import utc_text
 from ...reading.facts import Facts, facts_of
 from ...reading.index import Index, Row
-from ...reading.listing import Asked, experiments_answer
+from ...reading.listing import Asked, comparison_answer, experiments_answer
 from ..stores import Documents, ExperimentRow, Filter, StoreTrouble, View, place_of
 from .contents import Reader, steady
 
@@ -140,6 +140,16 @@ class RunIndex:
             if asked.where is None and status is None:
                 answer["total"] = max(answer["total"], len(self._versions))
         return answer
+
+    def comparison(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, Any]:
+        """Return what these experiments are compared by, see `listing.comparison_answer`, and which are "missing"."""
+        index = self._looked()
+        with self._documents.view() as view:
+            # Few and asked for by name: what is not known of them yet is waited for.
+            self._make_of(view, [key for key in ids if key in self._stale], None)
+            answer = comparison_answer(index, ids, columns, self._beside(view))
+        known = {one["id"] for one in answer["experiments"]}
+        return answer | {"missing": [id for id in ids if id not in known]}
 
     def whole(self) -> tuple[Index, dict[str, Any]]:
         """Return the index as far as it can be up to date, and {"indexing": ...} if it is not."""

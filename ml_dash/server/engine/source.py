@@ -55,6 +55,11 @@ class ServerSource:
         index, progress = self._index().whole()
         return groups_answer(index, by, asked) | progress
 
+    def comparison(self, ids: Sequence[str], *, columns: Sequence[str] = ()) -> Answer:
+        """Return what some experiments are compared by."""
+        asked = Asked.of(None, None, columns)
+        return self._index().comparison(ids, asked.columns)
+
     def _index(self) -> RunIndex:
         return self._core.indexes.of(self._ns)
 

@@ -66,6 +66,7 @@ _QUERIES: Final[dict[str, Query]] = {
     "running": _optional(columns=_COLUMNS, startIndex=_FROM_0, limit=_between(1, routes_experiments.PAGE)),
     "fields": _optional(prefix=_TEXT, limit=_between(1, routes_experiments.PAGE)),
     "groups": {"by": (_TEXT, True), **_optional(where=_QUERY, columns=_COLUMNS)},
+    "comparison": _optional(experiment=_IDS, columns=_COLUMNS),
     "changes": _optional(experiment=_IDS),
     "logs": {**_LINES, **_optional(level=_TEXT, q=_TEXT, regex=_TEXT, at=_TEXT, asOf=_TEXT)},
     "metrics": _optional(q=_TEXT, prefix=_TEXT, startIndex=_FROM_0, limit=_between(1, MAX_LIMIT), asOf=_TEXT),

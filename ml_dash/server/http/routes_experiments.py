@@ -15,6 +15,9 @@ from ...core.protocol import MAX_BATCH_BYTES
 from ...core.state import RUNNING
 from .calls import LARGEST_INDEX, READ, WRITE, Call, Route, answer, encoded, malformed, recorded
 
+MOST_COMPARED: Final = 100
+"""Experiments whose parameters may be asked for at once."""
+
 PAGE: Final = 1000
 """The most experiments of one page."""
 
@@ -124,6 +127,12 @@ async def groups(call: Call) -> Response:
     return encoded(await call.read(call.source.groups, by, where=_where(call), columns=_columns(call)))
 
 
+async def comparison(call: Call) -> Response:
+    """What some experiments are compared by: their parameters, the values of columns, and the names of their metrics."""
+    ids = call.experiments(MOST_COMPARED)
+    return encoded(await call.read(call.source.comparison, ids, columns=_columns(call)))
+
+
 async def _older(call: Call) -> Response:
     """A page of experiments by the parameters that there were before queries, which stays where others are added."""
     status, sort = call.text("status"), call.text("sort") or SORTS[0]
@@ -209,6 +218,7 @@ READING: Final = [
     Route("GET", "/running", running, READ),
     Route("GET", "/fields", fields, READ),
     Route("GET", "/groups", groups, READ),
+    Route("GET", "/comparison", comparison, READ),
     Route("GET", "/experiments/{experiment}", experiment, READ),
     Route("GET", "/experiments/{experiment}/history", history, READ),
     Route("PATCH", "/experiments/{experiment}", update_experiment, WRITE),
