@@ -108,6 +108,7 @@ ASKED: dict[str, Callable[[Source], Answer]] = {
     ),
     "a page of experiments": lambda of: of.experiments(sort="name", start=1, limit=1),
     "fields": lambda of: of.fields("metrics."),
+    "a comparison": lambda of: of.comparison([OTHER, NOBODY, FULL], columns=["params.lr", "metrics.loss.max"]),
     "groups": lambda of: of.groups("params.name", columns=["params.lr", "metrics.loss.max"]),
     "an experiment": lambda of: of.experiment(FULL),
     "a failed one": lambda of: of.experiment(OTHER),

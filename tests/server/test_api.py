@@ -245,3 +245,16 @@ def test_live_readers_hear_of_changes(web: Web) -> None:
         web.post(f"/experiments/{identity}/metrics/m/append", {"data": {"value": 1.0}})
         told = next(line for line in lines if line.startswith("data:"))
         assert json.loads(told[5:])["events"] > before
+
+
+def test_experiments_are_compared_by_parameters_columns_and_metrics(web: Web) -> None:
+    ids = [web.experiment(f"compared-{number}") for number in range(2)]
+    for number, identity in enumerate(ids):
+        web.post(f"/experiments/{identity}/parameters", {"data": {"lr": number / 10, "model": {"depth": 18}}})
+        web.post(f"/experiments/{identity}/metrics/loss/append", {"data": {"value": 1.0 + number}})
+    found = web.get("/comparison", experiment=[*reversed(ids), "42"], columns="metrics.loss.min")
+    assert [one["id"] for one in found["experiments"]] == list(reversed(ids))
+    assert found["experiments"][0]["params"] == {"lr": 0.1, "model.depth": 18}
+    assert [one["values"] for one in found["experiments"]] == [{"metrics.loss.min": 2.0}, {"metrics.loss.min": 1.0}]
+    assert (found["metrics"], found["missing"]) == ([{"name": "loss", "runs": 2}], ["42"])
+    web.refused("GET", "/comparison", 400, "malformed", params={"experiment": [str(number) for number in range(101)]})
