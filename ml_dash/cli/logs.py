@@ -79,7 +79,7 @@ def command(
 
 def _print_entries(view: ExperimentView, start: int | None, level: str | None, as_json: bool) -> None:
     for entry in view.each_log(start, level) if start is not None else ():
-        console.print_text(console.json_text(entry) if as_json else _line(entry))
+        console.print_text(console.json_text(entry) if as_json else line_of(entry))
 
 
 def _start_of_last(view: ExperimentView, level: str | None, count: int) -> int | None:
@@ -97,7 +97,8 @@ def _sizes(located: Located) -> dict[str, int]:
     return {path.name: path.stat().st_size for _, path in list_segments(located.journal)}
 
 
-def _line(entry: LogEntry) -> str:
+def line_of(entry: LogEntry) -> str:
+    """Return a log entry as a line for people, safe to print."""
     level = f"{entry['level']:<5}"
     level = console.styled(console.safe(level), _STYLES.get(entry["level"], "bold"))
     text = f"{console.time_text(entry['timestamp'])} {level} "

@@ -23,6 +23,8 @@ SHAPES = re.findall(r"<!-- json: (.*?) -->\n```json\n(.*?)```", PAGE, re.DOTALL)
 COMMON = {"--path", "--json", "--help"}
 # Those that ask a server have tests of their own form of JSON.
 NOT_READING = {"demo", "ui", "completion", "sync", "push", "pull", "gc", "server", "login", "logout", "whoami"}
+# These print one object a line.
+LINES = {"logs", "export", "dump", "tail"}
 ANY = "..."
 
 
@@ -90,9 +92,9 @@ def test_json_has_the_form_that_the_page_gives(shell: Shell, page_folder: Path, 
     assert result.code == 0, result.err
     name = command.split()[0]
     expected = (
-        [json.loads(line) for line in shown.splitlines()] if name in ("logs", "export", "dump") else [json.loads(shown)]
+        [json.loads(line) for line in shown.splitlines()] if name in LINES else [json.loads(shown)]
     )
-    actual = result.json_lines if name in ("logs", "export", "dump") else [_first(result.json)]
+    actual = result.json_lines if name in LINES else [_first(result.json)]
     for number, form in enumerate(expected):
         _same_form(form, actual[number], f"{command}[{number}]")
 
