@@ -224,7 +224,7 @@ def test_experiments_are_listed_by_page_and_filter(web: Web) -> None:
     assert web.get("/experiments", project="listing", status="failed")["total"] == 0
     [project] = [one for one in web.get("/projects")["projects"] if one["name"] == "listing"]
     assert project["experiments"] == 7
-    web.refused("GET", "/experiments?sort=size", 400, "malformed")
+    web.refused("GET", "/experiments?sort=sizes", 400, "query")
     web.refused("GET", "/experiments?after=x", 400, "malformed")
     web.refused("GET", "/experiments?limit=0", 400, "malformed")
 
