@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,6 +17,7 @@ from ml_dash.disk.durable import BLOCK_BYTES
 from .core.answers import comma_list, lenient, log_entry, metadata_of, read_metadata, read_numbers, read_values, written
 from .core.json_values import flatten, texts_like_numbers, to_json
 from .core.limits import MAX_LIMIT
+from .core.protocol import QUERY
 from .core.values import field_values
 from .disk.places import remote_url
 from .errors import ChecksumMismatch, InvalidValue, NotFound, RemoteError, ServerRefused, Unreachable
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
         ExperimentPage,
         Health,
         Identity,
+        ListedField,
+        ListedGroup,
         ListedMetric,
         ListedProject,
         ParametersRecord,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         MetricStats,
         PointPage,
     )
+    from .reading.remote import RemoteSource
     from .sync.remote import Link
 
 PathText = str | os.PathLike[str]
@@ -172,13 +176,59 @@ class RemoteClient:
         sort: str | None = None,
         limit: int = 100,
         after: str | None = None,
+        where: str | None = None,
+        columns: Sequence[str] = (),
     ) -> ExperimentPage:
         """Return a page of experiments; `q` is searched in names and descriptions, `after` is `next` of the last page.
 
-        `sort` is "updated" (the default), "created", "name" or "points".
+        `where` is a query, `sort` a field or `FIELD:desc` (default: the latest written first), `columns` are fields
+        whose `values` are added to each. Raises InvalidValue for a query that cannot be understood.
         """
-        query = _given(project=project, status=status, tag=tag, folder=folder, q=q, sort=sort, limit=limit, after=after)
+        query = _given(
+            project=project, status=status, tag=tag, folder=folder, q=q, sort=sort, limit=limit, after=after,
+            where=where, columns=",".join(columns) or None,
+        )  # fmt: skip
         return cast("ExperimentPage", self._json("GET", "/experiments", params=query))
+
+    def running(self, limit: int = 100) -> ExperimentPage:
+        """Return the experiments that are running, the latest written first."""
+        return cast("ExperimentPage", self._json("GET", "/running", params={"limit": limit}))
+
+    def fields(self, prefix: str = "", limit: int = 100) -> list[ListedField]:
+        """Return the fields that queries, orders and columns may name, with how many experiments have each."""
+        answer = self._json("GET", "/fields", params={"prefix": prefix, "limit": limit})
+        return cast("list[ListedField]", answer["fields"])
+
+    def groups(self, by: str, *, where: str | None = None, columns: Sequence[str] = ()) -> list[ListedGroup]:
+        """Return the values of a field, and the mean, deviation, least and greatest of `columns` for each."""
+        query = _given(by=by, where=where, columns=",".join(columns) or None)
+        return cast("list[ListedGroup]", self._json("GET", "/groups", params=query)["groups"])
+
+    def update_experiment(self, experiment_id: str, **changes: Any) -> ExperimentRecord:
+        """Change `title`, `notes`, `archived`, `description`, `tags` or `folder`; None takes a value away."""
+        record = self._json("PATCH", _experiment(experiment_id), json=changes)
+        return cast("ExperimentRecord", read_metadata(record))
+
+    def storage(self) -> dict[str, Any]:
+        """Return how many bytes each project keeps, all together, and what may be kept."""
+        return self._json("GET", "/storage")
+
+    def source(self) -> RemoteSource:
+        """Return what the server has as `ml_dash.reading.source.Source`: the interface of all that looks."""
+        from .reading.remote import RemoteSource
+
+        return RemoteSource(_Calls(self))
+
+    def changes(self, experiment_ids: Sequence[str] = ()) -> Iterator[dict[str, int | None]]:
+        """Yield {id: number of events, or None if it was removed} whenever experiments change: these, or all.
+
+        Of these, the present numbers come first. Raises Unreachable when the connection breaks: then call it again.
+        """
+        for kind, data in self._stream("/changes", {"experiment": list(experiment_ids)}):
+            if kind == "change":
+                yield data["experiments"]
+            elif kind == "removed":
+                yield dict.fromkeys(data["experiments"])
 
     def experiment(self, experiment_id: str) -> ExperimentRecord:
         """Return one experiment, in the form of `experiment.json`."""
@@ -189,12 +239,17 @@ class RemoteClient:
 
         Raises Unreachable when the connection breaks or the server ends: then call it again.
         """
+        stream = self._stream(f"{_experiment(experiment_id)}/events", {})
+        return _counts(stream)
+
+    def _stream(self, path: str, params: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Return the server-sent events of a stream: (kind, data). The connection is made before this returns."""
         from .sync.remote import Link
 
         # A link of its own: the server says something at least every 15 seconds, however short `timeout` is.
         link = Link(self.base_url, self._token, timeout_s=(self._timeouts[0], max(self._timeouts[1], _SILENCE_S)))
         try:
-            response = self._call("GET", f"{_experiment(experiment_id)}/events", link=link, stream=True)
+            response = self._call("GET", path, link=link, stream=True, params=params)
         except BaseException:
             link.close()
             raise
@@ -386,12 +441,14 @@ class RemoteClient:
 
     def read_file(self, experiment_id: str, file_id: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield the content of a file, or its bytes [start, end), in blocks of at most 1 MiB; no digest is checked."""
+        return self._bytes(f"{_file(experiment_id, file_id)}/download", start, end)
+
+    def _bytes(self, path: str, start: int, end: int | None) -> Iterator[bytes]:
         headers = {}
         if start or end is not None:
             if start < 0 or (end is not None and end <= start):
                 raise InvalidValue(f"bytes [{start}, {end}) are none", hint="give 0 <= start < end")
             headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        path = f"{_file(experiment_id, file_id)}/download"
         response = self._call("GET", path, headers=headers, stream=True, linked=True)
         return _blocks(response)
 
@@ -459,6 +516,8 @@ class RemoteClient:
         except ServerRefused as refused:
             if refused.status == 404:
                 raise NotFound(refused.message) from refused
+            if refused.code == QUERY:
+                raise InvalidValue(refused.message) from refused
             raise
 
     def _token(self) -> str | None:
@@ -504,8 +563,8 @@ def _blocks(response: requests.Response) -> Iterator[bytes]:
             raise Unreachable(f"the connection broke while {address} was read: {type(error).__name__}") from error
 
 
-def _news(response: requests.Response, link: Link) -> Iterator[int]:
-    """Yield the numbers in a stream of server-sent events; close the link at its end."""
+def _news(response: requests.Response, link: Link) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (kind, data) of a stream of server-sent events; close the link at its end."""
     from requests import RequestException
 
     kind = ""
@@ -515,10 +574,32 @@ def _news(response: requests.Response, link: Link) -> Iterator[int]:
                 name, _, value = line.decode().partition(": ")
                 if name == "event":
                     kind = value
-                elif name == "data" and kind == "change":
-                    yield json.loads(value)["events"]
-                elif name == "data" and kind == "removed":
-                    return
+                elif name == "data":
+                    yield kind, json.loads(value)
         except (RequestException, OSError) as error:
             raise Unreachable(f"the connection to {link.url} broke: {error}") from error
     raise Unreachable(f"{link.url} ended the stream")
+
+
+def _counts(stream: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[int]:
+    """Yield the numbers of events that a stream tells, until the experiment is removed."""
+    for kind, data in stream:
+        if kind == "change":
+            yield data["events"]
+        elif kind == "removed":
+            return
+
+
+class _Calls:
+    """A client as the transport of a source."""
+
+    def __init__(self, client: RemoteClient) -> None:
+        self._client = client
+
+    def ask(self, method: str, path: str, params: Mapping[str, Any] | None = None, body: Any = None) -> bytes:
+        """Return the JSON that a call answers."""
+        return self._client._call(method, path, params=params or {}, **({} if body is None else {"json": body})).content
+
+    def content(self, path: str, start: int, end: int | None) -> Iterator[bytes]:
+        """Yield bytes [start, end) of what is at a path."""
+        return self._client._bytes(path, start, end)

@@ -36,15 +36,26 @@ class CreatedExperiment(TypedDict):
 
 
 class ListedProject(TypedDict):
-    """A project in `projects()`: the number of its experiments, and when it was first and last written to."""
+    """A project in `projects()`: how many experiments it has and how many run, and its first and last time."""
 
     name: str
     experiments: int
+    running: int
     createdAt: str
     updatedAt: str
 
 
-class ListedExperiment(TypedDict):
+class _OfAQuery(TypedDict, total=False):
+    """What an experiment in a list has too, unless it was asked for by the older parameters alone."""
+
+    title: str | None
+    notes: str | None
+    archived: bool
+    reason: dict[str, Any] | None
+    values: dict[str, Any]
+
+
+class ListedExperiment(_OfAQuery):
     """An experiment in `experiments()`; `heardAt` is when the server last received something of it."""
 
     id: str
@@ -67,6 +78,23 @@ class ExperimentPage(TypedDict):
     experiments: list[ListedExperiment]
     total: int
     next: str | None
+
+
+class ListedField(TypedDict):
+    """A field of experiments: how many have it, the kind of its values, and the most frequent texts among them."""
+
+    name: str
+    kind: str
+    runs: int
+    values: list[str]
+
+
+class ListedGroup(TypedDict):
+    """The experiments with one value of a field: how many, and for each column {mean, sd, min, max, count}."""
+
+    value: Any
+    runs: int
+    values: dict[str, dict[str, float]]
 
 
 class CreatedLogs(TypedDict):

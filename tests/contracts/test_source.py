@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
+import uvicorn
 
+from ml_dash import RemoteClient
 from ml_dash.core import events as ev
 from ml_dash.core.envelope import as_json
 from ml_dash.core.json_values import to_json
@@ -20,6 +24,10 @@ from ml_dash.reading.local import LocalSource
 from ml_dash.reading.source import Answer, SeriesRequest, Source, decoded
 from ml_dash.server.engine.services import Server
 from ml_dash.server.engine.source import ServerSource
+from ml_dash.server.http.app import make_app
+from ml_dash.server.http.auth import Authenticator
+from ml_dash.server.serving import listening, url_of
+from ml_dash.server.settings import ServerSettings
 from tests.journals import JournalFixture, WriterFixture
 
 pytestmark = pytest.mark.leaks("the sources of the module live longer than one test")
@@ -82,14 +90,32 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sour
             core.append_blob(NS, journal, blob.name, 0, blob.stat().st_size, blob.read_bytes(), body=False)
         desk.catch_up()
     local = LocalSource([folder / "store"], cache=folder / "cache")
-    yield {"local": local, "server": ServerSource(core, NS)}
+    with _served(core, folder / "server") as url, RemoteClient(url, user_name=NS) as client:
+        yield {"local": local, "server": ServerSource(core, NS), "remote": client.source()}
     local.close()
     core.close()
     for desk in desks:
         desk.let_go()
 
 
-@pytest.fixture(params=["local", "server"])
+@contextmanager
+def _served(core: Server, data: Path) -> Iterator[str]:
+    """The server over HTTP, in a thread of its own."""
+    settings = ServerSettings(data, dev=True)
+    app = make_app(core, settings, Authenticator(core, settings))
+    config = uvicorn.Config(app, ws="none", lifespan="on", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with listening("127.0.0.1", 0) as listener:
+        thread = Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(params=["local", "server", "remote"])
 def source(request: pytest.FixtureRequest, sources: dict[str, Source]) -> Source:
     return sources[request.param]
 
@@ -134,12 +160,12 @@ ASKED: dict[str, Callable[[Source], Answer]] = {
 
 @pytest.mark.parametrize("asked", ASKED)
 def test_answers_are_equal(sources: dict[str, Source], asked: str):
-    local, server = (_plain(decoded(ASKED[asked](sources[name]))) for name in ("local", "server"))
-    for answer in (local, server):
+    local, server, remote = (_plain(decoded(ASKED[asked](sources[name]))) for name in ("local", "server", "remote"))
+    for answer in (local, server, remote):
         for one in answer.get("experiments", ()):
             # A list may count more than what is in the facts.
             one["counts"] = {name: one["counts"][name] for name in ("events", "points", "logs", "files")}
-    assert local == server
+    assert local == server == remote
 
 
 def _plain(answer: Any) -> Any:
@@ -176,8 +202,9 @@ DRAWN = {
 
 @pytest.mark.parametrize("asked", DRAWN)
 def test_series_are_equal(sources: dict[str, Source], asked: str):
-    local, server = (json.loads(as_json(sources[name].compare_series(DRAWN[asked]))) for name in ("local", "server"))
-    assert local == server
+    pages = [sources[name].compare_series(DRAWN[asked]) for name in ("local", "server", "remote")]
+    local, server, remote = (json.loads(as_json(page)) for page in pages)
+    assert local == server == remote
 
 
 # -- what they are ----------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ from . import (
 )
 from .auth import Authenticator, is_nearby
 from .bodies import busy
-from .calls import OPEN, WRITE, Call, Route, Services, malformed, refusal
+from .calls import OPEN, WRITE, Call, Route, Services, compressed, malformed, refusal
 from .limits import Admission, Limited, Limiter
 from .observe import log, shown_path
 from .page import asks_for_page, page_of
@@ -270,7 +270,7 @@ class App:
             if route.access != OPEN:
                 record.user, token = await self._identify(call, write=route.access == WRITE)
                 record.admission = call.admission = self.services.limiter.enter(record.user, token)
-            return await route.handler(call)
+            return await compressed(call, await route.handler(call))
         except ClientDisconnect:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the reason

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ...core.protocol import UNKNOWN, Refused
 from .assets import Asset, Assets
-from .calls import Call
+from .calls import Call, takes_gzip
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -48,7 +48,7 @@ def asks_for_page(call: Call) -> bool:
 def _sent(call: Call, asset: Asset, status: int) -> Response:
     """Return the answer with an asset, compressed where the client takes that; 304 where it has it already."""
     headers = call.request.headers
-    packed = asset.packed is not None and _takes_gzip(headers.get("accept-encoding", ""))
+    packed = asset.packed is not None and takes_gzip(headers.get("accept-encoding", ""))
     etag = f'"{asset.digest}{"-gzip" if packed else ""}"'
     # Asked for each time, so that a new version is there at once; the answer is 304 nearly always.
     common = {"Cache-Control": "no-cache", "ETag": etag, "Vary": "Accept-Encoding"}
@@ -60,12 +60,3 @@ def _sent(call: Call, asset: Asset, status: int) -> Response:
         assert asset.packed is not None
         return Response(asset.packed, status, {**common, "Content-Encoding": "gzip"})
     return Response(asset.content, status, common)
-
-
-def _takes_gzip(accepted: str) -> bool:
-    """True if a client that sends this Accept-Encoding takes gzip."""
-    for one in accepted.lower().split(","):
-        name, *parameters = (part.strip() for part in one.split(";"))
-        if name == "gzip":
-            return not any(part.replace(" ", "") in ("q=0", "q=0.0", "q=0.00", "q=0.000") for part in parameters)
-    return False
