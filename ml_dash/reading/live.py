@@ -21,7 +21,9 @@ from typing import Final
 
 from ..disk.lock import Liveness, probe
 from ..journal.merge import OrderChanged
-from ..journal.segment import BASE, CHECKPOINT, ORDER, SEGMENTS
+from ..journal.segment import BASE, CHECKPOINT, ORDER, SEGMENTS, list_segments
+from ..projection import checkpoint as checkpoints
+from ..projection.projector import catch_up
 from .located import Located
 from .read import view
 from .view import View
@@ -33,6 +35,9 @@ _MOST_VIEWS: Final = 256
 _MOST_METRICS: Final = 100_000
 # Lines in memory from which a view is made anew, once the folder has them.
 _MOST_LINES: Final = 20_000
+# Bytes of segments that are rather brought into the folder than kept in memory.
+_FAR_BYTES: Final = 32 << 20
+_LOCKS_PROBED: Final = 256
 
 
 def mark_of(journal: Path, alive: Collection[str] = ()) -> Mark:
@@ -60,6 +65,32 @@ def _identity(path: Path) -> tuple[int, int, int]:
         status = path.stat()
         return status.st_ino, status.st_mtime_ns, status.st_size
     return (0, 0, 0)
+
+
+def view_of(located: Located) -> View:
+    """Return a view as `read.view` does; of a run that has ended far ahead of its folder, brought up to date first.
+
+    Else all that the folder lacks would be in memory, each time. Where the folder cannot be written, it is.
+    """
+    if _is_far_behind(located.journal):
+        with suppress(OSError):
+            catch_up(located)
+    return view(located)
+
+
+def _is_far_behind(journal: Path) -> bool:
+    """True if many bytes of ended writers are not in the folder yet. A living one brings its folder up to date."""
+    segments = []
+    for name, path in list_segments(journal):
+        with suppress(FileNotFoundError):
+            segments.append((name, path.stat().st_size))
+    if sum(size for _, size in segments) < _FAR_BYTES:
+        return False
+    checkpoint = checkpoints.load(journal)
+    covered = checkpoint.settled if checkpoint is not None else {}
+    unread = sum(size for name, size in segments if covered.get(str(name)) != size)
+    locks = sorted((journal / SEGMENTS).glob("*.lock"))[-_LOCKS_PROBED:]
+    return unread >= _FAR_BYTES and not any(probe(lock) is Liveness.ALIVE for lock in locks)
 
 
 @dataclass(slots=True)
@@ -126,5 +157,5 @@ def _current(kept: _Kept, located: Located) -> View:
             return kept.view
         except OrderChanged:
             pass
-    kept.view, kept.mark, kept.checkpoint = view(located), mark, checkpoint
+    kept.view, kept.mark, kept.checkpoint = view_of(located), mark, checkpoint
     return kept.view

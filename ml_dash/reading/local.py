@@ -5,8 +5,9 @@
     live        views, brought forward                 (in memory)
     charts      series and log lines                   (indexes, in the cache)
 
-Nothing here writes where experiments are. What does (`update`, `remove`) is given as `edits`, since it needs what
-stands above: the writer of a recording, and what is known of servers. All indexes can be made again.
+Where experiments are, nothing is written here but what any reader writes: the folder of a run that was killed long
+before all of it was there. What changes one (`update`, `remove`) is given as `edits`, since it needs what stands above:
+the writer of a recording, and what is known of servers. All indexes can be made again.
 """
 
 from __future__ import annotations

@@ -19,9 +19,8 @@ from .cached import cache_file
 from .facts import Facts, facts_of
 from .index import Index
 from .indexing import Indexer
-from .live import LiveViews
+from .live import LiveViews, view_of
 from .places import SCAN_EVERY_S, Found, Places, version_of
-from .read import view
 
 KIND: Final = "runs"
 # A look at all experiments takes at most this share of the time.
@@ -118,7 +117,7 @@ class Runs:
             if self._runs(one.key):
                 with self._views.looking(one.located) as current:
                     return facts_of(current.state)
-            return facts_of(view(one.located).state)
+            return facts_of(view_of(one.located).state)
         except (OSError, JournalError):
             return None
 

@@ -41,7 +41,7 @@ CREATE TABLE logs (number INTEGER PRIMARY KEY, levels BLOB, offsets BLOB)
 ROWS: Final = 200
 """Rows of a chunk."""
 LEVELS: Final = UNITS[1:]
-BATCH: Final = 50 * LINES_PER_MARK
+BATCH: Final = 20 * LINES_PER_MARK
 """Lines that are indexed in one transaction, at most."""
 
 # Bytes before the end of what is indexed whose CRC is kept.

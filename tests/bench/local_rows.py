@@ -38,7 +38,9 @@ def _ms(work: Callable[[], Any], rounds: int = 5) -> float:
 
 
 def _only(source: LocalSource) -> str:
-    """The id of the one experiment."""
+    """The id of the one experiment, once it is known."""
+    while "indexing" in decoded(source.experiments()):
+        pass
     (one,) = decoded(source.experiments())["experiments"]
     return str(one["id"])
 

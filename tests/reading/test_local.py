@@ -144,7 +144,7 @@ def test_the_next_process_begins_with_what_the_last_one_knew(tmp_path, monkeypat
     def never(*_):
         raise AssertionError("nothing has changed, so nothing is folded")
 
-    monkeypatch.setattr("ml_dash.reading.runs.view", never)
+    monkeypatch.setattr("ml_dash.reading.runs.view_of", never)
     with source(tmp_path / "store", cache=tmp_path / "cache") as of:
         assert names(of, where="params.lr = 0.1", columns=["metrics.loss.min"]) == ["one"]
 
@@ -162,6 +162,23 @@ def test_a_folder_that_was_edited_is_read_from_the_journal(tmp_path):
         assert as_json(of.compare_series(request)) == before[0]
         (folder / "metrics" / "loss" / "data.jsonl").unlink()
         assert (as_json(of.compare_series(request)), of.metric_page(one, "loss", start=-5)) == before
+
+
+def test_the_folder_of_a_run_that_was_killed_far_ahead_of_it_is_brought_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr("ml_dash.reading.live._FAR_BYTES", 1000)
+    desk = JournalFixture(tmp_path / "store")
+    pen = desk.pen()
+    pen.points(value=[float(at) for at in range(500)], step=list(range(500)))
+    lines = desk.folder / "metrics" / "loss" / "data.jsonl"
+    with source(tmp_path / "store", cache=tmp_path / "cache") as of:
+        one = only(of)
+        assert not lines.exists()
+        pen.die()
+        of._runs.refresh(now=True)
+        assert decoded(of.experiment(one))["status"] == "interrupted"
+    with source(tmp_path / "store", cache=tmp_path / "other cache") as of:
+        assert of.compare_series(SeriesRequest((only(of),), "loss")).series[0].total == 500
+        assert len(lines.read_bytes().splitlines()) == 500
 
 
 def test_a_chart_is_usable_while_its_index_is_being_made(tmp_path, monkeypatch):
