@@ -109,8 +109,8 @@ class Source(Protocol):
     def comparison(self, ids: Sequence[str], *, columns: Sequence[str] = ()) -> Answer:
         """Return {"experiments", "metrics", "missing"}: what these are compared by, archived ones included.
 
-        Experiments are as in lists, in the order of `ids`, each with "params", all its parameters, flat. Metrics are the
-        names of all their series, [{"name", "runs"}], those of most experiments first. Missing are the ids of others.
+        Experiments are as in lists, in the order of `ids`, each with "params", all its parameters, flat. Metrics are
+        the names of all their series, [{"name", "runs"}], those of most experiments first. Missing are ids of others.
         """
 
     # -- one experiment -----------------------------------------------------------------------------------------------

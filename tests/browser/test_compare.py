@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ml_dash import Experiment
-from tests.browser.hosts import Shown
+from tests.browser.hosts import Shown, by_server
 from tests.browser.looking import drawn, serious, until
 from tests.browser.recording import train, value_at
+from tests.running import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 Show = Callable[[Path], Shown]
+
+
+@pytest.fixture
+def served(team_server: Server, user: str) -> Show:
+    """Shows what a store has by a team's server: for what does not depend on the source."""
+    return lambda store: by_server(team_server, user, store)
 
 
 def seeds(store: Path, count: int = 6) -> list[str]:
@@ -46,10 +53,10 @@ def test_runs_are_drawn_over_each_other_in_colours_of_their_own(
 
 
 def test_runs_with_the_same_parameter_are_drawn_as_their_mean_with_a_band(
-    browser_page: Page, shown: Show, tmp_path: Path
+    browser_page: Page, served: Show, tmp_path: Path
 ) -> None:
     runs = seeds(tmp_path)
-    shown(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}")
+    served(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}")
     drawn(browser_page, "loss", lambda found: len(found) == 6)
     browser_page.get_by_label("Mean over").select_option("params.lr")
     curves = {curve["run"]: curve for curve in drawn(browser_page, "loss", lambda found: len(found) == 2)}
@@ -57,7 +64,8 @@ def test_runs_with_the_same_parameter_are_drawn_as_their_mean_with_a_band(
     values = [value_at("loss", 7, seed) for seed in (1, 3, 5)]
     mean, deviation = statistics.mean(values), statistics.stdev(values)
     band = curves["lr = 0.1"]
-    assert (band["line"][7], band["min"][7], band["max"][7]) == pytest.approx((mean, mean - deviation, mean + deviation))
+    expected = (mean, mean - deviation, mean + deviation)
+    assert (band["line"][7], band["min"][7], band["max"][7]) == pytest.approx(expected)
     browser_page.get_by_label("Band").select_option("range")
     [_, band] = sorted(
         drawn(browser_page, "loss", lambda found: found[0]["max"][7] != band["max"][7]), key=lambda one: one["run"]
@@ -80,14 +88,13 @@ def test_equal_parameters_are_hidden_until_asked_for(browser_page: Page, shown: 
 
 
 def test_a_parameter_is_drawn_against_a_metric_and_a_brush_chooses_runs(
-    browser_page: Page, shown: Show, tmp_path: Path
+    browser_page: Page, served: Show, tmp_path: Path
 ) -> None:
     runs = seeds(tmp_path)
-    shown(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}&tab=scatter&param=seed")
+    served(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}&tab=scatter&param=seed")
     until(browser_page.locator("circle.dot").count, lambda count: count == 6, "dots")
-    assert sorted(browser_page.locator("figure a").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")) == [
-        f"seed-{seed}" for seed in range(6)
-    ]
+    named = browser_page.locator("figure a").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+    assert sorted(named) == [f"seed-{seed}" for seed in range(6)]
     browser_page.get_by_role("tab", name="Parallel").click()
     until(browser_page.locator("path.run").count, lambda count: count == 6, "lines")
     axis = browser_page.locator("rect.reach[data-axis='params.lr']").bounding_box()
@@ -104,7 +111,7 @@ def test_a_parameter_is_drawn_against_a_metric_and_a_brush_chooses_runs(
     assert set(kept) == {runs[1], runs[3], runs[5]}
 
 
-def test_files_that_differ_are_shown_with_their_sizes_and_sums(browser_page: Page, shown: Show, tmp_path: Path) -> None:
+def test_files_that_differ_have_their_sizes_and_sums(browser_page: Page, served: Show, tmp_path: Path) -> None:
     runs = []
     for number in range(2):
         (tmp_path / "same.txt").write_text("same")
@@ -113,7 +120,7 @@ def test_files_that_differ_are_shown_with_their_sizes_and_sums(browser_page: Pag
             experiment.file(str(tmp_path / "same.txt"))
             experiment.file(str(tmp_path / "model.bin"), prefix="models")
             runs.append(str(experiment.id))
-    shown(tmp_path / "store").open(browser_page, f"/compare?runs={','.join(runs)}&tab=files")
+    served(tmp_path / "store").open(browser_page, f"/compare?runs={','.join(runs)}&tab=files")
     table = browser_page.get_by_role("table")
     table.wait_for()
     assert table.locator("tbody th").all_inner_texts() == ["models/model.bin"]
@@ -123,21 +130,22 @@ def test_files_that_differ_are_shown_with_their_sizes_and_sums(browser_page: Pag
 
 
 def test_runs_that_are_gone_are_said_and_none_at_all_is_explained(
-    browser_page: Page, shown: Show, tmp_path: Path
+    browser_page: Page, served: Show, tmp_path: Path
 ) -> None:
     [run] = seeds(tmp_path, 1)
-    host = shown(tmp_path)
+    host = served(tmp_path)
     host.open(browser_page, f"/compare?runs={run},123456")
     browser_page.get_by_text("1 run of the address is not here").wait_for()
     browser_page.get_by_role("button", name="Leave seed-0 out").click()
     browser_page.get_by_role("heading", name="No runs to compare").wait_for()
 
 
-@pytest.mark.parametrize("tab", ["charts", "parameters", "scatter", "parallel", "files"])
-def test_comparing_keeps_nobody_out(browser_page: Page, shown: Show, tmp_path: Path, tab: str) -> None:
+def test_comparing_keeps_nobody_out(browser_page: Page, served: Show, tmp_path: Path) -> None:
     runs = seeds(tmp_path, 3)
     browser_page.set_viewport_size({"width": 400, "height": 900})
-    shown(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}&tab={tab}")
-    browser_page.get_by_role("tabpanel").locator("section, .state").first.wait_for()
-    assert serious(browser_page) == []
-    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 400
+    served(tmp_path).open(browser_page, f"/compare?runs={','.join(runs)}")
+    for tab in ("Charts", "Parameters", "Scatter", "Parallel", "Files"):
+        browser_page.get_by_role("tab", name=tab).click()
+        browser_page.get_by_role("tabpanel").locator("section, .state").first.wait_for()
+        assert serious(browser_page) == []
+        assert browser_page.evaluate("document.documentElement.scrollWidth") <= 400

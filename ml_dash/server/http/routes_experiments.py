@@ -128,7 +128,7 @@ async def groups(call: Call) -> Response:
 
 
 async def comparison(call: Call) -> Response:
-    """What some experiments are compared by: their parameters, the values of columns, and the names of their metrics."""
+    """What some experiments are compared by: their parameters, values of columns, and the names of their metrics."""
     ids = call.experiments(MOST_COMPARED)
     return encoded(await call.read(call.source.comparison, ids, columns=_columns(call)))
 
