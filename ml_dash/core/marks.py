@@ -198,12 +198,11 @@ class Marks:
         place = self._places[writer] = {key: body[key] for key in ("host", "pid", "rank", "gitCommit") if key in body}
         child = body.get("child") is True
         # One that still wrote when this one began ran beside it, also if its end was read before.
-        others = [other for other, last_ns in self._last_ns.items() if other != writer and last_ns > time_ns]
-        others += [other for other in self.alive if other != writer and other not in others]
-        kind = "joined" if child or others else "resumed" if len(self._places) > 1 else "opened"
+        beside = len(self.alive) - (writer in self.alive) or int(self.newest_ns > time_ns)
+        kind = "joined" if child or beside else "resumed" if len(self._places) > 1 else "opened"
         if writer not in self.alive:
             self.alive.append(writer)
-        data = {**_short(place), **({"child": True} if child else {}), **({"beside": len(others)} if others else {})}
+        data = {**_short(place), **({"child": True} if child else {}), **({"beside": beside} if beside else {})}
         return kind, f"{kind} by process {place.get('pid', '?')} on {place.get('host', 'an unknown host')}", data
 
     def _closed(self, writer: str, body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

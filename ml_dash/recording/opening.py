@@ -26,6 +26,7 @@ from ..journal.segment import (
     TITLES,
     TURN,
     create_journal,
+    has_segments,
     list_segments,
     make_store,
     parse_name,
@@ -118,7 +119,7 @@ def find(request: OpenRequest) -> Located | None:
     if (journal / SEGMENTS).is_dir():
         located = Located(request.project, request.name, folder, journal)
         _check_identity(located)
-        return located if list_segments(journal) or (journal / BASE).exists() else None
+        return located if has_segments(journal) or (journal / BASE).exists() else None
     try:
         for place in {folder, home}:
             refuse_foreign(place, hint="use another local_path, or another name")
@@ -341,7 +342,7 @@ def _opening(request: OpenRequest, place: Located, *, anew: bool) -> dict[str, A
 
 def _floor_ns(journal: Path, known: _Known) -> int:
     """Return the newest time in a journal, in ns since the epoch: a new writer's times begin behind it."""
-    if not list_segments(journal) and known.state is None:
+    if not has_segments(journal) and known.state is None:
         return 0
     with process.loading():
         from ..journal.reader import newest_time_ns
