@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from ..reading.local import LocalSource
+from ..recording.local_edits import LocalEdits
 from .http.app import ROUTES_READING, App
 from .http.calls import Services
 from .http.limits import Limiter
@@ -50,7 +51,7 @@ def serve_folders(
             return f"{url}/login?key={user.login_key()}"
 
         hub = Hub()
-        source = LocalSource(paths, patience_s=PATIENCE_S)
+        source = LocalSource(paths, edits=LocalEdits(), patience_s=PATIENCE_S)
         app = App(_services(source, user, hub, NOTEBOOKS if notebook else ("'self'",)))
 
         def begin() -> None:

@@ -114,6 +114,22 @@ def test_a_change_needs_the_header_that_a_foreign_page_cannot_send(browser: Web)
     browser.refused("DELETE", path, 401, "unauthorised")
 
 
+def test_runs_are_renamed_and_removed_and_their_storage_is_counted(store: Path, browser: Web) -> None:
+    own = {HEADER: "1"}
+    [run] = browser.get("/experiments")["experiments"]
+    path = f"/experiments/{run['id']}"
+    assert browser.get("/me")["can"] == {"edit": True, "remove": True, "archive": True}
+    [project] = browser.get("/storage")["projects"]
+    assert (project["name"], project["experiments"], project["bytes"] > 1000) == ("vision", 1, True)
+    change = {"title": "other", "tags": ["kept"], "notes": "**why**"}
+    changed = browser.ask("PATCH", path, headers=own, json=change).json()
+    assert (changed["title"], changed["tags"], changed["status"]) == ("other", ["kept"], run["status"])
+    assert [one["title"] for one in browser.get("/experiments", where="tag:kept")["experiments"]] == ["other"]
+    assert browser.ask("DELETE", path, headers=own).json() == {"id": run["id"], "removed": True}
+    assert browser.get("/experiments")["total"] == 0
+    assert not (store / "vision" / "first").exists()
+
+
 def test_what_only_a_teams_server_does_is_not_there(guest: Web) -> None:
     for method, path in (
         ("POST", "/projects/x/experiments"), ("GET", "/sync/v1/experiments"), ("GET", "/metrics"),
