@@ -133,7 +133,7 @@ function Header({ record, asOf, onChange }) {
       ${(record.tags ?? []).map((tag) => html` <a class="tag" href=${link("/runs", { where: `tag:${quoted(tag)}` })}>${visible(tag)}</a>`)}
     </p>
     ${record.description ? html`<p class="run-description">${visible(record.description)}</p>` : null}
-    <${Facts} record=${record} />
+    <${Facts} record=${record} asOf=${asOf} />
     <${Problem} record=${record} />
     ${record.notes ? html`<${Notes} text=${record.notes} />` : null}
   </header>`;
@@ -142,8 +142,8 @@ function Header({ record, asOf, onChange }) {
 /** A text as a query has it: in quotes unless it is a plain word. @param {string} text */
 const quoted = (text) => (/^[\w.-]+$/.test(text) ? text : JSON.stringify(text));
 
-/** @param {{record: ExperimentRecord}} props */
-function Facts({ record }) {
+/** @param {{record: ExperimentRecord, asOf: string | null}} props */
+function Facts({ record, asOf }) {
   const { last, hosts } = useMemo(() => placeOf(record), [record]);
   const commit = /** @type {string | undefined} */ (last?.gitCommit);
   const branch = /** @type {string | undefined} */ (last?.gitBranch);
@@ -151,7 +151,7 @@ function Facts({ record }) {
   /** @type {[string, any][]} */
   const facts = [
     ["Started", record.createdAt && html`<time datetime=${record.createdAt} title=${record.createdAt}>${time(record.createdAt)}</time>`],
-    ["Duration", record.createdAt && html`<${Lasting} record=${record} />`],
+    ["Duration", record.createdAt && html`<${Lasting} record=${record} asOf=${asOf} />`],
     ["Host", hosts.length ? html`<span title=${hosts.join("\n")}>${visible(hosts[0])}${hosts.length > 1 ? ` +${hosts.length - 1}` : ""}</span>` : null],
     ["Commit", commit && html`<span class="mono" title=${commit}>${commit.slice(0, 10)}</span>${branch ? ` on ${visible(branch)}` : ""}`],
     ["Command", last?.script && html`<code title=${last.script}>python ${visible(String(last.script))}</code>`],
@@ -174,10 +174,10 @@ function placeOf(record) {
   return { last: newest.find((writer) => !writer.child) ?? newest[0], hosts };
 }
 
-/** How long it lasts; of a running one it ticks. @param {{record: ExperimentRecord}} props */
-function Lasting({ record }) {
+/** How long it lasts; of a running one it ticks. @param {{record: ExperimentRecord, asOf: string | null}} props */
+function Lasting({ record, asOf }) {
   const [now, setNow] = useState(Date.now());
-  const running = record.status === "running";
+  const running = record.status === "running" && !asOf;
   useEffect(() => {
     if (!running) return;
     const timer = setInterval(() => setNow(Date.now()), 1000);
