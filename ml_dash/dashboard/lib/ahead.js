@@ -9,7 +9,10 @@ export const CHARTS = [
 ];
 
 /** What the screen of one run is made of, beside charts. */
-export const RUN = ["screens/run-charts.js"];
+export const RUN = [
+  "screens/run-charts.js", "screens/run-edit.js", "screens/run-tabs.js", "lib/stylesheet.js", "parts/loglines.js", "parts/markdown.js",
+  "parts/status.js", "parts/tabs.js",
+];
 
 /** What the screen that compares runs is made of, beside charts. */
 export const COMPARE = [

@@ -22,9 +22,19 @@ export const TABS = [
 /** @type {Map<string, any>} */
 const loaded = new Map();
 
+/** @param {string} name */
+const tabOf = (name) => TABS.find((one) => one.name === name) ?? TABS[0];
+
+/** Begins to load a tab that will be shown. @param {string} name */
+export function preload(name) {
+  const tab = tabOf(name);
+  // A failure is told where the tab is shown, which asks again.
+  tab.load().then((module) => loaded.set(tab.name, module.default), () => {});
+}
+
 /** @param {TabProps & {name: string}} props */
 export function Tab({ name, id, record, asOf }) {
-  const tab = TABS.find((one) => one.name === name) ?? TABS[0];
+  const tab = tabOf(name);
   const [, setDrawn] = useState(0);
   const [error, setError] = useState(/** @type {Error | null} */ (null));
   useEffect(() => {

@@ -15,7 +15,7 @@ import { Status } from "../parts/status.js";
 import { Tabs } from "../parts/tabs.js";
 import { visible } from "../parts/loglines.js";
 import { changeArchived, editRun, removeRun } from "./run-edit.js";
-import { Tab, TABS } from "./run-tabs.js";
+import { preload, Tab, TABS } from "./run-tabs.js";
 
 /** @typedef {import("../types").ExperimentRecord} ExperimentRecord */
 
@@ -34,6 +34,7 @@ export default function RunScreen({ parts, params }) {
 
 /** @param {{id: string, asOf: string | null, tab: string}} props */
 function Run({ id, asOf, tab }) {
+  useMemo(() => preload(tab), []);
   const { record, error, removed, again } = useRecord(id, asOf);
   useKeys(TABS.map(({ name, text }, index) => [String(index + 1), text, () => navigate(route.peek().path, { tab: name, asOf })]));
   useEffect(() => {

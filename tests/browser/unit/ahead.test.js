@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { pathToFileURL } from "node:url";
 
 const root = pathToFileURL(`${process.cwd()}/dashboard/`);
-const { CHARTS, COMPARE } = await import(new URL("lib/ahead.js", root));
+const { CHARTS, COMPARE, RUN } = await import(new URL("lib/ahead.js", root));
 
 /** All that a module imports without being asked to, and what that imports. */
 function closure(name, seen = new Set()) {
@@ -23,4 +23,6 @@ test("what charts and the screen of compared runs import is asked for at once", 
   const needed = (screen) => [...closure(screen)].filter((name) => !first.has(name) && name !== screen).sort();
   assert.deepEqual([...CHARTS, ...COMPARE].sort(), needed("screens/compare.js"));
   assert.deepEqual([...CHARTS].sort(), needed("screens/run-charts.js"));
+  const run = new Set([...needed("screens/run.js"), "screens/run-charts.js"]);
+  assert.deepEqual([...RUN].sort(), [...run].filter((name) => !CHARTS.includes(name)).sort());
 });
