@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
-from ml_dash.cli.summary import columns_table, status_cell, summary
+from ml_dash.cli.summary import SHOWN, columns_table, status_cell, summary
 from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
 from ml_dash.core.times import utc_text
@@ -20,16 +23,17 @@ from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from ml_dash.reading.chosen import Chosen
-    from ml_dash.reading.facts import Facts
     from ml_dash.reading.where import Sort, Where
 
 Entry = dict[str, Any]
 
 # Columns that are left out in a narrow terminal, in this order.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
+# Experiments that a server is asked for at once.
+_PAGE: Final = 1000
 
 
-@click.command()
+@click.command(cls=options.RemoteCommand)
 @options.where_option
 @click.option("--project", help="Only experiments of this project.")
 @click.option("--status", type=click.Choice(STATUSES), help="Only experiments with this status.")
@@ -45,6 +49,7 @@ _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
 @options.columns_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N.")
 @click.option("--wide", is_flag=True, help="All columns, also where the terminal is too narrow for them.")
+@options.remote_option
 @options.path_option
 @options.json_option
 @click.pass_context
@@ -60,54 +65,40 @@ def command(
     columns: tuple[str, ...],
     limit: int | None,
     wide: bool,
+    remote: str | None,
     path: Path | None,
     as_json: bool,
 ) -> None:
     """List experiments, the latest first."""
-
-    def wanted(facts: Facts) -> bool:
-        label = (facts.folder or "").strip("/")
-        return (
-            (status is None or facts.status == status)
-            and set(tags) <= set(facts.tags)
-            and (folder is None or label == folder.strip("/") or label.startswith(folder.strip("/") + "/"))
-            and (since is None or facts.updated_ns >= since)
-        )
-
-    from ml_dash.reading.chosen import choose_below
-
     # What the list is sorted by is worth a column, unless every list shows it.
     if sort is not None and "." in sort.field and sort.field not in columns:
         columns = (*columns, sort.field)
-    troubles = _Troubles()
-    found = choose_below(path, project, where, sort, columns, failed=troubles.note)
-    chosen = [one for one in found if wanted(one.facts)][:limit]
-    for one in chosen:
-        _bring_up_to_date(one)
-    if as_json:
-        console.print_json([{**entry, "values": one.values} for one in chosen if (entry := troubles.entry(one))])
-    elif chosen and columns:
-        _print_columns(chosen, columns)
-    elif chosen:
-        _print_table(chosen, wide)
+    given = {
+        "--where": where, "--project": project, "--status": status, "--tag": tags, "--folder": folder,
+        "--since": since,
+    }  # fmt: skip
+    filters = [name for name, value in given.items() if value]
+    asked = _Asked(_joined(where, project, status, tags, folder, since), sort, columns, limit)
+    if remote is not None:
+        found = _of_server(remote, asked)
+        entries, code = [_entry_there(one) for one in found], OK
+        lines = [_line_there(one) for one in found]
+        nothing = "no experiments there" + (f" with this {' and '.join(filters)}" if filters else "")
     else:
-        filters = {
-            "--where": where, "--project": project, "--status": status, "--tag": tags, "--folder": folder,
-            "--since": since,
-        }  # fmt: skip
-        console.print_note(_nothing(path, [name for name, value in filters.items() if value], troubles.code))
-    ctx.exit(troubles.code)
-
-
-def _nothing(path: Path | None, filters: list[str], code: int) -> str:
-    """Return what to print for an empty list: where was looked, and how many the filters left out."""
-    if code != OK:
-        return "no experiment that can be read"
-    where, there = read.places(path), len(read.find(path))
-    if not there:
-        return f"no experiments in {where}; name another folder with --path"
-    without = "it" if len(filters) == 1 else "them"
-    return f"no experiments with this {' and '.join(filters)} in {where}; {there:,} without {without}"
+        troubles = _Troubles()
+        chosen = _here(path, project, asked, troubles)
+        entries = [entry for one in chosen if (entry := troubles.entry(one))] if as_json else []
+        lines, code = [_line(one) for one in chosen], troubles.code
+        nothing = _nothing(path, filters, code) if not chosen else ""
+    if as_json:
+        console.print_json(entries)
+    elif lines and columns:
+        _print_columns(lines, columns)
+    elif lines:
+        _print_table(lines, wide)
+    else:
+        console.print_note(nothing)
+    ctx.exit(code)
 
 
 def list_found() -> bool:
@@ -116,6 +107,56 @@ def list_found() -> bool:
     if found:
         click.get_current_context().invoke(command)
     return bool(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is listed: the query (None: all), the order, the fields to show, and how many at most."""
+
+    where: Where | None
+    sort: Sort | None
+    columns: tuple[str, ...]
+    limit: int | None
+
+
+def _joined(
+    where: Where | None, project: str | None, status: str | None, tags: Sequence[str], folder: str | None,
+    since: int | None,
+) -> Where | None:  # fmt: skip
+    """Return the query that means what all options together mean."""
+    if where is None and not (project or status or tags or folder or since):
+        return None
+    from ml_dash.reading.where import parse, value_text
+
+    parts = [] if where is None else [f"({where})"]
+    if project is not None:
+        parts.append(f"project = {value_text(project)}")
+    if status is not None:
+        parts.append(f"status = {status}")
+    parts += [f"tag:{value_text(tag)}" for tag in tags]
+    if folder is not None:
+        below = f"^/*{re.escape(folder.strip('/'))}/*($|/)"
+        parts.append(f"folder ~ {value_text(below)}")
+    if since is not None:
+        parts.append(f"updated >= {utc_text(since)}")
+    return parse(" and ".join(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A row of the table; `updated` is an ISO text."""
+
+    label: str
+    status: str
+    points: int
+    logs: int
+    files: int
+    updated: str | None
+    tags: Sequence[str]
+    values: Mapping[str, Any]
+
+
+# -- of this machine --------------------------------------------------------------------------------------------------
 
 
 class _Troubles:
@@ -131,18 +172,26 @@ class _Troubles:
         self.code = max(self.code, DAMAGE if damaged else FAILURE)
 
     def entry(self, one: Chosen) -> Entry | None:
-        """Return the row of an experiment; None if it cannot be read."""
+        """Return an experiment for `--json`; None if it cannot be read."""
         try:
-            return summary(one.located, read.record(one.located))
+            return {**summary(one.located, read.record(one.located)), "values": one.values}
         except (MLDashError, OSError) as error:
             self.note(one.located, error)
             return None
 
 
-def _bring_up_to_date(one: Chosen) -> None:
-    """Update the folder that a killed process left behind: then whoever reads it sees that it is interrupted."""
-    if one.facts.status == "interrupted" and _status_in_folder(one.located) != "interrupted":
-        bring_up_to_date(one.located)
+def _here(path: Path | None, project: str | None, asked: _Asked, troubles: _Troubles) -> list[Chosen]:
+    """Return what matches here. Folders that a killed process left behind are brought up to date."""
+    from ml_dash.reading.chosen import choose_below
+
+    chosen = choose_below(
+        path, project, asked.where, asked.sort, asked.columns, asked.limit, failed=troubles.note
+    )  # fmt: skip
+    for one in chosen:
+        # Then whoever reads the folder sees that it is interrupted.
+        if one.facts.status == "interrupted" and _status_in_folder(one.located) != "interrupted":
+            bring_up_to_date(one.located)
+    return chosen
 
 
 def _status_in_folder(located: Located) -> object:
@@ -152,32 +201,103 @@ def _status_in_folder(located: Located) -> object:
         return None
 
 
-def _print_table(chosen: list[Chosen], wide: bool) -> None:
+def _line(one: Chosen) -> _Line:
+    facts = one.facts
+    return _Line(
+        label=f"{one.located.project}/{facts.title or one.located.name}",
+        status=facts.status,
+        points=facts.points,
+        logs=facts.logs,
+        files=facts.files,
+        updated=utc_text(facts.updated_ns) if facts.updated_ns else None,
+        tags=facts.tags,
+        values=one.values,
+    )
+
+
+def _nothing(path: Path | None, filters: list[str], code: int) -> str:
+    """Return what to print for an empty list: where was looked, and how many the filters left out."""
+    if code != OK:
+        return "no experiment that can be read"
+    where, there = read.places(path), len(read.find(path))
+    if not there:
+        return f"no experiments in {where}; name another folder with --path"
+    if not filters:
+        return f"all {there:,} experiments in {where} are archived; list them with --where 'archived = true'"
+    without = "it" if len(filters) == 1 else "them"
+    return f"no experiments with this {' and '.join(filters)} in {where}; {there:,} without {without}"
+
+
+# -- of a server ------------------------------------------------------------------------------------------------------
+
+
+def _of_server(url: str, asked: _Asked) -> list[Entry]:
+    """Return what matches on a server, page by page. Raises RemoteError."""
+    from ml_dash.cli.server_view import client_of
+    from ml_dash.reading.source import decoded
+    from ml_dash.reading.where import field_text
+
+    where = None if asked.where is None else str(asked.where)
+    sort = None if asked.sort is None else str(asked.sort)
+    columns = [field_text(name) for name in asked.columns]
+    found: list[Entry] = []
+    most = asked.limit
+    with client_of(url) as client:
+        source = client.source()
+        while most is None or len(found) < most:
+            limit = _PAGE if most is None else min(_PAGE, most - len(found))
+            page = decoded(
+                source.experiments(where=where, sort=sort, columns=columns, start=len(found), limit=limit)
+            )  # fmt: skip
+            found += page["experiments"]
+            if not page["experiments"] or len(found) >= page["total"]:
+                break
+    return found
+
+
+def _entry_there(row: Mapping[str, Any]) -> Entry:
+    """Return an experiment for `--json`, in the form of one that is here; it has no path."""
+    return {**{key: row.get(key) for key in SHOWN}, "path": None, "values": row["values"]}
+
+
+def _line_there(row: Mapping[str, Any]) -> _Line:
+    counts = row["counts"]
+    return _Line(
+        label=f"{row['project']}/{row.get('title') or row['name']}",
+        status=row["status"],
+        points=counts.get("points", 0),
+        logs=counts.get("logs", 0),
+        files=counts.get("files", 0),
+        updated=row["updatedAt"],
+        tags=row["tags"] or (),
+        values=row["values"],
+    )
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _print_table(lines: list[_Line], wide: bool) -> None:
     console.print_table(
         ["experiment", "status", ">points", ">logs", ">files", "updated (UTC)", "tags"],
         [
             (
-                _name(one),
-                status_cell(one.facts.status),
-                f"{one.facts.points:,}",
-                f"{one.facts.logs:,}",
-                f"{one.facts.files:,}",
-                console.time_text(utc_text(one.facts.updated_ns) if one.facts.updated_ns else None),
-                console.safe(", ".join(one.facts.tags)),
+                console.safe(line.label),
+                status_cell(line.status),
+                f"{line.points:,}",
+                f"{line.logs:,}",
+                f"{line.files:,}",
+                console.time_text(line.updated),
+                console.safe(", ".join(map(str, line.tags))),
             )
-            for one in chosen
+            for line in lines
         ],
         drop=() if wide else _DROPPED,
     )
 
 
-def _print_columns(chosen: list[Chosen], columns: tuple[str, ...]) -> None:
+def _print_columns(lines: list[_Line], columns: tuple[str, ...]) -> None:
     """Print the names, and the fields that were asked for; a narrow terminal breaks no line."""
-    headers, cells = columns_table(columns, [one.values for one in chosen])
-    rows = [[_name(one), *row] for one, row in zip(chosen, cells, strict=True)]
+    headers, cells = columns_table(columns, [line.values for line in lines])
+    rows = [[console.safe(line.label), *row] for line, row in zip(lines, cells, strict=True)]
     console.print_table(["experiment", *headers], rows)
-
-
-def _name(one: Chosen) -> str:
-    """Return the project and what the experiment is called since it was renamed."""
-    return console.safe(f"{one.located.project}/{one.facts.title or one.located.name}")

@@ -10,7 +10,7 @@ from ml_dash.cli.views import ExperimentView
 from ml_dash.reading.facts import kind_of
 from ml_dash.reading.located import Located
 
-_SHOWN = (
+SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",
     "counts",
 )  # fmt: skip
@@ -20,7 +20,7 @@ _STATUS_STYLES = {"running": "cyan", "completed": "green", "failed": "red", "int
 
 def summary(located: Located, record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of `experiment.json` that a list shows, with the path of the experiment's folder."""
-    facts = {key: record.get(key) for key in _SHOWN}
+    facts = {key: record.get(key) for key in SHOWN}
     return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
 
 
