@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ml_dash.cli import console, options
+from ml_dash.cli.chosen import Asked, chosen
 from ml_dash.cli.summary import columns_table, final_values
-from ml_dash.cli.views import choose_view, view_of
 from ml_dash.reading import read
 
 if TYPE_CHECKING:
-    from ml_dash.cli.views import ExperimentView
-    from ml_dash.reading.view import View
     from ml_dash.reading.where import Sort, Where
 
 Values = Mapping[str, Any]
@@ -49,33 +47,24 @@ def command(
     """Compare parameters and final values of experiments, side by side."""
     if where is None and len(experiments) < 2:
         raise click.UsageError("Name two or more experiments, or choose them with --where.", ctx)
-    views: list[ExperimentView]
-    if remote is None:
-        found = options.chosen(ctx, experiments, where, sort, path)
-        if not found:
-            console.print_note(f"no experiments match in {read.places(path)}")
-            return
-        here = [view_of(located, as_of) for located in found]
-        names, views = [(located.project, located.name) for located in found], [*here]
-    elif where is not None or sort is not None or columns:
-        raise click.UsageError("--where, --sort and --columns are of what is here: leave --remote out.", ctx)
-    else:
-        here = []
-        views = [choose_view(one, path, remote=remote, as_of=as_of) for one in experiments]
-        names = [(record["project"], record["name"]) for record in (view.record() for view in views)]
-    letters = [_letters(number) for number in range(len(views))]
+    found = chosen(ctx, experiments, Asked(where, sort, columns), path, remote, as_of)
+    if not found:
+        console.print_note(f"no experiments match in {read.places(path) if remote is None else 'what is there'}")
+        return
+    letters = [_letters(number) for number in range(len(found))]
     if columns:
-        tables = {"fields": _rows(letters, _fields(here, columns), everything)}
+        tables = {"fields": _rows(letters, [one.values() for one in found], everything)}
     else:
+        views = [one.look() for one in found]
         tables = {
             "parameters": _rows(letters, [view.parameters() for view in views], everything),
             "metrics": _rows(letters, [final_values(view) for view in views], everything),
         }
     if as_json:
-        who = {letter: {"project": p, "name": n} for letter, (p, n) in zip(letters, names, strict=True)}
+        who = {letter: {"project": e.project, "name": e.name} for letter, e in zip(letters, found, strict=True)}
         console.print_json({**who, **tables})
     elif any(tables.values()):
-        _print([console.safe("/".join(name)) for name in names], letters, tables)
+        _print([console.safe(one.label) for one in found], letters, tables)
     else:
         console.print_note("no difference")
 
@@ -84,16 +73,6 @@ def _letters(number: int) -> str:
     """Return the letters of the n-th experiment, as spreadsheets name columns: a, b, ..., z, aa, ab, ..."""
     higher, last = divmod(number, 26)
     return (_letters(higher - 1) if higher else "") + "abcdefghijklmnopqrstuvwxyz"[last]
-
-
-def _fields(views: Sequence[View], columns: tuple[str, ...]) -> list[Values]:
-    from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
-
-    facts = [facts_of(view.state) for view in views]
-    return [
-        {field: shown_value(field, value) for field in columns if (value := value_of(one, field)) is not MISSING}
-        for one in facts
-    ]
 
 
 def _rows(letters: Sequence[str], sides: Sequence[Values], everything: bool) -> dict[str, Row]:

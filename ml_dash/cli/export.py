@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 import click
 
 from ml_dash.cli import console, options
+from ml_dash.cli.chosen import Asked, One, chosen
 from ml_dash.cli.summary import final_values, summary
-from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric, view_of
+from ml_dash.cli.views import ExperimentView, choose_view, json_point, resolve_metric
 from ml_dash.core.json_values import flatten, to_json
 from ml_dash.core.records import Point, series_name
 from ml_dash.core.statistics import NO_SERIES
 from ml_dash.errors import NotFound
 from ml_dash.reading import read
-from ml_dash.reading.located import Located
 
 if TYPE_CHECKING:
     from ml_dash.reading.where import Sort, Where
@@ -76,25 +76,17 @@ def command(
         raise click.UsageError(f"--metric goes with points, not with --what {what}.", ctx)
     if superseded and what != "points":
         raise click.UsageError(f"--superseded goes with points, not with --what {what}.", ctx)
-    if remote is not None and what == "experiments":
-        raise click.UsageError("--remote goes with points and logs.", ctx)
     if len(experiments) > 1 and what != "experiments":
         raise click.UsageError(f"--what {what} is of one EXPERIMENT; {len(experiments)} are named.", ctx)
     if columns and what != "experiments":
         raise click.UsageError(f"--columns goes with --what experiments, not with --what {what}.", ctx)
-    if remote is not None and (where is not None or sort is not None):
-        raise click.UsageError("--where and --sort choose among the experiments of this machine.", ctx)
-    many = what == "experiments" or where is not None or sort is not None
-    if many:
-        found = options.chosen(ctx, experiments, where, sort, path) if experiments or where or sort else read.find(path)
+    if what == "experiments" or where is not None or sort is not None:
+        found = chosen(ctx, experiments, Asked(where, sort, columns), path, remote, as_of)
         if not found:
-            matching = " that match" if where is not None else ""
-            console.print_note(f"no experiments{matching} in {read.places(path)}; name another folder with --path")
+            console.print_note(_nothing(path, remote, where))
             return
         lines, table = (
-            _experiments(found, columns, as_of)
-            if what == "experiments"
-            else _of_many(found, what, metrics, superseded, as_of)
+            _experiments(found, columns) if what == "experiments" else _of_many(found, what, metrics, superseded)
         )
     else:
         view = choose_view(next(iter(experiments), None), path, remote=remote, as_of=as_of)
@@ -105,6 +97,13 @@ def command(
                 stream.write(console.json_text(line) + "\n")
         else:
             _write_csv(*table(), stream)
+
+
+def _nothing(path: Path | None, remote: str | None, where: Where | None) -> str:
+    matching = " that match" if where is not None else ""
+    if remote is not None:
+        return f"no experiments{matching} there"
+    return f"no experiments{matching} in {read.places(path)}; name another folder with --path"
 
 
 def _of_one(view: ExperimentView, what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
@@ -149,20 +148,18 @@ def _points_table(view: ExperimentView, names: list[Meant], superseded: bool) ->
     return header, rows
 
 
-def _of_many(
-    found: list[Located], what: str, metrics: tuple[str, ...], superseded: bool, as_of: str | None
-) -> Source:
+def _of_many(found: list[One], what: str, metrics: tuple[str, ...], superseded: bool) -> Source:
     """Points or logs of several experiments, one after the other, each row with the name of its experiment.
 
     Of the metrics that are named, those are written that an experiment has.
     """
 
     def sources() -> Iterator[tuple[str, Source]]:
-        for located in found:
-            view = view_of(located, as_of)
+        for one in found:
+            view = one.look()
             names = tuple(name for name in metrics if _has(view, name))
             if names or not metrics:
-                yield f"{located.project}/{located.name}", _of_one(view, what, names, superseded)
+                yield one.label, _of_one(view, what, names, superseded)
 
     def lines() -> Iterator[Line]:
         return ({"experiment": name, **line} for name, (its_lines, _) in sources() for line in its_lines())
@@ -192,15 +189,15 @@ def _rows_of(sources: Iterable[tuple[str, Source]], columns: Sequence[str]) -> I
             yield [name, *(None if place is None else row[place] for place in places)]
 
 
-def _experiments(found: list[Located], columns: tuple[str, ...], as_of: str | None) -> Source:
+def _experiments(found: list[One], columns: tuple[str, ...]) -> Source:
     """A row for each experiment: its summary, and the columns or else all parameters and final values."""
     if columns:
-        return _columns(found, columns, as_of)
+        return _columns(found, columns)
 
     def lines() -> Iterator[Line]:
-        for located in found:
-            view = view_of(located, as_of)
-            facts = summary(located, view.record())
+        for one in found:
+            view = one.look()
+            facts = summary(one.project, one.name, one.path, view.record())
             yield {**facts, "parameters": view.parameters(), "metrics": final_values(view)}
 
     def table() -> Table:
@@ -213,16 +210,12 @@ def _experiments(found: list[Located], columns: tuple[str, ...], as_of: str | No
     return lines, table
 
 
-def _columns(found: list[Located], columns: tuple[str, ...], as_of: str | None) -> Source:
+def _columns(found: list[One], columns: tuple[str, ...]) -> Source:
     """A row for each experiment: its project and name, and the values of columns."""
-    from ml_dash.reading.facts import MISSING, facts_of, shown_value, value_of
 
     def lines() -> Iterator[Line]:
-        for located in found:
-            facts = facts_of(view_of(located, as_of).state)
-            values = {field: value_of(facts, field) for field in columns}
-            shown = {field: shown_value(field, value) for field, value in values.items() if value is not MISSING}
-            yield {"project": located.project, "name": located.name, "values": shown}
+        for one in found:
+            yield {"project": one.project, "name": one.name, "values": one.values()}
 
     def table() -> Table:
         rows = ([line["project"], line["name"], *(line["values"].get(field) for field in columns)] for line in lines())

@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ml_dash.cli import console, options
+from ml_dash.cli.chosen import Asked, listed
 from ml_dash.cli.codes import DAMAGE, FAILURE, OK
-from ml_dash.cli.summary import SHOWN, columns_table, status_cell, summary
+from ml_dash.cli.summary import columns_table, status_cell, summary
 from ml_dash.cli.views import bring_up_to_date
 from ml_dash.core.events import STATUSES
 from ml_dash.core.times import utc_text
@@ -29,8 +30,6 @@ Entry = dict[str, Any]
 
 # Columns that are left out in a narrow terminal, in this order.
 _DROPPED = ("tags", ">files", ">logs", "updated (UTC)", ">points", "status")
-# Experiments that a server is asked for at once.
-_PAGE: Final = 1000
 
 
 @click.command(cls=options.RemoteCommand)
@@ -78,7 +77,7 @@ def command(
         "--since": since,
     }  # fmt: skip
     filters = [name for name, value in given.items() if value]
-    asked = _Asked(_joined(where, project, status, tags, folder, since), sort, columns, limit)
+    asked = Asked(_joined(where, project, status, tags, folder, since), sort, columns, limit)
     if remote is not None:
         found = _of_server(remote, asked)
         entries, code = [_entry_there(one) for one in found], OK
@@ -107,16 +106,6 @@ def list_found() -> bool:
     if found:
         click.get_current_context().invoke(command)
     return bool(found)
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What is listed: the query (None: all), the order, the fields to show, and how many at most."""
-
-    where: Where | None
-    sort: Sort | None
-    columns: tuple[str, ...]
-    limit: int | None
 
 
 def _joined(
@@ -174,13 +163,14 @@ class _Troubles:
     def entry(self, one: Chosen) -> Entry | None:
         """Return an experiment for `--json`; None if it cannot be read."""
         try:
-            return {**summary(one.located, read.record(one.located)), "values": one.values}
+            record, (project, name, folder, _) = read.record(one.located), one.located
+            return {**summary(project, name, folder, record), "values": one.values}
         except (MLDashError, OSError) as error:
             self.note(one.located, error)
             return None
 
 
-def _here(path: Path | None, project: str | None, asked: _Asked, troubles: _Troubles) -> list[Chosen]:
+def _here(path: Path | None, project: str | None, asked: Asked, troubles: _Troubles) -> list[Chosen]:
     """Return what matches here. Folders that a killed process left behind are brought up to date."""
     from ml_dash.reading.chosen import choose_below
 
@@ -231,33 +221,16 @@ def _nothing(path: Path | None, filters: list[str], code: int) -> str:
 # -- of a server ------------------------------------------------------------------------------------------------------
 
 
-def _of_server(url: str, asked: _Asked) -> list[Entry]:
-    """Return what matches on a server, page by page. Raises RemoteError."""
+def _of_server(url: str, asked: Asked) -> list[Entry]:
+    """Return what matches on a server. Raises RemoteError."""
     from ml_dash.cli.server_view import client_of
-    from ml_dash.reading.source import decoded
-    from ml_dash.reading.where import field_text
 
-    where = None if asked.where is None else str(asked.where)
-    sort = None if asked.sort is None else str(asked.sort)
-    columns = [field_text(name) for name in asked.columns]
-    found: list[Entry] = []
-    most = asked.limit
     with client_of(url) as client:
-        source = client.source()
-        while most is None or len(found) < most:
-            limit = _PAGE if most is None else min(_PAGE, most - len(found))
-            page = decoded(
-                source.experiments(where=where, sort=sort, columns=columns, start=len(found), limit=limit)
-            )  # fmt: skip
-            found += page["experiments"]
-            if not page["experiments"] or len(found) >= page["total"]:
-                break
-    return found
+        return list(listed(client, asked))
 
 
 def _entry_there(row: Mapping[str, Any]) -> Entry:
-    """Return an experiment for `--json`, in the form of one that is here; it has no path."""
-    return {**{key: row.get(key) for key in SHOWN}, "path": None, "values": row["values"]}
+    return {**summary(row["project"], row["name"], None, row), "values": row["values"]}
 
 
 def _line_there(row: Mapping[str, Any]) -> _Line:

@@ -16,8 +16,6 @@ from ml_dash.errors import MLDashError
 
 if TYPE_CHECKING:
     from ml_dash.reading.index import FieldFacts
-    from ml_dash.reading.located import Located
-    from ml_dash.reading.where import Sort, Where
 
 Decorated = TypeVar("Decorated", bound=Any)
 
@@ -134,26 +132,6 @@ def columns_option(command: Decorated) -> Decorated:
         shell_complete=complete_fields,
         help="Show these fields: params.lr,metrics.val.acc.max",
     )(command)
-
-
-def chosen(
-    ctx: click.Context, experiments: tuple[str, ...], where: Where | None, sort: Sort | None, path: Path | None
-) -> list[Located]:
-    """Return the experiments that are named, in that order; or with `--where` or `--sort` those that match, sorted.
-
-    Raises UsageError for both, and NotFound for a name that none has.
-    """
-    from ml_dash.reading import read
-
-    if experiments and where is not None:
-        raise click.UsageError("Name experiments, or choose them with --where.", ctx)
-    named = [read.locate(one, path) for one in experiments]
-    if sort is None and where is None:
-        return named
-    from ml_dash.reading.chosen import choose, choose_below
-
-    found = choose(named, None, sort) if named else choose_below(path, None, where, sort, archived=where is None)
-    return [one.located for one in found]
 
 
 def _parsed(parse: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:

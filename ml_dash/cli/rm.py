@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ml_dash.cli import console, options
+from ml_dash.cli.chosen import Asked, located_here
 from ml_dash.cli.codes import FAILURE
 from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import UNKNOWN
@@ -49,7 +50,9 @@ def command(
     """
     if where is None and not experiments:
         raise click.UsageError("Name the experiments, or choose them with --where.", ctx)
-    found = options.chosen(ctx, experiments, where, None, path)
+    if experiments and where is not None:
+        raise click.UsageError("Name experiments, or choose them with --where.", ctx)
+    found = located_here(experiments, Asked(where), path)
     if not found:
         console.print_note(f"no experiments match in {read.places(path)}; nothing was removed")
     chosen = list({located.journal: located for located in found}.values())

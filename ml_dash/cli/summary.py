@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_dash.cli import console
 from ml_dash.cli.views import ExperimentView
 from ml_dash.reading.facts import kind_of
-from ml_dash.reading.located import Located
 
-SHOWN = (
+_SHOWN = (
     "project", "name", "status", "description", "tags", "folder", "createdAt", "updatedAt", "endedAt",
     "counts",
 )  # fmt: skip
@@ -18,10 +18,13 @@ SHOWN = (
 _STATUS_STYLES = {"running": "cyan", "completed": "green", "failed": "red", "interrupted": "yellow"}
 
 
-def summary(located: Located, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of `experiment.json` that a list shows, with the path of the experiment's folder."""
-    facts = {key: record.get(key) for key in SHOWN}
-    return {**facts, "project": located.project, "name": located.name, "path": str(located.folder)}
+def summary(project: str, name: str, path: Path | None, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of `experiment.json` that a list shows, with the path of the experiment's folder if it is here.
+
+    `record` may also be an entry of a server's list.
+    """
+    facts = {key: record.get(key) for key in _SHOWN}
+    return {**facts, "project": project, "name": name, "path": None if path is None else str(path)}
 
 
 def final_values(view: ExperimentView) -> dict[str, Any]:

@@ -6,7 +6,7 @@ it. A series is named as in `records.all_series`; a series whose name ends like 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
 import msgspec
@@ -281,3 +281,9 @@ def shown_value(field: str, value: Any) -> Any:
     if field == "name":
         return value[0]
     return to_json(value)
+
+
+def shown_values(facts: Facts, fields: Iterable[str]) -> dict[str, Any]:
+    """Return the values of fields as answers hold them, those that an experiment has."""
+    found = {field: value_of(facts, field) for field in fields}
+    return {field: shown_value(field, value) for field, value in found.items() if value is not MISSING}
