@@ -296,7 +296,7 @@ function gridColumns(columns, pinned) {
 function columnOf(field, pinned) {
   const family = familyOf(field);
   const title = titleOf(field);
-  const width = widths.value[field] ?? WIDTHS[field] ?? Math.max(76, Math.min(160, title.length * 7 + 26));
+  const width = widths.value[field] ?? WIDTHS[field] ?? Math.max(88, Math.min(160, title.length * 7 + 26));
   return {
     id: field, title, pinned, width: family === "trend" ? Math.max(width, 110) : width,
     right: family === "metrics" || RIGHT.has(field) || isNumber(field), sorts: family !== "trend" && !UNSORTED.has(field), hint: field,
