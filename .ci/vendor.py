@@ -29,7 +29,8 @@ PACKAGES = {
 BUNDLER = "esbuild@0.25.12"
 BUNDLE = """
 export {h, render, Fragment, Component, createContext, options} from "preact";
-export {useState, useReducer, useEffect, useLayoutEffect, useRef, useMemo, useCallback, useContext, useId}
+export {useState, useReducer, useEffect, useLayoutEffect, useRef, useMemo, useCallback, useContext, useErrorBoundary,
+  useId}
   from "preact/hooks";
 export {signal, computed, effect, batch, untracked, Signal, useSignal, useComputed, useSignalEffect}
   from "@preact/signals";

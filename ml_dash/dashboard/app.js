@@ -1,5 +1,5 @@
 /** The application: its frame, and the screen that the URL names. */
-import { Fragment, classes, computed, effect, html, render, signal, useEffect, useSignal } from "./lib/ui.js";
+import { Fragment, classes, computed, effect, html, render, signal, useEffect, useErrorBoundary, useSignal } from "./lib/ui.js";
 import { get, loadMe, me } from "./lib/api.js";
 import { followKeys, key } from "./lib/keys.js";
 import { connection, followVisibility, subscribe, throttled } from "./lib/live.js";
@@ -92,13 +92,15 @@ function App() {
     <${Bar} bare=${login} />
     ${latest.value && html`<${Newest} />`}
     <main id="main" tabindex="-1">
-      <${Shown} params=${params} />
+      <${Shown} key=${route.value.path} params=${params} />
     </main>
   <//>`;
 }
 
 /** @param {{params: Record<string, string>}} props */
 function Shown({ params }) {
+  const [broken] = useErrorBoundary((error) => console.error(error));
+  if (broken) return html`<${Failure} error=${broken} retry=${() => location.reload()} />`;
   const { Screen, error, name } = shown.value;
   if (failed.value) return html`<${Failure} error=${failed.value} retry=${() => location.reload()} />`;
   if (latest.value && newest.value === "") return html`<${Empty} title="No runs yet" command="ml-dash demo" />`;

@@ -31,7 +31,7 @@ export interface Run {
   reason: Reason | null;
   description: string | null;
   notes: string | null;
-  tags: string[];
+  tags: string[] | null;
   folder: string | null;
   archived: boolean;
   createdAt: string;

@@ -3,7 +3,7 @@ import { h, htm } from "../vendor/preact.js";
 
 export {
   Fragment, render, signal, computed, effect, batch, untracked, useSignal, useComputed, useSignalEffect,
-  useState, useReducer, useEffect, useLayoutEffect, useRef, useMemo, useCallback, useId,
+  useState, useReducer, useEffect, useLayoutEffect, useRef, useMemo, useCallback, useErrorBoundary, useId,
 } from "../vendor/preact.js";
 
 /** Makes elements of a template: html`<p class="dim">${text}</p>`. Values become text, never markup. */

@@ -64,11 +64,14 @@ export function QueryBox({ value, error, onQuery }) {
     last.current = text.value.trim();
     onQuery(last.current, done);
   };
+  // What is plainly unfinished waits for its rest; Enter asks all the same, and is told what is missing.
+  const soon = () => {
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => apply(false), isUnfinished(text.value) ? SAY_WRONG_MS : PAUSE_MS);
+  };
   const typed = (/** @type {any} */ event) => {
     text.value = event.currentTarget.value;
-    clearTimeout(timer.current);
-    // It waits for the rest of what is plainly unfinished; Enter asks all the same, and is told what is missing.
-    if (!UNFINISHED.test(text.value)) timer.current = setTimeout(() => apply(false), PAUSE_MS);
+    soon();
     suggest();
   };
   const close = () => {
@@ -84,8 +87,7 @@ export function QueryBox({ value, error, onQuery }) {
     element.value = text.value;
     element.setSelectionRange(start + put.length, start + put.length);
     element.focus();
-    clearTimeout(timer.current);
-    if (!UNFINISHED.test(text.value)) timer.current = setTimeout(() => apply(false), PAUSE_MS);
+    soon();
     suggest();
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
@@ -117,8 +119,15 @@ export function QueryBox({ value, error, onQuery }) {
           take(option);
         }}><span class="mono cut">${option.text}</span>${option.note && html`<span class="dim">${option.note}</span>`}</li>`)}
     </ul>`}
-    ${wrong && html`<pre class="wrong" role="alert" id=${`${id}-error`}>${wrong.message}</pre>`}
+    ${wrong && html`<pre class="wrong" role="alert" id=${`${id}-error`}>${wrong.message}${wrong.hint && !wrong.message.includes(wrong.hint) && `\n${wrong.hint}`}</pre>`}
   </div>`;
+}
+
+/** @param {string} text */
+function isUnfinished(text) {
+  const word = /** @type {string} */ (/[^\s()"]*\s*$/.exec(text)?.[0]).trim().toLowerCase();
+  const state = /\bstatus\s*!?=\s*$/.test(text.slice(0, text.length - word.length));
+  return UNFINISHED.test(text) || /^(params|metrics|trend)\./.test(word) || (state ? !STATUSES.includes(word) : word in FIELDS);
 }
 
 /** Where the word begins that ends here. @param {string} before */

@@ -28,7 +28,7 @@ export function Projects({ where, onChoose }) {
   return html`<nav class="projects" aria-label="Projects">
     <ul>
       <${Entry} text="All runs" number=${all} here=${where === ""} run=${() => onChoose("")} />
-      <${Entry} text="Running now" number=${running} here=${isRunning} lively=${running > 0} run=${() => onChoose("status = running")} />
+      ${(running > 0 || isRunning) && html`<${Entry} text="Running now" number=${running} here=${isRunning} lively=${running > 0} run=${() => onChoose("status = running")} />`}
     </ul>
     <h2 class="dim">Projects</h2>
     <ul>${projects.value.map((one) => html`<${Entry} key=${one.name} text=${one.name} number=${one.experiments} here=${here === one.name}

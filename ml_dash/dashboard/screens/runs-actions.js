@@ -49,12 +49,12 @@ async function change(list, run, changes) {
 
 /** @param {Props} props */
 function Tag({ runs, what, list, onClose }) {
-  const common = runs.map((run) => run.tags).reduce((a, b) => a.filter((tag) => b.includes(tag)));
+  const common = runs.map((run) => run.tags ?? []).reduce((a, b) => a.filter((tag) => b.includes(tag)));
   const words = (/** @type {FormDataEntryValue|null} */ text) => String(text ?? "").split(",").map((tag) => tag.trim()).filter(Boolean);
   const save = async (/** @type {FormData} */ form) => {
     const now = words(form.get("tags"));
     const gone = common.filter((tag) => !now.includes(tag));
-    await each(runs, (run) => change(list, run, { tags: [...new Set([...run.tags.filter((tag) => !gone.includes(tag)), ...now])] }));
+    await each(runs, (run) => change(list, run, { tags: [...new Set([...(run.tags ?? []).filter((tag) => !gone.includes(tag)), ...now])] }));
     await list.refresh();
   };
   return html`<${FormDialog} title=${`Tags of ${what}`} action="Save" onClose=${onClose} save=${save}>

@@ -33,7 +33,7 @@ const UNSORTED = new Set(["tags", "notes", "description"]);
 const TICK_MS = 15_000;
 const MOST_SELECTED = 100;
 /** For how long the first rows wait until it is known which metrics and parameters there are. */
-const COLUMNS_WAIT_MS = 150;
+const COLUMNS_WAIT_MS = 250;
 
 const widths = pref("runs.widths", /** @type {Record<string, number>} */ ({}));
 const lastColumns = pref("runs.columns", /** @type {string|null} */ (null));
@@ -320,7 +320,7 @@ function cellOf(run, column, now) {
       ${run.archived && html`<span class="tag">archived</span>`}`;
   }
   if (field === "status") return html`<${Status} status=${run.status} reason=${run.reason} />`;
-  if (field === "tags") return run.tags.map((tag) => html`<span class="tag" key=${tag} title=${tag}>${tag}</span>`);
+  if (field === "tags") return (run.tags ?? []).map((tag) => html`<span class="tag" key=${tag} title=${tag}>${tag}</span>`);
   const trend = trendOf(field);
   if (trend !== null) return html`<${Trend} run=${run} metric=${trend} />`;
   const v = valueOf(run, field);

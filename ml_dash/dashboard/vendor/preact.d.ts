@@ -28,6 +28,7 @@ export function useMemo<T>(make: () => T, inputs: readonly unknown[]): T;
 export function useCallback<T>(callback: T, inputs: readonly unknown[]): T;
 export function useContext<T>(context: Context<T>): T;
 export function useId(): string;
+export function useErrorBoundary(told?: (error: Error) => void): [Error | undefined, () => void];
 
 export interface ReadonlySignal<T> {
   readonly value: T;
