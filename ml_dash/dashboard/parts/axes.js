@@ -142,6 +142,7 @@ export function clock(times, apart) {
     /** @type {Intl.DateTimeFormatOptions} */
     const parts = { hour: "2-digit", minute: "2-digit" };
     if (apart < MINUTE) parts.second = "2-digit";
+    if (apart < 1) parts.fractionalSecondDigits = apart < 0.01 ? 3 : apart < 0.1 ? 2 : 1;
     const time = date.toLocaleTimeString("en-GB", parts);
     const text = day === before ? time : `${time}\n${day}`;
     before = day;

@@ -27,8 +27,20 @@ export const keyOf = ({ experiment, split }) => (split === null || split === und
 export function drawn(curves, behind, options, names, groups) {
   if (options.mean) return means(curves, options, groups);
   const styles = stylesOf(curves.map(keyOf));
-  const faint = behind.map((curve) => ({ ...plain(curve, styles, names, options), key: `${keyOf(curve)}\n*`, raw: null, faint: true }));
+  const faint = behind.map((curve) => ({ ...plain(apart(curve), styles, names, options), key: `${keyOf(curve)}\n*`, faint: true }));
   return [...faint, ...curves.map((curve) => withSmoothing(plain(curve, styles, names, options), options.smoothing))];
+}
+
+/**
+ * A curve with superseded points, broken where a rewind goes back: nothing leads from its end to its new beginning.
+ *
+ * @param {Curve} curve
+ * @returns {Curve}
+ */
+function apart(curve) {
+  const breaks = [...curve.breaks];
+  for (let i = 1; i < curve.x.length; i++) if (curve.x[i] <= curve.x[i - 1]) breaks.push(i);
+  return { ...curve, breaks };
 }
 
 /**
@@ -119,9 +131,21 @@ function means(curves, options, groups) {
  */
 export function ranges(curves, options) {
   const all = extent(curves.map(({ x }) => x), options.logX);
-  const xRange = options.zoom ?? (all && all[0] < all[1] ? all : padded(all, options.logX, 0));
+  const xRange = options.zoom ?? (all && all[0] < all[1] ? all : around(all, options));
   const values = options.zoom ? curves.flatMap((curve) => within(curve, xRange)) : curves.flatMap(({ min, max }) => [min, max]);
   return { xRange: safe(xRange, options.logX), yRange: padded(extent(values, options.logY), options.logY, 0.06) };
+}
+
+/**
+ * The range around one x: seconds around a moment, and about a tenth around a number.
+ *
+ * @param {[number, number] | null} found
+ * @param {ChartOptions} options
+ * @returns {[number, number]}
+ */
+function around(found, { x, logX }) {
+  if (found && (x === "wall" || x === "relative")) return [found[0] - 1, found[1] + 1];
+  return padded(found, logX, 0);
 }
 
 /**

@@ -371,7 +371,7 @@ export class Plot {
     ctx.moveTo(place, 0);
     ctx.lineTo(place, height);
     ctx.stroke();
-    if (hit && view.curves.length > 1) {
+    if (hit && hits.length > 1) {
       const pen = new Pen(ctx, view, { left: 0, top: 0, width, height }, ratio);
       pen.line(hit.curve, hit.curve.line, 1, 3);
     }

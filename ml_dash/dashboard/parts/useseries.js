@@ -1,7 +1,7 @@
 /** The points of one chart: asked for in as many pieces as it is wide, again when zoomed into, and as they grow. */
 import { series } from "../lib/api.js";
 import { subscribe, throttled } from "../lib/live.js";
-import { useEffect, useRef, useState } from "../lib/ui.js";
+import { useLayoutEffect, useRef, useState } from "../lib/ui.js";
 
 /** @typedef {import("../types").Series} Series */
 /** @typedef {import("./chartoptions.js").ChartOptions} ChartOptions */
@@ -43,13 +43,15 @@ export function useSeries(metric, runs, options, asOf, width) {
   const { x, split, superseded, zoom } = options;
   const key = JSON.stringify([metric, runs, x, split, superseded, zoom, asOf, points]);
   const drawn = useRef("");
-  useEffect(() => {
+  // Before the frame is drawn: the request is on its way while the browser paints.
+  useLayoutEffect(() => {
     if (!points || !runs.length) return undefined;
     const abort = new AbortController();
     const query = { experiment: runs, metric, x, split: split || null, asOf, ...beyond(zoom, options.logX) };
     const load = async (/** @type {number} */ wanted) => {
       const ask = (/** @type {object} */ more) => series({ ...query, points: wanted, ...more }, { signal: abort.signal });
-      const [now, all] = await Promise.all([ask({}), superseded ? ask({ superseded: true }) : null]);
+      const now = await ask({});
+      const all = superseded && now.series.some((one) => Number(one.superseded) > 0) ? await ask({ superseded: true }) : null;
       if (abort.signal.aborted) return;
       drawn.current = metric;
       setError(null);
