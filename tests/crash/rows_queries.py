@@ -203,23 +203,28 @@ def _send(server: Server, one: Recorded) -> None:
 
 def equal_answers(trial: Trial) -> None:
     """V2. Random queries over random experiments: local folders, a server on SQLite, and each one asked plainly."""
+    with closing(Server(trial.folder / "server")) as server:
+        compare(trial, server)
+
+
+def compare(trial: Trial, server: Server) -> None:
+    """Record experiments here and there, and compare answers in between."""
     rng = trial.rng
     places = [(project, name) for project in ("vision", "nlp") for name in NAMES]
     chosen = rng.sample(places, rng.randrange(2, 9))
     runs = [_begin(rng, number, trial.folder / "store", *place) for number, place in enumerate(chosen)]
-    with closing(Server(trial.folder / "server")) as server:
-        try:
-            for _ in range(_ROUNDS):
-                for one in runs:
-                    if not one.created_ns or rng.random() < 0.5:
-                        _go_on(rng, one)
-                        _send(server, one)
-                # Another process each time, which begins with the index of the one before.
-                with closing(LocalSource([trial.folder / "store"], cache=trial.folder / "cache")) as local:
-                    _ask(trial, runs, {"folders": local, "server": ServerSource(server, NS)})
-        finally:
+    try:
+        for _ in range(_ROUNDS):
             for one in runs:
-                one.desk.let_go()
+                if not one.created_ns or rng.random() < 0.5:
+                    _go_on(rng, one)
+                    _send(server, one)
+            # Another process each time, which begins with the index of the one before.
+            with closing(LocalSource([trial.folder / "store"], cache=trial.folder / "cache")) as local:
+                _ask(trial, runs, {"folders": local, "server": ServerSource(server, NS)})
+    finally:
+        for one in runs:
+            one.desk.let_go()
 
 
 def _ask(trial: Trial, runs: list[Recorded], sources: dict[str, Source]) -> None:
