@@ -52,7 +52,7 @@ from .listing import Asked, comparison_answer, experiments_answer, fields_answer
 from .live import LiveViews
 from .located import Located
 from .log_search import Search
-from .places import Found, Places
+from .places import Found, places_of
 from .runs import Runs
 from .source import Answer, Content, Moment, SeriesRequest
 from .view import Lines, View, check_limit
@@ -92,7 +92,7 @@ class LocalSource:
     ) -> None:
         folder = cache if cache is not None else cache_folder()
         self._edits = edits
-        self._places = Places(paths)
+        self._places = places_of(paths, folder)
         self._views = LiveViews()
         self._indexer = Indexer(patience_s)
         self._runs = Runs(self._places, self._views, self._indexer, folder)

@@ -1,26 +1,36 @@
 """The experiments below some paths, found again cheaply: those of stores that appear later as well.
 
 A folder's time changes when something in it appears or goes, so only folders whose time has changed are listed again.
-What was found to be an experiment stays one until its journal is gone. Folders that are none are asked each time: an
-experiment's folder is made before its journal.
+What was found to be an experiment stays one as long as its journal is the same folder. Folders that are none are asked
+each time: an experiment's folder is made before its journal.
+
+What is known is kept in a file of the cache, so that the next process need not open ten thousand journals to read their
+names. Paths are texts here: to make objects of them takes longer than all else.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from ..core.names import experiment_id
+from ..disk.durable import replace_file
 from ..disk.lock import Liveness, probe
 from ..disk.settings import DEFAULT_LOCAL_PATH
 from ..journal.segment import EXPERIMENT, SEGMENTS
+from .cached import cache_file
 from .located import Located, at
+
+log = logging.getLogger("ml_dash")
 
 SCAN_EVERY_S: Final = 1.0
 # A folder may change again within the same tick of a file system's clock; some have ticks of two seconds.
@@ -31,26 +41,49 @@ _LOCKS: Final = 64
 _SIZES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Known(NamedTuple):
+    """An experiment as it was found: its id by its names, where it is, and which folder its segments are in."""
+
+    id: str
+    project: str
+    name: str
+    folder: str
+    journal: str
+    device: int
+    inode: int
+
+
+class Found(NamedTuple):
     """An experiment, under the id by which it is asked for, and the path of its journal as `key`."""
 
     id: str
     key: str
-    located: Located
+    project: str
+    name: str
+    folder: str
+
+    @property
+    def located(self) -> Located:
+        """Where it is."""
+        return Located(self.project, self.name, Path(self.folder), Path(self.key))
+
+
+_read_known: Final = msgspec.msgpack.Decoder(dict[str, Known])
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Places:
-    """The experiments below some paths. Any thread may call."""
+    """The experiments below some paths. Any thread may call. `file` is where what is known is kept."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], file: Path | None = None) -> None:
         self.paths = [Path(path).expanduser().absolute() for path in paths]
+        self._file = file
         self._lock = threading.Lock()
         self._scanned = float("-inf")
         # Folder → (its time when it was listed, the folders in it).
         self._listed: dict[str, tuple[int, list[str]]] = {}
-        self._known: dict[str, Located] = {}
-        self._identities: dict[str, tuple[int, int]] = {}
+        self._known = _kept(file)
+        self._saved = set(self._known)
         self._by_id: dict[str, Found] = {}
 
     def all(self, *, now: bool = False) -> dict[str, Found]:
@@ -68,62 +101,79 @@ class Places:
             found = self.all(now=True).get(id)
         return found
 
+    def save(self) -> None:
+        """Keep what is known for the next process, if it has changed. A disk that refuses costs that process time."""
+        with self._lock:
+            known = self._known
+            if self._file is None or known.keys() == self._saved:
+                return
+            self._saved = set(known)
+        try:
+            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            replace_file(self._file, _encode(known))
+        except OSError as error:
+            log.info("ml-dash: %s cannot be written: %s", self._file, error)
+
     def _scan(self) -> dict[str, Found]:
         found: dict[str, Found] = {}
         seen: set[tuple[int, int]] = set()
+        present: dict[str, Known] = {}
         for path in self.paths:
             mine = []
             for place in self._places(path):
-                for located in self._below(str(place)):
-                    identity = self._identity(located)
-                    if identity is not None and identity not in seen:
-                        seen.add(identity)
-                        mine.append(located)
-            mine.sort(key=lambda located: (located.project, located.name, str(located.journal)))
-            for located in mine:
-                key = str(located.journal)
-                id = experiment_id(located.project, located.name)
-                # Another store has one of that name, so this one is told from it by where it is.
-                id = experiment_id(key, "") if id in found else id
-                found[id] = Found(id, key, located)
+                for folder, known in self._below(place):
+                    present[folder] = known
+                    if (known.device, known.inode) not in seen:
+                        seen.add((known.device, known.inode))
+                        mine.append(known)
+            mine.sort(key=lambda known: (known.project, known.name, known.journal))
+            for known in mine:
+                # Where another store has one of that name, this one is told from it by where it is.
+                id = experiment_id(known.journal, "") if known.id in found else known.id
+                found[id] = Found(id, known.journal, known.project, known.name, known.folder)
+        self._known = present
         return found
 
-    def _places(self, path: Path) -> Iterator[Path]:
+    def _places(self, path: Path) -> Iterator[str]:
         """Yield a path, the store in it, and the stores in folders in it."""
-        yield path
-        yield path / DEFAULT_LOCAL_PATH
+        yield str(path)
+        yield f"{path}/{DEFAULT_LOCAL_PATH}"
         for child in self._folders(str(path)):
-            store = Path(child, DEFAULT_LOCAL_PATH)
-            if store.is_dir():
+            store = f"{child}/{DEFAULT_LOCAL_PATH}"
+            if os.path.isdir(store):  # noqa: PTH112 - see the module
                 yield store
 
-    def _below(self, place: str) -> Iterator[Located]:
+    def _below(self, place: str) -> Iterator[tuple[str, Known]]:
         own = self._at(place)
         if own is not None:
-            yield own
+            yield place, own
             return
         for child in self._folders(place):
-            located = self._at(child)
-            if located is not None:
-                yield located
+            known = self._at(child)
+            if known is not None:
+                yield child, known
                 continue
             for grandchild in self._folders(child):
-                located = self._at(grandchild)
-                if located is not None:
-                    yield located
+                known = self._at(grandchild)
+                if known is not None:
+                    yield grandchild, known
 
-    def _at(self, path: str) -> Located | None:
+    def _at(self, path: str) -> Known | None:
+        """Return the experiment whose folder this is; None if it is none."""
         known = self._known.get(path)
-        if known is None:
-            known = at(Path(path))
-            if known is not None:
-                self._known[path] = known
-        return known
+        if known is not None and _identity(known.journal) == (known.device, known.inode):
+            return known
+        located = at(Path(path))
+        identity = _identity(str(located.journal)) if located is not None else None
+        if located is None or identity is None:
+            return None
+        id = experiment_id(located.project, located.name)
+        return Known(id, located.project, located.name, str(located.folder), str(located.journal), *identity)
 
     def _folders(self, path: str) -> list[str]:
         """Return the folders in a folder, by name; those that begin with a dot are left out."""
         try:
-            changed = os.stat(path).st_mtime_ns  # noqa: PTH116 - asked of every folder at each scan
+            changed = os.stat(path).st_mtime_ns  # noqa: PTH116 - see the module
             listed = self._listed.get(path)
             if listed is not None and listed[0] == changed:
                 return listed[1]
@@ -135,15 +185,28 @@ class Places:
             self._listed[path] = changed, found
         return found
 
-    def _identity(self, located: Located) -> tuple[int, int] | None:
-        """Return what tells a journal from others, under whatever path; None if it is gone."""
-        key = str(located.journal)
-        try:
-            status = os.stat(f"{key}/{SEGMENTS}")  # noqa: PTH116 - as above
-        except OSError:
-            self._known = {path: other for path, other in self._known.items() if other.journal != located.journal}
-            return None
-        return status.st_dev, status.st_ino
+
+def places_of(paths: Sequence[Path], cache: Path) -> Places:
+    """Return the places below some paths, with what an earlier process knew of the same ones."""
+    absolute = [Path(path).expanduser().absolute() for path in paths]
+    return Places(absolute, cache_file(cache, "places", Path("\n".join(map(str, absolute)))).with_suffix(".msgpack"))
+
+
+def _kept(file: Path | None) -> dict[str, Known]:
+    """Return what an earlier process knew; nothing if that cannot be read."""
+    if file is not None:
+        with suppress(OSError, msgspec.MsgspecError):
+            return _read_known.decode(file.read_bytes())
+    return {}
+
+
+def _identity(journal: str) -> tuple[int, int] | None:
+    """Return what tells a journal from others, under whatever path; None if it is gone."""
+    try:
+        status = os.stat(f"{journal}/{SEGMENTS}")  # noqa: PTH116 - see the module
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def version_of(found: Found, *, running: bool) -> list[Any]:
@@ -151,7 +214,7 @@ def version_of(found: Found, *, running: bool) -> list[Any]:
 
     Of one that was `running`, also sizes of segments, and who holds a lock: a process that was killed changes no file.
     """
-    journal, folder = found.key, found.located.folder
+    journal, folder = found.key, found.folder
     version: list[Any] = [*_times(f"{folder}/{EXPERIMENT}"), *_times(f"{journal}/{SEGMENTS}")[:1]]
     if running:
         version.append(_segments(f"{journal}/{SEGMENTS}"))

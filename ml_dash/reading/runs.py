@@ -109,7 +109,10 @@ class Runs:
             for key, version in chosen.items():
                 if self._stale.get(key) == version:
                     del self._stale[key]
-            return bool(self._stale)
+            more = bool(self._stale)
+        if not more:
+            self.places.save()
+        return more
 
     def _facts(self, one: Found) -> Facts | None:
         """Return the facts of an experiment as it is now; None if it cannot be read, or is gone."""
@@ -161,5 +164,6 @@ class Runs:
             return
 
     def close(self) -> None:
-        """Close the file of the index."""
+        """Keep what is known, and close the file of the index."""
+        self.places.save()
         self.index.close()
