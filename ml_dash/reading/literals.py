@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from math import factorial
+from time import perf_counter
 from typing import Any, Final, NamedTuple
 
 from ..core.times import parse_time
@@ -28,6 +29,7 @@ _BYTES: Final[dict[str, int]] = {"": 1, "b": 1} | {
 _SECONDS: Final = {
     "ms": 0.001, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800,
 }  # fmt: skip
+_LONG_UNITS: Final = ("second", "seconds", "minute", "minutes", "hour", "hours", "day", "days", "week", "weeks")
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|sec|s|min|m|h|d|w)", re.IGNORECASE | re.ASCII)
 
 TIME_HINT: Final = "write a time like 2026-11-01, 2026-11-01T10:30, -7d (seven days ago), -90min, today or now"
@@ -37,6 +39,9 @@ NUMBER_HINT: Final = "write a number like 12, 0.5, 1e-3 or 10k"
 
 # A regular expression is refused, or sees only the beginning of a text, so that no text costs more steps than this.
 _MOST_STEPS: Final = 10_000_000
+# Searches that take longer are counted; all together they may take so long.
+_LONG_S: Final = 0.002
+_MOST_S: Final = 2.0
 _MOST_CHARACTERS: Final = 4_000
 _FEWEST_CHARACTERS: Final = 100
 _LONGEST_PATTERN: Final = 500
@@ -77,6 +82,11 @@ def size_bytes(text: str) -> int | float:
         return unit * number(match[1])
     except ValueError:
         raise ValueError(SIZE_HINT) from None
+
+
+def is_unit(text: str) -> bool:
+    """True if a text is a unit that may stand behind a number, without a space between."""
+    return text in _MULTIPLES or text.lower() in _BYTES or text.lower() in (*_SECONDS, *_LONG_UNITS)
 
 
 def duration_s(text: str) -> float:
@@ -129,12 +139,13 @@ def _precision_ns(text: str) -> int:
 # -- regular expressions ----------------------------------------------------------------------------------------------
 
 
-def pattern(text: str) -> Callable[[str], bool]:
+def pattern(text: str, slow: Callable[[], Exception] | None = None) -> Callable[[str], bool]:
     """Return a function that says whether a regular expression is found in a text.
 
     Python's `re` may take exponential time, so expressions that repeat what repeats itself are refused; and of long
     texts only as much is looked at as can be searched at once: 4,000 characters with one repetition, about 390 with
-    two. Raises ValueError.
+    two. With `slow`, searches that take long may take two seconds in all; then the function raises `slow()`. Raises
+    ValueError.
     """
     if len(text) > _LONGEST_PATTERN:
         raise ValueError(f"write a regular expression of at most {_LONGEST_PATTERN} characters")
@@ -143,7 +154,20 @@ def pattern(text: str) -> Callable[[str], bool]:
     except (re.error, RecursionError, OverflowError) as error:
         raise ValueError(f"the regular expression cannot be read: {error}") from None
     length = _characters(text)
-    return lambda value: compiled.search(value[:length]) is not None
+    spent_s = 0.0
+
+    def found(value: str) -> bool:
+        nonlocal spent_s
+        begun_s = perf_counter()
+        match = compiled.search(value[:length])
+        taken_s = perf_counter() - begun_s
+        if taken_s > _LONG_S:
+            spent_s += taken_s
+            if slow is not None and spent_s > _MOST_S:
+                raise slow()
+        return match is not None
+
+    return found
 
 
 def _characters(text: str) -> int:

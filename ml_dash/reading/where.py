@@ -4,7 +4,8 @@ The grammar is `where.lark`; docs/query.md explains it. A parsed query is a tree
 a query that means the same, and a plan made of it: tests of single fields, joined as the tree joins them. An index
 runs the plan over columns, `Where.matches` over the facts of one experiment; the tests are the same.
 
-A field that an experiment does not have fulfils no condition, also not `!=`; and nothing that a value may be raises.
+A field that an experiment does not have fulfils no condition, also not `!=`; and nothing that a value may be raises,
+but for a regular expression whose search takes seconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as attribute
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -300,9 +301,22 @@ class _Reader:
         if found.data == "word":
             return self._words(parts[0])
         nodes = tuple(self._node(part, depth + 1) for part in parts)
+        if found.data == "both":
+            for before, part in zip(nodes, parts[1:], strict=False):
+                self._refuse_lone_unit(before, part)
         if found.data == "no":
             return Not(nodes[0])
         return And(nodes) if found.data == "both" else Or(nodes)
+
+    def _refuse_lone_unit(self, before: Node, part: Any) -> None:
+        """Raise InvalidQuery for `duration > 2 h`, which would mean a search for the word `h`."""
+        if part.data != "word" or part.children[0].type != "WORD" or not isinstance(before, Compare):
+            return
+        token, value = part.children[0], before.value
+        takes_unit = kind_of(before.field) in ("duration", "size", "number") and value.text[-1:].isdigit()
+        if takes_unit and literals.is_unit(str(token)):
+            hint = f"write {value.text}{token} without a space, or put the word in quotes to search for it"
+            raise InvalidQuery("a unit stands alone", self._text, token.start_pos, len(token), hint=hint)
 
     def _field(self, token: Any) -> str:
         return _checked_field(_unquoted(str(token)), self._text, token.start_pos, len(token))
@@ -487,7 +501,11 @@ class _Planner:
             what = f"{node.operator} does not go with {node.field}"
             raise InvalidQuery(what, self._text, node.at, len(node.operator), hint=why)
         if node.operator == "~":
-            found = self._read(literals.pattern, node.value)
+            hint = "use fewer of * + ? { | in it"
+            slow = partial(
+                InvalidQuery, "searching takes too long", self._text, node.value.at, node.value.length, hint=hint
+            )
+            found = self._read(lambda text: literals.pattern(text, slow), node.value)
             return _any_item(lambda value: type(value) is str and found(value))
         if node.operator in _EQUALITY:
             equal = _any_item(self._equal(node.field, node.value))

@@ -212,6 +212,9 @@ def _read_or_refused(text: str) -> None:
         ("updated > 7 days", 10, "-7d"),
         ("duration > long", 11, "1h30m"),
         ("size > 10XB", 7, "10MB"),
+        ("size > 10 MB", 10, "write 10MB without a space"),
+        ("duration > 2 h and a", 13, "write 2h without a space"),
+        ("points >= 10 k", 13, "write 10k without a space"),
         ("metrics.loss > low", 15, "write a number"),
         ('metrics.loss > "0.1"', 15, "without quotes"),
         ("metrics.loss ~ 1", 13, "write a number"),
@@ -277,6 +280,16 @@ def test_the_slowest_regular_expressions_that_are_taken_end_soon() -> None:
     started = time.process_time()
     for pattern in ("a*b", "a*a*b", "a*a*a*b", "(aaaa?)b"):
         assert not parse(f"description ~ {pattern!r}").matches(facts)
+    assert time.process_time() - started < 5
+
+
+def test_a_search_that_takes_seconds_over_many_experiments_is_given_up() -> None:
+    where = parse("description ~ 'a*a*b'")
+    facts = Facts(id="1", project="p", name="n", status="failed", description="a" * 100_000)
+    started = time.process_time()
+    with pytest.raises(InvalidQuery, match="takes too long") as raised:
+        any(where.matches(facts) for _ in range(10_000))
+    assert raised.value.at == 14
     assert time.process_time() - started < 5
 
 
