@@ -8,7 +8,6 @@ so a figure of less than 17 ms is one frame.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import random
 import shutil
@@ -20,8 +19,8 @@ from statistics import median
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, Final
 
-import ml_dash
 from ml_dash import Experiment
+from ml_dash.server.http.assets import FOLDER, Assets
 
 from ..browser.conftest import FLAGS, WIDE
 from ..browser.hosts import Shown, UiServer, by_server, by_ui
@@ -309,10 +308,8 @@ def browser_live(folder: Path, scale: float) -> Figures:
 
 @row("all JavaScript and CSS ≤ 150 KB of gzip; first page ≤ 25 requests")
 def browser_size(folder: Path, scale: float) -> Figures:
-    files = [
-        path for path in (Path(ml_dash.__file__).parent / "dashboard").rglob("*")
-        if path.suffix in (".js", ".css", ".html")
-    ]  # fmt: skip
+    paths = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.suffix in (".js", ".css")]
+    sent = [asset for asset in map(Assets().find, paths) if asset is not None]
     curve(folder, "one", 100)
     asked: list[str] = []
     with alone(folder) as shown, page_of() as page:
@@ -323,8 +320,8 @@ def browser_size(folder: Path, scale: float) -> Figures:
         value_of(page, _FIRST_ROW)
         sleep(2)  # whatever it asks for later
     return {
-        "KB gzip": sum(len(gzip.compress(path.read_bytes(), 9)) for path in files) / 1000,
-        "files": len(files),
+        "KB gzip": sum(len(asset.packed or asset.content) for asset in sent) / 1000,
+        "files": len(sent),
         "requests of the first page": len(asked),
     }
 
