@@ -19,7 +19,7 @@ _FRAME: Final = """\
 <iframe id="{id}" title="ml-dash" width="100%" height="{height}" style="border: 1px solid #8884"></iframe>
 <script>(() => {{
   // A browser keeps a login apart for each name of this machine: the frame takes the one of the notebook.
-  const here = ["127.0.0.1", "[::1]"].includes(location.hostname) ? location.hostname : "localhost";
+  const here = location.hostname === "127.0.0.1" ? location.hostname : "localhost";
   document.getElementById("{id}").src = "{framed}".replace("127.0.0.1", here);
 }})()</script>
 <div>ml-dash ui: {paths} · <a href="{link}" target="_blank" rel="noopener">open in a tab</a></div>"""

@@ -24,7 +24,7 @@ from .settings import Limits, ServerSettings
 
 DEFAULT_PORT: Final = 3001
 HOST: Final = "127.0.0.1"
-NOTEBOOKS: Final = ("'self'", "http://localhost:*", "http://127.0.0.1:*", "http://[::1]:*")
+NOTEBOOKS: Final = ("'self'", "http://localhost:*", "http://127.0.0.1:*")
 """Whose pages may show the dashboard in a frame, where it was started for a notebook of this machine."""
 
 PATIENCE_S: Final = 0.4

@@ -73,13 +73,14 @@ def test_a_user_logs_in_with_a_token_or_a_name(browser_page: Page, team_server: 
 
 def test_a_notebook_shows_the_dashboard_in_a_frame(browser_page: Page, tmp_path: Path) -> None:
     recording.train(tmp_path / "store", "first")
-    with ml_dash.ui(tmp_path / "store") as dashboard, notebook(dashboard._repr_html_()) as url:
-        STARTED.update((url, url.replace("127.0.0.1", "localhost"), dashboard.url))
-        STARTED.add(dashboard.url.replace("127.0.0.1", "localhost"))
-        for address in (url, url.replace("127.0.0.1", "localhost")):
-            browser_page.goto(address)
-            browser_page.frame_locator("iframe").get_by_role("link", name="first").wait_for()
+    with ml_dash.ui(tmp_path / "store") as dashboard:
+        for name in ("127.0.0.1", "localhost"):
+            with notebook(dashboard._repr_html_()) as page:
+                STARTED.update(url.replace("127.0.0.1", name) for url in (page, dashboard.url))
+                browser_page.goto(page.replace("127.0.0.1", name))
+                browser_page.frame_locator("iframe").get_by_role("link", name="first").wait_for()
         # The link under it works as well.
+        STARTED.add(dashboard.url)
         browser_page.goto(str(browser_page.get_by_role("link", name="open in a tab").get_attribute("href")))
         browser_page.get_by_role("link", name="first").wait_for()
 
