@@ -168,8 +168,9 @@ def test_a_live_reader_is_told_of_a_removal(alice: RemoteClient, made: str, serv
 
 @pytest.fixture
 def searching(tmp_path: Path) -> Iterator[str]:
-    """The URL of a server that examines three log entries for each page of a search."""
-    with changed_server(tmp_path / "data", "from ml_dash.server.engine import queries", "queries._SEARCHED = 3") as web:
+    """The URL of a server that examines one block of log entries for each page of a search."""
+    change = "from ml_dash.server.engine import log_search", "log_search.SEARCH_S = 0"
+    with changed_server(tmp_path / "data", *change) as web:
         yield web.url
 
 
@@ -182,19 +183,19 @@ def test_a_search_goes_on_through_pages_without_a_match(
         with experiment.open():
             experiment.log("here too")
         made = str(client.create_experiment("p", "long")["experiment"]["id"])
-        warned = (5, 17)
+        warned = (5, 1700)
         client.add_logs(made, [
-            {"message": f"line {number}", "level": "warn" if number in warned else "info"} for number in range(20)
+            {"message": f"line {number}", "level": "warn" if number in warned else "info"} for number in range(2100)
         ])  # fmt: skip
-        page = client.logs(made, q="LINE 17")
-        assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], 2, True)
-        assert [entry["message"] for entry in client.each_log(made, q="LINE 17")] == ["line 17"]
-        assert [entry["message"] for entry in client.each_log(made, level="warn")] == ["line 5", "line 17"]
-        assert [entry["message"] for entry in client.each_log(made, 6, level="warn")] == ["line 17"]
-        assert len(list(client.each_log(made))) == 20
+        page = client.logs(made, q="LINE 1700")
+        assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], 999, True)
+        assert [entry["message"] for entry in client.each_log(made, q="LINE 1700")] == ["line 1700"]
+        assert [entry["message"] for entry in client.each_log(made, level="warn")] == ["line 5", "line 1700"]
+        assert [entry["message"] for entry in client.each_log(made, 6, level="warn")] == ["line 1700"]
+        assert len(list(client.each_log(made))) == 2100
         assert list(client.each_log(made, q="nowhere")) == []
     monkeypatch.setenv("ML_DASH_LOCAL_PATH", str(tmp_path / "store"))
-    for arguments, lines in (((), ["line 5", "line 17"]), (("--last", "1"), ["line 17"])):
+    for arguments, lines in (((), ["line 5", "line 1700"]), (("--last", "1"), ["line 1700"])):
         assert cli.run(["logs", "p/long", "--remote", "--level", "warn", "--json", *arguments]) == 0
         shown = [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()]
         assert shown == lines
