@@ -27,6 +27,7 @@ def main() -> None:
         documents_row,
         engine_rows,
         local_rows,
+        reading_rows,
         remote_rows,
         server_rows,
         start_row,

@@ -152,7 +152,7 @@ def _assert_empty(documents: Documents, ns: str) -> None:
         assert view.blobs(ns, ID) == view.same_content(ns, "digest", 1 << 40) == []
         assert view.experiments(ns, Filter(), 10, None) == view.projects(ns) == []
         assert view.count(ns, Filter()) == 0
-        assert view.events([(ns, ID)]) == {}
+        assert view.events([(ns, ID)]) == view.versions(ns) == {}
         with pytest.raises(Vanished):
             view.pages(ns, ID, ["p1"])
     assert list(documents.page_ids(ns, ID)) == []
@@ -471,6 +471,9 @@ def test_a_server_killed_at_any_step_has_changed_all_or_nothing(place: Place, cl
         with found.view() as view:
             assert view.count(NS, Filter()) == 1
             assert view.events([(NS, ID)]) == {(NS, ID): (row.version, 2)}
+            for versions in (view.versions(NS), view.versions(NS, [ID, "none"])):
+                assert versions == {ID: (row.version, row.heard_ns, row.summary["counts"])}
+                assert versions[ID].events == 2
     clock.forward(1000)
     for server in (documents, next_one):
         server.mend()
@@ -675,6 +678,7 @@ def test_numbers_beyond_all_years_are_stored(documents: Documents, other: Docume
         assert (found.updated_ns, found.created_ns) == (most, most)
         assert found.summary == row.summary
         assert view.events([(NS, ID)]) == {(NS, ID): (1, far)}
+        assert view.versions(NS)[ID].events == far
         for sort in ("updated", "created", "points"):
             (found,) = view.experiments(NS, Filter(sort=sort), 1, None)
             assert found.updated_ns == most

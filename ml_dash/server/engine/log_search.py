@@ -253,8 +253,9 @@ def _entries(contents: Contents, numbers: list[int], *, backwards: bool) -> list
     found: list[bytes] = []
     size = 0
     for block in _named_blocks(contents, numbers[::-1] if backwards else numbers):
-        lines = block.lines(block.first, block.first + block.count).splitlines()
         low, high = bisect_left(numbers, block.first), bisect_left(numbers, block.first + block.count)
+        # What lies behind the last line that is wanted need not be split.
+        lines = block.lines(block.first, block.first + block.count).split(b"\n", numbers[high - 1] - block.first + 1)
         for number in reversed(numbers[low:high]) if backwards else numbers[low:high]:
             line = lines[number - block.first]
             if found and size + len(line) > _PAGE_BYTES:

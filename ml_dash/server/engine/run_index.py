@@ -21,7 +21,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from ...core.times import utc_text
 from ...reading.facts import Facts, facts_of
 from ...reading.index import Index, Row
 from ...reading.listing import Asked, comparison_answer, experiments_answer
-from ..stores import Documents, ExperimentRow, Filter, StoreTrouble, View, place_of
+from ..stores import Documents, ExperimentRow, Filter, StoreTrouble, Version, View, place_of
 from .contents import Reader, steady
 
 PATIENCE_S: Final = 0.2
@@ -97,7 +97,7 @@ class RunIndex:
         # Protects what follows. Facts are made without it, so that no list waits for more than it needs.
         self._guard = threading.Lock()
         self._index: Index | None = None
-        self._versions: dict[str, tuple[int, int]] = {}
+        self._versions: dict[str, Version] = {}
         self._stale: set[str] = set()
         self._dirty: set[str] = set()
         self._looked_s = 0.0
@@ -121,23 +121,17 @@ class RunIndex:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def experiments(self, asked: Asked, start: int, limit: int, status: str | None = None) -> dict[str, Any]:
-        """Return a page of the experiments that match, see `listing.experiments_answer`; with a status, only such."""
-        simple = dict(asked.where.simple()) if asked.where is not None else {}
-        if status is not None:
-            simple["status"] = status
-        first: Collection[str] | None = None
+    def experiments(self, asked: Asked, start: int, limit: int) -> dict[str, Any]:
+        """Return a page of the experiments that match, see `listing.experiments_answer`."""
+        simple = asked.where.simple() if asked.where is not None else {}
         index = self._looked()
-        with self._documents.view() as view:
-            if simple and (self._stale or status is not None):
-                first = self._matching(view, simple)
-            self._make(view, first)
-            answer = experiments_answer(
-                index, asked, start, limit, keys=first if status is not None else None, more=self._beside(view)
-            )
+        if self._stale:
+            with self._documents.view() as view:
+                self._make(view, self._matching(view, simple) if simple else None)
+        answer = experiments_answer(index, asked, start, limit, more=self._beside)
         if self._stale:
             answer["indexing"] = self._progress()
-            if asked.where is None and status is None:
+            if asked.where is None:
                 answer["total"] = max(answer["total"], len(self._versions))
         return answer
 
@@ -147,38 +141,34 @@ class RunIndex:
         with self._documents.view() as view:
             # Few and asked for by name: what is not known of them yet is waited for.
             self._make_of(view, [key for key in ids if key in self._stale], None)
-            answer = comparison_answer(index, ids, columns, self._beside(view))
+            answer = comparison_answer(index, ids, columns, self._beside)
         known = {one["id"] for one in answer["experiments"]}
         return answer | {"missing": [id for id in ids if id not in known]}
 
     def whole(self) -> tuple[Index, dict[str, Any]]:
         """Return the index as far as it can be up to date, and {"indexing": ...} if it is not."""
         index = self._looked()
-        with self._documents.view() as view:
-            self._make(view, None)
+        if self._stale:
+            with self._documents.view() as view:
+                self._make(view, None)
         return index, {"indexing": self._progress()} if self._stale else {}
 
     def events(self) -> dict[str, int]:
         """Return the number of events of all experiments."""
         with self._documents.view() as view:
-            return {key: events for key, (_, events) in view.versions(self._ns).items()}
+            return {key: version.events for key, version in view.versions(self._ns).items()}
 
     def _progress(self) -> dict[str, int]:
         return {"done": len(self._versions) - len(self._stale), "total": len(self._versions)}
 
-    def _beside(self, view: View) -> Any:
-        def more(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-            found = {}
-            for listed in rows:
-                row = view.experiment(self._ns, listed.key)
-                if row is not None:
-                    found[listed.key] = {
-                        "heardAt": utc_text(row.heard_ns),
-                        "counts": row.summary.get("counts", {}),
-                    }
-            return found
-
-        return more
+    def _beside(self, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+        """Return what a list has beside the facts."""
+        versions = self._versions
+        return {
+            row.key: {"heardAt": utc_text(versions[row.key].heard_ns), "counts": versions[row.key].counts}
+            for row in rows
+            if row.key in versions
+        }
 
     # -- keeping it up to date ---------------------------------------------------------------------------------------
 
@@ -200,19 +190,19 @@ class RunIndex:
                     self._versions = view.versions(self._ns)
             elif dirty:
                 with self._documents.view() as view:
-                    found = view.events([(self._ns, experiment) for experiment in dirty])
-                for experiment in dirty:
-                    version, events = found.get((self._ns, experiment), (0, 0))
-                    if events:
-                        self._versions[experiment] = version, events
-                    else:
-                        self._versions.pop(experiment, None)
-            if whole or dirty:
-                versions = {experiment: version for experiment, (version, _) in self._versions.items()}
+                    found = view.versions(self._ns, sorted(dirty))
+                gone = dirty - found.keys()
+                self._versions.update(found)
+                for experiment in gone:
+                    self._versions.pop(experiment, None)
+                self._stale = (self._stale | found.keys()) - gone
+                index.forget(gone)
+            if whole:
+                versions = {experiment: version.version for experiment, version in self._versions.items()}
                 self._stale = set(index.stale(versions))
             return index
 
-    def _matching(self, view: View, simple: dict[str, str]) -> list[str]:
+    def _matching(self, view: View, simple: Mapping[str, str]) -> list[str]:
         """Return the ids of experiments that the database finds by its own indexes."""
         wanted = Filter(
             project=simple.get("project"), status=simple.get("status"), tag=simple.get("tag"),
@@ -221,9 +211,7 @@ class RunIndex:
         return [row.id for row in _each(view, self._ns, wanted)]
 
     def _make(self, view: View, first: Collection[str] | None) -> None:
-        """Make the facts that are missing: of `first`, of all else of those written last; the rest beside."""
-        if not self._stale:
-            return
+        """Make the facts that are missing: of `first`, or of those written last; the rest beside."""
         deadline = time.monotonic() + PATIENCE_S
         if first is not None:
             self._make_of(view, [key for key in first if key in self._stale], deadline)
@@ -257,7 +245,7 @@ class RunIndex:
             self._index.put_all(rows)
             for key, version, _ in rows:
                 known = self._versions.get(key)
-                if known is None or known[0] <= version:
+                if known is None or known.version <= version:
                     self._stale.discard(key)
 
     def _fill(self) -> None:

@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ...core.ranges import Range
 from ...errors import MLDashError, StorageError
@@ -119,6 +119,19 @@ class ExperimentRow:
         Without any, readers do not see it: it was removed, or has only begun to arrive.
         """
         return int(self.summary.get("counts", {}).get("events", 0))
+
+
+class Version(NamedTuple):
+    """The version of an experiment, when something of it last arrived (in ns since the epoch), and its `counts`."""
+
+    version: int
+    heard_ns: int
+    counts: dict[str, int]
+
+    @property
+    def events(self) -> int:
+        """The number of folded events."""
+        return self.counts.get("events", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +318,8 @@ class View(Protocol):
     def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
         """Return (version, number of events) of experiments given as (namespace, id); unknown ones are left out."""
 
-    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
-        """Return id → (version, number of events) of all experiments; those without events are left out."""
+    def versions(self, ns: str, ids: Sequence[str] | None = None) -> dict[str, Version]:
+        """Return the versions of experiments by their ids, of these or of all; those without events are left out."""
 
     def usage(self, ns: str) -> int:
         """Return how many bytes a namespace keeps: raw bytes of segments, also of removed experiments, and its blobs.

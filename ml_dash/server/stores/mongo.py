@@ -80,6 +80,7 @@ from . import (
     StoreTrouble,
     TokenRow,
     Vanished,
+    Version,
     points_of,
     searched_text,
 )
@@ -883,12 +884,18 @@ class _View:
             for row in found
         }
 
-    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
-        fields = {"_id": 0, "id": 1, "version": 1, "summary": 1}
-        return {
-            row["id"]: (row["version"], int(json.loads(row["summary"]).get("counts", {}).get("events", 0)))
-            for row in self._documents.experiments.find({"ns": ns, "shown": True}, fields)
+    def versions(self, ns: str, ids: Sequence[str] | None = None) -> dict[str, Version]:
+        fields = {"_id": 0, "id": 1, "version": 1, "heard": 1, "summary": 1}
+        if ids is None:
+            rows: Iterable[Document] = self._documents.experiments.find({"ns": ns, "shown": True}, fields)
+        else:
+            keys = [_id(ns, identity) for identity in dict.fromkeys(ids)]
+            rows = self._documents.by_ids(self._documents.experiments, keys, ["id", "version", "heard", "summary"])
+        found = {
+            row["id"]: Version(row["version"], row["heard"], json.loads(row["summary"]).get("counts", {}))
+            for row in rows
         }
+        return {identity: version for identity, version in found.items() if version.events}
 
     def usage(self, ns: str) -> int:
         # Summed here: what speaks MongoDB's protocol need not know how to add.

@@ -56,6 +56,7 @@ from . import (
     StoreTrouble,
     TokenRow,
     Vanished,
+    Version,
     points_of,
     searched_text,
     sqlite_v1,
@@ -539,14 +540,23 @@ class _View:
                 found[key] = row[0], int(json.loads(row[1]).get("counts", {}).get("events", 0))
         return found
 
-    def versions(self, ns: str) -> dict[str, tuple[int, int]]:
-        # Through the list, which has those with events only.
-        rows = self._all(
-            "SELECT h.id, h.version, json_extract(h.summary, '$.counts.events') FROM listed l CROSS JOIN heads h "
-            "ON h.ns=l.ns AND h.id=l.id WHERE l.ns=?",
-            (ns,),
-        )
-        return {identity: (version, int(events or 0)) for identity, version, events in rows}
+    def versions(self, ns: str, ids: Sequence[str] | None = None) -> dict[str, Version]:
+        if ids is None:
+            # Through the list, which has those with events only.
+            rows: Iterable[Any] = self._all(
+                "SELECT h.id, h.version, h.heard, h.summary FROM listed l "
+                "CROSS JOIN heads h ON h.ns=l.ns AND h.id=l.id WHERE l.ns=?",
+                (ns,),
+            )
+        else:
+            sql = "SELECT id, version, heard, summary FROM heads WHERE ns=? AND id=?"
+            rows = (row for identity in ids if (row := self._one(sql, (ns, identity))) is not None)
+        # Numbers of more than 63 bits are none of SQLite's.
+        found = {
+            identity: Version(version, heard, json.loads(text).get("counts", {}))
+            for identity, version, heard, text in rows
+        }
+        return {identity: version for identity, version in found.items() if version.events}
 
     def usage(self, ns: str) -> int:
         raw = self._one("SELECT coalesce(sum(json_extract(summary, '$.bytes')), 0) FROM heads WHERE ns=?", (ns,))
