@@ -29,6 +29,7 @@ def main() -> None:
         local_rows,
         reading_rows,
         remote_rows,
+        resumed_row,
         server_rows,
         start_row,
     )

@@ -306,14 +306,16 @@ class Query:
     def list_files(self, ns: str, experiment: str, prefix: str = "", tags: list[str] | None = None) -> bytes:
         """Return {"files": the records of listed ones, oldest first} as JSON.
 
-        `pending` is true where the content has not arrived yet.
+        `pending` is true where the content has not arrived yet, `released` where the file was deleted or replaced since
+        the moment that is looked back to.
         """
         prefix = check_prefix(prefix)
-        with self._looking(ns, experiment) as (_, state):
+        with self._looking(ns, experiment) as (contents, state):
             here = {row.name for row in self._blobs(ns, experiment)}
+            now = None if self._until is None else contents.state()
             # One at a time: there may be a hundred thousand.
             entries = [
-                (file.stamp, _json(file_answer(state, file, here)))
+                (file.stamp, _json(file_answer(state, file, here, now)))
                 for file in state.files.values()
                 if is_listed(file, prefix, tags)
             ]
@@ -322,7 +324,7 @@ class Query:
     @steady
     def file_record(self, ns: str, experiment: str, file_id: str) -> dict[str, Any]:
         """Return the record of one file, also of a deleted one."""
-        with self._looking(ns, experiment) as (_, state):
+        with self._looking(ns, experiment) as (contents, state):
             file = state.files.get(file_id)
             if file is None:
                 raise Refused(404, UNKNOWN, "there is no such file")
@@ -330,7 +332,8 @@ class Query:
             if file.live:
                 with self._documents.view() as view:
                     here = view.blob(ns, experiment, file.blob) is not None
-                record = record if here else file_answer(state, file, set())
+                now = None if self._until is None else contents.state()
+                record = record if here else file_answer(state, file, set(), now)
             return record
 
     @steady
@@ -366,12 +369,16 @@ def tiers(contents: Contents, metric: str, count: int) -> dict[str, int]:
     return {"bufferedDataPoints": count - sum(chunks), "chunkedDataPoints": sum(chunks), "totalChunks": len(chunks)}
 
 
-def file_answer(state: State, file: File, here: set[str]) -> dict[str, Any]:
-    """Return a file's record; `here` names the complete blobs: a file whose content is not among them is `pending`."""
+def file_answer(state: State, file: File, here: set[str], now: State | None = None) -> dict[str, Any]:
+    """Return a file's record; `here` names the complete blobs: a file whose content is not among them is `pending`.
+
+    `now` is the present state, where `state` is of the past: by it, the content may be `released`.
+    """
     record: dict[str, Any] = {**file_record(state, file)}
     record |= _text(record["metadata"])
     if file.live and file.blob not in here:
-        record["pending"] = True
+        known = None if now is None else now.files.get(file.id)
+        record["pending" if known is None or known.live else "released"] = True
     return record
 
 
