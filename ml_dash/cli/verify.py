@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
+from time import time_ns
 from typing import Any
 
 import click
@@ -12,6 +14,7 @@ from ml_dash.cli import console, options
 from ml_dash.cli.codes import DAMAGE
 from ml_dash.reading import read
 from ml_dash.reading.located import Located
+from ml_dash.reading.verified import note
 from ml_dash.reading.verify import VerifyReport, verify
 
 _STYLES = {"torn": "yellow", "base": "dim", "on-server": "dim", "not-brought": "yellow"}
@@ -36,6 +39,9 @@ def command(ctx: click.Context, experiment: str | None, everything: bool, path: 
     for located in chosen:
         with console.progress(f"verify {located.project}/{located.name}") as progress:
             reports.append((located, verify(located, progress)))
+    # For the page that shows when this was done last; a state folder that cannot be written is no reason to fail.
+    with contextlib.suppress(OSError):
+        note({located.journal: report.ok for located, report in reports}, time_ns())
     if as_json:
         shown = [_as_json(located, report) for located, report in reports]
         console.print_json(shown if everything else shown[0])

@@ -15,11 +15,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.times import utc_text
 from ..errors import InvalidValue
 from ..journal import blobs
 from ..journal.segment import list_segments
 from ..reading.located import Located
 from ..reading.places import Found, version_of
+from ..reading.verified import summary
 from ..sync import launch, registrations
 from ..sync.registrations import Registration
 from ..sync.remove import remove
@@ -60,7 +62,9 @@ class LocalEdits:
         projects: dict[str, dict[str, Any]] = {}
         parked: list[dict[str, Any]] = []
         uploads = 0
-        for found in experiments:
+        chosen = list(experiments)
+        verified = summary(found.key for found in chosen)
+        for found in chosen:
             located = found.located
             project = projects.setdefault(
                 located.project, {"name": located.project, "experiments": 0, "bytes": 0, "freeableBytes": 0}
@@ -77,7 +81,7 @@ class LocalEdits:
             "totalBytes": sum(project["bytes"] for project in listed),
             "uploader": _uploader(uploads),
             "parked": parked,
-            "lastVerify": None,
+            "lastVerify": None if verified is None else {"at": utc_text(verified[0]), "result": verified[1]},
             "quota": None,
         }
 

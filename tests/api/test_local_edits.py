@@ -13,6 +13,8 @@ from ml_dash.disk.settings import resolve
 from ml_dash.errors import InvalidInput, NotFound, ReadOnly, StillOpen, UnsupportedType
 from ml_dash.reading.local import LocalSource
 from ml_dash.reading.source import decoded
+from ml_dash.reading.verified import note
+from ml_dash.reading.verify import verify
 from ml_dash.recording.local_edits import LocalEdits
 from ml_dash.sync import registrations
 
@@ -86,7 +88,12 @@ def test_storage_counts_bytes_by_project_and_says_what_is_parked_and_what_is_sen
         assert (project["name"], project["experiments"], project["freeableBytes"]) == ("cv", 1, 0)
         # The file is a hard link to the journal's blob where the disk allows that.
         assert 100_000 < project["bytes"] == stored["totalBytes"] < 320_000
-        assert (stored["uploader"], stored["parked"]) == (None, [])
+        assert (stored["uploader"], stored["parked"], stored["lastVerify"]) == (None, [], None)
+        located = of.located(decoded(of.experiments())["experiments"][0]["id"])
+        note({located.journal: verify(located).ok}, 1_790_000_000_000_000_000)
+        assert decoded(of.storage())["lastVerify"] == {
+            "at": "2026-09-21T14:13:20.000000Z", "result": "1 of 1 experiment checked, all intact"
+        }  # fmt: skip
         journal = tmp_path / "store" / "cv" / "one" / ".journal"
         one = registrations.register(journal, resolve(remote="http://localhost:1", user_name="alice"))
         cursor = registrations.cursor_of(one) or registrations.cursors.Cursor(one.id or "")
