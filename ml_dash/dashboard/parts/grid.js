@@ -66,6 +66,7 @@ export function Grid(props) {
   latest.current = props;
   const cache = useRef(/** @type {Map<number, Drawn>} */ (new Map()));
   const at = useRef(/** @type {HTMLElement|null} */ (null));
+  const following = useRef(false);
   const seen = useSignal({ top: 0, height: 600 });
   const height = Math.min(total * rowHeight, HIGHEST_PX);
   // How far the first row is above the view, per pixel of the scroll bar: 1 unless there are very many rows.
@@ -108,7 +109,10 @@ export function Grid(props) {
     else if (place + rowHeight > element.scrollTop * scale + view) element.scrollTop = (place + rowHeight - view) / scale;
     const inside = document.activeElement?.closest("[role=row]");
     if (inside || document.activeElement === document.body) {
+      // This follows the number. If the number followed this, two keys in one frame would chase each other for ever.
+      following.current = true;
       /** @type {HTMLElement|null} */ (element.querySelector(`[aria-rowindex="${focus + 1}"]`))?.focus({ preventScroll: true });
+      following.current = false;
     }
   }, [focus]);
 
@@ -121,7 +125,7 @@ export function Grid(props) {
     const now = { data, columns, stamp, place: i * rowHeight + shift, focused: i === focus, chosen: data !== undefined && Boolean(chosen?.(data)) };
     const old = before.get(i);
     const same = old && old.data === data && old.columns === columns && old.stamp === stamp && old.place === now.place && old.focused === now.focused && old.chosen === now.chosen;
-    cache.current.set(i, same ? old : { ...now, row: drawnRow(latest, i, now, lefts) });
+    cache.current.set(i, same ? old : { ...now, row: drawnRow(latest, i, now, lefts, following) });
   }
   const template = columns.map((column) => `${column.width}px`).join(" ");
   return html`<div class="grid" role="grid" aria-label=${label} aria-rowcount=${total} aria-colcount=${columns.length}
@@ -140,15 +144,16 @@ export function Grid(props) {
  * @param {number} i
  * @param {Omit<Drawn, "row">} now
  * @param {(number|undefined)[]} lefts
+ * @param {{current: boolean}} following
  */
-function drawnRow(latest, i, { data, columns, place, focused, chosen }, lefts) {
+function drawnRow(latest, i, { data, columns, place, focused, chosen }, lefts, following) {
   const { cell } = latest.current;
   const open = (/** @type {MouseEvent} */ event) => {
     const inner = /** @type {Element} */ (event.target).closest("a, button, input, label");
     if (!inner && data !== undefined) latest.current.onOpen(data);
   };
   return html`<div role="row" key=${i} class=${classes("row", chosen && "chosen")} aria-rowindex=${i + 1} aria-selected=${latest.current.chosen ? chosen : undefined}
-      style=${{ top: `${place}px` }} tabindex=${focused ? 0 : -1} onFocusIn=${() => latest.current.onFocus(i)} onDblClick=${open}>
+      style=${{ top: `${place}px` }} tabindex=${focused ? 0 : -1} onFocusIn=${() => following.current || latest.current.onFocus(i)} onDblClick=${open}>
     ${columns.map((column, c) => html`<div role="gridcell" key=${column.id} class=${classes(column.right && "number", column.pinned && "pinned")}
       style=${column.pinned ? { left: `${lefts[c]}px` } : undefined}>${data === undefined ? (c === 0 ? html`<span class="dim">…</span>` : null) : cell(data, column)}</div>`)}
   </div>`;
