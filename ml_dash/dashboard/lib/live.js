@@ -12,7 +12,7 @@ import { computed, effect, signal } from "./ui.js";
 
 const BEHIND_MS = 1500;
 const AGAIN_MS = 2000;
-const FIRST_LOOK_MS = 2000;
+const FIRST_LOOK_MS = 5000;
 
 /** @type {Set<Subscriber>} */
 const subscribers = new Set();
