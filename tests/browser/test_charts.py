@@ -227,6 +227,27 @@ def test_a_chart_is_saved_as_a_table_and_as_a_picture(browser_page: Page, served
     assert Path(picture.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_chart_is_enlarged_and_a_view_is_saved_under_a_name(browser_page: Page, served: Show, tmp_path: Path) -> None:
+    run = train(tmp_path, "run")
+    host = served(tmp_path)
+    host.open(browser_page, f"/runs/{run}?tab=charts&smooth=0.5&size=s")
+    drawn(browser_page, "accuracy")
+    figure(browser_page, "loss").hover()
+    browser_page.get_by_role("button", name="Enlarge loss").click()
+    figure(browser_page, "accuracy").wait_for(state="detached")
+    browser_page.go_back()
+    drawn(browser_page, "accuracy")
+
+    browser_page.get_by_role("button", name="Views").click()
+    browser_page.get_by_role("menuitem", name="Save this view").click()
+    browser_page.get_by_label("Name").fill("smooth and small")
+    browser_page.get_by_role("button", name="Save", exact=True).click()
+    host.open(browser_page, f"/runs/{run}?tab=charts")
+    browser_page.get_by_role("button", name="Views").click()
+    browser_page.get_by_role("menuitem", name="smooth and small", exact=True).click()
+    until(lambda: browser_page.url, lambda url: "smooth=0.5" in url and "size=s" in url, "the address")
+
+
 def test_hostile_names_are_text(browser_page: Page, served: Show, tmp_path: Path) -> None:
     store = tmp_path / "store"
     run = hostile(store, tmp_path)

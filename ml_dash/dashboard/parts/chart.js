@@ -94,7 +94,13 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
   useEffect(() => plot.current?.recolor(), [dark.value]);
 
   useEffect(() => {
-    const data = () => ({ runs: curves.filter((curve) => !curve.faint).map((curve) => dataOf(curve, answer)), behind: answer?.behind ?? [], x, xRange, yRange, loading });
+    // Copied when somebody asks, and once: who waits for a chart asks at each frame.
+    /** @type {{runs: import("../types").DrawnRun[]} | null} */
+    let known = null;
+    const data = () => (known ??= Object.assign(
+      { runs: curves.filter((curve) => !curve.faint).map((curve) => dataOf(curve, answer)) },
+      { behind: answer?.behind ?? [], x, xRange, yRange, loading },
+    ));
     charts.set(name, data);
     return () => {
       if (charts.get(name) === data) charts.delete(name);
@@ -128,7 +134,7 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
       </span>
     </figcaption>
     <div class="chart-body" ref=${place}></div>
-    ${error && html`<p class="chart-note error" role="alert">${error.message}</p>`}
+    ${error && html`<p class=${classes("chart-note error", answer && "below")} role="alert">${error.message}</p>`}
     ${!error && answer && !curves.length && html`<p class="chart-note dim">${empty(zoom, runs.length)}</p>`}
     ${picked && about && html`<${Picked} key=${`${picked.curve.key} ${picked.at}`} hit=${picked} x=${x} answer=${answer} metric=${name} about=${about} close=${() => setPicked(null)} />`}
     <${Values} name=${name} curves=${curves} answer=${answer} />

@@ -43,7 +43,8 @@ export default function Compare({ params }) {
     return html`<${Empty} title="No runs to compare">Choose some in the list of <a href=${link("/runs")}>runs</a>
       with <kbd>x</kbd>, then press <kbd>c</kbd>.<//>`;
   }
-  if (error) return html`<${Failure} error=${error} retry=${retry} />`;
+  // What is known stays while the server is away.
+  if (error && !comparison) return html`<${Failure} error=${error} retry=${retry} />`;
   if (!comparison || (comparison.indexing && !comparison.experiments.length)) return html`<${Loading} what="Loading runs" />`;
   if (!comparison.experiments.length) return html`<${Empty} title="None of these runs is here"><a href=${link("/runs")}>All runs</a><//>`;
   return html`<${Several} comparison=${comparison} beyond=${all.length - ids.length} params=${params} />`;

@@ -33,7 +33,8 @@ export default function RunCharts({ id, record, asOf = null }) {
   const [search, setSearch] = useTyped(params.q ?? "", (text) => setParams({ q: text || null }, { replace: true }));
   const some = useMemo(() => (names ? found(names, search) : []), [names, search]);
   useKeys([["/", "search the charts", () => field.current?.focus()]]);
-  if (error) return html`<${Failure} error=${error} retry=${retry} />`;
+  // What is known stays while the server is away.
+  if (error && !names) return html`<${Failure} error=${error} retry=${retry} />`;
   if (!names) return html`<${Loading} what="Loading metrics" />`;
   if (!names.length) return html`<${Empty} title="No metrics yet">Charts appear with the first point:
     <code>experiment.metric("loss").append(value=0.31, step=1)</code><//>`;
