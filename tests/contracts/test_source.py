@@ -196,6 +196,8 @@ DRAWN = {
     "a field": SeriesRequest((FULL, OTHER), "val.acc", points=50),
     "split": SeriesRequest((FULL,), "val.acc", points=50, split="rank"),
     "over a metric": SeriesRequest((FULL,), "loss", points=10_000, x="metric:val.acc"),
+    "as of": SeriesRequest((FULL,), "loss", points=10_000, as_of=1000),
+    "a range of few buckets as of": SeriesRequest((FULL,), "loss", points=7, low=10, high=300, as_of=800),
     "nobody": SeriesRequest((NOBODY, OTHER), "val.acc"),
 }
 

@@ -279,6 +279,46 @@ def test_what_is_not_there_is_not_found_and_what_makes_no_sense_is_refused(tmp_p
         assert of.compare_series(SeriesRequest((one, "123"), "nothing")).missing == [one, "123"]
 
 
+def test_many_threads_may_ask_while_a_run_goes_on(tmp_path):
+    experiment = Experiment("live", "cv", local_path=str(tmp_path / "store")).open()
+    experiment.metric("loss").append(value=0.0, step=0)
+    with source(tmp_path / "store", cache=tmp_path / "cache", patience_s=0.1) as of:
+        one = _until(lambda: decoded(of.experiments())["experiments"], bool)[0]["id"]
+        troubles, stop = [], threading.Event()
+
+        def look() -> None:
+            seen = 0
+            while not stop.is_set():
+                try:
+                    (drawn,) = of.compare_series(SeriesRequest((one,), "loss", points=10_000)).series
+                    of.events([one])
+                    decoded(of.experiments(where="points > 0"))
+                    page = decoded(of.metric_page(one, "loss", start=-3))
+                    logs = decoded(of.logs(one, levels=["error"], start=-2, limit=2))
+                    assert drawn.total >= seen
+                    assert drawn.low == [float(step) for step in range(drawn.total)]
+                    assert page["totalDataPoints"] >= drawn.total
+                    assert len(logs["logs"]) <= 2
+                    seen = drawn.total
+                except Exception as error:  # noqa: BLE001 - whatever it is, the test has to hear of it
+                    troubles.append(error)
+                    return
+
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for step in range(1, 6000):
+            experiment.metric("loss").append(value=float(step), step=step)
+            if step % 100 == 0:
+                experiment.log(f"step {step}", level="error" if step % 300 == 0 else "info")
+        _until(lambda: of.compare_series(SeriesRequest((one,), "loss")).series[0].total, lambda total: total == 6000)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not troubles, troubles[0]
+    experiment.close()
+
+
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path):
     record(tmp_path / "store", "one", points=7000)
     (tmp_path / "file").write_text("not a folder")
