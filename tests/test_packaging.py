@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) 
     assert len(tops) == 3
     shipped = {name for name in names if not name.split("/")[0].endswith(".dist-info")}
     assert {"ml_dash/py.typed", "ml_dash_syncd/py.typed", "ml_dash_syncd/units/ml-dash-syncd.service"} <= shipped
+    assert {"ml_dash/dashboard/index.html", "ml_dash/dashboard/vendor/VENDOR.json"} <= shipped
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     in_tree = {
         path.relative_to(parent).as_posix()
@@ -46,6 +48,17 @@ def test_wheel_holds_the_package_and_its_metadata_and_nothing_else(wheel: Path) 
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert shipped == in_tree
+
+
+def test_source_archive_holds_the_dashboard(tmp_path: Path) -> None:
+    program = f"import hatchling.build as b; print(b.build_sdist({str(tmp_path)!r}))"
+    name = run([sys.executable, "-c", program], ROOT).split()[-1]
+    with tarfile.open(tmp_path / name) as archive:
+        held = {member.partition("/")[2] for member in archive.getnames()}
+    folder = ROOT / "ml_dash" / "dashboard"
+    files = {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files
+    assert files <= held
 
 
 def test_metadata_says_what_the_documentation_says(wheel: Path) -> None:

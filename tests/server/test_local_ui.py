@@ -112,6 +112,11 @@ def test_a_change_needs_the_header_that_a_foreign_page_cannot_send(browser: Web)
     path = f"/experiments/{run['id']}"
     browser.refused("PATCH", path, 401, "unauthorised", json={"title": "other"})
     browser.refused("DELETE", path, 401, "unauthorised")
+    changed = browser.ask("PATCH", path, json={"title": "other"}, headers={HEADER: "1"}).json()
+    assert changed["title"] == "other"
+    own = {"Origin": browser.url, "Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors", HEADER: "1"}
+    assert browser.ask("DELETE", path, headers=own).json() == {"id": run["id"], "removed": True}
+    assert browser.get("/experiments")["total"] == 0
 
 
 def test_runs_are_renamed_and_removed_and_their_storage_is_counted(store: Path, browser: Web) -> None:
@@ -128,6 +133,14 @@ def test_runs_are_renamed_and_removed_and_their_storage_is_counted(store: Path, 
     assert browser.ask("DELETE", path, headers=own).json() == {"id": run["id"], "removed": True}
     assert browser.get("/experiments")["total"] == 0
     assert not (store / "vision" / "first").exists()
+
+
+def test_a_run_that_is_being_written_is_not_removed(ui: UiServer, browser: Web, store: Path) -> None:
+    with ml_dash.Experiment(name="running", project="vision", local_path=str(store)) as experiment:
+        experiment.log("here")
+        path = f"/experiments/{experiment.id}"
+        browser.refused("DELETE", path, 409, "still_open", headers={HEADER: "1"})
+        assert browser.get(path)["status"] == "running"
 
 
 def test_what_only_a_teams_server_does_is_not_there(guest: Web) -> None:

@@ -29,8 +29,29 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...core.protocol import CONFLICT, MALFORMED, PROTOCOL, PROTOCOL_HEADER, QUERY, UNAVAILABLE, UNKNOWN, Refused
-from ...errors import InvalidInput, InvalidQuery, MLDashError, NotFound, UnsupportedType, WriteProtected
+from ...core.protocol import (
+    CONFLICT,
+    FORBIDDEN,
+    MALFORMED,
+    PROTOCOL,
+    PROTOCOL_HEADER,
+    QUERY,
+    UNAVAILABLE,
+    UNKNOWN,
+    Refused,
+)
+from ...errors import (
+    InvalidInput,
+    InvalidQuery,
+    JournalError,
+    MLDashError,
+    NotFound,
+    ReadOnly,
+    ReleasedData,
+    StillOpen,
+    UnsupportedType,
+    WriteProtected,
+)
 from ..engine.services import Server
 from ..engine.source import ServerSource
 from ..settings import ServerSettings
@@ -355,6 +376,14 @@ def _refused(error: Exception) -> Refused:
             return error
         case WriteProtected():
             return Refused(409, "write_protected", str(error))
+        case StillOpen():
+            return Refused(409, "still_open", str(error))
+        case ReleasedData():
+            return Refused(404, "released", str(error))
+        case ReadOnly():
+            return Refused(403, FORBIDDEN, str(error))
+        case JournalError():
+            return Refused(500, "damaged", str(error))
         case NotFound():
             return Refused(404, UNKNOWN, str(error))
         case InvalidQuery():
