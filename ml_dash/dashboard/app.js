@@ -9,12 +9,18 @@ import { Empty, Failure, Loading } from "./parts/states.js";
 /** @typedef {import("./types").ScreenProps} ScreenProps */
 /** @typedef {import("./vendor/preact.js").Component<ScreenProps>} Screen */
 
+/** What the list of runs is made of; the lists of other screens are in lib/ahead.js, which this one does not wait for. */
+const RUNS = [
+  "lib/colors.js", "lib/fields.js", "lib/format.js", "lib/prefs.js", "parts/grid.js", "parts/querybox.js", "parts/status.js",
+  "screens/projects.js", "screens/runs-state.js",
+];
+
 /**
  * The screens, by the first part of the path and whether one follows. `menu` is the word in the bar above.
  * @type {{path: string, one?: boolean, menu?: string, title: string, load: () => Promise<{default: Screen}>}[]}
  */
 const SCREENS = [
-  { path: "runs", menu: "Runs", title: "Runs", load: () => import("./screens/runs.js") },
+  { path: "runs", menu: "Runs", title: "Runs", load: () => (ahead(RUNS), import("./screens/runs.js")) },
   { path: "runs", one: true, title: "Run", load: () => (ask("RUN", "CHARTS"), import("./screens/run.js")) },
   { path: "compare", menu: "Compare", title: "Compare", load: () => (ask("CHARTS", "COMPARE"), import("./screens/compare.js")) },
   { path: "storage", menu: "Storage", title: "Storage", load: () => import("./screens/storage.js") },
@@ -24,7 +30,17 @@ const SCREENS = [
 /** Asks for the modules of a screen at once. @param {("RUN"|"CHARTS"|"COMPARE")[]} lists */
 async function ask(...lists) {
   const found = await import("./lib/ahead.js");
-  found.ahead(...lists.flatMap((list) => found[list]));
+  ahead(lists.flatMap((list) => found[list]));
+}
+
+/** @param {string[]} modules  relative to the dashboard */
+function ahead(modules) {
+  for (const module of modules) {
+    const link = document.createElement("link");
+    link.rel = "modulepreload";
+    link.href = new URL(module, import.meta.url).href;
+    document.head.append(link);
+  }
 }
 
 window.mlDash ??= { chart: () => undefined };

@@ -19,13 +19,3 @@ export const COMPARE = [
   "screens/compare-files.js", "screens/compare-parameters.js", "screens/compare-plane.js", "parts/parallel.js", "parts/planeaxis.js",
   "parts/scatter.js", "parts/tabs.js",
 ];
-
-/** @param {string[]} modules  relative to the dashboard */
-export function ahead(...modules) {
-  for (const module of modules) {
-    const link = document.createElement("link");
-    link.rel = "modulepreload";
-    link.href = new URL(`../${module}`, import.meta.url).href;
-    document.head.append(link);
-  }
-}

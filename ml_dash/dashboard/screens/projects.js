@@ -1,5 +1,5 @@
 /** The projects at the side of the runs, with how many runs each has, and how many run now. */
-import { classes, html, useEffect, useSignal } from "../lib/ui.js";
+import { classes, html, useLayoutEffect, useSignal } from "../lib/ui.js";
 import { get } from "../lib/api.js";
 import { conditionOn, withCondition } from "../lib/fields.js";
 import { count } from "../lib/format.js";
@@ -12,7 +12,7 @@ const REFRESH_MS = 2000;
 /** @param {{where: string, onChoose: (where: string) => void}} props  `where`: the filter, of which a project may be a part */
 export function Projects({ where, onChoose }) {
   const projects = useSignal(/** @type {Project[]} */ ([]));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const look = throttled(REFRESH_MS, async () => {
       // What is wrong with the server, the list of runs says.
       projects.value = await get("/projects").then((answer) => answer.projects, () => projects.peek());

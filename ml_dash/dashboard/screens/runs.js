@@ -1,5 +1,5 @@
 /** The list of runs: filtered, sorted, grouped, chosen, and always up to date. */
-import { html, signal, useEffect, useMemo, useSignal } from "../lib/ui.js";
+import { html, signal, useEffect, useLayoutEffect, useMemo, useSignal } from "../lib/ui.js";
 import { me } from "../lib/api.js";
 import { colorOf } from "../lib/colors.js";
 import {
@@ -83,13 +83,14 @@ export default function Runs({ params }) {
     const { project, ...rest } = route.peek().params;
     if (project) navigate("/runs", { ...rest, where: withCondition(where, "project", project) }, { replace: true });
   }, [params.project]);
-  useEffect(() => {
+  // What is asked for does not wait until something is painted.
+  useLayoutEffect(() => {
     if (columns) return undefined;
     chooseColumns();
     const wait = setTimeout(() => { automatic.value ??= OWN_COLUMNS; }, COLUMNS_WAIT_MS);
     return () => clearTimeout(wait);
   }, []);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (asked !== null && !group && !params.project) list.ask({ where, sort: sortText, columns: asked });
   }, [where, sortText, asked, group, params.project]);
   useEffect(() => {

@@ -24,5 +24,7 @@ test("what charts and the screen of compared runs import is asked for at once", 
   assert.deepEqual([...CHARTS, ...COMPARE].sort(), needed("screens/compare.js"));
   assert.deepEqual([...CHARTS].sort(), needed("screens/run-charts.js"));
   const run = new Set([...needed("screens/run.js"), "screens/run-charts.js"]);
+  const runs = /const RUNS = \[([^\]]*)\]/.exec(readFileSync(new URL("app.js", root), "utf8"))[1].match(/[^"\s,]+\.js/g);
+  assert.deepEqual(runs.sort(), needed("screens/runs.js"));
   assert.deepEqual([...RUN].sort(), [...run].filter((name) => !CHARTS.includes(name)).sort());
 });
