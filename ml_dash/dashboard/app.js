@@ -52,12 +52,15 @@ const failed = signal(/** @type {Error|null} */ (null));
 /** @param {string[]} parts */
 const screenOf = (parts) => SCREENS.find((one) => one.path === (parts[0] ?? "runs") && Boolean(one.one) === parts.length > 1);
 
+/** @param {typeof SCREENS[0]|undefined} screen */
+const nameOf = (screen) => (screen ? `${screen.path}${screen.one ? "/" : ""}` : "");
+
 const latest = computed(() => route.value.parts[0] === "latest");
 
 /** Loads the module of a screen. @param {string[]} parts */
 async function show(parts) {
   const screen = screenOf(parts);
-  const name = screen ? `${screen.path}${screen.one ? "/" : ""}` : "";
+  const name = nameOf(screen);
   document.title = screen ? `${screen.title} · ml-dash` : "ml-dash";
   if (!screen) {
     shown.value = { name };
@@ -121,7 +124,8 @@ function Shown({ params }) {
   if (failed.value) return html`<${Failure} error=${failed.value} retry=${() => location.reload()} />`;
   if (latest.value && newest.value === "") return html`<${Empty} title="No runs yet" command="ml-dash demo" />`;
   if (error) return html`<${Failure} error=${error} retry=${() => location.reload()} />`;
-  if (Screen) return html`<${Screen} key=${name} parts=${partsNow()} params=${params} />`;
+  // While another is loaded, the one before would be given an address that is not its own.
+  if (Screen && name === nameOf(screenOf(partsNow()))) return html`<${Screen} key=${name} parts=${partsNow()} params=${params} />`;
   if (latest.value || screenOf(partsNow())) return html`<${Loading} />`;
   return html`<${Empty} title="There is nothing at this address"><a href=${link("/runs")}>All runs</a><//>`;
 }
