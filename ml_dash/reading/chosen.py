@@ -18,8 +18,8 @@ from .index import FieldFacts, Index
 from .indexing import Indexer
 from .live import LiveViews
 from .located import Located
-from .places import Places
-from .read import find, search_paths, view
+from .places import places_of
+from .read import search_paths, view
 from .runs import Runs
 from .where import Sort, Where
 
@@ -61,24 +61,26 @@ def choose_below(
 
     One that cannot be read is given to `failed` with the error, and left out; without it, the error is raised.
     """
-    found = find(path, project)
-    with _indexed(path) as index:
+    with _indexed(path) as (everything, index):
+        found = [located for located in everything if project is None or located.project == project]
         _add(index, [located for located in found if str(located.journal) not in index], failed)
         return _page(index, found, where, sort, columns, limit, archived=archived)
 
 
 def fields_below(path: Path | None, prefix: str = "", limit: int = 100) -> list[FieldFacts]:
     """Return the fields that the experiments below a path have, as `Index.fields` does."""
-    with _indexed(path) as index:
+    with _indexed(path) as (_, index):
         return index.fields(prefix, limit)
 
 
 @contextmanager
-def _indexed(path: Path | None) -> Iterator[Index]:
-    """Give the index of what lies below a path, up to date."""
-    with closing(Runs(Places(search_paths(path)), LiveViews(), Indexer(None), cache_folder())) as runs:
+def _indexed(path: Path | None) -> Iterator[tuple[list[Located], Index]]:
+    """Give the experiments that `read.find` finds, and an index of them, up to date."""
+    cache = cache_folder()
+    places = places_of(search_paths(path), cache, exact=True)
+    with closing(Runs(places, LiveViews(), Indexer(None), cache)) as runs:
         runs.refresh(now=True)
-        yield runs.index
+        yield [found.located for found in places.all().values()], runs.index
 
 
 def _add(index: Index, found: Sequence[Located], failed: Failed | None) -> None:

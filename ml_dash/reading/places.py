@@ -73,10 +73,14 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Places:
-    """The experiments below some paths. Any thread may call. `file` is where what is known is kept."""
+    """The experiments below some paths. Any thread may call. `file` is where what is known is kept.
 
-    def __init__(self, paths: Sequence[Path], file: Path | None = None) -> None:
+    Stores in a path, and in the folders in it, are found too, unless `exact`: then what `read.find` finds at each path.
+    """
+
+    def __init__(self, paths: Sequence[Path], file: Path | None = None, *, exact: bool = False) -> None:
         self.paths = [Path(path).expanduser().absolute() for path in paths]
+        self._exact = exact
         self._file = file
         self._lock = threading.Lock()
         self._scanned = float("-inf")
@@ -137,6 +141,8 @@ class Places:
     def _places(self, path: Path) -> Iterator[str]:
         """Yield a path, the store in it, and the stores in folders in it."""
         yield str(path)
+        if self._exact:
+            return
         yield f"{path}/{DEFAULT_LOCAL_PATH}"
         for child in self._folders(str(path)):
             store = f"{child}/{DEFAULT_LOCAL_PATH}"
@@ -186,10 +192,12 @@ class Places:
         return found
 
 
-def places_of(paths: Sequence[Path], cache: Path) -> Places:
+def places_of(paths: Sequence[Path], cache: Path, *, exact: bool = False) -> Places:
     """Return the places below some paths, with what an earlier process knew of the same ones."""
     absolute = [Path(path).expanduser().absolute() for path in paths]
-    return Places(absolute, cache_file(cache, "places", Path("\n".join(map(str, absolute)))).with_suffix(".msgpack"))
+    kind = "exact" if exact else "places"
+    file = cache_file(cache, kind, Path("\n".join(map(str, absolute)))).with_suffix(".msgpack")
+    return Places(absolute, file, exact=exact)
 
 
 def _kept(file: Path | None) -> dict[str, Known]:
