@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from ..core.times import utc_text
+from ..errors import InvalidValue
 from .facts import PARAMS, Facts, shown_value
 from .index import Index, Row
 from .where import Sort, Where, parse, parse_columns, parse_sort
@@ -85,7 +86,10 @@ def fields_answer(index: Index, prefix: str, limit: int) -> dict[str, Any]:
 
 def groups_answer(index: Index, by: str, asked: Asked) -> dict[str, Any]:
     """Return {"groups": [{"value", "runs", "values": {column: mean, sd, min, max, count}}], "total"}."""
-    [field] = parse_columns(by)
+    named = parse_columns(by)
+    if len(named) != 1:
+        raise InvalidValue(f"groups are by one field, and {by[:80]!r} names {len(named)}", hint="name one, like tags")
+    [field] = named
     groups = [
         {
             "value": group.value,

@@ -177,6 +177,10 @@ class RemoteSource:
         page = msgspec.json.decode(answer)
         return DrawnPage(page["metric"], page["x"], [_drawn(one) for one in page["series"]], page["missing"])
 
+    def comparison(self, ids: Sequence[str], *, columns: Sequence[str] = ()) -> Answer:
+        """Return what several experiments are compared by."""
+        return self._get("/comparison", experiment=list(ids), columns=",".join(columns) or None)
+
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
         """Return the number of events of these experiments, or of all; 0 for one that is not there."""
         found: dict[str, int] = {}
