@@ -144,10 +144,11 @@ class Runs:
                         self._follow(one, version)
                 self._running_due = time.monotonic() + _RUNNING_EVERY_S
             wanted = None if ids is None else set(ids)
+            # One that is there and was not folded yet has news once it is; without a number it would count as gone.
             return {
-                one.id: self._events[key][0]
+                one.id: self._events[key][0] if key in self._events else 1
                 for key, one in self._by_key.items()
-                if key in self._events and (wanted is None or one.id in wanted)
+                if wanted is None or one.id in wanted
             }
 
     def _follow(self, one: Found, version: list[Any]) -> None:

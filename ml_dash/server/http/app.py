@@ -117,6 +117,8 @@ QUIET_NS: Final = 3600 * 10**9
 QUIET_EVERY_S: Final = 600.0
 MEND_EVERY_S: Final = 60.0
 FOLLOW_EVERY_S: Final = 0.5
+# Folders of this machine are asked more often: only those that run are looked at each time.
+FOLLOW_FOLDERS_EVERY_S: Final = 0.1
 
 # An uploader takes nothing for an answer that lacks the first: a proxy's page must not count as one. The second keeps
 # browsers from guessing that a stored file is a script.
@@ -205,6 +207,7 @@ class App:
 
     async def _follow_others(self) -> None:
         """Every FOLLOW_EVERY_S: tell live readers what other processes have added to their experiments."""
+        every_s = FOLLOW_EVERY_S if self.services.core is not None else FOLLOW_FOLDERS_EVERY_S
         while True:
             began = time.monotonic()
             for namespace, experiments in _by_namespace(self.services.hub.followed()).items():
@@ -217,7 +220,7 @@ class App:
                 if events is not None:
                     self.services.hub.compare(namespace, events)
             # Where there is much to look at, looking must not become all that this machine does.
-            await anyio.sleep(max(FOLLOW_EVERY_S, 5 * (time.monotonic() - began)))
+            await anyio.sleep(max(every_s, 5 * (time.monotonic() - began)))
 
     async def _events(self, namespace: str, experiments: list[str] | None) -> Mapping[str, int] | None:
         """Return the number of events of experiments, or of all; None where that cannot be found out now."""
