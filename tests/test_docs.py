@@ -43,7 +43,7 @@ _NOT_RUN = {
     "ml-dash logs -f": "follows until interrupted",
 }
 # What serves until it is ended, asks for a token, or moves experiments to and from places that are not there.
-_NOT_RUN_WITH = re.compile(r"ml-dash (server|login|logout|push|pull|rm --remote)\b|example\.org")
+_NOT_RUN_WITH = re.compile(r"ml-dash (ui|server|login|logout|push|pull|rm --remote)\b|example\.org")
 _ASKS_A_SERVER = re.compile(r"ml-dash (sync|gc|whoami)\b")
 _SERVER = "http://localhost:3000"
 _BETWEEN = "\x1e"

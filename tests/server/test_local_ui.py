@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,12 +22,27 @@ from tests.browser.hosts import UiServer
 from tests.server.conftest import Web
 
 HEADER = "X-ML-Dash-Protocol"
+Started = Callable[[UiServer], UiServer]
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     recording.train(tmp_path / "store", "first")
     return tmp_path / "store"
+
+
+@pytest.fixture
+def started() -> Iterator[Started]:
+    """Takes note of one that the test has started, and ends it if the test does not."""
+    noted: list[UiServer] = []
+
+    def note(ui: UiServer) -> UiServer:
+        noted.append(ui)
+        return ui
+
+    yield note
+    for ui in noted:
+        ui.end()
 
 
 @pytest.fixture
@@ -158,8 +173,8 @@ def test_it_says_what_it_shows_and_the_link_is_the_last_word_of_a_line(shared: U
     assert shared.said == [f"ml-dash ui: {folder}", f"{where}: {shared.link}"]
 
 
-def test_over_ssh_it_says_how_to_forward_the_port(store: Path) -> None:
-    ui = UiServer(store).start(environment={"SSH_CONNECTION": "10.0.0.9 50000 10.0.0.1 22"})
+def test_over_ssh_it_says_how_to_forward_the_port(store: Path, started: Started) -> None:
+    ui = started(UiServer(store).start(environment={"SSH_CONNECTION": "10.0.0.9 50000 10.0.0.1 22"}))
     port = urlsplit(ui.url).port
     ui.end()
     assert f"ssh -N -L {port}:127.0.0.1:{port} " in ui.said[1]
@@ -176,8 +191,8 @@ def test_the_way_by_ssh_has_the_port_of_ssh_and_no_display() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_well_also_with_readers(store: Path, number: int) -> None:
-    ui = UiServer(store).start()
+def test_a_signal_ends_it_well_also_with_readers(store: Path, number: int, started: Started) -> None:
+    ui = started(UiServer(store).start())
     browser = requests.Session()
     browser.get(ui.link, timeout=20)
     with browser.get(f"{ui.url}/changes", stream=True, timeout=20) as stream:
@@ -195,8 +210,8 @@ def test_a_port_that_is_taken_is_an_error_and_the_default_one_is_not(store: Path
     assert (done.returncode, f"cannot listen on 127.0.0.1:{port}" in done.stderr) == (1, True)
 
 
-def test_folders_that_appear_later_are_found(tmp_path: Path) -> None:
-    ui = UiServer(tmp_path / "later").start()
+def test_folders_that_appear_later_are_found(tmp_path: Path, started: Started) -> None:
+    ui = started(UiServer(tmp_path / "later").start())
     browser = requests.Session()
     browser.get(ui.link, timeout=20)
     assert browser.get(f"{ui.url}/experiments", timeout=20).json()["total"] == 0
