@@ -10,19 +10,40 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+KEPT_S: Final = 60 * 86_400
+"""Seconds after which a cache file that nobody has used is removed."""
+
 # Seconds to wait for another process that is writing.
 _WAIT_S: Final = 5.0
+# A file is marked as used once in so many seconds.
+_USED_EVERY_S: Final = 86_400
 
 
 def cache_file(folder: Path, kind: str, path: Path) -> Path:
     """Return the cache file of one kind for what lies at a path."""
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:24]
     return folder / kind / name[:2] / f"{name}.sqlite"
+
+
+def sweep(folder: Path, now_s: float) -> None:
+    """Remove cache files that nobody has used for `KEPT_S`: what they were made of may be gone."""
+    for path in folder.glob("*/*/*"):
+        with contextlib.suppress(OSError):
+            if now_s - path.stat().st_mtime > KEPT_S:
+                path.unlink()
+
+
+def mark_used(path: Path) -> None:
+    """Let the time of a file say that it is used: reading a database does not change it."""
+    with contextlib.suppress(OSError):
+        if time.time() - path.stat().st_mtime > _USED_EVERY_S:
+            os.utime(path)
 
 
 @contextmanager
@@ -33,6 +54,7 @@ def database(path: Path, schema: str, version: int) -> Iterator[sqlite3.Connecti
     disk refuses.
     """
     connection = _opened(path, schema, version)
+    mark_used(path)
     try:
         with connection:
             yield connection

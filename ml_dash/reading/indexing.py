@@ -45,15 +45,23 @@ class Indexer:
             return
         until = time.monotonic() + self._patience_s
         with self._changed:
-            if self._stopped:
-                return
             for key, work in jobs.items():
-                self._jobs.setdefault(key, work)
-            if jobs and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="ml-dash-index", daemon=True)
-                self._thread.start()
+                self._add(key, work)
             while not self._jobs.keys().isdisjoint(jobs) and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
+
+    def begin(self, key: Hashable, work: Work) -> None:
+        """Have the thread do a job, for which nobody waits."""
+        with self._changed:
+            self._add(key, work)
+
+    def _add(self, key: Hashable, work: Work) -> None:
+        if self._stopped:
+            return
+        self._jobs.setdefault(key, work)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ml-dash-index", daemon=True)
+            self._thread.start()
 
     def is_busy(self, key: Hashable) -> bool:
         """True if a job is not done yet."""

@@ -12,8 +12,10 @@ the writer of a recording, and what is known of servers. All indexes can be made
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -44,6 +46,7 @@ from ..projection.checkpoint import LINES_PER_MARK
 from ..projection.lines import read_points
 from . import charts, log_search
 from .as_of import view_as_of
+from .cached import sweep
 from .charts import Charts, Series
 from .history import history
 from .index import Row
@@ -91,12 +94,18 @@ class LocalSource:
         patience_s: float | None = None,
     ) -> None:
         folder = cache if cache is not None else cache_folder()
+        with suppress(OSError):
+            # Nobody else's: facts of experiments are in it.
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._edits = edits
         self._places = places_of(paths, folder)
         self._views = LiveViews()
         self._indexer = Indexer(patience_s)
         self._runs = Runs(self._places, self._views, self._indexer, folder)
         self._charts = Charts(folder, self._indexer)
+        if patience_s is not None:
+            # Who stays a while also tidies up.
+            self._indexer.begin("sweep", partial(_sweep, folder))
 
     @property
     def paths(self) -> list[Path]:
@@ -468,6 +477,11 @@ class LocalSource:
             if isinstance(error, NotFound | InvalidValue):
                 raise
             return answer(*read(self._again(id, as_of)))
+
+
+def _sweep(folder: Path) -> bool:
+    sweep(folder, time.time())
+    return False
 
 
 def _with(answer: dict[str, Any], progress: Mapping[str, int] | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from ..disk.durable import replace_file
 from ..disk.lock import Liveness, probe
 from ..disk.settings import DEFAULT_LOCAL_PATH
 from ..journal.segment import EXPERIMENT, SEGMENTS
-from .cached import cache_file
+from .cached import cache_file, mark_used
 from .located import Located, at
 
 log = logging.getLogger("ml_dash")
@@ -203,6 +203,7 @@ def places_of(paths: Sequence[Path], cache: Path, *, exact: bool = False) -> Pla
 def _kept(file: Path | None) -> dict[str, Known]:
     """Return what an earlier process knew; nothing if that cannot be read."""
     if file is not None:
+        mark_used(file)
         with suppress(OSError, msgspec.MsgspecError):
             return _read_known.decode(file.read_bytes())
     return {}

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ..core.state import RUNNING
 from ..errors import JournalError
-from .cached import cache_file
+from .cached import cache_file, mark_used
 from .facts import Facts, facts_of
 from .index import Index
 from .indexing import Indexer
@@ -38,7 +38,10 @@ class Runs:
         self._views = views
         self._indexer = indexer
         name = Path("\n".join(map(str, places.paths)))
-        self.index = Index(cache_file(cache, KIND, name) if cache is not None else None)
+        file = cache_file(cache, KIND, name) if cache is not None else None
+        if file is not None:
+            mark_used(file)
+        self.index = Index(file)
         self._lock = threading.Lock()
         self._due = float("-inf")
         self._running_due = float("-inf")

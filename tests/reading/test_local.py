@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -317,6 +318,20 @@ def test_many_threads_may_ask_while_a_run_goes_on(tmp_path):
             thread.join()
         assert not troubles, troubles[0]
     experiment.close()
+
+
+def test_what_nobody_has_used_for_months_is_removed_from_the_cache(tmp_path):
+    record(tmp_path / "store", "one", points=7000)
+    with source(tmp_path / "store", cache=tmp_path / "cache") as of:
+        of.compare_series(SeriesRequest((only(of),), "loss"))
+    used, old = {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}, tmp_path / "cache" / "series"
+    (old / "00").mkdir()
+    (old / "00" / "gone.sqlite").write_bytes(b"")
+    os.utime(old / "00" / "gone.sqlite", (1e9, 1e9))
+    with source(tmp_path / "store", cache=tmp_path / "cache", patience_s=0.1):
+        _until(lambda: (old / "00" / "gone.sqlite").exists(), lambda there: not there)
+    assert used <= {path for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(tmp_path):
