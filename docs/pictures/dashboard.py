@@ -1,10 +1,11 @@
 """Pictures of the dashboard for README and these pages: real runs, recorded now, shown by `ml-dash ui` in Chromium.
 
-    python docs/pictures/dashboard.py        writes *.png beside itself; needs chromium, and the packages of [dev]
+python docs/pictures/dashboard.py        writes *.png beside itself; needs chromium, and the packages of [dev]
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
@@ -20,12 +21,20 @@ from playwright.sync_api import sync_playwright
 from ml_dash import Experiment
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 HERE = Path(__file__).parent
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 WIDE, NARROW = {"width": 1400, "height": 860}, {"width": 400, "height": 860}
 STEPS = 3000
+FILES = {
+    "report.md": b"# Where it stands\n\nThe learning rate was lowered after the node was taken away.\n\n"
+    b"| run | accuracy |\n|---|---|\n| before | 0.912 |\n| after | 0.929 |\n",
+    "classes.json": b'{"airplane": 0, "automobile": 1, "bird": 2, "cat": 3, "deer": 4, "dog": 5}',
+    "confusion.csv": b"class,right,wrong\ncat,812,188\ndog,871,129\nbird,903,97\n",
+    "checkpoint.bin": bytes(range(256)) * 4096,
+}
+"""What the long run keeps beside its numbers."""
 
 
 def record(store: Path) -> list[str]:
@@ -49,61 +58,65 @@ def record(store: Path) -> list[str]:
         experiment.parameters().set(lr=0.003)
         draw = random.Random(5)
         _curves(experiment, draw, 0.003, 50, 1500, STEPS)
-        report = HERE.parent / "index.md"
-        experiment.file(str(report), prefix="/reports", description="what the model is for")
+        for name, content in FILES.items():
+            (store.parent / name).write_bytes(content)
+            experiment.file(str(store.parent / name), prefix="/" + name.partition(".")[0])
         experiment.notes = "Resumed from the checkpoint of **step 1,500** after the node was taken away.\n"
-    try:
-        with Experiment(name="resnet152", project="cifar10", local_path=str(store), tags=["large"]) as experiment:
-            experiment.parameters().set(lr=0.01, seed=0, optimizer="sgd", model={"depth": 152})
-            _curves(experiment, random.Random(9), 0.01, 152, 0, 400)
-            raise MemoryError("out of memory at batch 412: tried to allocate 2.0 GiB")
-    except MemoryError:
-        pass
-    return [str(experiment.id) for experiment in ()] + ids
+    with (
+        contextlib.suppress(MemoryError),
+        Experiment(name="resnet152", project="cifar10", local_path=str(store), tags=["large"]) as experiment,
+    ):
+        experiment.parameters().set(lr=0.01, seed=0, optimizer="sgd", model={"depth": 152})
+        _curves(experiment, random.Random(9), 0.01, 152, 0, 400)
+        raise MemoryError("out of memory at batch 412: tried to allocate 2.0 GiB")
+    return ids
 
 
 def _curves(experiment: Experiment, draw: random.Random, lr: float, depth: int, first: int, end: int) -> None:
-    speed = 1 / (200 + 90 * abs(math.log10(lr) + 2.5) ** 2 * 3)
-    floor = 0.25 + 0.08 * abs(math.log10(lr) + 2.5) - depth / 1000
-    loss = [
-        {"value": floor + 2.1 * math.exp(-step * speed) + draw.gauss(0, 0.04), "step": step}
-        for step in range(first, end)
-    ]
-    experiment.metric("train/loss").append_batch(loss)
-    rows = [
-        {"value": 1 - (floor + 2.1 * math.exp(-step * speed)) / 2.6 + draw.gauss(0, 0.006), "step": step}
-        for step in range(first, end, 50)
-    ]
-    experiment.metric("val/accuracy").append_batch(rows)
-    experiment.metric("val/loss").append_batch([{**row, "value": 1.1 * (1 - row["value"])} for row in rows])
-    experiment.metric("optimizer/lr").append_batch([{"value": lr * 0.999**step, "step": step} for step in range(first, end, 10)])
+    away = abs(math.log10(lr) + 2.5)
+    speed, floor = 1 / (200 + 270 * away**2), 0.25 + 0.08 * away - depth / 1000
+    loss = [floor + 2.1 * math.exp(-step * speed) + draw.gauss(0, 0.04) for step in range(end)]
+    curves = {
+        "train/loss": (1, lambda step: loss[step]),
+        "train/accuracy": (1, lambda step: 1 - loss[step] / 2.7 + draw.gauss(0, 0.01)),
+        "train/grad_norm": (1, lambda step: 0.8 + 6 * math.exp(-step * speed) * draw.lognormvariate(0, 0.3)),
+        "val/loss": (50, lambda step: 1.08 * loss[step] + draw.gauss(0, 0.02)),
+        "val/accuracy": (50, lambda step: 1 - loss[step] / 2.6 + draw.gauss(0, 0.006)),
+        "val/top5": (50, lambda step: 1 - loss[step] / 9 + draw.gauss(0, 0.003)),
+    }
+    for name, (every, value) in curves.items():
+        rows = [{"value": value(step), "step": step} for step in range(first, end, every)]
+        experiment.metric(name).append_batch(rows)
     for step in range(first, end, 100):
-        level = "warn" if draw.random() < 0.08 else "info"
-        message = "gradient norm above 10, clipped" if level == "warn" else f"step {step:,}: loss {loss[step - first]['value']:.4f}"
-        experiment.log(message, level=level, step=step)
+        if draw.random() < 0.08:
+            experiment.log("gradient norm above 10, clipped", level="warn", step=step)
+        else:
+            experiment.log(f"step {step:,}: loss {loss[step]:.4f}", step=step)
 
 
 def _killed(store: Path) -> None:
     """Record the first part of a run in a process that is killed."""
-    program = (
-        "import os, random, signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from dashboard import _curves; from ml_dash import Experiment\n"
-        "experiment = Experiment(name='resnet50-long', project='cifar10', local_path=sys.argv[2], "
-        "tags=['baseline'], description='The long one').open()\n"
-        "experiment.parameters().set(lr=0.01, seed=0, optimizer='adam', model={'depth': 50})\n"
-        "_curves(experiment, random.Random(4), 0.01, 50, 0, 1800)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program, str(HERE), str(store)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    pid = os.fork()
+    if not pid:
+        experiment = Experiment(
+            name="resnet50-long",
+            project="cifar10",
+            local_path=str(store),
+            tags=["baseline"],
+            description="The long one",
+        ).open()
+        experiment.parameters().set(lr=0.01, seed=0, optimizer="adam", model={"depth": 50})
+        _curves(experiment, random.Random(4), 0.01, 50, 0, 1800)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
 
 
 def shoot(browser: Browser, link: str, chosen: list[str], long: str) -> None:
     """Take the pictures, light and dark, wide and narrow."""
     base = link.partition("/login")[0]
     screens = {
-        "runs": "/runs?sort=metrics.val/accuracy.max%3Adesc&columns=status,params.lr,params.model.depth,params.optimizer,"
-        "metrics.val/accuracy.max,metrics.train/loss,duration,tags",
+        "runs": "/runs?sort=metrics.val/accuracy.max%3Adesc&columns=status,params.lr,params.model.depth,"
+        "params.optimizer,metrics.val/accuracy.max,metrics.train/loss,duration,tags",
         "compare": f"/compare?runs={','.join(chosen)}&smooth=0.6",
         "run": f"/runs/{long}?tab=charts",
         "logs": f"/runs/{long}?tab=logs",
@@ -121,29 +134,36 @@ def shoot(browser: Browser, link: str, chosen: list[str], long: str) -> None:
             page.set_viewport_size(size)  # type: ignore[arg-type]
             for name, path in screens.items():
                 page.goto(base + path)
-                page.wait_for_load_state("networkidle" if name == "login" else "load")
-                page.wait_for_function("document.querySelector('main') && !document.querySelector('.loading')")
+                page.wait_for_selector("main")
                 # Curves come in two steps; what is drawn is compared until it stays.
                 _until_still(page)
                 suffix = ("" if size is WIDE else "-narrow") + ("" if scheme == "light" else "-dark")
                 page.screenshot(path=HERE / f"{name}{suffix}.png")
 
 
-def _until_still(page: object) -> None:
+def _until_still(page: Page) -> None:
     before = None
-    while (now := page.screenshot()) != before:  # type: ignore[attr-defined]
+    while (now := page.screenshot()) != before:
         before = now
-        page.wait_for_timeout(700)  # type: ignore[attr-defined]
+        page.wait_for_timeout(700)
 
 
 def main() -> None:
     """Record, show, and take the pictures."""
     with tempfile.TemporaryDirectory() as scratch:
         store = Path(scratch) / ".ml-dash"
-        os.environ["ML_DASH_QUIET"] = "1"
-        ids = record(store)
+        # What is shown of the program that recorded is that of a user: a script in a folder of its own.
+        script = Path(scratch) / "train.py"
+        script.write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
+        environment = {**os.environ, "ML_DASH_QUIET": "1"}
+        told = subprocess.run(
+            [sys.executable, str(script), str(store)], env=environment, stdout=subprocess.PIPE, check=True
+        )
+        ids = told.stdout.decode().split()
         process = subprocess.Popen(
-            [sys.executable, "-m", "ml_dash", "ui", str(store), "--no-open", "--port", "0"], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "ml_dash", "ui", str(store), "--no-open", "--port", "0"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         link = next(line.split()[-1] for line in process.stdout if "http://" in line)
@@ -159,4 +179,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        print(*record(Path(sys.argv[1])))
+    else:
+        main()

@@ -29,9 +29,8 @@ def test_firefox_shows_the_list_and_a_live_chart(ui_server: Callable[..., UiServ
             experiment.metric("loss").append(value=1.0, step=0)
             ui = ui_server(store)
             firefox.go(ui.link)
-            href = firefox.until(
-                """[...document.querySelectorAll("[role=grid] [role=row] a")].find((a) => a.textContent === "live")?.href"""
-            )
+            rows = """document.querySelectorAll("[role=grid] [role=row] a")"""
+            href = firefox.until(f"""[...{rows}].find((link) => link.textContent === "live")?.href""")
             assert firefox.until("""document.querySelector("[role=grid]").getAttribute("aria-rowcount")""") == "2"
             firefox.go(href)
             firefox.until("""window.mlDash.chart("loss").runs[0].total === 1""")
