@@ -37,7 +37,7 @@ export default function Groups({ by, where, columns }) {
   const rows = useMemo(() => sorted(groups.value ?? [], sort.value), [groups.value, sort.value]);
 
   const all = useMemo(() => /** @type {Column[]} */ ([
-    { id: "value", title: FIELDS[by] ?? by, width: 260, pinned: true, fixed: true, sorts: true },
+    { id: "value", title: FIELDS[by] ?? by, width: Math.min(260, innerWidth * 0.4), pinned: true, fixed: true, sorts: true },
     { id: "runs", title: "Runs", width: 72, right: true, fixed: true, sorts: true },
     ...fields.map((field) => ({ id: field, title: titleOf(field), width: 150, right: true, sorts: true, fixed: true, hint: `${field}: mean ± standard deviation` })),
   ]), [by, asked]);

@@ -285,7 +285,8 @@ const nameOf = (/** @type {Run} */ run) => run.title ?? run.name;
 
 /** @param {string[]} columns @param {Set<string>} pinned @returns {Column[]} */
 function gridColumns(columns, pinned) {
-  const leave = narrow.value ? new Set(["status"]) : new Set();
+  // There the name has them below it.
+  const leave = narrow.value ? new Set(["status", "created"]) : new Set();
   const fields = columns.filter((field) => field !== "name" && !leave.has(field));
   const isPinned = (/** @type {string} */ field) => pinned.has(field) && !narrow.value;
   const ordered = [...fields.filter(isPinned), ...fields.filter((field) => !isPinned(field))];
