@@ -35,6 +35,11 @@ def until(look: Callable[[], _T], when: Callable[[_T], bool], what: str) -> _T:
         assert time.monotonic() < end, f"{what} is {str(found)[:2000]}"
 
 
+def address(page: Page, when: Callable[[str], bool]) -> str:
+    """The page's address, once it is as expected. The page is asked: `page.url` stands still while nothing is."""
+    return until(lambda: page.evaluate("location.href"), when, "the address")
+
+
 def plot_area(page: Page, name: str) -> dict[str, float]:
     """Where the curves of a chart are on the page."""
     box = figure(page, name).locator(".u-over").bounding_box()

@@ -11,7 +11,7 @@ import pytest
 
 from ml_dash import Experiment
 from tests.browser.hosts import Shown, by_server
-from tests.browser.looking import drag, drawn, figure, plot_area, serious, until
+from tests.browser.looking import address, drag, drawn, figure, plot_area, serious, until
 from tests.browser.recording import hostile, rewound, train, value_at
 from tests.running import Server
 
@@ -128,11 +128,17 @@ def test_the_axis_smoothing_and_logarithms_are_in_the_address(browser_page: Page
     [curve] = drawn(browser_page, "loss")
     assert curve["x"] == pytest.approx([value_at("other", step, 0) for step in range(60)])
     browser_page.get_by_label("x axis", exact=True).select_option("relative")
-    [curve] = drawn(browser_page, "loss", lambda runs: bool(runs) and runs[0]["x"][0] >= 0 and max(runs[0]["x"]) > 1e-6)
+    until(lambda: browser_page.evaluate("window.mlDash.chart('loss').x"), lambda x: x == "relative", "the axis")
+    [curve] = drawn(browser_page, "loss")
+    assert min(curve["x"]) > 0
     assert "x=relative" in browser_page.url
     # The raw values stay what they are, under the smoothed line.
     assert curve["min"] == pytest.approx([value_at("loss", step, 0) for step in range(60)])
     assert max(abs(a - b) for a, b in zip(curve["line"], curve["min"], strict=True)) > 0.01
+    slider = browser_page.get_by_role("slider", name="Smooth")
+    for _ in range(5):
+        slider.press("ArrowRight")
+    address(browser_page, lambda url: "smooth=0.95" in url)
 
 
 def test_a_series_is_split_by_a_field_of_its_points(browser_page: Page, served: Show, tmp_path: Path) -> None:
@@ -183,7 +189,7 @@ def test_many_metrics_are_searched_and_only_charts_in_view_exist(
     browser_page.get_by_text("1 of 1,500 charts").wait_for()
     [curve] = drawn(browser_page, "layer/13/w1321")
     assert curve["max"] == [1321]
-    until(lambda: browser_page.url, lambda url: "q=layer" in url, "the address")
+    address(browser_page, lambda url: "q=layer" in url)
 
 
 def test_a_new_point_is_drawn_by_itself(browser_page: Page, shown: Show, tmp_path: Path) -> None:
@@ -245,7 +251,7 @@ def test_a_chart_is_enlarged_and_a_view_is_saved_under_a_name(browser_page: Page
     host.open(browser_page, f"/runs/{run}?tab=charts")
     browser_page.get_by_role("button", name="Views").click()
     browser_page.get_by_role("menuitem", name="smooth and small", exact=True).click()
-    until(lambda: browser_page.url, lambda url: "smooth=0.5" in url and "size=s" in url, "the address")
+    address(browser_page, lambda url: "smooth=0.5" in url and "size=s" in url)
 
 
 def test_hostile_names_are_text(browser_page: Page, served: Show, tmp_path: Path) -> None:

@@ -59,12 +59,14 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
   const [picked, setPicked] = useState(/** @type {Hit | null} */ (null));
   const { answer, error, loading } = useSeries(name, runs, options, asOf, width);
 
-  const { smoothing, mean, spread, split, logX, logY, zoom, x } = options;
+  const { smoothing, mean, spread, split, logX, logY, zoom } = options;
+  // Until there are points for another axis, those of the old one are drawn on the old one.
+  const x = answer?.x ?? options.x;
   const curves = useMemo(
     () => (answer ? drawn(answer.curves, answer.behind, options, names, groups) : []),
     [answer, smoothing, mean, spread, split, names, groups, dark.value],
   );
-  const { xRange, yRange } = useMemo(() => ranges(curves, options), [curves, logX, logY, zoom?.[0], zoom?.[1]]);
+  const { xRange, yRange } = useMemo(() => ranges(curves, { ...options, x }), [curves, logX, logY, zoom?.[0], zoom?.[1]]);
   const handlers = useRef({ onZoom });
   handlers.current = { onZoom };
 
@@ -115,7 +117,7 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
       if (readout.current) readout.current.textContent = tip.text();
     }
   };
-  const total = answer ? labelOf(answer, x) : "";
+  const total = answer ? labelOf(answer) : "";
   const notes = answer ? notesOf(answer, name) : [];
   return html`<figure class=${classes("chart", loading && "loading", enlarged && "enlarged")} aria-label=${name} tabindex="0" onKeyDown=${keys}
       style=${{ height: `${height}px` }}>
@@ -145,9 +147,8 @@ export function Chart({ name, runs, names, groups = NO_GROUPS, options, asOf, he
  * How much of what there is a chart shows, and what else its axis is than was asked for.
  *
  * @param {import("./useseries.js").Answer} answer
- * @param {string} x
  */
-function labelOf({ curves, read }, x) {
+function labelOf({ curves, read, x }) {
   const meant = new Set(curves.map(({ xMeant }) => xMeant).filter((one) => one && one !== x));
   return [...[...meant].map((one) => `by ${one}`), shownOf(curves), read !== null && `${Math.floor(read * 100)} % read`].filter(Boolean).join(" · ");
 }

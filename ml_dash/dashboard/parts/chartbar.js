@@ -2,7 +2,7 @@
 import { count } from "../lib/format.js";
 import { removeView, saveView, views } from "../lib/prefs.js";
 import { setParams } from "../lib/url.js";
-import { classes, html, useId, useState } from "../lib/ui.js";
+import { classes, html, useEffect, useId, useRef, useState } from "../lib/ui.js";
 import { AXES, logText } from "./chartoptions.js";
 import { FormDialog, open } from "./dialog.js";
 import { Menu } from "./menu.js";
@@ -32,10 +32,7 @@ export function ChartBar({ options, params, metrics, screen, several, meanFields
         ${toggle("x", logX, () => set({ log: logText(!logX, logY) }))}
         ${toggle("y", logY, () => set({ log: logText(logX, !logY) }))}
       </span>
-      <label class="field"><span class="dim">Smooth</span>
-        <input type="range" min="0" max="0.99" step="0.01" value=${smoothing} aria-valuetext=${smoothing.toFixed(2)}
-          onInput=${(/** @type {any} */ event) => set({ smooth: Number(event.currentTarget.value) ? event.currentTarget.value : null })} />
-        <output class="number" aria-live="off">${smoothing.toFixed(2)}</output></label>
+      <${Smooth} smoothing=${smoothing} onChoose=${(/** @type {number} */ to) => set({ smooth: to ? String(to) : null })} />
       <${SplitBy} split=${split} onChoose=${(/** @type {string} */ to) => set({ split: to || null })} />
       ${several && html`<label class="field"><span class="dim">Mean over</span>
         <select aria-label="Mean over" value=${mean} onChange=${(/** @type {any} */ event) => set({ mean: event.currentTarget.value || null })}>
@@ -84,6 +81,30 @@ function XAxis({ x, metrics, onChoose }) {
       onChange=${(/** @type {any} */ event) => onChoose(event.currentTarget.value ? `metric:${event.currentTarget.value}` : "step")} />
       <datalist id=${id}>${metrics.slice(0, 200).map((name) => html`<option value=${name} />`)}</datalist>`}
   </span>`;
+}
+
+/** An address may be changed twenty times a second at most: browsers drop what comes faster. */
+const OFTEN_MS = 80;
+
+/** @param {{smoothing: number, onChoose: (smoothing: number) => void}} props */
+function Smooth({ smoothing, onChoose }) {
+  const [dragged, drag] = useState(/** @type {number | null} */ (null));
+  const timer = useRef(0);
+  const to = useRef(0);
+  const moved = (/** @type {any} */ event) => {
+    to.current = Number(event.currentTarget.value);
+    drag(to.current);
+    timer.current ||= setTimeout(() => {
+      timer.current = 0;
+      drag(null);
+      onChoose(to.current);
+    }, OFTEN_MS);
+  };
+  useEffect(() => () => clearTimeout(timer.current), []);
+  const shown = dragged ?? smoothing;
+  return html`<label class="field"><span class="dim">Smooth</span>
+    <input type="range" min="0" max="0.99" step="0.01" value=${shown} aria-valuetext=${shown.toFixed(2)} onInput=${moved} />
+    <span class="number weight">${shown.toFixed(2)}</span></label>`;
 }
 
 /** @param {{split: string, onChoose: (split: string) => void}} props */

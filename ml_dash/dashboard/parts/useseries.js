@@ -9,6 +9,7 @@ import { useLayoutEffect, useRef, useState } from "../lib/ui.js";
 /**
  * @typedef {object} Answer
  * @property {string} key  of the request
+ * @property {string} x  what the axis of these curves is
  * @property {Series[]} curves
  * @property {Series[]} behind  with superseded points, if these are shown
  * @property {string[]} missing  runs that have no such metric
@@ -55,7 +56,7 @@ export function useSeries(metric, runs, options, asOf, width) {
       if (abort.signal.aborted) return;
       drawn.current = metric;
       setError(null);
-      setAnswer({ key, curves: now.series, behind: all?.series ?? [], missing: now.missing, read: readOf(now) });
+      setAnswer({ key, x, curves: now.series, behind: all?.series ?? [], missing: now.missing, read: readOf(now) });
       // What is shown is good as far as it goes; the rest is asked for until it is there.
       if (readOf(now) !== null) again(null);
     };
