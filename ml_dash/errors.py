@@ -65,13 +65,22 @@ class InvalidQuery(InvalidValue):
 
     def __init__(self, message: str, query: str, at: int, length: int = 1, *, hint: str = "") -> None:
         shown, before = _window(query, at)
-        mark = "^" * max(1, min(length, len(shown) - before))
-        super().__init__(f"{message}\n  {shown}\n  {' ' * before}{mark}", hint=hint)
+        mark = "^" * max(1, _columns(shown[before : before + length]))
+        super().__init__(f"{message}\n  {shown}\n  {' ' * _columns(shown[:before])}{mark}", hint=hint)
         self.query = query
         self.at = at
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+def _columns(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _window(query: str, at: int, most: int = 72) -> tuple[str, int]:

@@ -255,6 +255,13 @@ def test_of_a_long_query_the_part_around_the_place_is_shown() -> None:
     assert shown[mark.index("^") :].startswith("stat = failed")
 
 
+def test_the_mark_stands_under_its_place_where_letters_are_wide() -> None:
+    with pytest.raises(InvalidQuery) as raised:
+        parse("名前 or stat = 実験")
+    assert raised.value.at == 6
+    assert raised.value.message.splitlines()[1:] == ["  名前 or stat = 実験", "          ^^^^"]
+
+
 def test_a_query_of_any_length_is_answered_at_once() -> None:
     with pytest.raises(InvalidQuery, match="at most"):
         parse("a " * 10_000)
