@@ -7,7 +7,8 @@ import sqlite3
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from ..errors import JournalError
@@ -20,6 +21,8 @@ Work = Callable[[], bool]
 # What a job may raise: a disk that refuses, a folder that somebody changes, a database that is in use.
 _TROUBLE: Final = (OSError, JournalError, sqlite3.Error)
 _STOP_S: Final = 5.0
+# How long a piece waits for callers, so that jobs get on although somebody asks all the time.
+_GIVE_WAY_S: Final = 0.5
 
 
 class Indexer:
@@ -35,6 +38,20 @@ class Indexer:
         self._jobs: OrderedDict[Hashable, Work] = OrderedDict()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        # How many callers are at work, for whom the thread waits between two pieces.
+        self._callers = 0
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """Let the block come before the next piece of a job: a thread that computes makes all others slow."""
+        with self._changed:
+            self._callers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._callers -= 1
+                self._changed.notify_all()
 
     def bring(self, jobs: Mapping[Hashable, Work]) -> None:
         """Do these jobs, or begin with them; a key that is being worked on already is not added again."""
@@ -83,6 +100,9 @@ class Indexer:
                 if not self._jobs:
                     self._thread = None
                     return
+                self._changed.wait_for(lambda: not self._callers, _GIVE_WAY_S)
+                if not self._jobs:
+                    continue
                 key, work = next(iter(self._jobs.items()))
             more = _piece(work)
             with self._changed:

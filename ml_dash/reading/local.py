@@ -398,18 +398,19 @@ class LocalSource:
                 series[id] = others[id] = None
         self._charts.bring([one for one in (*series.values(), *others.values()) if one is not None])
         drawn: dict[str, tuple[list[Drawn], int]] = {}
-        for id, one in series.items():
-            if one is None:
-                continue
-            try:
-                drawn[id] = self._charts.draw(one, request, others[id])
-            except (OSError, Damaged):
-                # Somebody has changed the folder: what the journal says is drawn without an index.
-                again = self._again(id, request.as_of)
-                fresh = charts.series_of(id, again, request.metric)
-                other = charts.series_of(id, again, over) if over is not None else None
-                if fresh is not None:
-                    drawn[id] = self._charts.draw(fresh, request, other)
+        with self._indexer.first():
+            for id, one in series.items():
+                if one is None:
+                    continue
+                try:
+                    drawn[id] = self._charts.draw(one, request, others[id])
+                except (OSError, Damaged):
+                    # Somebody has changed the folder: what the journal says is drawn without an index.
+                    again = self._again(id, request.as_of)
+                    fresh = charts.series_of(id, again, request.metric)
+                    other = charts.series_of(id, again, over) if over is not None else None
+                    if fresh is not None:
+                        drawn[id] = self._charts.draw(fresh, request, other)
         return charts.page_of(request, series, drawn)
 
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
