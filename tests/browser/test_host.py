@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 import ml_dash
+from ml_dash.server.http.assets import FOLDER
 from tests.browser import recording
 from tests.browser.conftest import STARTED
-from tests.browser.hosts import Shown, UiServer
+from tests.browser.hosts import Shown, UiServer, by_server
 from tests.running import Server
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ def test_no_script_runs_that_is_not_the_dashboards_own(browser_page: Page, team_
         }"""
     )
     assert browser_page.evaluate("window.ran") is None
+
+
+def test_every_module_is_read_by_a_browser_as_it_is_sent(browser_page: Page, team_server: Server, user: str) -> None:
+    """They are sent without their comments: what that would break, the browser does not load."""
+    by_server(team_server, user).open(browser_page, "/runs")
+    paths = [f"/assets/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*.js")]
+    assert len(paths) > 20
+    browser_page.evaluate("(paths) => Promise.all(paths.map((path) => import(path)))", paths)
 
 
 @pytest.mark.console("401")
