@@ -96,6 +96,7 @@ def test_files_are_shown_as_they_were_on_every_tab(timeline: Page) -> None:
     assert tree.get_by_text("second.txt").count() == 0
     tree.get_by_text("first.txt").click()
     timeline.get_by_role("list", name="Text of first.txt").get_by_text("first").wait_for()
+    timeline.get_by_role("status", name="Connection").get_by_text("live").wait_for()
 
 
 def test_charts_are_drawn_as_they_were(timeline: Page) -> None:

@@ -72,7 +72,10 @@ export function changesByKey(marks, asOf) {
  */
 export function textOf({ kind, text, data }) {
   const values = /** @type {Record<string, unknown> | undefined} */ (kind === "parameter" ? data?.values : undefined);
-  if (!values) return text.startsWith(kind) ? text.slice(kind.length).replace(/^[: ]+/, "") : text;
+  // A whole number beyond 2^53 is right in the text, and has lost its last digits as a number.
+  if (!values || Object.values(values).some((value) => Number.isInteger(value) && !Number.isSafeInteger(value))) {
+    return text.startsWith(kind) ? text.slice(kind.length).replace(/^[: ]+/, "") : text;
+  }
   const before = /** @type {Record<string, unknown>} */ (data?.before ?? {});
   const changes = Object.entries(values).map(([key, value]) =>
     key in before ? `${key} ${valueText(before[key])} → ${valueText(value)}` : `${key} = ${valueText(value)}`,

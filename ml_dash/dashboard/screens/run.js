@@ -88,13 +88,12 @@ function useRecord(id, asOf) {
     };
     load();
     const soon = throttled(RELOAD_MS, load);
-    const leave = asOf
-      ? () => {}
-      : subscribe([id], (news) => {
-          if (!news.removed.includes(id)) return soon(null);
-          // One that never was is told by the answer to the request.
-          setKnown((was) => (was.record ? { record: null, error: null, removed: true } : was));
-        });
+    const leave = subscribe([id], (news) => {
+      // What was stays as it was.
+      if (!news.removed.includes(id)) return asOf ? undefined : soon(null);
+      // One that never was is told by the answer to the request.
+      setKnown((was) => (was.record ? { record: null, error: null, removed: true } : was));
+    });
     return () => {
       leave();
       stop.abort();
@@ -124,8 +123,10 @@ function Header({ record, asOf, onChange }) {
       </span>
       ${record.archived ? html`<span class="tag">archived</span>` : null}
       <span class="space"></span>
-      <a href=${link("/compare", { runs: record.id })}>Compare</a>
-      ${items.length ? html`<${Menu} label="Change" name="Change this run" items=${items} right />` : null}
+      <span class="run-actions">
+        <a href=${link("/compare", { runs: record.id })}>Compare</a>
+        ${items.length ? html`<${Menu} label="Change" name="Change this run" items=${items} right />` : null}
+      </span>
     </div>
     <p class="run-place dim">
       <a href=${link("/runs", { project: record.project })}>${visible(record.project)}</a>

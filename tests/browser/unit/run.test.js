@@ -200,5 +200,7 @@ test("a mark says what parameters were, and nothing twice", () => {
   assert.equal(textOf({ kind: "parameter", text: "set lr = 0.001, n = 2", data }), "lr 0.1 → 0.001, n = 2");
   assert.equal(textOf({ kind: "resumed", text: "resumed by process 1 on a", data: {} }), "by process 1 on a");
   assert.equal(textOf({ kind: "failed", text: "failed: ValueError: x", data: {} }), "ValueError: x");
+  const large = { values: { seed: Number("9223372036854775783") } };
+  assert.equal(textOf({ kind: "parameter", text: "set seed = 9223372036854775783", data: large }), "set seed = 9223372036854775783");
   assert.equal(textOf({ kind: "file", text: "added a.txt", data: {} }), "added a.txt");
 });
