@@ -15,7 +15,7 @@ and then the x of each bucket's first point is looked up.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
@@ -116,6 +116,7 @@ class _Points:
         self._field = name
         self._key = series_of(metric.name)
         self._without = without
+        self._bends = [end for _, end in metric.superseded]
         # Statistics are of current points; with the others in, nothing is known.
         self._clean = _is_clean(metric.series[name]) and (bool(without) or not metric.superseded)
         self._fields = self._newest_fields()
@@ -215,11 +216,19 @@ class _Points:
         for begin, stop, outline in self._outlines(start, end, unit):
             if self._suffices(begin, stop, start, end, outline, low, high):
                 add_outline(envelope, outline)
-            elif unit > PART:
-                # Shorter ones say more.
-                self._add_summaries(envelope, max(begin, start), min(stop, end), _below(unit), low, high)
-            else:
-                self._add_lines(envelope, max(begin, start), min(stop, end), self._stored_x, low, high)
+                continue
+            for first, last, one in _singly(begin, stop, outline):
+                if self._suffices(first, last, start, end, one, low, high):
+                    add_outline(envelope, one)
+                    continue
+                if self._clean and self._is_outside(first, last, one, low, high):
+                    continue
+                first, last = max(first, start), min(last, end)
+                if first < last and unit > PART:
+                    # Shorter ones say more.
+                    self._add_summaries(envelope, first, last, _below(unit), low, high)
+                elif first < last:
+                    self._add_lines(envelope, first, last, self._stored_x, low, high)
 
     def _suffices(
         self, begin: int, stop: int, start: int, end: int, outline: Outline, low: float | None, high: float | None
@@ -231,8 +240,22 @@ class _Points:
             return False
         if low is None and high is None:
             return True
+        if self._is_bent(begin, stop):
+            return False
         hull = _hull(outline)
         return hull is None or ((low is None or hull[0] >= low) and (high is None or hull[1] <= high))
+
+    def _is_outside(self, begin: int, stop: int, outline: Outline, low: float | None, high: float | None) -> bool:
+        """True if all points of [begin, stop) surely lie outside of the bounds of x."""
+        hull = _hull(outline)
+        if hull is None or self._is_bent(begin, stop):
+            return False
+        return (low is not None and hull[1] < low) or (high is not None and hull[0] > high)
+
+    def _is_bent(self, begin: int, stop: int) -> bool:
+        """True if x goes back within [begin, stop), behind superseded points: first and last say nothing of it then."""
+        place = bisect_right(self._bends, begin)
+        return place < len(self._bends) and self._bends[place] < stop
 
     def _outlines(self, start: int, end: int, unit: int) -> Iterator[tuple[int, int, Outline]]:
         """Yield (first index, index behind the last, summaries by column) of stretches that hold [start, end).
@@ -342,23 +365,29 @@ class _Points:
             return (pieces[0][0], pieces[-1][1]) if pieces else (0, 0)
         least, most = -inf if low is None else low, inf if high is None else high
         if x == INDEX:
-            return max(0, ceil(max(least, 0))), min(count, floor(min(most, count - 1)) + 1)
-        if x == self._stored_x:
-            first = self._edge(0, count, LEVEL, least, most, last=False)
-            end = None if first is None else self._edge(first, count, LEVEL, least, most, last=True)
-            return (0, 0) if first is None or end is None else (first, end + 1)
-        # It is in no summary, and grows with the index, as times do.
-        first = self._first_with(x, 0, count, lambda at: at >= least)
-        return first, self._first_with(x, first, count, lambda at: at > most)
+            start, end = max(0, ceil(max(least, 0))), min(count, floor(min(most, count - 1)) + 1)
+            least, most = -inf, inf
+        elif x == self._stored_x:
+            start, end = 0, count
+        else:
+            # It is in no summary, and grows with the index, as times do.
+            start = self._first_with(x, 0, count, lambda at: at >= least)
+            end = self._first_with(x, start, count, lambda at: at > most)
+            least, most = -inf, inf
+        first = self._edge(start, end, LEVEL, least, most, last=False) if start < end else None
+        last = None if first is None else self._edge(first, end, LEVEL, least, most, last=True)
+        return (0, 0) if first is None or last is None else (first, last + 1)
 
     def _edge(self, start: int, end: int, unit: int, low: float, high: float, *, last: bool) -> int | None:
         """Return the first, or the last, index in [start, end) whose stored x lies in [low, high]."""
-        stretches: Iterable[tuple[int, int, Outline]] = self._outlines(start, end, unit)
+        batches = self._outlines(start, end, unit)
+        stretches: Iterable[tuple[int, int, Outline]] = (one for batch in batches for one in _singly(*batch))
         for begin, stop, outline in reversed(list(stretches)) if last else stretches:
-            hull = _hull(outline)
-            if hull is None or hull[0] > high or hull[1] < low:
+            if not outline.x or self._is_outside(begin, stop, outline, low, high):
                 continue
             begin, stop = max(begin, start), min(stop, end)
+            if begin >= stop:
+                continue
             if unit > PART:
                 found = self._edge(begin, stop, _below(unit), low, high, last=last)
             else:
@@ -440,6 +469,16 @@ def _hull(outline: Outline) -> tuple[float, float] | None:
     if not outline.x:
         return None
     return min(min(outline.x), min(outline.last_x)), max(max(outline.x), max(outline.last_x))
+
+
+def _singly(begin: int, stop: int, outline: Outline) -> Iterator[tuple[int, int, Outline]]:
+    """Yield (first index, index behind the last, summary) of each stretch of a batch; together they cover all of it.
+
+    Each reaches to the first value of the next one: what has no value belongs to the one before.
+    """
+    firsts = [begin, *outline.indices[1:], stop]
+    for place in range(max(1, len(outline.counts))):
+        yield firsts[place], firsts[place + 1], Outline(*(values[place : place + 1] for values in outline))
 
 
 def _below(unit: int) -> int:
