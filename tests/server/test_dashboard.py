@@ -118,7 +118,7 @@ def test_comments_are_not_sent_and_lines_keep_their_numbers(tmp_path: Path) -> N
 const a = /** @type {any} */ (1); // told at the end of a line
   // why
 /** @type {HTMLElement} */ (b).focus();
-const url = "https://host/*"; /* kept */ const c = 2;
+  const url = "https://host/*"; /* kept */ const c = 2;
 """
     sent = b"""
 
@@ -143,4 +143,4 @@ def test_the_whole_application_is_small() -> None:
     paths = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.suffix in (".js", ".css")]
     found = [asset for path in paths if (asset := assets.find(path)) is not None]
     assert len(found) == len(paths) > 50
-    assert sum(len(asset.packed or asset.content) for asset in found) <= 150 << 10
+    assert sum(len(asset.packed or asset.content) for asset in found) <= 150_000

@@ -28,7 +28,8 @@ _PATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)*[A-Za-z0-9_-][A-Za
 _BLOCK: Final = re.compile(rb"^[ \t]*/\*(?:(?!\*/).)*\*/[ \t]*$", re.MULTILINE | re.DOTALL)
 _LINE: Final = re.compile(rb"^[ \t]*//[^\n]*$", re.MULTILINE)
 _TYPE: Final = re.compile(rb"/\*\* @[^\n]*?\*/ ?")
-_REMARKS: Final = {".js": (_BLOCK, _LINE, _TYPE), ".css": (_BLOCK,)}
+_INDENTATION: Final = re.compile(rb"^[ \t]+", re.MULTILINE)
+_REMARKS: Final = {".js": (_BLOCK, _LINE, _TYPE, _INDENTATION), ".css": (_BLOCK, _INDENTATION)}
 _LONGEST_PATH: Final = 200  # characters
 
 
@@ -75,9 +76,10 @@ class Assets:
 
 
 def _without_remarks(content: bytes, suffix: str) -> bytes:
-    """Return a script or style sheet without its comments: those on lines of their own, and the types within lines.
+    """Return a script or style sheet without indentation and comments: on lines of their own, and types within lines.
 
-    They are a third of what would go over the wire, and for readers of the source. Lines keep their numbers.
+    They are a third of what would go over the wire, and for readers of the source. Lines keep their numbers. A text in
+    a template may go on in the next line, where spaces are one space; a text whose spaces count must not.
     """
     for pattern in _REMARKS[suffix]:
         content = pattern.sub(lambda match: b"\n" * match[0].count(b"\n"), content)
