@@ -22,7 +22,7 @@ FLAGS: Final = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WIDE: Final = {"width": 1400, "height": 900}
-TIMEOUT_MS: Final = 15_000
+TIMEOUT_MS: Final = 30_000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

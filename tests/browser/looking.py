@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 _T = TypeVar("_T")
-WAIT_S: Final = 15.0
+WAIT_S: Final = 30.0
 
 
 def figure(page: Page, name: str) -> Locator:
