@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -27,6 +28,7 @@ def main() -> None:
         documents_row,
         engine_rows,
         local_rows,
+        peer_rows,
         reading_rows,
         remote_rows,
         resumed_row,
@@ -56,12 +58,14 @@ def main() -> None:
                 print(f"| {figure} | {_number(value)} | |")
 
 
-def shown(figures: dict[str, float]) -> str:
+def shown(figures: Mapping[str, float | str]) -> str:
     """Figures on one line."""
     return ", ".join(f"{name} {_number(value)}" for name, value in figures.items())
 
 
-def _number(value: float) -> str:
+def _number(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 

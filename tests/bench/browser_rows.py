@@ -109,13 +109,13 @@ async ([text, count]) => {
 
 
 @contextlib.contextmanager
-def page_of() -> Iterator[Page]:
-    """A page of a browser that has loaded nothing yet."""
+def page_of(*flags: str) -> Iterator[Page]:
+    """A page of a browser that has loaded nothing yet; the browser is started with more flags if any are given."""
     from playwright.sync_api import sync_playwright
 
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=program, args=[*FLAGS, *flags])
         page = browser.new_context(viewport=WIDE).new_page()  # type: ignore[arg-type]  # a mapping of these keys
         page.set_default_timeout(300_000)
         yield page

@@ -126,7 +126,7 @@ def server_logs(folder: Path, scale: float) -> Figures:
 
 
 @row("10,000 runs: a page ≤ 30 ms, a filter ≤ 50 ms; first rows ≤ 300 ms after a start, and the first time ever")
-def server_list(folder: Path, scale: float) -> Figures:
+def server_runs(folder: Path, scale: float) -> Figures:
     count = max(50, int(10_000 * scale))
     with _source(folder) as (core, _):
         for number in range(count):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter, perf_counter_ns, process_time, sleep, time_ns
@@ -18,13 +18,16 @@ from ml_dash import Experiment
 from . import references
 
 Figures = dict[str, float]
-ROWS: dict[str, tuple[str, Callable[[Path, float], Figures]]] = {}
+Measurement = Callable[[Path, float], Mapping[str, float | str]]
+"""A row: the folder it may write in and the share of the full sizes -> figures; a text says why there is none."""
+ROWS: dict[str, tuple[str, Measurement]] = {}
 
 
-def row(target: str) -> Callable[[Callable[[Path, float], Figures]], Callable[[Path, float], Figures]]:
+def row(target: str) -> Callable[[Measurement], Measurement]:
     """Register a measurement and the figure to reach."""
 
-    def register(function: Callable[[Path, float], Figures]) -> Callable[[Path, float], Figures]:
+    def register(function: Measurement) -> Measurement:
+        assert function.__name__ not in ROWS, f"two rows are called {function.__name__}"
         ROWS[function.__name__] = (target, function)
         return function
 

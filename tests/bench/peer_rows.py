@@ -1,0 +1,117 @@
+"""How soon the curves of 100 runs are there: ml-dash and other trackers, the same data, the same browser, one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from subprocess import SubprocessError
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from .browser_rows import both, curve, page_of
+from .peers import PEERS, recorded, served, why
+from .rows import row
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+LOOPBACK_ONLY: Final = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"
+_OPENS: Final = 3
+_FIRST_S: Final = 300.0
+_RELOAD_S: Final = 60.0
+_QUIET_MS: Final = 3000
+# Looks 40 times a second at a small copy of each canvas, and at the number and length of the paths of all drawings:
+# `picture` is when any of it changed last, `runs` is when all runs were there first, both in milliseconds of the page.
+_WATCH: Final = """
+(() => {
+    const small = Object.assign(document.createElement('canvas'), {width: 64, height: 64});
+    const pen = small.getContext('2d', {willReadFrequently: true});
+    const seen = window.seen = {picture: 0, runs: 0, sign: '', found: 0};
+    const look = () => {
+        let sign = '';
+        for (const canvas of document.querySelectorAll('canvas')) {
+            if (canvas.clientWidth < 100 || canvas.clientHeight < 100 || !canvas.width || !canvas.height) continue;
+            pen.clearRect(0, 0, 64, 64);
+            pen.drawImage(canvas, 0, 0, 64, 64);
+            let hash = 0;
+            for (const value of new Uint32Array(pen.getImageData(0, 0, 64, 64).data.buffer))
+                hash = (hash * 31 + value) | 0;
+            sign += `${hash} `;
+        }
+        let length = 0;
+        const paths = document.querySelectorAll('svg path');
+        for (const path of paths) length += path.getAttribute('d')?.length ?? 0;
+        sign += `${paths.length} ${length}`;
+        if (sign !== seen.sign) { seen.sign = sign; seen.picture = performance.now(); }
+        seen.found = DRAWN;
+        if (!seen.runs && seen.found >= RUNS) seen.runs = performance.now();
+    };
+    setInterval(look, 25);
+})()
+"""
+_DONE: Final = """
+(quiet) => {
+    const {picture, runs} = window.seen;
+    const last = Math.max(picture, runs);
+    return runs && performance.now() - last > quiet ? last : false;
+}"""
+_OURS: Final = "(window.mlDash?.chart('loss')?.runs ?? []).filter((run) => run.shown > 0).length"
+
+
+@row("opens 100 runs x 10,000 points in a third of the time that each of the others takes")
+def browser_peers(folder: Path, scale: float) -> Mapping[str, float | str]:
+    runs, points = max(2, int(100 * scale)), int(10_000 * min(1.0, scale * 10))
+    ours = [curve(folder, f"run-{number}", points, number) for number in range(runs)]
+    figures: dict[str, float | str] = {}
+    times = {}
+    with both(folder) as hosts:
+        for shown in hosts:
+            with page_of(LOOPBACK_ONLY) as page:
+                shown.log_in(page)
+                name = f"ml-dash {shown.name}"
+                times[name], _ = _opened(page, f"{shown.url}/compare?runs={','.join(ours)}&metrics=loss", _OURS, runs)
+                figures[f"{name} ms"] = times[name]
+    for peer in PEERS:
+        try:
+            recording = recorded(peer, runs, points)
+            with served(peer, recording) as url, page_of(LOOPBACK_ONLY) as page:
+                took, elsewhere = _opened(page, url + recording.page, peer.drawn, runs)
+        except (SubprocessError, OSError, AssertionError) as error:
+            figures[f"{peer.title}: not measured"] = why(error)
+            continue
+        figures[f"{peer.title} ms"] = took
+        figures |= {f"{peer.title} / {name}": took / mine for name, mine in times.items()}
+        figures[f"{peer.title} recorded, CPU s"] = recording.cpu_seconds
+        figures[f"{peer.title} asks elsewhere, hosts"] = elsewhere
+    return figures
+
+
+def _opened(page: Page, address: str, drawn: str, runs: int) -> tuple[float, float]:
+    """The median milliseconds of some openings until all is drawn, after one that fills caches, and other hosts asked.
+
+    Errors: AssertionError if the runs are not all there within five minutes.
+    """
+    from playwright.sync_api import TimeoutError as TooLong
+
+    hosts: set[str] = set()
+    page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname or "127.0.0.1"))
+    page.add_init_script(_WATCH.replace("DRAWN", f"({drawn})").replace("RUNS", str(runs)))
+    deadline = monotonic() + _FIRST_S
+    times: list[float] = []
+    while len(times) < 1 + _OPENS:
+        page.goto("about:blank")
+        page.goto(address, wait_until="commit")
+        try:
+            times.append(_waited(page, _RELOAD_S))
+        except TooLong:
+            # Some servers are still reading what was recorded, and their page does not look again by itself.
+            found = page.evaluate("window.seen.found")
+            assert monotonic() < deadline, f"its chart has {found} of {runs} runs after {_FIRST_S:.0f} s"
+    return median(times[1:]), float(len(hosts - {"127.0.0.1", "localhost"}))
+
+
+def _waited(page: Page, most_s: float) -> float:
+    found = page.wait_for_function(_DONE, arg=_QUIET_MS, polling=200, timeout=most_s * 1000)
+    return float(found.json_value())
