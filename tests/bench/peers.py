@@ -120,7 +120,7 @@ PEERS: Final = (
     Peer(
         "tensorboard", "2.21.0", _TENSORBOARD,
         ("-m", "tensorboard.main", "--logdir", "{data}", "--host", "127.0.0.1", "--port", "{port}"),
-        "document.querySelectorAll('tb-data-table-content-row').length",
+        "document.querySelectorAll('scalar-card-data-table tb-data-table-content-row').length",
     ),
     Peer(
         "trackio", "0.43.0", _TRACKIO,
