@@ -60,6 +60,8 @@ _OURS: Final = "(window.mlDash?.chart('loss')?.runs ?? []).filter((run) => run.s
 
 @row("opens 100 runs x 10,000 points in a third of the time that each of the others takes")
 def browser_peers(folder: Path, scale: float) -> Mapping[str, float | str]:
+    from playwright.sync_api import Error as BrowserError
+
     runs, points = max(2, int(100 * scale)), int(10_000 * min(1.0, scale * 10))
     ours = [curve(folder, f"run-{number}", points, number) for number in range(runs)]
     figures: dict[str, float | str] = {}
@@ -77,8 +79,8 @@ def browser_peers(folder: Path, scale: float) -> Mapping[str, float | str]:
         try:
             recording = recorded(peer, runs, points)
             with served(peer, recording) as url, page_of(LOOPBACK_ONLY) as page:
-                _, took, elsewhere = _opened(page, url + recording.page, peer.drawn, runs)
-        except (SubprocessError, OSError, AssertionError) as error:
+                _, took, elsewhere = _opened(page, url + recording.page, peer.drawn, runs, peer.prepares)
+        except (SubprocessError, OSError, AssertionError, BrowserError) as error:
             figures[f"{peer.title}: not measured"] = why(error)
             continue
         figures[f"{peer.title} ms"] = took
@@ -88,7 +90,7 @@ def browser_peers(folder: Path, scale: float) -> Mapping[str, float | str]:
     return figures
 
 
-def _opened(page: Page, address: str, drawn: str, runs: int) -> tuple[float, float, float]:
+def _opened(page: Page, address: str, drawn: str, runs: int, prepares: str = "true") -> tuple[float, float, float]:
     """Medians of some openings, after one that fills caches, and how many other hosts the page asks.
 
     The medians are of the milliseconds until all runs are in the chart, and until its picture changes no more.
@@ -100,6 +102,8 @@ def _opened(page: Page, address: str, drawn: str, runs: int) -> tuple[float, flo
     hosts: set[str] = set()
     page.on("request", lambda asked: hosts.add(urlsplit(asked.url).hostname or "127.0.0.1"))
     page.add_init_script(_WATCH.replace("DRAWN", f"({drawn})").replace("RUNS", str(runs)))
+    page.goto(address, wait_until="commit")
+    page.wait_for_function(prepares, timeout=_PATIENCE_S[0] * 1000)
     # Some servers are still reading what was recorded, and their page does not look again by itself.
     patience = iter(_PATIENCE_S)
     most_s = next(patience)

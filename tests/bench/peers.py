@@ -57,26 +57,31 @@ print("/?project=bench")
 """
 _MLFLOW: Final = """
 import time
-from urllib.parse import urlencode
 import mlflow
 from mlflow.entities import Metric
 mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
 experiment = mlflow.create_experiment("bench", artifact_location=f"file://{folder}/artifacts")
 client = mlflow.MlflowClient()
-begun, names = int(time.time() * 1000), []
+begun = int(time.time() * 1000)
 for number in range(runs):
     run = client.create_run(experiment, run_name=f"run-{number}").info.run_id
     metrics = [Metric("loss", value, begun + step, step) for step, value in enumerate(values(number))]
     for first in range(0, points, 1000):
         client.log_batch(run, metrics=metrics[first:first + 1000])
     client.set_terminated(run)
-    names.append(run)
-state = {"runs": names, "metric": "loss", "experiments": [experiment], "plot_metric_keys": ["loss"]}
-layout = {"autosize": True, "xaxis": {}, "yaxis": {}}
-how = {"x_axis": "step", "y_axis_scale": "linear", "line_smoothness": 1, "show_point": "false"}
-encoded = {name: json.dumps(value) for name, value in {**state, "plot_layout": layout}.items()}
-print(f"/#/metric?{urlencode({**encoded, **how})}")
+print(f"/#/experiments/{experiment}/runs?compareRunsMode=CHART")
 """
+# Its page of charts shows ten runs unless a person asks for all, which it keeps in the browser; its assistant's panel
+# takes a third of the window.
+_MLFLOW_SHOWS_ALL: Final = """
+(() => {
+    const key = Object.keys(localStorage).find((one) => /ExperimentPage.*ReactComponentState/.test(one));
+    const state = JSON.parse(localStorage[key] ?? '{}');
+    if (!state.compareRunCharts?.length) return false;
+    localStorage[key] = JSON.stringify({...state, runsHiddenMode: 'SHOWALL'});
+    localStorage['mlflow.assistant.panelOpen_v1'] = 'false';
+    return true;
+})()"""
 _AIM: Final = """
 import base64, multiprocessing, urllib.parse
 from aim import Run
@@ -102,7 +107,8 @@ class Peer:
 
     `records` is a program of its environment that records runs in a folder and prints the path of the page that shows
     one metric of all; `serves` are the arguments of its Python that show the folder `{data}` at `{port}`; `drawn` is
-    an expression of the page: how many runs the chart has.
+    an expression of the page: how many runs the chart has; `prepares` is true once the page is told to show all runs
+    from the next time on, where it shows a part of them at first.
     """
 
     name: str
@@ -110,6 +116,7 @@ class Peer:
     records: str
     serves: tuple[str, ...]
     drawn: str
+    prepares: str = "true"
 
     @property
     def title(self) -> str:
@@ -134,6 +141,7 @@ PEERS: Final = (
         ("-m", "mlflow", "server", "--backend-store-uri", "sqlite:///{data}/mlflow.db", "--host", "127.0.0.1",
          "--port", "{port}"),
         "new Set((document.querySelector('.js-plotly-plot')?.data ?? []).map((one) => one.runId ?? one.name)).size",
+        _MLFLOW_SHOWS_ALL,
     ),
     Peer(
         "aim", "3.29.1", _AIM,
