@@ -4,6 +4,21 @@ import { ago } from "../lib/format.js";
 
 /** @typedef {import("../types").Reason} Reason */
 
+/** A running run of which nothing was heard for so many milliseconds says so. */
+const SILENT_MS = 300_000;
+
+/**
+ * Why a run ended, or since when a running one is silent.
+ * @param {{status: string, reason?: Reason|null, heardAt?: string|null, updatedAt?: string|null}} run
+ * @param {number} [now]
+ * @returns {Reason|null}
+ */
+export function reasonOf(run, now = Date.now()) {
+  const at = run.heardAt ?? run.updatedAt;
+  const silent = run.status === "running" && at && now - Date.parse(at) > SILENT_MS;
+  return run.reason ?? (silent ? { kind: "silent", at } : null);
+}
+
 /**
  * Why, in a few words: "ValueError: shape mismatch", "SIGKILL", "exit code 3", "silent since 4 h ago".
  * @param {Reason|null|undefined} reason

@@ -11,7 +11,7 @@ import { link, navigate, route, setParams } from "../lib/url.js";
 import { Markdown } from "../parts/markdown.js";
 import { Menu } from "../parts/menu.js";
 import { Empty, Failure, Loading } from "../parts/states.js";
-import { Status } from "../parts/status.js";
+import { Status, reasonOf } from "../parts/status.js";
 import { Tabs } from "../parts/tabs.js";
 import { visible } from "../parts/loglines.js";
 import { changeArchived, editRun, removeRun } from "./run-edit.js";
@@ -119,7 +119,7 @@ function Header({ record, asOf, onChange }) {
       <span class="run-color" style=${{ background: colorOf(record.id) }} aria-hidden="true"></span>
       <h1 class="name">${visible(nameOf(record))}</h1>
       <span role="status" aria-label="Status of the run">
-        <${Status} status=${record.status} reason=${record.reason} short=${Boolean(record.error)} />
+        <${Status} status=${record.status} reason=${reasonOf(record)} short=${Boolean(record.error)} />
       </span>
       ${record.archived ? html`<span class="tag">archived</span>` : null}
       <span class="space"></span>

@@ -13,7 +13,7 @@ import { link, navigate, route, setParam, setParams } from "../lib/url.js";
 import { Grid } from "../parts/grid.js";
 import { QueryBox, isNumber, known } from "../parts/querybox.js";
 import { Empty, Failure, Loading } from "../parts/states.js";
-import { Status } from "../parts/status.js";
+import { Status, reasonOf } from "../parts/status.js";
 import { Projects } from "./projects.js";
 import { runsList } from "./runs-state.js";
 
@@ -321,7 +321,7 @@ function cellOf(run, column, now) {
         ${narrow.value && html`<span class="second"><${Status} status=${run.status} short /> <span class="dim">${ago(run.createdAt)}</span></span>`}</span>
       ${run.archived && html`<span class="tag">archived</span>`}`;
   }
-  if (field === "status") return html`<${Status} status=${run.status} reason=${run.reason} />`;
+  if (field === "status") return html`<${Status} status=${run.status} reason=${reasonOf(run)} />`;
   if (field === "tags") return (run.tags ?? []).map((tag) => html`<span class="tag" key=${tag} title=${tag}>${tag}</span>`);
   const trend = trendOf(field);
   if (trend !== null) return html`<${Trend} run=${run} metric=${trend} />`;

@@ -19,6 +19,7 @@ const { jsonText } = await import(new URL("lib/json.js", dashboard));
 const { changesByKey, textOf } = await import(new URL("screens/run-history.js", dashboard));
 const { rowsOf } = await import(new URL("screens/run-parameters.js", dashboard));
 const { lastAt } = await import(new URL("screens/run-timeline.js", dashboard));
+const { reasonOf, reasonText } = await import(new URL("parts/status.js", dashboard));
 const { changed } = await import(new URL("screens/run-edit.js", dashboard));
 
 const text = (value) => ({ kind: "text", text: value });
@@ -203,4 +204,13 @@ test("a mark says what parameters were, and nothing twice", () => {
   const large = { values: { seed: Number("9223372036854775783") } };
   assert.equal(textOf({ kind: "parameter", text: "set seed = 9223372036854775783", data: large }), "set seed = 9223372036854775783");
   assert.equal(textOf({ kind: "file", text: "added a.txt", data: {} }), "added a.txt");
+});
+
+test("a running run says since when it is silent, once that is five minutes", () => {
+  const now = Date.parse("2026-01-01T10:00:00Z");
+  const run = { status: "running", reason: null, heardAt: "2026-01-01T09:56:00Z" };
+  assert.equal(reasonOf(run, now), null);
+  assert.deepEqual(reasonOf({ ...run, heardAt: "2026-01-01T09:54:00Z" }, now), { kind: "silent", at: "2026-01-01T09:54:00Z" });
+  assert.equal(reasonOf({ ...run, status: "completed", heardAt: "2026-01-01T09:54:00Z" }, now), null);
+  assert.equal(reasonText({ kind: "signal", signal: "SIGKILL" }), "SIGKILL");
 });
