@@ -167,8 +167,8 @@ def _moment(time_ns: int | None) -> str | None:
 
 
 def _check_installed(ctx: click.Context) -> None:
-    from importlib.util import find_spec
+    from ml_dash.server.install import is_installed
 
-    if any(find_spec(name) is None for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client")):
+    if not is_installed():
         console.print_error("a server needs more than is installed here; run: pip install 'ml-dash[server]'")
         ctx.exit(FAILURE)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from ml_dash.demo.steps import DemoError, environment
+from ml_dash.server.install import is_installed
 
 USER: Final = "demo"
 START_S: Final = 20.0
@@ -28,7 +29,7 @@ _URL = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 def is_possible() -> bool:
     """True if everything that a server and the daemon need is installed."""
-    return all(find_spec(name) is not None for name in ("starlette", "uvicorn", "ml_dash_syncd"))
+    return is_installed() and find_spec("ml_dash_syncd") is not None
 
 
 class Services:

@@ -1,7 +1,8 @@
-"""Installation of the server's systemd unit."""
+"""What a server needs on a machine: its packages, and its systemd unit."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,13 @@ from ..disk import units
 
 UNIT: Final = "ml-dash-server.service"
 FOLDER: Final = Path("/etc/systemd/system")
+
+_PACKAGES: Final = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def is_installed() -> bool:
+    """True if all packages that a server with SQLite and a folder imports are there."""
+    return all(find_spec(name) is not None for name in _PACKAGES)
 
 
 def unit() -> str:

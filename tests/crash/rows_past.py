@@ -248,9 +248,14 @@ def _answers(query: Query) -> list[Any] | None:
     except Refused:
         return None
     metrics = json.loads(query.metrics(NS, identity))["metrics"]
+    # Whether a content is here is told as it is now: at another moment it may have come, or gone.
+    files = [
+        {key: value for key, value in file.items() if key not in ("pending", "released")}
+        for file in json.loads(query.list_files(NS, identity))["files"]
+    ]
     return [
         {key: value for key, value in record.items() if key != "heardAt"},
-        query.get_parameters(NS, identity)["data"], json.loads(query.list_files(NS, identity)),
+        query.get_parameters(NS, identity)["data"], files,
         query.logs(NS, identity, 0, 1000), metrics,
         [
             [json.loads(query.metric_page(NS, identity, one["name"], 0, 1000, superseded=superseded))

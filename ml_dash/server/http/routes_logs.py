@@ -52,7 +52,8 @@ def _plain(entry: NewLog) -> dict[str, Any]:
 async def logs(call: Call) -> Response:
     """A page of log entries, also filtered, or from a time on; each keeps its number."""
     start, limit = call.page()
-    levels = tuple(level_of(name.strip()) or name.strip() for name in (call.text("level") or "").split(",") if name)
+    named = filter(None, map(str.strip, (call.text("level") or "").split(",")))
+    levels = tuple(level_of(name) or name for name in named)
     return encoded(
         await call.read(
             call.source.logs,
