@@ -16,7 +16,7 @@ from tests.running import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-UNTIL_S: Final = 15.0
+UNTIL_S: Final = 30.0
 
 
 def until(holds: Callable[[], bool]) -> None:

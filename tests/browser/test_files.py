@@ -108,8 +108,8 @@ def test_files_lie_in_their_folders_and_are_found_by_words(files: Page) -> None:
 def test_a_file_says_its_size_and_checksum_and_has_an_address(files: Page, host: Shown) -> None:
     choose(files, "weights.bin")
     content = CONTENTS["weights.bin"][1]
-    assert files.get_by_text(hashlib.sha256(content).hexdigest()).is_visible()
-    assert files.get_by_text("10.0 KiB").first.is_visible()
+    files.get_by_text(hashlib.sha256(content).hexdigest()).wait_for()
+    files.get_by_text("10.0 KiB").first.wait_for()
     files.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=host.url)
     files.get_by_role("button", name="Copy the SHA-256").click()
     files.get_by_role("button", name="Copied").wait_for()
@@ -143,7 +143,7 @@ def test_a_table_has_its_cells(files: Page) -> None:
     table = files.get_by_role("table", name="Table of table.csv")
     table.get_by_role("cell", name='a "b", c').wait_for()
     assert table.get_by_role("columnheader").all_inner_texts() == ["id", "says"]
-    assert table.get_by_role("cell", name="<b>bold</b>").is_visible()
+    table.get_by_role("cell", name="<b>bold</b>").wait_for()
 
 
 def test_markdown_is_a_page_without_its_scripts(files: Page) -> None:
@@ -231,7 +231,7 @@ def test_previews_are_accessible(files: Page, name: str) -> None:
 def test_a_narrow_page_shows_the_tree_or_a_file(files: Page) -> None:
     files.set_viewport_size({"width": 400, "height": 800})
     choose(files, "table.csv")
-    assert not files.get_by_role("tree", name="Files").is_visible()
+    files.get_by_role("tree", name="Files").wait_for(state="hidden")
     assert files.evaluate("document.documentElement.scrollWidth") <= 400
     files.get_by_role("button", name="All files").click()
-    assert files.get_by_role("tree", name="Files").is_visible()
+    files.get_by_role("tree", name="Files").wait_for()

@@ -78,7 +78,7 @@ def test_a_server_that_is_away_is_said_to_be_and_what_it_got_meanwhile_shows_whe
     own_server.end()
     connection(browser_page, "offline").wait_for()
     # What was there stays on the page.
-    assert row(browser_page, "before").is_visible()
+    row(browser_page, "before").wait_for()
     recording.train(store, "meanwhile", steps=3)
     own_server.start()
     send(own_server, user, store)

@@ -142,7 +142,7 @@ def test_a_wrong_expression_is_told_and_not_a_crash(logs: Callable[..., Page]) -
 def test_nothing_found_is_said_with_how_much_was_examined(logs: Callable[..., Page]) -> None:
     page = logs("&q=there%20is%20no%20such%20text")
     page.get_by_role("heading", name="No entry matches").wait_for()
-    assert page.get_by_text(f"{TOTAL:,} entries examined.").is_visible()
+    page.get_by_text(f"{TOTAL:,} entries examined.").wait_for()
 
 
 def test_escapes_and_markup_are_shown_as_they_were_logged(logs: Callable[..., Page]) -> None:

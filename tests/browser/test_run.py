@@ -82,7 +82,7 @@ def test_the_header_says_what_the_run_is_where_it_ran_and_how_safe_it_is(at: Cal
 
 def test_notes_are_elements_and_their_links_give_nothing_away(at: Callable[..., Page]) -> None:
     notes = at("good").get_by_role("region", name="Notes")
-    assert notes.get_by_role("heading", name="Plan").is_visible()
+    notes.get_by_role("heading", name="Plan").wait_for()
     assert notes.locator("strong").inner_text() == "bs=128"
     links = notes.get_by_role("link")
     assert links.count() == 1
@@ -95,7 +95,7 @@ def test_a_failure_is_told_in_a_line_and_its_traceback_on_demand(at: Callable[..
     page = at("failed")
     assert status(page).startswith("failed")
     traceback = page.get_by_label("Traceback")
-    assert not traceback.is_visible()
+    traceback.wait_for(state="hidden")
     page.get_by_text("RuntimeError: CUDA out of memory").first.click()
     assert "recording.py" in traceback.inner_text()
 
@@ -125,13 +125,13 @@ def test_tabs_have_their_names_keys_and_addresses(at: Callable[..., Page]) -> No
 def test_parameters_are_exact_and_found_by_name_and_value(at: Callable[..., Page]) -> None:
     page = at("good")
     table = page.get_by_role("table", name="Parameters")
-    assert table.get_by_text(str(SEED), exact=True).is_visible()
+    table.get_by_text(str(SEED), exact=True).wait_for()
     page.get_by_role("searchbox").fill("width")
     page.get_by_text("1 parameter", exact=True).wait_for()
     assert table.get_by_role("row").count() == 2
     page.get_by_role("searchbox").fill("")
     table.get_by_role("button", name="model").click()
-    assert not table.get_by_text("layers", exact=True).is_visible()
+    table.get_by_text("layers", exact=True).wait_for(state="hidden")
 
 
 def test_parameters_are_copied_as_json(at: Callable[..., Page], host: Shown) -> None:
@@ -154,7 +154,7 @@ def test_a_run_is_renamed_described_and_archived_here(at: Callable[..., Page]) -
     page.get_by_role("heading", level=1, name="a better name").wait_for()
     header = page.locator(".run-header")
     assert "recorded as to-edit" in header.inner_text()
-    assert header.get_by_role("link", name="y z").is_visible()
+    header.get_by_role("link", name="y z").wait_for()
     assert header.locator("em").inner_text() == "worked"
     page.get_by_role("button", name="Change this run").click()
     page.get_by_role("menuitem", name="Archive").click()
@@ -251,5 +251,5 @@ def test_what_is_stored_is_told_by_project(browser_page: Page, host: Shown) -> N
     browser_page.get_by_role("heading", name="Storage").wait_for()
     row = browser_page.get_by_role("row", name=re.compile("^vision"))
     assert re.search(r"\d (B|KiB|MiB)", row.inner_text())
-    assert browser_page.get_by_role("row", name=re.compile("^<b>hostile")).is_visible()
+    browser_page.get_by_role("row", name=re.compile("^<b>hostile")).wait_for()
     assert serious(browser_page) == []
