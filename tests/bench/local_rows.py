@@ -175,32 +175,54 @@ while True:
 """
 
 
-@row("appends take ≤ 1.03 x as long")
+# Computes as much as the other, and looks at nothing: what a neighbour costs that only shares the machine.
+_NEIGHBOUR: Final = """
+import time
+print("computing", flush=True)
+while True:
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        sum(range(1000))
+    time.sleep(0.2)
+"""
+
+
+@row("appends take ≤ 1.03 x as long beside a UI as beside a process that only computes")
 def ui_beside_recording(folder: Path, scale: float) -> Figures:
-    count, rounds = int(40_000 * scale), 7
-    alone, watched = [], []
+    count, rounds = int(400_000 * scale), 5
+    looker = (_LOOKER, str(folder / "store"), str(folder / "cache"))
+    found: dict[str, list[tuple[float, float]]] = {"alone": [], "watched": [], "beside another": []}
     with opened(folder) as experiment:
         experiment.log("begun")
         appends(experiment, 1000)
         for _ in range(rounds):
-            alone.append(_cpu_per_append(experiment, count))
-            looker = subprocess.Popen(
-                [sys.executable, "-c", _LOOKER, str(folder / "store"), str(folder / "cache")], stdout=subprocess.PIPE
-            )
-            assert looker.stdout is not None
-            assert looker.stdout.readline()
-            watched.append(_cpu_per_append(experiment, count))
-            looker.terminate()
-            looker.wait()
-            looker.stdout.close()
+            found["alone"].append(_cpu_per_append(experiment, count))
+            for name, program in (("watched", looker), ("beside another", (_NEIGHBOUR,))):
+                with _beside(*program):
+                    found[name].append(_cpu_per_append(experiment, count))
+    cpu = {name: median(cpu for cpu, _ in times) for name, times in found.items()}
+    p50 = {name: median(p50 for _, p50 in times) for name, times in found.items()}
     return {
-        "alone CPU µs": median(cpu for cpu, _ in alone),
-        "watched CPU µs": median(cpu for cpu, _ in watched),
-        "ratio of CPU": median(cpu for cpu, _ in watched) / median(cpu for cpu, _ in alone),
-        "alone p50 µs": median(p50 for _, p50 in alone),
-        "watched p50 µs": median(p50 for _, p50 in watched),
-        "ratio of p50": median(p50 for _, p50 in watched) / median(p50 for _, p50 in alone),
+        **{f"{name} CPU µs": value for name, value in cpu.items()},
+        **{f"{name} p50 µs": value for name, value in p50.items()},
+        "CPU, watched to beside another": cpu["watched"] / cpu["beside another"],
+        "p50, watched to beside another": p50["watched"] / p50["beside another"],
+        "p50, watched to alone": p50["watched"] / p50["alone"],
     }
+
+
+@contextlib.contextmanager
+def _beside(*program: str) -> Iterator[None]:
+    """Runs a program in another process from its first line on until the end of the block."""
+    process = subprocess.Popen([sys.executable, "-c", *program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
 
 
 def _cpu_per_append(experiment: Any, count: int) -> tuple[float, float]:

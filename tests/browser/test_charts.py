@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ml_dash import Experiment
-from tests.browser.hosts import Shown, by_server
+from tests.browser.hosts import Shown, by_server, send
 from tests.browser.looking import address, drag, drawn, figure, plot_area, serious, until
 from tests.browser.recording import hostile, rewound, train, value_at
 from tests.running import Server
@@ -192,15 +192,17 @@ def test_many_metrics_are_searched_and_only_charts_in_view_exist(
     address(browser_page, lambda url: "q=layer" in url)
 
 
-def test_a_new_point_is_drawn_by_itself(browser_page: Page, shown: Show, tmp_path: Path) -> None:
+def test_a_new_point_is_drawn_by_itself(
+    browser_page: Page, shown: Show, team_server: Server, user: str, tmp_path: Path
+) -> None:
     with Experiment("live", "vision", local_path=str(tmp_path)) as experiment:
         experiment.metric("loss").append(value=1.0, step=0)
         host = shown(tmp_path)
-        if host.name == "server":
-            pytest.skip("its points come by an upload")
         host.open(browser_page, f"/runs/{experiment.id}?tab=charts")
         drawn(browser_page, "loss", lambda runs: bool(runs) and runs[0]["total"] == 1)
         experiment.metric("loss").append(value=0.5, step=1)
+        if host.name == "server":
+            send(team_server, user, tmp_path)
         [curve] = drawn(browser_page, "loss", lambda runs: bool(runs) and runs[0]["total"] == 2)
         assert curve["min"] == [1.0, 0.5]
 
