@@ -149,7 +149,7 @@ def _parsed(parse: str) -> Callable[[click.Context, click.Parameter, str | None]
 
 def complete_query(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Return the queries that go on from the one that is typed; none if experiments cannot be read."""
-    from ml_dash.reading.where import complete, with_statistics
+    from ml_dash.reading.completion import complete, with_statistics
 
     fields = {field.name: field.values for field in _fields(ctx)}
     names = [name for field in fields for name in _with_statistics(field, with_statistics)]
@@ -159,7 +159,8 @@ def complete_query(ctx: click.Context, _param: click.Parameter, typed: str) -> l
 
 def complete_fields(ctx: click.Context, _param: click.Parameter, typed: str) -> list[CompletionItem]:
     """Return the lists of fields that go on from the one that is typed."""
-    from ml_dash.reading.where import field_text, with_statistics
+    from ml_dash.reading.completion import with_statistics
+    from ml_dash.reading.where import field_text
 
     before, comma, begun = typed.rpartition(",")
     names = [name for field in _fields(ctx) for name in _with_statistics(field.name, with_statistics)]

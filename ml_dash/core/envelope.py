@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from .sampling import UNITS
+from .statistics import NUMBERS
 
 MARKS: Final = 100
 """The most marks of values that are not finite, for each series."""
@@ -269,3 +270,15 @@ def _answer(page: DrawnPage, arrays: list[list[Any]]) -> dict[str, Any]:
     if page.indexed is not None:
         answer["indexed"], answer["ofPoints"] = page.indexed
     return answer
+
+
+def split_key(value: Any) -> tuple[str, Any] | None:
+    """Return what a value of a field is told apart by: numbers by value, texts and truths by themselves."""
+    if type(value) in NUMBERS:
+        return ("number", value) if value == value else None
+    return (type(value).__name__, value) if type(value) in (str, bool) else None
+
+
+def split_order(key: tuple[str, Any] | None) -> tuple[bool, str, Any]:
+    """Return what keys are sorted by; those without a value come last."""
+    return (True, "", 0) if key is None else (False, *key)

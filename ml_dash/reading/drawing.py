@@ -16,7 +16,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from ..core.envelope import EPOCH, INDEX, MARKS, RELATIVE, STEP, WALL, Columns, Drawn, Envelope, Mark
+from ..core.envelope import (
+    EPOCH,
+    INDEX,
+    MARKS,
+    RELATIVE,
+    STEP,
+    WALL,
+    Columns,
+    Drawn,
+    Envelope,
+    Mark,
+    split_key,
+    split_order,
+)
 from ..core.envelope import points_as_columns as as_columns
 from ..core.ranges import Range, holes, size_of
 from ..core.sampling import UNITS
@@ -100,7 +113,7 @@ def draw_split(
     envelopes: dict[Any, tuple[Any, Envelope]] = {}
     for piece in pieces:
         for found in feed.points(*piece, also=(by,)):
-            keys = [_key(value) for value in found.values[by]]
+            keys = [split_key(value) for value in found.values[by]]
             for key in dict.fromkeys(keys):
                 if key not in envelopes and len(envelopes) < MOST_SPLITS:
                     value = None if key is None else key[1]
@@ -109,7 +122,7 @@ def draw_split(
                     chosen = [place for place, other in enumerate(keys) if other == key]
                     feed.add(envelopes[key][1], found, chosen)
     drawn = []
-    for key in sorted(envelopes, key=lambda key: (key is None, str(key[0]) if key else "", key[1] if key else 0)):
+    for key in sorted(envelopes, key=split_order):
         value, envelope = envelopes[key]
         one = envelope.drawn()
         if not one.total:
@@ -117,13 +130,6 @@ def draw_split(
         one.split, one.superseded, one.x_meant = value, size_of(of.superseded), feed.meant()
         drawn.append(one)
     return drawn
-
-
-def _key(value: Any) -> tuple[str, Any] | None:
-    """Return what a value of a field is told apart by: numbers by value, texts and truths by themselves."""
-    if type(value) in NUMBERS:
-        return ("number", value) if value == value else None
-    return (type(value).__name__, value) if type(value) in (str, bool) else None
 
 
 def over_metric(drawn: Drawn, other: Drawn) -> Drawn:

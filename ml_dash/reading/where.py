@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from dataclasses import field as attribute
 from functools import lru_cache, partial
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from ..core.events import STATUSES
 from ..errors import InvalidQuery
 from . import literals
-from .facts import ALIASES, FIELDS, METRICS, MISSING, PARAMS, STATS, Facts, getter, kind_of, searched
+from .facts import ALIASES, FIELDS, METRICS, MISSING, PARAMS, Facts, getter, kind_of, searched
 
 if TYPE_CHECKING:
     from lark import Lark
@@ -258,7 +258,7 @@ def parse(text: str, now_ns: int | None = None) -> Where:
 
 
 @lru_cache(maxsize=1)
-def _parser() -> Lark:
+def parser() -> Lark:
     """Return the parser of the grammar, made when the first query is read: lark takes longer to load than the rest."""
     from lark import Lark
 
@@ -281,7 +281,7 @@ class _Reader:
                 "the query is empty", self._text, 0, hint='write a condition like status = failed, or "a word"'
             )
         try:
-            found = _parser().parse(self._text)
+            found = parser().parse(self._text)
         except UnexpectedInput as error:
             raise _misread(self._text, error) from None
         return self._node(found, 0)
@@ -319,7 +319,7 @@ class _Reader:
             raise InvalidQuery("a unit stands alone", self._text, token.start_pos, len(token), hint=hint)
 
     def _field(self, token: Any) -> str:
-        return _checked_field(_unquoted(str(token)), self._text, token.start_pos, len(token))
+        return _checked_field(unquoted(str(token)), self._text, token.start_pos, len(token))
 
     def _literal(self, found: Any) -> Literal:
         token = found.children[0]
@@ -330,7 +330,7 @@ class _Reader:
     def _words(self, token: Any) -> Words:
         if token.type == "STRING":
             return Words(_unescaped(str(token)[1:-1]))
-        name = _unquoted(str(token))
+        name = unquoted(str(token))
         if kind_of(ALIASES.get(name, name)) is not None:
             example = {"boolean": "true", "time": "-7d", "number": "0", "size": "10MB", "duration": "1h"}
             value = example.get(str(kind_of(ALIASES.get(name, name))), "...")
@@ -346,7 +346,7 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
     """Return the name for which a field stands that may be quoted in parts."""
     return _QUOTED.sub(lambda match: _unescaped(match[1]), text)
 
@@ -654,7 +654,7 @@ def parse_sort(text: str) -> Sort:
         at = len(name) + 1
         hint = "write asc, the least first, or desc, the greatest first"
         raise InvalidQuery(f"{direction!r} is no direction", text, at, max(1, len(direction)), hint=hint)
-    field = _checked_field(_unquoted(name.strip()), text, 0, len(name))
+    field = _checked_field(unquoted(name.strip()), text, 0, len(name))
     chosen = direction.strip().lower()
     return Sort(field, chosen == "desc" if chosen else field in _LATEST_FIRST)
 
@@ -668,81 +668,5 @@ def parse_columns(text: str) -> tuple[str, ...]:
     for match in re.finditer(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+', text):
         written = match[0].strip()
         if written:
-            fields.append(_checked_field(_unquoted(written), text, match.start(), len(match[0])))
+            fields.append(_checked_field(unquoted(written), text, match.start(), len(match[0])))
     return tuple(dict.fromkeys(fields))
-
-
-# -- completion -------------------------------------------------------------------------------------------------------
-
-
-class Suggestion(NamedTuple):
-    """A text that may replace `query[start:end]`."""
-
-    text: str
-    start: int
-    end: int
-
-
-def complete(
-    text: str, cursor: int, fields: Iterable[str], values: Callable[[str], Iterable[str]], most: int = 50
-) -> list[Suggestion]:
-    """Return what may stand at the cursor, for the word that is begun there: fields, operators, values, `and`.
-
-    `fields` are names of fields, `values(field)` the texts that experiments have there.
-    """
-    from lark.exceptions import UnexpectedInput
-
-    word = re.search(r"""(?:[^\s"'()\[\],=!<>~&|]|"(?:[^"\\]|\\.)*")*\Z|"(?:[^"\\]|\\.)*\Z""", text[:cursor])
-    start = word.start() if word is not None else cursor
-    begun = text[start:cursor]
-    if begun.lower().startswith(("tag:", "tags:")):
-        start += begun.index(":") + 1
-        begun = text[start:cursor]
-    reading = _parser().parse_interactive(text[:start])
-    try:
-        tokens = list(reading.exhaust_lexer())
-        accepted: set[str] = reading.accepts()  # type: ignore[no-untyped-call]
-    except UnexpectedInput:
-        return []
-    offered = _offered(tokens, accepted, fields, values)
-    plain = begun.lstrip("\"'").lower()
-    fitting = [name for name in offered if plain in name.lower()]
-    fitting.sort(key=lambda name: not name.lower().lstrip('"').startswith(plain))
-    return [Suggestion(name, start, cursor) for name in dict.fromkeys(fitting)][:most]
-
-
-def _offered(
-    tokens: Sequence[Any], accepted: set[str], fields: Iterable[str], values: Callable[[str], Iterable[str]]
-) -> list[str]:
-    """Return the texts that may follow tokens."""
-    if "VALUE" in accepted:
-        field = next((_unquoted(str(token)) for token in reversed(tokens) if token.type == "WORD"), "")
-        tagged = tokens[-1].type == "TAG" if tokens else False
-        return _values(ALIASES.get("tag" if tagged else field, field), values)
-    offered: list[str] = []
-    if "OP" in accepted:
-        offered += ["=", "!=", "<", "<=", ">", ">=", "~", "in ("]
-    if "_AND" in accepted:
-        offered += ["and", "or"]
-    elif "WORD" in accepted:
-        offered += [field_text(name) for name in dict.fromkeys((*FIELDS, *fields))] + ["tag:", "not"]
-    return offered
-
-
-_EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
-    "status": STATUSES,
-    "boolean": ("true", "false"),
-    "time": ("-1h", "-24h", "-7d", "-30d", "today", "yesterday"),
-    "duration": ("1min", "1h", "24h"),
-    "size": ("1MB", "100MB", "1GB"),
-}
-
-
-def _values(field: str, values: Callable[[str], Iterable[str]]) -> list[str]:
-    examples = _EXAMPLES.get(str(kind_of(field)))
-    return list(examples) if examples is not None else [value_text(value) for value in values(field)]
-
-
-def with_statistics(series: Iterable[str]) -> list[str]:
-    """Return the fields of series: each alone, and with each statistic."""
-    return [f"{METRICS}{name}{end}" for name in series for end in ("", *(f".{stat}" for stat in STATS))]

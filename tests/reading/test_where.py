@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml_dash.errors import InvalidQuery, InvalidValue
+from ml_dash.reading.completion import complete
 from ml_dash.reading.facts import MISSING, Facts, SeriesFacts, value_of
 from ml_dash.reading.where import (
     Sort,
-    complete,
     field_text,
     parse,
     parse_columns,

@@ -34,6 +34,8 @@ from ...core.envelope import (
     Envelope,
     name_of,
     points_as_columns,
+    split_key,
+    split_order,
 )
 from ...core.ranges import Range, holes, size_of
 from ...core.records import metric_meant, series_name
@@ -440,18 +442,6 @@ def _add(envelope: Envelope, line: _Line) -> None:
         columns, marks = points_as_columns(line.indices, line.x, line.values)
         envelope.add(columns)
         envelope.mark(marks)
-
-
-def split_key(value: Any) -> tuple[str, Any] | None:
-    """Return what a value of a field is told apart by: numbers by value, texts and truths by themselves."""
-    if type(value) in NUMBERS:
-        return ("number", value) if value == value else None
-    return (type(value).__name__, value) if type(value) in (str, bool) else None
-
-
-def split_order(key: tuple[str, Any] | None) -> tuple[bool, str, Any]:
-    """Return what keys are sorted by; those without a value come last."""
-    return (True, "", 0) if key is None else (False, *key)
 
 
 def _is_clean(series: Series) -> bool:
