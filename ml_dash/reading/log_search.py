@@ -51,6 +51,9 @@ class Wanted:
     text: str = ""
     expression: Callable[[str], bool] | None = None
 
+    def __bool__(self) -> bool:
+        return bool(self.levels) or not self.by_level_alone
+
     def matches(self, level: str, message: str) -> bool:
         """True if an entry with this level and message is wanted."""
         return (
@@ -87,7 +90,7 @@ class Search:
         total, first = self.lines.total, self.lines.known.first
         if at is not None:
             start = self.number_at(at)
-        if condition == Wanted():
+        if not condition:
             low, high = bounds(start, limit, total)
             low = max(low, first)
             found = [line for _, line in self._plain(low, max(low, high))]

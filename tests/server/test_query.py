@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ml_dash.core.protocol import Refused
 from ml_dash.errors import InvalidValue
-from ml_dash.server.engine.log_search import Wanted
+from ml_dash.reading.log_search import wanted
 from ml_dash.server.engine.services import Server
 from tests.server.sending import EXPERIMENT, NS, SegmentBytes, send
 
@@ -79,12 +79,12 @@ def test_a_filter_keeps_the_numbers_and_says_where_to_go_on(core: Server) -> Non
     found: list[int] = []
     start, more = 0, True
     while more:
-        page = core.logs(NS, EXPERIMENT, start, 2, Wanted(q="äRGER"))
+        page = core.logs(NS, EXPERIMENT, start, 2, wanted((), "äRGER", None))
         found += [entry["sequenceNumber"] for entry in page["logs"]]
         start, more = page["endIndex"] + 1, page["hasMore"]
     assert found == expected
-    assert core.logs(NS, EXPERIMENT, 0, 10, Wanted(("error",)))["logs"] == []
-    assert len(core.logs(NS, EXPERIMENT, 0, 10, Wanted(("info",)))["logs"]) == 10
+    assert core.logs(NS, EXPERIMENT, 0, 10, wanted(("error",), None, None))["logs"] == []
+    assert len(core.logs(NS, EXPERIMENT, 0, 10, wanted(("info",), None, None))["logs"]) == 10
 
 
 def searched(core: Server, start: int = 0, limit: int = 1000) -> tuple[list[int], list[int]]:
@@ -93,7 +93,7 @@ def searched(core: Server, start: int = 0, limit: int = 1000) -> tuple[list[int]
     examined: list[int] = []
     more = True
     while more:
-        page = core.logs(NS, EXPERIMENT, start, limit, Wanted(q="äRGER"))
+        page = core.logs(NS, EXPERIMENT, start, limit, wanted((), "äRGER", None))
         found += [entry["sequenceNumber"] for entry in page["logs"]]
         examined.append(page["endIndex"] + 1 - start)
         start, more = page["endIndex"] + 1, page["hasMore"]
@@ -104,21 +104,21 @@ MATCHING = [number for number in range(COUNT) if number % 500 == 7]
 
 
 def test_a_search_from_the_end_gives_the_last_that_match(core: Server) -> None:
-    page = core.logs(NS, EXPERIMENT, -2, 10, Wanted(q="äRGER"))
+    page = core.logs(NS, EXPERIMENT, -2, 10, wanted((), "äRGER", None))
     assert [entry["sequenceNumber"] for entry in page["logs"]] == MATCHING[-2:]
-    page = core.logs(NS, EXPERIMENT, -3, 10, Wanted(("info",)))
+    page = core.logs(NS, EXPERIMENT, -3, 10, wanted(("info",), None, None))
     assert [entry["sequenceNumber"] for entry in page["logs"]] == [COUNT - 3, COUNT - 2, COUNT - 1]
     assert (page["matching"], page["totalEntries"], page["hasMore"]) == (COUNT, COUNT, False)
-    assert core.logs(NS, EXPERIMENT, -3, 10, Wanted(("error",)))["logs"] == []
+    assert core.logs(NS, EXPERIMENT, -3, 10, wanted(("error",), None, None))["logs"] == []
 
 
 def test_a_search_ends_when_its_time_is_over_and_has_examined_a_block_at_least(
     core: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ml_dash.server.engine.log_search.SEARCH_S", 0.0)
-    page = core.logs(NS, EXPERIMENT, 8, 10, Wanted(q="äRGER"))
+    page = core.logs(NS, EXPERIMENT, 8, 10, wanted((), "äRGER", None))
     assert (page["endIndex"], page["hasMore"]) == (999, True)
-    page = core.logs(NS, EXPERIMENT, COUNT - 1, 10, Wanted(q="äRGER"))
+    page = core.logs(NS, EXPERIMENT, COUNT - 1, 10, wanted((), "äRGER", None))
     assert (page["logs"], page["endIndex"], page["hasMore"]) == ([], COUNT - 1, False)
     assert searched(core)[0] == MATCHING
     assert searched(core, 2000) == ([2007], [COUNT - 2000])
@@ -131,18 +131,18 @@ def test_a_search_answers_with_so_many_bytes_and_the_next_page_has_the_rest(
     found, examined = searched(core)
     assert found == MATCHING
     assert len(examined) == 3
-    page = core.logs(NS, EXPERIMENT, 0, 10, Wanted(("info",)))
+    page = core.logs(NS, EXPERIMENT, 0, 10, wanted(("info",), None, None))
     assert ([entry["sequenceNumber"] for entry in page["logs"]], page["endIndex"], page["hasMore"]) == ([0], 0, True)
-    page = core.logs(NS, EXPERIMENT, -10, 10, Wanted(("info",)))
+    page = core.logs(NS, EXPERIMENT, -10, 10, wanted(("info",), None, None))
     assert [entry["sequenceNumber"] for entry in page["logs"]] == [COUNT - 1]
 
 
 def test_an_expression_and_levels_and_a_text_all_count(core: Server) -> None:
-    page = core.logs(NS, EXPERIMENT, 0, 1000, Wanted(("info", "warn"), "ÄRGER", "^.{3,}$"))
+    page = core.logs(NS, EXPERIMENT, 0, 1000, wanted(("info", "warn"), "ÄRGER", "^.{3,}$"))
     assert [entry["sequenceNumber"] for entry in page["logs"]] == MATCHING
-    assert core.logs(NS, EXPERIMENT, 0, 1000, Wanted(regex="^nothing of this kind$"))["logs"] == []
+    assert core.logs(NS, EXPERIMENT, 0, 1000, wanted((), None, "^nothing of this kind$"))["logs"] == []
     with pytest.raises(InvalidValue, match="regex"):
-        Wanted(regex="(a+)+")
+        wanted((), None, "(a+)+")
 
 
 def test_a_page_begins_at_a_time(core: Server) -> None:

@@ -18,8 +18,8 @@ import threading
 import time
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -27,9 +27,8 @@ import msgspec
 from ...core.records import LogEntry
 from ...core.sampling import LINES
 from ...core.times import parse_time, utc_text
-from ...errors import InvalidValue
 from ...projection.lines import read_log
-from ...reading import literals
+from ...reading.log_search import Wanted
 from .blocks import LOGS, Block, blocks_of
 from .contents import Contents
 
@@ -45,39 +44,6 @@ _WINDOW: Final = 10 * LINES
 _LEVEL: Final = re.compile(rb'^\{"timestamp":"[^"]*","level":"(.)', re.MULTILINE)
 
 _encode: Final = msgspec.json.Encoder().encode
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which entries are looked for: of one of `levels`, holding `q` whatever the case, matching `regex`; all if given.
-
-    `letters`, `holds` and `tests` are made of them. Raises InvalidValue for an expression that cannot be searched for.
-    """
-
-    levels: tuple[str, ...] = ()
-    q: str | None = None
-    regex: str | None = None
-    letters: bytes = field(init=False)
-    tests: Callable[[str], bool] | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "letters", "".join(sorted({level[0] for level in self.levels})).encode())
-        try:
-            tests = None if self.regex is None else literals.pattern(self.regex)
-        except ValueError as error:
-            raise InvalidValue(f"regex: {error}", hint="write a regular expression as Python's re has it") from None
-        object.__setattr__(self, "tests", tests)
-
-    def __bool__(self) -> bool:
-        return bool(self.levels or self.q or self.regex is not None)
-
-    def matches(self, entry: LogEntry) -> bool:
-        """True if an entry is looked for."""
-        return (
-            (not self.levels or entry["level"] in self.levels)
-            and (not self.q or self.q.casefold() in entry["message"].casefold())
-            and (self.tests is None or self.tests(entry["message"]))
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +102,7 @@ def _letters(lines: bytes) -> bytes:
 def search(contents: Contents, indexes: LogIndexes, total: int, start: int, limit: int, wanted: Wanted) -> Found:
     """Return the first entries that are wanted from number `start` on; with a negative one, the last ones of all."""
     for _ in range(2):
-        levels = indexes.levels(contents, total) if wanted.letters else None
+        levels = indexes.levels(contents, total) if wanted.levels else None
         found = _searched(contents, levels, total, start, limit, wanted)
         if found is not None:
             return found
@@ -150,8 +116,8 @@ def _searched(
 ) -> Found | None:
     """Return what is found; None if the index of levels is wrong."""
     backwards = start < 0
-    marks = None if levels is None else _marks(levels, wanted.letters)
-    matching = None if marks is None or wanted.q or wanted.tests is not None else marks.count(1)
+    marks = None if levels is None else _marks(levels, wanted.levels)
+    matching = marks.count(1) if marks is not None and wanted.by_level_alone else None
     low, high = (0, total) if backwards else (min(start, total), total)
     # A page of the last ones has at most as many as it is asked to go back.
     limit = min(limit, -start) if backwards else limit
@@ -159,7 +125,7 @@ def _searched(
         numbers = _numbers(marks, low, high, limit, backwards=backwards)
         entries = _entries(contents, numbers, backwards=backwards)
         numbers = numbers[-len(entries) :] if backwards else numbers[: len(entries)]
-        if not all(wanted.matches(entry) for entry in entries):
+        if not all(wanted.matches(entry["level"], entry["message"]) for entry in entries):
             return None
         if backwards:
             return Found(entries, numbers[0] if numbers else 0, total - 1, False, matching)
@@ -177,7 +143,8 @@ def _scan(
     size, began = 0, time.monotonic()
     reached = high if backwards else low
     for first, stop, lines in _stretches(contents, low, high, marks, backwards=backwards):
-        hits = [entry for line in _candidates(lines, wanted) if wanted.matches(entry := read_log(line))]
+        candidates = map(read_log, _candidates(lines, wanted))
+        hits = [entry for entry in candidates if wanted.matches(entry["level"], entry["message"])]
         entries += reversed(hits) if backwards else hits
         size += len(lines) if hits else 0
         reached = first if backwards else stop
@@ -213,9 +180,9 @@ def _stretches(
 
 def _candidates(lines: bytes, wanted: Wanted) -> list[bytes]:
     """Return the lines that may be of wanted entries, found without decoding one."""
-    if not wanted.q:
+    if not wanted.text:
         return lines.splitlines()
-    needle = _encode(wanted.q)[1:-1]
+    needle = _encode(wanted.text)[1:-1]
     if lines.isascii() and needle.isascii():
         # Escapes have lower case, and so has the needle's.
         lowered, needle = lines.lower(), needle.lower()
@@ -228,12 +195,12 @@ def _candidates(lines: bytes, wanted: Wanted) -> list[bytes]:
     return lines.splitlines()
 
 
-def _marks(levels: bytes, letters: bytes) -> bytes:
-    """Return a byte for each entry: 1 if its level begins with one of the letters, else 0."""
+def _marks(known: bytes, levels: Sequence[str]) -> bytes:
+    """Return a byte for each entry, of which the first letters of the levels are known: 1 for one of `levels`."""
     table = bytearray(256)
-    for letter in letters:
-        table[letter] = 1
-    return levels.translate(bytes(table))
+    for level in levels:
+        table[level.encode()[0]] = 1
+    return known.translate(bytes(table))
 
 
 def _numbers(marks: bytes, low: int, high: int, limit: int, *, backwards: bool) -> list[int]:

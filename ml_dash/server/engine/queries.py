@@ -41,12 +41,13 @@ from ...core.sampling import LINES
 from ...core.state import RUNNING, File, Metric, State
 from ...core.times import utc_text
 from ...projection.lines import read_log
+from ...reading.log_search import Wanted
 from ...reading.source import SeriesRequest
 from ..stores import BlobRow, Documents, ExperimentRow, Filter, Place, place_of
 from .blocks import LOGS, blocks_of, series_of
 from .contents import Contents, Reader, steady
 from .drawing import draw
-from .log_search import LogIndexes, Wanted, number_at, search
+from .log_search import LogIndexes, number_at, search
 from .past import Past
 from .series import sample
 

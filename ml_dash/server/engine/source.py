@@ -12,8 +12,8 @@ from typing import Any
 from ...core.envelope import DrawnPage
 from ...core.protocol import Refused
 from ...reading.listing import Asked, fields_answer, groups_answer
+from ...reading.log_search import wanted
 from ...reading.source import Answer, Content, Moment, SeriesRequest
-from .log_search import Wanted
 from .run_index import RunIndex
 from .services import Server
 
@@ -86,7 +86,7 @@ class ServerSource:
         as_of: Moment = None,
     ) -> Answer:
         """Return a page of log entries from number `start`, or from a time on."""
-        return self._core.at(as_of).logs(self._ns, id, start, limit, Wanted(tuple(levels), q, regex), at)
+        return self._core.at(as_of).logs(self._ns, id, start, limit, wanted(levels, q, regex), at)
 
     def metrics(
         self,

@@ -7,7 +7,6 @@ from typing import Any, Final, TypedDict
 from starlette.responses import Response
 
 from ...core.limits import MAX_LIMIT
-from ...core.names import level_of
 from ...core.protocol import MAX_BATCH_BYTES
 from .calls import READ, WRITE, Call, Route, answer, encoded, malformed, recorded
 
@@ -52,8 +51,7 @@ def _plain(entry: NewLog) -> dict[str, Any]:
 async def logs(call: Call) -> Response:
     """A page of log entries, also filtered, or from a time on; each keeps its number."""
     start, limit = call.page()
-    named = filter(None, map(str.strip, (call.text("level") or "").split(",")))
-    levels = tuple(level_of(name) or name for name in named)
+    levels = tuple(filter(None, map(str.strip, (call.text("level") or "").split(","))))
     return encoded(
         await call.read(
             call.source.logs,
