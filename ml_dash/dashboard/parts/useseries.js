@@ -21,6 +21,8 @@ const AGAIN_MS = 500;
 /** From so many runs on, a coarse answer comes first. */
 const MANY = 8;
 const COARSE = 60;
+/** Entries of all curves of a chart together: a hundred of them are told apart no better by more. */
+const MOST = 20_000;
 /** Part of the range that is asked for on each side of it, so that lines go on to the edge. */
 const BEYOND = 0.02;
 /** A run that a page is flung past is not asked for. */
@@ -40,7 +42,8 @@ export function useSeries(metric, runs, options, asOf, width) {
   const [answer, setAnswer] = useState(/** @type {Answer | null} */ (null));
   const [error, setError] = useState(/** @type {Error | null} */ (null));
   // In steps, so that a window that is being made wider does not ask for each pixel.
-  const points = width ? Math.min(2000, Math.max(100, Math.ceil(width / 100) * 100)) : 0;
+  const wide = Math.min(2000, Math.max(100, Math.ceil(width / 100) * 100));
+  const points = width ? Math.min(wide, Math.max(100, Math.floor(MOST / runs.length))) : 0;
   const { x, split, superseded, zoom } = options;
   const key = JSON.stringify([metric, runs, x, split, superseded, zoom, asOf, points]);
   const drawn = useRef("");
