@@ -126,6 +126,8 @@ class Index:
         self._columns: OrderedDict[str, list[Any]] = OrderedDict()
         # Field → how many experiments have values of which kind; made when it is first asked for.
         self._fields: dict[str, Counter[str]] | None = None
+        # Field → its most frequent texts, until a value of the column changes.
+        self._texts: dict[str, list[str]] = {}
         self._file = IndexFile(path) if path is not None else None
         if self._file is not None:
             for key, version, head, params, metrics in self._file.rows():
@@ -189,6 +191,8 @@ class Index:
                 self._free.append(slot)
                 for column in self._columns.values():
                     column[slot] = MISSING
+            if gone:
+                self._texts.clear()
             if gone and self._file is not None:
                 self._file.remove(gone)
 
@@ -210,10 +214,17 @@ class Index:
             self._keys.append("")
             for column in self._columns.values():
                 column.append(MISSING)
+        if known is None:
+            self._texts.clear()
         stored = _Stored(slot, version, head, params, metrics)
         self._stored[key] = self._slots[slot] = stored
         self._keys[slot] = key
         return stored
+
+    def heads(self) -> list[Facts]:
+        """Return the facts of all experiments, archived ones too, without their parameters and metrics."""
+        with self._lock:
+            return [stored.facts for stored in self._stored.values()]
 
     # -- lists --------------------------------------------------------------------------------------------------------
 
@@ -268,10 +279,13 @@ class Index:
             others = [name for name in counted if _begins(name.lower(), wanted)]
             others.sort(key=lambda name: (-counted[name].total(), name))
             named = [*fixed, *others][:limit]
-            texts = self._load([name for name in named if _has_texts(name, counted)])
-            return [self._field(name, counted, texts.get(name)) for name in named]
+            having = [name for name in named if _has_texts(name, counted)]
+            columns = self._load([name for name in having if name not in self._texts])
+            texts = self._texts | {name: _frequent(column) for name, column in columns.items()}
+            self._texts = {name: found for name, found in texts.items() if name in self._columns}
+            return [self._field(name, counted, texts[name] if name in having else []) for name in named]
 
-    def _field(self, name: str, counted: dict[str, Counter[str]], column: list[Any] | None) -> FieldFacts:
+    def _field(self, name: str, counted: dict[str, Counter[str]], texts: list[str]) -> FieldFacts:
         kinds = counted.get(name)
         if kinds is None:
             kind = {"time": "time", "boolean": "boolean"}.get(str(kind_of(name)), "number")
@@ -280,7 +294,7 @@ class Index:
         else:
             kind = next(iter(kinds)) if len(kinds) == 1 else "mixed"
             runs = kinds.total()
-        return FieldFacts(name, kind, runs, _frequent(column or ()))
+        return FieldFacts(name, kind, runs, texts)
 
     def _matching(self, where: Where | None, keys: Iterable[str] | None, *, archived: bool) -> Sequence[int]:
         """Return the slots that match, in any order."""
@@ -341,7 +355,8 @@ class Index:
         for field in wanted:
             self._columns.move_to_end(field)
         while len(self._columns) > _COLUMNS_KEPT:
-            self._columns.popitem(last=False)
+            # Nothing says any more whether a value changes.
+            self._texts.pop(self._columns.popitem(last=False)[0], None)
         return loaded
 
     def _decode(
@@ -361,7 +376,10 @@ class Index:
     def _refresh(self, slot: int, facts: Facts) -> None:
         """Bring the columns up to date with new facts."""
         for field, column in self._columns.items():
-            column[slot] = _taker(field)(facts)
+            value = _taker(field)(facts)
+            if column[slot] != value:
+                self._texts.pop(field, None)
+            column[slot] = value
 
     # -- names of fields ----------------------------------------------------------------------------------------------
 
@@ -438,9 +456,8 @@ def _has_texts(name: str, counted: Mapping[str, Counter[str]]) -> bool:
 def _frequent(column: Sequence[Any]) -> list[str]:
     """Return the most frequent texts of a column, in lists too."""
     counted = Counter([value for value in column if type(value) is str])
-    for value in column:
-        if type(value) is list:
-            counted.update([item for item in value if type(item) is str])
+    lists = [value for value in column if type(value) is list]
+    counted.update([item for value in lists for item in value if type(item) is str])
     return [text for text, _ in counted.most_common(_FREQUENT)]
 
 

@@ -53,14 +53,17 @@ class Indexer:
                 self._callers -= 1
                 self._changed.notify_all()
 
-    def bring(self, jobs: Mapping[Hashable, Work]) -> None:
-        """Do these jobs, or begin with them; a key that is being worked on already is not added again."""
+    def bring(self, jobs: Mapping[Hashable, Work], *, wait: bool = True) -> None:
+        """Do these jobs, or begin with them; a key that is being worked on already is not added again.
+
+        Without `wait` nobody waits for the thread; a caller who does them himself does all of them in any case.
+        """
         if self._patience_s is None:
             for work in jobs.values():
                 while _piece(work):
                     pass
             return
-        until = time.monotonic() + self._patience_s
+        until = time.monotonic() + (self._patience_s if wait else 0)
         with self._changed:
             for key, work in jobs.items():
                 self._add(key, work)

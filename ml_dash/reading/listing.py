@@ -131,8 +131,7 @@ def comparison_answer(
 def projects_answer(index: Index) -> dict[str, Any]:
     """Return {"projects": by name, with the number of their experiments, also archived ones, and of those that run}."""
     found: dict[str, dict[str, Any]] = {}
-    for row in index.page(None, None, (), 0, len(index), archived=True).rows:
-        facts = row.facts
+    for facts in index.heads():
         project = found.setdefault(
             facts.project,
             {"name": facts.project, "experiments": 0, "running": 0, "created": facts.created_ns, "updated": 0},

@@ -15,7 +15,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -98,6 +98,11 @@ class Places:
                 self._scanned = time.monotonic()
             return self._by_id
 
+    def kept(self) -> dict[str, Found]:
+        """Return the experiments by id as an earlier process knew them; some may be gone, others new."""
+        with self._lock:
+            return _by_id(self._known.values())
+
     def get(self, id: str) -> Found | None:
         """Return an experiment; looked for if it is not known, or known and gone."""
         found = self.all().get(id)
@@ -119,24 +124,12 @@ class Places:
             log.info("ml-dash: %s cannot be written: %s", self._file, error)
 
     def _scan(self) -> dict[str, Found]:
-        found: dict[str, Found] = {}
-        seen: set[tuple[int, int]] = set()
         present: dict[str, Known] = {}
         for path in self.paths:
-            mine = []
-            for place in self._places(path):
-                for folder, known in self._below(place):
-                    present[folder] = known
-                    if (known.device, known.inode) not in seen:
-                        seen.add((known.device, known.inode))
-                        mine.append(known)
-            mine.sort(key=lambda known: (known.project, known.name, known.journal))
-            for known in mine:
-                # Where another store has one of that name, this one is told from it by where it is.
-                id = experiment_id(known.journal, "") if known.id in found else known.id
-                found[id] = Found(id, known.journal, known.project, known.name, known.folder)
+            below = (one for place in self._places(path) for one in self._below(place))
+            present.update(sorted(below, key=lambda one: (one[1].project, one[1].name, one[1].journal)))
         self._known = present
-        return found
+        return _by_id(present.values())
 
     def _places(self, path: Path) -> Iterator[str]:
         """Yield a path, the store in it, and the stores in folders in it."""
@@ -207,6 +200,19 @@ def _kept(file: Path | None) -> dict[str, Known]:
         with suppress(OSError, msgspec.MsgspecError):
             return _read_known.decode(file.read_bytes())
     return {}
+
+
+def _by_id(present: Iterable[Known]) -> dict[str, Found]:
+    """Return experiments by id, in their order; one that is there under two paths once."""
+    found: dict[str, Found] = {}
+    seen: set[tuple[int, int]] = set()
+    for known in present:
+        if (known.device, known.inode) not in seen:
+            seen.add((known.device, known.inode))
+            # Where another store has one of that name, this one is told from it by where it is.
+            id = experiment_id(known.journal, "") if known.id in found else known.id
+            found[id] = Found(id, known.journal, known.project, known.name, known.folder)
+    return found
 
 
 def _identity(journal: str) -> tuple[int, int] | None:

@@ -25,6 +25,9 @@ from .places import SCAN_EVERY_S, Found, Places, version_of
 KIND: Final = "runs"
 # A look at all experiments takes at most this share of the time.
 _SHARE: Final = 0.05
+# Where a look at all takes longer, what was known is shown meanwhile: of about a thousand experiments.
+_LONG_S: Final = 0.02
+_MANY: Final = 1000
 # Experiments that are folded together, between two looks at the clock.
 _TOGETHER: Final = 32
 _RUNNING_EVERY_S: Final = 0.1
@@ -43,9 +46,13 @@ class Runs:
             mark_used(file)
         self.index = Index(file)
         self._lock = threading.Lock()
+        # One look at a time; what it found is then taken over under the other lock.
+        self._looking = threading.Lock()
         self._due = float("-inf")
+        # How long the last look took; None before the first.
+        self._taken_s: float | None = None
         self._running_due = float("-inf")
-        self._by_key: dict[str, Found] = {}
+        self._by_key = {one.key: one for one in places.kept().values()}
         # What was found stale and is not folded yet, the newest last: key → version. Beside it what cannot be read.
         self._stale: dict[str, list[Any]] = {}
         self._broken: dict[str, list[Any]] = {}
@@ -62,30 +69,44 @@ class Runs:
     # -- up to date ---------------------------------------------------------------------------------------------------
 
     def refresh(self, *, now: bool = False) -> dict[str, int] | None:
-        """Look for what has changed; return {"done", "total"} while not all is known, else None."""
-        with self._lock:
-            if now or time.monotonic() >= self._due:
-                began = time.monotonic()
-                self._look(now=now)
-                taken = time.monotonic() - began
-                self._due = time.monotonic() + max(SCAN_EVERY_S / 2, taken / _SHARE)
-            stale = bool(self._stale)
-        if stale:
+        """Look for what has changed; return {"done", "total"} while not all is known, else None.
+
+        With `now` it is waited for, else only where it is soon done.
+        """
+        look = (self, "look")
+        if now:
+            self._look(now=True)
+        elif time.monotonic() >= self._due:
+            is_long = len(self._by_key) > _MANY if self._taken_s is None else self._taken_s > _LONG_S
+            self._indexer.bring({look: self._look_soon}, wait=not is_long)
+        if self._stale:
             self._indexer.bring({(self, "runs"): self._fold_some})
+        looking = self._indexer.is_busy(look)
         with self._lock:
             left = len(self._stale)
-            return {"done": len(self._by_key) - left, "total": len(self._by_key)} if left else None
+            total = len(self._by_key)
+            return {"done": total - left, "total": total} if left or looking else None
+
+    def _look_soon(self) -> bool:
+        self._look(now=False)
+        return False
 
     def _look(self, *, now: bool) -> None:
-        found = self.places.all(now=now)
-        self._by_key = {one.key: one for one in found.values()}
-        present = {key: version_of(one, running=self._runs(key)) for key, one in self._by_key.items()}
-        stale = [key for key in self.index.stale(present) if self._broken.get(key) != present[key]]
-        for gone in self._events.keys() - present.keys():
-            del self._events[gone]
-        # The newest last, since the last is taken first: a table shows those first.
-        stale.sort(key=lambda key: present[key][0])
-        self._stale = {key: present[key] for key in stale}
+        with self._looking:
+            began = time.monotonic()
+            found = self.places.all(now=now)
+            by_key = {one.key: one for one in found.values()}
+            present = {key: version_of(one, running=self._runs(key)) for key, one in by_key.items()}
+            stale = [key for key in self.index.stale(present) if self._broken.get(key) != present[key]]
+            # The newest last, since the last is taken first: a table shows those first.
+            stale.sort(key=lambda key: present[key][0])
+            with self._lock:
+                self._by_key = by_key
+                for gone in self._events.keys() - present.keys():
+                    del self._events[gone]
+                self._stale = {key: present[key] for key in stale}
+            taken = self._taken_s = time.monotonic() - began
+            self._due = began + taken + max(SCAN_EVERY_S / 2, taken / _SHARE)
 
     def _runs(self, key: str) -> bool:
         known = self._events.get(key)

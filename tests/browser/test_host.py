@@ -54,9 +54,15 @@ def test_no_script_runs_that_is_not_the_dashboards_own(browser_page: Page, team_
 def test_every_module_is_read_by_a_browser_as_it_is_sent(browser_page: Page, team_server: Server, user: str) -> None:
     """They are sent without their comments: what that would break, the browser does not load."""
     by_server(team_server, user).open(browser_page, "/runs")
-    paths = [f"/assets/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*.js")]
+    paths = [path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.js")]
     assert len(paths) > 20
-    browser_page.evaluate("(paths) => Promise.all(paths.map((path) => import(path)))", paths)
+    browser_page.evaluate(
+        """async (paths) => {
+            const app = document.querySelector("script[type=module]").src;
+            await Promise.all(paths.map((path) => import(new URL(path, app).href)));
+        }""",
+        paths,
+    )
 
 
 @pytest.mark.console("401")

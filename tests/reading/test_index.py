@@ -56,7 +56,16 @@ def test_a_page_is_what_asking_every_experiment_gives(seed: int) -> None:
             index.forget([key])
         for _ in range(4):
             _compare(rng, index, plain)
+        anew = Index()
+        anew.put_all((key, 1, facts) for key, facts in plain.items())
+        assert _fields(index) == _fields(anew)
     assert len(index) == len(plain)
+
+
+def _fields(index: Index) -> dict[str, tuple[str, int, list[str]]]:
+    """All fields; which of texts of the same number come first, or at all, is left open."""
+    found = index.fields(limit=1000)
+    return {one.name: (one.kind, one.runs, sorted(one.values) if len(one.values) < 20 else []) for one in found}
 
 
 def _compare(rng: random.Random, index: Index, plain: dict[str, Facts]) -> None:

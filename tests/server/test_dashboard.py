@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def stranger(web: Web) -> Iterator[Web]:
 @pytest.mark.parametrize("path", ["/", "/runs", "/runs/123", "/compare?runs=1,2", "/storage", "/latest", "/login"])
 def test_every_path_of_the_application_is_its_page(stranger: Web, path: str) -> None:
     found = stranger.ask("GET", path, headers={"Accept": NAVIGATION})
-    assert found.content == (FOLDER / "index.html").read_bytes()
+    assert re.sub(rb"/assets/@[0-9a-f]{32}/", b"/assets/", found.content) == (FOLDER / "index.html").read_bytes()
     assert found.headers["Content-Type"] == "text/html; charset=utf-8"
     assert found.headers["X-Content-Type-Options"] == "nosniff"
 
@@ -57,6 +58,37 @@ def test_a_file_is_sent_once_and_compressed(stranger: Web) -> None:
         assert (again.content, again.headers["ETag"]) == (b"", found.headers["ETag"])
     refusing = stranger.ask("GET", "/assets/index.html", headers={"Accept-Encoding": "gzip;q=0, br"})
     assert "Content-Encoding" not in refusing.headers
+
+
+def test_what_the_page_names_by_its_version_is_kept(stranger: Web) -> None:
+    page = stranger.ask("GET", "/runs", headers={"Accept": NAVIGATION})
+    assert page.headers["Cache-Control"] == "no-cache"
+    app = re.search(r'"(/assets/@[0-9a-f]{32}/)app\.js"', page.text)
+    assert app is not None
+    found = stranger.ask("GET", f"{app[1]}lib/ui.js")
+    assert found.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    for other in (f"/assets/@{'0' * 32}/lib/ui.js", "/assets/lib/ui.js"):
+        same = stranger.ask("GET", other)
+        assert (same.content, same.headers["Cache-Control"]) == (found.content, "no-cache")
+    stranger.refused("GET", f"{app[1]}..%2Fapp.js", 404, "unknown")
+    stranger.refused("GET", f"{app[1]}{app[1].removeprefix('/assets/')}app.js", 404, "unknown")
+
+
+def test_the_version_of_the_page_is_that_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_bytes(b'<link href="/assets/a.css">')
+    (tmp_path / "a.css").write_bytes(b"a{}")
+    assets = Assets(tmp_path)
+    first = assets.page()
+    assert first is not None
+    assert assets.page() is first
+    version = first.content.split(b"@")[1].split(b"/")[0].decode()
+    assert assets.is_current(version)
+    assert Assets(tmp_path).is_current(version)
+    (tmp_path / "a.css").write_bytes(b"a{b:c}")
+    second = assets.page()
+    assert second is not None
+    assert second.content != first.content
+    assert not assets.is_current(version)
 
 
 @pytest.mark.parametrize(

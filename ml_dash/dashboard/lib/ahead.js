@@ -4,13 +4,13 @@
 export const CHARTS = [
   "parts/axes.js", "parts/chart.js", "parts/chartbar.js", "parts/chartfiles.js", "parts/chartgrid.js", "parts/chartoptions.js",
   "parts/cursor.js", "parts/curves.js", "parts/envelope.js", "parts/gridlayout.js", "parts/means.js", "parts/plot.js",
-  "parts/smoothing.js", "parts/useseries.js", "lib/colors.js", "lib/format.js", "lib/prefs.js", "parts/dialog.js", "parts/menu.js",
+  "parts/smoothing.js", "parts/useseries.js", "lib/colors.js", "lib/format.js", "lib/prefs.js", "lib/stylesheet.js", "parts/dialog.js", "parts/menu.js",
   "vendor/uplot.js",
 ];
 
 /** What the screen of one run is made of, beside charts. */
 export const RUN = [
-  "screens/run-charts.js", "screens/run-edit.js", "screens/run-tabs.js", "lib/stylesheet.js", "parts/loglines.js", "parts/markdown.js",
+  "screens/run-charts.js", "screens/run-edit.js", "screens/run-tabs.js", "parts/loglines.js", "parts/markdown.js",
   "parts/status.js", "parts/tabs.js",
 ];
 

@@ -3,12 +3,12 @@
 /** @type {Set<string>} */
 const added = new Set();
 
-/** @param {string} href */
-export function stylesheet(href) {
-  if (added.has(href)) return;
-  added.add(href);
+/** @param {string} path  below the dashboard */
+export function stylesheet(path) {
+  if (added.has(path)) return;
+  added.add(path);
   const element = document.createElement("link");
   element.rel = "stylesheet";
-  element.href = href;
+  element.href = new URL(`../${path}`, import.meta.url).href;
   document.head.append(element);
 }

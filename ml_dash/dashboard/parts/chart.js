@@ -1,6 +1,7 @@
 /** One chart: a metric of one run or of many, with what a person needs to trust it and to take it along. */
 import { dark } from "../lib/colors.js";
 import { counted, number } from "../lib/format.js";
+import { stylesheet } from "../lib/stylesheet.js";
 import { classes, html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../lib/ui.js";
 import { placeText } from "./axes.js";
 import { drawn, ranges } from "./curves.js";
@@ -38,12 +39,7 @@ const charts = new Map();
 const chartData = (name) => charts.get(name)?.();
 window.mlDash = { ...window.mlDash, chart: chartData };
 
-for (const sheet of ["vendor/uplot.css", "charts.css"]) {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = new URL(`../${sheet}`, import.meta.url).href;
-  document.head.append(link);
-}
+for (const sheet of ["vendor/uplot.css", "charts.css"]) stylesheet(sheet);
 
 const NO_GROUPS = new Map();
 /** @type {{x: number, text: string}[]} */

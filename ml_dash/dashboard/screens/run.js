@@ -26,7 +26,7 @@ const LESS = new Set(["Versions", "Writers"]);
 
 /** @param {import("../types").ScreenProps} props */
 export default function RunScreen({ parts, params }) {
-  stylesheet("/assets/run.css");
+  stylesheet("run.css");
   const id = parts[1];
   // Another run is another screen: nothing of the one before may stay.
   return html`<${Run} key=${id} id=${id} asOf=${params.asOf || null} tab=${params.tab || "charts"} />`;

@@ -13,7 +13,7 @@ import { Command, Empty, Failure, Loading } from "../parts/states.js";
 const RELOAD_MS = 10_000;
 
 export default function StorageScreen() {
-  stylesheet("/assets/run.css");
+  stylesheet("run.css");
   const [known, setKnown] = useState(/** @type {{storage: Stored | null, error: any}} */ ({ storage: null, error: null }));
   const [attempt, setAttempt] = useState(0);
   useEffect(() => {

@@ -1,4 +1,8 @@
-"""The files of the dashboard as they are sent: content, gzip, ETag, type; each read and compressed once."""
+"""The files of the dashboard as they are sent: content, gzip, ETag, type; each read and compressed once.
+
+The page names them below `/assets/@VERSION/`, where the version is a digest of all of them: a browser keeps them and
+asks for none a second time. What they import is named from where they are, so it comes from there too.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,8 @@ _TYPE: Final = re.compile(rb"/\*\* @[^\n]*?\*/ ?")
 _INDENTATION: Final = re.compile(rb"^[ \t]+", re.MULTILINE)
 _REMARKS: Final = {".js": (_BLOCK, _LINE, _TYPE, _INDENTATION), ".css": (_BLOCK, _INDENTATION)}
 _LONGEST_PATH: Final = 200  # characters
+_PAGE: Final = "index.html"
+_VERSIONED: Final = re.compile(r"@([0-9a-f]{32})/(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,35 @@ class Assets:
     def __init__(self, folder: Path = FOLDER) -> None:
         self._folder = folder
         self._read: dict[str, tuple[tuple[int, int], Asset]] = {}
+        self._version: str | None = None
+        self._page: tuple[tuple[str, Asset], Asset] | None = None
+
+    def page(self) -> Asset | None:
+        """Return the page, which names all other files by their version; None if there is none."""
+        written = self.find(_PAGE)
+        if written is None:
+            return None
+        version = self._version = self._digest()
+        if self._page is None or self._page[0] != (version, written):
+            content = written.content.replace(b'"/assets/', f'"/assets/@{version}/'.encode())
+            self._page = (version, written), _asset(content, written.kind)
+        return self._page[1]
+
+    def is_current(self, version: str) -> bool:
+        """True if this is the version that the page named last."""
+        if self._version is None:
+            self._version = self._digest()
+        return version == self._version
+
+    def _digest(self) -> str:
+        """Return a digest of all files that are sent."""
+        found = {}
+        for file in self._folder.rglob("*"):
+            path = file.relative_to(self._folder).as_posix()
+            asset = self.find(path) if file.suffix in _TYPES else None
+            if asset is not None:
+                found[path] = asset.digest
+        return sha256(repr(sorted(found.items())).encode()).hexdigest()[:32]
 
     def find(self, path: str) -> Asset | None:
         """Return the file at a path below the folder; None if there is none, or none that is sent."""
@@ -73,6 +108,12 @@ class Assets:
         asset = _asset(content, kind)
         self._read[path] = (state, asset)
         return asset
+
+
+def version_in(path: str) -> tuple[str | None, str]:
+    """Return (the version that a path begins with, the path behind it); without one, (None, the path)."""
+    match = _VERSIONED.fullmatch(path)
+    return (None, path) if match is None else (match[1], match[2])
 
 
 def _without_remarks(content: bytes, suffix: str) -> bytes:

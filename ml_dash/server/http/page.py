@@ -10,7 +10,7 @@ from typing import Final
 from starlette.responses import Response
 
 from ...core.protocol import UNKNOWN, Refused
-from .assets import Asset, Assets
+from .assets import Asset, Assets, version_in
 from .calls import Call, takes_gzip
 
 POLICY: Final = (
@@ -21,23 +21,30 @@ PAGE_HEADERS: Final = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
+_YEAR_S: Final = 365 * 86_400
 _ASSETS: Final = Assets()
 
 
 async def page_of(call: Call, status: int = 200) -> Response:
     """Return the dashboard's page, the same at every path. Raises Refused (404) if it is not installed."""
-    response = await asset_of(call, "index.html", status)
+    response = _sent(call, _there(await call.read(_ASSETS.page)), status)
     response.headers.update(PAGE_HEADERS)
     response.headers["Content-Security-Policy"] = f"{POLICY}; frame-ancestors {' '.join(call.services.frames)}"
     return response
 
 
-async def asset_of(call: Call, path: str, status: int = 200) -> Response:
+async def asset_of(call: Call, path: str) -> Response:
     """Return a file of the dashboard; 304 where the client has it. Raises Refused (404) if there is none."""
-    asset = await call.read(_ASSETS.find, path)
+    version, path = version_in(path)
+    asset = _there(await call.read(_ASSETS.find, path))
+    # A page of before an update may ask for the files of then: what it gets must not be kept under that name.
+    return _sent(call, asset, kept=version is not None and await call.read(_ASSETS.is_current, version))
+
+
+def _there(asset: Asset | None) -> Asset:
     if asset is None:
         raise Refused(404, UNKNOWN, "the dashboard has no such file")
-    return _sent(call, asset, status)
+    return asset
 
 
 def asks_for_page(call: Call) -> bool:
@@ -45,13 +52,17 @@ def asks_for_page(call: Call) -> bool:
     return "text/html" in call.request.headers.get("accept", "")
 
 
-def _sent(call: Call, asset: Asset, status: int) -> Response:
-    """Return the answer with an asset, compressed where the client takes that; 304 where it has it already."""
+def _sent(call: Call, asset: Asset, status: int = 200, *, kept: bool = False) -> Response:
+    """Return the answer with an asset, compressed where the client takes that; 304 where it has it already.
+
+    What is `kept` is the same for good under its URL.
+    """
     headers = call.request.headers
     packed = asset.packed is not None and takes_gzip(headers.get("accept-encoding", ""))
     etag = f'"{asset.digest}{"-gzip" if packed else ""}"'
-    # Asked for each time, so that a new version is there at once; the answer is 304 nearly always.
-    common = {"Cache-Control": "no-cache", "ETag": etag, "Vary": "Accept-Encoding"}
+    # What may change is asked for each time, so that a new version is there at once; the answer is 304 nearly always.
+    caching = f"public, max-age={_YEAR_S}, immutable" if kept else "no-cache"
+    common = {"Cache-Control": caching, "ETag": etag, "Vary": "Accept-Encoding"}
     known = [one.strip().removeprefix("W/") for one in headers.get("if-none-match", "").split(",")]
     if status == 200 and etag in known:
         return Response(None, 304, common)
