@@ -161,7 +161,9 @@ from pathlib import Path
 from ml_dash.reading.local import LocalSource
 from ml_dash.reading.source import SeriesRequest, decoded
 source = LocalSource([Path(sys.argv[1])], cache=Path(sys.argv[2]), patience_s=0.25)
-(one,) = decoded(source.experiments())["experiments"]
+while not (found := decoded(source.experiments())["experiments"]):
+    time.sleep(0.05)
+(one,) = found
 request, known = SeriesRequest((one["id"],), "loss"), None
 print("looking", flush=True)
 while True:

@@ -9,17 +9,21 @@ import { subscribe, throttled } from "../lib/live.js";
 
 const REFRESH_MS = 2000;
 
-/** @param {{where: string, onChoose: (where: string) => void}} props  `where`: the filter, of which a project may be a part */
-export function Projects({ where, onChoose }) {
+/**
+ * `where`: the filter, of which a project may be a part; `ready`: what is more urgent is there.
+ * @param {{where: string, ready: boolean, onChoose: (where: string) => void}} props
+ */
+export function Projects({ where, ready, onChoose }) {
   const projects = useSignal(/** @type {Project[]} */ ([]));
   useLayoutEffect(() => {
+    if (!ready) return undefined;
     const look = throttled(REFRESH_MS, async () => {
       // What is wrong with the server, the list of runs says.
       projects.value = await get("/projects").then((answer) => answer.projects, () => projects.peek());
     });
     look(null);
     return subscribe(null, () => look(null));
-  }, []);
+  }, [ready]);
   const here = conditionOn(where, "project");
   const running = projects.value.reduce((sum, one) => sum + (one.running ?? 0), 0);
   const all = projects.value.reduce((sum, one) => sum + one.experiments, 0);

@@ -43,8 +43,8 @@ const small = matchMedia("(max-width: 640px)");
 const narrow = signal(small.matches);
 small.addEventListener("change", () => { narrow.value = small.matches; });
 
-/** The columns of who has not chosen any; null until the fields are known. */
-const automatic = signal(/** @type {string[]|null} */ (null));
+/** The columns of who has not chosen any; null until the fields are known for the first time in this browser. */
+const automatic = pref("runs.automatic", /** @type {string[]|null} */ (null));
 
 /** Chooses a few metrics and parameters that most runs have. */
 async function chooseColumns() {
@@ -85,7 +85,7 @@ export default function Runs({ params }) {
   }, [params.project]);
   // What is asked for does not wait until something is painted.
   useLayoutEffect(() => {
-    if (columns) return undefined;
+    if (columns && columns !== automatic.peek()) return undefined;
     chooseColumns();
     const wait = setTimeout(() => { automatic.value ??= OWN_COLUMNS; }, COLUMNS_WAIT_MS);
     return () => clearTimeout(wait);
@@ -133,7 +133,7 @@ export default function Runs({ params }) {
 
   const wrong = list.error.value?.code === "query" ? list.error.value : null;
   return html`<div class="runs fill">
-    <${Projects} where=${where} onChoose=${(/** @type {string} */ query) => setParam("where", query)} />
+    <${Projects} ready=${Boolean(group || list.error.value) || list.total.value !== null} where=${where} onChoose=${(/** @type {string} */ query) => setParam("where", query)} />
     <section aria-label="Runs">
       <div class="tools">
         <${QueryBox} value=${where} error=${wrong} onQuery=${(/** @type {string} */ text, /** @type {boolean} */ done) => {
