@@ -177,15 +177,15 @@ while True:
 """
 
 
-# Computes as much as the other, and looks at nothing: what a neighbour costs that only shares the machine.
+# Computes as much as the other, of the same kind, and looks at nothing: what a neighbour costs that only shares the
+# machine. At this rate of appends the other never rests either.
 _NEIGHBOUR: Final = """
-import time
+import msgspec
+points = [[number, 5, number, ["loss", {"value": number / 7, "step": number}]] for number in range(100_000)]
+packed = msgspec.msgpack.encode(points)
 print("computing", flush=True)
 while True:
-    end = time.process_time() + 0.05
-    while time.process_time() < end:
-        sum(range(1000))
-    time.sleep(0.2)
+    msgspec.msgpack.decode(packed)
 """
 
 
