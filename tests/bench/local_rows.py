@@ -15,6 +15,7 @@ from ml_dash.reading.local import LocalSource
 from ml_dash.reading.source import SeriesRequest, decoded
 from tests.journals import JournalFixture
 
+from .asking import answer_ms, log_entry, log_figures
 from .rows import Figures, appends, opened, quantile, row
 
 _PATIENCE_S: Final = 0.25
@@ -25,16 +26,6 @@ def _source(folder: Path, patience_s: float | None = None) -> Iterator[LocalSour
     """The store of `folder`, with a cache beside it."""
     with contextlib.closing(LocalSource([folder / "store"], cache=folder / "cache", patience_s=patience_s)) as source:
         yield source
-
-
-def _ms(work: Callable[[], Any], rounds: int = 5) -> float:
-    """The median of the milliseconds that `work` takes."""
-    times = []
-    for _ in range(rounds):
-        begun = perf_counter()
-        work()
-        times.append((perf_counter() - begun) * 1000)
-    return median(times)
 
 
 def _only(source: LocalSource) -> str:
@@ -68,10 +59,10 @@ def local_first_chart(folder: Path, scale: float) -> Figures:
         figures["all indexed s"] = perf_counter() - begun
         figures["CPU s per million"] = (process_time() - cpu) / count * 1e6
     with _source(folder, _PATIENCE_S) as source:
-        figures["again, first chart ms"] = _ms(lambda: source.compare_series(request), rounds=1)
-        figures["again ms"] = _ms(lambda: source.compare_series(request))
+        figures["again, first chart ms"] = answer_ms(lambda: source.compare_series(request), rounds=1)
+        figures["again ms"] = answer_ms(lambda: source.compare_series(request))
         zoom = SeriesRequest(request.experiments, "loss", low=count * 0.5, high=count * 0.51)
-        figures["zoom to 1 % ms"] = _ms(lambda: source.compare_series(zoom))
+        figures["zoom to 1 % ms"] = answer_ms(lambda: source.compare_series(zoom))
     cached = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     figures["bytes of cache per point"] = cached / count
     return figures
@@ -85,10 +76,10 @@ def local_overlay(folder: Path, scale: float) -> Figures:
     with _source(folder) as source:
         ids = tuple(str(one["id"]) for one in decoded(source.experiments(limit=1000))["experiments"])
         request = SeriesRequest(ids, "loss")
-        first = _ms(lambda: source.compare_series(request), rounds=1)
+        first = answer_ms(lambda: source.compare_series(request), rounds=1)
         return {
             "first ms": first,
-            "again ms": _ms(lambda: source.compare_series(request)),
+            "again ms": answer_ms(lambda: source.compare_series(request)),
             "again CPU ms per run": _cpu_ms(lambda: source.compare_series(request)) / runs,
         }
 
@@ -104,22 +95,10 @@ def local_logs(folder: Path, scale: float) -> Figures:
     count = max(20_000, int(1_000_000 * scale))
     with opened(folder) as experiment:
         for number in range(count):
-            level = "error" if number % 1000 == 7 else "warn" if number % 50 == 3 else "info"
-            experiment.log(f"step {number}: loss {number * 0.37 % 10:.4f}, batch took {number % 91} ms", level=level)
+            experiment.log(*log_entry(number))
     with _source(folder) as source:
         one = _only(source)
-        first = _ms(lambda: source.logs(one, levels=["error"], limit=100), rounds=1)
-        return {
-            "by level, first time ms": first,
-            "last page ms": _ms(lambda: source.logs(one, start=-100, limit=100)),
-            "a page in the middle ms": _ms(lambda: source.logs(one, start=count // 2, limit=100)),
-            "by level ms": _ms(lambda: source.logs(one, levels=["error"], limit=100)),
-            "last of a level ms": _ms(lambda: source.logs(one, start=-100, levels=["warn", "error"], limit=100)),
-            "text, last lines ms": _ms(lambda: source.logs(one, start=-100, q=f"STEP {count - 9}", limit=100)),
-            "frequent text ms": _ms(lambda: source.logs(one, q="took 17", limit=100)),
-            "rare text ms": _ms(lambda: source.logs(one, q=f"step {count - 9}:", limit=1), rounds=3),
-            "expression ms": _ms(lambda: source.logs(one, regex=r"took 1[0-5] ms$", limit=100)),
-        }
+        return log_figures(source, one, count)
 
 
 @row("10,000 runs: again started, first page ≤ 300 ms; page ≤ 30 ms; filter ≤ 200 ms; first time usable at once")
@@ -147,11 +126,11 @@ def local_list(folder: Path, scale: float) -> Figures:
     with _source(folder, _PATIENCE_S) as source:
         page = decoded(source.experiments(columns=["params.p3", "metrics.m1.min"]))
         figures["again started, first page ms"] = (perf_counter() - begun) * 1000
-        figures["page ms"] = _ms(lambda: source.experiments(columns=["params.p3", "metrics.m1.min"]))
+        figures["page ms"] = answer_ms(lambda: source.experiments(columns=["params.p3", "metrics.m1.min"]))
         where = "params.p3 > 30 and metrics.m2.max < 700"
-        figures["filter, first time ms"] = _ms(lambda: source.experiments(where=where), rounds=1)
-        figures["filter ms"] = _ms(lambda: source.experiments(where=where))
-        figures["what is new ms"] = _ms(lambda: source.events())
+        figures["filter, first time ms"] = answer_ms(lambda: source.experiments(where=where), rounds=1)
+        figures["filter ms"] = answer_ms(lambda: source.experiments(where=where))
+        figures["what is new ms"] = answer_ms(lambda: source.events())
     return figures
 
 

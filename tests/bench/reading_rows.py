@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -15,6 +14,7 @@ from ml_dash.reading.source import SeriesRequest, decoded
 from ml_dash.server.engine.services import Server
 from ml_dash.server.engine.source import ServerSource
 
+from .asking import answer_ms, log_entry, log_figures
 from .rows import Figures, row
 
 _NS = "alice"
@@ -25,16 +25,6 @@ def _source(folder: Path) -> Iterator[tuple[Server, ServerSource]]:
     """A server's engine that was just started, and its source."""
     with contextlib.closing(Server(folder / "data")) as core:
         yield core, ServerSource(core, _NS)
-
-
-def _ms(work: Callable[[], Any], rounds: int = 5) -> float:
-    """The median of some rounds, in milliseconds."""
-    times = []
-    for _ in range(rounds):
-        begun = perf_counter()
-        work()
-        times.append((perf_counter() - begun) * 1000)
-    return median(times)
 
 
 def _points(core: Server, name: str, count: int, at_once: int = 50_000) -> str:
@@ -62,14 +52,14 @@ def server_overlay(folder: Path, scale: float) -> Figures:
         def drawn(**how: Any) -> bytes:
             return as_binary(source.compare_series(SeriesRequest(ids, "loss", **how)))
 
-        figures["first ms"] = _ms(drawn, rounds=1)
-        figures["again ms"] = _ms(drawn)
+        figures["first ms"] = answer_ms(drawn, rounds=1)
+        figures["again ms"] = answer_ms(drawn)
         begun = process_time()
         drawn()
         figures["CPU ms"] = (process_time() - begun) * 1000
-        figures["100 buckets ms"] = _ms(lambda: drawn(points=100))
-        figures["zoom to 1 % ms"] = _ms(lambda: drawn(low=count * 0.5, high=count * 0.51))
-        figures["over relative time ms"] = _ms(lambda: drawn(x="relative"), rounds=1)
+        figures["100 buckets ms"] = answer_ms(lambda: drawn(points=100))
+        figures["zoom to 1 % ms"] = answer_ms(lambda: drawn(low=count * 0.5, high=count * 0.51))
+        figures["over relative time ms"] = answer_ms(lambda: drawn(x="relative"), rounds=1)
     return figures
 
 
@@ -80,18 +70,18 @@ def server_chart(folder: Path, scale: float) -> Figures:
         ids = (_points(core, "run", count),)
         core.archiver.wait()
     with _source(folder) as (_, source):
-        first = _ms(lambda: source.compare_series(SeriesRequest(ids, "loss")), rounds=1)
+        first = answer_ms(lambda: source.compare_series(SeriesRequest(ids, "loss")), rounds=1)
         return {
             "first ms": first,
-            "again ms": _ms(lambda: source.compare_series(SeriesRequest(ids, "loss"))),
-            "2,000 buckets ms": _ms(lambda: source.compare_series(SeriesRequest(ids, "loss", points=2000))),
-            "zoom to 1 % ms": _ms(
+            "again ms": answer_ms(lambda: source.compare_series(SeriesRequest(ids, "loss"))),
+            "2,000 buckets ms": answer_ms(lambda: source.compare_series(SeriesRequest(ids, "loss", points=2000))),
+            "zoom to 1 % ms": answer_ms(
                 lambda: source.compare_series(SeriesRequest(ids, "loss", low=count * 0.5, high=count * 0.51))
             ),
-            "zoom to 500 points ms": _ms(
+            "zoom to 500 points ms": answer_ms(
                 lambda: source.compare_series(SeriesRequest(ids, "loss", low=count * 0.5, high=count * 0.5 + 499))
             ),
-            "over wall time ms": _ms(lambda: source.compare_series(SeriesRequest(ids, "loss", x="wall"))),
+            "over wall time ms": answer_ms(lambda: source.compare_series(SeriesRequest(ids, "loss", x="wall"))),
         }
 
 
@@ -101,28 +91,13 @@ def server_logs(folder: Path, scale: float) -> Figures:
     with _source(folder) as (core, _):
         one = str(core.upsert_experiment(_NS, "bench", {"name": "logs"})["experiment"]["id"])
         for start in range(0, count, 10_000):
-            core.add_logs(_NS, one, [
-                {
-                    "message": f"step {number}: loss {number * 0.37 % 10:.4f}, batch took {number % 91} ms",
-                    "level": "error" if number % 1000 == 7 else "warn" if number % 50 == 3 else "info",
-                }
-                for number in range(start, start + 10_000)
-            ])  # fmt: skip
+            entries = map(log_entry, range(start, start + 10_000))
+            core.add_logs(_NS, one, [{"message": message, "level": level} for message, level in entries])
         core.archiver.wait()
     with _source(folder) as (_, source):
-        first = _ms(lambda: source.logs(one, levels=["error"], limit=100), rounds=1)
-        return {
-            "by level, first time ms": first,
-            "last page ms": _ms(lambda: source.logs(one, start=-100, limit=100)),
-            "a page in the middle ms": _ms(lambda: source.logs(one, start=count // 2, limit=100)),
-            "by level ms": _ms(lambda: source.logs(one, levels=["error"], limit=100)),
-            "last of a level ms": _ms(lambda: source.logs(one, start=-100, levels=["warn", "error"], limit=100)),
-            "text, last lines ms": _ms(lambda: source.logs(one, start=-100, q=f"STEP {count - 9}", limit=100)),
-            "frequent text ms": _ms(lambda: source.logs(one, q="took 17", limit=100)),
-            "rare text ms": _ms(lambda: source.logs(one, q=f"step {count - 9}:", limit=1), rounds=3),
-            "expression ms": _ms(lambda: source.logs(one, regex=r"took 1[0-5] ms$", limit=100)),
-            "from a time ms": _ms(lambda: source.logs(one, at="2020-01-01", limit=100)),
-        }
+        figures = log_figures(source, one, count)
+        figures["from a time ms"] = answer_ms(lambda: source.logs(one, at="2020-01-01", limit=100))
+    return figures
 
 
 @row("10,000 runs: a page ≤ 30 ms, a filter ≤ 50 ms; first rows ≤ 300 ms after a start, and the first time ever")
@@ -145,20 +120,20 @@ def server_runs(folder: Path, scale: float) -> Figures:
             page = decoded(source.experiments(columns=columns))
         figures["first time ever, all s"] = perf_counter() - begun
     with _source(folder) as (core, source):
-        figures["after a start, first rows ms"] = _ms(lambda: source.experiments(columns=columns), rounds=1)
-        figures["first filter ms"] = _ms(lambda: source.experiments(where="params.p7 > 30"), rounds=1)
-        figures["page ms"] = _ms(lambda: source.experiments(columns=columns))
-        figures["filter ms"] = _ms(lambda: source.experiments(where="params.p7 > 30", columns=columns))
-        figures["text filter ms"] = _ms(lambda: source.experiments(where='"run-0001"', columns=columns))
-        figures["sort ms"] = _ms(lambda: source.experiments(sort="metrics.m0.max:desc", columns=columns))
-        figures["far page ms"] = _ms(lambda: source.experiments(start=count - 100, columns=columns))
-        figures["groups ms"] = _ms(lambda: source.groups("tags", columns=columns))
-        figures["fields ms"] = _ms(lambda: source.fields("params."))
+        figures["after a start, first rows ms"] = answer_ms(lambda: source.experiments(columns=columns), rounds=1)
+        figures["first filter ms"] = answer_ms(lambda: source.experiments(where="params.p7 > 30"), rounds=1)
+        figures["page ms"] = answer_ms(lambda: source.experiments(columns=columns))
+        figures["filter ms"] = answer_ms(lambda: source.experiments(where="params.p7 > 30", columns=columns))
+        figures["text filter ms"] = answer_ms(lambda: source.experiments(where='"run-0001"', columns=columns))
+        figures["sort ms"] = answer_ms(lambda: source.experiments(sort="metrics.m0.max:desc", columns=columns))
+        figures["far page ms"] = answer_ms(lambda: source.experiments(start=count - 100, columns=columns))
+        figures["groups ms"] = answer_ms(lambda: source.groups("tags", columns=columns))
+        figures["fields ms"] = answer_ms(lambda: source.fields("params."))
         one = str(decoded(source.experiments(limit=1))["experiments"][0]["id"])
 
         def changed() -> None:
             core.append_points(_NS, one, "m0", [{"value": 1.0}])
             source.experiments(columns=columns)
 
-        figures["a write and the page after it ms"] = _ms(changed)
+        figures["a write and the page after it ms"] = answer_ms(changed)
     return figures
