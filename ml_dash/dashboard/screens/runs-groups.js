@@ -45,12 +45,14 @@ export default function Groups({ by, where, columns }) {
   if (error.value && error.value.code !== "query") return html`<${Failure} error=${error.value} />`;
   if (!groups.value) return html`<${Loading} />`;
   if (!rows.length) return html`<${Empty} title="No run matches" />`;
-  const address = (/** @type {Group} */ group) => link("/runs", { where: withCondition(where, by, group.value), columns: listText(columns) });
+  // A field that is missing fulfils no condition, so no query finds the runs without it.
+  const isSet = (/** @type {Group} */ group) => group.value !== null && group.value !== undefined;
+  const singles = (/** @type {Group} */ group) => ({ where: withCondition(where, by, group.value), columns: listText(columns) });
   const cell = (/** @type {Group} */ group, /** @type {Column} */ column) => {
     if (column.id === "value") {
-      const text = group.value === null || group.value === undefined ? "not set" : shownValue(by, Array.isArray(group.value) ? group.value.join(", ") : group.value);
-      // A field that is missing fulfils no condition, so no query finds these.
-      return text === "not set" ? html`<span class="dim">${text}</span>` : html`<a class="cut" href=${address(group)}>${text || "(empty)"}</a>`;
+      if (!isSet(group)) return html`<span class="dim">not set</span>`;
+      const text = shownValue(by, Array.isArray(group.value) ? group.value.join(", ") : group.value);
+      return html`<a class="cut" href=${link("/runs", singles(group))}>${text || "(empty)"}</a>`;
     }
     if (column.id === "runs") return count(group.runs);
     const spread = group.values[column.id];
@@ -62,7 +64,7 @@ export default function Groups({ by, where, columns }) {
       <button class="quiet" onClick=${() => setParam("group", null)}>Show single runs</button></p>
     <${Grid} label=${`Runs by ${by}`} total=${rows.length} rowHeight=${30} columns=${all} row=${(/** @type {number} */ i) => rows[i]}
       cell=${cell} focus=${focus.value} onFocus=${(/** @type {number} */ i) => { focus.value = i; }}
-      onOpen=${(/** @type {Group} */ group) => navigate("/runs", { where: withCondition(where, by, group.value), columns: listText(columns) })} onRange=${nothing}
+      onOpen=${(/** @type {Group} */ group) => isSet(group) && navigate("/runs", singles(group))} onRange=${nothing}
       sort=${sort.value} onSort=${(/** @type {string} */ id) => {
         sort.value = { id, descending: sort.value.id === id ? !sort.value.descending : id !== "value" };
       }} /></div>`;
