@@ -13,10 +13,11 @@ import pytest
 from ml_dash import Experiment
 from tests.browser import recording
 from tests.browser.hosts import Shown, by_server, send
+from tests.browser.looking import until
 from tests.running import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 RUNS = 120
 """More than one page of the list."""
@@ -138,6 +139,27 @@ def test_the_filter_completes_fields_and_values(browser_page: Page, sweep: Shown
     box.press("Tab")
     assert box.input_value() == "params.model = small "
     shows(browser_page, RUNS + 1)
+
+
+def test_a_completion_that_was_gone_to_stays_when_later_ones_come(browser_page: Page, sweep: Shown) -> None:
+    sweep.open(browser_page)
+    total(browser_page)
+    held: list[Route] = []
+    browser_page.route("**/fields?prefix=params.mo&*", lambda route: held.append(route))
+    box = browser_page.get_by_role("searchbox")
+    box.press_sequentially("params.m")
+    option = browser_page.get_by_role("option", name="params.model")
+    option.wait_for()
+    box.press("o")
+    box.press("ArrowDown")
+    browser_page.locator("[role=option][aria-selected=true]").wait_for()
+    until(lambda: browser_page.evaluate("0") or held, bool, "the question for the longer word")
+    with browser_page.expect_response("**/fields?prefix=params.mo&*"):
+        held[0].continue_()
+    # The next frame has what the answer changes.
+    browser_page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    box.press("Enter")
+    assert box.input_value() == "params.model "
 
 
 def test_a_column_sorts_both_ways(browser_page: Page, sweep: Shown) -> None:

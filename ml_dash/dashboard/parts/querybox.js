@@ -56,8 +56,10 @@ export function QueryBox({ value, error, onQuery }) {
     const { value: all, selectionStart } = /** @type {HTMLInputElement} */ (input.current);
     const found = await suggestions(all.slice(0, selectionStart ?? all.length));
     if (mine !== asked.current || document.activeElement !== input.current) return;
+    // Who has gone to one with the arrows meanwhile stays at it.
+    const chosen = options.value[active.value]?.text;
     options.value = found;
-    active.value = -1;
+    active.value = found.findIndex((one) => one.text === chosen);
   };
   const apply = (/** @type {boolean} */ done) => {
     clearTimeout(timer.current);
@@ -87,6 +89,7 @@ export function QueryBox({ value, error, onQuery }) {
     element.value = text.value;
     element.setSelectionRange(start + put.length, start + put.length);
     element.focus();
+    active.value = -1;
     soon();
     suggest();
   };
