@@ -134,7 +134,10 @@ def shoot(browser: Browser, link: str, chosen: list[str], long: str) -> None:
             page.set_viewport_size(size)  # type: ignore[arg-type]
             for name, path in screens.items():
                 page.goto(base + path)
-                page.wait_for_selector("main")
+                page.wait_for_selector("main h1, main [role=grid]")
+                page.wait_for_selector("main [aria-busy=true]", state="detached")
+                if name == "files":
+                    page.get_by_text("report.md").first.click()
                 # Curves come in two steps; what is drawn is compared until it stays.
                 _until_still(page)
                 suffix = ("" if size is WIDE else "-narrow") + ("" if scheme == "light" else "-dark")

@@ -1,5 +1,5 @@
 /** Tabs, with the keys that tabs have. */
-import { html, useId } from "../lib/ui.js";
+import { html, useId, useLayoutEffect } from "../lib/ui.js";
 
 /** @typedef {import("../vendor/preact.js").Child} Child */
 
@@ -9,6 +9,14 @@ import { html, useId } from "../lib/ui.js";
  */
 export function Tabs({ tabs, chosen, onChoose, label, children }) {
   const id = useId();
+  // On a narrow screen the row of tabs is wider than the page, the more so once their counts are known.
+  useLayoutEffect(() => {
+    const tab = document.getElementById(`${id}-${chosen}`);
+    const row = tab?.parentElement;
+    if (!tab || !row) return;
+    const beyond = tab.getBoundingClientRect().right - row.getBoundingClientRect().right;
+    if (beyond > 0) row.scrollLeft += beyond;
+  }, [chosen, tabs.filter((tab) => tab.count).length]);
   const keys = (/** @type {KeyboardEvent} */ event) => {
     const now = tabs.findIndex((tab) => tab.name === chosen);
     const to = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: tabs.length - 1 }[event.key];
