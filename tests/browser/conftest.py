@@ -25,6 +25,7 @@ WIDE: Final = {"width": 1400, "height": 900}
 TIMEOUT_MS: Final = 30_000
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests of a module run one after the other, with one browser."""
     for item in items:

@@ -86,6 +86,8 @@ def page_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# In one process: what is renamed and noted by one command is shown by those after it, as on the page.
+@pytest.mark.xdist_group("the page of the command line")
 @pytest.mark.parametrize(("command", "shown"), SHAPES, ids=[command for command, _ in SHAPES])
 def test_json_has_the_form_that_the_page_gives(shell: Shell, page_folder: Path, command: str, shown: str) -> None:
     result = shell(*command.split(), "--json", folder=page_folder)
