@@ -304,11 +304,14 @@ def test_a_waiter_begins_again_when_it_sees_a_change(documents: Documents, other
     clock.forward(LEASE_S - 1)
     documents.release(second)
     documents.lease(NS, ID)
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as busy:
         other.lease(NS, ID)
+    # Another turn: nobody stands still.
+    assert busy.value.still_s == 0
     clock.forward(LEASE_S - 1)
-    with pytest.raises(Busy):
+    with pytest.raises(Busy) as busy:
         other.lease(NS, ID)
+    assert LEASE_S - 1 <= busy.value.still_s < LEASE_S
     clock.forward(2)
     assert other.lease(NS, ID).epoch > second.epoch
 

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
+from ml_dash.core.protocol import Refused
+from ml_dash.server.engine.changes import Changes
+from ml_dash.server.stores import Lease
+from ml_dash.server.stores.disk import DiskObjects
+from ml_dash.server.stores.sqlite import SqliteDocuments
 from ml_dash.sync.login import development_token
 from tests.server.conftest import Web, changed_server
 
@@ -66,3 +75,55 @@ def test_a_login_that_cannot_be_a_token_is_not_stored(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert "token" in done.stderr
         assert given.strip() == "" or given.strip() not in done.stderr
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[tuple[Changes, Changes]]:
+    """Two servers over one database."""
+    servers = [SqliteDocuments(tmp_path / "data.sqlite") for _ in range(2)]
+    objects = DiskObjects(tmp_path / "objects")
+    first, second = (Changes(documents, objects, lambda *_: None) for documents in servers)
+    yield first, second
+    for documents in servers:
+        documents.close()
+
+
+def test_a_request_waits_while_servers_take_turns(
+    pair: tuple[Changes, Changes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many requests at once keep an experiment busy for longer than one of them may have it."""
+    monkeypatch.setattr("ml_dash.server.engine.changes._LEASE_WAIT_S", 0.01)
+    first, second = pair
+    held = [first.documents.lease("ns", "run")]
+    ask: Callable[[str, str], Lease] = second.documents.lease
+    tries = 0
+
+    def asked(ns: str, experiment: str) -> Lease:
+        nonlocal tries
+        tries += 1
+        # The other server ends its turn, and is the first to have the next one.
+        first.documents.release(held.pop())
+        if tries < 30:
+            held.append(first.documents.lease(ns, experiment))
+        return ask(ns, experiment)
+
+    monkeypatch.setattr(second.documents, "lease", asked)
+    with second.changing("ns", "run"):
+        pass
+    assert tries == 30
+
+
+def test_a_request_is_refused_when_another_server_stands_still(
+    pair: tuple[Changes, Changes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ml_dash.server.engine.changes._LEASE_WAIT_S", 0.1)
+    first, second = pair
+    lease = first.documents.lease("ns", "run")
+    begun = time.monotonic()
+    with pytest.raises(Refused, match="another server is changing this") as refused, second.changing("ns", "run"):
+        pass
+    assert time.monotonic() - begun >= 0.1
+    assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
+    first.documents.release(lease)
+    with second.changing("ns", "run"):
+        pass

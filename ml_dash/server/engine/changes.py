@@ -56,8 +56,10 @@ _OPEN_BLOCKS_CACHED: Final = 1000
 _OPEN_BLOCK_BYTES_CACHED: Final = 4 << 20
 # Raw bytes of an experiment after which the archiver looks at it.
 ARCHIVED_BYTES: Final = 4 << 20
-# How long a request waits for another server's lease before it is refused, to come again.
+# How long a request waits for another server's lease before it is refused, to come again: while one server has it, and
+# in all while servers take turns, as they do when many send to the same experiment at once.
 _LEASE_WAIT_S: Final = 1.0
+_TURNS_WAIT_S: Final = 10.0
 # When a client comes again to a server that is read-only.
 _MOVED_RETRY_S: Final = 30
 _LEASE_PAUSE_S: Final = 0.02
@@ -312,12 +314,12 @@ class Changes:
 
     def _lease(self, ns: str, experiment: str) -> Lease:
         """Return the lease of an experiment. Raises Refused (503) if another server keeps it."""
-        until = time.monotonic() + _LEASE_WAIT_S
+        until = time.monotonic() + _TURNS_WAIT_S
         while True:
             try:
                 return self.documents.lease(ns, experiment)
             except Busy as error:
-                if time.monotonic() > until:
+                if error.still_s > _LEASE_WAIT_S or time.monotonic() > until:
                     raise Refused(503, UNAVAILABLE, "another server is changing this", retry_after_s=1) from error
             # Its fold takes about this long; there is nothing to be woken by.
             time.sleep(_LEASE_PAUSE_S)

@@ -49,7 +49,15 @@ class StoreTrouble(StorageError):
 
 
 class Busy(Exception):
-    """Another server is folding this experiment; it is worth trying again in a moment."""
+    """Another server is folding this experiment; it is worth trying again in a moment.
+
+    `still_s` says for how many seconds that server has done nothing to it, as far as was seen from here. 0: servers
+    take turns.
+    """
+
+    def __init__(self, experiment: str, still_s: float = 0.0) -> None:
+        super().__init__(f"another process is changing experiment {experiment}")
+        self.still_s = still_s
 
 
 class Stale(Exception):

@@ -502,14 +502,12 @@ class MongoDocuments:
             if head is not None and head["epoch"] >= epoch:
                 epoch = head["epoch"]
                 continue
-            if (
-                self._standstill.seconds(key, (head["version"] if head is not None else 0, epoch), time.monotonic())
-                < LEASE_S
-            ):
-                raise _busy(key[1])
+            holds = (head["version"] if head is not None else 0, epoch)
+            if (still_s := self._standstill.seconds(key, holds, time.monotonic())) < LEASE_S:
+                raise Busy(key[1], still_s)
             mine = self._lease_document(key, epoch + 1)
             if self._put_once(self.leases, mine)["nonce"] != mine["nonce"]:
-                raise _busy(key[1])
+                raise Busy(key[1])
             return epoch + 1, epoch
 
     def _before_last(self, key: Key) -> int:
@@ -527,7 +525,7 @@ class MongoDocuments:
             begun = time.monotonic()
             head, row = self.row(key)
             if head is not None and head["epoch"] > held:
-                raise _busy(key[1])
+                raise Busy(key[1])
             # It has committed after all.
             if head is not None and head["epoch"] == held:
                 return head, row
@@ -964,10 +962,6 @@ def _part_ids(key: Key, owner: str, count: int) -> list[str]:
 
 def _is_large(content: bytes) -> bool:
     return len(content) > _PART_BYTES
-
-
-def _busy(experiment: str) -> Busy:
-    return Busy(f"another process is changing experiment {experiment}")
 
 
 def _batches(pages: Iterable[Document]) -> Iterator[list[Document]]:

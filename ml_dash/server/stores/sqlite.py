@@ -332,8 +332,8 @@ class SqliteDocuments:
                 view = _View(leases)
                 version, epoch, leased, free = view.epochs(ns, experiment)
                 held = leased > epoch and not free
-                if held and self._standstill.seconds(key, (version, leased), time.monotonic()) < LEASE_S:
-                    raise Busy(f"another process is changing experiment {experiment}")
+                if held and (still_s := self._standstill.seconds(key, (version, leased), time.monotonic())) < LEASE_S:
+                    raise Busy(experiment, still_s)
                 lease = Lease(ns, experiment, max(epoch, leased) + 1, view.experiment(ns, experiment))
                 view.put_lease(ns, experiment, lease.epoch)
                 leases.execute("COMMIT")
