@@ -99,15 +99,24 @@ def signed(secret: str, algorithm: str = "HS256", **changes: object) -> str:
     return jwt.encode({key: value for key, value in claims.items() if value is not None}, secret, algorithm=algorithm)
 
 
-@pytest.mark.parametrize(
-    "token",
-    [
-        None, "", "x", "a.b.c", signed("another secret of forty bytes, or nearly so"),
-        signed(SECRET, exp=1), signed(SECRET, exp=None), signed(SECRET, iat=int(time.time()) + 86_400),
-        signed(SECRET, userName="bob"), signed(SECRET, userId=None), signed(SECRET * 2, "HS512"),
-        jwt.encode({"userName": "alice"}, "", algorithm="none"),
-    ],
-)  # fmt: skip
+# By name: with the token itself in its id, the test would have another name in each process that collects it.
+_NO_LOGINS = {
+    "none": None,
+    "empty": "",
+    "a word": "x",
+    "three words": "a.b.c",
+    "another secret": signed("another secret of forty bytes, or nearly so"),
+    "expired": signed(SECRET, exp=1),
+    "never expires": signed(SECRET, exp=None),
+    "of tomorrow": signed(SECRET, iat=int(time.time()) + 86_400),
+    "another user's id": signed(SECRET, userName="bob"),
+    "no user id": signed(SECRET, userId=None),
+    "another algorithm": signed(SECRET * 2, "HS512"),
+    "unsigned": jwt.encode({"userName": "alice"}, "", algorithm="none"),
+}
+
+
+@pytest.mark.parametrize("token", _NO_LOGINS.values(), ids=_NO_LOGINS)
 def test_what_is_no_login_opens_nothing(secretive: Server, token: str | None) -> None:
     somebody = Web(secretive.url, token)
     for method, path in (("GET", "/experiments"), ("POST", "/projects/p/experiments"), ("GET", "/sync/v1/experiments")):
