@@ -237,6 +237,8 @@ class RemoteClient:
     def watch(self, experiment_id: str) -> Iterator[int]:
         """Yield the number of events of an experiment, now and whenever it grows; end when the experiment is removed.
 
+        A writer that is found dead counts as an event here: then the status may have changed.
+
         Raises Unreachable when the connection breaks or the server ends: then call it again.
         """
         stream = self._stream(f"{_experiment(experiment_id)}/events", {})

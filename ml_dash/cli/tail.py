@@ -181,9 +181,11 @@ class _There:
         """True if something has come since the last look. Raises what the server refused with."""
         if self._failed is not None:
             raise self._failed
-        changed = self._changed.is_set()
+        if not self._changed.is_set():
+            return False
+        # Before the look, so that a change during it is seen by the next one.
         self._changed.clear()
-        return changed
+        return True
 
     @contextmanager
     def look(self) -> Iterator[ExperimentView]:

@@ -187,7 +187,10 @@ class Source(Protocol):
         """Return one series of several experiments, as envelopes."""
 
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
-        """Return {id: events} of these experiments, or of all. A number that differs says that there is news."""
+        """Return {id: events} of these experiments, or of all; a death that was found counts too.
+
+        A number that differs says that there is news.
+        """
 
     def storage(self) -> Answer:
         """Return bytes of each project and what could be freed, the uploader's state, parked data, and the like."""

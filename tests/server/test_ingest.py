@@ -515,6 +515,24 @@ def test_a_death_counts_once_and_is_void_after_a_later_event(core: Server) -> No
     assert_refolds(core)
 
 
+def test_a_death_is_news(core: Server) -> None:
+    """It changes the status without an event; who follows the experiment must look again, also after a fold anew."""
+    told: list[int | None] = []
+    core.on_change(lambda ns, experiment, number: told.append(number))
+    sheet = SegmentBytes().opens().log("one")
+    send(core, sheet)
+    core.deaths(NS, sheet.journal, [note(sheet)])
+    assert told == [2, 3]
+    core.deaths(NS, sheet.journal, [note(sheet)])
+    assert told == [2, 3]
+    assert core.events([(NS, EXPERIMENT)]) == {(NS, EXPERIMENT): 3}
+    assert core.experiment(NS, EXPERIMENT)["counts"]["events"] == 2
+    send(core, sheet.log("I live"), sheet.ends[1])
+    assert told == [2, 3, 4]
+    assert_refolds(core)
+    assert core.events([(NS, EXPERIMENT)]) == {(NS, EXPERIMENT): 4}
+
+
 def test_a_death_that_comes_late_is_void(core: Server) -> None:
     """It was noted of what had been read by then; it arrives behind what the writer wrote since."""
     sheet = SegmentBytes().opens().log("one").log("two")

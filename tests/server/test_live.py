@@ -14,18 +14,21 @@ from typing import Any
 
 import pytest
 
+from ml_dash.core.names import experiment_id
 from ml_dash.core.protocol import Refused
 from ml_dash.server.http import stream as live
 from ml_dash.sync.login import development_token
 from tests.running import Server
 from tests.server.conftest import Web
+from tests.server.sending import SegmentBytes
 
 
 @contextmanager
 def following(web: Web, identity: str, **headers: str) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
     """The events of a stream: (kind, data)."""
     path = f"{web.url}/experiments/{identity}/events"
-    with web.session.get(path, stream=True, timeout=20, headers=headers) as stream:
+    # Less than the server's heartbeats are apart: an event that does not come ends the test.
+    with web.session.get(path, stream=True, timeout=14, headers=headers) as stream:
         assert stream.status_code == 200
         assert stream.headers["Content-Type"].startswith("text/event-stream")
         yield events_of(stream.iter_lines(chunk_size=1, decode_unicode=True))
@@ -53,6 +56,33 @@ def test_a_removal_ends_the_stream(web: Web) -> None:
         Web(web.url, str(web.session.headers["Authorization"])[7:]).ask("DELETE", f"/sync/v1/experiments/{identity}")
         assert next(events) == ("removed", {"experiment": identity})
         assert list(events) == []
+
+
+def test_a_status_given_by_rest_holds_at_once_after_a_server_was_killed(tmp_path: Path) -> None:
+    """What the killed server had begun to write has no end, and must not keep the experiment running."""
+    server = Server(tmp_path / "data").start()
+    web = Web(server.url, development_token("alice"))
+    web.experiment("given", "p")
+    server.end(signal.SIGKILL)
+    server.start()
+    web = Web(server.url, development_token("alice"))
+    ended = web.post("/projects/p/experiments", {"name": "given", "status": "completed"})["experiment"]
+    assert (ended["status"], ended["writersTotal"], ended["writersRunning"]) == ("completed", 2, 0)
+    web.session.close()
+    server.end()
+
+
+def test_a_writer_that_is_found_dead_is_told(web: Web) -> None:
+    sheet = SegmentBytes(4711, journal=4711, project="web", name="dead").opens().log("one")
+    path = f"/sync/v1/journals/{sheet.journal}"
+    web.ask("POST", f"{path}/segments/{sheet.file}?offset=0", data=sheet.data)
+    identity = experiment_id("web", "dead")
+    with following(web, identity) as events:
+        assert next(events) == ("change", {"experiment": identity, "events": 2})
+        note = {"writer": sheet.writer, "segment": sheet.id, "end": len(sheet.data)}
+        web.ask("POST", f"{path}/deaths", json={"deaths": [note]})
+        assert next(events) == ("change", {"experiment": identity, "events": 3})
+    assert web.get(f"/experiments/{identity}")["status"] == "interrupted"
 
 
 def test_one_that_was_begun_anew_at_once_was_removed_all_the_same() -> None:

@@ -102,6 +102,8 @@ class Change:
         self.raw_bytes = 0
         # Raw bytes of all segments; None: not known, and summed up by the next commit.
         self._bytes: int | None = row.summary.get("bytes")
+        # Writers that were found dead, and that no stored summary counts yet.
+        self._deaths = 0
         # Raw bytes that were taken, and that the namespace's quota does not know of yet.
         self.taken = 0
         self.begin(lease)
@@ -142,6 +144,7 @@ class Change:
         self.draft.put_arrival(Arrival(self.row.arrivals, kind, who, start, end, segment))
         if kind == DEATH:
             self.draft.put_death(who, segment, end)
+            self._deaths += 1
         self.draft.row = replace(self.row, arrivals=self.row.arrivals + 1)
         self.changed = True
 
@@ -190,6 +193,8 @@ class Change:
             self.has_raw = True
         # Before the pages get their ids, for it reads parts.
         summary = {"counts": experiment_counts(state), "endedAt": ended_at(state), "bytes": self._kept_bytes()}
+        if deaths := self.row.summary.get("deaths", 0) + self._deaths:
+            summary["deaths"] = deaths
         core = close_state(state)
         self.weight = kept_parts(state), sum(block.size for block in self.open_blocks.values())
         root, nodes, superseded = self.draft.tree.flush(self.draft.name)
@@ -213,6 +218,8 @@ class Change:
         self._documents.commit(self.lease, Commit(row, pages, superseded))
         self._reader.cache.add(self.ns, row.id, nodes)
         self.stored = self.draft.row = row
+        if finished:
+            self._deaths = 0
         self.released += released
         self.lease, self.failed, self.changed, self.committed = None, False, False, True
 
@@ -403,7 +410,7 @@ def _news(change: Change) -> _News | None:
     """Take what others need to know out of a change; None if nothing was committed."""
     if not change.committed:
         return None
-    news = _News(change.released, change.filled, change.has_raw, change.stored.events, change.taken)
+    news = _News(change.released, change.filled, change.has_raw, change.stored.news, change.taken)
     change.taken = 0
     change.released, change.filled, change.has_raw, change.committed = [], set(), False, False
     return news

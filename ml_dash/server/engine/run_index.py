@@ -156,7 +156,7 @@ class RunIndex:
     def events(self) -> dict[str, int]:
         """Return the number of events of all experiments."""
         with self._documents.view() as view:
-            return {key: version.events for key, version in view.versions(self._ns).items()}
+            return {key: version.news for key, version in view.versions(self._ns).items()}
 
     def _progress(self) -> dict[str, int]:
         return {"done": len(self._versions) - len(self._stale), "total": len(self._versions)}

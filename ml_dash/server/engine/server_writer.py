@@ -135,6 +135,9 @@ class ServerWriter:
                     self._changes.documents.put_blobs(ns, [blob(writer, first)])
                 claim = JournalClaim(segment.journal.hex(), identity, project, name)
                 length = self._ingest.take(change, claim, segment.name, segment.length, data, [], removes=removes)
+                if ends is not None:
+                    # Those of servers that were killed: they would keep it running.
+                    self._note_deaths(change, self._own_writers(change.state))
                 change.commit()
             except (Refused, InvalidInput, WriteProtected):
                 # The request was at fault, not the storage: the segment as it is stored can be continued.
@@ -146,10 +149,7 @@ class ServerWriter:
             segment.length, segment.last_ns = length, last_ns
             if ends is None:
                 self._remember(key, segment)
-            answered = answer(change)
-        if ends is not None:
-            self._end_writers(ns, identity)
-        return answered
+            return answer(change)
 
     def end_quiet(self, before_ns: int) -> int:
         """End experiments that were written by REST only, and last before `before_ns`; return how many.
@@ -160,45 +160,41 @@ class ServerWriter:
             quiet = view.quiet(before_ns)
         return sum(self._end_writers(ns, experiment, before_ns) for ns, experiment in quiet)
 
-    def _end_writers(self, ns: str, experiment: str, before_ns: int = LATEST_NS) -> bool:
-        """Note the death of this server's own writers that never closed; return True if there was one.
-
-        With `before_ns`, only if nothing was heard of the experiment since; else all but the one that is open now.
-
-        They are found by their place: opening events of this server say so. Several may be alive, since each restart
-        begins another.
-        """
+    def _end_writers(self, ns: str, experiment: str, before_ns: int) -> bool:
+        """Note the death of this server's own writers if nothing was heard since `before_ns`; True if there was one."""
         with self._changes.documents.view() as view:
             row = view.experiment(ns, experiment)
-            if row is None or row.heard_ns >= before_ns or not self._own(view, ns, row, before_ns):
+            if row is None or row.heard_ns >= before_ns or not self._own(view, ns, row):
                 return False
         with self._changes.changing(ns, experiment) as change:
             # Asked once more, now that nobody else writes.
             if change.stored.heard_ns >= before_ns:
                 return False
-            own = self._own_writers(ns, experiment, change.state, before_ns)
-            for writer in own:
-                fold_death(change.state, writer, change.edits)
-                change.arrive(DEATH, writer, 0, 0)
+            own = self._own_writers(change.state)
+            self._note_deaths(change, own)
             if own:
                 change.commit()
         return bool(own)
 
-    def _own(self, view: View, ns: str, row: ExperimentRow, before_ns: int) -> bool:
+    def _own(self, view: View, ns: str, row: ExperimentRow) -> bool:
         """True if writers of this server in an experiment have not closed, as far as a look shows."""
         if row.fold_version != TABLES_VERSION:
             return False
-        state = self._changes.reader.contents(view, ns, row).state()
-        return bool(self._own_writers(ns, row.id, state, before_ns))
+        return bool(self._own_writers(self._changes.reader.contents(view, ns, row).state()))
 
-    def _own_writers(self, ns: str, experiment: str, state: State, before_ns: int) -> list[str]:
-        segment = self._segments.get((ns, experiment)) if before_ns == LATEST_NS else None
-        return [
-            writer
-            for writer in state.alive
-            if (state.writers[writer].place or {}).get("server") is True
-            and (segment is None or segment.writer.hex() != writer)
-        ]
+    @staticmethod
+    def _own_writers(state: State) -> list[str]:
+        """Return the writers of this server that have not closed: opening events of it say so.
+
+        There may be several, since each restart begins another.
+        """
+        return [writer for writer in state.alive if (state.writers[writer].place or {}).get("server") is True]
+
+    @staticmethod
+    def _note_deaths(change: Change, writers: Iterable[str]) -> None:
+        for writer in writers:
+            fold_death(change.state, writer, change.edits)
+            change.arrive(DEATH, writer, 0, 0)
 
     def _taken(self, key: tuple[str, str]) -> OpenSegment | None:
         """Take out the segment of an experiment, if there is one."""

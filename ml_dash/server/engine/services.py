@@ -245,7 +245,7 @@ class Server:
         return self.documents.mend()
 
     def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int]:
-        """Return the number of events of experiments given as (namespace, id), as any server has committed them."""
+        """Return `news_of` experiments given as (namespace, id), as any server has committed them."""
         with self.documents.view() as view:
             return {key: events for key, (_, events) in view.events(keys).items()}
 

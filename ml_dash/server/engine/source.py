@@ -166,7 +166,7 @@ class ServerSource:
         return page
 
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
-        """Return the number of events of these experiments, or of all; 0 for one that was removed."""
+        """See `Source.events`. A writer that is found dead counts as an event; 0 for one that was removed."""
         if ids is None:
             return self._index().events()
         found = self._core.events([(self._ns, experiment) for experiment in ids])

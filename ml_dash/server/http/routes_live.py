@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from starlette.responses import Response, StreamingResponse
 
-from ...reading.source import decoded
 from .calls import READ, Call, Route
 from .stream import Feed
 
@@ -17,7 +16,7 @@ MOST_FOLLOWED: Final = 1000
 
 
 async def events(call: Call) -> Response:
-    """A stream of server-sent events: how many events the experiment has, each time that changes."""
+    """A stream of server-sent events: how many events and deaths the experiment has, each time that changes."""
     hub, name = call.services.hub, call.experiment()
     if call.request.method == "HEAD":
         await call.read(call.source.experiment, name)
@@ -30,8 +29,8 @@ async def events(call: Call) -> Response:
     leave = partial(hub.leave, call.namespace, name, listener)
     try:
         # Join before asking, so that no change between the two is missed.
-        document = decoded(await call.read(call.source.experiment, name))
-        listener.notify(document["counts"]["events"])
+        await call.read(call.source.experiment, name)
+        listener.notify((await call.read(call.source.events, [name])).get(name) or None)
     except BaseException:
         leave()
         raise

@@ -99,7 +99,8 @@ class ExperimentRow:
     server's own time at which something last arrived.
 
     `project`, `name`, `status`, `folder`, `tags`, `description` and `summary` (`counts` and `endedAt`) are copies of
-    what the state says, so that lists need not decode it. `summary` also has `bytes`, the raw bytes of all segments.
+    what the state says, so that lists need not decode it. `summary` also has `bytes`, the raw bytes of all segments,
+    and `deaths`, how often a writer was found dead; absent: never.
     """
 
     id: str
@@ -128,18 +129,40 @@ class ExperimentRow:
         """
         return int(self.summary.get("counts", {}).get("events", 0))
 
+    @property
+    def news(self) -> int:
+        """The number that live readers are told, see `news_of`."""
+        return news_of(self.summary)
+
+
+def news_of(summary: Mapping[str, Any]) -> int:
+    """Return the number that live readers are told: of events and of deaths, so that either is news; 0 if removed."""
+    events = int(summary.get("counts", {}).get("events", 0))
+    return events + int(summary.get("deaths", 0)) if events else 0
+
 
 class Version(NamedTuple):
-    """The version of an experiment, when something of it last arrived (in ns since the epoch), and its `counts`."""
+    """The version of an experiment, when something of it last arrived (in ns since the epoch), and its `summary`."""
 
     version: int
     heard_ns: int
-    counts: dict[str, int]
+    summary: dict[str, Any]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts of the experiment."""
+        counts: dict[str, int] = self.summary.get("counts", {})
+        return counts
 
     @property
     def events(self) -> int:
         """The number of folded events."""
         return self.counts.get("events", 0)
+
+    @property
+    def news(self) -> int:
+        """The number that live readers are told, see `news_of`."""
+        return news_of(self.summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +347,7 @@ class View(Protocol):
         """Return at most `limit` (namespace, id) of all experiments, also empty ones, sorted, behind `after`."""
 
     def events(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, int]]:
-        """Return (version, number of events) of experiments given as (namespace, id); unknown ones are left out."""
+        """Return (version, `news_of`) of experiments given as (namespace, id); unknown ones are left out."""
 
     def versions(self, ns: str, ids: Sequence[str] | None = None) -> dict[str, Version]:
         """Return the versions of experiments by their ids, of these or of all; those without events are left out."""

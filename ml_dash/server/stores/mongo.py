@@ -81,6 +81,7 @@ from . import (
     TokenRow,
     Vanished,
     Version,
+    news_of,
     points_of,
     searched_text,
 )
@@ -878,7 +879,7 @@ class _View:
         ids = [_id(*key) for key in dict.fromkeys(keys)]
         found = self._documents.by_ids(self._documents.experiments, ids, ["ns", "id", "version", "summary"])
         return {
-            (row["ns"], row["id"]): (row["version"], int(json.loads(row["summary"]).get("counts", {}).get("events", 0)))
+            (row["ns"], row["id"]): (row["version"], news_of(json.loads(row["summary"])))
             for row in found
         }
 
@@ -890,7 +891,7 @@ class _View:
             keys = [_id(ns, identity) for identity in dict.fromkeys(ids)]
             rows = self._documents.by_ids(self._documents.experiments, keys, ["id", "version", "heard", "summary"])
         found = {
-            row["id"]: Version(row["version"], row["heard"], json.loads(row["summary"]).get("counts", {}))
+            row["id"]: Version(row["version"], row["heard"], json.loads(row["summary"]))
             for row in rows
         }
         return {identity: version for identity, version in found.items() if version.events}

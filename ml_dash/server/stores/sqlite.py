@@ -57,6 +57,7 @@ from . import (
     TokenRow,
     Vanished,
     Version,
+    news_of,
     points_of,
     searched_text,
     sqlite_v1,
@@ -537,7 +538,7 @@ class _View:
         for key in keys:
             row = self._one("SELECT version, summary FROM heads WHERE ns=? AND id=?", key)
             if row is not None:
-                found[key] = row[0], int(json.loads(row[1]).get("counts", {}).get("events", 0))
+                found[key] = row[0], news_of(json.loads(row[1]))
         return found
 
     def versions(self, ns: str, ids: Sequence[str] | None = None) -> dict[str, Version]:
@@ -553,7 +554,7 @@ class _View:
             rows = (row for identity in ids if (row := self._one(sql, (ns, identity))) is not None)
         # Numbers of more than 63 bits are none of SQLite's.
         found = {
-            identity: Version(version, heard, json.loads(text).get("counts", {}))
+            identity: Version(version, heard, json.loads(text))
             for identity, version, heard, text in rows
         }
         return {identity: version for identity, version in found.items() if version.events}
