@@ -345,6 +345,21 @@ def test_everything_works_from_the_keyboard(browser_page: Page, sweep: Shown) ->
     browser_page.wait_for_url(re.compile("/runs/."))
 
 
+def test_keys_that_come_faster_than_the_page_paints_all_count(browser_page: Page, sweep: Shown) -> None:
+    sweep.open(browser_page, "/runs?where=project = sweep and params.seed < 4")
+    shows(browser_page, 4)
+    browser_page.evaluate(
+        """async () => {
+            for (const key of "jjxkx") {
+                document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+                // What the key has changed is drawn anew, and nothing is painted meanwhile.
+                for (let times = 0; times < 100; times += 1) await null;
+            }
+        }"""
+    )
+    grid(browser_page).locator("[aria-selected=true]").nth(1).wait_for()
+
+
 def test_a_run_that_begins_shows_by_itself_and_so_does_its_end(
     browser_page: Page, team_server: Server, user: str, tmp_path: Path
 ) -> None:

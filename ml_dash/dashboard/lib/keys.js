@@ -1,5 +1,5 @@
 /** The keys of a page: each screen says which it has, and `?` lists them. */
-import { signal, useEffect } from "./ui.js";
+import { signal, useLayoutEffect } from "./ui.js";
 
 /** @typedef {{name: string, help: string, run: (event: KeyboardEvent) => void}} Key */
 
@@ -25,7 +25,8 @@ export function key(name, help, run) {
  * @param {[string, string, (event: KeyboardEvent) => void][]} wanted
  */
 export function useKeys(wanted) {
-  useEffect(() => {
+  // Before anything is painted: the next key may come first, and must find what the last one has changed.
+  useLayoutEffect(() => {
     const remove = wanted.map(([name, help, run]) => key(name, help, run));
     return () => remove.forEach((one) => one());
   });

@@ -93,7 +93,7 @@ export default function Runs({ params }) {
   useLayoutEffect(() => {
     if (asked !== null && !group && !params.project) list.ask({ where, sort: sortText, columns: asked });
   }, [where, sortText, asked, group, params.project]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     focus.value = -1;
   }, [where, sortText, group]);
   useEffect(() => {
