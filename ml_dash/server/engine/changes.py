@@ -65,7 +65,7 @@ _MOVED_RETRY_S: Final = 30
 _LEASE_PAUSE_S: Final = 0.02
 
 Changed = Callable[[str, str, "int | None"], None]
-"""changed(namespace, experiment, number of events): called after a commit, in its thread; None for a removed one.
+"""changed(namespace, experiment, `news_of` it): called after a commit, in its thread; None for a removed one.
 """
 
 log = logging.getLogger("ml_dash.server")

@@ -154,7 +154,7 @@ class RunIndex:
         return index, {"indexing": self._progress()} if self._stale else {}
 
     def events(self) -> dict[str, int]:
-        """Return the number of events of all experiments."""
+        """Return what live readers are told of all experiments, see `stores.news_of`."""
         with self._documents.view() as view:
             return {key: version.news for key, version in view.versions(self._ns).items()}
 
