@@ -49,7 +49,18 @@ export interface ExperimentRecord extends Run {
   writeProtected: boolean;
   writers: Writer[];
   writersTotal: number;
+  uploads?: Upload[];
   [name: string]: unknown;
+}
+
+/** What a server has acknowledged of a run on this machine. */
+export interface Upload {
+  remote: string;
+  user: string | null;
+  acknowledged: number;
+  waitingFiles: number;
+  complete: boolean;
+  reason: string | null;
 }
 
 export interface Writer {

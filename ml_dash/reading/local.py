@@ -13,7 +13,7 @@ the writer of a recording, and what is known of servers. All indexes can be made
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ..core.envelope import OF_METRIC, Drawn, DrawnPage
 from ..core.json_values import texts_like_numbers, to_json
 from ..core.limits import MAX_LIMIT
 from ..core.names import metric_id
-from ..core.ranges import bounds, holes, page_of, size_of, windows
+from ..core.ranges import Range, bounds, holes, page_of, size_of, windows
 from ..core.records import (
     all_series,
     experiment_document,
@@ -73,6 +73,14 @@ class Edits(Protocol):
 
     def remove(self, located: Located) -> None:
         """Remove an experiment for good. Raises StillOpen while a writer lives."""
+
+    def uploads(
+        self, located: Located, seen: Mapping[str, Sequence[Range]], contents: Set[str]
+    ) -> list[dict[str, Any]]:
+        """Return what each server to which an experiment is sent has acknowledged: `{remote, user, acknowledged, ...}`.
+
+        `seen`: the numbers of the events that are counted, by writer; `contents`: the blobs of its present files.
+        """
 
     def storage(self, experiments: Iterable[Found]) -> dict[str, Any]:
         """Return how many bytes experiments take, and what is known of their upload; see `Source.storage`."""
@@ -184,10 +192,16 @@ class LocalSource:
     def experiment(self, id: str, as_of: Moment = None) -> Answer:
         """See `Source.experiment`."""
         with self._looking(id, as_of) as view:
-            document: dict[str, Any] = {**experiment_document(view.state)}
-            heard = view.state.updated_ns
-        texts = _text(document["metadata"])
-        return {**to_json(document), **texts, "id": id, "heardAt": utc_text(heard)}
+            state = view.state
+            document: dict[str, Any] = {**experiment_document(state)}
+            heard = state.updated_ns
+            sent = self._edits is not None and as_of is None
+            seen = {writer.id: list(writer.seen) for writer in state.writers.values()} if sent else {}
+            contents = {file.blob for file in state.files.values() if file.live} if sent else set()
+        answer = {**to_json(document), **_text(document["metadata"]), "id": id, "heardAt": utc_text(heard)}
+        if self._edits is not None and sent:
+            answer["uploads"] = self._edits.uploads(self.located(id), seen, contents)
+        return answer
 
     def parameters(self, id: str, as_of: Moment = None) -> Answer:
         """See `Source.parameters`. `version` is the number of events."""

@@ -116,7 +116,10 @@ class Source(Protocol):
     # -- one experiment -----------------------------------------------------------------------------------------------
 
     def experiment(self, id: str, as_of: Moment = None) -> Answer:
-        """Return the mapping of `experiment.json`, and `heardAt`: when something of it last arrived."""
+        """Return the mapping of `experiment.json`, and `heardAt`: when something of it last arrived.
+
+        `ml-dash ui` adds `uploads`: what each server to which it is sent has acknowledged.
+        """
 
     def parameters(self, id: str, as_of: Moment = None) -> Answer:
         """Return {"id", "experimentId", "data", "version", "createdAt", "updatedAt"}; `data` is flat."""

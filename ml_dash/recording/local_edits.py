@@ -9,20 +9,24 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.ranges import Range
 from ..core.times import utc_text
-from ..errors import InvalidValue
+from ..errors import InvalidValue, JournalError
 from ..journal import blobs
 from ..journal.segment import list_segments
 from ..reading.located import Located
 from ..reading.places import Found, version_of
 from ..reading.verified import summary
 from ..sync import launch, registrations
+from ..sync.acknowledged import acknowledged_events, obstacle, waiting_files
+from ..sync.cursor import Cursor
 from ..sync.registrations import Registration
 from ..sync.remove import remove
 from .lifecycle import Warnings, checked_given, checked_labels
@@ -30,6 +34,7 @@ from .relabel import relabel
 
 LABELS: Final = ("title", "notes", "archived", "description", "tags", "folder")
 """What may be changed."""
+_SETTLED_NS: Final = 2_000_000_000
 
 
 class LocalEdits:
@@ -39,6 +44,7 @@ class LocalEdits:
         self._lock = threading.Lock()
         # Journal → (version, bytes): a walk of ten thousand folders takes seconds.
         self._sizes: dict[str, tuple[Any, int]] = {}
+        self._registered = _Registered()
 
     def update(self, located: Located, changes: Mapping[str, Any]) -> None:
         """Record changes; None takes a value away. Raises InvalidInput, StorageError; nothing is recorded then."""
@@ -52,6 +58,13 @@ class LocalEdits:
         remove(located)
         for one in known:
             registrations.unregister(one)
+
+    def uploads(
+        self, located: Located, seen: Mapping[str, Sequence[Range]], contents: Set[str]
+    ) -> list[dict[str, Any]]:
+        """Return what each server to which an experiment is sent has acknowledged of it; see `reading.local.Edits`."""
+        mine = registrations.of_journal(located.journal, self._registered.by_journal())
+        return [_upload(located.journal, one, seen, contents) for one in mine]
 
     def storage(self, experiments: Iterable[Found]) -> dict[str, Any]:
         """Return bytes by project, what could be freed at most, the uploader's state, and what is parked.
@@ -98,6 +111,29 @@ class LocalEdits:
         return size
 
 
+class _Registered:
+    """The registrations of this user, read again when their folder has changed. Any thread may call."""
+
+    def __init__(self) -> None:
+        # (when the folder was changed, registrations): ten thousand files take most of a second.
+        self._known: tuple[int, dict[str, list[Registration]]] | None = None
+
+    def by_journal(self) -> dict[str, list[Registration]]:
+        """Return registrations by the real path of their journal."""
+        try:
+            changed_ns = registrations.registered_folder().stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        known = self._known
+        if known is not None and known[0] == changed_ns:
+            return known[1]
+        found = registrations.by_journal(registrations.read_all())
+        # Of a folder that has just changed, a second change may bear the same time.
+        if time.time_ns() - changed_ns > _SETTLED_NS:
+            self._known = changed_ns, found
+        return found
+
+
 def checked(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return changes as an event holds them. Raises InvalidValue for other names, InvalidName, UnsupportedType."""
     unknown = sorted(changes.keys() - set(LABELS))
@@ -122,6 +158,39 @@ def _bytes_below(places: Iterable[Path]) -> int:
                         seen.add((status.st_dev, status.st_ino))
                         size += status.st_size
     return size
+
+
+def _upload(
+    journal: Path, one: Registration, seen: Mapping[str, Sequence[Range]], contents: Set[str]
+) -> dict[str, Any]:
+    cursor = registrations.cursor_of(one)
+    try:
+        events = acknowledged_events(journal, cursor, seen)
+        files = waiting_files(journal, cursor, contents)
+        unread = None
+    except (OSError, JournalError) as error:
+        events, files, unread = 0, len(contents), str(error)
+    complete = not files and events == sum(end - start for ranges in seen.values() for start, end in ranges)
+    return {
+        "remote": one.remote,
+        "user": one.user,
+        "acknowledged": events,
+        "waitingFiles": files,
+        "complete": complete,
+        "reason": None if complete else unread or _hindrance(one, cursor),
+    }
+
+
+def _hindrance(one: Registration, cursor: Cursor | None) -> str | None:
+    """Return what keeps an upload from going on, and what to do; None if it goes on."""
+    if (reason := obstacle(one)) is not None:
+        return reason
+    if cursor is not None and cursor.trouble is not None:
+        return cursor.trouble.text
+    if cursor is not None and cursor.parked:
+        name, why = min(cursor.parked.items())
+        return f"{name} is not taken: {why}"
+    return None if launch.daemon_runs() else "no ml-dash-syncd runs; start it with: ml-dash-syncd run"
 
 
 def _acknowledged(journal: Path, mine: list[Registration]) -> int:

@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..core.frames import HEAD, MAX_PAYLOAD
-from ..disk.durable import read_at
 from ..disk.settings import Settings
 from ..errors import InvalidValue, JournalError
 from ..journal.blobs import names
-from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
-from ..journal.segment import list_segments, parse_blob
+from ..journal.segment import parse_blob
 from ..reading.located import Located
 from ..reading.read import view
 from . import launch, registrations
+from .acknowledged import obstacle, unsent
 from .cursor import Cursor
 
 if TYPE_CHECKING:
@@ -83,19 +81,12 @@ class Sent:
         return self._acknowledged(cursor, written) if cursor is not None else 0
 
     def _acknowledged(self, cursor: Cursor, written: int) -> int:
-        for name, path in list_segments(self.located.journal):
-            if name.writer != self.id:
-                continue
-            try:
-                seq = _first_unsent(path, cursor.segments.get(path.name, 0))
-            except FileNotFoundError:
-                continue
-            except (OSError, JournalError) as error:
-                log.debug("ml-dash: cannot count what is sent of %s: %s", path, error)
-                return 0
-            if seq is not None:
-                return min(written, seq)
-        return written
+        try:
+            seq = unsent(self.located.journal, cursor, self.id)
+        except (OSError, JournalError) as error:
+            log.debug("ml-dash: cannot count what is sent of %s: %s", self.located.journal, error)
+            return 0
+        return min(written, seq.get(self.id, written))
 
     def complete(self) -> bool:
         """True if the server has acknowledged all that this writer wrote, files included."""
@@ -135,10 +126,8 @@ class Sent:
     def hopeless(self) -> str | None:
         """Return why it cannot be acknowledged as things are; None if it can."""
         remote = self.registration.remote
-        if not self.registration.is_claimed:
-            return f"nobody has claimed it for {remote}; run: ml-dash login {remote}, or ml-dash push"
-        if not self.registration.has_login():
-            return f"there is no login for {remote}; run: ml-dash login {remote}"
+        if (reason := obstacle(self.registration)) is not None:
+            return reason
         cursor = registrations.cursor_of(self.registration)
         if cursor is None:
             return None
@@ -148,49 +137,6 @@ class Sent:
         for name, reason in cursor.parked.items():
             if f"-{self.id}-" in name:
                 return f"{remote} does not take {name}: {reason}; see: ml-dash sync status"
-        return None
-
-
-def _first_unsent(path: Path, acknowledged: int) -> int | None:
-    """Return the number of the first event in a segment behind byte `acknowledged`; None if there is none."""
-    if path.stat().st_size <= acknowledged:
-        return None
-    segment = open_segment(path)
-    if segment is None:
-        return None
-    if acknowledged <= segment.first:
-        return segment.header.first_seq if path.stat().st_size > segment.first else None
-    seq = _number_at(segment, acknowledged)
-    if seq is not None:
-        return seq
-    item = next(read(segment, acknowledged), None)
-    if item is None or (isinstance(item, Tail) and is_partial(segment, item)):
-        return None  # cut off by the disk, or on its way
-    # No frame begins there: damage, or a cursor of another file. The whole frames before that byte count.
-    last = segment.header.first_seq - 1
-    for before in read(segment, segment.first, acknowledged):
-        if isinstance(before, Stretch):
-            last = before.events[-1][0]
-    return last + 1
-
-
-def _number_at(segment: Segment, offset: int) -> int | None:
-    """Return the number of the event whose frame is at `offset`; None if no whole frame is there."""
-    with segment.path.open("rb") as file:
-        head = read_at(file.fileno(), HEAD.size, offset)
-        if len(head) < HEAD.size:
-            return None
-        length = int(HEAD.unpack(head)[0])
-        if length > MAX_PAYLOAD:
-            return None
-        payload = read_at(file.fileno(), length, offset + HEAD.size)
-    from zlib import crc32
-
-    if len(payload) < length or crc32(payload, segment.crcs[length]) != HEAD.unpack(head)[1]:
-        return None
-    try:
-        return decode_event(payload)[0]
-    except ValueError:
         return None
 
 

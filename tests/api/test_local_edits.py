@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -105,3 +106,76 @@ def test_storage_counts_bytes_by_project_and_says_what_is_parked_and_what_is_sen
         assert 0 < stored["projects"][0]["freeableBytes"] < 100_000
         assert stored["uploader"]["state"] == "not running"
         assert [entry["reason"] for entry in stored["parked"]] == ["some.seg: the server says no"]
+
+
+def test_a_record_says_what_each_server_has_acknowledged_of_it(tmp_path):
+    experiment = recorded(tmp_path)
+    (tmp_path / "model.bin").write_bytes(b"x" * 100_000)
+    experiment.file(str(tmp_path / "model.bin"), prefix="/models").save()
+    journal = tmp_path / "store" / "cv" / "one" / ".journal"
+    with source(tmp_path) as of:
+        (one,) = (each["id"] for each in decoded(of.experiments())["experiments"])
+
+        def uploads() -> list[dict[str, object]]:
+            found: list[dict[str, object]] = decoded(of.experiment(one))["uploads"]
+            return found
+
+        assert uploads() == []
+        unclaimed = registrations.register(journal, resolve(remote="http://localhost:1"))
+        (upload,) = uploads()
+        assert (upload["acknowledged"], upload["waitingFiles"], upload["complete"]) == (0, 1, False)
+        assert "nobody has claimed it for http://localhost:1; run: ml-dash login" in str(upload["reason"])
+        registrations.unregister(unclaimed)
+
+        registered = registrations.register(journal, resolve(remote="http://localhost:1", user_name="alice"))
+        cursor = registrations.cursors.Cursor(registered.id or "")
+        (segment,) = (journal / "segments").glob("*.seg")
+        early, events = segment.stat().st_size, decoded(of.experiment(one))["counts"]["events"]
+        cursor.segments[segment.name] = early
+
+        def acknowledge() -> None:
+            registrations.cursors.save(registrations.cursors_folder() / f"{registered.key}.json", cursor)
+
+        acknowledge()
+        experiment.metric("loss").append(value=0.5, step=1)
+        experiment.metric("loss").append(value=0.4, step=2)
+        (upload,) = uploads()
+        assert decoded(of.experiment(one))["counts"]["events"] == events + 2
+        assert (upload["acknowledged"], upload["waitingFiles"], upload["user"]) == (events, 1, "alice")
+        assert upload["reason"] == "no ml-dash-syncd runs; start it with: ml-dash-syncd run"
+        cursor.parked["some.seg"] = "the server says no"
+        acknowledge()
+        assert uploads()[0]["reason"] == "some.seg is not taken: the server says no"
+        cursor.set_trouble("unreachable", "http://localhost:1 does not answer")
+        acknowledge()
+        assert uploads()[0]["reason"] == "http://localhost:1 does not answer"
+        cursor.segments[segment.name] = segment.stat().st_size
+        acknowledge()
+        (upload,) = uploads()
+        assert (upload["acknowledged"], upload["waitingFiles"], upload["complete"]) == (events + 2, 1, False)
+        cursor.blobs = {path.name for path in (journal / "blobs").iterdir()}
+        acknowledge()
+        (upload,) = uploads()
+        assert (upload["waitingFiles"], upload["complete"], upload["reason"]) == (0, True, None)
+        assert "uploads" not in decoded(of.experiment(one, 1))
+        # What is acknowledged of another journal at this place does not count.
+        cursor.journal = "0" * 32
+        acknowledge()
+        assert uploads()[0]["acknowledged"] == 0
+    experiment.close()
+
+
+def test_a_registration_is_seen_at_once_where_there_are_many(tmp_path):
+    recorded(tmp_path).close()
+    journal = tmp_path / "store" / "cv" / "one" / ".journal"
+    with source(tmp_path) as of:
+        (one,) = (each["id"] for each in decoded(of.experiments())["experiments"])
+        for number in range(3):
+            made = registrations.register(journal, resolve(remote=f"http://localhost:{number + 1}", user_name="alice"))
+            assert len(decoded(of.experiment(one))["uploads"]) == number + 1
+        # As if it had long been so: then what was read is kept.
+        folder = registrations.registered_folder()
+        os.utime(folder, ns=(1, 1))
+        assert len(decoded(of.experiment(one))["uploads"]) == 3
+        registrations.unregister(made)
+        assert len(decoded(of.experiment(one))["uploads"]) == 2

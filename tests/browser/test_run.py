@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ml_dash import Experiment
+from ml_dash.disk.settings import resolve
+from ml_dash.sync import registrations
 from tests.browser.accessibility import serious
-from tests.browser.hosts import Shown, send
+from tests.browser.hosts import Shown, UiServer, by_server, by_ui, send
 from tests.browser.recording import HOSTILE_NAME, HOSTILE_TEXTS, hostile, killed, train
 from tests.browser.shared import shown_by, until
 from tests.running import Server
@@ -244,6 +246,29 @@ def test_what_is_added_shows_and_the_status_follows(
         browser_page.get_by_role("tab", name="Parameters").get_by_text("1").wait_for()
     sent()
     browser_page.get_by_role("status", name="Status of the run").get_by_text("completed").wait_for()
+
+
+def test_the_header_says_what_a_server_has_acknowledged(
+    browser_page: Page, ui_server: Callable[..., UiServer], team_server: Server, tmp_path: Path
+) -> None:
+    with Experiment(name="kept", project="vision", local_path=str(tmp_path / "store")) as experiment:
+        experiment.log("first")
+        (tmp_path / "model.bin").write_bytes(b"x" * 1000)
+        experiment.file(str(tmp_path / "model.bin")).save()
+    registrations.register(tmp_path / "store/vision/kept/.journal", resolve(remote=team_server.url, user_name="keeps"))
+    by_ui(ui_server(tmp_path / "store")).open(browser_page, f"/runs/{experiment.id}")
+    safe = browser_page.locator("dl.facts div").filter(has=browser_page.get_by_text("Safe", exact=True))
+    address = team_server.url.removeprefix("http://")
+    safe.get_by_text(f"0 acknowledged by {address}, 1 file to send").wait_for()
+    safe.get_by_text("no ml-dash-syncd runs; start it with: ml-dash-syncd run").wait_for()
+    assert serious(browser_page) == []
+    # Nothing is recorded any more: an acknowledgement alone is shown, too.
+    send(team_server, "keeps", tmp_path / "store")
+    safe.get_by_text(f"all acknowledged by {address}").wait_for()
+    assert "syncd" not in safe.inner_text()
+    by_server(team_server, "keeps").open(browser_page, f"/runs/{experiment.id}")
+    safe.get_by_text(re.compile("events stored on the server")).wait_for()
+    assert "acknowledged" not in safe.inner_text()
 
 
 def test_what_is_stored_is_told_by_project(browser_page: Page, host: Shown) -> None:

@@ -20,6 +20,8 @@ import { preload, Tab, TABS } from "./run-tabs.js";
 /** @typedef {import("../types").ExperimentRecord} ExperimentRecord */
 
 const RELOAD_MS = 500;
+// An acknowledgement is no event of the run, so it is asked for.
+const UPLOAD_MS = 3000;
 const notesOpen = pref("run.notes", true);
 // What a narrow page leaves out.
 const LESS = new Set(["Versions", "Writers"]);
@@ -78,10 +80,14 @@ function useRecord(id, asOf) {
   const [attempt, setAttempt] = useState(0);
   useEffect(() => {
     const stop = new AbortController();
+    let timer = 0;
     const load = async () => {
       try {
+        /** @type {ExperimentRecord} */
         const record = await get(experimentPath(id), { asOf }, { signal: stop.signal });
         setKnown({ record, error: null, removed: false });
+        clearTimeout(timer);
+        if (record.uploads?.some((upload) => !upload.complete)) timer = setTimeout(load, UPLOAD_MS);
       } catch (error) {
         if (!stop.signal.aborted) setKnown((was) => ({ ...was, error }));
       }
@@ -97,6 +103,7 @@ function useRecord(id, asOf) {
     return () => {
       leave();
       stop.abort();
+      clearTimeout(timer);
     };
   }, [id, asOf, attempt]);
   return { ...known, again: () => setAttempt((number) => number + 1) };
@@ -200,7 +207,17 @@ function Proof({ record }) {
   const heard = record.heardAt ?? record.updatedAt;
   return html`<span>${events} ${place}${heard ? html`, <span title=${heard}>last heard ${ago(heard)}</span>` : null}</span>
     ${missing ? html`<span class="warn"> · ${counted(missing, "event")} not here yet</span>` : null}
-    ${lost ? html`<span class="warn"> · ${counted(lost, "event")} lost</span>` : null}`;
+    ${lost ? html`<span class="warn"> · ${counted(lost, "event")} lost</span>` : null}
+    ${(record.uploads ?? []).map((upload) => html`<${Acknowledged} key=${`${upload.remote} ${upload.user}`} upload=${upload} />`)}`;
+}
+
+/** What a server has of a run on this machine, as the uploader knows it. @param {{upload: import("../types").Upload}} props */
+function Acknowledged({ upload }) {
+  const { remote, complete, acknowledged, waitingFiles, reason } = upload;
+  const files = waitingFiles ? `, ${counted(waitingFiles, "file")} to send` : "";
+  const what = `${complete ? "all" : count(acknowledged)} acknowledged by ${remote.replace(/^https?:\/\//, "")}${files}`;
+  return html`<span title="As the uploader was told. To compare digests: ml-dash sync status"> · ${visible(what)}</span>
+    ${reason ? html`<span class="warn"> · ${visible(reason)}</span>` : null}`;
 }
 
 /** Events of a writer that others say there are, and that are not here. @param {import("../types").Writer} writer */
