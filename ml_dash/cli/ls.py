@@ -213,7 +213,8 @@ def _nothing(path: Path | None, filters: list[str], code: int) -> str:
     if not there:
         return f"no experiments in {where}; name another folder with --path"
     if not filters:
-        return f"all {there:,} experiments in {where} are archived; list them with --where 'archived = true'"
+        archived = console.plural(there, "experiment")
+        return f"only archived experiments in {where}: {archived}; to list them: --where 'archived = true'"
     without = "it" if len(filters) == 1 else "them"
     return f"no experiments with this {' and '.join(filters)} in {where}; {there:,} without {without}"
 

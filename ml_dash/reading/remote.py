@@ -182,7 +182,10 @@ class RemoteSource:
         return self._get("/comparison", experiment=list(ids), columns=",".join(columns) or None)
 
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
-        """Return the number of events of these experiments, or of all; 0 for one that is not there."""
+        """Return the number of events of these experiments, or of all; 0 for one that is not there.
+
+        Deaths do not count: a list of experiments does not hold them.
+        """
         found: dict[str, int] = {}
         start, more = 0, True
         while more:

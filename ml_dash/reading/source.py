@@ -190,7 +190,7 @@ class Source(Protocol):
         """Return one series of several experiments, as envelopes."""
 
     def events(self, ids: Collection[str] | None = None) -> Mapping[str, int]:
-        """Return {id: events} of these experiments, or of all; a death that was found counts too.
+        """Return {id: events} of these experiments, or of all; a death that was found counts too, if it is known.
 
         A number that differs says that there is news.
         """

@@ -183,6 +183,9 @@ def test_archived_experiments_are_listed_where_they_are_asked_for(shell: Shell, 
     assert _names(shell, "--where", "archived = true") == ["b"]
     assert len(ml_dash.experiments(shell.folder)) == 2
     assert [run["name"] for run in ml_dash.experiments(shell.folder, where="cv")] == ["a"]
+    shell.ok("archive", "cv/a")
+    shell.ok("rm", "cv/b", "--yes")
+    assert "/.ml-dash: 1 experiment; to list them: --where 'archived = true'" in shell.ok("ls").err
 
 
 @pytest.mark.usefixtures("three")
