@@ -15,7 +15,7 @@ from tests.browser.shared import shown_by
 from tests.running import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
 MANY: Final = 30_000
 LEVELS: Final = ("debug", "info", "warn", "error")
@@ -86,6 +86,40 @@ def test_the_newest_lines_show_first_and_only_those_in_sight_are_in_the_page(log
     line(page, TOTAL - 1).wait_for()
     page.get_by_text(f"{TOTAL:,} entries", exact=True).wait_for()
     assert 10 < rows(page) < 100
+
+
+def test_a_style_sheet_that_comes_late_makes_no_page_ask_for_all_lines(
+    browser_page: Page, host: Shown, ids: dict[str, str]
+) -> None:
+    page = browser_page
+    held: list[Route] = []
+    asked: list[str] = []
+    page.route("**/run.css", lambda route: held.append(route))
+    page.on("request", lambda request: asked.append(request.url) if "/logs?" in request.url else None)
+    host.log_in(page)
+    with (
+        page.expect_event("requestfinished", lambda request: request.url.endswith("/run-logs.js")),
+        page.expect_event("requestfinished", lambda request: f"/experiments/{ids['many']}" in request.url),
+    ):
+        page.goto(f"{host.url}/runs/{ids['many']}?tab=logs", wait_until="commit")
+    # All but the styles is there, and what could be drawn of it was.
+    page.evaluate("new Promise((done) => requestIdleCallback(done))")
+    assert page.get_by_role("list", name="Log entries").count() == 0
+    page.get_by_text("Loading the run").wait_for()
+    held.pop().continue_()
+    line(page, TOTAL - 1).wait_for()
+    # The first page, and those of the last lines.
+    assert len(asked) <= 3
+
+
+@pytest.mark.console("Failed to load resource")
+def test_a_style_sheet_that_does_not_come_is_told(browser_page: Page, host: Shown, ids: dict[str, str]) -> None:
+    browser_page.route("**/run.css", lambda route: route.abort())
+    host.open(browser_page, f"/runs/{ids['many']}?tab=logs")
+    browser_page.get_by_role("alert").get_by_text("run.css could not be loaded").wait_for()
+    browser_page.unroute("**/run.css")
+    browser_page.get_by_role("button", name="Try again").click()
+    line(browser_page, TOTAL - 1).wait_for()
 
 
 def test_any_line_is_reached_by_its_address_by_scrolling_and_by_keys(logs: Callable[..., Page]) -> None:

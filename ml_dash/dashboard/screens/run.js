@@ -28,7 +28,6 @@ const LESS = new Set(["Versions", "Writers"]);
 
 /** @param {import("../types").ScreenProps} props */
 export default function RunScreen({ parts, params }) {
-  stylesheet("run.css");
   const id = parts[1];
   // Another run is another screen: nothing of the one before may stay.
   return html`<${Run} key=${id} id=${id} asOf=${params.asOf || null} tab=${params.tab || "charts"} />`;
@@ -36,6 +35,7 @@ export default function RunScreen({ parts, params }) {
 
 /** @param {{id: string, asOf: string | null, tab: string}} props */
 function Run({ id, asOf, tab }) {
+  const styled = stylesheet("run.css").value;
   useMemo(() => preload(tab), []);
   const { record, error, removed, again } = useRecord(id, asOf);
   useKeys(TABS.map(({ name, text }, index) => [String(index + 1), text, () => navigate(route.peek().path, { tab: name, asOf })]));
@@ -44,7 +44,9 @@ function Run({ id, asOf, tab }) {
   }, [record?.title, record?.name]);
   if (removed) return html`<${Empty} title="This run was removed"><a href=${link("/runs")}>All runs</a><//>`;
   if (error && !(record && error.status === 0)) return html`<${Failure} error=${error} retry=${again} />`;
-  if (!record) return html`<${Loading} what="Loading the run" />`;
+  if (styled instanceof Error) return html`<${Failure} error=${styled} retry=${() => location.reload()} />`;
+  // Without its styles a list has no end in sight: it would draw, and ask for, all of its rows.
+  if (!record || !styled) return html`<${Loading} what="Loading the run" />`;
   return html`<article class="run">
     <${Header} record=${record} asOf=${asOf} onChange=${again} />
     ${asOf ? html`<${AsOf} record=${record} asOf=${asOf} />` : null}
