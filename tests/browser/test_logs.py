@@ -122,6 +122,14 @@ def test_a_style_sheet_that_does_not_come_is_told(browser_page: Page, host: Show
     line(browser_page, TOTAL - 1).wait_for()
 
 
+@pytest.mark.console("503")
+def test_lines_that_could_not_be_fetched_are_asked_for_again(logs: Callable[..., Page], browser_page: Page) -> None:
+    browser_page.route("**/logs?startIndex=29800&*", lambda route: route.fulfill(status=503), times=1)
+    page = logs()
+    line(page, TOTAL - 1).wait_for()
+    line(page, MANY - 1).wait_for()
+
+
 def test_any_line_is_reached_by_its_address_by_scrolling_and_by_keys(logs: Callable[..., Page]) -> None:
     page = logs("&line=12345")
     line(page, 12345).get_by_text(text_of(12345)).wait_for()

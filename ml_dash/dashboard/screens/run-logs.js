@@ -30,6 +30,7 @@ const FOUND_MOST = 50_000;
 const ROW_PX = 22;
 const TYPING_MS = 250;
 const LIVE_MS = 400;
+const AGAIN_MS = 2000;
 const FOLLOWING = "following the newest";
 
 const relative = pref("logs.relative", false);
@@ -177,7 +178,12 @@ function usePages(id, asOf, total) {
   const sight = useRef([0, 0]);
   const size = useRef(total);
   size.current = total;
-  useEffect(() => () => asked.current.forEach((one) => one.abort()), []);
+  const later = useRef(0);
+  const leave = () => {
+    clearTimeout(later.current);
+    asked.current.forEach((one) => one.abort());
+  };
+  useEffect(() => leave, []);
 
   /** @param {number} page */
   const isWhole = (page) => (kept.current.get(page)?.length ?? 0) >= Math.min(PAGE, size.current - page * PAGE);
@@ -194,7 +200,12 @@ function usePages(id, asOf, total) {
       for (const old of kept.current.keys()) if (kept.current.size > KEPT_PAGES) kept.current.delete(old);
       setError(null);
     } catch (failure) {
-      if (!stop.signal.aborted) setError(failure);
+      if (!stop.signal.aborted) {
+        setError(failure);
+        clearTimeout(later.current);
+        // Nobody else asks again for what is in sight, until it is scrolled.
+        later.current = setTimeout(look, AGAIN_MS);
+      }
     } finally {
       if (asked.current.get(page) === stop) asked.current.delete(page);
     }
