@@ -130,6 +130,27 @@ def test_lines_that_could_not_be_fetched_are_asked_for_again(logs: Callable[...,
     line(page, MANY - 1).wait_for()
 
 
+def test_an_answer_may_have_less_than_was_asked_for_or_begin_later(
+    logs: Callable[..., Page], browser_page: Page
+) -> None:
+    def asked(was: str, instead: str) -> None:
+        browser_page.route(
+            f"**/logs?{was}*", lambda route: route.continue_(url=route.request.url.replace(was, instead))
+        )
+
+    # As where entries are long.
+    asked("startIndex=12400&limit=200", "startIndex=12400&limit=50")
+    # As where the first ones are not on this machine any more.
+    asked("startIndex=0&limit=200", "startIndex=5&limit=195")
+    page = logs("&line=12470")
+    line(page, 12470).get_by_text(text_of(12470)).wait_for()
+    page.get_by_role("list", name="Log entries").focus()
+    page.keyboard.press("Home")
+    line(page, 6).get_by_text(text_of(6)).wait_for()
+    assert line(page, 5).count() == 1
+    assert line(page, 4).count() == 0
+
+
 def test_any_line_is_reached_by_its_address_by_scrolling_and_by_keys(logs: Callable[..., Page]) -> None:
     page = logs("&line=12345")
     line(page, 12345).get_by_text(text_of(12345)).wait_for()

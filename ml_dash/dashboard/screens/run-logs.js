@@ -193,9 +193,19 @@ function usePages(id, asOf, total) {
     const stop = new AbortController();
     asked.current.set(page, stop);
     try {
-      const answer = await get(experimentPath(id, "logs"), { startIndex: page * PAGE, limit: PAGE, asOf }, { signal: stop.signal });
+      const [first, end] = [page * PAGE, (page + 1) * PAGE];
+      /** @type {Entry[]} */
+      const entries = [];
+      let more = true;
+      // An answer has less than was asked for where entries are long, and begins later where some are not here.
+      for (let next = first; more && next < end; ) {
+        const answer = await get(experimentPath(id, "logs"), { startIndex: next, limit: end - next, asOf }, { signal: stop.signal });
+        next = answer.startIndex;
+        for (const entry of answer.logs) entries[next++ - first] = entry;
+        more = answer.hasMore && answer.logs.length > 0;
+      }
       kept.current.delete(page);
-      kept.current.set(page, answer.logs);
+      kept.current.set(page, entries);
       // The one that was fetched longest ago goes first.
       for (const old of kept.current.keys()) if (kept.current.size > KEPT_PAGES) kept.current.delete(old);
       setError(null);
