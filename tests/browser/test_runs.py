@@ -195,6 +195,25 @@ def test_columns_are_chosen_moved_and_kept_in_the_url(browser_page: Page, sweep:
     browser_page.wait_for_url(re.compile("columns=params.lr,metrics.accuracy.max,status"))
 
 
+@pytest.mark.console("400")
+def test_what_cannot_be_grouped_is_told(browser_page: Page, sweep: Shown) -> None:
+    sweep.open(browser_page, "/runs?group=nonsense")
+    told = browser_page.locator(".groups").get_by_role("alert")
+    told.get_by_text("there is no field 'nonsense'").wait_for()
+    assert "did you mean notes?" in told.inner_text()
+    assert browser_page.locator("main [aria-busy=true]").count() == 0
+    browser_page.goto(f"{sweep.url}/runs?group=tags")
+    browser_page.get_by_role("grid", name="Runs by tags").wait_for()
+    # The groups stay while the query is being typed.
+    browser_page.get_by_role("searchbox").fill("status =")
+    told.get_by_text("status =").wait_for()
+    assert browser_page.get_by_role("grid", name="Runs by tags").is_visible()
+    browser_page.get_by_role("searchbox").fill("status = completed")
+    told.wait_for(state="detached")
+    browser_page.get_by_role("button", name="Show single runs").click()
+    browser_page.get_by_role("grid", name="Runs").wait_for()
+
+
 def test_runs_are_grouped_with_mean_and_spread(browser_page: Page, sweep: Shown) -> None:
     sweep.open(browser_page, "/runs?columns=params.seed&where=project = sweep")
     total(browser_page)

@@ -3,6 +3,7 @@ import { classes, html, useEffect, useId, useRef, useSignal } from "../lib/ui.js
 import { get } from "../lib/api.js";
 import { count } from "../lib/format.js";
 import { FIELDS, STATS, fieldText, quoted, valueText } from "../lib/fields.js";
+import { WrongQuery } from "./states.js";
 
 /** @typedef {import("../types").Field} Field */
 /** @typedef {{text: string, note?: string, more?: boolean}} Suggestion  `more`: what is typed goes on behind it */
@@ -122,7 +123,7 @@ export function QueryBox({ value, error, onQuery }) {
           take(option);
         }}><span class="mono cut">${option.text}</span>${option.note && html`<span class="dim">${option.note}</span>`}</li>`)}
     </ul>`}
-    ${wrong && html`<pre class="wrong" role="alert" id=${`${id}-error`}>${wrong.message}${wrong.hint && !wrong.message.includes(wrong.hint) && `\n${wrong.hint}`}</pre>`}
+    ${wrong && html`<${WrongQuery} error=${wrong} id=${`${id}-error`} />`}
   </div>`;
 }
 

@@ -36,6 +36,11 @@ export function Failure({ error, retry, command }) {
   </div>`;
 }
 
+/** What is wrong with a query, and what would be right. @param {{error: import("../lib/api.js").ApiError, id?: string}} props */
+export function WrongQuery({ error: { message, hint }, id }) {
+  return html`<pre class="wrong" role="alert" id=${id}>${message}${hint && !message.includes(hint) && `\n${hint}`}</pre>`;
+}
+
 /** @param {{retry?: () => void}} props */
 export function Offline({ retry }) {
   return html`<div class="state" role="alert">

@@ -6,7 +6,7 @@ import { count, counted } from "../lib/format.js";
 import { subscribe, throttled } from "../lib/live.js";
 import { link, navigate, setParam } from "../lib/url.js";
 import { Grid } from "../parts/grid.js";
-import { Empty, Failure, Loading } from "../parts/states.js";
+import { Empty, Failure, Loading, WrongQuery } from "../parts/states.js";
 
 /** @typedef {import("../types").Group} Group */
 /** @typedef {import("../parts/grid.js").Column} Column */
@@ -15,7 +15,13 @@ const REFRESH_MS = 2000;
 const NUMBERS = new Set(["duration", "points", "size", "files.count"]);
 
 /** @param {{by: string, where: string, columns: string[]}} props */
-export default function Groups({ by, where, columns }) {
+export default function Groups(props) {
+  // Groups by another field are no answer while those by this one are looked for.
+  return html`<${GroupsBy} key=${props.by} ...${props} />`;
+}
+
+/** @param {{by: string, where: string, columns: string[]}} props */
+function GroupsBy({ by, where, columns }) {
   const groups = useSignal(/** @type {Group[]|null} */ (null));
   const error = useSignal(/** @type {import("../lib/api.js").ApiError|null} */ (null));
   const sort = useSignal({ id: "value", descending: false });
@@ -43,8 +49,10 @@ export default function Groups({ by, where, columns }) {
   ]), [by, asked]);
 
   if (error.value && error.value.code !== "query") return html`<${Failure} error=${error.value} />`;
-  if (!groups.value) return html`<${Loading} />`;
-  if (!rows.length) return html`<${Empty} title="No run matches" />`;
+  const wrong = error.value && html`<${WrongQuery} error=${error.value} />`;
+  const single = html`<button class="quiet" onClick=${() => setParam("group", null)}>Show single runs</button>`;
+  if (!groups.value) return wrong ? html`<div class="groups">${wrong}<p>${single}</p></div>` : html`<${Loading} />`;
+  if (!rows.length) return html`<div class="groups">${wrong}<${Empty} title="No run matches" /></div>`;
   // A field that is missing fulfils no condition, so no query finds the runs without it.
   const isSet = (/** @type {Group} */ group) => group.value !== null && group.value !== undefined;
   const singles = (/** @type {Group} */ group) => ({ where: withCondition(where, by, group.value), columns: listText(columns) });
@@ -61,7 +69,7 @@ export default function Groups({ by, where, columns }) {
       ${shownValue(column.id, spread.mean)}${spread.count > 1 && html` <span class="dim">± ${shownValue(column.id, spread.sd)}</span>`}</span>`;
   };
   return html`<div class="groups"><p class="line dim"><span role="status" aria-label="Groups">${counted(rows.length, "group")}</span>
-      <button class="quiet" onClick=${() => setParam("group", null)}>Show single runs</button></p>
+      ${single}</p>${wrong}
     <${Grid} label=${`Runs by ${by}`} total=${rows.length} rowHeight=${30} columns=${all} row=${(/** @type {number} */ i) => rows[i]}
       cell=${cell} focus=${focus.value} onFocus=${(/** @type {number} */ i) => { focus.value = i; }}
       onOpen=${(/** @type {Group} */ group) => isSet(group) && navigate("/runs", singles(group))} onRange=${nothing}
