@@ -223,6 +223,28 @@ def test_a_narrow_page_scrolls_down_and_never_sideways(at: Callable[..., Page]) 
         until(lambda: page.evaluate("document.documentElement.scrollWidth") <= 400)
 
 
+# Effects run three seconds after what they belong to is drawn: by the next frame, or by a timeout of 35 ms.
+_LATE_EFFECTS = """{
+    const later = window.setTimeout;
+    window.requestAnimationFrame = (call) => later(call, 3000);
+    window.setTimeout = (call, ms, ...rest) => later(call, ms === 35 ? 3000 : ms, ...rest);
+}"""
+
+
+def test_a_tab_is_shown_that_was_loaded_after_it_was_drawn_and_before_its_effects(
+    browser_page: Page, host: Shown, ids: dict[str, str]
+) -> None:
+    held: list[Any] = []
+    host.open(browser_page)
+    browser_page.route("**/run-parameters.js", lambda route: held.append(route))
+    browser_page.add_init_script(_LATE_EFFECTS)
+    # Of a moment, so that nothing new draws it again.
+    browser_page.goto(f"{host.url}/runs/{ids['good']}?tab=parameters&asOf=4")
+    browser_page.get_by_role("tabpanel").locator("[aria-busy]").wait_for(state="attached")
+    held[0].continue_()
+    browser_page.get_by_role("tabpanel").get_by_text("width").wait_for()
+
+
 def test_what_is_added_shows_and_the_status_follows(
     browser_page: Page, host: Shown, store: Path, team_server: Server
 ) -> None:

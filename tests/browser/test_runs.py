@@ -202,6 +202,9 @@ def test_what_cannot_be_grouped_is_told(browser_page: Page, sweep: Shown) -> Non
     told.get_by_text("there is no field 'nonsense'").wait_for()
     assert "did you mean notes?" in told.inner_text()
     assert browser_page.locator("main [aria-busy=true]").count() == 0
+    for name in ("__proto__", "constructor"):
+        browser_page.goto(f"{sweep.url}/runs?group={name}")
+        told.get_by_text(f"there is no field '{name}'").wait_for()
     browser_page.goto(f"{sweep.url}/runs?group=tags")
     browser_page.get_by_role("grid", name="Runs by tags").wait_for()
     # The groups stay while the query is being typed.

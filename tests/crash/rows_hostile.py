@@ -180,7 +180,8 @@ def _ready(page: Page) -> None:
     deadline = monotonic() + _TIMEOUT_S
     while page.locator("main [aria-busy=true]").count():
         if monotonic() > deadline:
-            raise TimeoutError(f"still loading: {page.url[:300]}")
+            busy = page.locator("main [aria-busy=true]").first.evaluate("(busy) => busy.parentElement.outerHTML")
+            raise TimeoutError(f"still loading: {page.url[:200]}: {busy[:200]}")
         page.wait_for_load_state()
 
 

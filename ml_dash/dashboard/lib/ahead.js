@@ -17,5 +17,5 @@ export const RUN = [
 /** What the screen that compares runs is made of, beside charts. */
 export const COMPARE = [
   "screens/compare-files.js", "screens/compare-parameters.js", "screens/compare-plane.js", "parts/parallel.js", "parts/planeaxis.js",
-  "parts/scatter.js", "parts/tabs.js",
+  "parts/scatter.js", "parts/tabs.js", "lib/fields.js",
 ];

@@ -3,12 +3,20 @@ import { ago, bytes, count, duration, number, time, value } from "./format.js";
 
 /** @typedef {import("../types").Run} Run */
 
+/**
+ * The same entries and no others: a name such as `constructor` finds nothing that was not given.
+ * @template T
+ * @param {Record<string, T>} entries
+ * @returns {Record<string, T>}
+ */
+export const bare = (entries) => Object.assign(Object.create(null), entries);
+
 /** What every run has, and its title as a column. */
-export const FIELDS = /** @type {Record<string, string>} */ ({
+export const FIELDS = bare(/** @type {Record<string, string>} */ ({
   name: "Name", status: "Status", project: "Project", folder: "Folder", tags: "Tags", description: "Description",
   notes: "Notes", created: "Created", updated: "Updated", ended: "Ended", duration: "Duration", host: "Host", user: "User",
   commit: "Commit", points: "Points", size: "Size", "files.count": "Files",
-});
+}));
 
 /** Statistics of a series; the last value is meant without one. */
 export const STATS = ["last", "min", "max", "mean", "first", "count", "step"];

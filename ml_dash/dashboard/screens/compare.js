@@ -1,5 +1,6 @@
 /** Several runs beside each other: their curves, parameters and files. */
 import { get } from "../lib/api.js";
+import { bare } from "../lib/fields.js";
 import { stylesOf } from "../lib/colors.js";
 import { counted } from "../lib/format.js";
 import { useKeys } from "../lib/keys.js";
@@ -136,7 +137,7 @@ function useComparison(ids, columns) {
       try {
         const answer = await get("/comparison", { experiment: ids, columns: columns.join(",") || null }, { signal: abort.signal });
         if (abort.signal.aborted) return;
-        setComparison(answer);
+        setComparison({ ...answer, experiments: answer.experiments.map((/** @type {Comparison["experiments"][0]} */ run) => ({ ...run, params: bare(run.params) })) });
         setError(null);
         // Those that seem to be missing may not have been read yet.
         if (answer.indexing && answer.missing.length) again(null);

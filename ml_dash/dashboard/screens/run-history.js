@@ -78,7 +78,7 @@ export function textOf({ kind, text, data }) {
   }
   const before = /** @type {Record<string, unknown>} */ (data?.before ?? {});
   const changes = Object.entries(values).map(([key, value]) =>
-    key in before ? `${key} ${valueText(before[key])} → ${valueText(value)}` : `${key} = ${valueText(value)}`,
+    Object.hasOwn(before, key) ? `${key} ${valueText(before[key])} → ${valueText(value)}` : `${key} = ${valueText(value)}`,
   );
   return changes.slice(0, SHOWN_KEYS).join(", ") + (changes.length > SHOWN_KEYS ? ` and ${changes.length - SHOWN_KEYS} more` : "");
 }

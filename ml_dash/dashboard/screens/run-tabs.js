@@ -37,8 +37,10 @@ export function Tab({ name, id, record, asOf }) {
   const tab = tabOf(name);
   const [, setDrawn] = useState(0);
   const [error, setError] = useState(/** @type {Error | null} */ (null));
+  const Shown = loaded.get(tab.name);
   useEffect(() => {
-    if (loaded.has(tab.name)) return;
+    // Not whether it is loaded by now: it may have come since this was drawn.
+    if (Shown) return;
     let left = false;
     setError(null);
     tab.load().then(
@@ -52,7 +54,6 @@ export function Tab({ name, id, record, asOf }) {
       left = true;
     };
   }, [tab.name]);
-  const Shown = loaded.get(tab.name);
   if (error) return html`<${Failure} error=${error} retry=${() => location.reload()} />`;
   return Shown ? html`<${Shown} key=${`${tab.name} ${id}`} id=${id} record=${record} asOf=${asOf} />` : html`<${Loading} />`;
 }
