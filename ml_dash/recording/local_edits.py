@@ -16,16 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.ranges import Range
+from ..core.ranges import Range, size_of
 from ..core.times import utc_text
 from ..errors import InvalidValue, JournalError
-from ..journal import blobs
-from ..journal.segment import list_segments
 from ..reading.located import Located
 from ..reading.places import Found, version_of
 from ..reading.verified import summary
 from ..sync import launch, registrations
-from ..sync.acknowledged import acknowledged_events, obstacle, waiting_files
+from ..sync.acknowledged import acknowledged_bytes, acknowledged_events, waiting_files
 from ..sync.cursor import Cursor
 from ..sync.registrations import Registration
 from ..sync.remove import remove
@@ -71,7 +69,7 @@ class LocalEdits:
 
         `freeableBytes` are those of journals that servers have acknowledged; `ml-dash gc` asks them for proof.
         """
-        known = registrations.by_journal(registrations.read_all())
+        known = self._registered.by_journal()
         projects: dict[str, dict[str, Any]] = {}
         parked: list[dict[str, Any]] = []
         uploads = 0
@@ -86,8 +84,10 @@ class LocalEdits:
             project["bytes"] += self._size(found)
             mine = registrations.of_journal(located.journal, known)
             uploads += len(mine)
-            project["freeableBytes"] += _acknowledged(located.journal, mine)
-            parked += [entry for one in mine for entry in _parked(found, one)]
+            cursors = [registrations.cursor_of(one) for one in mine]
+            project["freeableBytes"] += acknowledged_bytes(located.journal, cursors)
+            for one, cursor in zip(mine, cursors, strict=True):
+                parked += _parked(found, one, cursor)
         listed = [projects[name] for name in sorted(projects)]
         return {
             "projects": listed,
@@ -170,7 +170,7 @@ def _upload(
         unread = None
     except (OSError, JournalError) as error:
         events, files, unread = 0, len(contents), str(error)
-    complete = not files and events == sum(end - start for ranges in seen.values() for start, end in ranges)
+    complete = not files and events == sum(map(size_of, seen.values()))
     return {
         "remote": one.remote,
         "user": one.user,
@@ -183,7 +183,7 @@ def _upload(
 
 def _hindrance(one: Registration, cursor: Cursor | None) -> str | None:
     """Return what keeps an upload from going on, and what to do; None if it goes on."""
-    if (reason := obstacle(one)) is not None:
+    if (reason := one.obstacle()) is not None:
         return reason
     if cursor is not None and cursor.trouble is not None:
         return cursor.trouble.text
@@ -193,25 +193,8 @@ def _hindrance(one: Registration, cursor: Cursor | None) -> str | None:
     return None if launch.daemon_runs() else "no ml-dash-syncd runs; start it with: ml-dash-syncd run"
 
 
-def _acknowledged(journal: Path, mine: list[Registration]) -> int:
-    """Return the bytes of segments and contents that every server to which they are sent has acknowledged."""
-    cursors = [registrations.cursor_of(one) for one in mine]
-    if not cursors or any(cursor is None for cursor in cursors):
-        return 0
-    size = 0
-    for _, path in list_segments(journal):
-        with suppress(OSError):
-            length = path.stat().st_size
-            if all(cursor is not None and cursor.segments.get(path.name, 0) >= length for cursor in cursors):
-                size += length
-    contents = blobs.names(journal)
-    sent = [cursor.blobs for cursor in cursors if cursor is not None]
-    return size + sum(length for name, length in contents.items() if all(name in names for names in sent))
-
-
-def _parked(found: Found, one: Registration) -> list[dict[str, Any]]:
+def _parked(found: Found, one: Registration, cursor: Cursor | None) -> list[dict[str, Any]]:
     """Return what is set aside of an experiment, and why it makes no headway."""
-    cursor = registrations.cursor_of(one)
     if cursor is None:
         return []
     trouble = cursor.trouble
@@ -239,4 +222,3 @@ def _uploader(uploads: int) -> dict[str, str] | None:
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
-

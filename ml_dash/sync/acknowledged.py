@@ -6,20 +6,20 @@ No network: `sync.proof` asks the server itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
 from ..core.frames import HEAD, MAX_PAYLOAD
-from ..core.ranges import Range
+from ..core.ranges import Range, overlapping, size_of
 from ..disk.durable import read_at
 from ..journal.blobs import names
 from ..journal.reader import Segment, Stretch, Tail, decode_event, is_partial, open_segment, read
 from ..journal.segment import list_segments
 from .cursor import Cursor
-from .registrations import Registration
 
 
-def first_unsent(path: Path, acknowledged: int) -> int | None:
+def _first_unsent(path: Path, acknowledged: int) -> int | None:
     """Return the number of the first event in a segment behind byte `acknowledged`; None if there is none.
 
     Raises OSError, JournalError.
@@ -73,7 +73,7 @@ def unsent(journal: Path, cursor: Cursor, writer: str | None = None) -> dict[str
         if name.writer in found or (writer is not None and name.writer != writer):
             continue
         try:
-            seq = first_unsent(path, cursor.segments.get(path.name, 0))
+            seq = _first_unsent(path, cursor.segments.get(path.name, 0))
         except FileNotFoundError:
             continue  # freed meanwhile, so it was proven to be there
         if seq is not None:
@@ -90,21 +90,25 @@ def acknowledged_events(journal: Path, cursor: Cursor | None, seen: Mapping[str,
         return 0
     ends = unsent(journal, cursor)
     return sum(
-        max(0, min(end, ends.get(writer, end)) - start) for writer, ranges in seen.items() for start, end in ranges
+        size_of(overlapping(ranges, 0, ends[writer]) if writer in ends else ranges) for writer, ranges in seen.items()
     )
+
+
+def acknowledged_bytes(journal: Path, cursors: Sequence[Cursor | None]) -> int:
+    """Return the bytes of segments and contents that every server to which they are sent has acknowledged."""
+    known = [cursor for cursor in cursors if cursor is not None]
+    if not known or len(known) < len(cursors):
+        return 0
+    size = 0
+    for _, path in list_segments(journal):
+        with suppress(OSError):
+            length = path.stat().st_size
+            if all(cursor.segments.get(path.name, 0) >= length for cursor in known):
+                size += length
+    return size + sum(length for name, length in names(journal).items() if all(name in one.blobs for one in known))
 
 
 def waiting_files(journal: Path, cursor: Cursor | None, contents: Set[str]) -> int:
     """Return how many of these contents, names of blobs, are here and not acknowledged."""
     left = contents - (cursor.blobs if cursor is not None else set())
     return len(left & names(journal).keys()) if left else 0
-
-
-def obstacle(registration: Registration) -> str | None:
-    """Return why nothing can be sent for a registration, and what to do; None if it can."""
-    remote = registration.remote
-    if not registration.is_claimed:
-        return f"nobody has claimed it for {remote}; run: ml-dash login {remote}, or ml-dash push"
-    if not registration.has_login():
-        return f"there is no login for {remote}; run: ml-dash login {remote}"
-    return None

@@ -22,7 +22,7 @@ from ..journal.segment import parse_blob
 from ..reading.located import Located
 from ..reading.read import view
 from . import launch, registrations
-from .acknowledged import obstacle, unsent
+from .acknowledged import unsent
 from .cursor import Cursor
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Sent:
     def hopeless(self) -> str | None:
         """Return why it cannot be acknowledged as things are; None if it can."""
         remote = self.registration.remote
-        if (reason := obstacle(self.registration)) is not None:
+        if (reason := self.registration.obstacle()) is not None:
             return reason
         cursor = registrations.cursor_of(self.registration)
         if cursor is None:

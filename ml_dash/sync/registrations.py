@@ -68,6 +68,14 @@ class Registration:
         """True if a token of its identity is stored here, or could be signed. Signs nothing."""
         return self.is_claimed and login.has_login(self.remote, self.user, self.login, env)
 
+    def obstacle(self) -> str | None:
+        """Return why nothing can be sent for it, and what to do; None if it can."""
+        if not self.is_claimed:
+            return f"nobody has claimed it for {self.remote}; run: ml-dash login {self.remote}, or ml-dash push"
+        if not self.has_login():
+            return f"there is no login for {self.remote}; run: ml-dash login {self.remote}"
+        return None
+
 
 def registration_key(journal: str | os.PathLike[str], remote: str, user: str | None, mark: str | None = None) -> str:
     """Return the name of a registration's files: a hash of journal, server and identity. `mark` is a fingerprint."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.browser.hosts import Shown, UiServer, by_server, by_ui
+from tests.browser.hosts import Shown, UiServer, by_server, by_ui, chromium_program
 from tests.running import Server
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """A browser. Where there is none the tests are skipped, but not where all must run."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = chromium_program()
     if program is None:
         if os.environ.get("CI") == "true":
             pytest.fail("there is no Chromium: apt-get install chromium")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 END_S: Final = 30.0
 _AT_ONCE: Final = 500
 COOKIE: Final = "ml_dash_token"
+
+
+def chromium_program() -> str | None:
+    """Where the browser is; None if there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class UiServer:

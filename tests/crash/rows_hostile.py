@@ -16,7 +16,7 @@ from urllib.parse import quote
 from ml_dash import Experiment
 from ml_dash.errors import InvalidInput
 from tests.browser.conftest import FLAGS, WIDE
-from tests.browser.hosts import UiServer, by_ui
+from tests.browser.hosts import UiServer, by_ui, chromium_program
 from tests.faults.harness import Row, Trial, Unavailable
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Looking:
 @contextmanager
 def looking(workdir: Path) -> Iterator[Looking]:
     """`ml-dash ui` over a store, and a browser that is logged in there."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = chromium_program()
     if program is None:
         raise Unavailable("there is no Chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
